@@ -1,0 +1,132 @@
+"""Every exception that Wove itself raises.
+
+The tree, with the built-in type that each can also be caught as::
+
+    WoveError
+    ├── UnresolvedSignatureError      (NameError)      a parameter names nothing
+    ├── WeaveStateError               (RuntimeError)   a weave used at the wrong moment
+    ├── TaskTimeoutError              (TimeoutError)   one attempt took longer than `timeout`
+    ├── TaskCancelledError            (RuntimeError)   the result of a task that was cancelled
+    ├── SerializationError            (TypeError)      a value cannot leave or enter the process
+    ├── EnvironmentExecutionError     (RuntimeError)   a remote error without an exception object
+    ├── MissingDependencyError        (RuntimeError)   a package is not installed
+    │   └── MissingDispatchFeatureError                cloudpickle is not installed
+    └── DeliveryError                 (RuntimeError)   between this process and a worker
+        ├── DeliveryTimeoutError      (TimeoutError)   no terminal event, or no heartbeat, in time
+        └── DeliveryOrphanedError                      the run and its weave lost each other
+            └── WorkerLostError                        the worker or its backend lost the run
+
+An error raised by a task is never wrapped: it comes out as the object that the task raised.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+__all__ = [
+    "DeliveryError",
+    "DeliveryOrphanedError",
+    "DeliveryTimeoutError",
+    "EnvironmentExecutionError",
+    "MissingDependencyError",
+    "MissingDispatchFeatureError",
+    "SerializationError",
+    "TaskCancelledError",
+    "TaskTimeoutError",
+    "UnresolvedSignatureError",
+    "WeaveStateError",
+    "WorkerLostError",
+    "WoveError",
+]
+
+
+class WoveError(Exception):
+    """Base of every exception that Wove itself raises."""
+
+
+class UnresolvedSignatureError(WoveError, NameError):
+    """A task's parameter names neither a task nor an initial value, and has no default."""
+
+
+class WeaveStateError(WoveError, RuntimeError):
+    """A weave was used at the wrong moment: twice, after its block, or before its result exists."""
+
+
+class TaskTimeoutError(WoveError, TimeoutError):
+    """One attempt of a task took longer than its ``timeout``.
+
+    Attributes:
+        task: The task's name, or ``None`` when unknown.
+        attempt: Which attempt it was, counted from 1.
+        limit: The limit that passed, in seconds.
+    """
+
+    task: str | None = None
+    attempt: int | None = None
+    limit: float | None = None
+
+    @classmethod
+    def of(cls, task: str, attempt: int, limit: float, item: int | None = None) -> TaskTimeoutError:
+        """The error for *attempt* (from 1) of *task*, which had *limit* seconds."""
+        which = f"task {task!r}" if item is None else f"item {item} of task {task!r}"
+        error = cls(f"{which} timed out: attempt {attempt} took longer than {limit:g} s")
+        error.task, error.attempt, error.limit = task, attempt, limit
+        return error
+
+
+class TaskCancelledError(WoveError, RuntimeError):
+    """The result of a task was read, but the task was cancelled before it had one."""
+
+
+class SerializationError(WoveError, TypeError):
+    """A callable, argument or result cannot be pickled, or cannot be rebuilt on the other side."""
+
+
+class EnvironmentExecutionError(WoveError, RuntimeError):
+    """A remote task failed, and its exception object did not come with the report.
+
+    Attributes:
+        payload: The report as it came: ``kind``, ``message``, ``traceback``, ``retryable`` and
+            ``source`` (``"task"``, ``"executor"``, ``"transport"`` or ``"config"``), as far as given.
+    """
+
+    payload: Mapping[str, Any]
+
+    def __init__(self, message: str = "", payload: Mapping[str, Any] | None = None) -> None:
+        super().__init__(message)
+        self.payload = dict(payload or {})
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (type(self), (str(self), dict(self.payload)))
+
+
+class MissingDependencyError(WoveError, RuntimeError):
+    """An optional package is not installed; the message has the exact install command."""
+
+
+class MissingDispatchFeatureError(MissingDependencyError):
+    """cloudpickle is not installed: nothing can leave this process without it."""
+
+    def __init__(self, message: str | None = None) -> None:
+        super().__init__(
+            message
+            or "this needs cloudpickle to carry tasks out of the process. "
+            'Install it with: pip install "wove[dispatch]"'
+        )
+
+
+class DeliveryError(WoveError, RuntimeError):
+    """Something between this process and a worker went wrong, not the task itself."""
+
+
+class DeliveryTimeoutError(DeliveryError, TimeoutError):
+    """No terminal event within ``delivery_timeout``, or no event within ``delivery_heartbeat_seconds``."""
+
+
+class DeliveryOrphanedError(DeliveryError):
+    """A remote run and its weave lost each other; ``delivery_orphan_policy`` says what became of it."""
+
+
+class WorkerLostError(DeliveryOrphanedError):
+    """The worker died, or the backend failed, evicted or lost the run; the message has its own words."""

@@ -1,0 +1,49 @@
+# Everything runs in .venv, which the first target that needs it creates.
+PYTHON ?= python3
+VENV := .venv
+PY := $(VENV)/bin/python
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check bench docs clean
+
+help:
+	@echo "make demo    analyse the standard library's sources: threads, coroutines and a process pool in one weave"
+	@echo "make test    run every test that this machine can run, and name those it cannot"
+	@echo "make check   ruff, mypy --strict, pyright, import contracts"
+	@echo "make bench   the benchmarks"
+	@echo "make docs    build the documentation and run every example in it"
+	@echo "make clean   remove .venv and what the other targets built"
+
+demo: $(VENV)/.with-dispatch
+	$(PY) -m examples.stdlib_report
+
+test: $(VENV)/.with-test,dev
+	$(PY) -m pytest $(PYTEST_ARGS)
+
+check: $(VENV)/.with-test,dev
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+	$(VENV)/bin/pyright
+	$(VENV)/bin/lint-imports
+
+bench: $(VENV)/.with-test
+	$(PY) -m benchmarks
+
+docs: $(VENV)/.with-test,docs
+	$(PY) -m sphinx -q -W --keep-going -n -E -b html docs build/docs
+	$(PY) -m pytest tests/docs $(PYTEST_ARGS)
+	@echo "built build/docs/index.html"
+
+clean:
+	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
+
+$(PY):
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Wove needs Python 3.11 or newer; name one with: make PYTHON=python3.11 ...")'
+	$(PYTHON) -m venv $(VENV)
+
+# One stamp for each set of extras. The last line makes sure that it is this checkout which gets tested.
+$(VENV)/.with-%: pyproject.toml | $(PY)
+	$(PY) -m pip install --quiet --disable-pip-version-check -e ".[$*]"
+	@cd / && "$(CURDIR)/$(PY)" -c 'import sys, wove; sys.exit(not wove.__file__.startswith(sys.argv[1]) and f"wove comes from {wove.__file__}, not from this checkout")' "$(CURDIR)/src/"
+	@touch "$@"

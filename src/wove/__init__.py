@@ -1,0 +1,103 @@
+"""Wove: declare tasks inline, run each where it belongs.
+
+The names below are imported on first use, so that ``import wove`` costs next to nothing.
+"""
+
+# No import at all: not even `typing` or `__future__`. Type checkers take this constant for typing's.
+TYPE_CHECKING = False
+
+if TYPE_CHECKING:
+    from wove import environment as environment, errors as errors
+    from wove.block import weave
+    from wove.delivery import shutdown
+    from wove.errors import (
+        DeliveryError,
+        DeliveryOrphanedError,
+        DeliveryTimeoutError,
+        EnvironmentExecutionError,
+        MissingDependencyError,
+        MissingDispatchFeatureError,
+        SerializationError,
+        TaskCancelledError,
+        TaskTimeoutError,
+        UnresolvedSignatureError,
+        WeaveStateError,
+        WorkerLostError,
+        WoveError,
+    )
+    from wove.executors.base import EnvironmentExecutor
+    from wove.helpers import batch, denone, flatten, fold, redict, sync_to_async, undict
+    from wove.merging import merge
+    from wove.result import WoveResult
+    from wove.settings import config
+    from wove.workflow import Weave
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "DeliveryError",
+    "DeliveryOrphanedError",
+    "DeliveryTimeoutError",
+    "EnvironmentExecutionError",
+    "EnvironmentExecutor",
+    "MissingDependencyError",
+    "MissingDispatchFeatureError",
+    "SerializationError",
+    "TaskCancelledError",
+    "TaskTimeoutError",
+    "UnresolvedSignatureError",
+    "Weave",
+    "WeaveStateError",
+    "WorkerLostError",
+    "WoveError",
+    "WoveResult",
+    "__version__",
+    "batch",
+    "config",
+    "denone",
+    "flatten",
+    "fold",
+    "merge",
+    "redict",
+    "shutdown",
+    "sync_to_async",
+    "undict",
+    "weave",
+]
+
+# Where each public name lives; what is not listed lives in `errors`.
+_HOMES = {
+    "EnvironmentExecutor": "wove.executors.base",
+    "Weave": "wove.workflow",
+    "WoveResult": "wove.result",
+    "batch": "wove.helpers",
+    "config": "wove.settings",
+    "denone": "wove.helpers",
+    "flatten": "wove.helpers",
+    "fold": "wove.helpers",
+    "merge": "wove.merging",
+    "redict": "wove.helpers",
+    "shutdown": "wove.delivery",
+    "sync_to_async": "wove.helpers",
+    "undict": "wove.helpers",
+    "weave": "wove.block",
+}
+
+# Submodules that are documented import paths: `wove.errors.WorkerLostError` works after `import wove`.
+_MODULES = ("environment", "errors")
+
+
+# Hidden from type checkers, which would otherwise believe in every misspelt name.
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str) -> object:
+        if name in _MODULES:
+            return __import__(f"wove.{name}", None, None, (name,))
+        if name not in __all__:
+            raise AttributeError(f"module 'wove' has no attribute {name!r}")
+        value = getattr(__import__(_HOMES.get(name, "wove.errors"), None, None, (name,)), name)
+        globals()[name] = value  # from now on an ordinary attribute
+        return value
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *__all__, *_MODULES})

@@ -1,0 +1,1 @@
+"""What the tests share: plugins that tests/conftest.py loads, and the helpers behind their fixtures."""

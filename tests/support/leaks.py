@@ -1,0 +1,107 @@
+"""Whether something is left behind: threads, file descriptors, child processes, temporary files."""
+
+from __future__ import annotations
+
+import gc
+import os
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """What this process holds at one moment."""
+
+    threads: frozenset[tuple[int | None, str]]
+    descriptors: frozenset[str]
+    children: frozenset[str]
+
+    @classmethod
+    def take(cls) -> Snapshot:
+        return cls(
+            frozenset((thread.ident, thread.name) for thread in threading.enumerate()),
+            frozenset(_descriptors()),
+            frozenset(_children()),
+        )
+
+    def beyond(self, before: Snapshot) -> dict[str, list[str]]:
+        """What is there now and was not there *before*; empty when nothing is."""
+        found = {
+            "threads": sorted(name for _, name in self.threads - before.threads),
+            "file descriptors": sorted(self.descriptors - before.descriptors),
+            "child processes": sorted(self.children - before.children),
+        }
+        return {kind: names for kind, names in found.items() if names}
+
+
+def _descriptors() -> Iterator[str]:
+    folder = Path("/proc/self/fd") if Path("/proc/self/fd").exists() else Path("/dev/fd")
+    for entry in list(folder.iterdir()):
+        try:
+            yield f"{entry.name} -> {entry.readlink()}"
+        except OSError:  # the one that listed the folder
+            continue
+
+
+def _children() -> Iterator[str]:
+    for task in Path("/proc/self/task").glob("*/children"):
+        try:
+            children = task.read_text().split()
+        except OSError:
+            continue
+        for pid in children:
+            try:
+                yield f"{pid} {Path(f'/proc/{pid}/cmdline').read_text().replace(chr(0), ' ').strip() or '(ended)'}"
+            except OSError:
+                continue
+
+
+@contextmanager
+def leak_check(temporary: Path, grace: float = 5.0) -> Iterator[None]:
+    """Fail when the block leaves something behind that is still there after `wove.shutdown()` and *grace* seconds.
+
+    *temporary* is where temporary files go meanwhile; it must be empty in the end.
+    """
+    import wove
+
+    wove.shutdown()
+    temporary.mkdir(exist_ok=True)
+    previous, tempfile.tempdir = tempfile.tempdir, str(temporary)
+    variable = os.environ.get("TMPDIR")
+    os.environ["TMPDIR"] = str(temporary)
+    try:
+        gc.collect()
+        before = Snapshot.take()
+        yield
+        wove.shutdown()
+        deadline = time.monotonic() + grace
+        while True:
+            gc.collect()
+            left = Snapshot.take().beyond(before)
+            if files := sorted(path.name for path in temporary.iterdir()):
+                left["temporary files"] = files
+            if not left:
+                return
+            if time.monotonic() > deadline:
+                pytest.fail(f"left behind: {left}", pytrace=False)
+            time.sleep(0.02)
+    finally:
+        tempfile.tempdir = previous
+        if variable is None:
+            del os.environ["TMPDIR"]
+        else:
+            os.environ["TMPDIR"] = variable
+
+
+@pytest.fixture
+def no_leaks(tmp_path: Path) -> Iterator[None]:
+    """The test must leave no thread, descriptor, child process or temporary file behind."""
+    with leak_check(tmp_path / "temporary"):
+        yield

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-pytest_plugins = ["support.backends", "support.scripts", "support.leaks", "pytester"]
+pytest_plugins = ["tests.support.backends", "tests.support.scripts", "tests.support.leaks", "pytester"]
 
 
 @pytest.fixture(autouse=True)

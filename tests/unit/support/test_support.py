@@ -10,15 +10,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from support import backends
-from support.leaks import leak_check
-from support.scripts import Finished, run_script
+from tests.support import backends
+from tests.support.leaks import leak_check
+from tests.support.scripts import Finished, run_script
 
 PLUGIN = """
     import pytest
-    from support import backends
+    from tests.support import backends
     backends.BACKENDS = {"there": lambda: None, "absent": lambda: "no server on this machine"}
-    from support.backends import *
+    from tests.support.backends import *
 """
 TESTS = """
     import pytest
@@ -33,7 +33,7 @@ TESTS = """
 
 @pytest.fixture
 def suite(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> pytest.Pytester:
-    monkeypatch.setenv("PYTHONPATH", str(Path(backends.__file__).parents[1]))
+    monkeypatch.setenv("PYTHONPATH", str(Path(backends.__file__).parents[2]))
     monkeypatch.delenv("WOVE_REQUIRE_BACKENDS", raising=False)
     pytester.makeconftest(PLUGIN)
     pytester.makepyfile(TESTS)
@@ -88,7 +88,7 @@ def test_a_script_that_hangs_shows_its_stacks(tmp_path: Path) -> None:
 
 
 def test_a_script_that_leaves_a_process_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("support.scripts.GRACE", 0.2)
+    monkeypatch.setattr("tests.support.scripts.GRACE", 0.2)
     source = "import subprocess; subprocess.Popen(['sleep', '60'])"
     with pytest.raises(pytest.fail.Exception, match="left processes behind"):
         run_script(source, cwd=tmp_path, flags=())

@@ -1,0 +1,185 @@
+"""What runs in fresh processes, one function a run; see `fresh`.
+
+Each function imports what it needs and nothing else, because what it imports is part of its memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterable, Iterator
+from typing import Any
+
+
+def nothing() -> None:
+    """An interpreter with asyncio imported: the floor under every peak."""
+    import asyncio  # noqa: F401
+
+
+async def no_op(item: int) -> int:
+    return item
+
+
+async def size(item: bytes) -> int:
+    return len(item)
+
+
+def chunks(count: int) -> Iterator[bytes]:
+    """*count* different chunks of 1 KiB, none of them kept."""
+    for index in range(count):
+        yield index.to_bytes(4, "big") * 256
+
+
+def gather_map(count: int) -> None:
+    import asyncio
+
+    items = list(range(count))
+
+    async def main() -> list[int]:
+        return await asyncio.gather(*map(no_op, items))
+
+    assert asyncio.run(main()) == items
+
+
+def weave_map(count: int, workers: int) -> None:
+    """A map of *count* items; 0 workers means without a bound."""
+    from wove import weave
+
+    items = list(range(count))
+    with weave() as w:
+        w.do(items, workers=workers or None)(no_op)
+    assert w.result.final == items
+
+
+def weave_chunks(count: int, workers: int) -> None:
+    from wove import weave
+
+    with weave() as w:
+        w.do(chunks(count), workers=workers)(size)
+    assert w.result.final == [1024] * count
+
+
+async def _pull(work: Callable[[Any], Awaitable[int]], source: Iterable[Any], workers: int) -> list[int]:
+    import asyncio
+
+    results: list[int] = []
+    iterator = iter(source)
+
+    async def worker() -> None:
+        for item in iterator:
+            index = len(results)
+            results.append(0)
+            results[index] = await work(item)
+
+    await asyncio.gather(*(worker() for _ in range(workers)))
+    return results
+
+
+def pull_map(count: int, workers: int) -> None:
+    import asyncio
+
+    items = list(range(count))
+    assert asyncio.run(_pull(no_op, items, workers)) == items
+
+
+def pull_chunks(count: int, workers: int) -> None:
+    import asyncio
+
+    assert asyncio.run(_pull(size, chunks(count), workers)) == [1024] * count
+
+
+def two_weaves() -> dict[str, float]:
+    """Seconds of the first weave on a stdio environment, and of the second."""
+    from time import perf_counter
+
+    import wove
+    from wove import weave
+
+    wove.config(environments={"pool": {"executor": "stdio"}})
+
+    def once() -> float:
+        begin = perf_counter()
+        with weave(value=1, environment="pool") as w:
+
+            @w.do
+            def following(value: int) -> int:
+                return value + 1
+
+        assert w.result.following == 2
+        return perf_counter() - begin
+
+    return {"first": once(), "second": once()}
+
+
+def echo_bytes(mebibytes: int) -> dict[str, float]:
+    """The longest gap of the loop while bytes go to a stdio worker and come back."""
+    import os
+
+    return _echo(os.urandom(1024 * 1024) * mebibytes)
+
+
+def echo_rows(count: int) -> dict[str, float]:
+    """The longest gap of the loop while small rows go to a stdio worker and come back."""
+    return _echo([(index, f"name {index}", index / 8) for index in range(count)])
+
+
+def _echo(payload: Any) -> dict[str, float]:
+    import asyncio
+    from time import perf_counter
+
+    import wove
+    from wove import weave
+
+    wove.config(environments={"pool": {"executor": "stdio"}})
+
+    async def main() -> dict[str, float]:
+        stop = asyncio.Event()
+        ticker = asyncio.create_task(longest_gap(stop))
+        await asyncio.sleep(0.01)
+        begin = perf_counter()
+        async with weave(payload=payload, environment="pool") as w:
+
+            @w.do
+            def echo(payload: Any) -> Any:
+                return payload
+
+        answer = w.result.echo
+        elapsed = perf_counter() - begin
+        stop.set()
+        gap = await ticker
+        assert answer is not payload
+        assert answer == payload
+        return {"gap": gap, "elapsed": elapsed}
+
+    return asyncio.run(main())
+
+
+async def longest_gap(stop: Any) -> float:
+    """The longest time, in seconds, between two steps of a coroutine that sleeps a millisecond."""
+    import asyncio
+    from time import perf_counter
+
+    longest, before = 0.0, perf_counter()
+    while not stop.is_set():
+        await asyncio.sleep(0.001)
+        now = perf_counter()
+        longest, before = max(longest, now - before), now
+    return longest
+
+
+def idle() -> dict[str, float]:
+    """The longest gap of a loop with nothing to do, from now until stdin ends."""
+    import asyncio
+    import sys
+    import threading
+
+    async def main() -> float:
+        stop, loop = asyncio.Event(), asyncio.get_running_loop()
+
+        def wait() -> None:
+            sys.stdin.read()
+            loop.call_soon_threadsafe(stop.set)
+
+        threading.Thread(target=wait, daemon=True).start()
+        print("ready", flush=True)
+        return await longest_gap(stop)
+
+    return {"gap": asyncio.run(main())}

@@ -1,0 +1,162 @@
+"""The frames: what goes to a worker (commands) and what comes back (events).
+
+A frame is a dict with a ``type``. On the wire it is one JSON object; the fields whose names end in
+``_pickle`` are base64 of a pickle there, and :class:`~wove.protocol.pickling.Pickled` in memory. Fields that
+a receiver does not know are ignored.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from typing import Any, Final, TypedDict
+
+from wove.errors import SerializationError
+from wove.protocol.pickling import Pickled
+
+__all__ = [
+    "COMMANDS",
+    "EVENTS",
+    "PYTHON",
+    "TERMINAL",
+    "Command",
+    "ErrorReport",
+    "Event",
+    "FrameError",
+    "check_event",
+    "check_python",
+]
+
+COMMANDS: Final = frozenset({"run_task", "cancel_task", "shutdown"})
+
+#: Events after which nothing more is heard of a run.
+TERMINAL: Final = frozenset({"task_result", "task_error", "task_cancelled"})
+
+EVENTS: Final = TERMINAL | {"task_started", "heartbeat", "log"}
+
+#: This interpreter's version, as it stands in the ``python`` field of a frame.
+PYTHON: Final = f"{sys.version_info.major}.{sys.version_info.minor}"
+
+
+class Command(TypedDict, total=False):
+    """What a worker receives. ``run_task`` and ``cancel_task`` always have a ``run_id``.
+
+    ``python`` (``"3.11"``) is the version that pickled the frame, ``wove`` the sender's version, ``deadline``
+    the seconds that the attempt has left, ``callable_id`` the SHA-256 (hex) of the callable's pickle.
+    ``callable`` and ``args`` hold live values for executors that keep frames in this process.
+    """
+
+    type: str
+    run_id: str
+    task_id: str
+    callable: Any
+    args: Any
+    callable_pickle: Pickled
+    args_pickle: Pickled
+    callable_id: str
+    delivery: dict[str, Any]
+    delivery_cancel_mode: str | None
+    delivery_orphan_policy: str | None
+    deadline: float | None
+    python: str
+    wove: str
+
+
+class ErrorReport(TypedDict, total=False):
+    """An error in plain JSON: the ``error`` of a ``task_error``.
+
+    ``source`` says whose fault it was: ``"task"``, ``"executor"``, ``"transport"`` or ``"config"``.
+    """
+
+    kind: str
+    message: str
+    traceback: str
+    retryable: bool
+    source: str
+
+
+class Event(TypedDict, total=False):
+    """What a worker sends. Every event has the ``run_id`` of the command it answers.
+
+    ``host`` and ``pid`` come with ``task_started``. A ``heartbeat`` with ``blocked`` says that none of the
+    ``running`` tasks of that process computes at the moment: they wait.
+    """
+
+    type: str
+    run_id: str
+    task_id: str
+    result: Any
+    exception: Any
+    result_pickle: Pickled
+    exception_pickle: Pickled
+    error_pickle: Pickled
+    error: ErrorReport
+    host: str
+    pid: int
+    python: str
+    wove: str
+    blocked: bool
+    running: int
+    level: str
+    message: str
+
+
+class FrameError(ValueError):
+    """Something arrived that is no frame.
+
+    Attributes:
+        run_id: The run that it was about, as far as that could be made out.
+    """
+
+    def __init__(self, message: str, run_id: str | None = None) -> None:
+        super().__init__(message)
+        self.run_id = run_id
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (type(self), (str(self), self.run_id))
+
+
+def check_event(frame: Mapping[str, Any]) -> dict[str, Any]:
+    """*frame* itself, as a dict, when it is an event.
+
+    Raises:
+        FrameError: Its type is unknown, or it names no run.
+    """
+    run_id = frame.get("run_id")
+    if not isinstance(run_id, str) or not run_id:
+        raise FrameError(f"an event without a run_id: {_outline(frame)}")
+    kind = frame.get("type")
+    if kind not in EVENTS:
+        known = ", ".join(sorted(EVENTS))
+        raise FrameError(f"{kind!r} is no type of event (the types are {known}): {_outline(frame)}", run_id)
+    return frame if isinstance(frame, dict) else dict(frame)
+
+
+def check_python(frame: Mapping[str, Any], *, what: str) -> None:
+    """Refuse a pickle of another Python minor version, before anything is unpickled.
+
+    A frame that does not say its version is not checked.
+
+    Args:
+        frame: The frame; its ``python`` field is looked at.
+        what: What the frame carries, for the message: ``"task 'pdf'"``.
+
+    Raises:
+        SerializationError: The versions differ. The message names both.
+    """
+    theirs = frame.get("python")
+    if isinstance(theirs, str) and theirs.split(".")[:2] != PYTHON.split("."):
+        raise SerializationError(
+            f"{what} was pickled by Python {theirs}, and Python {PYTHON} received it: pickled functions and "
+            f"classes hold bytecode, which only the same minor version can run. Use Python {theirs} or "
+            f"Python {PYTHON} on both sides."
+        )
+
+
+def _outline(frame: Mapping[str, Any]) -> str:
+    """The frame's fields without their bulk: ``type='x', run_id='1', result_pickle=...``."""
+    shown = [
+        f"{name}={value!r}" if isinstance(value, (str, int)) and len(str(value)) <= 60 else f"{name}=..."
+        for name, value in list(frame.items())[:8]
+    ]
+    return ", ".join(shown) or "an empty object"

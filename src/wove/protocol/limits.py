@@ -1,0 +1,27 @@
+"""Sizes that the wire format lives by. All in bytes unless the name says otherwise."""
+
+from __future__ import annotations
+
+from typing import Final
+
+#: A pickle of protocol 4 and later is cut into frames of about this size (PEP 3154), and the C pickler hands
+#: each frame to the file object it writes to.
+PICKLE_FRAME: Final = 64 * 1024
+
+#: Up to this size a value is handled in one go: the interpreter lock is held for a millisecond or so.
+INLINE_BYTES: Final = 64 * 1024
+
+#: Larger values are copied and converted in pieces of this size, so that other threads get the interpreter
+#: lock between two of them. Divisible by 3 and by 4: base64 turns 3 bytes into 4 characters.
+PIECE_BYTES: Final = 768 * 1024
+
+#: How many callables a worker keeps, and how many bytes their pickles may have together. Sender and worker
+#: follow the same rule, so that the sender knows which ones it may leave out of a frame.
+CALLABLES_KEPT: Final = 64
+CALLABLES_KEPT_BYTES: Final = 256 * 1024 * 1024
+
+#: A remote traceback longer than this many characters loses its middle.
+TRACEBACK_CHARACTERS: Final = 100_000
+
+#: So many characters of an unusable frame are quoted in the error about it.
+QUOTED_CHARACTERS: Final = 120

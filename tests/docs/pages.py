@@ -1,0 +1,130 @@
+"""Make a script of a documentation page, and hold what it prints against what the page says.
+
+The rules a page is written by:
+
+- Every ``python`` block runs, in order, as one script per page. It keeps the page's line numbers, so a traceback points
+  into the page.
+- A ``text`` block right after a ``python`` block is exactly what that block prints; ``...`` stands for anything within
+  a line.
+- A ``python`` block whose first line is a comment naming a file (``# wove_config.py``) is written to that file instead,
+  before the script starts.
+- ``bash`` blocks may hold ``make TARGET``, ``pip install "wove[EXTRA]"`` and the like, as `check_command` knows them.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+_MARK = "-- block of line "
+_FILE = re.compile(r"# ([\w/]+\.py)\n")
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """One fenced block: its language, the line (from 1) of its opening fence, its text, and whether it follows
+    the block before it with nothing but blank lines between."""
+
+    language: str
+    line: int
+    text: str
+    adjacent: bool
+
+
+def blocks_of(page: str) -> list[Block]:
+    """The fenced blocks of *page*, in order."""
+    found: list[Block] = []
+    lines = page.splitlines()
+    between = "start"
+    number = 0
+    while number < len(lines):
+        line = lines[number]
+        if match := re.fullmatch(r"(`{3,})(.*)", line):
+            end = next((n for n in range(number + 1, len(lines)) if lines[n] == match[1]), None)
+            if end is None:
+                raise ValueError(f"line {number + 1}: this block never ends")
+            text = "\n".join(lines[number + 1 : end]) + "\n"
+            found.append(Block(match[2].strip(), number + 1, text, not between.strip()))
+            number, between = end + 1, ""
+        elif re.match(r"\s+`{3,}", line):
+            raise ValueError(f"line {number + 1}: an indented block would not be run; start it at the margin")
+        else:
+            between += line
+            number += 1
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """A page as a script, the files it wants beside it, and what each of its blocks must print."""
+
+    script: str
+    files: dict[str, str]
+    expected: dict[int, str]
+    commands: list[str]
+
+    @classmethod
+    def read(cls, text: str) -> Page:
+        script = [""] * len(text.splitlines())
+        files: dict[str, str] = {}
+        expected: dict[int, str] = {}
+        commands: list[str] = []
+        blocks = blocks_of(text)
+        ran: Block | None = None
+        for block in blocks:
+            previous, ran = ran, None
+            match block.language:
+                case "python" if named := _FILE.match(block.text):
+                    files[named[1]] = block.text
+                case "python":
+                    script[block.line - 1] = f"print('{_MARK}{block.line}', flush=True)"
+                    script[block.line : block.line + block.text.count("\n")] = block.text.splitlines()
+                    ran = block
+                case "text" if previous and block.adjacent:
+                    expected[previous.line] = block.text
+                case "bash":
+                    commands += [line for line in block.text.splitlines() if line and not line.startswith("#")]
+                case "text" | "toml" | "json" | "":
+                    pass
+                case other:
+                    raise ValueError(f"line {block.line}: nobody knows how to check a block of {other!r}")
+        return cls("\n".join(script) + "\n", files, expected, commands)
+
+    def differences(self, stdout: str) -> list[str]:
+        """Where *stdout* is not what the page says."""
+        parts = re.split(rf"^{_MARK}(\d+)\n", stdout, flags=re.MULTILINE)
+        printed = dict(zip(map(int, parts[1::2]), parts[2::2], strict=True))
+        found = []
+        for line, expected in self.expected.items():
+            if not _agrees(expected, printed.get(line, "")):
+                found.append(f"the block of line {line} should print\n{expected}but prints\n{printed.get(line)}")
+        return found
+
+
+def _agrees(expected: str, printed: str) -> bool:
+    pattern = ".*?".join(re.escape(part) for part in expected.rstrip().split("..."))
+    return re.fullmatch(pattern, "\n".join(line.rstrip() for line in printed.rstrip().splitlines())) is not None
+
+
+def check_command(command: str) -> str | None:
+    """What is wrong with the shell *command* of a page; ``None`` when it is one that works."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    match shlex.split(command, comments=True):
+        case ["make", target]:
+            return None if target in targets else f"the Makefile has no target {target}"
+        case ["pip", "install", what]:
+            named = re.fullmatch(r"wove(?:\[([\w,-]+)\])?", what)
+            extras = set((named[1] or "").split(",")) - {""} if named else {what}
+            unknown = extras - set(project["optional-dependencies"])
+            return f"there is no extra {', '.join(sorted(unknown))}" if unknown else None
+        case ["python", "-m", "examples.stdlib_report"]:
+            return None
+        case _:
+            return "nobody knows how to check this command"

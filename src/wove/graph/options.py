@@ -8,10 +8,28 @@ classes say the same to type checkers; a test holds them and :data:`OPTIONS` tog
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, Final, Literal, TypeAlias, TypedDict, cast
+from typing import Any, Final, Literal, TypeAlias, TypedDict
+
+from wove.graph.rules import (
+    IdempotencyKey,
+    RetryDelay,
+    RetryOn,
+    Rule,
+    delay,
+    either,
+    environment_name,
+    exceptions,
+    flag,
+    idempotency_key,
+    one_of,
+    positive,
+    shown,
+    suggest,
+    whole,
+)
 
 __all__ = [
     "OPTIONS",
@@ -26,7 +44,10 @@ __all__ = [
     "check_defaults",
     "check_task_options",
     "check_weave_options",
+    "names",
+    "shown",
     "suggest",
+    "unknown_option",
 ]
 
 
@@ -46,9 +67,6 @@ Scope: TypeAlias = Literal["task", "weave", "environment", "config"]
 CancelMode: TypeAlias = Literal["best_effort", "require_ack"]
 OrphanPolicy: TypeAlias = Literal["cancel", "fail", "requeue", "detach"]
 ErrorMode: TypeAlias = Literal["raise", "return", "continue"]
-RetryDelay: TypeAlias = float | Literal["exponential"] | Callable[[int], float]
-RetryOn: TypeAlias = type[Exception] | Collection[type[Exception]]
-IdempotencyKey: TypeAlias = str | Callable[..., str]
 
 
 # ------------------------------------------------------------------ for type checkers
@@ -98,159 +116,6 @@ class DefaultOptions(_BlockOptions, _ExecutionOptions, DeliveryOptions, total=Fa
     """The defaults that an environment and ``wove.config`` may hold."""
 
 
-# ------------------------------------------------------------------ what a value must be
-
-Rule: TypeAlias = Callable[[Any], Any]
-"""Returns the value as Wove keeps it; raises TypeError or ValueError with the rest of a sentence."""
-
-
-def suggest(name: str, candidates: Iterable[str]) -> str:
-    """The nearest of *candidates* as a sentence to append to a message, or an empty text.
-
-    Example:
-        >>> suggest("retires", ["retries", "timeout"])
-        " Did you mean 'retries'?"
-    """
-    from difflib import get_close_matches
-
-    # Folded, so that RETRIES finds retries; the first of several that fold alike is kept.
-    known = {candidate.casefold(): candidate for candidate in reversed(list(candidates))}
-    near = get_close_matches(name.casefold(), known, n=1)
-    return f" Did you mean {known[near[0]]!r}?" if near else ""
-
-
-def _shown(value: object) -> str:
-    """*value* for a message: short, and without trusting its ``__repr__``."""
-    try:
-        text = repr(value)
-    except Exception:  # noqa: BLE001 - whatever a user's __repr__ raises, the message matters more
-        text = ""
-    if not text or len(text) > 80:
-        return f"a value of type {type(value).__name__}"
-    if value is None or isinstance(value, (bool, int, float, type)):
-        return text
-    return f"{text} ({type(value).__name__})"
-
-
-def _number(value: Any) -> float:
-    """*value* as a float; a bool, text and whatever else is no number is a TypeError."""
-    if type(value) is not float and type(value) is not int:
-        from numbers import Real  # for the numbers of other packages alone: numpy's, for one
-
-        if type(value) is bool or not isinstance(value, Real):
-            raise TypeError(f"must be a number, not {_shown(value)}")
-    try:
-        return float(value)
-    except OverflowError:
-        raise ValueError("must be a finite number, and this one is too large") from None
-
-
-def _positive(unit: str) -> Rule:
-    def rule(value: Any) -> float:
-        number = _number(value)
-        # Written so that NaN, which is neither less nor greater, is refused as well.
-        if not 0 < number < float("inf"):
-            raise ValueError(f"must be a finite number of {unit} greater than 0, not {_shown(value)}")
-        return number
-
-    return rule
-
-
-def _whole(minimum: int) -> Rule:
-    def rule(value: Any) -> int:
-        if type(value) is not int:
-            from numbers import Integral
-
-            if type(value) is bool or not isinstance(value, Integral):
-                raise TypeError(f"must be a whole number, not {_shown(value)}")
-        number = int(value)
-        if number < minimum:
-            raise ValueError(f"must be a whole number of at least {minimum}, not {number}")
-        return number
-
-    return rule
-
-
-def _flag(value: Any) -> bool:
-    if not isinstance(value, bool):
-        raise TypeError(f"must be True or False, not {_shown(value)}")
-    return value
-
-
-def _one_of(*choices: str) -> Rule:
-    def rule(value: Any) -> str:
-        listed = ", ".join(map(repr, choices[:-1])) + f" or {choices[-1]!r}"
-        if not isinstance(value, str):
-            raise TypeError(f"must be {listed}, not {_shown(value)}")
-        if value not in choices:
-            raise ValueError(f"must be {listed}, not {value!r}.{suggest(value, choices)}".rstrip("."))
-        return value
-
-    return rule
-
-
-def _name(value: Any) -> str:
-    if not isinstance(value, str):
-        raise TypeError(f"must be the name of an environment, not {_shown(value)}")
-    if not value:
-        raise ValueError("must be the name of an environment, not an empty text")
-    return value
-
-
-def _delay(value: Any) -> RetryDelay:
-    if isinstance(value, str):
-        if value != "exponential":
-            raise ValueError(f'must be seconds, "exponential" or a callable, not {value!r}')
-        return "exponential"
-    if callable(value):
-        return cast("RetryDelay", value)
-    number = _number(value)
-    if not 0 <= number < float("inf"):
-        raise ValueError(f"must be a finite number of seconds, at least 0, not {_shown(value)}")
-    return number
-
-
-def _exceptions(value: Any) -> tuple[type[Exception], ...]:
-    kinds: tuple[object, ...]
-    if isinstance(value, type):
-        kinds = (value,)
-    elif isinstance(value, (tuple, list, set, frozenset)):
-        kinds = tuple(cast("Collection[object]", value))
-    else:
-        raise TypeError(f"must be an exception type or several of them, not {_shown(value)}")
-    if not kinds:
-        raise ValueError("must name at least one exception type; to switch retries off, set retries=0")
-    for kind in kinds:
-        if not (isinstance(kind, type) and issubclass(kind, BaseException)):
-            raise TypeError(f"must hold exception types only, not {_shown(value)}")
-        if not issubclass(kind, Exception):
-            raise ValueError(
-                f"must not hold {kind.__name__}: what is no Exception (SystemExit, KeyboardInterrupt, "
-                "GeneratorExit, CancelledError, ...) is never retried"
-            )
-    return cast("tuple[type[Exception], ...]", kinds)
-
-
-def _key(value: Any) -> IdempotencyKey:
-    if callable(value):
-        return cast("IdempotencyKey", value)
-    if not isinstance(value, str):
-        raise TypeError(f"must be text with {{parameter}} fields or a callable, not {_shown(value)}")
-    if not value:
-        raise ValueError("must not be an empty text")
-    from string import Formatter
-
-    try:
-        fields = [field for _, field, _, _ in Formatter().parse(value) if field is not None]
-    except ValueError as error:
-        raise ValueError(f"is no valid template: {error} in {value!r}") from None
-    for field in fields:
-        # "{item.id}" and "{item[id]}" are fields of the parameter `item`, as in str.format.
-        if not field.split(".")[0].split("[")[0].isidentifier():
-            raise ValueError(f"must name a parameter in every field, and {{{field}}} in {value!r} does not")
-    return value
-
-
 # ------------------------------------------------------------------ the options
 
 
@@ -291,10 +156,11 @@ class Option:
             return self.default
         try:
             return self.rule(value)
-        except TypeError as error:
-            raise TypeError(f"{label} {error} (None means {self.none})") from None
-        except ValueError as error:
-            raise ValueError(f"{label} {error} (None means {self.none})") from None
+        except (TypeError, ValueError) as error:
+            # Where "off" is spelt None, the message says so: it is what many a 0 or -1 was meant to be.
+            remedy = "" if self.default is not None else f"; None means {self.none}"
+            kind = TypeError if isinstance(error, TypeError) else ValueError
+            raise kind(f"{label} {error}{remedy}") from None
 
 
 _TASK: Final[frozenset[Scope]] = frozenset({"task", "environment", "config"})
@@ -307,44 +173,44 @@ OPTIONS: Final[Mapping[str, Option]] = MappingProxyType(
         option.name: option
         for option in (
             # --- of a task
-            Option("environment", frozenset({"task", "weave"}), "default", _name, _UNSET_HERE,
+            Option("environment", frozenset({"task", "weave"}), "default", environment_name, _UNSET_HERE,
                    "The name of the environment that runs it.", inherits=True),
-            Option("retries", _TASK, 0, _whole(0), "no retries",
+            Option("retries", _TASK, 0, whole(0), "no retries",
                    "How many more attempts follow a failed one."),
-            Option("retry_delay", _TASK, 0.0, _delay, "no delay",
+            Option("retry_delay", _TASK, 0.0, delay, "no delay",
                    'Seconds between attempts, "exponential", or a callable of the failed attempt, from 1.'),
-            Option("retry_on", _TASK, (Exception,), _exceptions, "any Exception",
+            Option("retry_on", _TASK, (Exception,), exceptions, "any Exception",
                    "The exception types after which a task is tried again."),
-            Option("timeout", _TASK, None, _positive("seconds"), "no limit",
+            Option("timeout", _TASK, None, positive("seconds"), "no limit",
                    "Seconds that one attempt may take."),
-            Option("workers", _TASK, None, _whole(1), "no bound",
+            Option("workers", _TASK, None, whole(1), "no bound",
                    "How many items of a mapped task run at once."),
-            Option("limit_per_minute", _TASK, None, _positive("launches a minute"), "no pacing",
+            Option("limit_per_minute", _TASK, None, positive("launches a minute"), "no pacing",
                    "Launches a minute of a mapped task, retries included."),
             # --- of a weave
-            Option("max_workers", _WEAVE, 256, _whole(1), _UNSET_HERE,
+            Option("max_workers", _WEAVE, 256, whole(1), _UNSET_HERE,
                    "The most threads that run the sync tasks of one weave.", inherits=True),
-            Option("background", _WEAVE, False, _flag, _UNSET_HERE,
+            Option("background", _WEAVE, False, flag, _UNSET_HERE,
                    "Whether the tasks run in the background and the block goes on.", inherits=True),
-            Option("fork", _WEAVE, False, _flag, _UNSET_HERE,
+            Option("fork", _WEAVE, False, flag, _UNSET_HERE,
                    "Whether background work gets a detached process instead of a thread.", inherits=True),
-            Option("error_mode", _WEAVE, "raise", _one_of("raise", "return", "continue"), _UNSET_HERE,
+            Option("error_mode", _WEAVE, "raise", one_of("raise", "return", "continue"), _UNSET_HERE,
                    "Whether a failed task raises at the end of the block, is returned, or stops only "
                    "what depends on it.", inherits=True),
-            Option("max_pending", _WEAVE, None, _whole(1), "no bound",
+            Option("max_pending", _WEAVE, None, whole(1), "no bound",
                    "The most items that the source of a mapped task may have."),
             # --- of the delivery of remote runs
-            Option("delivery_timeout", _BOTH, None, _positive("seconds"), "no limit",
+            Option("delivery_timeout", _BOTH, None, positive("seconds"), "no limit",
                    "Seconds from the hand-over of a run to its end."),
-            Option("delivery_idempotency_key", _BOTH, None, _key, "no key",
+            Option("delivery_idempotency_key", _BOTH, None, idempotency_key, "no key",
                    "Text with {parameter} fields, or a callable of the arguments; one key, one run."),
-            Option("delivery_cancel_mode", _BOTH, "best_effort", _one_of("best_effort", "require_ack"),
+            Option("delivery_cancel_mode", _BOTH, "best_effort", one_of("best_effort", "require_ack"),
                    "'best_effort'", "Whether a cancel waits for the end of the run."),
-            Option("delivery_heartbeat_seconds", _BOTH, None, _positive("seconds"), "not watched",
+            Option("delivery_heartbeat_seconds", _BOTH, None, positive("seconds"), "not watched",
                    "Seconds without a sign of life, after which a started run counts as lost."),
-            Option("delivery_max_in_flight", _BOTH, None, _whole(1), "no bound",
+            Option("delivery_max_in_flight", _BOTH, None, whole(1), "no bound",
                    "The most runs in flight of one environment, over the whole process."),
-            Option("delivery_orphan_policy", _BOTH, "cancel", _one_of("cancel", "fail", "requeue", "detach"),
+            Option("delivery_orphan_policy", _BOTH, "cancel", one_of("cancel", "fail", "requeue", "detach"),
                    "'cancel'", "What becomes of a run whose weave stops or whose worker is lost."),
         )
     }
@@ -366,7 +232,7 @@ _PLACES: Final[Mapping[Scope, str]] = {
 }
 
 
-def names(scope: Scope) -> Iterable[str]:
+def names(scope: Scope) -> Collection[str]:
     """The names of the options that may be set in *scope*."""
     return _BY_SCOPE[scope].keys()
 
@@ -384,10 +250,8 @@ def check_task_options(options: Mapping[str, object], *, mapped: bool, what: str
         TypeError: An unknown option, or a value of the wrong type.
         ValueError: A value out of range, or an option of mapped tasks on one that is not.
     """
-    if not options:
-        return {}
     checked = _check(options, "task", what)
-    if not mapped:
+    if checked and not mapped:
         for name in MAPPED_ONLY:
             if checked.get(name) is not None:
                 raise ValueError(
@@ -399,12 +263,12 @@ def check_task_options(options: Mapping[str, object], *, mapped: bool, what: str
 
 def check_weave_options(options: Mapping[str, object], what: str = "weave") -> dict[str, Any]:
     """A checked copy of the settings of a weave; as :func:`check_task_options`."""
-    return _check(options, "weave", what) if options else {}
+    return _check(options, "weave", what)
 
 
 def check_defaults(options: Mapping[str, object], what: str) -> dict[str, Any]:
     """A checked copy of the defaults of an environment or ``wove.config``; as :func:`check_task_options`."""
-    return _check(options, "config", what) if options else {}
+    return _check(options, "config", what)
 
 
 def _check(options: Mapping[str, object], scope: Scope, what: str) -> dict[str, Any]:
@@ -413,19 +277,21 @@ def _check(options: Mapping[str, object], scope: Scope, what: str) -> dict[str, 
     for name, value in options.items():
         option = known.get(name)
         if option is None:
-            raise _unknown(name, scope, what)
+            raise unknown_option(name, known, what)
         if value is UNSET or (value is None and option.inherits):
             continue
         checked[name] = option.check(f"{what}: {name}", value)
     return checked
 
 
-def _unknown(name: str, scope: Scope, what: str) -> TypeError:
+def unknown_option(name: object, known: Collection[str], what: str) -> TypeError:
+    """The error for an option that is not among the *known* ones, with the nearest of them."""
+    if not isinstance(name, str):
+        return TypeError(f"{what}: the names of options are text, not {shown(name)}")
     option = OPTIONS.get(name)
     if option is not None:
-        places = " or ".join(text for place, text in _PLACES.items() if place in option.scopes)
-        return TypeError(f"{what}: {name} is not an option here; it can be set on {places}")
-    known = names(scope)
+        places = [text for scope, text in _PLACES.items() if scope in option.scopes]
+        return TypeError(f"{what}: {name} is not an option here; it belongs to {either(places)}")
     hint = suggest(name, known) or f" There are: {', '.join(sorted(known))}."
     return TypeError(f"{what}: unknown option {name!r}.{hint}")
 

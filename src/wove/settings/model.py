@@ -1,15 +1,19 @@
-"""What ``wove.config`` holds: environments and defaults, immutable and picklable."""
+"""What ``wove.config`` holds: environments and defaults, immutable and picklable.
+
+A call lays what it was given over what was there, key by key: :func:`overlaid`. Nothing here knows
+which executors there are; an unknown name is found out when its environment starts.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final, cast
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping
+from wove.graph.options import OPTIONS, check_defaults, names, shown, suggest, unknown_option
 
-__all__ = ["BUILT_IN", "DEFAULT", "Configuration", "Environment"]
+__all__ = ["BUILT_IN", "DEFAULT", "KEYS", "Configuration", "Environment", "check_default_kept", "overlaid"]
 
 DEFAULT: Final = "default"
 """The name of the environment that always exists."""
@@ -86,3 +90,131 @@ class Configuration:
 
 BUILT_IN: Final = Configuration()
 """The configuration of a process in which ``wove.config`` was never called."""
+
+KEYS: Final = frozenset({"default_environment", "environments", *names("config")})
+"""Everything that can be configured, by the name under which a call or a file gives it."""
+
+_OF_ENVIRONMENT: Final = frozenset({"executor", "executor_config", *names("environment")})
+_OF_EXECUTOR: Final = ("start", "send", "recv", "stop")
+
+
+def overlaid(configuration: Configuration, given: Mapping[Any, object], what: str) -> Configuration:
+    """*configuration* with everything in *given* laid over it.
+
+    Args:
+        configuration: What was there. It is not changed.
+        given: ``default_environment``, ``environments`` and defaults, unchecked.
+        what: What messages call the source: ``"wove.config"``, or a file.
+
+    Raises:
+        TypeError: An unknown key, or a value of the wrong type.
+        ValueError: A value out of range, or an environment to remove that is not there.
+    """
+    for name in given:
+        if name not in KEYS:
+            error = unknown_option(name, KEYS, what)
+            if name == "environment":  # right on tasks and weaves, where most calls are written
+                error = TypeError(f"{error}. Did you mean 'default_environment'?")
+            raise error
+    default = given.get("default_environment")
+    if default is not None:
+        OPTIONS["environment"].check(f"{what}: default_environment", default)
+    return Configuration(
+        cast("str", default or configuration.default_environment),
+        _environments(configuration.environments, given.get("environments"), what),
+        _defaults(configuration.defaults, given, what),
+    )
+
+
+def check_default_kept(before: Configuration, after: Configuration) -> None:
+    """Refuse to remove the environment that weaves go on using.
+
+    Raises:
+        ValueError: The default environment of *after* was there in *before*, and is gone.
+    """
+    name = after.default_environment
+    if name in before.environments and name not in after.environments:
+        raise ValueError(
+            f"wove.config: environment {name!r} cannot be removed while it is the default environment. "
+            "Set default_environment to another one in the same call"
+        )
+
+
+def _defaults(old: Mapping[str, Any], given: Mapping[str, object], what: str) -> Mapping[str, Any]:
+    options = {name: value for name, value in given.items() if name in OPTIONS}
+    checked = check_defaults(options, what)
+    # What was given and did not come out of the check is a None that takes a default back.
+    return {name: value for name, value in old.items() if name not in options} | checked
+
+
+def _environments(old: Mapping[str, Environment], given: object, what: str) -> dict[str, Environment]:
+    environments = dict(old)
+    if given is None:
+        return environments
+    if not isinstance(given, Mapping):
+        raise TypeError(f"{what}: environments must be a dict of definitions by name, not {shown(given)}")
+    for name, definition in cast("Mapping[Any, object]", given).items():
+        if not isinstance(name, str) or not name:
+            raise TypeError(f"{what}: the name of an environment is text and not empty, not {shown(name)}")
+        if definition is not None:
+            environments[name] = _environment(name, environments.get(name), definition, what)
+        elif environments.pop(name, None) is None:
+            raise ValueError(
+                f"{what}: there is no environment {name!r} to remove.{suggest(name, environments)}"
+            )
+    return environments
+
+
+def _environment(name: str, old: Environment | None, given: object, source: str) -> Environment:
+    """One definition laid over the earlier one of that name, key by key."""
+    what = f"{source}: environment {name!r}"
+    if not isinstance(given, Mapping):
+        raise TypeError(f'{what} must be a dict such as {{"executor": "local"}}, not {shown(given)}')
+    definition = cast("Mapping[Any, object]", given)
+    for key in definition:
+        if key not in _OF_ENVIRONMENT:
+            raise unknown_option(key, _OF_ENVIRONMENT, what)
+    old = old or Environment(name)
+    executor, config = old.executor, old.executor_config
+    if "executor" in definition:
+        executor = _executor(definition["executor"], what)
+        if executor != old.executor:
+            config = {}  # it was another executor's: its keys mean nothing to this one
+    if "executor_config" in definition:
+        config = _executor_config(definition["executor_config"], what)
+    return Environment(name, executor, config, _defaults(old.defaults, definition, what))
+
+
+def _executor(value: object, what: str) -> str | object:
+    if isinstance(value, str) and value:
+        return value
+    if isinstance(value, type):
+        raise TypeError(f"{what}: executor is the class {value.__name__}; give an instance of it")
+    if isinstance(value, str) or not all(callable(getattr(value, name, None)) for name in _OF_EXECUTOR):
+        raise TypeError(
+            f"{what}: executor must be the name of a built-in executor, or an object with the methods "
+            f"{', '.join(_OF_EXECUTOR)} (an EnvironmentExecutor), not {shown(value)}"
+        )
+    return value
+
+
+def _executor_config(value: object, what: str) -> dict[str, Any]:
+    if value is None:
+        return {}
+    if not isinstance(value, Mapping):
+        # Not the value itself: it may well be the secret that belongs under one of the keys.
+        raise TypeError(f"{what}: executor_config must be a dict, not of type {type(value).__name__}")
+    config = cast("Mapping[Any, Any]", value)
+    for key in config:
+        if not isinstance(key, str):
+            raise TypeError(f"{what}: the keys of executor_config are text, not {shown(key)}")
+    return {key: _copied(held) for key, held in config.items()}
+
+
+def _copied(value: Any) -> Any:
+    """*value* with its plain dicts and lists copied, so that what the caller does to them later stays out."""
+    if type(value) is dict:
+        return {key: _copied(held) for key, held in cast("dict[Any, Any]", value).items()}
+    if type(value) is list:
+        return [_copied(held) for held in cast("list[Any]", value)]
+    return value

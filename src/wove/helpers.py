@@ -41,7 +41,7 @@ def flatten(items: Iterable[Any]) -> list[Any]:
     flat: list[Any] = []
     for item in _iterate("flatten", items):
         if isinstance(item, Iterable) and not isinstance(item, (str, bytes, bytearray, Mapping)):
-            flat.extend(cast("Iterable[Any]", item))
+            flat.extend(cast("Iterable[object]", item))
         else:
             flat.append(item)
     return flat

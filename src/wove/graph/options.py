@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, Final, Literal, TypeAlias, TypedDict
+from typing import Any, Final, Literal, NamedTuple, TypeAlias, TypedDict
 
 from wove.graph.rules import (
     IdempotencyKey,
@@ -119,8 +118,7 @@ class DefaultOptions(_BlockOptions, _ExecutionOptions, DeliveryOptions, total=Fa
 # ------------------------------------------------------------------ the options
 
 
-@dataclass(frozen=True, slots=True)
-class Option:
+class Option(NamedTuple):
     """One option.
 
     Attributes:
@@ -296,8 +294,7 @@ def unknown_option(name: object, known: Collection[str], what: str) -> TypeError
     return TypeError(f"{what}: unknown option {name!r}.{hint}")
 
 
-@dataclass(frozen=True, slots=True)
-class DeliveryPolicy:
+class DeliveryPolicy(NamedTuple):
     """How a remote run is handed over and watched: the ``delivery_*`` options, resolved.
 
     Attributes:

@@ -204,17 +204,17 @@ def _executor_config(value: object, what: str) -> dict[str, Any]:
     if not isinstance(value, Mapping):
         # Not the value itself: it may well be the secret that belongs under one of the keys.
         raise TypeError(f"{what}: executor_config must be a dict, not of type {type(value).__name__}")
-    config = cast("Mapping[Any, Any]", value)
+    config = cast("Mapping[object, object]", value)
     for key in config:
         if not isinstance(key, str):
             raise TypeError(f"{what}: the keys of executor_config are text, not {shown(key)}")
-    return {key: _copied(held) for key, held in config.items()}
+    return {str(key): _copied(held) for key, held in config.items()}
 
 
-def _copied(value: Any) -> Any:
+def _copied(value: object) -> object:
     """*value* with its plain dicts and lists copied, so that what the caller does to them later stays out."""
     if type(value) is dict:
-        return {key: _copied(held) for key, held in cast("dict[Any, Any]", value).items()}
+        return {key: _copied(held) for key, held in cast("dict[object, object]", value).items()}
     if type(value) is list:
-        return [_copied(held) for held in cast("list[Any]", value)]
+        return [_copied(held) for held in cast("list[object]", value)]
     return value

@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
 
-from wove.graph.options import MAPPED_ONLY, OPTIONS, DeliveryPolicy, ErrorMode, RetryDelay, names, suggest
+from wove.graph.options import MAPPED_ONLY, OPTIONS, DeliveryPolicy, names, suggest
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
+    from wove.graph.options import ErrorMode
+    from wove.graph.rules import RetryDelay
     from wove.settings.model import Configuration, Environment
 
 __all__ = ["Resolver", "Setting", "TaskSettings", "WeaveSettings"]
 
 
-_POLICY: Final = DeliveryPolicy()
-
-
-@dataclass(frozen=True, slots=True)
-class WeaveSettings:
+class WeaveSettings(NamedTuple):
     """The effective settings of one weave.
 
     Attributes:
@@ -39,8 +36,7 @@ class WeaveSettings:
     max_pending: int | None
 
 
-@dataclass(frozen=True, slots=True)
-class TaskSettings:
+class TaskSettings(NamedTuple):
     """The effective settings of one task.
 
     Attributes:
@@ -64,11 +60,11 @@ class TaskSettings:
     retry_delay: RetryDelay = 0.0
     retry_on: tuple[type[Exception], ...] = (Exception,)
     max_pending: int | None = None
-    delivery: DeliveryPolicy = _POLICY
-    is_local: bool = field(init=False, repr=False, compare=False)
+    delivery: DeliveryPolicy = DeliveryPolicy()
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "is_local", self.environment.is_local)
+    @property
+    def is_local(self) -> bool:
+        return self.environment.is_local
 
 
 class Setting(NamedTuple):

@@ -1,4 +1,4 @@
-"""A report on the standard library's own source files: ``python -m examples.stdlib_report``.
+"""A report on the standard library's own source files: ``python -m examples.stdlib_report [FOLDER]``.
 
 One weave, three kinds of places: threads of this process, its event loop, and a pool of worker processes.
 """
@@ -13,17 +13,18 @@ import time
 from collections import Counter
 from pathlib import Path
 
-import wove
 from examples.stdlib_report import analysis, report
+
+import wove
 from wove import weave
 
 # The code below says what is computed; this says where. "stdio" is a pool of Python processes on this machine.
 wove.config(environments={"pool": {"executor": "stdio"}})
 
 
-def main() -> None:
+def main(root: str) -> None:
     began = time.perf_counter()
-    with weave(root=sysconfig.get_path("stdlib")) as w:
+    with weave(root=root) as w:
         # A plain function runs in a thread. `root` is an initial value: parameters name what a task waits for.
         @w.do
         def files(root: str) -> list[str]:
@@ -59,4 +60,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1] if len(sys.argv) > 1 else sysconfig.get_path("stdlib"))

@@ -11,7 +11,7 @@ import binascii
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from wove.protocol.frames import FrameError
 from wove.protocol.limits import INLINE_BYTES, PIECE_BYTES, QUOTED_CHARACTERS
@@ -63,33 +63,34 @@ def encode(frame: Mapping[str, Any]) -> list[bytes]:
     return chunks
 
 
-def decode(data: bytes | bytearray | Sequence[bytes]) -> list[dict[str, Any]]:
+def decode(data: bytes | Sequence[bytes]) -> list[dict[str, Any]]:
     """The frames in *data*: one object, a list of them, or ``{"events": [...]}``.
 
     The ``*_pickle`` fields become :class:`Pickled`.
 
     Args:
-        data: The text, UTF-8; a list is one text in chunks.
+        data: The text, UTF-8; a sequence is one text in chunks.
 
     Raises:
         FrameError: It is something else; the message says what, and how it starts.
     """
-    cuts: list[memoryview] = []
-    text = data if isinstance(data, (bytes, bytearray)) else _joined(data)
-    rest = text if len(text) <= 2 * INLINE_BYTES else b"".join(_without_pickles(text, cuts))
+    chunks: Sequence[bytes] = (data,) if isinstance(data, bytes) else data
+    cuts: list[list[memoryview]] = []
+    small = sum(map(len, chunks)) <= 2 * INLINE_BYTES
+    text = b"".join(chunks) if small else _without_pickles(chunks, cuts)
     try:
-        found = _from_json(rest.decode("utf-8"))
+        found: object = _from_json(text.decode("utf-8"))
     except (ValueError, RecursionError) as error:
         raise FrameError(f"this is not JSON ({error}): {_start(text)}", _run_id_in(text)) from error
-    if isinstance(found, dict) and isinstance(found.get("events"), list):
-        found = found["events"]
-    frames = found if isinstance(found, list) else [found]
-    for frame in frames:
-        if not isinstance(frame, dict):
-            raise FrameError(f"a frame is a JSON object, and this is {_json_type(frame)}: {_start(text)}")
-        for name, value in frame.items():
-            if name.endswith(_SUFFIX) and value is not None:
-                frame[name] = _unpacked(name, value, cuts, frame)
+    if isinstance(found, dict) and isinstance(events := cast(dict[str, object], found).get("events"), list):
+        found = cast(list[object], events)
+    frames: list[dict[str, Any]] = []
+    for item in cast(list[object], found) if isinstance(found, list) else [found]:
+        if not isinstance(item, dict):
+            raise FrameError(f"a frame is a JSON object, and this is {_json_type(item)}: {_start(text)}")
+        frame = cast(dict[str, Any], item)
+        _unpack_pickles(frame, cuts)
+        frames.append(frame)
     return frames
 
 
@@ -102,7 +103,8 @@ def _base64_pieces(chunks: Sequence[bytes | memoryview]) -> Iterator[bytes]:
     for chunk in chunks:
         view = memoryview(chunk)
         for start in range(0, len(view), PIECE_BYTES):
-            piece = b"".join((kept, view[start : start + PIECE_BYTES])) if kept else view[start : start + PIECE_BYTES]
+            part = view[start : start + PIECE_BYTES]
+            piece = kept + bytes(part) if kept else part
             whole = len(piece) - len(piece) % 3
             kept = bytes(piece[whole:])
             if whole:
@@ -111,109 +113,117 @@ def _base64_pieces(chunks: Sequence[bytes | memoryview]) -> Iterator[bytes]:
         yield binascii.b2a_base64(kept, newline=False)
 
 
-def _unpacked(name: str, value: object, cuts: Sequence[memoryview], frame: Mapping[str, Any]) -> Pickled:
+def _unpack_pickles(frame: dict[str, Any], cuts: Sequence[list[memoryview]]) -> None:
+    for name, value in frame.items():
+        if name.endswith(_SUFFIX) and value is not None:
+            frame[name] = _unpacked(name, value, cuts, frame)
+
+
+def _unpacked(name: str, value: object, cuts: Sequence[list[memoryview]], frame: Mapping[str, Any]) -> Pickled:
     if not isinstance(value, str):
         raise FrameError(f"{name} is not base64 text but {_json_type(value)}", _run_id(frame))
     try:
-        if not value.startswith("@"):  # nothing was cut out here
-            if len(value) <= INLINE_BYTES:
-                return Pickled((binascii.a2b_base64(value),))
-            return Pickled(list(_bytes_of([value.encode("ascii")])))
-        return Pickled(list(_bytes_of(_unescaped(cuts[int(value[1:])]))))
+        if value.startswith(_MARK):
+            pieces = _unescaped(cuts[int(value[1:])])
+        elif len(value) <= 2 * INLINE_BYTES:
+            return Pickled((binascii.a2b_base64(value),))
+        else:
+            pieces = iter([value.encode("ascii")])
+        return Pickled(list(_bytes_of(pieces)))
     except (ValueError, IndexError) as error:
-        raise FrameError(f"{name} is not base64 ({error}): {value[:QUOTED_CHARACTERS]}", _run_id(frame)) from error
+        start = value[:QUOTED_CHARACTERS]
+        raise FrameError(f"{name} is not base64 ({error}): {start!r}", _run_id(frame)) from error
 
 
-def _bytes_of(texts: Iterator[bytes] | list[bytes]) -> Iterator[bytes]:
+def _bytes_of(texts: Iterator[bytes]) -> Iterator[bytes]:
     """What the base64 *texts* (one text, in pieces) stand for."""
     kept = b""
     for text in texts:
-        view = memoryview(text)
-        for start in range(0, len(view), PIECE_BYTES):
-            piece = kept + bytes(view[start : start + PIECE_BYTES])
-            if b"\n" in piece or b"\r" in piece:  # some encoders break lines
-                piece = piece.translate(None, b"\r\n")
-            whole = len(piece) - len(piece) % 4
-            kept = piece[whole:]
-            if whole:
-                yield binascii.a2b_base64(piece[:whole])
+        piece = kept + text if kept else text
+        if b"\n" in piece or b"\r" in piece:  # some encoders break lines
+            piece = piece.translate(None, b"\r\n")
+        whole = len(piece) - len(piece) % 4
+        kept = piece[whole:]
+        if whole:
+            yield binascii.a2b_base64(piece[:whole] if kept else piece)
     if kept:
         yield binascii.a2b_base64(kept)
 
 
-def _unescaped(view: memoryview) -> Iterator[bytes]:
-    r"""The text of a JSON string, in pieces. Some encoders write ``\/`` for ``/``, or ``\u002b`` for ``+``."""
-    start = 0
-    while start < len(view):
-        piece = bytes(view[start : start + PIECE_BYTES])
-        if b"\\" in piece:
-            # Do not cut an escape (at most six characters) in two.
-            last = piece.rfind(b"\\", max(0, len(piece) - 5))
-            if last > 0 and start + len(piece) < len(view):
-                piece = piece[:last]
-            start += len(piece)
-            yield str(_from_json(f'"{piece.decode("ascii")}"')).encode("ascii")
-        else:
-            start += len(piece)
+def _unescaped(views: Sequence[memoryview]) -> Iterator[bytes]:
+    r"""The text of a JSON string, in pieces. Some encoders write ``\/`` for ``/``, ``\u002b`` for ``+``."""
+    kept = b""
+    for view in views:
+        for start in range(0, len(view), PIECE_BYTES):
+            piece = kept + bytes(view[start : start + PIECE_BYTES])
+            kept = b""
+            if b"\\" in piece:
+                # An escape has at most six characters; one at the very end may go on in the next piece.
+                last = piece.rfind(b"\\", max(0, len(piece) - 5))
+                if last >= 0:
+                    piece, kept = piece[:last], piece[last:]
+                piece = _json_text(piece)
             yield piece
+    if kept:
+        yield _json_text(kept)
+
+
+def _json_text(inner: bytes) -> bytes:
+    text: str = _from_json(f'"{inner.decode("ascii")}"')
+    return text.encode("ascii")
 
 
 # --- cutting the pickles out ------------------------------------------------------------------------------
 
+_MARK: Final = "@"
+_OPENING: Final = re.compile(rb'_pickle"\s*:\s*"')
+_OVERLAP: Final = 32  # an opening that two chunks share is found if it is shorter than this
 
-_KEY_END: Final = b'_pickle"'
-_VALUE_START: Final = re.compile(rb'\s*:\s*"')
 
-
-def _without_pickles(text: bytes | bytearray, cuts: list[memoryview]) -> Iterator[bytes | memoryview]:
-    """*text* with ``"@0"``, ``"@1"``, ... for the values of its ``*_pickle`` keys, which go to *cuts*.
+def _without_pickles(chunks: Sequence[bytes], cuts: list[list[memoryview]]) -> bytes:
+    """The text with ``"@0"``, ``"@1"``, ... for the values of its ``*_pickle`` keys, which go to *cuts*.
 
     Inside a JSON string a quote is escaped, so an unescaped ``_pickle"`` is the end of a string, and one that
     a colon and a quote follow is a key with a text as its value. Base64 itself holds neither ``"`` nor ``@``.
+    A key that is missed here costs time, nothing else: its value is parsed with the rest.
     """
-    view = memoryview(text)
-    done = position = 0
-    while (position := _find(text, _KEY_END, position)) >= 0:
-        position += len(_KEY_END)
-        opening = _VALUE_START.match(text, position)
-        if opening is None:
-            continue
-        start = opening.end()
-        end = _find(text, b'"', start)
-        if end < 0:
-            break
-        yield view[done:start]
-        yield b"@%d" % len(cuts)
-        cuts.append(view[start:end])
-        done = position = end
-    yield view[done:]
+    rest = bytearray()
+    searched = 0  # no opening begins before here
+    inside = False
+    for chunk in chunks:
+        view = memoryview(chunk)
+        position = 0
+        while position < len(chunk):
+            if inside:
+                end = _find_quote(chunk, position)
+                inside = end < 0
+                stop = len(chunk) if inside else end
+                cuts[-1].append(view[position:stop])
+                position = stop
+                continue
+            known = len(rest)
+            rest += view[position : position + INLINE_BYTES]
+            opening = _OPENING.search(rest, max(searched, known - _OVERLAP))
+            if opening is None:
+                position += len(rest) - known
+                continue
+            inside = True
+            position += opening.end() - known
+            del rest[opening.end() :]
+            rest += f"{_MARK}{len(cuts)}".encode("ascii")
+            cuts.append([])
+            searched = len(rest)
+    return bytes(rest)
 
 
-def _find(text: bytes | bytearray, sought: bytes, start: int) -> int:
-    """``text.find(sought, start)``, which other threads can interrupt."""
+def _find_quote(text: bytes, start: int) -> int:
+    """``text.find(b'"', start)``, between whose steps other threads can run."""
     while start < len(text):
-        found = text.find(sought, start, start + _WINDOW + len(sought) - 1)
+        found = text.find(b'"', start, start + _WINDOW)
         if found >= 0:
             return found
         start += _WINDOW
     return -1
-
-
-def _joined(chunks: Sequence[bytes]) -> bytes | bytearray:
-    size = sum(len(chunk) for chunk in chunks)
-    if len(chunks) == 1:
-        return chunks[0]
-    if size <= PIECE_BYTES:
-        return b"".join(chunks)
-    text = bytearray(size)
-    position = 0
-    for chunk in chunks:
-        view = memoryview(chunk)
-        for start in range(0, len(view), PIECE_BYTES):
-            piece = view[start : start + PIECE_BYTES]
-            text[position : position + len(piece)] = piece
-            position += len(piece)
-    return text
 
 
 # --- saying what is wrong ---------------------------------------------------------------------------------
@@ -226,21 +236,23 @@ def _run_id(frame: Mapping[str, Any]) -> str | None:
     return found if isinstance(found, str) else None
 
 
-def _run_id_in(text: bytes | bytearray) -> str | None:
+def _run_id_in(text: bytes) -> str | None:
     """The run that a broken frame was about, if its beginning or its end says so."""
-    for part in (bytes(text[:4096]), bytes(text[-4096:])):
+    for part in (text[:4096], text[-4096:]):
         if match := _RUN_ID.search(part):
             return match[1].decode("ascii")
     return None
 
 
-def _start(text: bytes | bytearray) -> str:
-    start = bytes(text[: QUOTED_CHARACTERS * 4]).decode("utf-8", "replace")
+def _start(text: bytes) -> str:
+    start = text[: QUOTED_CHARACTERS * 4].decode("utf-8", "replace")
     return repr(start[:QUOTED_CHARACTERS]) + ("..." if len(text) > QUOTED_CHARACTERS else "")
 
 
 def _json_type(value: object) -> str:
     if value is None:
         return "null"
-    names = {bool: "a boolean", int: "a number", float: "a number", str: "a text", list: "a list", dict: "an object"}
-    return names.get(type(value), type(value).__name__)
+    if isinstance(value, bool):
+        return "a boolean"
+    names = {"int": "a number", "float": "a number", "str": "a text", "list": "a list", "dict": "an object"}
+    return names.get(type(value).__name__, type(value).__name__)

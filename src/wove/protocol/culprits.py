@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any, Final
+from typing import Any, Final, cast
 
 __all__ = ["explain"]
 
@@ -23,7 +23,7 @@ def explain(value: object, what: str, error: BaseException, picklable: Callable[
     path, part = _culprit(value, picklable)
     kind = type(part)
     name = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
-    place = f"{what}: {path} ({name})" if path else f"{what} ({name})"
+    place = f"{what}: {path.strip()} ({name})" if path else f"{what} ({name})"
     return (
         f"cannot pickle {place}: {_text(error)}. Send plain data that it can be made from instead "
         f"(a path, a URL, an id), and open or create it where it is used."
@@ -49,34 +49,36 @@ def _culprit(value: object, picklable: Callable[[object], bool]) -> tuple[str, o
     return path, value
 
 
-def _parts(value: Any, *, outermost: bool) -> Iterator[tuple[str, object]]:
+def _parts(value: object, *, outermost: bool) -> Iterator[tuple[str, object]]:
+    whole = value
     if isinstance(value, dict):
-        for key, item in list(value.items()):
+        for key, item in list(cast(dict[object, object], value).items()):
             # The outermost dict is nearly always that of the arguments: name them as the task does.
             bare = outermost and isinstance(key, str) and key.isidentifier()
-            yield (key if bare else f"[{_short(key)}]"), item
+            yield (str(key) if bare else f"[{_short(key)}]"), item
             yield f" key {_short(key)}", key
     elif isinstance(value, (list, tuple)):
-        for index, item in enumerate(value):
+        for index, item in enumerate(cast(list[object], value)):
             yield f"[{index}]", item
     elif isinstance(value, (set, frozenset)):
-        for item in value:
+        for item in cast(set[object], value):
             yield f" member {_short(item)}", item
     elif callable(value) and not isinstance(value, type):
         yield from _parts_of_callable(value)
-    if isinstance(attributes := getattr(value, "__dict__", None), dict) and not isinstance(value, type):
-        for name, item in list(attributes.items()):
+    if not isinstance(value, type):
+        for name, item in list(_mapping(whole, "__dict__").items()):
             yield f".{name}", item
 
 
-def _parts_of_callable(value: Any) -> Iterator[tuple[str, object]]:
-    code = getattr(value, "__code__", None)
-    for name, cell in zip(getattr(code, "co_freevars", ()), getattr(value, "__closure__", None) or (), strict=False):
+def _parts_of_callable(value: object) -> Iterator[tuple[str, object]]:
+    code: Any = getattr(value, "__code__", None)
+    cells: Any = getattr(value, "__closure__", None) or ()
+    for name, cell in zip(getattr(code, "co_freevars", ()), cells, strict=False):
         try:
             yield f" variable {name!r}", cell.cell_contents
         except ValueError:  # not assigned yet
             continue
-    known = getattr(value, "__globals__", {})
+    known = _mapping(value, "__globals__")
     for name in getattr(code, "co_names", ()):
         if name in known:
             yield f" global {name!r}", known[name]
@@ -85,6 +87,11 @@ def _parts_of_callable(value: Any) -> Iterator[tuple[str, object]]:
     for name in ("__self__", "__func__", "__wrapped__", "func", "args", "keywords"):
         if hasattr(value, name):
             yield f".{name}", getattr(value, name)
+
+
+def _mapping(value: object, attribute: str) -> dict[str, object]:
+    found = getattr(value, attribute, None)
+    return cast(dict[str, object], found) if isinstance(found, dict) else {}
 
 
 def _short(value: object) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import builtins
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 from wove.errors import EnvironmentExecutionError, SerializationError, WoveError
 from wove.protocol.frames import PYTHON, ErrorReport
@@ -88,7 +88,7 @@ def _without_object(report: dict[str, Any], trouble: str, task: str, exception: 
     if exception is not None and not message:
         message = str(exception)
     said = ": ".join(str(part) for part in (kind, message) if part)
-    text = f"task {task!r} failed: {said}" if said else f"task {task!r} failed, and its worker did not say why"
+    text = f"task {task!r} failed" + (f": {said}" if said else ", and its worker did not say why")
     if trouble:
         text += f" (its exception object is missing: {trouble})"
     error = EnvironmentExecutionError(text, report)
@@ -110,7 +110,7 @@ def _report(event: Mapping[str, Any], task: str) -> tuple[dict[str, Any], str]:
     if isinstance(report, BaseException):
         return {"kind": _kind(report), "message": _message(report)}, trouble
     if isinstance(report, Mapping):
-        return {str(name): value for name, value in report.items()}, trouble
+        return {str(name): value for name, value in cast(Mapping[object, object], report).items()}, trouble
     return ({} if report is None else {"message": str(report)}), trouble
 
 
@@ -120,9 +120,7 @@ def _surviving(exception: BaseException, task: str) -> Pickled | None:
     try:
         pickled = dumps(exception, what=what)
         rebuilt = loads(pickled, what=what)
-    except Exception as error:
-        # Without cloudpickle, and whenever pickling fails: the report still goes out.
-        del error
+    except BaseException:  # whatever it raises, cloudpickle missing included: the report still goes out
         return None
     return pickled if type(rebuilt) is type(exception) else None
 
@@ -138,7 +136,7 @@ def _kind(exception: BaseException) -> str:
 def _message(exception: BaseException) -> str:
     try:
         return str(exception)
-    except Exception:
+    except BaseException:  # the user's own __str__: anything can happen, and nothing may come of it
         return "<its message could not be printed>"
 
 
@@ -150,7 +148,7 @@ def _traceback(exception: BaseException) -> str:
         frames = frames.tb_next
     try:
         text = "".join(traceback.format_exception(type(exception), exception, frames))
-    except Exception:
+    except BaseException:
         text = f"{_kind(exception)}: {_message(exception)}\n"
     if len(text) > TRACEBACK_CHARACTERS:
         half = TRACEBACK_CHARACTERS // 2

@@ -218,6 +218,7 @@ def _pickler_type() -> Any:
     global _made_pickler
     if _made_pickler is None:
         base: Any = _cloudpickle().Pickler
+        override: Any = base.reducer_override
 
         class Pickler(base):  # type: ignore[misc]  # a base that is only known at run time
             plain = True
@@ -225,7 +226,7 @@ def _pickler_type() -> Any:
             def reducer_override(self, obj: Any) -> Any:
                 # The C pickler asks for everything but the exact built-in scalars and containers.
                 self.plain = False
-                return super().reducer_override(obj)
+                return override(self, obj)
 
         _made_pickler = Pickler
     return _made_pickler
@@ -329,7 +330,7 @@ def _rebuilt_classes() -> Any:
     if _rebuilt is None:
         import weakref
 
-        _rebuilt = weakref.WeakSet()
+        _rebuilt = weakref.WeakSet[type]()
     return _rebuilt
 
 
@@ -357,7 +358,7 @@ def _sparing_our_own(set_state: Callable[[type, Any], type]) -> Callable[[type, 
 def _why_not_loaded(what: str, error: Exception) -> str:
     if isinstance(error, ModuleNotFoundError) and error.name:
         if error.name.partition(".")[0] == "cloudpickle":
-            return f"cannot rebuild {what}: cloudpickle is not installed there. {MissingDispatchFeatureError()}"
+            return f"cannot rebuild {what} without cloudpickle. {MissingDispatchFeatureError()}"
         return (
             f"cannot rebuild {what}: the module {error.name!r} cannot be imported there. "
             f"Install it there, or make it importable (PYTHONPATH, working directory)."

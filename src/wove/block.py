@@ -1,0 +1,359 @@
+"""The `weave` block: tasks are declared inside, and run when it closes."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterable, Callable, Iterable
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, Unpack, overload
+
+from wove.background import Background, Detached, Threaded, report, report_awaiting
+from wove.engine.execution import Execution
+from wove.engine.loops import run_awaiting, run_blocking
+from wove.engine.sources import is_iterable
+from wove.errors import WeaveStateError
+from wove.explaining import Explanation, describe
+from wove.graph.options import (
+    UNSET,
+    OrphanPolicy,
+    TaskOptions,
+    Unset,
+    check_task_options,
+    check_weave_options,
+    shown,
+)
+from wove.graph.plan import DATA, Declaration, ExecutionPlan, Plan, plan
+from wove.graph.signature import name_of
+from wove.result import RESERVED, WoveResult
+from wove.settings import current
+from wove.settings.resolution import Resolver
+
+if TYPE_CHECKING:
+    from wove.graph.rules import IdempotencyKey
+    from wove.workflow import Weave
+
+__all__ = ["weave"]
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+_NEW, _OPEN, _RUNNING, _OVER = "new", "open", "running", "over"
+
+
+class weave:  # noqa: N801 - it is used like a function
+    """A block of tasks that run when it closes; edges come from the names of their parameters.
+
+    Use it with ``with``, anywhere, or with ``async with`` in a coroutine, where it never blocks the
+    loop. Leaving the block with an exception runs nothing.
+
+    Args:
+        parent: A `Weave` subclass whose tasks are part of this weave.
+        debug: Print the plan before it runs.
+        environment: The environment of the tasks that name none.
+        max_workers: The most threads for its sync tasks (256).
+        background: Leave the block at once and run the tasks in a thread.
+        fork: With *background*: run them in a detached process instead.
+        on_done: Called with the result when everything has ended, however it ended; may be a
+            coroutine function. What it raises is logged.
+        max_pending: The most items a mapped task may have.
+        error_mode: ``"raise"`` the first failure out of the block; ``"return"`` it when the failed
+            task is read; ``"continue"`` as that, and run all that does not depend on it.
+        progress: Show the progress on stderr.
+        delivery_timeout: Seconds from the hand-over of a remote run to its end.
+        delivery_idempotency_key: Text with ``{parameter}`` fields, or a callable of the arguments.
+        delivery_cancel_mode: ``"best_effort"`` or ``"require_ack"``.
+        delivery_heartbeat_seconds: Seconds without a sign of life, after which a started run is lost.
+        delivery_max_in_flight: The most remote runs of one environment at once in this process.
+        delivery_orphan_policy: ``"cancel"``, ``"fail"``, ``"requeue"`` or ``"detach"``.
+        **initial_values: Values that tasks can name; all together they are the dict ``data``.
+
+    Raises:
+        NameError: An initial value has a name that is taken.
+        TypeError, ValueError: An option is wrong; the message names it.
+
+    Example:
+        >>> with weave(n=3) as w:
+        ...     @w.do
+        ...     def squares(n): return [i * i for i in range(n)]
+        ...     @w.do("squares")
+        ...     async def text(item): return str(item)
+        >>> w.result.text
+        ['0', '1', '4']
+    """
+
+    def __init__(
+        self,
+        parent: type[Weave] | None = None,
+        *,
+        debug: bool = False,
+        environment: str | None | Unset = UNSET,
+        max_workers: int | None | Unset = UNSET,
+        background: bool | None | Unset = UNSET,
+        fork: bool | None | Unset = UNSET,
+        on_done: Callable[[WoveResult], Any] | None = None,
+        max_pending: int | None | Unset = UNSET,
+        error_mode: Literal["raise", "return", "continue"] | None | Unset = UNSET,
+        progress: bool | None = None,
+        delivery_timeout: float | None | Unset = UNSET,
+        delivery_idempotency_key: IdempotencyKey | None | Unset = UNSET,
+        delivery_cancel_mode: Literal["best_effort", "require_ack"] | None | Unset = UNSET,
+        delivery_heartbeat_seconds: float | None | Unset = UNSET,
+        delivery_max_in_flight: int | None | Unset = UNSET,
+        delivery_orphan_policy: OrphanPolicy | None | Unset = UNSET,
+        **initial_values: Any,
+    ) -> None:
+        options: dict[str, Any] = {
+            "environment": environment,
+            "max_workers": max_workers,
+            "background": background,
+            "fork": fork,
+            "max_pending": max_pending,
+            "error_mode": error_mode,
+            "delivery_timeout": delivery_timeout,
+            "delivery_idempotency_key": delivery_idempotency_key,
+            "delivery_cancel_mode": delivery_cancel_mode,
+            "delivery_heartbeat_seconds": delivery_heartbeat_seconds,
+            "delivery_max_in_flight": delivery_max_in_flight,
+            "delivery_orphan_policy": delivery_orphan_policy,
+        }
+        given = {name: value for name, value in options.items() if value is not UNSET}
+        self._options = check_weave_options(given) if given else given
+        if on_done is not None and not callable(on_done):
+            raise TypeError(f"weave: on_done must be callable, not {shown(on_done)}")
+        self._debug = debug
+        self._on_done = on_done
+        self._progress = bool(progress)
+        self._state = _NEW
+        self._values = initial_values
+        self._declarations: dict[str, Declaration] = {}
+        self._inherited: set[str] = set()
+        self._plan: Plan | None = None
+        self._result: WoveResult | None = None
+        self._background: Background | None = None
+        for name in initial_values:
+            if name in RESERVED or name == DATA:
+                raise _taken("initial value", name)
+        if parent is not None:
+            self._inherit(parent)
+
+    def _inherit(self, parent: type[Weave]) -> None:
+        from wove.workflow import declarations_of
+
+        self._declarations = declarations_of(parent)
+        self._inherited = set(self._declarations)
+        for name in self._values:
+            if name in self._declarations:
+                raise NameError(
+                    f"{name!r} is a task of {parent.__name__} and an initial value: one of the two would be lost"
+                )
+
+    # ------------------------------------------------------------------ declaring
+
+    @overload
+    def do(self, fn: F, /) -> F: ...
+
+    @overload
+    def do(
+        self, source: str | Iterable[Any] | AsyncIterable[Any] = ..., /, **options: Unpack[TaskOptions]
+    ) -> Callable[[F], F]: ...
+
+    def do(self, source: Any = UNSET, /, **options: Unpack[TaskOptions]) -> Any:
+        """Declare a task: ``@w.do``, ``@w.do(**options)`` or, mapped, ``@w.do(source, **options)``.
+
+        The task's parameters name what it needs: other tasks, initial values, or ``data``. One that
+        has a default and names neither keeps it. A mapped task runs once per item of *source*, an
+        iterable, an async iterable, or the name of a task or initial value; its one parameter that
+        names nothing receives the item, and its result is the list of results in the items' order.
+
+        Args:
+            source: What to map over; a callable is the task itself.
+            **options: ``retries`` more attempts, ``retry_delay`` seconds apart (or ``"exponential"``, or
+                a callable of the attempt), after the exceptions of ``retry_on``; ``timeout`` seconds for
+                each; ``workers`` items at once and ``limit_per_minute`` launches; the ``environment``
+                that runs it; and ``delivery_*``, as for `weave`.
+
+        Returns:
+            The callable itself, or a decorator that returns it.
+
+        Raises:
+            NameError: The task's name is taken.
+            TypeError, ValueError: An option is wrong; the message names it.
+            WeaveStateError: The block is not open.
+        """
+        if not options and callable(source) and not is_iterable(source):
+            self._declare(source, UNSET, {})
+            return source
+        if source is not UNSET and not is_iterable(source):
+            raise TypeError(f"@w.do maps over an iterable or the name of a task, not over {shown(source)}")
+
+        def decorate(fn: F) -> F:
+            self._declare(fn, source, options)
+            return fn
+
+        return decorate
+
+    def _declare(self, fn: Callable[..., Any], source: Any, options: Any) -> None:
+        if self._state is not _OPEN:
+            raise WeaveStateError(_NOT_OPEN[self._state])
+        if not callable(fn):
+            raise TypeError(f"@w.do declares a callable, not {shown(fn)}")
+        name = name_of(fn)
+        mapped = source is not UNSET
+        replaces: Declaration | None = None
+        if name in self._inherited:
+            self._inherited.discard(name)
+            replaces = self._declarations[name]
+        elif name in self._declarations:
+            raise NameError(f"task {name!r} is declared twice: one of the two would be lost. Rename one of them")
+        elif name in RESERVED or name == DATA or name in self._values:
+            raise _taken("task", name)
+        if options:
+            options = check_task_options(
+                options, mapped=mapped or (replaces is not None and replaces.mapped), what=f"task {name!r}"
+            )
+        if replaces is not None:
+            options = {**replaces.options, **options}
+        self._declarations[name] = Declaration(
+            fn, options, source if mapped else None, mapped=mapped, replaces=replaces
+        )
+
+    # ------------------------------------------------------------------ the block
+
+    def __enter__(self) -> weave:
+        if self._state is not _NEW:
+            raise WeaveStateError("this weave was used before: each block needs a weave of its own")
+        self._state = _OPEN
+        return self
+
+    async def __aenter__(self) -> weave:
+        return self.__enter__()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if kind is not None:
+            self._state = _OVER
+            return
+        execution = self._prepare()
+        if execution is None:
+            return
+        try:
+            run_blocking(execution.make_run)
+        finally:
+            self._conclude(execution)
+        if self._on_done is not None and self._result is not None:
+            report(self._on_done, self._result)
+        _raise(execution)
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if kind is not None:
+            self._state = _OVER
+            return
+        execution = self._prepare()
+        if execution is None:
+            if self._background is not None:
+                await self._background.launched()
+            return
+        try:
+            await run_awaiting(execution.make_run)
+        finally:
+            self._conclude(execution)
+        if self._on_done is not None and self._result is not None:
+            await report_awaiting(self._on_done, self._result)
+        _raise(execution)
+
+    def _prepare(self) -> Execution | None:
+        """Plan; what is to be run here and now, if it is not run in the background."""
+        self._state = _OVER  # should planning fail
+        execution = Execution(self._declarations, self._values, self._options, current())
+        self._plan = execution.plan
+        if self._debug:
+            print(describe(execution.plan, execution.resolver))
+        settings = execution.settings
+        if not settings.background:
+            if execution.plan.error is not None:
+                raise execution.plan.error
+            self._state = _RUNNING
+            return execution
+        self._background = (Detached if settings.fork else Threaded)(execution, self._on_done)
+        self._state = _RUNNING
+        return None
+
+    def _conclude(self, execution: Execution) -> None:
+        self._state = _OVER
+        self._result = execution.result()
+
+    # ------------------------------------------------------------------ afterwards
+
+    @property
+    def result(self) -> WoveResult:
+        """The results, once the tasks have run.
+
+        Raises:
+            WeaveStateError: They have not, or not in this process.
+        """
+        if self._result is None and self._background is not None:
+            self._result = self._background.result()
+        if self._result is None:
+            raise WeaveStateError(_NO_RESULT[self._state])
+        return self._result
+
+    @property
+    def execution_plan(self) -> ExecutionPlan:
+        """What waits for what; also inside the block, and when planning or running failed."""
+        return (self._plan or plan(self._declarations, self._values)).execution_plan()
+
+    def explain(self) -> Explanation:
+        """Every effective setting of the weave and of each task, and where it came from; runs nothing."""
+        return Explanation.of(self._declarations.values(), Resolver(current(), self._options))
+
+    def done(self) -> bool:
+        """Whether everything has ended."""
+        return self._background.done() if self._background is not None else self._state is _OVER
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Wait until a background weave has ended.
+
+        Args:
+            timeout: Seconds to wait at most; ``None`` for as long as it takes.
+
+        Returns:
+            Whether it has ended.
+        """
+        return self._background.wait(timeout) if self._background is not None else self.done()
+
+    def __repr__(self) -> str:
+        return f"<weave of {len(self._declarations)} task(s), {_STATES[self._state]}>"
+
+
+_STATES = {_NEW: "not entered", _OPEN: "open", _RUNNING: "running", _OVER: "over"}
+
+_NOT_OPEN = {
+    _NEW: "tasks are declared inside the block: with weave() as w: ...",
+    _RUNNING: "this weave is running already: declare every task inside the block, or use merge() in a task",
+    _OVER: "this weave is over: declare every task inside its block",
+}
+
+_NO_RESULT = {
+    _NEW: "there is no result yet: the tasks run when the block closes, and it was not even entered",
+    _OPEN: "there is no result yet: the tasks run when the block closes. Read it after the block",
+    _RUNNING: "there is no result yet: the tasks are running. In a task, name what you need as a parameter",
+    _OVER: "there is no result: the block did not get to running its tasks",
+}
+
+
+def _raise(execution: Execution) -> None:
+    error = execution.error()
+    if error is not None:
+        try:
+            raise error
+        finally:
+            del error, execution  # or the traceback would hold itself alive
+
+
+def _taken(what: str, name: str) -> NameError:
+    if name == DATA:
+        return NameError(f"{name!r} cannot name a {what}: it is the dict of all initial values")
+    if name in RESERVED:
+        return NameError(f"{name!r} cannot name a {what}: it is an attribute of the result. Choose another name")
+    return NameError(f"{name!r} is an initial value and a task: one of the two would be lost. Rename one of them")

@@ -1,0 +1,258 @@
+"""One call of a task, attempt after attempt: where it runs, how long it may take, when it is tried again."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
+from time import perf_counter, time
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from wove.engine.binding import portable
+from wove.engine.threads import ThreadCall
+from wove.errors import TaskTimeoutError
+from wove.graph.signature import Kind, Signature
+from wove.observe.events import emit
+from wove.result import RunRecord
+
+if TYPE_CHECKING:
+    from wove.delivery import Call
+    from wove.engine.scheduler import Run
+    from wove.settings.resolution import TaskSettings
+
+__all__ = ["Bound", "Caller", "Pacer", "retry_delay"]
+
+Bound: TypeAlias = Callable[[], Any] | Mapping[str, Any]
+"""A call that is ready to be made: here, a callable without arguments; elsewhere, the arguments by name."""
+
+CANCEL_GRACE_SECONDS = 5.0
+"""How long a coroutine whose time is up may take to end before it is left behind."""
+
+BACKOFF_SECONDS = 60.0
+"""The longest delay of ``retry_delay="exponential"``."""
+
+
+class Pacer:
+    """Spreads launches evenly: *per_minute* of them, never two at once.
+
+    The first one goes at once; time that passes unused is not made up for.
+    """
+
+    __slots__ = ("_interval", "_next")
+
+    def __init__(self, per_minute: float) -> None:
+        self._interval = 60.0 / per_minute
+        self._next = 0.0
+
+    async def turn(self) -> None:
+        """Wait until the next launch is due."""
+        now = perf_counter()
+        due = max(now, self._next)
+        self._next = due + self._interval
+        if due > now:
+            await asyncio.sleep(due - now)
+
+
+def retry_delay(setting: float | str | Callable[[int], float], failed: int) -> float:
+    """Seconds to wait after attempt *failed* (from 1)."""
+    if callable(setting):
+        return max(0.0, float(setting(failed)))
+    if isinstance(setting, str):
+        # "Full jitter", so that many that failed together do not come back together:
+        # https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/
+        return random.uniform(0.0, min(BACKOFF_SECONDS, 2.0 ** (failed - 1)))
+    return setting
+
+
+class Caller:
+    """Makes the calls of one task, or of all items of one map.
+
+    Attributes:
+        plain: Whether a call is nothing but the call: here, once, without a limit.
+        pacer: Spreads the launches of a map, or ``None``.
+        records: What became of the attempts outside this process.
+        retried: How many attempts were not the first one.
+    """
+
+    __slots__ = ("call", "fn", "kind", "name", "pacer", "plain", "records", "retried", "run", "settings", "signature")
+
+    def __init__(
+        self,
+        run: Run,
+        name: str,
+        fn: Callable[..., Any],
+        kind: Kind,
+        signature: Signature,
+        settings: TaskSettings,
+    ) -> None:
+        self.run = run
+        self.name = name
+        self.fn = fn
+        self.kind = kind
+        self.signature = signature
+        self.settings = settings
+        self.pacer = None if settings.limit_per_minute is None else Pacer(settings.limit_per_minute)
+        self.plain = (
+            settings.is_local and not settings.retries and settings.timeout is None and self.pacer is None
+        )
+        self.call: Call | None = None
+        self.records: list[RunRecord] = []
+        self.retried = 0
+
+    async def __call__(self, bound: Bound, item: int | None = None) -> Any:
+        """Make the call; returns its value or raises what its last attempt raised."""
+        settings = self.settings
+        attempt = 1
+        while True:
+            try:
+                return await self._attempt(bound, attempt, item)
+            except settings.retry_on as error:
+                if attempt > settings.retries or self.run.stopped:
+                    raise
+                delay = retry_delay(settings.retry_delay, attempt)
+                emit("retry", task=self.name, item=item, attempt=attempt, error=error, delay=delay)
+                self.retried += 1
+            attempt += 1
+            if delay:
+                await asyncio.sleep(delay)
+            if self.pacer is not None:
+                await self.pacer.turn()
+
+    def _attempt(self, bound: Bound, attempt: int, item: int | None) -> Awaitable[Any]:
+        limit = self.settings.timeout
+        if isinstance(bound, Mapping):
+            return self._elsewhere(bound, attempt, item, limit)
+        if self.kind is Kind.ASYNC:
+            return self._within(bound(), attempt, item, limit)
+        if self.kind is Kind.ASYNC_GENERATOR:
+            return self._within(_collect(bound), attempt, item, limit)
+        if self.kind is Kind.GENERATOR:
+            bound = partial(_as_list, bound)
+        return self._in_thread(bound, attempt, item, limit)
+
+    async def _in_thread(self, bound: Callable[[], Any], attempt: int, item: int | None, limit: float | None) -> Any:
+        run = self.run
+        # A pair instead of a raised exception, because a future cannot carry every one (StopIteration).
+        outcome: asyncio.Future[tuple[bool, Any]] = run.loop.create_future()
+        call = ThreadCall(
+            bound, slots=run.slots, inbox=run.inbox, context=run.context.copy(), ended=partial(_settle, outcome)
+        )
+        timer: asyncio.TimerHandle | None = None
+        began = perf_counter()
+        begun = None if limit is None else call.wait_begun()
+        call.start()
+        try:
+            if begun is not None and limit is not None:
+                await begun  # the time in the queue for a thread is not the task's
+                began = perf_counter()
+                timer = run.loop.call_later(limit, self._expire, call, outcome, attempt, item, limit)
+            succeeded, value = await outcome
+        except asyncio.CancelledError:
+            call.abandon()
+            raise
+        finally:
+            if timer is not None:
+                timer.cancel()
+        if not succeeded:
+            raise value
+        if hasattr(type(value), "__await__"):
+            left = None if limit is None else max(0.0, limit - (perf_counter() - began))
+            return await self._within(value, attempt, item, limit, left)
+        return value
+
+    def _expire(
+        self,
+        call: ThreadCall,
+        outcome: asyncio.Future[tuple[bool, Any]],
+        attempt: int,
+        item: int | None,
+        limit: float,
+    ) -> None:
+        call.abandon()
+        _settle(outcome, False, TaskTimeoutError.of(self.name, attempt, limit, item))
+
+    async def _within(
+        self,
+        value: Awaitable[Any],
+        attempt: int,
+        item: int | None,
+        limit: float | None,
+        left: float | None = None,
+    ) -> Any:
+        if limit is None:
+            return await value
+        # A task of its own, because one that does not end when it is cancelled must be left behind.
+        task = asyncio.Task(_await(value), loop=self.run.loop, name=self.name)
+        if await self._finished(task, limit if left is None else left):
+            return task.result()
+        error = TaskTimeoutError.of(self.name, attempt, limit, item)
+        await self._end(task)
+        if task.done() and not task.cancelled():
+            error.__cause__ = task.exception()
+        raise error
+
+    async def _finished(self, task: asyncio.Task[Any], seconds: float) -> bool:
+        try:
+            await asyncio.wait({task}, timeout=seconds)
+        except asyncio.CancelledError:
+            await self._end(task)
+            raise
+        return task.done()
+
+    async def _end(self, task: asyncio.Task[Any]) -> None:
+        task.cancel()
+        await asyncio.wait({task}, timeout=CANCEL_GRACE_SECONDS)
+        if not task.done():
+            self.run.left_behind(self.name, task)
+
+    async def _elsewhere(
+        self, arguments: Mapping[str, Any], attempt: int, item: int | None, limit: float | None
+    ) -> Any:
+        from wove.delivery import Call, Request
+
+        if self.call is None:
+            self.call = Call(portable(self.fn, self.kind, self.signature), self.name)
+        record = RunRecord(self.name, item, attempt, self.settings.environment.name, started=time())
+        self.records.append(record)
+        request = Request(
+            call=self.call,
+            args=dict(arguments),
+            settings=self.settings,
+            item=item,
+            attempt=attempt,
+            timeout=limit,
+            record=record,
+        )
+        run = self.run.scope().run(request)
+        try:
+            if limit is None:
+                return await run
+            task = asyncio.Task(run, loop=self.run.loop, name=self.name)
+            if await self._finished(task, limit):
+                return task.result()
+            request.expired = True
+            await self._end(task)
+            raise TaskTimeoutError.of(self.name, attempt, limit, item)
+        except BaseException as error:
+            record.error = f"{type(error).__name__}: {error}"
+            raise
+        finally:
+            record.ended = time()
+
+
+def _settle(outcome: asyncio.Future[tuple[bool, Any]], succeeded: bool, value: Any) -> None:
+    if not outcome.done():
+        outcome.set_result((succeeded, value))
+
+
+async def _await(value: Awaitable[Any]) -> Any:
+    return await value
+
+
+async def _collect(bound: Callable[[], Any]) -> list[Any]:
+    return [item async for item in bound()]
+
+
+def _as_list(bound: Callable[[], Any]) -> list[Any]:
+    return list(bound())

@@ -1,0 +1,74 @@
+"""From a node of the plan and the values there are to a call that can be made."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from wove.graph.signature import Kind, Signature
+
+if TYPE_CHECKING:
+    from wove.graph.plan import Node
+
+__all__ = ["call_here", "call_here_per_item", "names_elsewhere", "portable"]
+
+
+def call_here(node: Node, values: Mapping[str, Any]) -> Callable[[], Any]:
+    """The node's callable with all it needs."""
+    fn = node.declaration.fn
+    if not node.positional and not node.keywords:
+        return fn
+    if node.fill:
+        values = {**values, **node.fill}
+    positional = [values[name] for name in node.positional]
+    if not node.keywords:
+        return partial(fn, *positional)
+    return partial(fn, *positional, **{name: values[name] for name in node.keywords})
+
+
+def call_here_per_item(node: Node, values: Mapping[str, Any]) -> Callable[[Any], Any]:
+    """The node's callable with all it needs but the item."""
+    fn, item = node.declaration.fn, node.item
+    if node.positional == (item,) and not node.keywords:
+        return fn
+    if node.fill:
+        values = {**values, **node.fill}
+    keywords = {name: values[name] for name in node.keywords if name != item}
+    if item in node.keywords:
+        positional = [values[name] for name in node.positional]
+        fixed = partial(fn, *positional, **keywords)
+        return lambda value: fixed(**{item: value})
+    at = node.positional.index(item) if item is not None else 0
+    before = [values[name] for name in node.positional[:at]]
+    after = [values[name] for name in node.positional[at + 1 :]]
+    return lambda value: fn(*before, value, *after, **keywords)
+
+
+def names_elsewhere(node: Node, values: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of the node's callable by name, the item's not among them."""
+    arguments = {name: values[name] for name in node.arguments() if name != node.item and name in values}
+    return {**(node.fill or {}), **arguments}
+
+
+def portable(fn: Callable[..., Any], kind: Kind, signature: Signature) -> Callable[..., Any]:
+    """*fn* as a worker can call it: with every argument by name, giving a value that can travel."""
+    if signature.positional_only:
+        fn = partial(_by_position, fn, signature.names[: signature.positional_only])
+    if kind is Kind.GENERATOR:
+        return partial(_list_of, fn)
+    if kind is Kind.ASYNC_GENERATOR:
+        return partial(_list_of_async, fn)
+    return fn
+
+
+def _by_position(fn: Callable[..., Any], names: tuple[str, ...], /, **arguments: Any) -> Any:
+    return fn(*[arguments.pop(name) for name in names if name in arguments], **arguments)
+
+
+def _list_of(fn: Callable[..., Any], /, **arguments: Any) -> list[Any]:
+    return list(fn(**arguments))
+
+
+async def _list_of_async(fn: Callable[..., Any], /, **arguments: Any) -> list[Any]:
+    return [item async for item in fn(**arguments)]

@@ -1,0 +1,93 @@
+"""A weave from its declarations to its result, whoever runs it: the block, a thread, a detached process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextvars import copy_context
+from typing import TYPE_CHECKING, Any
+
+from wove.engine.outcome import failed_before_running, result_of
+from wove.engine.scheduler import Run
+from wove.graph.plan import Declaration, plan
+from wove.settings.resolution import Resolver
+
+if TYPE_CHECKING:
+    from asyncio import AbstractEventLoop
+
+    from wove.result import WoveResult
+    from wove.settings.model import Configuration
+
+__all__ = ["Execution"]
+
+
+class Execution:
+    """What one weave is to run, under which settings. It pickles when its tasks and values do.
+
+    Args:
+        declarations: The tasks by name, in order of definition.
+        values: The initial values by name.
+        options: The checked options of the weave.
+        configuration: What ``wove.config`` held when the block closed.
+
+    Attributes:
+        plan: The graph; what is wrong with it is in its ``error``.
+        resolver: The settings.
+        settings: The weave's own settings.
+        context: The context variables of whoever closed the block.
+
+    Raises:
+        NameError: The weave's environment is not configured.
+    """
+
+    def __init__(
+        self,
+        declarations: Mapping[str, Declaration],
+        values: Mapping[str, Any],
+        options: Mapping[str, Any],
+        configuration: Configuration,
+    ) -> None:
+        self._parts = (declarations, values, options, configuration)
+        self.values = values
+        self.configuration = configuration
+        self.plan = plan(declarations, values)
+        self.resolver = Resolver(configuration, options)
+        self.settings = self.resolver.weave()
+        self.context = copy_context()
+        self._run: Run | None = None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (Execution, self._parts)
+
+    def make_run(self, loop: AbstractEventLoop, finished: Callable[[], object], owns_loop: bool) -> Run:
+        """The run, to be started on *loop*.
+
+        Raises:
+            NameError: The environment of a task is not configured.
+        """
+        self._run = Run(
+            self.plan,
+            self.values,
+            self.resolver,
+            loop=loop,
+            context=self.context,
+            owns_loop=owns_loop,
+            finished=finished,
+        )
+        return self._run
+
+    def result(self) -> WoveResult | None:
+        """What the run has left, when it has ended; ``None`` where it was never made."""
+        return None if self._run is None else result_of(self._run, self.values)
+
+    def failed(self, error: BaseException) -> WoveResult:
+        """The result when *error* kept the weave from running."""
+        return failed_before_running(self.plan, self.values, error, self.settings.error_mode != "raise")
+
+    def error(self) -> BaseException | None:
+        """What the block is to raise."""
+        run = self._run
+        if run is None:
+            return None
+        if run.cancelled_by is None and self.settings.error_mode == "raise":
+            return run.error
+        return run.cancelled_by

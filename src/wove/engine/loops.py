@@ -1,0 +1,217 @@
+"""Which loop a weave runs on: the running one, one that is kept for the thread, or one on a helper thread."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import threading
+from asyncio import AbstractEventLoop
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from wove.engine.threads import start_thread
+
+__all__ = ["Runnable", "run_blocking"]
+
+
+class Runnable(Protocol):
+    """What is run on a loop: a weave's run."""
+
+    def start(self) -> None: ...
+
+    def cancel(self, error: BaseException) -> None: ...
+
+
+Make = Callable[[AbstractEventLoop, Callable[[], object], bool], Runnable]
+"""Makes the runnable, given its loop, what it calls when it has ended, and whether it has the loop to itself."""
+
+CLEAN_UP_SECONDS = 5.0
+"""How long tasks that user code left on the loop may take to end once they are cancelled."""
+
+
+class _Kept(threading.local):
+    """The loop of each thread, kept for its next weave: making one costs more than a small weave."""
+
+    def __init__(self) -> None:
+        self.loop: AbstractEventLoop | None = None
+        self.closer: _Closer | None = None
+
+
+class _Closer:
+    """Closes a loop when the thread that it was kept for ends, or when the interpreter does."""
+
+    def __init__(self, loop: AbstractEventLoop) -> None:
+        self.loop = loop
+        self.pid = os.getpid()
+
+    def __del__(self) -> None:
+        if os.getpid() == self.pid and not self.loop.is_running():
+            self.loop.close()
+
+
+_kept = _Kept()
+_inherited: list[Any] = []
+
+
+def _forget_loop() -> None:
+    """A forked child shares the selector of its parent's loop: it may neither use nor close it."""
+    _inherited.append((_kept.loop, _kept.closer))
+    _kept.loop = _kept.closer = None
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_loop)
+
+
+def run_blocking(make: Make) -> None:
+    """Run what *make* makes until it has ended; the calling thread blocks.
+
+    Inside a running loop it is run on a helper thread. Ctrl-C in the main thread cancels it.
+    """
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        _run_here(make)
+    else:
+        _run_on_helper(make)
+
+
+def _run_here(make: Make) -> None:
+    loop = _kept.loop
+    if loop is None or loop.is_closed():
+        loop = asyncio.new_event_loop()
+        _kept.loop = loop
+        _kept.closer = _Closer(loop)
+    runnable = make(loop, loop.stop, True)
+    loop.call_soon(runnable.start)
+    try:
+        with _Interrupts(loop, runnable):
+            loop.run_forever()
+    except BaseException as error:  # a second Ctrl-C, or an exception of a callback of the user's
+        runnable.cancel(error)
+        with contextlib.suppress(RuntimeError):
+            loop.run_forever()
+        raise
+    finally:
+        if not _clean(loop):
+            _kept.loop = _kept.closer = None
+
+
+class _Interrupts:
+    """Ctrl-C while a weave blocks the main thread: first cancel the weave, and only then insist.
+
+    As `asyncio.Runner` does it: the loop is never interrupted in the middle of its own work.
+    """
+
+    __slots__ = ("loop", "pressed", "previous", "runnable")
+
+    def __init__(self, loop: AbstractEventLoop, runnable: Runnable) -> None:
+        self.loop = loop
+        self.runnable = runnable
+        self.pressed = False
+        self.previous: Any = None
+
+    def __enter__(self) -> None:
+        if (
+            threading.current_thread() is threading.main_thread()
+            and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        ):
+            with contextlib.suppress(ValueError):  # an embedded interpreter without signals
+                self.previous = signal.signal(signal.SIGINT, self._interrupt)
+
+    def __exit__(self, *exc_info: object) -> None:
+        if self.previous is not None:
+            signal.signal(signal.SIGINT, self.previous)
+
+    def _interrupt(self, signum: int, frame: object) -> None:
+        if self.pressed:
+            raise KeyboardInterrupt
+        self.pressed = True
+        self.loop.call_soon_threadsafe(self.runnable.cancel, KeyboardInterrupt())
+
+
+def _run_on_helper(make: Make) -> None:
+    ended = threading.Event()
+    made: list[tuple[AbstractEventLoop, Runnable]] = []
+    failed: list[BaseException] = []
+
+    def remember(loop: AbstractEventLoop, finished: Callable[[], object], owns_loop: bool) -> Runnable:
+        runnable = make(loop, finished, owns_loop)
+        made.append((loop, runnable))
+        return runnable
+
+    def work() -> None:
+        try:
+            _run_here(remember)
+        except BaseException as error:  # raised below, in the thread of the block
+            failed.append(error)
+        finally:
+            ended.set()
+
+    start_thread(work)
+    try:
+        ended.wait()
+    except BaseException as error:  # Ctrl-C
+        for loop, runnable in made:
+            loop.call_soon_threadsafe(runnable.cancel, error)
+        ended.wait()
+        raise
+    if failed:
+        raise failed[0]
+
+
+def _clean(loop: AbstractEventLoop) -> bool:
+    """End what user code left on *loop*; whether the loop is as good as new."""
+    left = asyncio.all_tasks(loop)
+    generators = getattr(loop, "_asyncgens", None)
+    if (
+        not left
+        and generators is not None
+        and not generators
+        and getattr(loop, "_default_executor", True) is None
+        and loop.get_task_factory() is None
+        and loop.get_exception_handler() is None
+    ):
+        return True
+    # As asyncio.run ends: nothing of one weave may go on in the next.
+    for task in left:
+        task.cancel()
+    if left:
+        loop.run_until_complete(asyncio.wait(left, timeout=CLEAN_UP_SECONDS))
+        for task in left:
+            if task.done() and not task.cancelled() and task.exception() is not None:
+                loop.call_exception_handler(
+                    {"message": "unhandled exception at the end of a weave", "exception": task.exception(), "task": task}
+                )
+    loop.run_until_complete(loop.shutdown_asyncgens())
+    if getattr(loop, "_default_executor", True) is not None:
+        loop.run_until_complete(loop.shutdown_default_executor())
+    loop.close()
+    return False
+
+
+async def run_awaiting(make: Make) -> None:
+    """Run what *make* makes on the running loop until it has ended, also when the caller is cancelled."""
+    loop = asyncio.get_running_loop()
+    ended: asyncio.Future[None] = loop.create_future()
+    over = False
+
+    def finished() -> None:
+        nonlocal over
+        over = True
+        if not ended.done():
+            ended.set_result(None)
+
+    runnable = make(loop, finished, False)
+    runnable.start()
+    try:
+        await ended
+    except asyncio.CancelledError as error:
+        runnable.cancel(error)
+        while not over:
+            ended = loop.create_future()
+            with contextlib.suppress(asyncio.CancelledError):  # once is enough: it is ending
+                await ended
+        raise

@@ -1,0 +1,386 @@
+"""One task, many items: lazy, bounded, paced, with the results in the order of the items.
+
+Plain sync calls in this process run in threads that take item after item by themselves
+(`_ThreadedItems`); everything else runs in lanes (`_LanedItems`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from array import array
+from collections import deque
+from collections.abc import Awaitable, Callable
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
+
+from wove.engine.attempts import Bound, Caller
+from wove.engine.lanes import SLICE_SECONDS, Lanes
+from wove.engine.sources import END, WAIT, Source, open_source
+from wove.graph.signature import Kind
+
+if TYPE_CHECKING:
+    from wove.engine.scheduler import Run
+    from wove.engine.threads import Job
+
+__all__ = ["Items", "map_items"]
+
+
+class Items:
+    """The items of one map so far.
+
+    Attributes:
+        results: By position; ``None`` where an item has not succeeded.
+        started: When each item was first launched, on the clock of `time.perf_counter`.
+        ended: When each item ended; 0 while it runs.
+        errors: What failed, as ``(position, exception)``, the first one first; the position is
+            ``None`` for an error of the source itself.
+    """
+
+    def __init__(self, run: Run, caller: Caller, source: Source) -> None:
+        self._run = run
+        self._source = source
+        self.caller = caller
+        self.results: list[Any] = []
+        self.started = array("d")
+        self.ended = array("d")
+        self.errors: list[tuple[int | None, BaseException]] = []
+        self.exhausted = False
+        self.finished: asyncio.Future[None] = run.loop.create_future()
+
+    def begin(self) -> None:
+        """Start on the items there are."""
+        raise NotImplementedError
+
+    def stop(self) -> None:
+        """Start nothing more, and end what runs."""
+        raise NotImplementedError
+
+    def launch(self) -> int:
+        """Make room for the next item; returns its position."""
+        position = len(self.results)
+        self.results.append(None)
+        self.started.append(perf_counter())
+        self.ended.append(0.0)
+        return position
+
+    def finish(self) -> None:
+        """Everything has ended."""
+        if not self.finished.done():
+            self.finished.set_result(None)
+
+
+class _LanedItems(Lanes, Items):
+    """Items that run on the loop, each inside a lane."""
+
+    def __init__(self, run: Run, caller: Caller, source: Source, invoke: Callable[[Any], Bound], limit: float) -> None:
+        Items.__init__(self, run, caller, source)
+        Lanes.__init__(self, run.loop, run.context, caller.name, limit, self._quiet)
+        self._invoke: Callable[[Any], Any] = invoke
+        source.wake = self.feed
+
+    def begin(self) -> None:
+        self.feed()
+
+    def available(self) -> int:
+        if self.exhausted:
+            return 0
+        # A paced map needs one lane to wait for the next turn, not one for every item.
+        return self._source.available() if self.caller.pacer is None else 1
+
+    async def lane(self) -> None:
+        task: asyncio.Task[Any] = asyncio.current_task(self.loop)  # type: ignore[assignment]  # a lane is a task
+        self.enter(task)
+        caller = self.caller
+        call: Callable[[Any], Awaitable[Any]] | None = None
+        if caller.plain and caller.kind is Kind.ASYNC:
+            call = self._invoke
+        since = perf_counter()
+        while not self.stopped:
+            if caller.pacer is not None and not self.exhausted:
+                await caller.pacer.turn()
+            item = self._take()
+            if item is END or item is WAIT:
+                return
+            position = self.launch()
+            if not self.coming:
+                self.feed()
+            try:
+                if call is not None:
+                    value = await call(item)
+                else:
+                    value = await caller(self._invoke(item), position)
+            except GeneratorExit as error:
+                # Either the item's own, or this lane is being closed: in both cases it must end here.
+                self._failed(position, error)
+                return
+            except BaseException as error:  # SystemExit and the like are outcomes too
+                self._failed(position, error)
+            else:
+                self.results[position] = value
+            now = self.ended[position] = perf_counter()
+            if self.spoiled(task):
+                return
+            if now - since > SLICE_SECONDS:
+                await asyncio.sleep(0)
+                since = perf_counter()
+
+    def _take(self) -> Any:
+        if self.exhausted or self.stopped:
+            return END
+        try:
+            item = self._source.take()
+        except BaseException as error:  # the source's own; it comes out as it is
+            self.exhausted = True
+            self._failed(None, error)
+            return END
+        if item is END:
+            self.exhausted = True
+        return item
+
+    def _failed(self, position: int | None, error: BaseException) -> None:
+        if self.stopped and isinstance(error, asyncio.CancelledError):
+            return
+        self.errors.append((position, error))
+        self._run.annotate(error, self.caller.name, position)
+        if position is None or not self._run.keeps_going:
+            self.stop()
+
+    def _quiet(self) -> None:
+        if self.exhausted or self.stopped:
+            self.finish()
+
+    def stop(self) -> None:
+        Lanes.stop(self)
+        if not self.tasks:
+            self.finish()
+
+
+class _ThreadedItems(Items):
+    """Items of a plain sync call: each thread takes the next one by itself.
+
+    A thread that has taken an item sees to it that another one follows, if there is more to take;
+    so items that block get threads up to the limit, and items that do not share one or two.
+    """
+
+    def __init__(self, run: Run, caller: Caller, source: Source, invoke: Callable[[Any], Any], limit: float) -> None:
+        super().__init__(run, caller, source)
+        self._invoke = invoke
+        self._limit = limit
+        self._lock = threading.Lock()
+        self._buffer: deque[Any] = deque()
+        self._asked = False
+        self._coming = False
+        self._stopped = False
+        self._abandoned = False
+        self._threads = 0
+        self._under_way = 0
+        self._awaiting: set[asyncio.Task[None]] = set()
+        source.wake = self._refill
+
+    def begin(self) -> None:
+        self._refill()
+
+    def _refill(self) -> None:
+        """On the loop: take what may be taken, and get a thread for it."""
+        grow = False
+        with self._lock:
+            self._asked = False
+            if not self._source.anywhere:
+                while not self.exhausted and not self._stopped and self._under_way + len(self._buffer) < self._limit:
+                    item = self._take()
+                    if item is WAIT:
+                        break
+                    if item is not END:
+                        self._buffer.append(item)
+            grow = self._grow()
+        if grow:
+            self._run.slots.submit(self._work)
+        self._check()
+
+    def _take(self) -> Any:
+        """The next item of the source; called with the lock held."""
+        try:
+            item = self._source.take()
+        except BaseException as error:  # the source's own; it comes out as it is
+            self.errors.append((None, error))
+            self._stopped = self.exhausted = True
+            return END
+        if item is END:
+            self.exhausted = True
+        return item
+
+    def _grow(self) -> bool:
+        """Whether another thread is wanted; called with the lock held."""
+        if self._coming or self._stopped or self._threads >= self._limit:
+            return False
+        if not self._buffer and (self.exhausted or not self._source.anywhere):
+            return False
+        self._coming = True
+        self._threads += 1
+        return True
+
+    def _work(self) -> Job | None:
+        """In a thread: take and run items until there is none."""
+        run, invoke, context = self._run, self._invoke, self._run.context
+        with self._lock:
+            self._coming = False
+            if self._abandoned:
+                return run.slots.next()
+        while True:
+            with self._lock:
+                item: Any = END
+                if not self._stopped:
+                    if self._buffer:
+                        item = self._buffer.popleft()
+                    elif self._source.anywhere and not self.exhausted:
+                        item = self._take()
+                if item is END:
+                    if self._abandoned:
+                        return None  # the slot was given back when this thread was given up
+                    self._threads -= 1
+                    following = run.slots.next()
+                    break
+                position = self.launch()
+                self._under_way += 1
+                grow = self._grow()
+            if grow:
+                run.slots.submit(self._work)
+            error: BaseException | None = None
+            value: Any = None
+            try:
+                value = context.copy().run(invoke, item)
+            except BaseException as caught:  # SystemExit and the like belong to the weave, not to this thread
+                error = caught
+            self.ended[position] = perf_counter()
+            if error is not None:
+                self._failed(position, error)
+            elif hasattr(type(value), "__await__"):
+                run.inbox.post(self._await, position, value)
+                continue
+            else:
+                self.results[position] = value
+            self._ended_one()
+        run.inbox.post(self._check)
+        return following
+
+    def _ended_one(self) -> None:
+        with self._lock:
+            self._under_way -= 1
+            ask = not (self._asked or self.exhausted or self._source.anywhere or self._buffer)
+            if ask:
+                self._asked = True
+        if ask:
+            self._run.inbox.post(self._refill)
+
+    def _failed(self, position: int, error: BaseException) -> None:
+        self._run.annotate(error, self.caller.name, position)
+        with self._lock:
+            self.errors.append((position, error))
+        if not self._run.keeps_going:
+            self._run.inbox.post(self.stop)
+
+    def _await(self, position: int, value: Awaitable[Any]) -> None:
+        """On the loop: an item's call gave an awaitable."""
+        task = asyncio.Task(self._awaited(position, value), loop=self._run.loop, context=self._run.context.copy())
+        self._awaiting.add(task)
+        task.add_done_callback(self._await_ended)
+        if self._stopped:
+            task.cancel()
+
+    async def _awaited(self, position: int, value: Awaitable[Any]) -> None:
+        try:
+            self.results[position] = await value
+        except BaseException as error:
+            if not (self._stopped and isinstance(error, asyncio.CancelledError)):
+                self._failed(position, error)
+        self.ended[position] = perf_counter()
+
+    def _await_ended(self, task: asyncio.Task[None]) -> None:
+        self._awaiting.discard(task)
+        if not task.cancelled():
+            task.exception()
+        self._ended_one()
+        self._check()
+
+    def _check(self) -> None:
+        """On the loop: whether it is over."""
+        if self._stopped:
+            if self.errors and not self.finished.done():
+                self.stop()
+            over = not self._awaiting
+        else:
+            over = self.exhausted and not self._threads and not self._under_way and not self._buffer
+        if over:
+            self.finish()
+
+    def stop(self) -> None:
+        with self._lock:
+            # What runs in threads is given up, and its slots are free for others. A thread that has
+            # not begun yet gives its slot back by itself.
+            given_up = 0 if self._abandoned else self._threads - self._coming
+            self._stopped = self._abandoned = True
+            self._buffer.clear()
+        for _ in range(given_up):
+            self._run.slots.leave()
+        for task in self._awaiting:
+            task.cancel()
+        if not self._awaiting:
+            self.finish()
+
+
+async def map_items(
+    run: Run,
+    caller: Caller,
+    value: Any,
+    invoke: Callable[[Any], Any],
+    *,
+    in_place: bool,
+    begun: Callable[[Items], object] | None = None,
+) -> list[Any]:
+    """Run one call per item of *value*; returns their results in order.
+
+    Args:
+        run: The weave's run.
+        caller: Makes the calls.
+        value: Any iterable or async iterable.
+        invoke: Makes of an item what *caller* calls; or calls, where nothing more is to be done.
+        in_place: Whether an iterator of the user's may be pulled on the loop.
+        begun: Called with the items before the first one runs.
+
+    Raises:
+        BaseException: The first error of an item, or of the source.
+    """
+    settings = caller.settings
+    threads = settings.is_local and caller.kind in (Kind.SYNC, Kind.GENERATOR)
+    limit: float = settings.workers or (run.slots.limit if threads else float("inf"))
+    source = open_source(
+        value,
+        task=caller.name,
+        most=settings.max_pending,
+        workers=limit,
+        loop=run.loop,
+        inbox=run.inbox,
+        context=run.context,
+        in_place=in_place,
+    )
+    items: Items
+    if caller.plain and caller.kind is Kind.SYNC:
+        items = _ThreadedItems(run, caller, source, invoke, min(limit, run.slots.limit))
+    else:
+        items = _LanedItems(run, caller, source, invoke, limit)
+    if begun is not None:
+        begun(items)
+    try:
+        items.begin()
+        await asyncio.shield(items.finished)
+    except asyncio.CancelledError:
+        items.stop()
+        await items.finished
+        raise
+    finally:
+        await source.close()
+    if items.errors:
+        run.also_failed(caller.name, items.errors[1:])
+        raise items.errors[0][1]
+    return items.results

@@ -1,0 +1,100 @@
+"""From a run that has ended to the result that its user reads."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from time import perf_counter, time
+from typing import TYPE_CHECKING, Any
+
+from wove.engine.tasks import CANCELLED, DONE, FAILED
+from wove.result import Failure, RunRecord, WoveResult
+
+if TYPE_CHECKING:
+    from wove.engine.scheduler import Run
+    from wove.engine.tasks import Task
+    from wove.graph.plan import Plan
+
+__all__ = ["failed_before_running", "result_of"]
+
+
+class _Records:
+    """The records of a run, made when they are first read: most weaves are never asked for them."""
+
+    def __init__(self, run: Run) -> None:
+        self._run: Run | None = run
+        self._made: tuple[RunRecord, ...] = ()
+        self._offset = time() - perf_counter()
+
+    def __call__(self) -> tuple[RunRecord, ...]:
+        if self._run is not None:
+            run, self._run = self._run, None
+            made = [record for task in run.tasks for record in self._of(task)]
+            made += [record for caller in run.merges for record in caller.records]
+            self._made = tuple(made)
+        return self._made
+
+    def _of(self, task: Task) -> Iterator[RunRecord]:
+        if task.caller.records:
+            yield from task.caller.records
+            return
+        environment = task.caller.settings.environment.name
+        if task.items is not None:
+            errors = dict(task.items.errors)
+            for position, (started, ended) in enumerate(zip(task.items.started, task.items.ended, strict=True)):
+                error = errors.get(position)
+                yield RunRecord(
+                    task.name,
+                    position,
+                    environment=environment,
+                    started=started + self._offset,
+                    ended=ended + self._offset if ended else None,
+                    error=_text(error),
+                )
+        elif task.started:
+            yield RunRecord(
+                task.name,
+                attempt=1 + task.caller.retried,
+                environment=environment,
+                started=task.started + self._offset,
+                ended=task.ended + self._offset if task.ended else None,
+                error=_text(task.error),
+            )
+
+
+def _text(error: BaseException | None) -> str | None:
+    return None if error is None else f"{type(error).__name__}: {error}"
+
+
+def result_of(run: Run, initial: Mapping[str, Any]) -> WoveResult:
+    """The result of *run*, which has ended."""
+    tasks = run.tasks
+    return WoveResult(
+        tuple(task.name for task in tasks),
+        values={task.name: task.value for task in tasks if task.status is DONE},
+        errors={task.name: task.error for task in tasks if task.status is FAILED and task.error is not None},
+        initial=initial,
+        timings={task.name: task.seconds() for task in tasks if task.started and task.status is not CANCELLED},
+        cancelled=tuple(task.name for task in tasks if task.status is CANCELLED),
+        exception=run.error or run.cancelled_by,
+        failures=tuple(Failure(*failure) for failure in run.failures),
+        run_records=_Records(run),
+        returns_errors=run.resolver.weave().error_mode != "raise",
+    )
+
+
+def failed_before_running(
+    plan: Plan, initial: Mapping[str, Any], error: BaseException, returns_errors: bool
+) -> WoveResult:
+    """The result of a weave that failed with *error* before any of its tasks ran."""
+    return WoveResult(
+        tuple(node.name for node in plan.nodes),
+        values={},
+        errors={},
+        initial=initial,
+        timings={},
+        cancelled=tuple(node.name for node in plan.nodes),
+        exception=error,
+        failures=(),
+        run_records=tuple,
+        returns_errors=returns_errors,
+    )

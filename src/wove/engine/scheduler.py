@@ -1,0 +1,411 @@
+"""One run of a plan: each task starts the moment its own inputs are there.
+
+A plain sync task goes straight to a thread, everything else into a lane. All of the state here is
+touched on the weave's loop only; threads report through the `Inbox`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable, Coroutine, Mapping
+from contextvars import Context, ContextVar
+from functools import partial
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
+
+from wove.engine.attempts import Caller
+from wove.engine.binding import call_here, call_here_per_item, names_elsewhere
+from wove.engine.lanes import SLICE_SECONDS, Lanes
+from wove.engine.mapping import map_items
+from wove.engine.sources import Stream
+from wove.engine.tasks import CANCELLED, DONE, FAILED, PENDING, RUNNING, Task
+from wove.engine.threads import Inbox, Slots, ThreadCall
+from wove.engine.tracebacks import annotate
+from wove.graph.plan import DATA
+from wove.graph.signature import Kind
+from wove.observe.events import emit, listening
+
+if TYPE_CHECKING:
+    from wove.delivery import Scope
+    from wove.engine.sources import Source
+    from wove.graph.plan import Node, Plan
+    from wove.settings.resolution import Resolver
+
+__all__ = ["CURRENT", "Run"]
+
+_log = logging.getLogger("wove")
+
+CURRENT: ContextVar[Run | None] = ContextVar("wove_run", default=None)
+"""The run whose task the current code is part of."""
+
+STOP_GRACE_SECONDS = 30.0
+"""How long cancelled coroutines may take to clean up before the weave ends without them."""
+
+
+class _TaskLanes(Lanes):
+    """Lanes for the tasks of a run."""
+
+    __slots__ = ("ready", "run")
+
+    def __init__(self, run: Run) -> None:
+        super().__init__(run.loop, run.context, "wove", float("inf"), run.settled)
+        self.run = run
+        self.ready: deque[Task] = deque()
+
+    def available(self) -> int:
+        return len(self.ready)
+
+    async def lane(self) -> None:
+        current: asyncio.Task[Any] = asyncio.current_task(self.loop)  # type: ignore[assignment]  # a lane is a task
+        self.enter(current)
+        run, ready = self.run, self.ready
+        since = perf_counter()
+        while ready and not self.stopped:
+            task = ready.popleft()
+            if ready and not self.coming:
+                self.feed()
+            task.begin()
+            try:
+                if task.plain and task.caller.kind is Kind.ASYNC:
+                    value = await call_here(task.node, run.values)()
+                else:
+                    value = await run.perform(task)
+            except GeneratorExit as error:
+                # Either the task's own, or this lane is being closed: in both cases it must end here.
+                run.failed(task, error)
+                return
+            except BaseException as error:  # SystemExit and the like are outcomes too
+                run.failed(task, error)
+            else:
+                run.done(task, value)
+            if self.spoiled(current):
+                return
+            if perf_counter() - since > SLICE_SECONDS:
+                await asyncio.sleep(0)
+                since = perf_counter()
+
+
+class Run:
+    """One run of one weave, on one loop.
+
+    Args:
+        plan: What to run.
+        values: The initial values by name.
+        resolver: The settings of the weave and its tasks.
+        loop: Where it runs; every method but `cancel_from_anywhere` is called there.
+        context: The caller's context variables; tasks get copies.
+        owns_loop: Whether nothing but the weave runs on the loop.
+        finished: Called once, when everything has ended.
+
+    Attributes:
+        tasks: The state of each task, in order of definition.
+        values: The initial values, and the results so far.
+        stopped: Whether nothing more is started.
+        error: The first failure.
+        cancelled_by: What cancelled the run from outside.
+        failures: Every failure, as ``(task, position of the item or None, exception)``.
+        keeps_going: Whether what does not depend on a failed task still runs.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        values: Mapping[str, Any],
+        resolver: Resolver,
+        *,
+        loop: asyncio.AbstractEventLoop,
+        context: Context,
+        owns_loop: bool,
+        finished: Callable[[], object],
+    ) -> None:
+        settings = resolver.weave()
+        self.loop = loop
+        self.resolver = resolver
+        self.owns_loop = owns_loop
+        self.keeps_going = settings.error_mode == "continue"
+        self.parent = CURRENT.get()
+        self.context = context
+        context.run(CURRENT.set, self)
+        self.inbox = Inbox(loop)
+        self.slots = Slots(settings.max_workers)
+        self.values: dict[str, Any] = {**values, DATA: dict(values)}
+        self.tasks = [Task(node) for node in plan.nodes]
+        for task in self.tasks:
+            declaration = task.node.declaration
+            task.resolve(self, resolver.task(declaration.options, declaration.mapped, f"task {task.name!r}"))
+        self.lanes = _TaskLanes(self)
+        self.left = len(self.tasks)
+        self.stopped = False
+        self.closed = False
+        self.error: BaseException | None = None
+        self.cancelled_by: BaseException | None = None
+        self.failures: list[tuple[str, int | None, BaseException]] = []
+        self.merges: list[Caller] = []
+        self._attended: set[asyncio.Task[Any]] = set()
+        self._calls: dict[Task, ThreadCall] = {}
+        self._children: set[Run] = set()
+        self._children_lock = threading.Lock()
+        self._scope: Scope | None = None
+        self._closing: asyncio.Task[None] | None = None
+        self._patience: asyncio.TimerHandle | None = None
+        self._finished = finished
+
+    # ------------------------------------------------------------------ start and end
+
+    def start(self) -> None:
+        """Start every task that waits for nothing."""
+        if self.parent is not None:
+            self.parent.adopt(self)
+        for task in self.tasks:
+            if task.node.streams and task.node.source is not None:
+                source = self.tasks[task.node.source.index]
+                source.stream = source.stream or Stream()
+                task.waiting -= 1
+        for task in self.tasks:
+            if not task.waiting:
+                self._launch(task)
+        self.settled()
+
+    def cancel(self, error: BaseException) -> None:
+        """End the run because of *error*, which the block then raises."""
+        if self.closed:
+            return
+        self.cancelled_by = error
+        self._stop()
+
+    def cancel_from_anywhere(self, error: BaseException) -> None:
+        """`cancel`, from any thread."""
+        self.inbox.post(self.cancel, error)
+
+    def adopt(self, child: Run) -> None:
+        """Take *child*, a weave inside one of the tasks, along when this run is stopped."""
+        with self._children_lock:
+            self._children.add(child)
+            stopped = self.stopped
+        if stopped:
+            child.cancel_from_anywhere(asyncio.CancelledError("the weave around this one was stopped"))
+
+    def settled(self) -> None:
+        """Something has ended: see whether everything has."""
+        if self.closed or self.lanes.tasks or not (self.stopped or not self.left):
+            return
+        if self._scope is not None and self._closing is None:
+            self._closing = asyncio.Task(self._scope.aclose(), loop=self.loop)
+            self._closing.add_done_callback(lambda _: self._close())
+        elif self._closing is None:
+            self._close()
+
+    def _close(self) -> None:
+        if self.closed:
+            return
+        self.closed = True
+        if self._patience is not None:
+            self._patience.cancel()
+        for task in self.tasks:
+            if task.status in (PENDING, RUNNING):
+                task.end(CANCELLED)
+        if self.parent is not None:
+            with self.parent._children_lock:
+                self.parent._children.discard(self)
+        self._finished()
+
+    def _stop(self) -> None:
+        if self.stopped:
+            return
+        with self._children_lock:
+            self.stopped = True
+            children = list(self._children)
+        for child in children:
+            child.cancel_from_anywhere(asyncio.CancelledError("the weave around this one was stopped"))
+        for call in self._calls.values():
+            call.abandon()
+        self._calls.clear()
+        for task in self._attended:
+            task.cancel()
+        self.lanes.stop()
+        if self.lanes.tasks:
+            self._patience = self.loop.call_later(STOP_GRACE_SECONDS, self._give_up)
+        self.settled()
+
+    def _give_up(self) -> None:
+        if self.closed:
+            return
+        names = ", ".join(repr(task.name) for task in self.tasks if task.status is RUNNING)
+        _log.error(
+            "a weave ends without its task(s) %s: cancelled %g s ago and still running", names, STOP_GRACE_SECONDS
+        )
+        self.lanes.tasks.clear()
+        self.settled()
+
+    # ------------------------------------------------------------------ tasks
+
+    def _launch(self, task: Task) -> None:
+        if self.stopped or task.status is not PENDING:
+            return
+        if not task.plain or task.caller.kind is not Kind.SYNC or task.node.declaration.mapped:
+            self.lanes.ready.append(task)
+            self.lanes.feed()
+            return
+        task.begin()
+        call = ThreadCall(
+            partial(_timed, task, call_here(task.node, self.values)),
+            slots=self.slots,
+            inbox=self.inbox,
+            context=self.context.copy(),
+            ended=partial(self._call_ended, task),
+        )
+        self._calls[task] = call
+        call.start()
+
+    def _call_ended(self, task: Task, succeeded: bool, value: Any) -> None:
+        if self._calls.pop(task, None) is None:
+            return
+        if not succeeded:
+            self.failed(task, value)
+        elif hasattr(type(value), "__await__"):
+            task.awaitable = value
+            self.lanes.ready.append(task)
+            self.lanes.feed()
+            return
+        else:
+            self.done(task, value)
+        self.settled()
+
+    async def perform(self, task: Task) -> Any:
+        """Run *task* to its end, whatever kind it is; returns its value."""
+        caller, node = task.caller, task.node
+        if task.awaitable is not None:
+            awaitable, task.awaitable = task.awaitable, None
+            return await awaitable
+        if node.declaration.mapped:
+            return await self._perform_map(task)
+        if not caller.settings.is_local:
+            return await caller(names_elsewhere(node, self.values))
+        call = call_here(node, self.values)
+        if task.stream is not None and caller.plain:
+            return await task.stream_from(call, self)
+        return await caller(call)
+
+    async def _perform_map(self, task: Task) -> list[Any]:
+        node, caller = task.node, task.caller
+        source: Any = node.declaration.source
+        in_place = self.owns_loop
+        if isinstance(source, str):
+            streamed = node.streams and node.source is not None
+            source = self.tasks[node.source.index].stream if streamed and node.source else self.values[source]
+        invoke: Callable[[Any], Any]
+        if not caller.settings.is_local:
+            arguments, item_name = names_elsewhere(node, self.values), node.item or ""
+
+            def invoke(item: Any) -> dict[str, Any]:
+                return {**arguments, item_name: item}
+        else:
+            invoke = call_here_per_item(node, self.values)
+            if not caller.plain or caller.kind not in (Kind.SYNC, Kind.ASYNC):
+                invoke = partial(partial, invoke)
+        return await map_items(self, caller, source, invoke, in_place=in_place, begun=task.set_items)
+
+    def done(self, task: Task, value: Any) -> None:
+        """*task* has its value."""
+        task.end(DONE)
+        task.value = self.values[task.name] = value
+        self.left -= 1
+        if task.stream is not None:
+            task.stream.close(value)
+        if listening():
+            emit("task_done", task=task.name, seconds=task.seconds())
+        tasks = self.tasks
+        for node in task.node.dependents:
+            dependent = tasks[node.index]
+            if node.streams and node.source is task.node:
+                continue
+            dependent.waiting -= 1
+            if not dependent.waiting:
+                self._launch(dependent)
+
+    def failed(self, task: Task, error: BaseException) -> None:
+        """*task* ended with *error*, or was cancelled because the run was stopped."""
+        if self.stopped and isinstance(error, asyncio.CancelledError):
+            task.end(CANCELLED)
+            return
+        if isinstance(error, StopIteration):
+            # It cannot be raised out of a coroutine; both forms of the block show the same (PEP 479).
+            replaced = RuntimeError(f"task {task.name!r} raised StopIteration")
+            replaced.__cause__ = error
+            error = replaced
+        position = annotate(error, task.name)
+        task.end(FAILED)
+        task.error = error
+        self.left -= 1
+        self.failures.append((task.name, position, error))
+        if task.stream is not None:
+            task.stream.close(None, error)
+        if listening():
+            emit("task_failed", task=task.name, error=error)
+        self._fail_dependents(task, error)
+        if self.error is None:
+            self.error = error
+        if not self.keeps_going:
+            self._stop()
+
+    def _fail_dependents(self, task: Task, error: BaseException) -> None:
+        stack: list[Node] = [task.node]
+        while stack:
+            for node in stack.pop().dependents:
+                dependent = self.tasks[node.index]
+                if dependent.status is PENDING:
+                    dependent.status = FAILED
+                    dependent.error = error
+                    self.left -= 1
+                    stack.append(node)
+
+    # ------------------------------------------------------------------ for those that call, map and merge
+
+    def scope(self) -> Scope:
+        """This run's way out of the process."""
+        if self._scope is None:
+            from wove.delivery import Scope
+
+            self._scope = Scope(self.loop)
+        return self._scope
+
+    def attend(
+        self,
+        call: Callable[[], Coroutine[Any, Any, Any]],
+        context: Context,
+        ended: Callable[[asyncio.Task[Any]], object],
+    ) -> None:
+        """Run a coroutine for a thread that waits for it; it is cancelled when the run is stopped."""
+        task = asyncio.Task(call(), loop=self.loop, context=context)
+        self._attended.add(task)
+        task.add_done_callback(self._attended.discard)
+        task.add_done_callback(ended)
+        if self.stopped:
+            task.cancel()
+
+    def annotate(self, error: BaseException, name: str, item: int | None) -> None:
+        """Have *error* say which task, and which of its items, it came from."""
+        annotate(error, name, item)
+
+    def also_failed(self, name: str, errors: list[tuple[int | None, BaseException]]) -> None:
+        """Keep the failures of a map beside its first one."""
+        self.failures.extend((name, position, error) for position, error in errors)
+
+    def left_behind(self, name: str, task: asyncio.Task[Any]) -> None:
+        """A coroutine was cancelled and did not end."""
+        _log.error("task %r does not end though it was cancelled; the weave goes on without it", name)
+        task.add_done_callback(_take_outcome)
+
+
+def _timed(task: Task, call: Callable[[], Any]) -> Any:
+    # The task begins when a thread begins it, not while it waits for one.
+    task.started = perf_counter()
+    return call()
+
+
+def _take_outcome(task: asyncio.Task[Any]) -> None:
+    if not task.cancelled():
+        task.exception()

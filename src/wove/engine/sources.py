@@ -1,0 +1,388 @@
+"""What a mapped task takes its items from, without ever waiting: an item, the end, or "not yet"."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterator
+from contextvars import Context
+from time import perf_counter
+from typing import TYPE_CHECKING, Any, Final
+
+from wove.engine.threads import start_thread
+
+if TYPE_CHECKING:
+    from wove.engine.threads import Inbox, Job
+
+__all__ = ["END", "WAIT", "Source", "Stream", "is_iterable", "open_source"]
+
+END: Final = object()
+"""There is no further item."""
+
+WAIT: Final = object()
+"""There is no item yet; the source calls `Source.wake` when that changes."""
+
+PULL_AHEAD = 64
+"""The most items that are pulled at once from an iterator that must not be pulled on the loop."""
+
+PULL_SECONDS = 0.001
+"""How long such a pull goes on before it hands over what it has."""
+
+UNKNOWN: Final = 1 << 30
+
+_CONTAINERS: Final = frozenset(
+    {list, tuple, range, dict, set, frozenset, str, bytes, bytearray, deque, type({}.keys()), type({}.values()), type({}.items())}
+)
+
+
+def is_iterable(value: object) -> bool:
+    """Whether a task can map over *value*."""
+    kind = type(value)
+    return hasattr(kind, "__iter__") or hasattr(kind, "__aiter__") or hasattr(kind, "__getitem__")
+
+
+class Source:
+    """The items of one map.
+
+    Attributes:
+        wake: Called on the loop when there may be something to take after a `WAIT`.
+        anywhere: Whether `take` may be called from any thread (one at a time).
+    """
+
+    __slots__ = ("wake",)
+    anywhere = False
+
+    def __init__(self) -> None:
+        self.wake: Callable[[], object] = _nothing
+
+    def take(self) -> Any:
+        """The next item, `END` or `WAIT`; raises what the user's iterable raises."""
+        raise NotImplementedError
+
+    def available(self) -> int:
+        """How many items `take` can give now, as far as is known."""
+        return UNKNOWN
+
+    async def close(self) -> None:
+        """Nothing will be taken any more."""
+
+
+class _Direct(Source):
+    """A plain iterator, pulled in place."""
+
+    __slots__ = ("_left", "_next")
+
+    def __init__(self, iterator: Iterator[Any], left: int = UNKNOWN) -> None:
+        super().__init__()
+        self._next = iterator.__next__
+        self._left = left
+
+    def take(self) -> Any:
+        try:
+            item = self._next()
+        except StopIteration:
+            self._left = 0
+            return END
+        if self._left is not UNKNOWN:
+            self._left -= 1
+        return item
+
+    def available(self) -> int:
+        # Never 0 before the end was seen: somebody has to see it.
+        return self._left or 1
+
+
+class _Container(_Direct):
+    """A built-in container: its items exist already, and no code of the user's runs to get them."""
+
+    __slots__ = ()
+    anywhere = True
+
+
+class _Pumped(Source):
+    """Items that something else brings: at most *ahead* wait here to be taken."""
+
+    __slots__ = ("_buffer", "_busy", "_ended", "_error")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._buffer: deque[Any] = deque()
+        self._busy = False
+        self._ended = False
+        self._error: BaseException | None = None
+
+    def take(self) -> Any:
+        if self._buffer:
+            return self._buffer.popleft()
+        if self._error is not None:
+            error, self._error = self._error, None
+            self._ended = True
+            raise error
+        if self._ended:
+            return END
+        if not self._busy:
+            self._busy = True
+            self.pull()
+        return WAIT
+
+    def available(self) -> int:
+        return len(self._buffer) or (1 if self._ended or self._error is not None or not self._busy else 0)
+
+    def pull(self) -> None:
+        raise NotImplementedError
+
+    def came(self, items: list[Any], ended: bool, error: BaseException | None) -> None:
+        self._busy = False
+        self._buffer.extend(items)
+        self._ended = ended
+        self._error = error
+        self.wake()
+
+
+class _InThread(_Pumped):
+    """An iterator of the user's, advanced in a thread so that it may block.
+
+    A pull brings as many items as come at once, up to a bound that doubles: a fast iterator costs
+    few hand-overs, and a slow one hands over each item as it comes.
+    """
+
+    __slots__ = ("_ahead", "_context", "_inbox", "_iterator", "_most")
+
+    def __init__(self, iterator: Iterator[Any], inbox: Inbox, context: Context, most: int) -> None:
+        super().__init__()
+        self._iterator = iterator
+        self._inbox = inbox
+        self._context = context.copy()
+        self._most = most
+        self._ahead = 1
+
+    def pull(self) -> None:
+        start_thread(self._advance)
+
+    def _advance(self) -> Job | None:
+        items: list[Any] = []
+        error: BaseException | None = None
+        ended = False
+        try:
+            began = perf_counter()
+            while len(items) < self._ahead and perf_counter() - began < PULL_SECONDS:
+                items.append(self._context.run(next, self._iterator))
+        except StopIteration:
+            ended = True
+        except BaseException as caught:  # belongs to the task that maps over it
+            error = caught
+        self._ahead = min(self._most, self._ahead * 2)
+        self._inbox.post(self.came, items, ended, error)
+        return None
+
+
+class _Asynchronous(_Pumped):
+    """An async iterable, advanced by a task of its own, one item at a time."""
+
+    __slots__ = ("_context", "_iterator", "_loop", "_task")
+
+    def __init__(self, iterable: AsyncIterable[Any], loop: asyncio.AbstractEventLoop, context: Context) -> None:
+        super().__init__()
+        self._iterator: AsyncIterator[Any] = aiter(iterable)
+        self._loop = loop
+        self._context = context.copy()
+        self._task: asyncio.Task[None] | None = None
+
+    def pull(self) -> None:
+        # One context for all steps: to an async generator they are one piece of code.
+        self._task = asyncio.Task(self._advance(), loop=self._loop, context=self._context)
+
+    async def _advance(self) -> None:
+        try:
+            item = await anext(self._iterator)
+        except StopAsyncIteration:
+            self.came([], True, None)
+        except BaseException as caught:  # belongs to the task that maps over it
+            self.came([], True, caught)
+        else:
+            self.came([item], False, None)
+
+    async def close(self) -> None:
+        if self._task is not None and not self._task.done():
+            self._task.cancel()
+            await asyncio.wait({self._task})
+        close = getattr(self._iterator, "aclose", None)
+        if close is not None and not self._ended:
+            try:
+                await close()
+            except Exception:  # the map has its outcome; what the iterator says in closing changes nothing
+                return
+
+
+class _Counted(Source):
+    """Gives no item before it knows that there are not more than *most*."""
+
+    __slots__ = ("_all", "_inner", "_items", "_most", "_task")
+
+    def __init__(self, inner: Source, task: str, most: int) -> None:
+        super().__init__()
+        self._inner = inner
+        self._task = task
+        self._most = most
+        self._items: deque[Any] = deque()
+        self._all = False
+        inner.wake = self._woken
+
+    def take(self) -> Any:
+        while not self._all:
+            item = self._inner.take()
+            if item is WAIT:
+                return WAIT
+            if item is END:
+                self._all = True
+            elif len(self._items) == self._most:
+                raise _too_many(self._task, f"at least {self._most + 1}", self._most)
+            else:
+                self._items.append(item)
+        return self._items.popleft() if self._items else END
+
+    def available(self) -> int:
+        return len(self._items) or 1 if self._all else self._inner.available()
+
+    async def close(self) -> None:
+        await self._inner.close()
+
+    def _woken(self) -> None:
+        self.wake()
+
+
+class Stream:
+    """The items of a task that is a generator function, while it runs and after.
+
+    Attributes:
+        items: All items so far; in the end the task's result.
+    """
+
+    __slots__ = ("_closed", "_error", "_readers", "items")
+
+    def __init__(self) -> None:
+        self.items: list[Any] = []
+        self._closed = False
+        self._error: BaseException | None = None
+        self._readers: list[Source] = []
+
+    def extend(self, items: list[Any]) -> None:
+        """More items have come."""
+        self.items.extend(items)
+        self._wake()
+
+    def close(self, items: list[Any] | None, error: BaseException | None = None) -> None:
+        """The task has ended, with all its *items* or with *error*."""
+        if items is not None and items is not self.items:
+            self.items[:] = items
+        self._closed = True
+        self._error = error
+        self._wake()
+
+    def reader(self) -> Source:
+        """A source that starts with the first item."""
+        reader = _StreamReader(self)
+        self._readers.append(reader)
+        return reader
+
+    def look(self, position: int) -> Any:
+        """The item at *position*, `END` or `WAIT`; raises the error that the task ended with."""
+        if position < len(self.items):
+            return self.items[position]
+        if not self._closed:
+            return WAIT
+        if self._error is not None:
+            raise self._error
+        return END
+
+    def ready(self, position: int) -> int:
+        """How many items there are from *position* on; 1 for the end."""
+        return len(self.items) - position or int(self._closed)
+
+    def _wake(self) -> None:
+        for reader in self._readers:
+            reader.wake()
+
+
+class _StreamReader(Source):
+    __slots__ = ("_position", "_stream")
+
+    def __init__(self, stream: Stream) -> None:
+        super().__init__()
+        self._stream = stream
+        self._position = 0
+
+    def take(self) -> Any:
+        item = self._stream.look(self._position)
+        if item is not END and item is not WAIT:
+            self._position += 1
+        return item
+
+    def available(self) -> int:
+        return self._stream.ready(self._position)
+
+
+def _nothing() -> None:
+    return None
+
+
+def open_source(
+    value: Any,
+    *,
+    task: str,
+    most: int | None,
+    workers: float,
+    loop: asyncio.AbstractEventLoop,
+    inbox: Inbox,
+    context: Context,
+    in_place: bool,
+) -> Source:
+    """The source of the items of *value*.
+
+    Args:
+        value: Any iterable or async iterable.
+        task: The name of the task that maps over it, for messages.
+        most: The most items it may have (`max_pending`), or ``None``.
+        workers: How many items can be under way at once.
+        loop: The weave's loop.
+        inbox: The way from a thread to that loop.
+        context: What the iterable's own code finds in its context.
+        in_place: Whether iterators of the user's are pulled on the loop. Not on a loop that other
+            code lives on too: such an iterator may block.
+
+    Raises:
+        TypeError: *value* is not iterable.
+        ValueError: It has more than *most* items.
+    """
+    if type(value) in _CONTAINERS:
+        if most is not None and len(value) > most:
+            raise _too_many(task, len(value), most)
+        return _Container(iter(value), len(value))
+    source: Source
+    if isinstance(value, Stream):
+        source = value.reader()
+    elif hasattr(type(value), "__aiter__"):
+        source = _Asynchronous(value, loop, context)
+    else:
+        iterator = _iterate(value, task, context)
+        source = _Direct(iterator) if in_place else _InThread(iterator, inbox, context, int(min(PULL_AHEAD, workers)))
+    return source if most is None else _Counted(source, task, most)
+
+
+def _iterate(value: Any, task: str, context: Context) -> Iterator[Any]:
+    try:
+        iterator: Iterator[Any] = context.copy().run(iter, value)
+    except TypeError as error:
+        if is_iterable(value):
+            raise
+        raise TypeError(
+            f"task {task!r} cannot map over {value!r:.80}: {type(value).__name__} is not iterable"
+        ) from error
+    return iterator
+
+
+def _too_many(task: str, count: int | str, most: int) -> ValueError:
+    return ValueError(
+        f"task {task!r} maps over {count} items, more than max_pending={most}; "
+        "map over fewer at once, or raise max_pending"
+    )

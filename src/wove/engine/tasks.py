@@ -1,0 +1,146 @@
+"""The state of one task in one run."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from enum import Enum
+from time import perf_counter
+from typing import TYPE_CHECKING, Any, Final
+
+from wove.engine.attempts import Caller
+from wove.engine.threads import ThreadCall
+from wove.graph.signature import Kind
+
+if TYPE_CHECKING:
+    from wove.engine.mapping import Items
+    from wove.engine.scheduler import Run
+    from wove.engine.sources import Stream
+    from wove.engine.threads import Inbox
+    from wove.graph.plan import Node
+    from wove.settings.resolution import TaskSettings
+
+__all__ = ["CANCELLED", "DONE", "FAILED", "PENDING", "RUNNING", "Status", "Task"]
+
+
+class Status(Enum):
+    """Where a task stands."""
+
+    PENDING = "pending"
+    RUNNING = "running"
+    DONE = "done"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+PENDING: Final = Status.PENDING
+RUNNING: Final = Status.RUNNING
+DONE: Final = Status.DONE
+FAILED: Final = Status.FAILED
+CANCELLED: Final = Status.CANCELLED
+
+
+class Task:
+    """One task of a run.
+
+    Attributes:
+        waiting: How many inputs are still to come.
+        started: When it began, on the clock of `time.perf_counter`; 0 before.
+        ended: When it ended; 0 before.
+        items: What a mapped task has done so far.
+        stream: Where a generator's items go while it runs, if a mapped task takes them from there.
+        awaitable: What a plain function returned that still has to be awaited.
+    """
+
+    __slots__ = (
+        "awaitable", "caller", "ended", "error", "items", "name", "node", "plain", "started", "status", "stream",
+        "value", "waiting",
+    )  # fmt: skip
+
+    caller: Caller
+    plain: bool
+
+    def __init__(self, node: Node) -> None:
+        self.node = node
+        self.name = node.name
+        self.waiting = len(node.needs)
+        self.status = PENDING
+        self.started = 0.0
+        self.ended = 0.0
+        self.value: Any = None
+        self.error: BaseException | None = None
+        self.items: Items | None = None
+        self.stream: Stream | None = None
+        self.awaitable: Awaitable[Any] | None = None
+
+    def resolve(self, run: Run, settings: TaskSettings) -> None:
+        """Give the task its effective settings."""
+        declaration = self.node.declaration
+        self.caller = Caller(run, self.name, declaration.fn, declaration.kind, declaration.signature, settings)
+        self.plain = self.caller.plain and not declaration.mapped
+
+    def begin(self) -> None:
+        """It runs from now on."""
+        if self.status is PENDING:
+            self.status = RUNNING
+            self.started = perf_counter()
+
+    def end(self, status: Status) -> None:
+        """It has ended."""
+        self.status = status
+        if self.started:
+            self.ended = perf_counter()
+
+    def seconds(self) -> float:
+        """How long it took: a mapped task from the start of its first item to the end of its last."""
+        if self.items is not None and self.items.started:
+            return max(0.0, max(self.items.ended) - min(self.items.started))
+        return max(0.0, self.ended - self.started)
+
+    def set_items(self, items: Items) -> None:
+        """The task is mapped, and these are its items."""
+        self.items = items
+
+    async def stream_from(self, call: Callable[[], Any], run: Run) -> list[Any]:
+        """Run a generator, handing on its items as they come; returns all of them."""
+        stream = self.stream
+        assert stream is not None
+        if self.caller.kind is Kind.ASYNC_GENERATOR:
+            async for item in call():
+                stream.extend([item])
+            return stream.items
+        done = run.loop.create_future()
+
+        def ended(succeeded: bool, value: Any) -> None:
+            if not done.done():
+                done.set_result((succeeded, value))
+
+        pump = _Pump(call, stream, run.inbox)
+        thread = ThreadCall(
+            pump.run, slots=run.slots, inbox=run.inbox, context=run.context.copy(), ended=ended
+        ).start()
+        try:
+            succeeded, value = await done
+        finally:
+            pump.stopped = True
+            thread.abandon()
+        if not succeeded:
+            raise value
+        return stream.items
+
+
+class _Pump:
+    """Takes the items of a sync generator in a thread, and hands each on as it comes."""
+
+    __slots__ = ("call", "inbox", "stopped", "stream")
+
+    def __init__(self, call: Callable[[], Any], stream: Stream, inbox: Inbox) -> None:
+        self.call = call
+        self.stream = stream
+        self.inbox = inbox
+        self.stopped = False
+
+    def run(self) -> None:
+        for item in self.call():
+            if self.stopped:
+                return
+            self.inbox.post(self.stream.extend, [item])

@@ -1,0 +1,60 @@
+"""A weave in words: its plan, and where each of its settings came from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from wove.graph.plan import Declaration, Plan
+from wove.settings.resolution import Resolver, Setting
+
+if TYPE_CHECKING:
+    from typing import Self
+
+__all__ = ["Explanation", "describe"]
+
+
+class Explanation(dict[str, dict[str, Setting]]):
+    """The effective settings: by task, by setting, the value and where it came from.
+
+    The weave's own are under ``"weave"``, unless a task has that name. ``print`` it for a table.
+    """
+
+    @classmethod
+    def of(cls, declarations: Iterable[Declaration], resolver: Resolver) -> Self:
+        """Explain *declarations* as *resolver* sees them."""
+        explanation = cls(weave=resolver.explain_weave())
+        for declaration in declarations:
+            explanation[declaration.name] = resolver.explain(
+                declaration.options, declaration.mapped, f"task {declaration.name!r}"
+            )
+        return explanation
+
+    def __str__(self) -> str:
+        lines: list[str] = []
+        for name, settings in self.items():
+            lines.append(name)
+            lines += [
+                f"  {setting:<28} {value!r:<24} {origin}" for setting, (value, origin) in settings.items()
+            ]
+        return "\n".join(lines)
+
+
+def describe(plan: Plan, resolver: Resolver) -> str:
+    """The plan of a weave for a person: one line a task, in an order in which they could run."""
+    nodes = {node.name: node for node in plan.nodes}
+    shown = plan.execution_plan()
+    lines = [f"weave of {len(nodes)} task(s)"]
+    for depth, tier in enumerate(shown.tiers):
+        for name in tier:
+            declaration = nodes[name].declaration
+            environment = resolver.task(declaration.options, declaration.mapped, f"task {name!r}").environment
+            about = [declaration.kind.value, f"in {environment.name!r}"]
+            if declaration.mapped:
+                source = declaration.source if isinstance(declaration.source, str) else "an iterable"
+                about.insert(0, f"mapped over {source}")
+            after = f" after {', '.join(shown.dependencies[name])}" if shown.dependencies[name] else ""
+            lines.append(f"  {depth}: {name} ({', '.join(about)}){after}")
+    if plan.error is not None:
+        lines.append(f"  wrong: {plan.error}")
+    return "\n".join(lines)

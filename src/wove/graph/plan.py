@@ -1,0 +1,312 @@
+"""Declarations in, a frozen plan out: who needs whom, in which order, and what is wrong with it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+from wove.errors import UnresolvedSignatureError
+from wove.graph.options import MAPPED_ONLY, suggest
+from wove.graph.signature import Kind, Signature, kind_of, name_of, read
+
+__all__ = ["DATA", "Declaration", "ExecutionPlan", "Node", "Plan", "plan"]
+
+DATA = "data"
+"""The name under which a task gets all initial values as one dict."""
+
+
+class Declaration:
+    """One task as it was declared.
+
+    Attributes:
+        name: The task's name.
+        fn: The callable.
+        source: What a mapped task maps over: an iterable, or the name of a task or value.
+        mapped: Whether it has a source.
+        options: The options given in the declaration, checked.
+        kind: What calling the callable gives.
+        signature: What the callable takes.
+        replaces: The declaration of the parent class that this one replaces, if any. One without a
+            source of its own stays mapped if it has a parameter for the item.
+    """
+
+    __slots__ = ("fn", "kind", "mapped", "name", "options", "replaces", "signature", "source")
+
+    def __init__(
+        self,
+        fn: Callable[..., Any],
+        options: Mapping[str, Any],
+        source: Any = None,
+        *,
+        mapped: bool = False,
+        name: str | None = None,
+        replaces: Declaration | None = None,
+    ) -> None:
+        self.fn = fn
+        self.name = name_of(fn) if name is None else name
+        self.options = options
+        self.source = source
+        self.mapped = mapped
+        self.kind = kind_of(fn)
+        self.signature = read(fn, mapped=mapped)
+        self.replaces = replaces
+
+    def settle(self, *, mapped: bool) -> None:
+        """Decide whether it is mapped as the one it replaces was, now that its parameters are known."""
+        if mapped and self.replaces is not None:
+            self.mapped, self.source = True, self.replaces.source
+        else:
+            self.options = {name: value for name, value in self.options.items() if name not in MAPPED_ONLY}
+
+
+class Node:
+    """A task in its place in the graph.
+
+    Attributes:
+        index: Its place in the order of definition.
+        positional: Names of the values to pass by position, in order.
+        keywords: Names of the values to pass by name.
+        fill: Default values for positional-only parameters in front of a given one.
+        item: The parameter that receives the item of a mapped task.
+        source: The node that a mapped task maps over, if it is a task.
+        streams: Whether the items of that source can be taken before it has ended.
+        needs: The nodes to wait for.
+        dependents: The nodes that wait for this one.
+    """
+
+    __slots__ = (
+        "declaration",
+        "dependents",
+        "fill",
+        "index",
+        "item",
+        "keywords",
+        "name",
+        "needs",
+        "positional",
+        "source",
+        "streams",
+    )
+
+    def __init__(self, index: int, declaration: Declaration) -> None:
+        self.index = index
+        self.name = declaration.name
+        self.declaration = declaration
+        self.positional: tuple[str, ...] = ()
+        self.keywords: tuple[str, ...] = ()
+        self.fill: dict[str, Any] | None = None
+        self.item: str | None = None
+        self.source: Node | None = None
+        self.streams = False
+        self.needs: tuple[Node, ...] = ()
+        self.dependents: list[Node] = []
+
+    def arguments(self) -> tuple[str, ...]:
+        """The names of all parameters that get a value, the item's included."""
+        return self.positional + self.keywords
+
+
+class ExecutionPlan(Mapping[str, Any]):
+    """What will run after what, by task name; as attributes and as a mapping.
+
+    Attributes:
+        dependencies: For each task, the tasks it waits for.
+        dependents: For each task, the tasks that wait for it.
+        tiers: Groups of tasks by their distance from the start. Only a picture of the graph:
+            a task runs as soon as its own inputs are there.
+        sorted_tasks: All tasks, every one after those it waits for.
+    """
+
+    __slots__ = ("dependencies", "dependents", "sorted_tasks", "tiers")
+
+    def __init__(self, nodes: Iterable[Node]) -> None:
+        nodes = list(nodes)
+        self.dependencies = {node.name: _names(node.needs) for node in nodes}
+        self.dependents = {node.name: _names(node.dependents) for node in nodes}
+        order, depth = _sort(nodes)
+        self.sorted_tasks = [node.name for node in order]
+        tiers: list[list[str]] = [[] for _ in range(max(depth.values(), default=-1) + 1)]
+        for node in sorted(order, key=lambda node: node.index):
+            tiers[depth[node]].append(node.name)
+        self.tiers = tiers
+
+    def __getitem__(self, key: str) -> Any:
+        if key in self.__slots__:
+            return getattr(self, key)
+        raise KeyError(key)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.__slots__)
+
+    def __len__(self) -> int:
+        return len(self.__slots__)
+
+    def __repr__(self) -> str:
+        return f"<ExecutionPlan {' -> '.join('[' + ', '.join(tier) + ']' for tier in self.tiers)}>"
+
+
+class Plan:
+    """The nodes of one weave in order of definition, and the first thing wrong with them, if any."""
+
+    __slots__ = ("error", "nodes")
+
+    def __init__(self, nodes: tuple[Node, ...], error: Exception | None) -> None:
+        self.nodes = nodes
+        self.error = error
+
+    def execution_plan(self) -> ExecutionPlan:
+        """The plan by names, for people and tools."""
+        return ExecutionPlan(self.nodes)
+
+
+def plan(declarations: Mapping[str, Declaration], values: Mapping[str, Any]) -> Plan:
+    """Lay out *declarations*, which may depend on each other and on *values*.
+
+    Args:
+        declarations: The tasks by name, in order of definition.
+        values: The initial values by name.
+
+    Returns:
+        The plan. What is wrong (a name that nothing has, a cycle) is in its ``error``, so that
+        the rest of the graph can be shown all the same.
+    """
+    nodes = {name: Node(i, declaration) for i, (name, declaration) in enumerate(declarations.items())}
+    error: Exception | None = None
+    for node in nodes.values():
+        try:
+            _connect(node, nodes, values)
+        except (NameError, TypeError) as found:
+            error = error or found
+    ordered = tuple(nodes.values())
+    return Plan(ordered, error or _find_cycle(ordered))
+
+
+def _connect(node: Node, nodes: Mapping[str, Node], values: Mapping[str, Any]) -> None:
+    declaration = node.declaration
+    signature = declaration.signature
+    if not signature.names and not declaration.mapped:
+        return
+    needs: list[Node] = []
+    given: list[str] = []
+    free: list[str] = []
+    for name in signature.names:
+        other = nodes.get(name)
+        if other is not None:
+            needs.append(other)
+            given.append(name)
+        elif name in values or name == DATA:
+            given.append(name)
+        else:
+            free.append(name)
+    if not declaration.mapped and declaration.replaces is not None and declaration.replaces.mapped:
+        declaration.settle(mapped=sum(name not in signature.defaults for name in free) == 1)
+    # Connected before anything is refused: the plan is shown even when it is wrong.
+    if declaration.mapped and isinstance(declaration.source, str):
+        source = nodes.get(declaration.source)
+        if source is not None:
+            node.source = source
+            node.streams = not source.declaration.mapped and source not in needs and source.declaration.kind in (
+                Kind.GENERATOR,
+                Kind.ASYNC_GENERATOR,
+            )
+            if source not in needs:
+                needs.append(source)
+        elif declaration.source not in values and declaration.source != DATA:
+            raise NameError(
+                f"task {node.name!r} maps over {declaration.source!r}, which is neither a task nor an "
+                f"initial value.{suggest(declaration.source, [*nodes, *values])}{_available(node, nodes, values)}"
+            )
+    node.needs = tuple(needs)
+    for other in needs:
+        other.dependents.append(node)
+    if declaration.mapped:
+        node.item = _item_parameter(node, signature, free)
+        given = [name for name in signature.names if name in given or name == node.item]
+    else:
+        for name in free:
+            if name not in signature.defaults:
+                raise _unresolved(node, name, nodes, values)
+    _place(node, signature, given)
+
+
+def _item_parameter(node: Node, signature: Signature, free: list[str]) -> str:
+    required = [name for name in free if name not in signature.defaults]
+    candidates = required or free
+    if len(candidates) == 1:
+        return candidates[0]
+    if not candidates:
+        taken = ", ".join(map(repr, signature.names)) or "none at all"
+        raise TypeError(
+            f"mapped task {node.name!r} has no parameter for the item: a mapped task needs exactly one "
+            f"parameter that names neither a task nor an initial value (its parameters: {taken})"
+        )
+    raise TypeError(
+        f"mapped task {node.name!r} has {len(candidates)} parameters that name neither a task nor an initial "
+        f"value ({', '.join(candidates)}); exactly one of them can receive the item"
+    )
+
+
+def _place(node: Node, signature: Signature, given: list[str]) -> None:
+    """Decide how each given parameter is passed: by position until the first gap, then by name."""
+    names = signature.names
+    count = 0
+    while count < signature.positional and count < len(given) and names[count] == given[count]:
+        count += 1
+    if count < signature.positional_only and any(name in given for name in names[count : signature.positional_only]):
+        last = max(i for i in range(signature.positional_only) if names[i] in given)
+        defaults = signature.default_of or {}
+        node.fill = {name: defaults[name] for name in names[: last + 1] if name not in given}
+        count = last + 1
+    node.positional = names[:count]
+    node.keywords = tuple(name for name in names[count:] if name in given)
+
+
+def _unresolved(
+    node: Node, name: str, nodes: Mapping[str, Node], values: Mapping[str, Any]
+) -> UnresolvedSignatureError:
+    return UnresolvedSignatureError(
+        f"parameter {name!r} of task {node.name!r} names neither a task nor an initial value, "
+        f"and it has no default.{suggest(name, [*nodes, *values])}{_available(node, nodes, values)}"
+    )
+
+
+def _available(node: Node, nodes: Mapping[str, Node], values: Mapping[str, Any]) -> str:
+    names = [name for name in (*values, *nodes) if name != node.name]
+    return f" Available: {', '.join(names) or 'nothing'}."
+
+
+def _names(nodes: Iterable[Node]) -> list[str]:
+    return [node.name for node in sorted(nodes, key=lambda node: node.index)]
+
+
+def _sort(nodes: list[Node]) -> tuple[list[Node], dict[Node, int]]:
+    """Nodes in an order that respects the edges, with their depth; those on a cycle are left out."""
+    waiting = {node: len(node.needs) for node in nodes}
+    order = [node for node in nodes if not node.needs]
+    depth = dict.fromkeys(order, 0)
+    for node in order:
+        for dependent in node.dependents:
+            waiting[dependent] -= 1
+            if not waiting[dependent]:
+                depth[dependent] = 1 + max(depth[need] for need in dependent.needs)
+                order.append(dependent)
+    return order, depth
+
+
+def _find_cycle(nodes: tuple[Node, ...]) -> RuntimeError | None:
+    # Edges that all point backwards in the order of definition cannot form a cycle.
+    if all(need.index < node.index for node in nodes for need in node.needs):
+        return None
+    sorted_nodes = set(_sort(list(nodes))[0])
+    stuck = [node for node in nodes if node not in sorted_nodes]
+    if not stuck:
+        return None
+    # Every stuck node waits for another stuck one, so walking back along them must close a circle.
+    path: list[Node] = []
+    node = stuck[0]
+    while node not in path:
+        path.append(node)
+        node = next(need for need in node.needs if need not in sorted_nodes)
+    circle = [*path[path.index(node) :], node]
+    circle.reverse()
+    return RuntimeError(f"Circular dependency detected: {' -> '.join(node.name for node in circle)}")

@@ -1,0 +1,135 @@
+"""`Weave`: a workflow as a class, to be run, inherited and overridden."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterable, Callable, Iterable
+from typing import Any, TypeVar, Unpack, overload
+
+from wove.engine.sources import is_iterable
+from wove.graph.options import UNSET, TaskOptions, check_task_options, shown
+from wove.graph.plan import DATA, Declaration
+from wove.result import RESERVED
+
+__all__ = ["Weave", "declarations_of"]
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+_MARK = "__wove_task__"
+
+
+class _Marked:
+    """What `Weave.do` keeps on a method."""
+
+    __slots__ = ("mapped", "options", "source")
+
+    def __init__(self, source: Any, mapped: bool, options: dict[str, Any]) -> None:
+        self.source = source
+        self.mapped = mapped
+        self.options = options
+
+
+class Weave:
+    """Base of workflows that are classes: the methods marked with ``@Weave.do`` are the tasks.
+
+    A subclass inherits the tasks of its bases, mixins among them. A method of the same name replaces a
+    task and keeps the options it does not set, whether it is marked again or not, and may call
+    ``super()``. Tasks come in the order of the class bodies, the bases' first.
+
+    Example:
+        >>> class Report(Weave):
+        ...     @Weave.do(retries=2)
+        ...     def rows(self, day): return [day, day]
+        ...     @Weave.do
+        ...     def total(self, rows): return len(rows)
+        >>> with weave(Report, day=1) as w:
+        ...     pass
+        >>> w.result.total
+        2
+    """
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        for name in _marks_of(cls):
+            if name in RESERVED or name == DATA:
+                what = "the dict of all initial values" if name == DATA else "an attribute of the result"
+                raise NameError(f"{name!r} cannot name a task of {cls.__name__}: it is {what}")
+
+    @overload
+    @staticmethod
+    def do(fn: F, /) -> F: ...
+
+    @overload
+    @staticmethod
+    def do(
+        source: str | Iterable[Any] | AsyncIterable[Any] = ..., /, **options: Unpack[TaskOptions]
+    ) -> Callable[[F], F]: ...
+
+    @staticmethod
+    def do(source: Any = UNSET, /, **options: Unpack[TaskOptions]) -> Any:
+        """Mark a method as a task; sources and options are those of `weave.do`.
+
+        Raises:
+            TypeError, ValueError: An option is wrong; the message names it.
+        """
+        if not options and callable(source) and not is_iterable(source):
+            return _mark(source, UNSET, {})
+        if source is not UNSET and not is_iterable(source):
+            raise TypeError(f"@Weave.do maps over an iterable or the name of a task, not over {shown(source)}")
+
+        def decorate(fn: F) -> F:
+            return _mark(fn, source, options)
+
+        return decorate
+
+
+def _mark(fn: F, source: Any, options: Any) -> F:
+    name = getattr(fn, "__name__", type(fn).__name__)
+    mapped = source is not UNSET
+    # A method that replaces a mapped task may leave out the source, so that is not checked here.
+    checked = check_task_options(options, mapped=True, what=f"task {name!r}") if options else {}
+    try:
+        setattr(fn, _MARK, _Marked(source if mapped else None, mapped, checked))
+    except AttributeError:
+        raise TypeError(f"@Weave.do marks methods, and {shown(fn)} cannot be marked") from None
+    return fn
+
+
+def _marks_of(cls: type) -> dict[str, list[tuple[str, _Marked | None]]]:
+    """For each task of *cls*, the marks of all its definitions, the oldest first."""
+    found: dict[str, list[tuple[str, _Marked | None]]] = {}
+    for base in reversed(cls.__mro__):
+        for name, value in vars(base).items():
+            mark: _Marked | None = getattr(value, _MARK, None)
+            if mark is None and isinstance(value, (staticmethod, classmethod)):
+                mark = getattr(value.__func__, _MARK, None)
+            if isinstance(mark, _Marked):
+                found.setdefault(name, []).append((base.__name__, mark))
+            elif name in found and callable(value):
+                found[name].append((base.__name__, None))
+    return found
+
+
+def declarations_of(cls: type[Weave]) -> dict[str, Declaration]:
+    """The tasks of *cls*, bound to a new instance of it.
+
+    Raises:
+        TypeError: *cls* is no subclass of `Weave`, or an option does not fit.
+    """
+    if not (isinstance(cls, type) and issubclass(cls, Weave)):
+        raise TypeError(f"weave(...) takes a subclass of wove.Weave, not {shown(cls)}")
+    instance = cls()
+    declarations: dict[str, Declaration] = {}
+    for name, definitions in _marks_of(cls).items():
+        fn = getattr(instance, name)
+        older: Declaration | None = None
+        for _, mark in definitions:
+            options = {**(older.options if older is not None else {}), **(mark.options if mark is not None else {})}
+            mapped = mark is not None and mark.mapped
+            if not mapped and older is None:
+                check_task_options(options, mapped=False, what=f"task {name!r} of {cls.__name__}")
+            older = Declaration(
+                fn, options, mark.source if mark is not None else None, mapped=mapped, name=name, replaces=older
+            )
+        assert older is not None
+        declarations[name] = older
+    return declarations

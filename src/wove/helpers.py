@@ -202,10 +202,14 @@ async def _in_thread(call: Callable[[], Any]) -> tuple[bool, Any]:
     loop = asyncio.get_running_loop()
     outcome: asyncio.Future[tuple[bool, Any]] = loop.create_future()
     context = contextvars.copy_context()
+    # The frame of `job` lives as long as the traceback of what `call` raises. So that the two do not keep
+    # each other alive, it lets go of the outcome in the end, and of the future that holds it.
+    waiting = [outcome]
 
     def settle(succeeded: bool, value: Any) -> None:
-        if not outcome.done():
-            outcome.set_result((succeeded, value))
+        future = waiting.pop()
+        if not future.done():
+            future.set_result((succeeded, value))
 
     def job() -> None:
         try:
@@ -215,9 +219,9 @@ async def _in_thread(call: Callable[[], Any]) -> tuple[bool, Any]:
         try:
             loop.call_soon_threadsafe(settle, *ended)
         except RuntimeError:  # the loop is closed: nobody waits any more
-            pass
+            waiting.clear()
         finally:
-            del ended  # as above
+            del ended
 
     start_thread(job)
     return await outcome
@@ -236,9 +240,7 @@ def _count(name: str, value: int) -> int:
     try:
         count = value.__index__()
     except AttributeError:
-        raise TypeError(
-            f"{name} must be a whole number, not {value!r:.80} ({type(value).__name__})"
-        ) from None
+        raise TypeError(f"{name} must be a whole number, not {value!r:.80} ({type(value).__name__})") from None
     if count < 1:
         raise ValueError(f"{name} must be at least 1, not {count}")
     return count

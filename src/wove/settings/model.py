@@ -159,9 +159,7 @@ def _environments(old: Mapping[str, Environment], given: object, what: str) -> d
         if definition is not None:
             environments[name] = _environment(name, environments.get(name), definition, what)
         elif environments.pop(name, None) is None:
-            raise ValueError(
-                f"{what}: there is no environment {name!r} to remove.{suggest(name, environments)}"
-            )
+            raise ValueError(f"{what}: there is no environment {name!r} to remove.{suggest(name, environments)}")
     return environments
 
 

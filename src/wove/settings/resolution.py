@@ -83,9 +83,7 @@ _BUILT_IN: Final[Mapping[str, Any]] = {name: option.default for name, option in 
 # What a task has in the end, beside its environment: its own options, and what its weave sets for it.
 _OF_TASK: Final = tuple(n for n in OPTIONS if n in {*names("task"), "max_pending"} and n != "environment")
 _OF_WEAVE: Final = tuple(n for n in names("weave") if n != "environment" and not n.startswith("delivery_"))
-_POLICY_FIELDS: Final = {
-    name: name.removeprefix("delivery_") for name in _OF_TASK if name.startswith("delivery_")
-}
+_POLICY_FIELDS: Final = {name: name.removeprefix("delivery_") for name in _OF_TASK if name.startswith("delivery_")}
 
 
 class _Base(NamedTuple):

@@ -1,0 +1,22 @@
+"""Sphinx: `make docs`."""
+
+from __future__ import annotations
+
+import wove
+
+project = "Wove"
+author = "The Wove maintainers"
+release = version = wove.__version__
+
+extensions = ["myst_parser"]
+source_suffix = {".md": "markdown"}
+root_doc = "index"
+exclude_patterns = ["_build"]
+
+myst_enable_extensions = ["colon_fence"]
+myst_heading_anchors = 3
+
+html_theme = "furo"
+html_title = f"Wove {release}"
+
+nitpicky = True

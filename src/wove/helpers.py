@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
 from itertools import islice
+from operator import index
 from typing import Any, ParamSpec, TypeVar, cast, overload
 
 __all__ = ["batch", "denone", "flatten", "fold", "redict", "sync_to_async", "undict"]
@@ -16,10 +17,13 @@ P = ParamSpec("P")
 T = TypeVar("T")
 K = TypeVar("K")
 V = TypeVar("V")
+Whole = TypeVar("Whole", bound=bytes | bytearray | Mapping[Any, Any])
 
 
 @overload
 def flatten(items: Iterable[str]) -> list[str]: ...
+@overload
+def flatten(items: Iterable[Whole]) -> list[Whole]: ...
 @overload
 def flatten(items: Iterable[Iterable[T]]) -> list[T]: ...
 @overload
@@ -238,8 +242,8 @@ def _count(name: str, value: int) -> int:
     if isinstance(value, bool):
         raise TypeError(f"{name} must be a whole number, not {value}")
     try:
-        count = value.__index__()
-    except AttributeError:
+        count = index(value)
+    except TypeError:
         raise TypeError(f"{name} must be a whole number, not {value!r:.80} ({type(value).__name__})") from None
     if count < 1:
         raise ValueError(f"{name} must be at least 1, not {count}")

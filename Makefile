@@ -25,7 +25,7 @@ check: $(VENV)/.with-test,dev
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 	$(VENV)/bin/pyright
-	$(VENV)/bin/lint-imports
+	$(VENV)/bin/lint-imports --no-logo
 
 bench: $(VENV)/.with-test
 	$(PY) -m benchmarks

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -39,7 +40,9 @@ def mypy(paths: list[Path], cwd: Path) -> Complaints:
 
 def pyright(paths: list[Path], cwd: Path) -> Complaints:
     """What pyright says, by file name and line."""
-    settings = {"typeCheckingMode": "strict", "include": [str(path) for path in paths], "pythonVersion": "3.11"}
+    for path in paths:  # pyright looks only at what lies under its configuration
+        shutil.copy(path, cwd)
+    settings = {"typeCheckingMode": "strict", "pythonVersion": "3.11"}
     (cwd / "pyrightconfig.json").write_text(json.dumps(settings))
     command = [sys.executable, "-m", "pyright", "--outputjson", f"--pythonpath={sys.executable}", "-p", str(cwd)]
     done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=110)

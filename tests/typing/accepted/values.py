@@ -26,7 +26,7 @@ assert_type(fold(range(5), 2), list[list[int]])
 assert_type(batch("abc", 2), list[list[str]])
 assert_type(denone([1, None]), list[int])
 assert_type(undict({"a": 1}), list[tuple[str, int]])
-assert_type(redict([("a", 1)]), dict[str, int])
+assert_type(redict(undict({"a": 1})), dict[str, int])
 
 
 def length(text: str) -> int:

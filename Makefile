@@ -31,7 +31,7 @@ bench: $(VENV)/.with-test
 	$(PY) -m benchmarks
 
 docs: $(VENV)/.with-test,docs
-	$(PY) -m sphinx -q -W --keep-going -n -E -b html docs build/docs
+	$(PY) -m sphinx -q -W --keep-going -E -b html docs build/docs
 	$(PY) -m pytest tests/docs $(PYTEST_ARGS)
 	@echo "built build/docs/index.html"
 

@@ -8,7 +8,7 @@ project = "Wove"
 author = "The Wove maintainers"
 release = version = wove.__version__
 
-extensions = ["myst_parser"]
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 source_suffix = {".md": "markdown"}
 root_doc = "index"
 exclude_patterns = ["_build"]
@@ -19,4 +19,8 @@ myst_heading_anchors = 3
 html_theme = "furo"
 html_title = f"Wove {release}"
 
-nitpicky = True
+# A single backtick in a docstring is code.
+default_role = "literal"
+autodoc_member_order = "bysource"
+autodoc_typehints = "signature"
+autodoc_typehints_format = "short"

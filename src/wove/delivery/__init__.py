@@ -1,0 +1,9 @@
+"""Between the engine and the outside: the one way in which a task leaves this process."""
+
+from __future__ import annotations
+
+from wove.delivery.hub import shutdown
+from wove.delivery.request import Call, Request
+from wove.delivery.scope import Scope
+
+__all__ = ["Call", "Request", "Scope", "shutdown"]

@@ -1,0 +1,242 @@
+"""What the process has open to the outside: the background loop, and the sessions of all environments."""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import os
+import sys
+import threading
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Final
+
+from wove.delivery.mailbox import Mailbox
+from wove.delivery.portal import Portal
+from wove.delivery.run import GONE, Ending, Outcome
+from wove.delivery.sessions import Session
+from wove.errors import DeliveryError, WorkerLostError
+from wove.executors import offload
+from wove.executors.registry import executor_class
+
+if TYPE_CHECKING:
+    from wove.settings.model import Environment
+
+__all__ = ["hub", "process_state", "shutdown"]
+
+EXIT_SECONDS: Final = 5.0
+"""How long the end of the interpreter waits for sessions to stop."""
+
+
+def process_state() -> dict[str, Any]:
+    """What the workers of an executor with `EnvironmentExecutor.inherits` take over from this process."""
+    try:
+        cwd = os.getcwd()
+    except OSError:  # it was removed
+        cwd = None
+    return {"cwd": cwd, "environ": dict(os.environ), "path": tuple(sys.path)}
+
+
+class Hub:
+    """The sessions of one process. Its methods are thread-safe."""
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+        self._portal: Portal | None = None
+        self._shared: dict[str, list[Session]] = {}
+        self._own: dict[int, Session] = {}
+        self._at_exit = False
+
+    def lease(
+        self, environment: Environment, loop: asyncio.AbstractEventLoop, state: Mapping[str, Any]
+    ) -> Session:
+        """The session for *environment*, to be given back with :meth:`release`.
+
+        Args:
+            environment: Where a weave wants to run something.
+            loop: The weave's loop.
+            state: The weave's :func:`process_state`.
+
+        Raises:
+            ValueError: It has an unknown executor.
+            DeliveryError: Its executor instance is in use on another loop.
+        """
+        kind = executor_class(environment.executor, environment.name)
+        with self._lock:
+            if kind.scope == "process":
+                session = self._shared_session(environment, state if kind.inherits else {})
+            else:
+                session = self._own_session(environment, loop)
+            session.leases += 1
+            return session
+
+    def release(self, session: Session) -> asyncio.Future[None] | None:
+        """Give a lease back.
+
+        Returns:
+            If that closes an executor on the caller's own loop: a future, done when it is closed.
+        """
+        with self._lock:
+            session.leases -= 1
+            if session.leases > 0:
+                return None
+            if self._own.get(id(session.environment.executor)) is session:
+                return session.begin_close(GONE)
+        session.home.post(self._close_if_unused, session)
+        return None
+
+    def discard(self, session: Session) -> None:
+        """Do not lease *session* again: it does not answer any more."""
+        with self._lock:
+            sessions = self._shared.get(session.environment.name, [])
+            if session in sessions:
+                sessions.remove(session)
+            if self._portal is not None and self._portal.mailbox is session.home:
+                self._portal = None
+
+    # ------------------------------------------------------------------ sessions of the process
+
+    def _shared_session(self, environment: Environment, state: Mapping[str, Any]) -> Session:
+        sessions = self._shared.setdefault(environment.name, [])
+        found = next((one for one in sessions if _serves(one, environment, state)), None)
+        if found is None:
+            found = Session(
+                environment,
+                self._open().mailbox,
+                background=True,
+                run_config=state,
+                on_empty=self._close_if_unused,
+            )
+            sessions.append(found)
+        found.retired = False
+        for other in sessions:
+            if other is not found and not other.retired:  # its weaves and runs may end, then it goes
+                other.retired = True
+                other.home.post(self._close_if_unused, other)
+        return found
+
+    def _close_if_unused(self, session: Session) -> None:
+        with self._lock:
+            if not session.retired or session.leases > 0 or len(session.table) > 0:
+                return
+            sessions = self._shared.get(session.environment.name, [])
+            if session in sessions:
+                sessions.remove(session)
+        session.begin_close(GONE)
+
+    def _open(self) -> Portal:
+        if self._portal is None:
+            self._portal = Portal()
+            if not self._at_exit:
+                self._at_exit = True
+                # Called when all threads that are not daemons have ended: none of them loses its portal.
+                atexit.register(_at_exit)
+        return self._portal
+
+    # ------------------------------------------------------------------ sessions of one loop
+
+    def _own_session(self, environment: Environment, loop: asyncio.AbstractEventLoop) -> Session:
+        current = self._own.get(id(environment.executor))
+        after = None
+        if current is not None:
+            if current.closed is None and current.home.loop is loop and _serves(current, environment, {}):
+                return current
+            if current.closed is not None and current.home.loop is loop:
+                after = current
+            elif (current.closed is None or not current.closed.done()) and not current.home.loop.is_closed():
+                where = (
+                    "in the same loop with other settings" if current.home.loop is loop else "on another loop"
+                )
+                raise DeliveryError(
+                    f"environment {environment.name!r}: its executor instance {environment.executor!r} is in "
+                    f"use {where}, by another weave, and one instance cannot serve both at once. Declare "
+                    f"scope = 'process' on its class, if it can be shared, or configure an instance for each"
+                )
+        session = Session(environment, Mailbox(loop), background=False, run_config={}, after=after)
+        self._own[id(environment.executor)] = session
+        return session
+
+    # ------------------------------------------------------------------ end
+
+    def shutdown(self, timeout: float) -> None:
+        """End every session and the background loop, within about *timeout* seconds."""
+        with self._lock:
+            portal, self._portal = self._portal, None
+            sessions = [session for several in self._shared.values() for session in several]
+            self._shared = {}
+            own, self._own = list(self._own.values()), {}
+        outcome = Outcome(
+            Ending.ERROR, WorkerLostError("wove.shutdown() was called while this run was in flight")
+        )
+        for session in own:
+            session.home.post(session.begin_close, outcome)
+        if portal is None:
+            return
+
+        async def farewell() -> None:
+            closing = [session.begin_close(outcome, timeout * 0.8) for session in sessions]
+            if closing:
+                await asyncio.wait(closing)
+
+        portal.stop(farewell, timeout)
+
+    def abandon(self) -> None:
+        """In a forked child: forget what is the parent's."""
+        if self._portal is not None:
+            self._portal.abandon()
+
+
+def _serves(session: Session, environment: Environment, state: Mapping[str, Any]) -> bool:
+    """Whether *session* is what a weave with these settings would start."""
+    if session.closed is not None:
+        return False
+    mine = session.environment
+    if mine is not environment:
+        same_executor = mine.executor is environment.executor or (
+            isinstance(mine.executor, str) and mine.executor == environment.executor
+        )
+        if mine.name != environment.name or not same_executor:
+            return False
+        try:
+            if not bool(dict(mine.executor_config) == dict(environment.executor_config)):
+                return False
+        except Exception:  # objects that do not compare: then only the very same settings will do
+            return False
+    return session.run_config == state
+
+
+hub = Hub()
+
+_left_behind: list[Hub] = []
+
+
+def shutdown(timeout: float = 10.0) -> None:
+    """End every session, worker process and background thread of Wove.
+
+    Runs in flight end with `WorkerLostError`. A later weave starts anew. Nothing needs to call this: it
+    happens by itself when the interpreter ends. Calling it twice, or from a task, does no harm.
+
+    Args:
+        timeout: Seconds to wait for executors to stop; then they are left to themselves.
+
+    Example:
+        >>> import wove
+        >>> wove.shutdown()
+    """
+    hub.shutdown(timeout)
+    offload.close(min(timeout, 1.0))
+
+
+def _at_exit() -> None:
+    shutdown(EXIT_SECONDS)
+
+
+def _renew() -> None:
+    global hub
+    old, hub = hub, Hub()
+    old.abandon()
+    # Kept: what is suspended on the parent's loop would run its `finally` blocks here when it is freed.
+    _left_behind.append(old)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew)

@@ -1,0 +1,93 @@
+"""``delivery_idempotency_key``: its text, and the runs that share one submission because they share a key."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, Final, cast
+
+from wove.graph.options import suggest
+
+if TYPE_CHECKING:
+    from wove.delivery.run import Run
+
+__all__ = ["SharedRuns", "render", "shared"]
+
+
+def render(key: str | Callable[..., str], args: Mapping[str, Any], what: object) -> str:
+    """The text of an idempotency key.
+
+    Args:
+        key: A template with ``{param}`` fields, formatted as `str.format` does (``{user.id}``,
+            ``{day:%Y-%m-%d}``), or a callable, called as ``key(**args)``.
+        args: The task's arguments by parameter name.
+        what: The task, for messages.
+
+    Raises:
+        ValueError: A field names no parameter, or the text is empty.
+        TypeError: The callable returned something other than text.
+    """
+    if callable(key):
+        text = cast("object", key(**args))
+        if not isinstance(text, str):
+            raise TypeError(
+                f"{what}: the delivery_idempotency_key callable must return text, not {type(text).__name__}"
+            )
+    else:
+        try:
+            text = key.format_map(_Fields(args))
+        except _UnknownFieldError as error:
+            field = error.args[0]
+            raise ValueError(
+                f"{what}: delivery_idempotency_key {key!r} has a field {{{field}}}, and the task has no such "
+                f"parameter (it has: {', '.join(args) or 'none'}).{suggest(field, args)}"
+            ) from None
+    if not text:
+        raise ValueError(f"{what}: its delivery_idempotency_key is an empty text for these arguments")
+    return text
+
+
+class _UnknownFieldError(Exception):
+    """Apart from KeyError, which formatting an argument's own fields may raise as well."""
+
+
+class _Fields(dict[str, Any]):
+    def __missing__(self, name: str) -> Any:
+        raise _UnknownFieldError(name)
+
+
+class SharedRuns:
+    """The runs in flight that have an idempotency key, by environment and key. Thread-safe."""
+
+    def __init__(self) -> None:
+        self.forget()
+
+    def forget(self) -> None:
+        """Drop everything: nothing of it is in flight in a forked child."""
+        self._lock = threading.Lock()
+        self._runs: dict[tuple[str, str], Run] = {}
+
+    def claim(self, environment: str, key: str, run: Run) -> Run:
+        """The run in flight with this key; that is *run* itself, from now on, if there was none."""
+        with self._lock:
+            return self._runs.setdefault((environment, key), run)
+
+    def drop(self, run: Run) -> None:
+        """Let nobody join *run* any more."""
+        if run.key is None:
+            return
+        name = (run.request.settings.environment.name, run.key)
+        with self._lock:
+            if self._runs.get(name) is run:
+                del self._runs[name]
+
+    def __len__(self) -> int:
+        return len(self._runs)
+
+
+shared: Final = SharedRuns()
+"""The one of this process."""
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=shared.forget)

@@ -1,0 +1,81 @@
+"""Calls from any thread into one loop, many for one wake-up."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections import deque
+from collections.abc import Callable
+from typing import Any, Final
+
+__all__ = ["Mailbox"]
+
+MOST_AT_A_TIME: Final = 100
+"""So many calls are made in one turn of the loop, before what they have written goes out."""
+
+
+class Mailbox:
+    """Has callables called on *loop*, in the order in which they were posted.
+
+    Posting is thread-safe, takes no lock, and wakes the loop once for however many calls wait.
+
+    Attributes:
+        loop: Where the calls are made.
+    """
+
+    __slots__ = ("_calls", "_closed", "_closing", "_woken", "loop")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.loop = loop
+        # Each call is a list [fn, args], emptied when it is made: so its poster can see whether it was.
+        self._calls: deque[list[Any]] = deque()
+        self._woken = False
+        self._closed = False
+        self._closing = threading.RLock()  # a call made while closing may post again
+
+    def post(self, fn: Callable[..., object], *args: Any) -> bool:
+        """Have ``fn(*args)`` called on the loop. Exceptions go to the loop's exception handler.
+
+        Returns:
+            Whether the call will be made. False means that the mailbox or its loop was closed before.
+        """
+        call = [fn, args]
+        self._calls.append(call)
+        if self._closed:
+            return self._was_made(call)
+        if not self._woken:
+            self._woken = True
+            try:
+                self.loop.call_soon_threadsafe(self._drain)
+            except RuntimeError:  # the loop was closed
+                self._closed = True
+                return self._was_made(call)
+        return True
+
+    def close(self) -> None:
+        """Make the calls that wait, and take no more. To be called on the loop's own thread."""
+        with self._closing:
+            self._closed = True
+            self._drain()
+
+    def _was_made(self, call: list[Any]) -> bool:
+        # The post and the last drain may have overlapped; after the lock is free, that drain is over.
+        with self._closing:
+            return not call
+
+    def _drain(self) -> None:
+        # First the flag, then the calls: a call that comes between the two only wakes the loop once more.
+        self._woken = False
+        calls = self._calls
+        most = len(calls) if self._closed else MOST_AT_A_TIME
+        for _ in range(min(len(calls), most)):
+            call = calls.popleft()
+            fn, args = call
+            call.clear()
+            try:
+                fn(*args)
+            except Exception as error:  # one call must not cost the others their turn
+                self.loop.call_exception_handler({"message": f"wove: {fn!r} failed", "exception": error})
+        if calls and not self._closed:
+            self._woken = True
+            self.loop.call_soon(self._drain)

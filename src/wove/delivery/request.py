@@ -1,0 +1,119 @@
+"""What the engine hands over: one call, and one attempt to run it elsewhere."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from wove.executors import offload
+
+if TYPE_CHECKING:
+    from wove.protocol.pickling import Pickled
+    from wove.result import RunRecord
+    from wove.settings.resolution import TaskSettings
+
+__all__ = ["Call", "Request"]
+
+
+class Call:
+    """A task's callable, pickled at most once, however many runs need it.
+
+    Args:
+        fn: The callable; it is called with keyword arguments.
+        task: The task's name.
+
+    Attributes:
+        pickled: Its pickle, once there is one.
+        callable_id: The SHA-256 of that, in hexadecimal.
+        failure: Why there is none.
+    """
+
+    __slots__ = ("_lock", "_settled", "_waiting", "callable_id", "failure", "fn", "pickled", "task")
+
+    def __init__(self, fn: Callable[..., Any], task: str) -> None:
+        self.fn = fn
+        self.task = task
+        self.pickled: Pickled | None = None
+        self.callable_id = ""
+        self.failure: BaseException | None = None
+        self._waiting: list[Callable[[], object]] = []
+        self._settled = False
+        self._lock = threading.Lock()
+
+    def when_pickled(self, ready: Callable[[], object]) -> bool:
+        """Whether `pickled` or `failure` is set; if not, *ready* is called in some thread once it is."""
+        if self._settled:
+            return True
+        with self._lock:
+            if self._settled:
+                return True
+            self._waiting.append(ready)
+            if len(self._waiting) > 1:
+                return False
+        offload.submit(self._pickle)
+        return False
+
+    def _pickle(self) -> None:
+        from wove.protocol import pickling
+
+        try:
+            pickled = pickling.dumps(self.fn, what=f"the function of task {self.task!r}")
+            digest = hashlib.sha256()
+            for chunk in pickled.chunks:
+                digest.update(chunk)
+            self.callable_id = digest.hexdigest()
+            self.pickled = pickled
+        except BaseException as error:  # whatever it is, it belongs to the runs that need the callable
+            self.failure = error
+        with self._lock:
+            self._settled = True
+            waiting, self._waiting = self._waiting, []
+        for ready in waiting:
+            ready()
+
+
+class Request:
+    """One attempt of one task, or of one item of a mapped task, to run in its environment.
+
+    Args:
+        call: The task's callable.
+        args: Its keyword arguments.
+        settings: The task's effective settings; they name the environment.
+        item: The item's position in a mapped task, from 0; ``None`` for an unmapped task.
+        attempt: Counted from 1.
+        timeout: Seconds this attempt may take, which the worker is told; ``None`` for no limit.
+        record: Where the run's id, worker and sizes are noted, if anywhere.
+
+    Attributes:
+        expired: Set before the run is cancelled because the attempt's own time is over. Such a run is
+            always cancelled, whatever the orphan policy is: its weave goes on.
+    """
+
+    __slots__ = ("args", "attempt", "call", "expired", "item", "record", "settings", "timeout")
+
+    def __init__(
+        self,
+        call: Call,
+        args: dict[str, Any],
+        settings: TaskSettings,
+        item: int | None = None,
+        attempt: int = 1,
+        timeout: float | None = None,
+        record: RunRecord | None = None,
+    ) -> None:
+        self.call = call
+        self.args = args
+        self.settings = settings
+        self.item = item
+        self.attempt = attempt
+        self.timeout = timeout
+        self.record = record
+        self.expired = False
+
+    def __str__(self) -> str:
+        """What messages call it: ``task 'pdf'`` or ``item 3 of task 'pdf'``."""
+        if self.item is None:
+            return f"task {self.call.task!r}"
+        return f"item {self.item} of task {self.call.task!r}"

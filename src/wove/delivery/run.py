@@ -1,0 +1,177 @@
+"""A run outside this process, and those that wait for its outcome."""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+import itertools
+import os
+from time import monotonic
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+if TYPE_CHECKING:
+    from wove.delivery.gates import Waiting
+    from wove.delivery.mailbox import Mailbox
+    from wove.delivery.request import Request
+    from wove.delivery.runs import RunTable
+
+__all__ = ["CANCELLED", "GONE", "Ending", "Outcome", "Run", "State", "Waiter", "new_run_id"]
+
+
+class Ending(enum.Enum):
+    """How a run ended for one that waited for it."""
+
+    VALUE = enum.auto()
+    ERROR = enum.auto()
+    CANCELLED = enum.auto()
+    """It was given up because its weave stopped waiting; there is nothing more to say."""
+    GONE = enum.auto()
+    """It never was, or was another's and is no more: to be submitted anew."""
+
+
+class Outcome(NamedTuple):
+    """An ending, with its value or exception."""
+
+    ending: Ending
+    value: Any = None
+
+
+CANCELLED: Final = Outcome(Ending.CANCELLED)
+GONE: Final = Outcome(Ending.GONE)
+
+
+class State(enum.Enum):
+    """Where a run is."""
+
+    WAITING = enum.auto()
+    """For its session, a slot, or its bytes. Nobody outside knows of it."""
+    SENT = enum.auto()
+    SETTLING = enum.auto()
+    """Its terminal event was seen and is being decoded."""
+    OVER = enum.auto()
+
+
+class Waiter:
+    """One call of `Scope.run`, waiting on its own loop.
+
+    Args:
+        loop: Where it waits.
+        mailbox: The way there from another thread; ``None`` when the run lives on the same loop.
+    """
+
+    __slots__ = ("_mailbox", "future")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, mailbox: Mailbox | None) -> None:
+        self.future: asyncio.Future[Outcome] = loop.create_future()
+        self._mailbox = mailbox
+
+    def renew(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Wait once more, for the answer to `RunTable.abandon`."""
+        self.future = loop.create_future()
+
+    def settle(self, outcome: Outcome) -> None:
+        """Tell the outcome. Called on the loop where the run lives; only the first one counts."""
+        if self._mailbox is None:
+            _settle(self.future, outcome)
+        else:
+            self._mailbox.post(_settle, self.future, outcome)
+
+
+def _settle(future: asyncio.Future[Outcome], outcome: Outcome) -> None:
+    if not future.done():
+        future.set_result(outcome)
+
+
+class Run:
+    """One run. Its fields belong to the loop of its table, once it has been submitted there.
+
+    Attributes:
+        request: What is to run.
+        table: Where it lives.
+        key: Its idempotency key, already made text, if it has one.
+        run_id: Of its last submission.
+        waiters: Who wants the outcome. More than one with an idempotency key; none once detached.
+        deadline: When its attempt ends, as `time.monotonic`; ``None`` for never.
+        sent_at: When it was handed over.
+        seen_at: When the last event came, once it has started.
+        started: Whether ``task_started`` was seen.
+        losses: How many of its submissions were lost.
+        slot: Whether it holds a slot of its environment's gate.
+        place: Its place in that gate's queue.
+        verdict: How it is going to end as soon as its cancel is acknowledged.
+        acknowledge_by: When that wait ends, as `time.monotonic`.
+        timer: Fires when one of its limits may have passed.
+    """
+
+    __slots__ = (
+        "acknowledge_by",
+        "bytes_in",
+        "bytes_out",
+        "deadline",
+        "host",
+        "key",
+        "losses",
+        "pid",
+        "place",
+        "request",
+        "run_id",
+        "seen_at",
+        "sent_at",
+        "slot",
+        "started",
+        "state",
+        "table",
+        "timer",
+        "verdict",
+        "waiters",
+    )
+
+    def __init__(self, request: Request, table: RunTable, key: str | None) -> None:
+        self.request = request
+        self.table = table
+        self.key = key
+        self.state = State.WAITING
+        self.run_id = ""
+        self.waiters: list[Waiter] = []
+        self.deadline = None if request.timeout is None else monotonic() + request.timeout
+        self.sent_at = 0.0
+        self.seen_at = 0.0
+        self.started = False
+        self.losses = 0
+        self.slot = False
+        self.place: Waiting | None = None
+        self.verdict: Outcome | None = None
+        self.acknowledge_by: float | None = None
+        self.timer: asyncio.TimerHandle | None = None
+        self.host: str | None = None
+        self.pid: int | None = None
+        self.bytes_out = 0
+        self.bytes_in = 0
+
+    def __str__(self) -> str:
+        return f"run {self.run_id} of {self.request}" if self.run_id else f"the run of {self.request}"
+
+
+def _new_ids() -> itertools.count[int]:
+    global _prefix
+    # Lower-case hexadecimal: valid as the start of a name in every backend.
+    _prefix = os.urandom(8).hex()
+    return itertools.count(1)
+
+
+_prefix = ""
+_ids = _new_ids()
+
+
+def new_run_id() -> str:
+    """An id that no other run has, in any process: of ``[a-z0-9-]``, at most 48 characters."""
+    return f"{_prefix}-{next(_ids):x}"
+
+
+def _renew() -> None:
+    global _ids
+    _ids = _new_ids()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew)

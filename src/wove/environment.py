@@ -1,0 +1,13 @@
+"""A documented import path; what is here lives elsewhere."""
+
+from __future__ import annotations
+
+from wove.errors import DeliveryOrphanedError, DeliveryTimeoutError, EnvironmentExecutionError
+from wove.executors.base import EnvironmentExecutor
+
+__all__ = [
+    "DeliveryOrphanedError",
+    "DeliveryTimeoutError",
+    "EnvironmentExecutionError",
+    "EnvironmentExecutor",
+]

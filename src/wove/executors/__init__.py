@@ -1,0 +1,1 @@
+"""The ways out of this process: one contract, one file each."""

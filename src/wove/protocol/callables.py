@@ -36,7 +36,7 @@ class Kept(Generic[V]):
 
     def __init__(self, count: int = CALLABLES_KEPT, size: int = CALLABLES_KEPT_BYTES) -> None:
         self._count = count
-        self._room = size
+        self._size = self._room = size
         self._kept: OrderedDict[str, tuple[V, int]] = OrderedDict()
 
     def get(self, callable_id: str) -> V | None:
@@ -51,6 +51,8 @@ class Kept(Generic[V]):
         """Keep *value*, whose pickle has *size* bytes, and forget the oldest ones that are too many."""
         if (old := self._kept.pop(callable_id, None)) is not None:
             self._room += old[1]
+        if size > self._size:
+            return
         self._kept[callable_id] = (value, size)
         self._room -= size
         while self._room < 0 or len(self._kept) > self._count:

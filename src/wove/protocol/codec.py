@@ -85,7 +85,8 @@ def decode(data: bytes | Sequence[bytes]) -> list[dict[str, Any]]:
     if isinstance(found, dict) and isinstance(events := cast(dict[str, object], found).get("events"), list):
         found = cast(list[object], events)
     frames: list[dict[str, Any]] = []
-    for item in cast(list[object], found) if isinstance(found, list) else [found]:
+    items: list[object] = cast(list[object], found) if isinstance(found, list) else [found]
+    for item in items:
         if not isinstance(item, dict):
             raise FrameError(f"a frame is a JSON object, and this is {_json_type(item)}: {_start(text)}")
         frame = cast(dict[str, Any], item)

@@ -1,0 +1,94 @@
+"""Stopping a sync call from outside.
+
+Python can raise an exception in another thread, but it arrives when that thread next runs bytecode: possibly
+after the call has returned, in whatever the thread does then. So a call gets one interrupt at most, and its
+thread does not leave :meth:`Interruptible.run` before it has arrived or been taken back.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+__all__ = ["Interruptible", "TaskInterrupted"]
+
+
+class TaskInterrupted(BaseException):
+    """Raised inside a sync task that was cancelled, or whose time is up. Let it pass."""
+
+
+class Interruptible:
+    """One call, in the thread that makes this object."""
+
+    __slots__ = ("_claim", "_sent", "_thread")
+
+    def __init__(self) -> None:
+        self._thread = threading.get_ident()
+        self._claim = [None]  # whoever pops it decides: interrupted, or finished. list.pop is atomic
+        self._sent = False
+
+    def run(self, call: Callable[[], Any]) -> tuple[bool, Any]:
+        """``(True, value)`` or ``(False, exception)``, whatever *call* raises.
+
+        The exception is a :class:`TaskInterrupted` if the interrupt ended the call. If it came too late, the
+        outcome is that of the call.
+        """
+        outcome: tuple[bool, Any] | None = None
+        try:
+            try:
+                outcome = (True, call())
+            except BaseException as error:
+                outcome = (False, error)
+            self._settle()
+        except TaskInterrupted as late:  # it arrived here and not in the call; there is no second one
+            if outcome is None:
+                outcome = (False, late)
+        return outcome
+
+    def interrupt(self) -> bool:
+        """Raise :class:`TaskInterrupted` in the call; from another thread. False if it had ended."""
+        raise_in_thread = _raise_in_thread()
+        if raise_in_thread is None:
+            return False
+        try:
+            self._claim.pop()
+        except IndexError:
+            return False
+        try:
+            raise_in_thread(self._thread, TaskInterrupted)
+        finally:
+            self._sent = True
+        return True
+
+    def _settle(self) -> None:
+        """After this no interrupt arrives in this thread. May be left by the interrupt itself."""
+        try:
+            self._claim.pop()
+        except IndexError:
+            pass
+        else:
+            return  # nobody sent one, and nobody will
+        try:
+            while not self._sent:  # the sender is between two lines
+                time.sleep(0)
+            raise_in_thread = _raise_in_thread()
+            if raise_in_thread is not None:
+                raise_in_thread(self._thread, None)  # takes it back if it has not arrived yet
+        except TaskInterrupted:
+            pass
+
+
+def _raise_in_thread() -> Callable[[int, type[BaseException] | None], None] | None:
+    """Sets, or with ``None`` takes back, the exception that a thread is to raise next."""
+    try:
+        import ctypes
+    except ImportError:  # a Python without it: calls run to their end
+        return None
+
+    def raise_in_thread(thread: int, kind: type[BaseException] | None) -> None:
+        exception = None if kind is None else ctypes.py_object(kind)
+        ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), exception)
+
+    return raise_in_thread

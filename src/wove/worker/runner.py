@@ -1,0 +1,361 @@
+"""The one place that runs a task on the worker's side, whatever brought the frame."""
+
+from __future__ import annotations
+
+import contextvars
+import inspect
+import logging
+import os
+import sys
+import threading
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final
+
+from wove.errors import SerializationError, TaskTimeoutError
+from wove.protocol.callables import Kept
+from wove.protocol.faults import from_exception
+from wove.protocol.frames import PYTHON, FrameError, check_python
+from wove.protocol.pickling import Pickled, dumps, loads
+from wove.worker.interrupts import Interruptible, TaskInterrupted
+from wove.worker.pulse import LoadMeter, Pulse
+from wove.worker.runs import Run, SharedCallable
+from wove.worker.threads import Crew
+
+if TYPE_CHECKING:
+    from wove.worker.coroutines import CoroutineLoop
+
+__all__ = ["Runner"]
+
+_log = logging.getLogger("wove.worker")
+
+HOST: Final = os.uname().nodename if hasattr(os, "uname") else os.environ.get("COMPUTERNAME", "")
+
+
+class Runner:
+    """Runs ``run_task`` frames, all that it is given at once, and says through *emit* what becomes of them.
+
+    Every run ends with exactly one of ``task_result``, ``task_error`` and ``task_cancelled``, when the task
+    itself has ended. A sync task gets a thread, a coroutine task a place on one event loop, both with a fresh
+    context. Arguments and results are pickled and unpickled in the threads, never on the loop.
+
+    Args:
+        emit: Gets every event, as a dict whose pickles are :class:`~wove.protocol.pickling.Pickled`. Called
+            from any thread, also from the event loop's; must neither raise nor block.
+        max_threads: The most threads for sync tasks at a time; ``None``: as many as block.
+        name: What the threads are called, before a number.
+        report_load: Also emit a ``heartbeat`` with ``blocked: true``, and ``running``, the number of tasks
+            that run, within about 5 ms of all of them waiting and not computing; again when another task has
+            started since, and every second. It carries the ``run_id`` of one of them. A sender that keeps
+            its CPU-bound tasks from competing for one interpreter lock learns from it that it may send more.
+
+    Example::
+
+        runner = Runner(send)
+        runner.submit({"type": "run_task", "run_id": "r1", "task_id": "pdf", "callable_pickle": ...,
+                       "args_pickle": ...})
+    """
+
+    def __init__(
+        self,
+        emit: Callable[[dict[str, Any]], None],
+        *,
+        max_threads: int | None = None,
+        name: str = "wove-worker",
+        report_load: bool = False,
+    ) -> None:
+        self._emit_event = emit
+        self._name = name
+        self._lock = threading.Lock()
+        self._runs: dict[str, Run] = {}
+        self._empty = threading.Condition(self._lock)
+        self._running = self._started = 0
+        self._closed = False
+        self._callables: Kept[SharedCallable] = Kept()
+        self._crew = Crew(limit=max_threads, name=name)
+        self._loop: CoroutineLoop | None = None
+        meter = LoadMeter(self._count, self._report_blocked) if report_load else None
+        self._pulse: Pulse[Run] = Pulse(beat=self._beat, expire=self._expire, meter=meter, name=f"{name}-pulse")
+        self._reports_load = report_load
+        self._pid = os.getpid()
+
+    # --- what a transport calls -----------------------------------------------------------------------------
+
+    def submit(self, frame: Mapping[str, Any]) -> None:
+        """Run a ``run_task`` frame. Returns at once; frames of one connection come from one thread, in order.
+
+        A second frame with the ``run_id`` of a run in progress is ignored.
+
+        Raises:
+            FrameError: The frame names no run, so nobody could be told.
+        """
+        run_id = frame.get("run_id")
+        if not isinstance(run_id, str) or not run_id:
+            raise FrameError("a run_task without a run_id")
+        run = Run(run_id, frame)
+        with self._lock:
+            if run_id in self._runs:
+                _log.debug("run %s came twice; it runs once", run_id)
+                return
+            self._runs[run_id] = run
+            closed = self._closed
+        try:
+            if closed:
+                raise RuntimeError("the worker is shutting down, and takes no more tasks")
+            run.callable = self._callable_of(frame, run)
+            if run.seconds is not None:
+                self._pulse.expire_at(run, time.monotonic() + run.seconds)
+            self._crew.submit(partial(self._perform, run))
+        except FrameError as error:
+            self._fail(run, error, source="transport")
+        except Exception as error:
+            self._fail(run, error, source="executor", retryable=True)
+
+    def cancel(self, frame: Mapping[str, Any]) -> None:
+        """Stop the run of a ``cancel_task`` frame: at once while it is queued, else as Python can.
+
+        A coroutine is cancelled. In a sync task a :class:`~wove.worker.interrupts.TaskInterrupted` is raised
+        when it next runs bytecode. A run that ends by itself before keeps its result; an unknown one is
+        ignored.
+        """
+        run = self._runs.get(str(frame.get("run_id")))
+        if run is None:
+            _log.debug("nothing to cancel: run %s is not here (any more)", frame.get("run_id"))
+        else:
+            self._stop(run, "cancel")
+
+    def drain(self, timeout: float | None = None) -> bool:
+        """Take no more runs, and wait until all have ended, for at most *timeout* seconds (``None``: forever).
+
+        Returns:
+            Whether they have.
+        """
+        with self._lock:
+            self._closed = True
+            return self._empty.wait_for(lambda: not self._runs, timeout)
+
+    def close(self, timeout: float) -> bool:
+        """Stop everything that runs, and wait at most *timeout* seconds for it to end.
+
+        Returns:
+            Whether everything has ended. What has not, goes on in a daemon thread.
+        """
+        with self._lock:
+            self._closed = True
+            runs = list(self._runs.values())
+        for run in runs:
+            self._stop(run, "cancel")
+        deadline = time.monotonic() + timeout
+        ended = self.drain(timeout)
+        self._crew.close()
+        self._pulse.close()
+        if self._loop is not None:
+            self._loop.close(max(0.0, deadline - time.monotonic()))
+        return ended
+
+    # --- one run, from its thread ---------------------------------------------------------------------------
+
+    def _perform(self, run: Run) -> None:
+        with self._lock:
+            if run.ended or run.stopping:  # while it was queued
+                return
+            run.begun = True
+            self._running += 1
+            self._started += 1
+        try:
+            self._emit({"type": "task_started", **run.names, "host": HOST, "pid": self._pid})
+            if self._reports_load:
+                self._pulse.started()
+            if run.beat_seconds is not None:
+                self._pulse.beat_every(run, run.beat_seconds)
+            self._call(run)
+        except BaseException as error:
+            # Not the task's own: those have been dealt with. Whatever it is, the run must end.
+            self._fail(run, error, source="executor")
+
+    def _call(self, run: Run) -> None:
+        try:
+            check_python(run.frame, what=f"task {run.task!r}")
+        except SerializationError as error:
+            self._fail(run, error, source="config")
+            return
+        try:
+            function, is_async = run.load_callable()
+            arguments = run.load_arguments()
+        except SerializationError as error:
+            missing = isinstance(error.__cause__, ImportError)
+            self._fail(run, error, source="config" if missing else "executor")
+            return
+        call = partial(function, **arguments)
+        del arguments
+        context = contextvars.Context()
+        if run.stopping:
+            self._stopped(run, None)
+        elif is_async:
+            self._await(run, call, context)
+        else:
+            self._call_here(run, call, context)
+
+    def _call_here(self, run: Run, call: Callable[[], Any], context: contextvars.Context) -> None:
+        section = Interruptible()
+
+        def interruptible() -> Any:
+            # First make it known, then look: whoever stops the run does it the other way round.
+            run.section = section
+            if run.stopping:
+                raise TaskInterrupted
+            return context.run(call)
+
+        ok, value = section.run(interruptible)
+        if ok and inspect.isawaitable(value):
+            # A plain function around a coroutine function.
+            self._await(run, lambda: value, context)
+        else:
+            self._conclude(run, ok, value)
+
+    def _await(self, run: Run, make: Callable[[], Awaitable[Any]], context: contextvars.Context) -> None:
+        def done(ok: bool, value: Any) -> None:
+            # Pickling may take long, and this is the loop.
+            try:
+                self._crew.submit(partial(self._conclude_safely, run, ok, value))
+            except Exception as error:
+                self._fail(run, error, source="executor")
+
+        run.cancel_coroutine = self._coroutine_loop().start(make, context, done)
+        if run.stopping:
+            run.cancel_coroutine()
+
+    def _coroutine_loop(self) -> CoroutineLoop:
+        with self._lock:
+            if self._loop is None:
+                from wove.worker.coroutines import CoroutineLoop  # asyncio: only for those who need it
+
+                self._loop = CoroutineLoop(name=f"{self._name}-loop")
+            return self._loop
+
+    def _conclude_safely(self, run: Run, ok: bool, value: Any) -> None:
+        try:
+            self._conclude(run, ok, value)
+        except BaseException as error:
+            self._fail(run, error, source="executor")
+
+    def _conclude(self, run: Run, ok: bool, value: Any) -> None:
+        if ok:
+            what = f"the result of task {run.task!r}"
+            try:
+                pickled = dumps(value, what=what)
+                if not pickled.plain:
+                    # The sender could do nothing about a result that cannot be rebuilt.
+                    loads(pickled, what=what)
+            except Exception as error:
+                self._fail(run, error, source="task", retryable=False)
+            else:
+                self._end(run, {"type": "task_result", **run.names, "result_pickle": pickled})
+        elif run.stopping and _comes_of_stopping(value):
+            self._stopped(run, value)
+        else:
+            self._fail(run, value, source="task")
+
+    # --- stopping -------------------------------------------------------------------------------------------
+
+    def _stop(self, run: Run, why: str) -> None:
+        with self._lock:
+            if run.ended or run.stopping:
+                return
+            run.stopping = why
+            queued = not run.begun
+        if queued:
+            self._stopped(run, None)
+            return
+        if run.section is not None:
+            run.section.interrupt()
+        if run.cancel_coroutine is not None:
+            run.cancel_coroutine()
+
+    def _stopped(self, run: Run, interruption: BaseException | None) -> None:
+        """End a run that was told to stop, and has."""
+        if run.stopping == "cancel":
+            self._end(run, {"type": "task_cancelled", **run.names})
+            return
+        seconds = run.seconds or 0.0
+        error = TaskTimeoutError(f"task {run.task!r} timed out: its worker stopped it after {seconds:g} s")
+        error.task, error.limit = run.task, run.seconds
+        if interruption is not None:  # shows where the task was when its time was up
+            error.__traceback__ = interruption.__traceback__
+        self._fail(run, error, source="task", retryable=True)
+
+    # --- by the clock: called by the pulse ------------------------------------------------------------------
+
+    def _expire(self, run: Run) -> None:
+        self._stop(run, "deadline")
+
+    def _beat(self, run: Run) -> None:
+        if not run.ended:
+            self._emit({"type": "heartbeat", **run.names})
+
+    def _count(self) -> tuple[int, int]:
+        return self._running, self._started
+
+    def _report_blocked(self, running: int) -> None:
+        with self._lock:
+            run = next((run for run in self._runs.values() if run.begun and not run.ended), None)
+        if run is not None:
+            self._emit({"type": "heartbeat", **run.names, "blocked": True, "running": running})
+
+    # --- endings --------------------------------------------------------------------------------------------
+
+    def _fail(self, run: Run, error: BaseException, *, source: str, retryable: bool | None = None) -> None:
+        fields = from_exception(error, task=run.task, source=source, retryable=retryable)
+        self._end(run, {"type": "task_error", **run.names, **fields, "python": PYTHON})
+
+    def _end(self, run: Run, event: dict[str, Any]) -> None:
+        """Every terminal event goes out here; the first one of a run is the only one."""
+        with self._lock:
+            if run.ended:
+                return
+            run.ended = True
+            if run.begun:
+                self._running -= 1
+        if run.beat_seconds is not None or run.seconds is not None:
+            self._pulse.drop(run)
+        self._emit(event)
+        with self._lock:
+            del self._runs[run.run_id]
+            if self._closed and not self._runs:
+                self._empty.notify_all()
+
+    def _emit(self, event: dict[str, Any]) -> None:
+        try:
+            self._emit_event(event)
+        except Exception:
+            _log.exception("cannot send %s of run %s", event["type"], event["run_id"])
+
+    def _callable_of(self, frame: Mapping[str, Any], run: Run) -> SharedCallable:
+        pickled, callable_id = frame.get("callable_pickle"), frame.get("callable_id")
+        if not isinstance(pickled, Pickled):
+            known = self._callables.get(callable_id) if isinstance(callable_id, str) else None
+            if known is None:
+                raise FrameError(f"the frame of task {run.task!r} comes without its callable", run.run_id)
+            return known
+        if not isinstance(callable_id, str):
+            return SharedCallable(pickled)
+        kept = self._callables.get(callable_id) or SharedCallable(pickled)
+        self._callables.put(callable_id, kept, pickled.size)
+        return kept
+
+
+def _comes_of_stopping(error: BaseException) -> bool:
+    """Whether *error* is what stops a task, or was raised because of it."""
+    asyncio: Any = sys.modules.get("asyncio.exceptions")  # a worker without coroutines does not load it
+    stops = (TaskInterrupted, asyncio.CancelledError) if asyncio else TaskInterrupted
+    seen: set[int] = set()
+    pending: list[BaseException | None] = [error]
+    while pending:
+        link = pending.pop()
+        if isinstance(link, stops):
+            return True
+        if link is not None and id(link) not in seen:
+            seen.add(id(link))
+            pending += (link.__cause__, link.__context__)
+    return False

@@ -1,0 +1,114 @@
+"""One run of a task, as the worker keeps it."""
+
+from __future__ import annotations
+
+import inspect
+import threading
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, Final, cast
+
+from wove.errors import SerializationError
+from wove.protocol.pickling import Pickled, loads
+
+if TYPE_CHECKING:
+    from wove.worker.interrupts import Interruptible
+
+__all__ = ["Run", "SharedCallable"]
+
+#: A worker that beats at a third of the interval may lose one beat and be late with another.
+BEATS_PER_INTERVAL: Final = 3
+
+
+class SharedCallable:
+    """A callable that is unpickled when it is first wanted, once for all runs of it."""
+
+    __slots__ = ("_function", "_is_async", "_lock", "_pickled")
+
+    def __init__(self, pickled: Pickled) -> None:
+        self._pickled: Pickled | None = pickled
+        self._lock = threading.Lock()
+        self._function: Callable[..., Any] | None = None
+        self._is_async = False
+
+    def load(self, task: str) -> tuple[Callable[..., Any], bool]:
+        """The callable, and whether calling it makes a coroutine."""
+        if self._function is None:
+            with self._lock:
+                self._load(f"the callable of task {task!r}")
+        assert self._function is not None
+        return self._function, self._is_async
+
+    def _load(self, what: str) -> None:
+        if self._pickled is None:
+            return
+        function = loads(self._pickled, what=what)
+        if not callable(function):
+            raise SerializationError(f"{what} is not callable but {type(function).__name__}")
+        called = getattr(type(function), "__call__", None)
+        self._is_async = inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(called)
+        self._function = function
+        self._pickled = None  # its bytes are not needed any more
+
+
+class Run:
+    """What is known of one run.
+
+    Attributes:
+        names: The fields that every event of it has.
+        seconds: What the attempt had left when it arrived; ``None``: no limit.
+        beat_seconds: The time between two heartbeats; ``None``: nobody wants them.
+        begun: It has left the queue.
+        ended: Its terminal event is decided.
+        stopping: ``"cancel"`` or ``"deadline"`` once it has been told to stop.
+    """
+
+    __slots__ = (
+        "beat_seconds",
+        "begun",
+        "callable",
+        "cancel_coroutine",
+        "ended",
+        "frame",
+        "names",
+        "run_id",
+        "seconds",
+        "section",
+        "stopping",
+        "task",
+    )
+
+    def __init__(self, run_id: str, frame: Mapping[str, Any]) -> None:
+        self.run_id = run_id
+        self.frame: Mapping[str, Any] = frame
+        self.task = str(frame.get("task_id") or "?")
+        self.names = {"run_id": run_id, "task_id": self.task}
+        self.seconds = _seconds(frame.get("deadline"))
+        delivery: Any = frame.get("delivery") or {}
+        interval = _seconds(delivery.get("delivery_heartbeat_seconds"))
+        self.beat_seconds = interval / BEATS_PER_INTERVAL if interval else None
+        self.callable: SharedCallable | None = None
+        self.section: Interruptible | None = None
+        self.cancel_coroutine: Callable[[], None] | None = None
+        self.begun = self.ended = False
+        self.stopping: str | None = None
+
+    def load_callable(self) -> tuple[Callable[..., Any], bool]:
+        assert self.callable is not None
+        return self.callable.load(self.task)
+
+    def load_arguments(self) -> dict[str, Any]:
+        pickled: Pickled | None = self.frame.get("args_pickle")
+        self.frame = {}  # so that the bytes do not stay beside the values they became
+        if pickled is None:
+            return {}
+        what = f"the arguments of task {self.task!r}"
+        arguments = loads(pickled, what=what)
+        if not isinstance(arguments, dict):
+            raise SerializationError(f"{what} are not a dict by parameter name but {type(arguments).__name__}")
+        return cast(dict[str, Any], arguments)
+
+
+def _seconds(value: object) -> float | None:
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and value >= 0:
+        return float(value)
+    return None

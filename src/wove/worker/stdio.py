@@ -1,0 +1,301 @@
+"""A worker process that talks over its stdin and stdout: one JSON frame a line.
+
+Both sides of starting one stand here: the environment that the parent gives it (:func:`child_environment`),
+and what the worker makes of it (:func:`main`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import io
+import json
+import logging
+import os
+import select
+import signal
+import sys
+import threading
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
+from pathlib import Path
+from typing import Any, Final, cast
+
+from wove.errors import EnvironmentExecutionError
+from wove.protocol import codec
+from wove.protocol.faults import from_exception
+from wove.protocol.frames import PYTHON, FrameError
+from wove.protocol.limits import INLINE_BYTES
+from wove.worker.runner import Runner
+
+__all__ = ["BOOT_VARIABLE", "REPORT_LOAD_FLAG", "child_environment", "main"]
+
+_log = logging.getLogger("wove.worker")
+
+#: Carries the parent's module path: JSON, ``{"sys_path": [...], "pythonpath": "..." or null}``.
+BOOT_VARIABLE: Final = "WOVE_STDIO_BOOT"
+
+#: Argument of the worker: emit the ``blocked`` heartbeats of :class:`~wove.worker.runner.Runner`.
+REPORT_LOAD_FLAG: Final = "--report-load"
+
+_PARENT_CHECK_MILLISECONDS: Final = 1000
+_STOP_SECONDS: Final = 1.0  # for tasks to unwind once nobody waits for them any more
+_EXIT_SECONDS: Final = 5  # for the exit handlers of the user's modules
+_READ_BYTES: Final = 64 * 1024  # a pipe holds no more by default
+_READ_MORE_BYTES: Final = 1024 * 1024  # in the middle of a long line
+
+
+# --- the parent's side ------------------------------------------------------------------------------------
+
+
+def child_environment(environ: Mapping[str, str], sys_path: Sequence[object]) -> dict[str, str]:
+    """The environment variables for a worker that imports what this process can import.
+
+    The worker finds ``wove`` itself through ``PYTHONPATH``, where it is not installed; then it takes over
+    *sys_path*, and puts ``PYTHONPATH`` back to what it was, so that the task sees what its weave saw. Start
+    it with ``-P``, so that no ``json.py`` in its working directory comes before Python's own.
+
+    Args:
+        environ: The environment variables that the task is to see.
+        sys_path: Usually ``sys.path``.
+    """
+    original = environ.get("PYTHONPATH")
+    boot = {"sys_path": [entry for entry in sys_path if isinstance(entry, str)], "pythonpath": original}
+    environment = {**environ, BOOT_VARIABLE: json.dumps(boot)}
+    root = str(Path(__file__).resolve().parents[2])
+    if root not in _site_directories():  # a worker finds it there by itself
+        environment["PYTHONPATH"] = os.pathsep.join(filter(None, (root, original)))
+    return environment
+
+
+def _site_directories() -> list[str]:
+    import site
+
+    return [str(Path(entry).resolve()) for entry in site.getsitepackages()]
+
+
+# --- the worker's side ------------------------------------------------------------------------------------
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Serve frames from stdin until it ends, ``shutdown`` comes, or the parent is gone.
+
+    Args:
+        arguments: ``["--report-load"]`` or nothing; ``None``: those of the command line.
+    """
+    arguments = sys.argv[1:] if arguments is None else arguments
+    _take_over(os.environ)
+    commands, events = _claim_stdio()
+    parent = os.getppid()
+    # Ctrl-C goes to every process of the terminal; the parent decides what it means for the tasks. A handler
+    # and not SIG_IGN, because programs that tasks start would inherit that.
+    signal.signal(signal.SIGINT, _leave_it_to_the_parent)
+    enough, wake = os.pipe()
+    _leave_nothing_to_forks(commands, events, enough, wake)
+    with contextlib.suppress(ImportError):
+        importlib.import_module("cloudpickle")  # while the parent still pickles; a run says so if it is missing
+    outbox = _Outbox(events, wake)
+    runner = Runner(outbox.put, report_load=REPORT_LOAD_FLAG in arguments)
+    for line in _lines(commands, enough, parent):
+        try:
+            if _handle(line, runner):
+                # Not here: cancels must still be heard, and the end of the parent noticed.
+                threading.Thread(target=_drain, args=(runner, wake), daemon=True).start()
+        except Exception as error:
+            _report_garbage(outbox, error)
+    runner.close(_STOP_SECONDS)
+    outbox.close(_STOP_SECONDS)
+    _exit_in_time()
+
+
+def _leave_it_to_the_parent(number: int, frame: object) -> None:
+    del number, frame
+
+
+def _drain(runner: Runner, wake: int) -> None:
+    runner.drain()
+    os.write(wake, b"!")
+
+
+def _take_over(environ: MutableMapping[str, str]) -> None:
+    """Import from where the parent imports, and hide from the task how that came about."""
+    text = environ.pop(BOOT_VARIABLE, None)
+    if text is None:
+        return  # started by hand, or by a command of the user's own
+    boot = json.loads(text)
+    sys.path[:] = boot["sys_path"]
+    if boot["pythonpath"] is None:
+        environ.pop("PYTHONPATH", None)
+    else:
+        environ["PYTHONPATH"] = boot["pythonpath"]
+
+
+def _claim_stdio() -> tuple[int, int]:
+    """Private descriptors for the frames; what tasks read is empty, and what they print goes to stderr."""
+    commands, events = os.dup(0), os.dup(1)  # not inherited by programs that tasks start
+    nothing = os.open(os.devnull, os.O_RDWR)
+    os.dup2(nothing, 0)
+    try:
+        os.dup2(2, 1)
+    except OSError:  # no stderr
+        os.dup2(nothing, 1)
+    os.close(nothing)
+    os.set_blocking(commands, True)
+    os.set_blocking(events, True)
+    if isinstance(stdout := cast(object, sys.stdout), io.TextIOWrapper):  # it may be None
+        cast("io.TextIOWrapper[Any]", stdout).reconfigure(line_buffering=True)  # in step with what goes to stderr
+    return commands, events
+
+
+def _leave_nothing_to_forks(*descriptors: int) -> None:
+    """A process that a task forks must neither hold the parent's pipes open nor ignore Ctrl-C."""
+
+    def in_child() -> None:
+        for descriptor in descriptors:
+            with contextlib.suppress(OSError):
+                os.close(descriptor)
+        with contextlib.suppress(ValueError):
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=in_child)
+
+
+def _lines(commands: int, enough: int, parent: int) -> Iterator[list[bytes]]:
+    """The lines of the input, each in chunks, until it ends, *enough* is readable, or the parent is gone.
+
+    The end of the input is no sure sign of the last: another process may hold the pipe open.
+    """
+    poll = select.poll() if hasattr(select, "poll") else None
+    if poll is not None:
+        poll.register(commands, select.POLLIN)
+        poll.register(enough, select.POLLIN)
+    line: list[bytes] = []
+    while True:
+        while poll is not None:
+            ready = poll.poll(_PARENT_CHECK_MILLISECONDS)
+            if any(descriptor == enough for descriptor, _ in ready) or (not ready and os.getppid() != parent):
+                return
+            if ready:
+                break
+        data = os.read(commands, _READ_MORE_BYTES if line else _READ_BYTES)
+        if not data:
+            return
+        first, *others = data.split(b"\n")
+        if first:
+            line.append(first)
+        for following in others:
+            if line:
+                yield line
+            line = [following] if following else []
+
+
+def _handle(line: list[bytes], runner: Runner) -> bool:
+    """Hand the frames of a line to the runner. True if one of them is a ``shutdown``."""
+    if len(line) == 1 and not line[0].strip():
+        return False
+    frames = codec.decode(line)
+    line.clear()  # it may be large, and the next one may be long in coming
+    for frame in frames:
+        kind = frame.get("type")
+        if kind == "run_task":
+            runner.submit(frame)
+        elif kind == "cancel_task":
+            runner.cancel(frame)
+        elif kind == "shutdown":
+            return True
+        else:
+            raise FrameError(f"{kind!r} is no type of command", frame.get("run_id"))
+    return False
+
+
+def _report_garbage(outbox: _Outbox, error: Exception) -> None:
+    _log.error("a line on stdin was skipped: %s", error)
+    run_id = getattr(error, "run_id", None)
+    if isinstance(run_id, str):
+        refusal = EnvironmentExecutionError(f"the worker could not read the frame: {error}")
+        fields = from_exception(refusal, task="?", source="transport")
+        outbox.put({"type": "task_error", "run_id": run_id, **fields, "python": PYTHON})
+
+
+def _exit_in_time() -> None:
+    """End with the interpreter's usual clean-up, or without it if that hangs."""
+    if hasattr(signal, "alarm"):
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.alarm(_EXIT_SECONDS)
+
+
+class _Outbox:
+    """Writes events, in a thread of its own, which takes along whatever has come up meanwhile.
+
+    The thread gets the interpreter lock when a task waits or has computed for some milliseconds. So the
+    events of many tiny tasks go out in one write, and that of a single one at once.
+
+    Args:
+        descriptor: Where it writes.
+        wake: Gets a byte when nobody reads there any more, for the main thread to end the process.
+    """
+
+    def __init__(self, descriptor: int, wake: int) -> None:
+        self._descriptor = descriptor
+        self._wake = wake
+        self._lock = threading.Lock()
+        self._waiting: list[bytes] = []
+        self._gate = threading.Lock()
+        self._gate.acquire()
+        self._asleep = True
+        self._closed = False
+        self._thread = threading.Thread(target=self._run, name="wove-worker-output", daemon=True)
+        self._thread.start()
+
+    def put(self, event: dict[str, Any]) -> None:
+        """Send *event* soon. Never blocks."""
+        chunks = codec.encode(event)
+        chunks.append(b"\n")
+        with self._lock:
+            self._waiting += chunks
+            wake, self._asleep = self._asleep, False
+        if wake:
+            self._gate.release()
+
+    def close(self, timeout: float) -> None:
+        """Send what is left, for at most *timeout* seconds."""
+        with self._lock:
+            self._closed = True
+            wake, self._asleep = self._asleep, False
+        if wake:
+            self._gate.release()
+        self._thread.join(timeout)
+
+    def _run(self) -> None:
+        while True:
+            self._gate.acquire()
+            while True:
+                with self._lock:
+                    chunks, self._waiting = self._waiting, []
+                    if not chunks:
+                        self._asleep = not self._closed
+                        break
+                try:
+                    self._write(chunks)
+                except OSError as error:
+                    _log.debug("cannot write to the parent: %s", error)
+                    os.write(self._wake, b"!")
+                    return
+            if self._closed:
+                return
+
+    def _write(self, chunks: list[bytes]) -> None:
+        small: list[bytes] = []
+        size = 0
+        for chunk in chunks:
+            small.append(chunk)
+            size += len(chunk)
+            if size >= INLINE_BYTES:
+                self._write_all(small)
+                small, size = [], 0
+        self._write_all(small)
+
+    def _write_all(self, chunks: list[bytes]) -> None:
+        view = memoryview(chunks[0] if len(chunks) == 1 else b"".join(chunks))
+        while view:
+            view = view[os.write(self._descriptor, view) :]

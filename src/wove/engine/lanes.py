@@ -1,10 +1,11 @@
 """Many coroutines, few asyncio tasks.
 
-A lane is an asyncio task that takes one job after another and awaits each in place. Before it
-awaits one it makes sure that another lane follows if there is more to take, so a job that waits
-for something never holds up the next one, and each job still has a real task around it
-(`asyncio.timeout`, task groups and cancellation work as usual). Jobs that never wait share one
-lane, and cost no task at all.
+A lane is an asyncio task that takes one job after another and awaits each in place. When there is
+more to take it has the loop look after the rest (`more`): if the lane gets through before the loop
+comes to that, nothing was needed; if a job has to wait for something, the loop finds work left and
+starts lanes for it, twice as many each time. So a job that waits never holds up the next one, each
+job still has a real task around it (`asyncio.timeout`, task groups and cancellation work as usual),
+and jobs that never wait share one lane, and cost no task at all.
 
 What one job sets in its context no other may see: a lane whose job has changed the context ends,
 and a fresh one goes on.
@@ -29,8 +30,8 @@ MAX_BURST = 256
 class Lanes:
     """The base of both kinds of lanes: for the tasks of a weave, and for the items of a map.
 
-    A subclass has the jobs: `available` tells how many can be taken right now, and `lane` takes
-    and runs them until there is none, or until the lane is `spoiled`.
+    A subclass has the jobs: `available` tells how many can be taken right now, and `work` takes and
+    runs them until there is none, or until the lane is `spoiled`.
 
     Args:
         loop: Where the lanes run.
@@ -40,7 +41,7 @@ class Lanes:
         idle: Called whenever the last lane has ended.
     """
 
-    __slots__ = ("burst", "coming", "context", "idle", "limit", "loop", "name", "stopped", "tasks")
+    __slots__ = ("_burst", "_look", "context", "idle", "limit", "loop", "name", "stopped", "tasks")
 
     def __init__(
         self,
@@ -55,42 +56,73 @@ class Lanes:
         self.name = name
         self.limit = limit
         self.idle = idle
-        self.burst = 1
-        self.coming: set[asyncio.Task[None]] = set()
         self.stopped = False
         self.tasks: set[asyncio.Task[None]] = set()
+        self._burst = 1
+        self._look: asyncio.Handle | None = None
 
     def available(self) -> int:
         """How many jobs can be taken now, as far as is known; never 0 when there is one."""
         raise NotImplementedError
 
-    async def lane(self) -> None:
-        """Call `enter`, then take and run jobs."""
+    async def work(self, lane: asyncio.Task[Any]) -> None:
+        """Take and run jobs, inside the task *lane*."""
         raise NotImplementedError
 
     def feed(self) -> None:
-        """See to it that the jobs there are get lanes."""
-        if self.coming or self.stopped:
+        """Jobs have come: see to it that they get lanes."""
+        if self._look is not None or self.stopped:
             return
-        count = min(self.burst, self.limit - len(self.tasks), self.available())
+        count = min(self._burst, self.limit - len(self.tasks), self.available())
         while count > 0:
             count -= 1
             # Not loop.create_task: a task factory of the user's (an eager one) would start the
             # lane inside the one that feeds it.
-            task = asyncio.Task(self.lane(), loop=self.loop, name=self.name, context=self.context.copy())
+            task = asyncio.Task(self._lane(), loop=self.loop, name=self.name, context=self.context.copy())
             self.tasks.add(task)
-            self.coming.add(task)
             task.add_done_callback(self._lane_ended)
 
-    def enter(self, task: asyncio.Task[Any]) -> None:
-        """The lane *task* has started. If there still is work, those before it had to wait."""
-        self.coming.discard(task)
-        if self.burst < MAX_BURST and not self.coming and self.available():
-            self.burst *= 2
+    def more(self) -> None:
+        """In a lane, before a job is awaited: have the loop look after the others if that job waits."""
+        if self._look is None and not self.stopped:
+            self._look = self.loop.call_soon(self._looked)
 
-    def spoiled(self, task: asyncio.Task[Any]) -> bool:
-        """Whether the job that *task* has just run left something behind in it."""
-        if task.cancelling():
+    def _looked(self) -> None:
+        self._look = None
+        if self._burst < MAX_BURST and self.available():
+            self._burst *= 2
+        self.feed()
+
+    async def _lane(self) -> None:
+        task: asyncio.Task[Any] = asyncio.current_task(self.loop)  # type: ignore[assignment]
+        try:
+            await self.work(task)
+        except asyncio.CancelledError:
+            pass  # between two jobs
+        except BaseException as error:  # a job's errors are caught where it runs; this is none of those
+            self.crashed(error)
+        finally:
+            # What is to happen when a lane ends happens in its last step, not in a round of the loop
+            # of its own; the callback is for a lane that was cancelled before its first step.
+            task.remove_done_callback(self._lane_ended)
+            self._lane_ended(task)
+
+    def _lane_ended(self, task: asyncio.Task[None]) -> None:
+        self.tasks.discard(task)
+        self.feed()
+        if not self.tasks:
+            if self._look is not None and not self.available():
+                self._look.cancel()
+                self._look = None
+            self.idle()
+
+    def crashed(self, error: BaseException) -> None:
+        """A lane itself has failed, which must not leave its jobs waiting for ever."""
+        raise NotImplementedError
+
+    def spoiled(self, lane: asyncio.Task[Any]) -> bool:
+        """Whether the job that *lane* has just run left something behind in it."""
+        if lane.cancelling():
             return True
         try:
             # Equal contexts are one and the same tree inside: this compares two pointers.
@@ -103,19 +135,7 @@ class Lanes:
         if self.stopped:
             return
         self.stopped = True
-        try:
-            current = asyncio.current_task(self.loop)
-        except RuntimeError:
-            current = None
+        current = asyncio.current_task(self.loop)
         for task in self.tasks:
             if task is not current:
                 task.cancel()
-
-    def _lane_ended(self, task: asyncio.Task[None]) -> None:
-        self.tasks.discard(task)
-        self.coming.discard(task)  # cancelled before its first step
-        if not task.cancelled():
-            task.exception()  # a lane reports by itself what its job raised
-        self.feed()
-        if not self.tasks:
-            self.idle()

@@ -88,9 +88,10 @@ class _LanedItems(Lanes, Items):
         # A paced map needs one lane to wait for the next turn, not one for every item.
         return self._source.available() if self.caller.pacer is None else 1
 
-    async def lane(self) -> None:
-        task: asyncio.Task[Any] = asyncio.current_task(self.loop)  # type: ignore[assignment]  # a lane is a task
-        self.enter(task)
+    def crashed(self, error: BaseException) -> None:
+        self._failed(None, error)
+
+    async def work(self, lane: asyncio.Task[Any]) -> None:
         caller = self.caller
         call: Callable[[Any], Awaitable[Any]] | None = None
         if caller.plain and caller.kind is Kind.ASYNC:
@@ -103,8 +104,8 @@ class _LanedItems(Lanes, Items):
             if item is END or item is WAIT:
                 return
             position = self.launch()
-            if not self.coming:
-                self.feed()
+            if self._look is None:
+                self.more()
             try:
                 if call is not None:
                     value = await call(item)
@@ -119,7 +120,7 @@ class _LanedItems(Lanes, Items):
             else:
                 self.results[position] = value
             now = self.ended[position] = perf_counter()
-            if self.spoiled(task):
+            if self.spoiled(lane):
                 return
             if now - since > SLICE_SECONDS:
                 await asyncio.sleep(0)

@@ -58,15 +58,16 @@ class _TaskLanes(Lanes):
     def available(self) -> int:
         return len(self.ready)
 
-    async def lane(self) -> None:
-        current: asyncio.Task[Any] = asyncio.current_task(self.loop)  # type: ignore[assignment]  # a lane is a task
-        self.enter(current)
+    def crashed(self, error: BaseException) -> None:
+        self.run.cancel(error)
+
+    async def work(self, lane: asyncio.Task[Any]) -> None:
         run, ready = self.run, self.ready
         since = perf_counter()
         while ready and not self.stopped:
             task = ready.popleft()
-            if ready and not self.coming:
-                self.feed()
+            if ready:
+                self.more()
             task.begin()
             try:
                 if task.plain and task.caller.kind is Kind.ASYNC:
@@ -81,9 +82,9 @@ class _TaskLanes(Lanes):
                 run.failed(task, error)
             else:
                 run.done(task, value)
-            if self.spoiled(current):
+            if self.spoiled(lane):
                 return
-            if perf_counter() - since > SLICE_SECONDS:
+            if task.ended - since > SLICE_SECONDS:
                 await asyncio.sleep(0)
                 since = perf_counter()
 
@@ -135,7 +136,7 @@ class Run:
         self.tasks = [Task(node) for node in plan.nodes]
         for task in self.tasks:
             declaration = task.node.declaration
-            task.resolve(self, resolver.task(declaration.options, declaration.mapped, f"task {task.name!r}"))
+            task.resolve(self, resolver.task(declaration.options, declaration.mapped, task.name))
         self.lanes = _TaskLanes(self)
         self.left = len(self.tasks)
         self.stopped = False

@@ -1,0 +1,203 @@
+"""The executors under contract. A new one is one more `Link` in `LINKS`, and passes the suite."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import threading
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from wove.delivery import Call, Request, Scope
+from wove.executors.base import EnvironmentExecutor, Frame
+from wove.graph.options import DeliveryPolicy
+from wove.result import RunRecord
+from wove.settings.model import Environment
+from wove.settings.resolution import TaskSettings
+
+__all__ = ["LINKS", "Bench", "InProcess", "Link"]
+
+
+class InProcess(EnvironmentExecutor):
+    """A user's own executor: runs sync callables in threads and coroutines on the loop."""
+
+    async def start(
+        self, *, environment_name: str, environment_config: Mapping[str, Any], run_config: Mapping[str, Any]
+    ) -> None:
+        self.loop = asyncio.get_running_loop()
+        self.events: asyncio.Queue[Frame] = asyncio.Queue()
+        self.tasks: dict[str, asyncio.Task[None]] = {}
+
+    async def send(self, frame: Frame) -> None:
+        if frame["type"] == "run_task":
+            self.tasks[frame["run_id"]] = asyncio.create_task(self.work(frame))
+        elif frame["type"] == "cancel_task" and frame["run_id"] in self.tasks:
+            self.tasks[frame["run_id"]].cancel()
+
+    async def work(self, frame: Frame) -> None:
+        names = {"run_id": frame["run_id"], "task_id": frame["task_id"]}
+        self.events.put_nowait({"type": "task_started", **names})
+        beat = frame["delivery"].get("delivery_heartbeat_seconds")
+        beats = asyncio.create_task(self.beat(names, beat / 3)) if beat else None
+        try:
+            if asyncio.iscoroutinefunction(frame["callable"]):
+                result = await frame["callable"](**frame["args"])
+            else:
+                result = await self.in_thread(frame["callable"], frame["args"])
+        except asyncio.CancelledError:
+            self.events.put_nowait({"type": "task_cancelled", **names})
+        except Exception as error:
+            self.events.put_nowait({"type": "task_error", "exception": error, **names})
+        else:
+            self.events.put_nowait({"type": "task_result", "result": result, **names})
+        finally:
+            if beats is not None:
+                beats.cancel()
+
+    async def in_thread(self, fn: Callable[..., Any], args: dict[str, Any]) -> Any:
+        done = self.loop.create_future()
+
+        def settle(value: Any, error: BaseException | None) -> None:
+            if not done.done():
+                done.set_result((value, error))
+
+        def call() -> None:
+            try:
+                outcome = (fn(**args), None)
+            except BaseException as error:
+                outcome = (None, error)
+            try:
+                self.loop.call_soon_threadsafe(settle, *outcome)
+            except RuntimeError:
+                pass
+
+        threading.Thread(target=call, daemon=True).start()
+        value, error = await done
+        if error is not None:
+            raise error
+        return value
+
+    async def beat(self, names: dict[str, Any], seconds: float) -> None:
+        while True:
+            await asyncio.sleep(seconds)
+            self.events.put_nowait({"type": "heartbeat", **names})
+
+    async def recv(self) -> Frame:
+        return await self.events.get()
+
+    async def stop(self) -> None:
+        for task in self.tasks.values():
+            task.cancel()
+        await asyncio.gather(*self.tasks.values(), return_exceptions=True)
+
+
+class InProcessShared(InProcess):
+    """The same, started once for the process."""
+
+    scope = "process"
+
+
+@dataclass(frozen=True)
+class Link:
+    """One way out.
+
+    Attributes:
+        name: Of the executor, for the test's id.
+        environment: Makes an environment of that name.
+        pickles: Values cross it as bytes.
+        cancels: A cancelled coroutine gets to know it.
+        interrupts: A cancelled sync task ends, if need be with its process.
+        loses: Its worker can be killed from inside a task.
+        beats: Its workers send heartbeats.
+        across_threads: Two threads can use one environment of it at once.
+    """
+
+    name: str
+    environment: Callable[[str], Environment]
+    pickles: bool = True
+    cancels: bool = True
+    interrupts: bool = True
+    loses: bool = True
+    beats: bool = True
+    across_threads: bool = True
+
+    def __str__(self) -> str:
+        return self.name
+
+
+# A command of one's own imports from where one's own environment says, not from where this process does.
+_PLAIN = [
+    "env",
+    f"PYTHONPATH={Path(__file__).parents[2]}",
+    sys.executable,
+    str(Path(__file__).with_name("plain_worker.py")),
+]
+
+LINKS = (
+    Link("stdio", lambda name: Environment(name, "stdio", {"processes": 2})),
+    Link(
+        "stdio-plain-worker",
+        lambda name: Environment(name, "stdio", {"command": _PLAIN}),
+        cancels=False,  # it only knows the cancel that comes before the end
+        beats=False,
+    ),
+    Link(
+        "own-executor",
+        lambda name: Environment(name, InProcess()),
+        pickles=False,
+        interrupts=False,  # a thread cannot be
+        loses=False,  # there is no worker to lose
+        across_threads=False,  # one instance, one loop at a time
+    ),
+    Link(
+        "own-shared-executor",
+        lambda name: Environment(name, InProcessShared()),
+        pickles=False,
+        interrupts=False,
+        loses=False,
+    ),
+)
+
+
+class Bench:
+    """One environment of one link, and runs through it."""
+
+    def __init__(self, link: Link, name: str = "bench") -> None:
+        self.link = link
+        self.environment = link.environment(name)
+        self.records: list[RunRecord] = []
+
+    def drive(self, main: Callable[[Scope], Awaitable[Any]]) -> Any:
+        """What *main* returns, with a scope as one weave has it."""
+
+        async def around() -> Any:
+            scope = Scope(asyncio.get_running_loop())
+            try:
+                return await main(scope)
+            finally:
+                await scope.aclose()
+
+        return asyncio.run(around())
+
+    def request(
+        self,
+        fn: Callable[..., Any] | Call,
+        args: dict[str, Any] | None = None,
+        *,
+        attempt_timeout: float | None = None,
+        **policy: Any,
+    ) -> Request:
+        """One attempt of *fn*; *policy* are the fields of `DeliveryPolicy`."""
+        call = fn if isinstance(fn, Call) else Call(fn, getattr(fn, "__name__", "task"))
+        self.records.append(RunRecord(call.task, environment=self.environment.name))
+        return Request(
+            call,
+            args or {},
+            TaskSettings(
+                environment=self.environment, timeout=attempt_timeout, delivery=DeliveryPolicy(**policy)
+            ),
+            timeout=attempt_timeout,
+            record=self.records[-1],
+        )

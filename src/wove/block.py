@@ -212,7 +212,7 @@ class weave:  # noqa: N801 - it is used like a function
         if replaces is not None:
             options = {**replaces.options, **options}
         self._declarations[name] = Declaration(
-            fn, options, source if mapped else None, mapped=mapped, replaces=replaces
+            fn, options, source if mapped else None, mapped=mapped, name=name, replaces=replaces
         )
 
     # ------------------------------------------------------------------ the block

@@ -39,9 +39,13 @@ class Lanes:
         name: The name of the asyncio tasks.
         limit: The most lanes at once.
         idle: Called whenever the last lane has ended.
+
+    Attributes:
+        inside: Set while a lane takes care of a job that has ended: it will see by itself what that
+            makes possible.
     """
 
-    __slots__ = ("_burst", "_look", "context", "idle", "limit", "loop", "name", "stopped", "tasks")
+    __slots__ = ("_burst", "_look", "context", "idle", "inside", "limit", "loop", "name", "stopped", "tasks")
 
     def __init__(
         self,
@@ -57,6 +61,7 @@ class Lanes:
         self.limit = limit
         self.idle = idle
         self.stopped = False
+        self.inside = False
         self.tasks: set[asyncio.Task[None]] = set()
         self._burst = 1
         self._look: asyncio.Handle | None = None
@@ -71,9 +76,11 @@ class Lanes:
 
     def feed(self) -> None:
         """Jobs have come: see to it that they get lanes."""
-        if self._look is not None or self.stopped:
+        if self.inside or self._look is not None or self.stopped:
             return
-        count = min(self._burst, self.limit - len(self.tasks), self.available())
+        count = self.available()
+        if count:
+            count = min(count, self._burst, self.limit - len(self.tasks))
         while count > 0:
             count -= 1
             # Not loop.create_task: a task factory of the user's (an eager one) would start the

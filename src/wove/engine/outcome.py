@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from time import perf_counter, time
 from typing import TYPE_CHECKING, Any
 
-from wove.engine.tasks import CANCELLED, DONE, FAILED
+from wove.engine.tasks import CANCELLED, DONE
 from wove.result import Failure, RunRecord, WoveResult
 
 if TYPE_CHECKING:
@@ -67,14 +67,27 @@ def _text(error: BaseException | None) -> str | None:
 
 def result_of(run: Run, initial: Mapping[str, Any]) -> WoveResult:
     """The result of *run*, which has ended."""
-    tasks = run.tasks
+    values: dict[str, Any] = {}
+    errors: dict[str, BaseException] = {}
+    timings: dict[str, float] = {}
+    cancelled: list[str] = []
+    for task in run.tasks:
+        if task.status is CANCELLED:
+            cancelled.append(task.name)
+            continue
+        if task.status is DONE:
+            values[task.name] = task.value
+        elif task.error is not None:
+            errors[task.name] = task.error
+        if task.started:
+            timings[task.name] = task.seconds()
     return WoveResult(
-        tuple(task.name for task in tasks),
-        values={task.name: task.value for task in tasks if task.status is DONE},
-        errors={task.name: task.error for task in tasks if task.status is FAILED and task.error is not None},
+        tuple(task.name for task in run.tasks),
+        values=values,
+        errors=errors,
         initial=initial,
-        timings={task.name: task.seconds() for task in tasks if task.started and task.status is not CANCELLED},
-        cancelled=tuple(task.name for task in tasks if task.status is CANCELLED),
+        timings=timings,
+        cancelled=tuple(cancelled),
         exception=run.error or run.cancelled_by,
         failures=tuple(Failure(*failure) for failure in run.failures),
         run_records=_Records(run),

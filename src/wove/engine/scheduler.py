@@ -81,7 +81,9 @@ class _TaskLanes(Lanes):
             except BaseException as error:  # SystemExit and the like are outcomes too
                 run.failed(task, error)
             else:
+                self.inside = True
                 run.done(task, value)
+                self.inside = False
             if self.spoiled(lane):
                 return
             if task.ended - since > SLICE_SECONDS:

@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterator
 from contextvars import Context
 from time import perf_counter
+from types import FunctionType
 from typing import TYPE_CHECKING, Any, Final
 
 from wove.engine.threads import start_thread
@@ -38,6 +39,8 @@ _CONTAINERS: Final = frozenset(
 def is_iterable(value: object) -> bool:
     """Whether a task can map over *value*."""
     kind = type(value)
+    if kind is FunctionType:
+        return False
     return hasattr(kind, "__iter__") or hasattr(kind, "__aiter__") or hasattr(kind, "__getitem__")
 
 

@@ -152,6 +152,8 @@ def kind_of(fn: Callable[..., Any]) -> Kind:
 
 def name_of(fn: Callable[..., Any]) -> str:
     """The name a task gets from its callable."""
+    if type(fn) is FunctionType:
+        return fn.__name__
     target: Any = fn
     while isinstance(target, functools.partial):
         target = target.func

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import io
 import json
 import logging
 import os
@@ -18,14 +17,16 @@ import sys
 import threading
 from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final
 
 from wove.errors import EnvironmentExecutionError
 from wove.protocol import codec
 from wove.protocol.faults import from_exception
 from wove.protocol.frames import PYTHON, FrameError
 from wove.protocol.limits import INLINE_BYTES
-from wove.worker.runner import Runner
+
+if TYPE_CHECKING:
+    from wove.worker.runner import Runner
 
 __all__ = ["BOOT_VARIABLE", "REPORT_LOAD_FLAG", "child_environment", "main"]
 
@@ -82,6 +83,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Args:
         arguments: ``["--report-load"]`` or nothing; ``None``: those of the command line.
     """
+    from wove.worker.runner import Runner  # here, because the parent reads this file too
+
     arguments = sys.argv[1:] if arguments is None else arguments
     _take_over(os.environ)
     commands, events = _claim_stdio()
@@ -141,8 +144,8 @@ def _claim_stdio() -> tuple[int, int]:
     os.close(nothing)
     os.set_blocking(commands, True)
     os.set_blocking(events, True)
-    if isinstance(stdout := cast(object, sys.stdout), io.TextIOWrapper):  # it may be None
-        cast("io.TextIOWrapper[Any]", stdout).reconfigure(line_buffering=True)  # in step with what goes to stderr
+    if (reconfigure := getattr(sys.stdout, "reconfigure", None)) is not None:  # stdout itself may be None
+        reconfigure(line_buffering=True)  # in step with what goes to stderr
     return commands, events
 
 

@@ -139,13 +139,16 @@ class Crew:
 
     def _wait_idle(self, hand: _Hand) -> bool:
         """Wait to be summoned; false when that does not happen any more."""
-        if self._closed:
+        if self._is_over():
             return False
         self._idle.append(hand)
         if not self._pause(hand, IDLE_SECONDS) and hand in self._idle:
             self._idle.remove(hand)
             return False
-        return not self._closed or bool(self._queue)
+        return not self._is_over()
+
+    def _is_over(self) -> bool:
+        return self._closed and not self._queue
 
     def _pause(self, hand: _Hand, seconds: float) -> bool:
         self._lock.release()

@@ -9,6 +9,7 @@ import signal
 import threading
 from asyncio import AbstractEventLoop
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Protocol
 
 from wove.engine.threads import start_thread
@@ -21,7 +22,11 @@ class Runnable(Protocol):
 
     def start(self) -> None: ...
 
+    def start_without_loop(self) -> bool: ...
+
     def cancel(self, error: BaseException) -> None: ...
+
+    def cancel_from_anywhere(self, error: BaseException) -> None: ...
 
 
 Make = Callable[[AbstractEventLoop, Callable[[], object], bool], Runnable]
@@ -73,9 +78,10 @@ def run_blocking(make: Make) -> None:
     try:
         asyncio.get_running_loop()
     except RuntimeError:
-        _run_here(make)
+        run = _run_here  # not here and now: this error would become the context of the tasks' own
     else:
-        _run_on_helper(make)
+        run = _run_on_helper
+    run(make)
 
 
 def _run_here(make: Make) -> None:
@@ -84,11 +90,11 @@ def _run_here(make: Make) -> None:
         loop = asyncio.new_event_loop()
         _kept.loop = loop
         _kept.closer = _Closer(loop)
-    runnable = make(loop, loop.stop, True)
-    loop.call_soon(runnable.start)
+    runnable = make(loop, partial(_stop, loop), True)
     try:
-        with _Interrupts(loop, runnable):
-            loop.run_forever()
+        with _Interrupts(runnable):
+            if not runnable.start_without_loop():
+                loop.run_forever()
     except BaseException as error:  # a second Ctrl-C, or an exception of a callback of the user's
         runnable.cancel(error)
         with contextlib.suppress(RuntimeError):
@@ -99,16 +105,20 @@ def _run_here(make: Make) -> None:
             _kept.loop = _kept.closer = None
 
 
+def _stop(loop: AbstractEventLoop) -> None:
+    if loop.is_running():  # otherwise the next run would stop at once
+        loop.stop()
+
+
 class _Interrupts:
     """Ctrl-C while a weave blocks the main thread: first cancel the weave, and only then insist.
 
     As `asyncio.Runner` does it: the loop is never interrupted in the middle of its own work.
     """
 
-    __slots__ = ("loop", "pressed", "previous", "runnable")
+    __slots__ = ("pressed", "previous", "runnable")
 
-    def __init__(self, loop: AbstractEventLoop, runnable: Runnable) -> None:
-        self.loop = loop
+    def __init__(self, runnable: Runnable) -> None:
         self.runnable = runnable
         self.pressed = False
         self.previous: Any = None
@@ -129,7 +139,7 @@ class _Interrupts:
         if self.pressed:
             raise KeyboardInterrupt
         self.pressed = True
-        self.loop.call_soon_threadsafe(self.runnable.cancel, KeyboardInterrupt())
+        self.runnable.cancel_from_anywhere(KeyboardInterrupt())
 
 
 def _run_on_helper(make: Make) -> None:
@@ -155,7 +165,7 @@ def _run_on_helper(make: Make) -> None:
         ended.wait()
     except BaseException as error:  # Ctrl-C
         for loop, runnable in made:
-            loop.call_soon_threadsafe(runnable.cancel, error)
+            runnable.cancel_from_anywhere(error)
         ended.wait()
         raise
     if failed:

@@ -172,6 +172,20 @@ class Run:
                 self._launch(task)
         self.settled()
 
+    def start_without_loop(self) -> bool:
+        """`start`, and go on without the loop while nothing but threads is at work.
+
+        Returns:
+            Whether everything has ended. If not, the loop must be run.
+        """
+        self.inbox.ring()
+        self.start()
+        self.inbox.serve(self._needs_loop)
+        return self.closed
+
+    def _needs_loop(self) -> bool:
+        return self.closed or bool(self.lanes.tasks) or bool(self._attended) or self._closing is not None
+
     def cancel(self, error: BaseException) -> None:
         """End the run because of *error*, which the block then raises."""
         if self.closed:

@@ -13,6 +13,7 @@ from asyncio import AbstractEventLoop, Future
 from collections import deque
 from collections.abc import Callable
 from contextvars import Context
+from queue import SimpleQueue
 from typing import Any, Protocol
 
 __all__ = ["Inbox", "Slots", "ThreadCall", "start_thread"]
@@ -140,23 +141,46 @@ class Inbox:
 
     def __init__(self, loop: AbstractEventLoop) -> None:
         self.loop = loop
-        self.calls: deque[tuple[Callable[..., object], tuple[Any, ...]]] = deque()
-        self.woken = False
+        self._calls: deque[tuple[Callable[..., object], tuple[Any, ...]]] = deque()
+        self._woken = False
+        self._bell: SimpleQueue[None] | None = None
 
     def post(self, callback: Callable[..., object], *args: Any) -> None:
         """Have ``callback(*args)`` called on the loop, unless the loop has been closed."""
-        self.calls.append((callback, args))
-        if not self.woken:
-            self.woken = True
+        self._calls.append((callback, args))
+        if not self._woken:
+            self._woken = True
+            bell = self._bell
+            if bell is not None:
+                bell.put(None)
+                return
             try:
                 self.loop.call_soon_threadsafe(self._drain)
             except RuntimeError:  # the loop was closed: nobody waits for this any more
-                self.calls.clear()
+                self._calls.clear()
+
+    def ring(self) -> None:
+        """From now on the calls are for `serve`."""
+        self._bell = SimpleQueue()
+
+    def serve(self, until: Callable[[], object]) -> None:
+        """In the thread of the loop, which does not run: make the calls that come, until *until*.
+
+        A thread that is woken this way is woken by one system call, a loop by a dozen.
+        """
+        bell = self._bell
+        assert bell is not None
+        while not until():
+            bell.get()
+            self._drain()
+        self._bell = None
+        # Somebody may have rung the bell that nobody hears any more.
+        self.loop.call_soon(self._drain)
 
     def _drain(self) -> None:
         # First the flag, then the calls: a call that comes between the two only wakes us once more.
-        self.woken = False
-        calls = self.calls
+        self._woken = False
+        calls = self._calls
         while calls:
             callback, args = calls.popleft()
             callback(*args)

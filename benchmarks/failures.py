@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import gc
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from time import perf_counter
 from typing import Any
 
@@ -21,15 +22,32 @@ class BrokenError(Exception):
     """What the failing task raises."""
 
 
-async def sleeping(item: int) -> None:
-    await asyncio.sleep(60)
+class Crowd:
+    """Siblings that sleep, and one task that fails as soon as all of them do."""
+
+    def __init__(self) -> None:
+        self.awake = SIBLINGS
+        self.all_asleep = asyncio.Event()
+
+    async def sleep(self) -> None:
+        self.awake -= 1
+        if not self.awake:
+            self.all_asleep.set()
+        await asyncio.sleep(60)
+
+    async def sleep_as(self, item: int) -> None:
+        await self.sleep()
+
+    async def failing(self) -> None:
+        await self.all_asleep.wait()
+        raise BrokenError
+
+    def functions(self, siblings: Graph) -> list[Callable[[], Any]]:
+        """New function objects, as a block in a function has them."""
+        return [*replace(siblings, names={"sleep": self.sleep}).functions().values(), self.failing]
 
 
-async def failing() -> None:
-    raise BrokenError
-
-
-def group_fails(functions: list[Callable[[], Any]]) -> None:
+def group_fails(crowd: Crowd, functions: Sequence[Callable[[], Any]]) -> None:
     async def main() -> None:
         async with asyncio.TaskGroup() as group:
             for function in functions:
@@ -38,50 +56,43 @@ def group_fails(functions: list[Callable[[], Any]]) -> None:
     asyncio.run(main())
 
 
-def group_of_items_fails() -> None:
+def group_of_items_fails(crowd: Crowd, functions: Sequence[Callable[[], Any]]) -> None:
     async def main() -> None:
         async with asyncio.TaskGroup() as group:
             for item in range(SIBLINGS):
-                group.create_task(sleeping(item))
-            group.create_task(failing())
+                group.create_task(crowd.sleep_as(item))
+            group.create_task(crowd.failing())
 
     asyncio.run(main())
 
 
-def weave_fails(functions: list[Callable[[], Any]]) -> None:
+def weave_fails(crowd: Crowd, functions: Sequence[Callable[[], Any]]) -> None:
     with weave() as w:
         for function in functions:
             w.do(function)
 
 
-def weave_of_items_fails() -> None:
+def weave_of_items_fails(crowd: Crowd, functions: Sequence[Callable[[], Any]]) -> None:
     with weave() as w:
-        w.do(range(SIBLINGS))(sleeping)
-        w.do(failing)
+        w.do(range(SIBLINGS))(crowd.sleep_as)
+        w.do(crowd.failing)
 
 
-def until_raised(label: str, work: Callable[[], object]) -> Probe:
+def until_raised(label: str, work: Callable[[Crowd, Sequence[Callable[[], Any]]], None], siblings: Graph) -> Probe:
     """Seconds until *work* has raised `BrokenError`, alone or in a group."""
 
     def probe() -> Values:
+        crowd = Crowd()
+        functions = crowd.functions(siblings)
         gc.collect()
         begin = end = perf_counter()
         try:
-            work()
+            work(crowd, functions)
         except* BrokenError:
             end = perf_counter()
         assert end > begin, "nothing was raised"
+        assert crowd.awake == 0
         return {label: end - begin}
-
-    return probe
-
-
-def of_functions(label: str, work: Callable[[list[Callable[[], Any]]], None], siblings: Graph) -> Probe:
-    """As `until_raised`, with new function objects every time."""
-
-    def probe() -> Values:
-        functions = [*siblings.functions().values(), failing]
-        return until_raised(label, lambda: work(functions))()
 
     return probe
 
@@ -118,20 +129,19 @@ def _blocking(name: str) -> Callable[[], None]:
 @benchmark("failure")
 def failures() -> Iterator[Figure]:
     """The first failure beside many sleeping siblings, and beside blocked threads."""
-    yield Figure(
-        "one task fails beside a map of 1,000 sleeping items",
-        "wove",
-        [until_raised("wove", weave_of_items_fails), until_raised("TaskGroup", group_of_items_fails)],
-        Target(1.2),
-    )
     edges: dict[str, list[str]] = {f"t{index}": [] for index in range(SIBLINGS)}
-    siblings = graph(edges, lambda name: "await sleep(60)", sleep=asyncio.sleep)
-    yield Figure(
-        "one task fails beside 1,000 sleeping tasks",
-        "wove",
-        [of_functions("wove", weave_fails, siblings), of_functions("TaskGroup", group_fails, siblings)],
-        Target(1.2),
-    )
+    siblings = graph(edges, lambda name: "await sleep()", sleep=None)
+    for title, subject, reference in (
+        ("one task fails beside a map of 1,000 sleeping items", weave_of_items_fails, group_of_items_fails),
+        ("one task fails beside 1,000 sleeping tasks", weave_fails, group_fails),
+    ):
+        yield Figure(
+            title,
+            "wove",
+            [until_raised("wove", subject, siblings), until_raised("TaskGroup", reference, siblings)],
+            Target(1.2),
+            rounds=21,
+        )
     label = "from the failure to the raise"
     yield Figure(
         "one task fails beside 4 threads blocked for 2 s",

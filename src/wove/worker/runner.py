@@ -210,12 +210,22 @@ class Runner:
         ok, value = section.run(interruptible)
         if ok and inspect.isawaitable(value):
             # A plain function around a coroutine function.
-            self._await(run, lambda: value, context)
+            self._await(run, lambda: value, context, unused=value.close if inspect.iscoroutine(value) else None)
         else:
             self._conclude(run, ok, value)
 
-    def _await(self, run: Run, make: Callable[[], Awaitable[Any]], context: contextvars.Context) -> None:
+    def _await(
+        self,
+        run: Run,
+        make: Callable[[], Awaitable[Any]],
+        context: contextvars.Context,
+        unused: Callable[[], object] | None = None,
+    ) -> None:
+        """Await what *make* makes, on the loop; *unused* ends a coroutine that may never be started."""
+
         def done(ok: bool, value: Any) -> None:
+            if unused is not None:
+                unused()
             # Pickling may take long, and this is the loop.
             try:
                 self._crew.submit(partial(self._conclude_safely, run, ok, value))

@@ -83,8 +83,9 @@ class Run:
         self.task = str(frame.get("task_id") or "?")
         self.names = {"run_id": run_id, "task_id": self.task}
         self.seconds = _seconds(frame.get("deadline"))
-        delivery: Any = frame.get("delivery") or {}
-        interval = _seconds(delivery.get("delivery_heartbeat_seconds"))
+        delivery: Any = frame.get("delivery")
+        policy = cast(dict[str, Any], delivery) if isinstance(delivery, dict) else {}
+        interval = _seconds(policy.get("delivery_heartbeat_seconds"))
         self.beat_seconds = interval / BEATS_PER_INTERVAL if interval else None
         self.callable: SharedCallable | None = None
         self.section: Interruptible | None = None

@@ -120,7 +120,9 @@ def test_a_class_by_value_comes_back_as_the_senders_own_and_unharmed() -> None:
 
 
 def test_enums_by_value() -> None:
-    script = in_main("import enum\nclass Color(enum.Enum):\n    RED = 1\n    def shout(self):\n        return self.name\n")
+    script = in_main(
+        "import enum\nclass Color(enum.Enum):\n    RED = 1\n    def shout(self):\n        return self.name\n"
+    )
     again = round_trip(script.Color.RED)
     assert again is script.Color.RED and again.shout() == "RED"
 

@@ -170,7 +170,7 @@ def test_generators_and_depth() -> None:
         deep = deep.pop()
 
 
-Missing = namedtuple("Missing", "x")  # noqa: PYI024
+Missing = namedtuple("Missing", "x")
 
 
 def test_a_missing_module_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -110,7 +110,7 @@ def test_many_senders_and_threads_that_come_and_go(monkeypatch: pytest.MonkeyPat
 
 def test_a_job_that_raises_is_logged(crew: Crew, caplog: pytest.LogCaptureFixture) -> None:
     done = threading.Event()
-    crew.submit(lambda: [][0])
+    crew.submit(lambda: int("x"))
     crew.submit(done.set)
     assert done.wait(20)
     until(lambda: "a job of the worker failed" in caplog.text)

@@ -65,6 +65,16 @@ def retry_delay(setting: float | str | Callable[[int], float], failed: int) -> f
     return setting
 
 
+def is_plain(settings: TaskSettings) -> bool:
+    """Whether a call is nothing but the call: here, once, without a limit."""
+    return (
+        settings.timeout is None
+        and not settings.retries
+        and settings.limit_per_minute is None
+        and settings.is_local
+    )
+
+
 class Caller:
     """Makes the calls of one task, or of all items of one map.
 
@@ -93,9 +103,7 @@ class Caller:
         self.signature = signature
         self.settings = settings
         self.pacer = None if settings.limit_per_minute is None else Pacer(settings.limit_per_minute)
-        self.plain = (
-            settings.is_local and not settings.retries and settings.timeout is None and self.pacer is None
-        )
+        self.plain = is_plain(settings)
         self.call: Call | None = None
         self.records: list[RunRecord] = []
         self.retried = 0

@@ -11,7 +11,7 @@ from wove.graph.signature import Kind, Signature
 if TYPE_CHECKING:
     from wove.graph.plan import Node
 
-__all__ = ["call_here", "call_here_per_item", "names_elsewhere", "portable"]
+__all__ = ["call_here", "call_here_per_item", "call_now", "names_elsewhere", "portable"]
 
 
 def call_here(node: Node, values: Mapping[str, Any]) -> Callable[[], Any]:
@@ -25,6 +25,13 @@ def call_here(node: Node, values: Mapping[str, Any]) -> Callable[[], Any]:
     if not node.keywords:
         return partial(fn, *positional)
     return partial(fn, *positional, **{name: values[name] for name in node.keywords})
+
+
+def call_now(node: Node, values: Mapping[str, Any]) -> Any:
+    """What calling the node's callable with all it needs gives."""
+    if node.keywords or node.fill:
+        return call_here(node, values)()
+    return node.declaration.fn(*[values[name] for name in node.positional])
 
 
 def call_here_per_item(node: Node, values: Mapping[str, Any]) -> Callable[[Any], Any]:

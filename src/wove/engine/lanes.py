@@ -41,8 +41,7 @@ class Lanes:
         idle: Called whenever the last lane has ended.
 
     Attributes:
-        inside: Set while a lane takes care of a job that has ended: it will see by itself what that
-            makes possible.
+        inside: Set while jobs come that somebody will look after when all of them are there.
     """
 
     __slots__ = ("_burst", "_look", "context", "idle", "inside", "limit", "loop", "name", "stopped", "tasks")

@@ -283,11 +283,12 @@ class _ThreadedItems(Items):
 
     def _await(self, position: int, value: Awaitable[Any]) -> None:
         """On the loop: an item's call gave an awaitable."""
+        if self._abandoned:
+            discard(value)
+            return
         task = asyncio.Task(self._awaited(position, value), loop=self._run.loop, context=self._run.context.copy())
         self._awaiting.add(task)
         task.add_done_callback(self._await_ended)
-        if self._stopped:
-            task.cancel()
 
     async def _awaited(self, position: int, value: Awaitable[Any]) -> None:
         try:
@@ -328,6 +329,13 @@ class _ThreadedItems(Items):
             task.cancel()
         if not self._awaiting:
             self.finish()
+
+
+def discard(value: Awaitable[Any]) -> None:
+    """Nobody will await *value*; a coroutine would complain about that when it is freed."""
+    close = getattr(value, "close", None)
+    if close is not None:
+        close()
 
 
 async def map_items(

@@ -34,10 +34,10 @@ class _Records:
         return self._made
 
     def _of(self, task: Task) -> Iterator[RunRecord]:
-        if task.caller.records:
-            yield from task.caller.records
+        if not task.settings.is_local:
+            yield from task.records()
             return
-        environment = task.caller.settings.environment.name
+        environment = task.settings.environment.name
         if task.items is not None:
             errors = dict(task.items.errors)
             for position, (started, ended) in enumerate(zip(task.items.started, task.items.ended, strict=True)):
@@ -53,7 +53,7 @@ class _Records:
         elif task.started:
             yield RunRecord(
                 task.name,
-                attempt=1 + task.caller.retried,
+                attempt=task.attempts(),
                 environment=environment,
                 started=task.started + self._offset,
                 ended=task.ended + self._offset if task.ended else None,

@@ -17,7 +17,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from wove.engine.attempts import Caller
-from wove.engine.binding import call_here, call_here_per_item, names_elsewhere
+from wove.engine.binding import call_here, call_here_per_item, call_now, names_elsewhere
 from wove.engine.lanes import SLICE_SECONDS, Lanes
 from wove.engine.mapping import map_items
 from wove.engine.sources import Stream
@@ -45,6 +45,10 @@ STOP_GRACE_SECONDS = 30.0
 """How long cancelled coroutines may take to clean up before the weave ends without them."""
 
 
+_families = threading.Lock()
+"""Guards who is inside whom; weaves are nested in several threads."""
+
+
 class _TaskLanes(Lanes):
     """Lanes for the tasks of a run."""
 
@@ -70,8 +74,8 @@ class _TaskLanes(Lanes):
                 self.more()
             task.begin()
             try:
-                if task.plain and task.caller.kind is Kind.ASYNC:
-                    value = await call_here(task.node, run.values)()
+                if task.plain_async:
+                    value = await call_now(task.node, run.values)
                 else:
                     value = await run.perform(task)
             except GeneratorExit as error:
@@ -133,12 +137,10 @@ class Run:
         self.context = context
         context.run(CURRENT.set, self)
         self.inbox = Inbox(loop)
-        self.slots = Slots(settings.max_workers)
+        self._max_workers = settings.max_workers
+        self._slots: Slots | None = None
         self.values: dict[str, Any] = {**values, DATA: dict(values)}
-        self.tasks = [Task(node) for node in plan.nodes]
-        for task in self.tasks:
-            declaration = task.node.declaration
-            task.resolve(self, resolver.task(declaration.options, declaration.mapped, task.name))
+        self.tasks = [Task(node, self) for node in plan.nodes]
         self.lanes = _TaskLanes(self)
         self.left = len(self.tasks)
         self.stopped = False
@@ -150,11 +152,18 @@ class Run:
         self._attended: set[asyncio.Task[Any]] = set()
         self._calls: dict[Task, ThreadCall] = {}
         self._children: set[Run] = set()
-        self._children_lock = threading.Lock()
         self._scope: Scope | None = None
         self._closing: asyncio.Task[None] | None = None
         self._patience: asyncio.TimerHandle | None = None
         self._finished = finished
+        self._listened = listening()
+
+    @property
+    def slots(self) -> Slots:
+        """The threads this weave may use."""
+        if self._slots is None:
+            self._slots = Slots(self._max_workers)
+        return self._slots
 
     # ------------------------------------------------------------------ start and end
 
@@ -164,13 +173,17 @@ class Run:
             self.parent.adopt(self)
         for task in self.tasks:
             if task.node.streams and task.node.source is not None:
-                source = self.tasks[task.node.source.index]
+                source = self.tasks[task.node.source]
                 source.stream = source.stream or Stream()
                 task.waiting -= 1
+        self.lanes.inside = True
         for task in self.tasks:
             if not task.waiting:
                 self._launch(task)
-        self.settled()
+        self.lanes.inside = False
+        self.lanes.feed()
+        if not self.left:
+            self.settled()
 
     def start_without_loop(self) -> bool:
         """`start`, and go on without the loop while nothing but threads is at work.
@@ -199,7 +212,7 @@ class Run:
 
     def adopt(self, child: Run) -> None:
         """Take *child*, a weave inside one of the tasks, along when this run is stopped."""
-        with self._children_lock:
+        with _families:
             self._children.add(child)
             stopped = self.stopped
         if stopped:
@@ -225,14 +238,17 @@ class Run:
             if task.status in (PENDING, RUNNING):
                 task.end(CANCELLED)
         if self.parent is not None:
-            with self.parent._children_lock:
+            with _families:
                 self.parent._children.discard(self)
-        self._finished()
+        finished = self._finished
+        # What refers to itself only the garbage collector can free, and weaves can be many.
+        del self.lanes, self.context, self._finished
+        finished()
 
     def _stop(self) -> None:
         if self.stopped:
             return
-        with self._children_lock:
+        with _families:
             self.stopped = True
             children = list(self._children)
         for child in children:
@@ -262,7 +278,7 @@ class Run:
     def _launch(self, task: Task) -> None:
         if self.stopped or task.status is not PENDING:
             return
-        if not task.plain or task.caller.kind is not Kind.SYNC or task.node.declaration.mapped:
+        if not task.plain_sync:
             self.lanes.ready.append(task)
             self.lanes.feed()
             return
@@ -279,7 +295,7 @@ class Run:
 
     def _call_ended(self, task: Task, succeeded: bool, value: Any) -> None:
         if self._calls.pop(task, None) is None:
-            return
+            return  # pragma: no cover - an abandoned call does not report
         if not succeeded:
             self.failed(task, value)
         elif hasattr(type(value), "__await__"):
@@ -293,7 +309,7 @@ class Run:
 
     async def perform(self, task: Task) -> Any:
         """Run *task* to its end, whatever kind it is; returns its value."""
-        caller, node = task.caller, task.node
+        caller, node = task.caller(self), task.node
         if task.awaitable is not None:
             awaitable, task.awaitable = task.awaitable, None
             return await awaitable
@@ -307,12 +323,12 @@ class Run:
         return await caller(call)
 
     async def _perform_map(self, task: Task) -> list[Any]:
-        node, caller = task.node, task.caller
+        node, caller = task.node, task.caller(self)
         source: Any = node.declaration.source
         in_place = self.owns_loop
         if isinstance(source, str):
-            streamed = node.streams and node.source is not None
-            source = self.tasks[node.source.index].stream if streamed and node.source else self.values[source]
+            streams = node.streams and node.source is not None
+            source = self.tasks[node.source].stream if streams else self.values[source]  # type: ignore[index]
         invoke: Callable[[Any], Any]
         if not caller.settings.is_local:
             arguments, item_name = names_elsewhere(node, self.values), node.item or ""
@@ -327,17 +343,18 @@ class Run:
 
     def done(self, task: Task, value: Any) -> None:
         """*task* has its value."""
-        task.end(DONE)
+        task.status = DONE
+        task.ended = perf_counter()
         task.value = self.values[task.name] = value
         self.left -= 1
         if task.stream is not None:
             task.stream.close(value)
-        if listening():
+        if self._listened:
             emit("task_done", task=task.name, seconds=task.seconds())
         tasks = self.tasks
-        for node in task.node.dependents:
-            dependent = tasks[node.index]
-            if node.streams and node.source is task.node:
+        for i in task.node.dependents:
+            dependent = tasks[i]
+            if task.stream is not None and dependent.node.streams and dependent.node.source == task.node.index:
                 continue
             dependent.waiting -= 1
             if not dependent.waiting:
@@ -360,7 +377,7 @@ class Run:
         self.failures.append((task.name, position, error))
         if task.stream is not None:
             task.stream.close(None, error)
-        if listening():
+        if self._listened:
             emit("task_failed", task=task.name, error=error)
         self._fail_dependents(task, error)
         if self.error is None:
@@ -369,15 +386,15 @@ class Run:
             self._stop()
 
     def _fail_dependents(self, task: Task, error: BaseException) -> None:
-        stack: list[Node] = [task.node]
+        stack = [task.node]
         while stack:
-            for node in stack.pop().dependents:
-                dependent = self.tasks[node.index]
+            for i in stack.pop().dependents:
+                dependent = self.tasks[i]
                 if dependent.status is PENDING:
                     dependent.status = FAILED
                     dependent.error = error
                     self.left -= 1
-                    stack.append(node)
+                    stack.append(dependent.node)
 
     # ------------------------------------------------------------------ for those that call, map and merge
 

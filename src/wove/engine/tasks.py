@@ -7,7 +7,7 @@ from enum import Enum
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Final
 
-from wove.engine.attempts import Caller
+from wove.engine.attempts import Caller, is_plain
 from wove.engine.threads import ThreadCall
 from wove.graph.signature import Kind
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from wove.engine.sources import Stream
     from wove.engine.threads import Inbox
     from wove.graph.plan import Node
-    from wove.settings.resolution import TaskSettings
+    from wove.result import RunRecord
 
 __all__ = ["CANCELLED", "DONE", "FAILED", "PENDING", "RUNNING", "Status", "Task"]
 
@@ -46,20 +46,21 @@ class Task:
         waiting: How many inputs are still to come.
         started: When it began, on the clock of `time.perf_counter`; 0 before.
         ended: When it ended; 0 before.
+        settings: Its effective settings.
+        plain_sync: Whether running it is nothing but a call in a thread.
+        plain_async: Whether running it is nothing but awaiting a call.
         items: What a mapped task has done so far.
         stream: Where a generator's items go while it runs, if a mapped task takes them from there.
         awaitable: What a plain function returned that still has to be awaited.
     """
 
     __slots__ = (
-        "awaitable", "caller", "ended", "error", "items", "name", "node", "plain", "started", "status", "stream",
-        "value", "waiting",
+        "_caller", "awaitable", "ended", "error", "items", "name", "node", "plain_async", "plain_sync",
+        "settings", "started", "status", "stream", "value", "waiting",
     )  # fmt: skip
 
-    caller: Caller
-    plain: bool
-
-    def __init__(self, node: Node) -> None:
+    def __init__(self, node: Node, run: Run) -> None:
+        declaration = node.declaration
         self.node = node
         self.name = node.name
         self.waiting = len(node.needs)
@@ -71,12 +72,31 @@ class Task:
         self.items: Items | None = None
         self.stream: Stream | None = None
         self.awaitable: Awaitable[Any] | None = None
+        options = declaration.options
+        self.settings = settings = run.resolver.task(
+            options, declaration.mapped, f"task {node.name!r}" if options else "task"
+        )
+        self._caller: Caller | None = None
+        plain = not declaration.mapped and is_plain(settings)
+        self.plain_sync = plain and declaration.kind is Kind.SYNC
+        self.plain_async = plain and declaration.kind is Kind.ASYNC
 
-    def resolve(self, run: Run, settings: TaskSettings) -> None:
-        """Give the task its effective settings."""
-        declaration = self.node.declaration
-        self.caller = Caller(run, self.name, declaration.fn, declaration.kind, declaration.signature, settings)
-        self.plain = self.caller.plain and not declaration.mapped
+    def caller(self, run: Run) -> Caller:
+        """Makes the task's calls where more than a call is to be made."""
+        if self._caller is None:
+            declaration = self.node.declaration
+            self._caller = Caller(
+                run, self.name, declaration.fn, declaration.kind, declaration.signature, self.settings
+            )
+        return self._caller
+
+    def records(self) -> list[RunRecord]:
+        """What became of its attempts outside this process."""
+        return [] if self._caller is None else self._caller.records
+
+    def attempts(self) -> int:
+        """How many attempts it took."""
+        return 1 if self._caller is None else 1 + self._caller.retried
 
     def begin(self) -> None:
         """It runs from now on."""
@@ -104,7 +124,7 @@ class Task:
         """Run a generator, handing on its items as they come; returns all of them."""
         stream = self.stream
         assert stream is not None
-        if self.caller.kind is Kind.ASYNC_GENERATOR:
+        if self.node.declaration.kind is Kind.ASYNC_GENERATOR:
             async for item in call():
                 stream.extend([item])
             return stream.items

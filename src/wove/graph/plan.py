@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from wove.errors import UnresolvedSignatureError
@@ -68,10 +68,13 @@ class Node:
         keywords: Names of the values to pass by name.
         fill: Default values for positional-only parameters in front of a given one.
         item: The parameter that receives the item of a mapped task.
-        source: The node that a mapped task maps over, if it is a task.
+        source: The task that a mapped task maps over, if it is one.
         streams: Whether the items of that source can be taken before it has ended.
-        needs: The nodes to wait for.
-        dependents: The nodes that wait for this one.
+        needs: The tasks to wait for.
+        dependents: The tasks that wait for this one.
+
+    Tasks are given by their index: nodes that held each other would be garbage that only the
+    collector can free, and there is a set of them for every weave.
     """
 
     __slots__ = (
@@ -96,10 +99,10 @@ class Node:
         self.keywords: tuple[str, ...] = ()
         self.fill: dict[str, Any] | None = None
         self.item: str | None = None
-        self.source: Node | None = None
+        self.source: int | None = None
         self.streams = False
-        self.needs: tuple[Node, ...] = ()
-        self.dependents: list[Node] = []
+        self.needs: tuple[int, ...] = ()
+        self.dependents: list[int] = []
 
     def arguments(self) -> tuple[str, ...]:
         """The names of all parameters that get a value, the item's included."""
@@ -119,15 +122,14 @@ class ExecutionPlan(Mapping[str, Any]):
 
     __slots__ = ("dependencies", "dependents", "sorted_tasks", "tiers")
 
-    def __init__(self, nodes: Iterable[Node]) -> None:
-        nodes = list(nodes)
-        self.dependencies = {node.name: _names(node.needs) for node in nodes}
-        self.dependents = {node.name: _names(node.dependents) for node in nodes}
+    def __init__(self, nodes: Sequence[Node]) -> None:
+        self.dependencies = {node.name: [nodes[i].name for i in sorted(node.needs)] for node in nodes}
+        self.dependents = {node.name: [nodes[i].name for i in sorted(node.dependents)] for node in nodes}
         order, depth = _sort(nodes)
-        self.sorted_tasks = [node.name for node in order]
+        self.sorted_tasks = [nodes[i].name for i in order]
         tiers: list[list[str]] = [[] for _ in range(max(depth.values(), default=-1) + 1)]
-        for node in sorted(order, key=lambda node: node.index):
-            tiers[depth[node]].append(node.name)
+        for i in sorted(order):
+            tiers[depth[i]].append(nodes[i].name)
         self.tiers = tiers
 
     def __getitem__(self, key: str) -> Any:
@@ -171,28 +173,34 @@ def plan(declarations: Mapping[str, Declaration], values: Mapping[str, Any]) -> 
         the rest of the graph can be shown all the same.
     """
     nodes = {name: Node(i, declaration) for i, (name, declaration) in enumerate(declarations.items())}
+    ordered = tuple(nodes.values())
     error: Exception | None = None
-    for node in nodes.values():
+    backwards = True
+    for node in ordered:
         try:
-            _connect(node, nodes, values)
+            _connect(node, ordered, nodes, values)
         except (NameError, TypeError) as found:
             error = error or found
-    ordered = tuple(nodes.values())
-    return Plan(ordered, error or _find_cycle(ordered))
+        if node.needs and max(node.needs) >= node.index:
+            backwards = False
+    # Edges that all point backwards in the order of definition cannot form a cycle.
+    return Plan(ordered, error if error is not None or backwards else _find_cycle(ordered))
 
 
-def _connect(node: Node, nodes: Mapping[str, Node], values: Mapping[str, Any]) -> None:
+def _connect(
+    node: Node, ordered: tuple[Node, ...], nodes: Mapping[str, Node], values: Mapping[str, Any]
+) -> None:
     declaration = node.declaration
     signature = declaration.signature
     if not signature.names and not declaration.mapped:
         return
-    needs: list[Node] = []
+    needs: list[int] = []
     given: list[str] = []
     free: list[str] = []
     for name in signature.names:
         other = nodes.get(name)
         if other is not None:
-            needs.append(other)
+            needs.append(other.index)
             given.append(name)
         elif name in values or name == DATA:
             given.append(name)
@@ -204,21 +212,21 @@ def _connect(node: Node, nodes: Mapping[str, Node], values: Mapping[str, Any]) -
     if declaration.mapped and isinstance(declaration.source, str):
         source = nodes.get(declaration.source)
         if source is not None:
-            node.source = source
-            node.streams = not source.declaration.mapped and source not in needs and source.declaration.kind in (
-                Kind.GENERATOR,
-                Kind.ASYNC_GENERATOR,
-            )
-            if source not in needs:
-                needs.append(source)
+            node.source = source.index
+            if source.index not in needs:
+                node.streams = not source.declaration.mapped and source.declaration.kind in (
+                    Kind.GENERATOR,
+                    Kind.ASYNC_GENERATOR,
+                )
+                needs.append(source.index)
         elif declaration.source not in values and declaration.source != DATA:
             raise NameError(
                 f"task {node.name!r} maps over {declaration.source!r}, which is neither a task nor an "
                 f"initial value.{suggest(declaration.source, [*nodes, *values])}{_available(node, nodes, values)}"
             )
     node.needs = tuple(needs)
-    for other in needs:
-        other.dependents.append(node)
+    for i in needs:
+        ordered[i].dependents.append(node.index)
     if declaration.mapped:
         node.item = _item_parameter(node, signature, free)
         given = [name for name in signature.names if name in given or name == node.item]
@@ -249,6 +257,10 @@ def _item_parameter(node: Node, signature: Signature, free: list[str]) -> str:
 def _place(node: Node, signature: Signature, given: list[str]) -> None:
     """Decide how each given parameter is passed: by position until the first gap, then by name."""
     names = signature.names
+    if len(given) == len(names):
+        node.positional = names[: signature.positional]
+        node.keywords = names[signature.positional :]
+        return
     count = 0
     while count < signature.positional and count < len(given) and names[count] == given[count]:
         count += 1
@@ -275,38 +287,31 @@ def _available(node: Node, nodes: Mapping[str, Node], values: Mapping[str, Any])
     return f" Available: {', '.join(names) or 'nothing'}."
 
 
-def _names(nodes: Iterable[Node]) -> list[str]:
-    return [node.name for node in sorted(nodes, key=lambda node: node.index)]
-
-
-def _sort(nodes: list[Node]) -> tuple[list[Node], dict[Node, int]]:
-    """Nodes in an order that respects the edges, with their depth; those on a cycle are left out."""
-    waiting = {node: len(node.needs) for node in nodes}
-    order = [node for node in nodes if not node.needs]
+def _sort(nodes: Sequence[Node]) -> tuple[list[int], dict[int, int]]:
+    """Tasks in an order that respects the edges, with their depth; those on a cycle are left out."""
+    waiting = [len(node.needs) for node in nodes]
+    order = [node.index for node in nodes if not node.needs]
     depth = dict.fromkeys(order, 0)
-    for node in order:
-        for dependent in node.dependents:
+    for i in order:
+        for dependent in nodes[i].dependents:
             waiting[dependent] -= 1
             if not waiting[dependent]:
-                depth[dependent] = 1 + max(depth[need] for need in dependent.needs)
+                depth[dependent] = 1 + max(depth[need] for need in nodes[dependent].needs)
                 order.append(dependent)
     return order, depth
 
 
-def _find_cycle(nodes: tuple[Node, ...]) -> RuntimeError | None:
-    # Edges that all point backwards in the order of definition cannot form a cycle.
-    if all(need.index < node.index for node in nodes for need in node.needs):
-        return None
-    sorted_nodes = set(_sort(list(nodes))[0])
-    stuck = [node for node in nodes if node not in sorted_nodes]
+def _find_cycle(nodes: Sequence[Node]) -> RuntimeError | None:
+    sorted_nodes = set(_sort(nodes)[0])
+    stuck = [node.index for node in nodes if node.index not in sorted_nodes]
     if not stuck:
         return None
-    # Every stuck node waits for another stuck one, so walking back along them must close a circle.
-    path: list[Node] = []
-    node = stuck[0]
-    while node not in path:
-        path.append(node)
-        node = next(need for need in node.needs if need not in sorted_nodes)
-    circle = [*path[path.index(node) :], node]
+    # Every stuck task waits for another stuck one, so walking back along them must close a circle.
+    path: list[int] = []
+    i = stuck[0]
+    while i not in path:
+        path.append(i)
+        i = next(need for need in nodes[i].needs if need not in sorted_nodes)
+    circle = [*path[path.index(i) :], i]
     circle.reverse()
-    return RuntimeError(f"Circular dependency detected: {' -> '.join(node.name for node in circle)}")
+    return RuntimeError(f"Circular dependency detected: {' -> '.join(nodes[i].name for i in circle)}")

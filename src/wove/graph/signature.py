@@ -6,7 +6,7 @@ import enum
 import functools
 import inspect
 from collections.abc import Callable
-from types import FunctionType, MethodType
+from types import CodeType, FunctionType, MethodType
 from typing import Any
 
 __all__ = ["Kind", "Signature", "kind_of", "name_of", "read"]
@@ -49,6 +49,9 @@ class Signature:
         self.default_of = default_of
 
 
+REMEMBERED = 4096
+"""How many signatures are kept for the next run of the same block."""
+
 _NONE: frozenset[str] = frozenset()
 _EMPTY = Signature((), _NONE, 0, 0)
 _ONE_ITEM = Signature(("item",), _NONE, 1, 1)
@@ -72,11 +75,29 @@ def read(fn: Callable[..., Any], *, mapped: bool) -> Signature:
     """
     # `inspect.signature` costs some 10 us; a weave of a thousand tasks reads a thousand of them.
     if type(fn) is FunctionType:
+        if not fn.__dict__ and not fn.__defaults__ and not fn.__kwdefaults__:
+            return _read_code(fn.__code__)
         if not _disguised(fn):
             return _read_function(fn, 0)
     elif type(fn) is MethodType and type(fn.__func__) is FunctionType and not _disguised(fn.__func__):
         return _read_function(fn.__func__, 1)
     return _read_any(fn, mapped)
+
+
+_read_before: dict[int, tuple[CodeType, Signature]] = {}
+
+
+def _read_code(code: CodeType) -> Signature:
+    """The signature of a function without defaults; a block that is run again has the same code."""
+    known = _read_before.get(id(code))  # the hash of a code object costs more than all the rest
+    if known is not None and known[0] is code:
+        return known[1]
+    names = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
+    signature = Signature(names, _NONE, code.co_posonlyargcount, code.co_argcount) if names else _EMPTY
+    if len(_read_before) >= REMEMBERED:
+        _read_before.clear()
+    _read_before[id(code)] = code, signature
+    return signature
 
 
 def _disguised(fn: FunctionType) -> bool:

@@ -44,8 +44,6 @@ class Call:
 
     def when_pickled(self, ready: Callable[[], object]) -> bool:
         """Whether `pickled` or `failure` is set; if not, *ready* is called in some thread once it is."""
-        if self._settled:
-            return True
         with self._lock:
             if self._settled:
                 return True

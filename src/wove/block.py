@@ -206,9 +206,8 @@ class weave:  # noqa: N801 - it is used like a function
         elif name in RESERVED or name == DATA or name in self._values:
             raise _taken("task", name)
         if options:
-            options = check_task_options(
-                options, mapped=mapped or (replaces is not None and replaces.mapped), what=f"task {name!r}"
-            )
+            maps = mapped or (replaces is not None and replaces.origin() is not None)
+            options = check_task_options(options, mapped=maps, what=f"task {name!r}")
         if replaces is not None:
             options = {**replaces.options, **options}
         self._declarations[name] = Declaration(

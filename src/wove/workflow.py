@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import AsyncIterable, Callable, Iterable
 from typing import Any, TypeVar, Unpack, overload
 
@@ -49,10 +50,12 @@ class Weave:
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        for name in _marks_of(cls):
+        for name, marks in _marks_of(cls).items():
             if name in RESERVED or name == DATA:
                 what = "the dict of all initial values" if name == DATA else "an attribute of the result"
                 raise NameError(f"{name!r} cannot name a task of {cls.__name__}: it is {what}")
+            if not any(mark.mapped for mark in marks):
+                check_task_options(_merged(marks), mapped=False, what=f"task {name!r} of {cls.__name__}")
 
     @overload
     @staticmethod
@@ -71,7 +74,7 @@ class Weave:
         Raises:
             TypeError, ValueError: An option is wrong; the message names it.
         """
-        if not options and callable(source) and not is_iterable(source):
+        if not options and (callable(source) or isinstance(source, classmethod)) and not is_iterable(source):
             return _mark(source, UNSET, {})
         if source is not UNSET and not is_iterable(source):
             raise TypeError(f"@Weave.do maps over an iterable or the name of a task, not over {shown(source)}")
@@ -94,42 +97,66 @@ def _mark(fn: F, source: Any, options: Any) -> F:
     return fn
 
 
-def _marks_of(cls: type) -> dict[str, list[tuple[str, _Marked | None]]]:
-    """For each task of *cls*, the marks of all its definitions, the oldest first."""
-    found: dict[str, list[tuple[str, _Marked | None]]] = {}
+_PLAIN = _Marked(None, False, {})
+"""What a method that is not marked itself, but replaces a task, says about it."""
+
+
+def _marks_of(cls: type) -> dict[str, list[_Marked]]:
+    """For each task of *cls*, what its definitions say, the oldest first."""
+    found: dict[str, list[_Marked]] = {}
     for base in reversed(cls.__mro__):
         for name, value in vars(base).items():
-            mark: _Marked | None = getattr(value, _MARK, None)
+            mark: object = getattr(value, _MARK, None)
             if mark is None and isinstance(value, (staticmethod, classmethod)):
                 mark = getattr(value.__func__, _MARK, None)
             if isinstance(mark, _Marked):
-                found.setdefault(name, []).append((base.__name__, mark))
-            elif name in found and callable(value):
-                found[name].append((base.__name__, None))
+                found.setdefault(name, []).append(mark)
+            elif name in found and value is None:  # as with __hash__ = None: it is taken back
+                del found[name]
+            elif name in found:
+                found[name].append(_PLAIN)
     return found
 
 
-def declarations_of(cls: type[Weave]) -> dict[str, Declaration]:
+def _merged(marks: list[_Marked]) -> dict[str, Any]:
+    return {name: value for mark in marks for name, value in mark.options.items()}
+
+
+def declarations_of(cls: object) -> dict[str, Declaration]:
     """The tasks of *cls*, bound to a new instance of it.
 
     Raises:
-        TypeError: *cls* is no subclass of `Weave`, or an option does not fit.
+        TypeError: *cls* is no subclass of `Weave`, needs arguments, or has a task that cannot be called.
     """
     if not (isinstance(cls, type) and issubclass(cls, Weave)):
         raise TypeError(f"weave(...) takes a subclass of wove.Weave, not {shown(cls)}")
-    instance = cls()
+    instance = _instance_of(cls)
     declarations: dict[str, Declaration] = {}
-    for name, definitions in _marks_of(cls).items():
+    for name, marks in _marks_of(cls).items():
         fn = getattr(instance, name)
-        older: Declaration | None = None
-        for _, mark in definitions:
-            options = {**(older.options if older is not None else {}), **(mark.options if mark is not None else {})}
-            mapped = mark is not None and mark.mapped
-            if not mapped and older is None:
-                check_task_options(options, mapped=False, what=f"task {name!r} of {cls.__name__}")
-            older = Declaration(
-                fn, options, mark.source if mark is not None else None, mapped=mapped, name=name, replaces=older
-            )
-        assert older is not None
-        declarations[name] = older
+        if not callable(fn):
+            raise TypeError(f"task {name!r} of {cls.__name__} is replaced by {shown(fn)}, which cannot be called")
+        # The last definition with a source is the one that the later ones replace.
+        at = max((i for i, mark in enumerate(marks) if mark.mapped), default=-1)
+        mapped: Declaration | None = None
+        if at >= 0:
+            mapped = Declaration(fn, _merged(marks[: at + 1]), marks[at].source, mapped=True, name=name)
+        if at < len(marks) - 1:
+            declarations[name] = Declaration(fn, _merged(marks), name=name, replaces=mapped)
+        elif mapped is not None:
+            declarations[name] = mapped
     return declarations
+
+
+def _instance_of(cls: type[Weave]) -> Weave:
+    try:
+        return cls()
+    except TypeError as error:
+        try:
+            inspect.signature(cls).bind()
+        except TypeError:
+            raise TypeError(
+                f"weave({cls.__name__}) makes the instance by itself, without arguments: {error}. "
+                f"Give them defaults, or hand values to the tasks: weave({cls.__name__}, name=value)"
+            ) from error
+        raise

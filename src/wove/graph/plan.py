@@ -26,8 +26,8 @@ class Declaration:
         options: The options given in the declaration, checked.
         kind: What calling the callable gives.
         signature: What the callable takes.
-        replaces: The declaration of the parent class that this one replaces, if any. One without a
-            source of its own stays mapped if it has a parameter for the item.
+        replaces: The mapped declaration of a parent class that this one replaces, if any. One without
+            a source of its own stays mapped if it has a parameter for the item.
     """
 
     __slots__ = ("fn", "kind", "mapped", "name", "options", "replaces", "signature", "source")
@@ -49,7 +49,11 @@ class Declaration:
         self.mapped = mapped
         self.kind = kind_of(fn)
         self.signature = read(fn, mapped=mapped)
-        self.replaces = replaces
+        self.replaces = replaces if replaces is None else replaces.origin()
+
+    def origin(self) -> Declaration | None:
+        """The one with a source that says what is mapped over, be it this one or one that it replaces."""
+        return self if self.mapped else self.replaces
 
     def settle(self, *, mapped: bool) -> None:
         """Decide whether it is mapped as the one it replaces was, now that its parameters are known."""
@@ -206,7 +210,7 @@ def _connect(
             given.append(name)
         else:
             free.append(name)
-    if not declaration.mapped and declaration.replaces is not None and declaration.replaces.mapped:
+    if not declaration.mapped and declaration.replaces is not None:
         declaration.settle(mapped=sum(name not in signature.defaults for name in free) == 1)
     # Connected before anything is refused: the plan is shown even when it is wrong.
     if declaration.mapped and isinstance(declaration.source, str):

@@ -13,10 +13,10 @@ import logging
 import os
 import select
 import signal
+import site
 import sys
 import threading
 from collections.abc import Iterator, Mapping, MutableMapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from wove.errors import EnvironmentExecutionError
@@ -59,19 +59,15 @@ def child_environment(environ: Mapping[str, str], sys_path: Sequence[object]) ->
         environ: The environment variables that the task is to see.
         sys_path: Usually ``sys.path``.
     """
+    from pathlib import Path  # here, because a worker does without
+
     original = environ.get("PYTHONPATH")
     boot = {"sys_path": [entry for entry in sys_path if isinstance(entry, str)], "pythonpath": original}
     environment = {**environ, BOOT_VARIABLE: json.dumps(boot)}
     root = str(Path(__file__).resolve().parents[2])
-    if root not in _site_directories():  # a worker finds it there by itself
+    if root not in (str(Path(entry).resolve()) for entry in site.getsitepackages()):  # it looks there anyway
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, (root, original)))
     return environment
-
-
-def _site_directories() -> list[str]:
-    import site
-
-    return [str(Path(entry).resolve()) for entry in site.getsitepackages()]
 
 
 # --- the worker's side ------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pickle
+import sys
 import threading
 import time
 from collections import namedtuple
@@ -200,7 +201,7 @@ def round_trip_named(value: Any, what: str) -> Any:
 
 
 def test_without_cloudpickle(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "cloudpickle", None)
+    monkeypatch.setitem(sys.modules, "cloudpickle", None)
     monkeypatch.setattr(pickling, "_made_pickler", None)
     assert round_trip({"plain": [1, 2]}) == {"plain": [1, 2]}
     with pytest.raises(MissingDispatchFeatureError, match=r'pip install "wove\[dispatch\]"'):
@@ -238,6 +239,7 @@ def way(value: Any) -> Any:
     return loads(frames[0]["result_pickle"], what="a value")
 
 
+@pytest.mark.skipif(not getattr(sys, "_is_gil_enabled", lambda: True)(), reason="there is no lock to be held")
 @pytest.mark.parametrize("kind", ["bytes", "rows"])
 def test_other_threads_run_while_large_values_pass(kind: str) -> None:
     value: Any = b"x" * 100_000_000 if kind == "bytes" else [(i, str(i), i * 0.5) for i in range(1_200_000)]

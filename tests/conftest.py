@@ -6,7 +6,13 @@ from collections.abc import Iterator
 
 import pytest
 
-pytest_plugins = ["tests.support.backends", "tests.support.scripts", "tests.support.leaks", "pytester"]
+pytest_plugins = [
+    "tests.support.backends",
+    "tests.support.scripts",
+    "tests.support.leaks",
+    "tests.support.forms",
+    "pytester",
+]
 
 
 @pytest.fixture(autouse=True)

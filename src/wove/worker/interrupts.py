@@ -3,6 +3,11 @@
 Python can raise an exception in another thread, but it arrives when that thread next runs bytecode: possibly
 after the call has returned, in whatever the thread does then. So a call gets one interrupt at most, and its
 thread does not leave :meth:`Interruptible.run` before it has arrived or been taken back.
+
+It is a request. A call that waits in C code notices when it comes back to Python, code that catches
+``BaseException`` may go on, and Python drops an exception that happens to arrive in a weakref callback or in
+``__del__``. A second attempt could not be kept from arriving too late; what must stop for certain is stopped
+with its process.
 """
 
 from __future__ import annotations

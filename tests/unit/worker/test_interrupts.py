@@ -81,6 +81,8 @@ def fast_switching() -> Iterator[None]:
     sys.setswitchinterval(before)
 
 
+# One may arrive in a weakref callback, where Python reports and drops it.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.usefixtures("fast_switching")
 def test_no_interrupt_gets_out_of_its_call() -> None:
     """Short calls on one thread, each interrupted at about its end; nothing may leak into what follows."""

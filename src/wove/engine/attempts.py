@@ -17,6 +17,8 @@ from wove.observe.events import emit
 from wove.result import RunRecord
 
 if TYPE_CHECKING:
+    from contextvars import Context
+
     from wove.delivery import Call
     from wove.engine.scheduler import Run
     from wove.settings.resolution import TaskSettings
@@ -81,11 +83,14 @@ class Caller:
     Attributes:
         plain: Whether a call is nothing but the call: here, once, without a limit.
         pacer: Spreads the launches of a map, or ``None``.
+        context: What every call finds in its context variables.
         records: What became of the attempts outside this process.
         retried: How many attempts were not the first one.
     """
 
-    __slots__ = ("call", "fn", "kind", "name", "pacer", "plain", "records", "retried", "run", "settings", "signature")
+    __slots__ = (
+        "call", "context", "fn", "kind", "name", "pacer", "plain", "records", "retried", "run", "settings", "signature"
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -95,8 +100,10 @@ class Caller:
         kind: Kind,
         signature: Signature,
         settings: TaskSettings,
+        context: Context | None = None,
     ) -> None:
         self.run = run
+        self.context = run.context if context is None else context
         self.name = name
         self.fn = fn
         self.kind = kind
@@ -144,7 +151,7 @@ class Caller:
         # A pair instead of a raised exception, because a future cannot carry every one (StopIteration).
         outcome: asyncio.Future[tuple[bool, Any]] = run.loop.create_future()
         call = ThreadCall(
-            bound, slots=run.slots, inbox=run.inbox, context=run.context.copy(), ended=partial(_settle, outcome)
+            bound, slots=run.slots, inbox=run.inbox, context=self.context.copy(), ended=partial(_settle, outcome)
         )
         timer: asyncio.TimerHandle | None = None
         began = perf_counter()

@@ -30,7 +30,7 @@ MAX_BURST = 256
 class Lanes:
     """The base of both kinds of lanes: for the tasks of a weave, and for the items of a map.
 
-    A subclass has the jobs: `available` tells how many can be taken right now, and `work` takes and
+    A subclass has the jobs: `available` tells how many can be taken right now, and `lane` takes and
     runs them until there is none, or until the lane is `spoiled`.
 
     Args:
@@ -69,8 +69,8 @@ class Lanes:
         """How many jobs can be taken now, as far as is known; never 0 when there is one."""
         raise NotImplementedError
 
-    async def work(self, lane: asyncio.Task[Any]) -> None:
-        """Take and run jobs, inside the task *lane*."""
+    async def lane(self) -> None:
+        """Take and run jobs; call `left` in the end, and raise nothing."""
         raise NotImplementedError
 
     def feed(self) -> None:
@@ -84,7 +84,7 @@ class Lanes:
             count -= 1
             # Not loop.create_task: a task factory of the user's (an eager one) would start the
             # lane inside the one that feeds it.
-            task = asyncio.Task(self._lane(), loop=self.loop, name=self.name, context=self.context.copy())
+            task = asyncio.Task(self.lane(), loop=self.loop, name=self.name, context=self.context.copy())
             self.tasks.add(task)
             task.add_done_callback(self._lane_ended)
 
@@ -99,19 +99,12 @@ class Lanes:
             self._burst *= 2
         self.feed()
 
-    async def _lane(self) -> None:
-        task: asyncio.Task[Any] = asyncio.current_task(self.loop)  # type: ignore[assignment]
-        try:
-            await self.work(task)
-        except asyncio.CancelledError:
-            pass  # between two jobs
-        except BaseException as error:  # a job's errors are caught where it runs; this is none of those
-            self.crashed(error)
-        finally:
-            # What is to happen when a lane ends happens in its last step, not in a round of the loop
-            # of its own; the callback is for a lane that was cancelled before its first step.
-            task.remove_done_callback(self._lane_ended)
-            self._lane_ended(task)
+    def left(self, lane: asyncio.Task[Any]) -> None:
+        """*lane* takes no more jobs, and is in its last step."""
+        # What happens when a lane ends happens here and now, not in a round of the loop of its own;
+        # the callback is for a lane that was cancelled before its first step.
+        lane.remove_done_callback(self._lane_ended)
+        self._lane_ended(lane)
 
     def _lane_ended(self, task: asyncio.Task[None]) -> None:
         self.tasks.discard(task)
@@ -122,9 +115,11 @@ class Lanes:
                 self._look = None
             self.idle()
 
-    def crashed(self, error: BaseException) -> None:
-        """A lane itself has failed, which must not leave its jobs waiting for ever."""
-        raise NotImplementedError
+    def current(self) -> asyncio.Task[Any]:
+        """The lane that asks."""
+        task = asyncio.current_task(self.loop)
+        assert task is not None
+        return task
 
     def spoiled(self, lane: asyncio.Task[Any]) -> bool:
         """Whether the job that *lane* has just run left something behind in it."""

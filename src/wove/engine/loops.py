@@ -93,16 +93,21 @@ def _run_here(make: Make) -> None:
     runnable = make(loop, partial(_stop, loop), True)
     try:
         with _Interrupts(runnable):
-            if not runnable.start_without_loop():
-                loop.run_forever()
+            if runnable.start_without_loop():
+                return  # and nothing of the user's has seen the loop
+            loop.run_forever()
     except BaseException as error:  # a second Ctrl-C, or an exception of a callback of the user's
         runnable.cancel(error)
         with contextlib.suppress(RuntimeError):
             loop.run_forever()
+        _tidy(loop)
         raise
-    finally:
-        if not _clean(loop):
-            _kept.loop = _kept.closer = None
+    _tidy(loop)
+
+
+def _tidy(loop: AbstractEventLoop) -> None:
+    if not _clean(loop):
+        _kept.loop = _kept.closer = None
 
 
 def _stop(loop: AbstractEventLoop) -> None:

@@ -75,7 +75,7 @@ class _LanedItems(Lanes, Items):
 
     def __init__(self, run: Run, caller: Caller, source: Source, invoke: Callable[[Any], Bound], limit: float) -> None:
         Items.__init__(self, run, caller, source)
-        Lanes.__init__(self, run.loop, run.context, caller.name, limit, self._quiet)
+        Lanes.__init__(self, run.loop, caller.context, caller.name, limit, self._quiet)
         self._invoke: Callable[[Any], Any] = invoke
         source.wake = self.feed
 
@@ -88,18 +88,26 @@ class _LanedItems(Lanes, Items):
         # A paced map needs one lane to wait for the next turn, not one for every item.
         return self._source.available() if self.caller.pacer is None else 1
 
-    def crashed(self, error: BaseException) -> None:
-        self._failed(None, error)
+    async def lane(self) -> None:
+        lane = self.current()
+        try:
+            await self._take_and_run(lane)
+        except asyncio.CancelledError:
+            return  # between two items
+        except BaseException as error:  # not an item's: those are caught where it runs
+            self._failed(None, error)
+        finally:
+            self.left(lane)
 
-    async def work(self, lane: asyncio.Task[Any]) -> None:
-        caller = self.caller
+    async def _take_and_run(self, lane: asyncio.Task[Any]) -> None:
+        caller, pacer = self.caller, self.caller.pacer
         call: Callable[[Any], Awaitable[Any]] | None = None
         if caller.plain and caller.kind is Kind.ASYNC:
             call = self._invoke
         since = perf_counter()
         while not self.stopped:
-            if caller.pacer is not None and not self.exhausted:
-                await caller.pacer.turn()
+            if pacer is not None and not self.exhausted:
+                await pacer.turn()
             item = self._take()
             if item is END or item is WAIT:
                 return
@@ -223,7 +231,7 @@ class _ThreadedItems(Items):
 
     def _work(self) -> Job | None:
         """In a thread: take and run items until there is none."""
-        run, invoke, context = self._run, self._invoke, self._run.context
+        run, invoke, context = self._run, self._invoke, self.caller.context
         with self._lock:
             self._coming = False
             if self._abandoned:
@@ -286,7 +294,7 @@ class _ThreadedItems(Items):
         if self._abandoned:
             discard(value)
             return
-        task = asyncio.Task(self._awaited(position, value), loop=self._run.loop, context=self._run.context.copy())
+        task = asyncio.Task(self._awaited(position, value), loop=self._run.loop, context=self.caller.context.copy())
         self._awaiting.add(task)
         task.add_done_callback(self._await_ended)
 
@@ -370,7 +378,7 @@ async def map_items(
         workers=limit,
         loop=run.loop,
         inbox=run.inbox,
-        context=run.context,
+        context=caller.context,
         in_place=in_place,
     )
     items: Items

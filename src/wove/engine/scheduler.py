@@ -1,20 +1,22 @@
 """One run of a plan: each task starts the moment its own inputs are there.
 
 A plain sync task goes straight to a thread, everything else into a lane. All of the state here is
-touched on the weave's loop only; threads report through the `Inbox`.
+touched by one thread at a time: the loop's, or before the loop is needed, by whichever thread has
+something to report. The `Inbox` sees to that.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import threading
 from collections import deque
 from collections.abc import Callable, Coroutine, Mapping
 from contextvars import Context, ContextVar
 from functools import partial
 from time import perf_counter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from wove.engine.attempts import Caller
 from wove.engine.binding import call_here, call_here_per_item, call_now, names_elsewhere
@@ -34,19 +36,33 @@ if TYPE_CHECKING:
     from wove.graph.plan import Node, Plan
     from wove.settings.resolution import Resolver
 
-__all__ = ["CURRENT", "Run"]
+__all__ = ["CURRENT", "Run", "Settle", "stopped"]
 
 _log = logging.getLogger("wove")
 
 CURRENT: ContextVar[Run | None] = ContextVar("wove_run", default=None)
 """The run whose task the current code is part of."""
 
+Settle: TypeAlias = Callable[[bool, Any], object]
+"""Takes the outcome of something: ``(succeeded, value or exception)``."""
+
 STOP_GRACE_SECONDS = 30.0
 """How long cancelled coroutines may take to clean up before the weave ends without them."""
 
 
 _families = threading.Lock()
-"""Guards who is inside whom; weaves are nested in several threads."""
+"""Guards who is inside whom and who waits for what; weaves are nested in several threads."""
+
+
+def _forget_run() -> None:
+    """In a forked child nobody serves the run of the task that forked."""
+    global _families
+    _families = threading.Lock()
+    CURRENT.set(None)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_run)
 
 
 class _TaskLanes(Lanes):
@@ -62,37 +78,41 @@ class _TaskLanes(Lanes):
     def available(self) -> int:
         return len(self.ready)
 
-    def crashed(self, error: BaseException) -> None:
-        self.run.cancel(error)
-
-    async def work(self, lane: asyncio.Task[Any]) -> None:
-        run, ready = self.run, self.ready
+    async def lane(self) -> None:
+        run, ready, lane = self.run, self.ready, self.current()
         since = perf_counter()
-        while ready and not self.stopped:
-            task = ready.popleft()
-            if ready:
-                self.more()
-            task.begin()
-            try:
-                if task.plain_async:
-                    value = await call_now(task.node, run.values)
+        try:
+            while ready and not self.stopped:
+                task = ready.popleft()
+                if ready:
+                    self.more()
+                task.begin()
+                try:
+                    if task.plain_async:
+                        value = await call_now(task.node, run.values)
+                    else:
+                        value = await run.perform(task)
+                except GeneratorExit as error:
+                    # Either the task's own, or this lane is being closed: in both cases it must end here.
+                    run.failed(task, error)
+                    return
+                except BaseException as error:  # SystemExit and the like are outcomes too
+                    run.failed(task, error)
                 else:
-                    value = await run.perform(task)
-            except GeneratorExit as error:
-                # Either the task's own, or this lane is being closed: in both cases it must end here.
-                run.failed(task, error)
-                return
-            except BaseException as error:  # SystemExit and the like are outcomes too
-                run.failed(task, error)
-            else:
-                self.inside = True
-                run.done(task, value)
-                self.inside = False
-            if self.spoiled(lane):
-                return
-            if task.ended - since > SLICE_SECONDS:
-                await asyncio.sleep(0)
-                since = perf_counter()
+                    self.inside = True
+                    run.done(task, value)
+                    self.inside = False
+                if self.spoiled(lane):
+                    return
+                if task.ended - since > SLICE_SECONDS:
+                    await asyncio.sleep(0)
+                    since = perf_counter()
+        except asyncio.CancelledError:
+            return  # between two tasks
+        except BaseException as error:  # not a task's: those are caught above
+            run.cancel(error)
+        finally:
+            self.left(lane)
 
 
 class Run:
@@ -150,6 +170,7 @@ class Run:
         self.failures: list[tuple[str, int | None, BaseException]] = []
         self.merges: list[Caller] = []
         self._attended: set[asyncio.Task[Any]] = set()
+        self._waiting: set[Settle] = set()
         self._calls: dict[Task, ThreadCall] = {}
         self._children: set[Run] = set()
         self._scope: Scope | None = None
@@ -191,9 +212,9 @@ class Run:
         Returns:
             Whether everything has ended. If not, the loop must be run.
         """
-        self.inbox.ring()
+        self.inbox.hold(self._needs_loop)
         self.start()
-        self.inbox.serve(self._needs_loop)
+        self.inbox.serve()
         return self.closed
 
     def _needs_loop(self) -> bool:
@@ -222,6 +243,9 @@ class Run:
         """Something has ended: see whether everything has."""
         if self.closed or self.lanes.tasks or not (self.stopped or not self.left):
             return
+        if self._attended:
+            self._stop()  # merges of threads that no task waits for; they end with the weave
+            return
         if self._scope is not None and self._closing is None:
             self._closing = asyncio.Task(self._scope.aclose(), loop=self.loop)
             self._closing.add_done_callback(lambda _: self._close())
@@ -231,7 +255,11 @@ class Run:
     def _close(self) -> None:
         if self.closed:
             return
-        self.closed = True
+        with _families:
+            self.closed = True
+            waiting, self._waiting = self._waiting, set()
+        for settle in waiting:
+            settle(False, stopped())
         if self._patience is not None:
             self._patience.cancel()
         for task in self.tasks:
@@ -259,7 +287,7 @@ class Run:
         for task in self._attended:
             task.cancel()
         self.lanes.stop()
-        if self.lanes.tasks:
+        if self.lanes.tasks or self._attended:
             self._patience = self.loop.call_later(STOP_GRACE_SECONDS, self._give_up)
         self.settled()
 
@@ -271,6 +299,7 @@ class Run:
             "a weave ends without its task(s) %s: cancelled %g s ago and still running", names, STOP_GRACE_SECONDS
         )
         self.lanes.tasks.clear()
+        self._attended.clear()
         self.settled()
 
     # ------------------------------------------------------------------ tasks
@@ -406,19 +435,42 @@ class Run:
             self._scope = Scope(self.loop)
         return self._scope
 
-    def attend(
-        self,
-        call: Callable[[], Coroutine[Any, Any, Any]],
-        context: Context,
-        ended: Callable[[asyncio.Task[Any]], object],
-    ) -> None:
-        """Run a coroutine for a thread that waits for it; it is cancelled when the run is stopped."""
-        task = asyncio.Task(call(), loop=self.loop, context=context)
+    def attend(self, call: Callable[[], Coroutine[Any, Any, Any]], context: Context, settle: Settle) -> bool:
+        """Run a coroutine for somebody outside of the loop; may be called from any thread.
+
+        Args:
+            call: Gives the coroutine, which is cancelled when the run is stopped.
+            context: Its context variables.
+            settle: Called on the loop with the outcome, once, whatever happens.
+
+        Returns:
+            Whether it will be run. Otherwise the run is over, and *settle* is never called.
+        """
+        with _families:
+            if self.closed:
+                return False
+            self._waiting.add(settle)
+        self.inbox.post(self._attend, call, context, settle)
+        return True
+
+    def _attend(self, call: Callable[[], Coroutine[Any, Any, Any]], context: Context, settle: Settle) -> None:
+        if self.closed:
+            return
+        task = asyncio.Task(_outcome(call), loop=self.loop, context=context)
         self._attended.add(task)
-        task.add_done_callback(self._attended.discard)
-        task.add_done_callback(ended)
+        task.add_done_callback(partial(self._attended_ended, settle))
         if self.stopped:
             task.cancel()
+
+    def _attended_ended(self, settle: Settle, task: asyncio.Task[tuple[bool, Any]]) -> None:
+        self._attended.discard(task)
+        outcome = (False, stopped()) if task.cancelled() else task.result()
+        with _families:
+            if settle not in self._waiting:
+                return
+            self._waiting.discard(settle)
+        settle(*outcome)
+        self.settled()
 
     def annotate(self, error: BaseException, name: str, item: int | None) -> None:
         """Have *error* say which task, and which of its items, it came from."""
@@ -438,6 +490,19 @@ def _timed(task: Task, call: Callable[[], Any]) -> Any:
     # The task begins when a thread begins it, not while it waits for one.
     task.started = perf_counter()
     return call()
+
+
+def stopped() -> asyncio.CancelledError:
+    """What ends those who wait for something that a stopped weave does not do any more."""
+    return asyncio.CancelledError("the weave was stopped")
+
+
+async def _outcome(call: Callable[[], Coroutine[Any, Any, Any]]) -> tuple[bool, Any]:
+    # A pair instead of a raised exception: asyncio lets SystemExit and the like out of the whole loop.
+    try:
+        return True, await call()
+    except BaseException as error:
+        return False, error
 
 
 def _take_outcome(task: asyncio.Task[Any]) -> None:

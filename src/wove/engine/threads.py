@@ -7,11 +7,12 @@ threads a weave may use at once is the weave's own affair: its `Slots`.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 from asyncio import AbstractEventLoop, Future
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextvars import Context
 from queue import SimpleQueue
 from typing import Any, Protocol
@@ -88,8 +89,22 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forget_threads)
 
 
+class _Tail(threading.local):
+    """A thread whose job is over but for what its end makes possible: it can go on with that."""
+
+    open = False
+    job: Job | None = None
+
+
+_tail = _Tail()
+
+
 def start_thread(job: Job) -> None:
     """Run *job*, which must not raise, in a thread of its own from the process's pool."""
+    if _tail.open:
+        _tail.open = False
+        _tail.job = job
+        return
     _pool.start(job)
 
 
@@ -125,10 +140,15 @@ class Slots:
         if job is not None:
             start_thread(job)
 
-    def enter(self) -> None:
-        """Take a slot back after a wait, over the limit if need be: waiting here could be for ever."""
-        with self.lock:
-            self.active += 1
+    @contextlib.contextmanager
+    def given_up(self) -> Iterator[None]:
+        """For a thread that only waits meanwhile; its job is over the limit afterwards, if need be."""
+        self.leave()
+        try:
+            yield
+        finally:
+            with self.lock:  # without waiting for a slot: that could be for ever
+                self.active += 1
 
     def discard(self) -> None:
         """Forget what has not started."""
@@ -137,45 +157,69 @@ class Slots:
 
 
 class Inbox:
-    """Calls from threads into a loop, many for one wake-up."""
+    """Calls from threads into a loop, many for one wake-up.
+
+    As long as nothing but threads is at work, the loop need not even run: between `hold` and `serve`
+    the thread that has a call makes it itself, one at a time, and the loop's own thread sleeps until
+    *until* says that it is needed, or that it is all over. To wake a thread costs more than most
+    calls, and to wake a loop twice as much.
+    """
 
     def __init__(self, loop: AbstractEventLoop) -> None:
         self.loop = loop
         self._calls: deque[tuple[Callable[..., object], tuple[Any, ...]]] = deque()
         self._woken = False
-        self._bell: SimpleQueue[None] | None = None
+        self._until: Callable[[], object] | None = None
+        self._turn = threading.Lock()
+        self._bell: SimpleQueue[None] = SimpleQueue()
 
     def post(self, callback: Callable[..., object], *args: Any) -> None:
         """Have ``callback(*args)`` called on the loop, unless the loop has been closed."""
         self._calls.append((callback, args))
+        if self._until is not None and self._make_calls():
+            return
         if not self._woken:
             self._woken = True
-            bell = self._bell
-            if bell is not None:
-                bell.put(None)
-                return
             try:
                 self.loop.call_soon_threadsafe(self._drain)
             except RuntimeError:  # the loop was closed: nobody waits for this any more
                 self._calls.clear()
 
-    def ring(self) -> None:
-        """From now on the calls are for `serve`."""
-        self._bell = SimpleQueue()
+    def hold(self, until: Callable[[], object]) -> None:
+        """From now on calls are made without the loop; the first one when `serve` is called."""
+        self._until = until
+        self._turn.acquire()
 
-    def serve(self, until: Callable[[], object]) -> None:
-        """In the thread of the loop, which does not run: make the calls that come, until *until*.
-
-        A thread that is woken this way is woken by one system call, a loop by a dozen.
-        """
-        bell = self._bell
-        assert bell is not None
+    def serve(self) -> None:
+        """In the loop's thread: wait until the loop is needed, or not needed any more."""
+        until = self._until
+        assert until is not None
+        self._turn.release()
+        self._make_calls()
         while not until():
-            bell.get()
-            self._drain()
-        self._bell = None
-        # Somebody may have rung the bell that nobody hears any more.
-        self.loop.call_soon(self._drain)
+            self._bell.get()
+        with self._turn:
+            self._until = None
+        if self._calls:
+            self.loop.call_soon(self._drain)
+
+    def _make_calls(self) -> bool:
+        """Make the calls there are, unless another thread does; whether they need not go to the loop."""
+        # Whoever gives up its turn looks again: a call may have come whose thread saw the turn taken.
+        while self._calls and self._turn.acquire(blocking=False):
+            try:
+                until = self._until
+                if until is None:
+                    return False
+                while self._calls and not until():
+                    callback, args = self._calls.popleft()
+                    callback(*args)
+                if until():
+                    self._bell.put(None)
+                    return True
+            finally:
+                self._turn.release()
+        return True
 
     def _drain(self) -> None:
         # First the flag, then the calls: a call that comes between the two only wakes us once more.
@@ -249,7 +293,13 @@ class ThreadCall:
             return None
         self.fn = None
         following = self.slots.next()
+        if following is not None:
+            self.inbox.post(self.ended, *outcome)
+            return following
+        _tail.open = True
         self.inbox.post(self.ended, *outcome)
+        _tail.open = False
+        following, _tail.job = _tail.job, None
         return following
 
     def wait_begun(self) -> Future[None]:

@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 from wove.errors import TaskCancelledError
 from wove.graph.options import suggest
 
-__all__ = ["Failure", "RESERVED", "RunRecord", "WoveResult"]
+__all__ = ["RESERVED", "Failure", "RunRecord", "WoveResult", "worded"]
 
 
 @dataclass(slots=True)
@@ -229,8 +229,36 @@ def _portable(error: BaseException) -> BaseException:
     if type(rebuilt) is type(error):
         return error
     kind = f"{type(error).__module__}.{type(error).__qualname__}"
-    return EnvironmentExecutionError(f"{kind}: {error}", {"kind": kind, "message": str(error)})
+    message = _message(error)
+    return EnvironmentExecutionError(f"{kind}: {message}", {"kind": kind, "message": message})
 
 
-RESERVED = frozenset({"cancelled", "exception", "failures", "final", "run_records", "timings"})
+def worded(error: BaseException) -> str:
+    """The type and message of *error*."""
+    return f"{type(error).__name__}: {_message(error)}"
+
+
+def _message(error: BaseException) -> str:
+    try:
+        return str(error)
+    except Exception:
+        return "(its message cannot be shown)"
+
+
+RESERVED = frozenset(
+    dir(
+        WoveResult(
+            (),
+            values={},
+            errors={},
+            initial={},
+            timings={},
+            cancelled=(),
+            exception=None,
+            failures=(),
+            run_records=tuple,
+            returns_errors=False,
+        )
+    )
+)
 """Names that a task or initial value cannot have, because the result has an attribute of that name."""

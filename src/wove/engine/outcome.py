@@ -7,7 +7,7 @@ from time import perf_counter, time
 from typing import TYPE_CHECKING, Any
 
 from wove.engine.tasks import CANCELLED, DONE
-from wove.result import Failure, RunRecord, WoveResult
+from wove.result import Failure, RunRecord, WoveResult, worded
 
 if TYPE_CHECKING:
     from wove.engine.scheduler import Run
@@ -62,7 +62,7 @@ class _Records:
 
 
 def _text(error: BaseException | None) -> str | None:
-    return None if error is None else f"{type(error).__name__}: {error}"
+    return None if error is None else worded(error)
 
 
 def result_of(run: Run, initial: Mapping[str, Any]) -> WoveResult:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from types import TracebackType
 
 __all__ = ["annotate"]
@@ -17,13 +18,21 @@ def annotate(error: BaseException, task: str, item: int | None = None) -> int | 
     Returns:
         The position of the item it came from, if it came from one.
     """
-    error.__traceback__ = _of_user(error.__traceback__)
+    # By its method: a class may refuse to have attributes set, as a frozen dataclass does.
+    error.with_traceback(_of_user(error.__traceback__))
     where = f"in task {task!r}"
-    for note in getattr(error, "__notes__", ()):
+    notes = getattr(error, "__notes__", ())
+    notes = list(notes) if isinstance(notes, (list, tuple)) else []
+    for note in notes:
         if isinstance(note, str) and note.startswith(where):
             rest = note.removeprefix(f"{where}, item ")
             return int(rest) if rest.isdigit() else None
-    error.add_note(where if item is None else f"{where}, item {item}")
+    note = where if item is None else f"{where}, item {item}"
+    try:
+        error.add_note(note)
+    except Exception:
+        with suppress(Exception):
+            BaseException.__setattr__(error, "__notes__", [*notes, note])
     return item
 
 

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 from collections.abc import AsyncIterable, Awaitable, Callable, Coroutine, Generator, Iterable
-from contextvars import ContextVar, copy_context
+from contextvars import Context, ContextVar, copy_context
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar, Unpack, overload
 
 from wove.engine.attempts import Caller
+from wove.engine.loops import run_awaiting, run_blocking
 from wove.engine.mapping import map_items
-from wove.engine.scheduler import CURRENT, Run
-from wove.graph.options import UNSET, TaskOptions, check_task_options, shown
+from wove.engine.scheduler import CURRENT, Run, stopped
+from wove.graph.options import TaskOptions, check_task_options, shown
+from wove.graph.plan import plan
 from wove.graph.signature import Kind, kind_of, name_of, read
+from wove.settings import current
+from wove.settings.resolution import Resolver
 
 if TYPE_CHECKING:
     from wove.graph.signature import Signature
@@ -41,23 +46,23 @@ else:
 @overload
 def merge(
     fn: Callable[[Any], Coroutine[Any, Any, T]],
-    iterable: Iterable[Any] | AsyncIterable[Any],
     /,
+    iterable: Iterable[Any] | AsyncIterable[Any],
     **options: Unpack[TaskOptions],
 ) -> Merged[T]: ...
 
 
 @overload
 def merge(
-    fn: Callable[[Any], T], iterable: Iterable[Any] | AsyncIterable[Any], /, **options: Unpack[TaskOptions]
+    fn: Callable[[Any], T], /, iterable: Iterable[Any] | AsyncIterable[Any], **options: Unpack[TaskOptions]
 ) -> Merged[T]: ...
 
 
 @overload
-def merge(fn: Callable[[], Any], /, **options: Unpack[TaskOptions]) -> Any: ...
+def merge(fn: Callable[[], Any], /, iterable: None = None, **options: Unpack[TaskOptions]) -> Any: ...
 
 
-def merge(fn: Callable[..., Any], iterable: Any = UNSET, /, **options: Unpack[TaskOptions]) -> Any:
+def merge(fn: Callable[..., Any], /, iterable: Any = None, **options: Unpack[TaskOptions]) -> Any:
     """Call *fn*, once for each item of *iterable*, from inside a task.
 
     The calls use the weave's threads, loop, environments and settings as tasks do, and end with it.
@@ -85,37 +90,40 @@ def merge(fn: Callable[..., Any], iterable: Any = UNSET, /, **options: Unpack[Ta
     """
     if not callable(fn):
         raise TypeError(f"merge calls a callable, not {shown(fn)}")
-    mapped = iterable is not UNSET
+    mapped = iterable is not None
     name = name_of(fn)
     checked = check_task_options(options, mapped=mapped, what=f"merge of {name!r}") if options else {}
     depth = _depth.get() + 1
     if depth > MERGE_DEPTH:
         raise RecursionError(f"merge of {name!r}: merges are nested more than {MERGE_DEPTH} deep")
-    try:
-        here: asyncio.AbstractEventLoop | None = asyncio.get_running_loop()
-    except RuntimeError:
-        here = None
+    context = copy_context()
+    context.run(_depth.set, depth)
+    call = partial(_merge, fn=fn, name=name, iterable=iterable, options=checked, context=context)
+    here: asyncio.AbstractEventLoop | None = None
+    with contextlib.suppress(RuntimeError):
+        here = asyncio.get_running_loop()
     run = CURRENT.get()
-    if run is None or run.closed:
-        return _alone(fn, iterable, checked, here is not None)
-    call = partial(_merge, run, fn, name, iterable, checked, depth)
+    if run is None or (run.closed and not run.stopped):
+        return _alone(call, context) if here is None else _alone_awaiting(call, context)
     if here is None:
-        return _wait_for(run, call)
-    return call() if here is run.loop else _from_other_loop(run, call)
+        return _wait_for(run, partial(call, run), context)
+    return call(run) if here is run.loop else _from_other_loop(run, partial(call, run), context)
 
 
 async def _merge(
-    run: Run, fn: Callable[..., Any], name: str, iterable: Any, options: dict[str, Any], depth: int
+    run: Run, *, fn: Callable[..., Any], name: str, iterable: Any, options: dict[str, Any], context: Context
 ) -> Any:
     """On the weave's loop."""
-    _depth.set(depth)
-    mapped = iterable is not UNSET
+    if run.closed:
+        raise stopped()
+    mapped = iterable is not None
     settings = run.resolver.task(options, mapped, f"merge of {name!r}")
     kind = kind_of(fn)
-    caller = Caller(run, name, fn, kind, read(fn, mapped=True), settings)
+    caller = Caller(run, name, fn, kind, read(fn, mapped=True), settings, context)
     run.merges.append(caller)
     if not mapped:
-        return await caller(fn if settings.is_local else {})
+        # In a task of its own, because what it does to its context is not the caller's.
+        return await asyncio.Task(caller(fn if settings.is_local else {}), loop=run.loop, context=context)
     invoke: Callable[[Any], Any] = fn
     if not settings.is_local:
         invoke = partial(_by_name, _item_name(fn, name, caller.signature))
@@ -135,75 +143,95 @@ def _by_name(name: str, item: Any) -> dict[str, Any]:
     return {name: item}
 
 
-def _wait_for(run: Run, call: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
-    """In a sync task: run *call* on the weave's loop, and wait."""
+def _wait_for(run: Run, call: Callable[[], Coroutine[Any, Any, Any]], context: Context) -> Any:
+    """In a thread: run *call* on the weave's loop, and wait."""
     ended = threading.Lock()
     ended.acquire()
     outcome: list[tuple[bool, Any]] = []
 
-    def settle(task: asyncio.Task[tuple[bool, Any]]) -> None:
-        outcome.append((False, asyncio.CancelledError()) if task.cancelled() else task.result())
+    def settle(succeeded: bool, value: Any) -> None:
+        outcome.append((succeeded, value))
         ended.release()
 
-    run.inbox.post(run.attend, partial(_guarded, call), copy_context(), settle)
+    if not run.attend(call, context, settle):
+        raise stopped()
     # The thread does nothing but wait, so its slot is free for the calls it waits for.
-    run.slots.leave()
-    try:
+    with run.slots.given_up():
         ended.acquire()
-    finally:
-        run.slots.enter()
-    succeeded, value = outcome[0]
+    succeeded, value = outcome.pop()
     if not succeeded:
         raise value
     return value
 
 
-async def _guarded(call: Callable[[], Coroutine[Any, Any, Any]]) -> tuple[bool, Any]:
-    try:
-        return True, await call()
-    except BaseException as error:  # raised again in the thread that waits
-        return False, error
-
-
-async def _from_other_loop(run: Run, call: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
+async def _from_other_loop(run: Run, call: Callable[[], Coroutine[Any, Any, Any]], context: Context) -> Any:
     """In a loop that is not the weave's, as under `asyncio.run` in a sync task."""
     loop = asyncio.get_running_loop()
     future: asyncio.Future[tuple[bool, Any]] = loop.create_future()
 
-    def tell(result: tuple[bool, Any]) -> None:
+    def tell(succeeded: bool, value: Any) -> None:
         if not future.done():
-            future.set_result(result)
+            future.set_result((succeeded, value))
 
-    def settle(task: asyncio.Task[tuple[bool, Any]]) -> None:
-        result = (False, asyncio.CancelledError()) if task.cancelled() else task.result()
-        loop.call_soon_threadsafe(tell, result)
+    def settle(succeeded: bool, value: Any) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop was closed meanwhile
+            loop.call_soon_threadsafe(tell, succeeded, value)
 
-    run.inbox.post(run.attend, partial(_guarded, call), copy_context(), settle)
-    succeeded, value = await future
+    if not run.attend(call, context, settle):
+        raise stopped()
+    # The thread may have more to do, but to wait for a slot that it has itself could be for ever.
+    with run.slots.given_up():
+        succeeded, value = await future
     if not succeeded:
         raise value
     return value
 
 
-def _alone(fn: Callable[..., Any], iterable: Any, options: Any, awaitable: bool) -> Any:
-    """Outside of any weave."""
-    from wove.block import weave
+class _Alone(Run):
+    """The weave around a merge that no weave is around."""
 
-    block = weave()
+    def __init__(self, call: Callable[[Run], Coroutine[Any, Any, Any]], **arguments: Any) -> None:
+        super().__init__(plan({}, {}), {}, Resolver(current(), {}), **arguments)
+        self._call = partial(call, self)
+        self._outcome: tuple[bool, Any] | None = None
 
-    def declare() -> None:
-        if iterable is UNSET:
-            block.do(**options)(fn)
-        else:
-            block.do(iterable, **options)(fn)
+    def start(self) -> None:
+        self.left = 1
+        super().start()
+        self.attend(self._call, self.context.copy(), self._settle)
 
-    async def run() -> Any:
-        async with block:
-            declare()
-        return block.result.final
+    def _settle(self, succeeded: bool, value: Any) -> None:
+        self._outcome = (succeeded, value)
+        self.left = 0
 
-    if awaitable:
-        return run()
-    with block:
-        declare()
-    return block.result.final
+    def outcome(self) -> Any:
+        if self.cancelled_by is not None:
+            raise self.cancelled_by
+        succeeded, value = self._outcome or (False, stopped())
+        if not succeeded:
+            raise value
+        return value
+
+
+def _alone(call: Callable[[Run], Coroutine[Any, Any, Any]], context: Context) -> Any:
+    made: list[_Alone] = []
+    run_blocking(partial(_make_alone, call, context, made))
+    return made[0].outcome()
+
+
+async def _alone_awaiting(call: Callable[[Run], Coroutine[Any, Any, Any]], context: Context) -> Any:
+    made: list[_Alone] = []
+    await run_awaiting(partial(_make_alone, call, context, made))
+    return made[0].outcome()
+
+
+def _make_alone(
+    call: Callable[[Run], Coroutine[Any, Any, Any]],
+    context: Context,
+    made: list[_Alone],
+    loop: asyncio.AbstractEventLoop,
+    finished: Callable[[], object],
+    owns_loop: bool,
+) -> _Alone:
+    made.append(_Alone(call, loop=loop, context=context, finished=finished, owns_loop=owns_loop))
+    return made[0]

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from time import perf_counter
-from typing import Any
+from typing import Any, TypeAlias
 
 from wove import weave
 
@@ -47,6 +47,9 @@ class Crowd:
         return [*replace(siblings, names={"sleep": self.sleep}).functions().values(), self.failing]
 
 
+Work: TypeAlias = Callable[[Crowd, Sequence[Callable[[], Any]]], None]
+
+
 def group_fails(crowd: Crowd, functions: Sequence[Callable[[], Any]]) -> None:
     async def main() -> None:
         async with asyncio.TaskGroup() as group:
@@ -78,7 +81,7 @@ def weave_of_items_fails(crowd: Crowd, functions: Sequence[Callable[[], Any]]) -
         w.do(crowd.failing)
 
 
-def until_raised(label: str, work: Callable[[Crowd, Sequence[Callable[[], Any]]], None], siblings: Graph) -> Probe:
+def until_raised(label: str, work: Work, siblings: Graph) -> Probe:
     """Seconds until *work* has raised `BrokenError`, alone or in a group."""
 
     def probe() -> Values:

@@ -138,17 +138,20 @@ def layers(count: int, width: int, seed: int) -> dict[str, list[str]]:
 def graphs() -> Iterator[Figure]:
     """A thousand tasks at once, and five hundred in a row, beside a graphlib loop."""
     independent: dict[str, list[str]] = {f"t{index}": [] for index in range(1_000)}
-    for title, edges in (
-        ("1,000 independent tasks and a reducer", {**independent, "total": list(independent)}),
-        ("a chain of 500 tasks", chain(500)),
-        ("layers of 20, 1,000 tasks", layers(1_000, 20, seed=1)),
+    reduced = {**independent, "total": list(independent)}
+    for title, edges, is_sync, target in (
+        ("1,000 independent tasks and a reducer", reduced, False, Target(1.5)),
+        ("a chain of 500 tasks", chain(500), False, Target(1.5)),
+        ("layers of 20, 1,000 tasks", layers(1_000, 20, seed=1), False, None),
+        ("a chain of 500 sync tasks", chain(500), True, None),
+        ("layers of 20, 1,000 sync tasks", layers(1_000, 20, seed=1), True, None),
     ):
-        work, last = graph(edges, lambda name: "pass"), list(edges)[-1]
+        work, last = graph(edges, lambda name: "pass", tuple(edges) if is_sync else ()), list(edges)[-1]
         yield Figure(
             title,
             "wove",
             [weave_probe(work, last), loop_probe(work, last)],
-            Target(1.5) if "layers" not in title else None,
+            target,
             rounds=21,
         )
 

@@ -10,7 +10,7 @@ from contextvars import Context, ContextVar, copy_context
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar, Unpack, overload
 
-from wove.engine.attempts import Caller
+from wove.engine.attempts import ERRANDS, Caller, Errands
 from wove.engine.loops import run_awaiting, run_blocking
 from wove.engine.mapping import map_items
 from wove.engine.scheduler import CURRENT, Run, stopped
@@ -116,6 +116,17 @@ async def _merge(
     """On the weave's loop."""
     if run.closed:
         raise stopped()
+    errands, context = Errands(), context.copy()
+    context.run(ERRANDS.set, errands)
+    try:
+        return await _call(run, fn, name, iterable, options, context)
+    finally:
+        errands.end()
+
+
+async def _call(
+    run: Run, fn: Callable[..., Any], name: str, iterable: Any, options: dict[str, Any], context: Context
+) -> Any:
     mapped = iterable is not None
     settings = run.resolver.task(options, mapped, f"merge of {name!r}")
     kind = kind_of(fn)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import random
+import threading
 from collections.abc import Awaitable, Callable, Mapping
+from contextvars import ContextVar
 from functools import partial
 from time import perf_counter, time
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -23,7 +25,7 @@ if TYPE_CHECKING:
     from wove.engine.scheduler import Run
     from wove.settings.resolution import TaskSettings
 
-__all__ = ["Bound", "Caller", "Pacer", "retry_delay"]
+__all__ = ["ERRANDS", "Bound", "Caller", "Errands", "Pacer", "retry_delay"]
 
 Bound: TypeAlias = Callable[[], Any] | Mapping[str, Any]
 """A call that is ready to be made: here, a callable without arguments; elsewhere, the arguments by name."""
@@ -68,6 +70,44 @@ def retry_delay(setting: float | str | Callable[[int], float], failed: int) -> f
 
 
 def is_plain(settings: TaskSettings) -> bool:
+class Errands:
+    """What one call has others do for it: merges, and weaves of its own. They end with the call.
+
+    A thread cannot be stopped, but what it waits for can.
+    """
+
+    __slots__ = ("_ends", "_lock", "_over")
+
+    def __init__(self) -> None:
+        self._ends: set[Callable[[], object]] = set()
+        self._lock = threading.Lock()
+        self._over = False
+
+    def add(self, end: Callable[[], object]) -> None:
+        """Have *end* called when the call is over, from any thread; at once if it is."""
+        with self._lock:
+            if not self._over:
+                self._ends.add(end)
+                return
+        end()
+
+    def discard(self, end: Callable[[], object]) -> None:
+        """What *end* would end has ended."""
+        self._ends.discard(end)
+
+    def end(self) -> None:
+        """The call is over, or nobody waits for it any more."""
+        with self._lock:
+            self._over = True
+            ends, self._ends = self._ends, set()
+        for end in ends:
+            end()
+
+
+ERRANDS: ContextVar[Errands | None] = ContextVar("wove_errands", default=None)
+"""Those of the call that the current code is part of, if it may end before the weave does."""
+
+
     """Whether a call is nothing but the call: here, once, without a limit."""
     return (
         settings.timeout is None
@@ -151,6 +191,8 @@ class Caller:
         # A pair instead of a raised exception, because a future cannot carry every one (StopIteration).
         outcome: asyncio.Future[tuple[bool, Any]] = run.loop.create_future()
         call = ThreadCall(
+        errands, context = Errands(), self.context.copy()
+        context.run(ERRANDS.set, errands)
             bound, slots=run.slots, inbox=run.inbox, context=self.context.copy(), ended=partial(_settle, outcome)
         )
         timer: asyncio.TimerHandle | None = None
@@ -170,6 +212,7 @@ class Caller:
             if timer is not None:
                 timer.cancel()
         if not succeeded:
+            errands.end()
             raise value
         if hasattr(type(value), "__await__"):
             left = None if limit is None else max(0.0, limit - (perf_counter() - began))

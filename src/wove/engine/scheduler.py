@@ -18,7 +18,7 @@ from functools import partial
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from wove.engine.attempts import Caller
+from wove.engine.attempts import ERRANDS, Caller
 from wove.engine.binding import call_here, call_here_per_item, call_now, names_elsewhere
 from wove.engine.lanes import SLICE_SECONDS, Lanes
 from wove.engine.mapping import map_items
@@ -191,6 +191,9 @@ class Run:
     def start(self) -> None:
         """Start every task that waits for nothing."""
         if self.parent is not None:
+            errands = self.context.get(ERRANDS)
+            if errands is not None:
+                errands.add(self.leave_off)
             self.parent.adopt(self)
         for task in self.tasks:
             if task.node.streams and task.node.source is not None:
@@ -237,7 +240,11 @@ class Run:
             self._children.add(child)
             stopped = self.stopped
         if stopped:
-            child.cancel_from_anywhere(asyncio.CancelledError("the weave around this one was stopped"))
+            child.leave_off()
+
+    def leave_off(self) -> None:
+        """From any thread: end the run, because what it is a part of has ended."""
+        self.cancel_from_anywhere(asyncio.CancelledError("the weave around this one was stopped"))
 
     def settled(self) -> None:
         """Something has ended: see whether everything has."""
@@ -267,6 +274,9 @@ class Run:
                 task.end(CANCELLED)
         if self.parent is not None:
             with _families:
+            errands = self.context.get(ERRANDS)
+            if errands is not None:
+                errands.discard(self.leave_off)
                 self.parent._children.discard(self)
         finished = self._finished
         # What refers to itself only the garbage collector can free, and weaves can be many.
@@ -466,6 +476,11 @@ class Run:
         self._attended.discard(task)
         outcome = (False, stopped()) if task.cancelled() else task.result()
         with _families:
+        errands = context.get(ERRANDS)
+        if errands is not None:
+            end = partial(self.inbox.post, task.cancel)
+            errands.add(end)
+            task.add_done_callback(lambda _: errands.discard(end))
             if settle not in self._waiting:
                 return
             self._waiting.discard(settle)

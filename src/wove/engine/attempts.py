@@ -12,11 +12,12 @@ from time import perf_counter, time
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from wove.engine.binding import portable
-from wove.engine.threads import ThreadCall
+from wove.engine.threads import ThreadCall, discard
+from wove.engine.tracebacks import raisable
 from wove.errors import TaskTimeoutError
 from wove.graph.signature import Kind, Signature
 from wove.observe.events import emit
-from wove.result import RunRecord
+from wove.result import RunRecord, worded
 
 if TYPE_CHECKING:
     from contextvars import Context
@@ -69,7 +70,6 @@ def retry_delay(setting: float | str | Callable[[int], float], failed: int) -> f
     return setting
 
 
-def is_plain(settings: TaskSettings) -> bool:
 class Errands:
     """What one call has others do for it: merges, and weaves of its own. They end with the call.
 
@@ -108,6 +108,7 @@ ERRANDS: ContextVar[Errands | None] = ContextVar("wove_errands", default=None)
 """Those of the call that the current code is part of, if it may end before the weave does."""
 
 
+def is_plain(settings: TaskSettings) -> bool:
     """Whether a call is nothing but the call: here, once, without a limit."""
     return (
         settings.timeout is None
@@ -125,7 +126,7 @@ class Caller:
         pacer: Spreads the launches of a map, or ``None``.
         context: What every call finds in its context variables.
         records: What became of the attempts outside this process.
-        retried: How many attempts were not the first one.
+        retried: How many attempts failed and were followed by another, by item (``None`` where not mapped).
     """
 
     __slots__ = (
@@ -153,7 +154,7 @@ class Caller:
         self.plain = is_plain(settings)
         self.call: Call | None = None
         self.records: list[RunRecord] = []
-        self.retried = 0
+        self.retried: dict[int | None, int] = {}
 
     async def __call__(self, bound: Bound, item: int | None = None) -> Any:
         """Make the call; returns its value or raises what its last attempt raised."""
@@ -167,7 +168,7 @@ class Caller:
                     raise
                 delay = retry_delay(settings.retry_delay, attempt)
                 emit("retry", task=self.name, item=item, attempt=attempt, error=error, delay=delay)
-                self.retried += 1
+                self.retried[item] = attempt
             attempt += 1
             if delay:
                 await asyncio.sleep(delay)
@@ -190,10 +191,10 @@ class Caller:
         run = self.run
         # A pair instead of a raised exception, because a future cannot carry every one (StopIteration).
         outcome: asyncio.Future[tuple[bool, Any]] = run.loop.create_future()
-        call = ThreadCall(
         errands, context = Errands(), self.context.copy()
         context.run(ERRANDS.set, errands)
-            bound, slots=run.slots, inbox=run.inbox, context=self.context.copy(), ended=partial(_settle, outcome)
+        call = ThreadCall(
+            bound, slots=run.slots, inbox=run.inbox, context=context, ended=partial(_settle, outcome)
         )
         timer: asyncio.TimerHandle | None = None
         began = perf_counter()
@@ -207,13 +208,15 @@ class Caller:
             succeeded, value = await outcome
         except asyncio.CancelledError:
             call.abandon()
+            if outcome.done():
+                discard(outcome.result()[1])
             raise
         finally:
+            errands.end()
             if timer is not None:
                 timer.cancel()
         if not succeeded:
-            errands.end()
-            raise value
+            raise raisable(value, self.name)
         if hasattr(type(value), "__await__"):
             left = None if limit is None else max(0.0, limit - (perf_counter() - began))
             return await self._within(value, attempt, item, limit, left)
@@ -241,16 +244,19 @@ class Caller:
         if limit is None:
             return await value
         # A task of its own, because one that does not end when it is cancelled must be left behind.
-        task = asyncio.Task(_await(value), loop=self.run.loop, name=self.name)
+        task = asyncio.Task(_outcome(value), loop=self.run.loop, name=self.name)
+        task.add_done_callback(lambda _: discard(value))  # it may be cancelled before its first step
         if await self._finished(task, limit if left is None else left):
-            return task.result()
+            return _value(task)
         error = TaskTimeoutError.of(self.name, attempt, limit, item)
         await self._end(task)
         if task.done() and not task.cancelled():
-            error.__cause__ = task.exception()
+            succeeded, last = task.result()
+            if not succeeded and not isinstance(last, asyncio.CancelledError):
+                error.__cause__ = last
         raise error
 
-    async def _finished(self, task: asyncio.Task[Any], seconds: float) -> bool:
+    async def _finished(self, task: asyncio.Task[tuple[bool, Any]], seconds: float) -> bool:
         try:
             await asyncio.wait({task}, timeout=seconds)
         except asyncio.CancelledError:
@@ -286,26 +292,39 @@ class Caller:
         try:
             if limit is None:
                 return await run
-            task = asyncio.Task(run, loop=self.run.loop, name=self.name)
+            task = asyncio.Task(_outcome(run), loop=self.run.loop, name=self.name)
             if await self._finished(task, limit):
-                return task.result()
+                return _value(task)
             request.expired = True
             await self._end(task)
             raise TaskTimeoutError.of(self.name, attempt, limit, item)
         except BaseException as error:
-            record.error = f"{type(error).__name__}: {error}"
+            record.error = worded(error)
             raise
         finally:
             record.ended = time()
 
 
 def _settle(outcome: asyncio.Future[tuple[bool, Any]], succeeded: bool, value: Any) -> None:
-    if not outcome.done():
+    if outcome.done():
+        discard(value)
+    else:
         outcome.set_result((succeeded, value))
 
 
-async def _await(value: Awaitable[Any]) -> Any:
-    return await value
+async def _outcome(value: Awaitable[Any]) -> tuple[bool, Any]:
+    # A pair instead of a raised exception: asyncio lets SystemExit and KeyboardInterrupt out of the whole loop.
+    try:
+        return True, await value
+    except BaseException as error:
+        return False, error
+
+
+def _value(task: asyncio.Task[tuple[bool, Any]]) -> Any:
+    succeeded, value = task.result()
+    if not succeeded:
+        raise value
+    return value
 
 
 async def _collect(bound: Callable[[], Any]) -> list[Any]:

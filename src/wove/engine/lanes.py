@@ -16,6 +16,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from contextvars import Context, copy_context
+from operator import is_
 from typing import Any
 
 __all__ = ["SLICE_SECONDS", "Lanes"]
@@ -44,7 +45,9 @@ class Lanes:
         inside: Set while jobs come that somebody will look after when all of them are there.
     """
 
-    __slots__ = ("_burst", "_look", "context", "idle", "inside", "limit", "loop", "name", "stopped", "tasks")
+    __slots__ = (
+        "_burst", "_look", "_values", "context", "idle", "inside", "limit", "loop", "name", "stopped", "tasks"
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -64,6 +67,7 @@ class Lanes:
         self.tasks: set[asyncio.Task[None]] = set()
         self._burst = 1
         self._look: asyncio.Handle | None = None
+        self._values = list(context.values())
 
     def available(self) -> int:
         """How many jobs can be taken now, as far as is known; never 0 when there is one."""
@@ -125,11 +129,10 @@ class Lanes:
         """Whether the job that *lane* has just run left something behind in it."""
         if lane.cancelling():
             return True
-        try:
-            # Equal contexts are one and the same tree inside: this compares two pointers.
-            return copy_context() != self.context
-        except Exception:  # values that do not compare
-            return True
+        # By identity: an equal value may be another object, which the next job would share. A job
+        # cannot take variables away, so as many variables are the same ones.
+        now = copy_context()
+        return len(now) != len(self._values) or not all(map(is_, now.values(), self._values))
 
     def stop(self) -> None:
         """Cancel all lanes but the one that calls, and take no more jobs."""

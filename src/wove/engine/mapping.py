@@ -11,12 +11,15 @@ import threading
 from array import array
 from collections import deque
 from collections.abc import Awaitable, Callable
+from functools import partial
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from wove.engine.attempts import Bound, Caller
 from wove.engine.lanes import SLICE_SECONDS, Lanes
 from wove.engine.sources import END, WAIT, Source, open_source
+from wove.engine.threads import discard
+from wove.engine.tracebacks import raisable
 from wove.graph.signature import Kind
 
 if TYPE_CHECKING:
@@ -77,16 +80,15 @@ class _LanedItems(Lanes, Items):
         Items.__init__(self, run, caller, source)
         Lanes.__init__(self, run.loop, caller.context, caller.name, limit, self._quiet)
         self._invoke: Callable[[Any], Any] = invoke
+        self._pacing = False
         source.wake = self.feed
 
     def begin(self) -> None:
         self.feed()
 
     def available(self) -> int:
-        if self.exhausted:
-            return 0
-        # A paced map needs one lane to wait for the next turn, not one for every item.
-        return self._source.available() if self.caller.pacer is None else 1
+        # While a lane waits for the turn of its item, the next item is none of anybody's business.
+        return 0 if self.exhausted or self._pacing else self._source.available()
 
     async def lane(self) -> None:
         lane = self.current()
@@ -106,11 +108,17 @@ class _LanedItems(Lanes, Items):
             call = self._invoke
         since = perf_counter()
         while not self.stopped:
-            if pacer is not None and not self.exhausted:
-                await pacer.turn()
+            if self._pacing:
+                return
             item = self._take()
             if item is END or item is WAIT:
                 return
+            if pacer is not None:
+                self._pacing = True
+                try:
+                    await pacer.turn()
+                finally:
+                    self._pacing = False
             position = self.launch()
             if self._look is None:
                 self.more()
@@ -265,7 +273,10 @@ class _ThreadedItems(Items):
             if error is not None:
                 self._failed(position, error)
             elif hasattr(type(value), "__await__"):
-                run.inbox.post(self._await, position, value)
+                if self.finished.done():
+                    discard(value)
+                else:
+                    run.inbox.post(self._await, position, value)
                 continue
             else:
                 self.results[position] = value
@@ -283,6 +294,7 @@ class _ThreadedItems(Items):
             self._run.inbox.post(self._refill)
 
     def _failed(self, position: int, error: BaseException) -> None:
+        error = raisable(error, self.caller.name)
         self._run.annotate(error, self.caller.name, position)
         with self._lock:
             self.errors.append((position, error))
@@ -296,7 +308,7 @@ class _ThreadedItems(Items):
             return
         task = asyncio.Task(self._awaited(position, value), loop=self._run.loop, context=self.caller.context.copy())
         self._awaiting.add(task)
-        task.add_done_callback(self._await_ended)
+        task.add_done_callback(partial(self._await_ended, value))
 
     async def _awaited(self, position: int, value: Awaitable[Any]) -> None:
         try:
@@ -306,7 +318,8 @@ class _ThreadedItems(Items):
                 self._failed(position, error)
         self.ended[position] = perf_counter()
 
-    def _await_ended(self, task: asyncio.Task[None]) -> None:
+    def _await_ended(self, value: Awaitable[Any], task: asyncio.Task[None]) -> None:
+        discard(value)  # cancelled before its first step
         self._awaiting.discard(task)
         if not task.cancelled():
             task.exception()
@@ -337,13 +350,6 @@ class _ThreadedItems(Items):
             task.cancel()
         if not self._awaiting:
             self.finish()
-
-
-def discard(value: Awaitable[Any]) -> None:
-    """Nobody will await *value*; a coroutine would complain about that when it is freed."""
-    close = getattr(value, "close", None)
-    if close is not None:
-        close()
 
 
 async def map_items(

@@ -45,6 +45,7 @@ class _Records:
                 yield RunRecord(
                     task.name,
                     position,
+                    attempt=task.attempts(position),
                     environment=environment,
                     started=started + self._offset,
                     ended=ended + self._offset if ended else None,

@@ -24,16 +24,15 @@ from wove.engine.lanes import SLICE_SECONDS, Lanes
 from wove.engine.mapping import map_items
 from wove.engine.sources import Stream
 from wove.engine.tasks import CANCELLED, DONE, FAILED, PENDING, RUNNING, Task
-from wove.engine.threads import Inbox, Slots, ThreadCall
-from wove.engine.tracebacks import annotate
+from wove.engine.threads import Inbox, Slots, ThreadCall, discard
+from wove.engine.tracebacks import annotate, raisable
 from wove.graph.plan import DATA
 from wove.graph.signature import Kind
 from wove.observe.events import emit, listening
 
 if TYPE_CHECKING:
     from wove.delivery import Scope
-    from wove.engine.sources import Source
-    from wove.graph.plan import Node, Plan
+    from wove.graph.plan import Plan
     from wove.settings.resolution import Resolver
 
 __all__ = ["CURRENT", "Run", "Settle", "stopped"]
@@ -191,10 +190,10 @@ class Run:
     def start(self) -> None:
         """Start every task that waits for nothing."""
         if self.parent is not None:
+            self.parent.adopt(self)
             errands = self.context.get(ERRANDS)
             if errands is not None:
                 errands.add(self.leave_off)
-            self.parent.adopt(self)
         for task in self.tasks:
             if task.node.streams and task.node.source is not None:
                 source = self.tasks[task.node.source]
@@ -274,10 +273,10 @@ class Run:
                 task.end(CANCELLED)
         if self.parent is not None:
             with _families:
+                self.parent._children.discard(self)
             errands = self.context.get(ERRANDS)
             if errands is not None:
                 errands.discard(self.leave_off)
-                self.parent._children.discard(self)
         finished = self._finished
         # What refers to itself only the garbage collector can free, and weaves can be many.
         del self.lanes, self.context, self._finished
@@ -291,6 +290,8 @@ class Run:
             children = list(self._children)
         for child in children:
             child.cancel_from_anywhere(asyncio.CancelledError("the weave around this one was stopped"))
+        for waiting in self.lanes.ready:
+            discard(waiting.awaitable)
         for call in self._calls.values():
             call.abandon()
         self._calls.clear()
@@ -333,8 +334,9 @@ class Run:
         call.start()
 
     def _call_ended(self, task: Task, succeeded: bool, value: Any) -> None:
-        if self._calls.pop(task, None) is None:
-            return  # pragma: no cover - an abandoned call does not report
+        if self._calls.pop(task, None) is None:  # abandoned when its report was on its way
+            discard(value)
+            return
         if not succeeded:
             self.failed(task, value)
         elif hasattr(type(value), "__await__"):
@@ -401,14 +403,16 @@ class Run:
 
     def failed(self, task: Task, error: BaseException) -> None:
         """*task* ended with *error*, or was cancelled because the run was stopped."""
-        if self.stopped and isinstance(error, asyncio.CancelledError):
+        source_error = task.error
+        cancelled = self.stopped and isinstance(error, asyncio.CancelledError)
+        if source_error is not None and (cancelled or error is source_error):
+            task.end(FAILED)
+            self.left -= 1
+            return
+        if cancelled:
             task.end(CANCELLED)
             return
-        if isinstance(error, StopIteration):
-            # It cannot be raised out of a coroutine; both forms of the block show the same (PEP 479).
-            replaced = RuntimeError(f"task {task.name!r} raised StopIteration")
-            replaced.__cause__ = error
-            error = replaced
+        error = raisable(error, task.name)
         position = annotate(error, task.name)
         task.end(FAILED)
         task.error = error
@@ -433,6 +437,9 @@ class Run:
                     dependent.status = FAILED
                     dependent.error = error
                     self.left -= 1
+                    stack.append(dependent.node)
+                elif dependent.status is RUNNING:  # it takes items from the generator that failed
+                    dependent.error = error
                     stack.append(dependent.node)
 
     # ------------------------------------------------------------------ for those that call, map and merge
@@ -469,6 +476,11 @@ class Run:
         task = asyncio.Task(_outcome(call), loop=self.loop, context=context)
         self._attended.add(task)
         task.add_done_callback(partial(self._attended_ended, settle))
+        errands = context.get(ERRANDS)
+        if errands is not None:
+            end = partial(self.inbox.post, task.cancel)
+            errands.add(end)
+            task.add_done_callback(lambda _: errands.discard(end))
         if self.stopped:
             task.cancel()
 
@@ -476,11 +488,6 @@ class Run:
         self._attended.discard(task)
         outcome = (False, stopped()) if task.cancelled() else task.result()
         with _families:
-        errands = context.get(ERRANDS)
-        if errands is not None:
-            end = partial(self.inbox.post, task.cancel)
-            errands.add(end)
-            task.add_done_callback(lambda _: errands.discard(end))
             if settle not in self._waiting:
                 return
             self._waiting.discard(settle)

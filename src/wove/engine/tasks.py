@@ -94,9 +94,9 @@ class Task:
         """What became of its attempts outside this process."""
         return [] if self._caller is None else self._caller.records
 
-    def attempts(self) -> int:
-        """How many attempts it took."""
-        return 1 if self._caller is None else 1 + self._caller.retried
+    def attempts(self, item: int | None = None) -> int:
+        """How many attempts it took, or this item of it."""
+        return 1 if self._caller is None else 1 + self._caller.retried.get(item, 0)
 
     def begin(self) -> None:
         """It runs from now on."""

@@ -15,9 +15,10 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextvars import Context
 from queue import SimpleQueue
+from types import CoroutineType
 from typing import Any, Protocol
 
-__all__ = ["Inbox", "Slots", "ThreadCall", "start_thread"]
+__all__ = ["Inbox", "Slots", "ThreadCall", "discard", "start_thread"]
 
 IDLE_SECONDS = 10.0
 """How long a thread without work waits for some before it ends."""
@@ -156,6 +157,12 @@ class Slots:
             self.waiting.clear()
 
 
+def discard(value: object) -> None:
+    """Nobody will await *value*; a coroutine would complain about that when it is freed."""
+    if isinstance(value, CoroutineType):
+        value.close()
+
+
 class Inbox:
     """Calls from threads into a loop, many for one wake-up.
 
@@ -290,6 +297,7 @@ class ThreadCall:
         with self.lock:
             was, self.state = self.state, self._OVER
         if was == self._OVER:  # abandoned meanwhile, and the slot given back
+            discard(outcome[1])
             return None
         self.fn = None
         following = self.slots.next()

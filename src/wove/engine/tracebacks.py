@@ -6,7 +6,7 @@ import os
 from contextlib import suppress
 from types import TracebackType
 
-__all__ = ["annotate"]
+__all__ = ["annotate", "raisable"]
 
 _ENGINE = os.path.dirname(__file__) + os.sep
 _ITEM = "__wove_item__"
@@ -34,6 +34,15 @@ def annotate(error: BaseException, task: str, item: int | None = None) -> int | 
         with suppress(Exception):
             BaseException.__setattr__(error, "__notes__", [*notes, note])
     return item
+
+
+def raisable(error: BaseException, task: str) -> BaseException:
+    """*error*, or where it is one that cannot be raised out of a coroutine, what Python makes of it (PEP 479)."""
+    if not isinstance(error, StopIteration):
+        return error
+    replaced = RuntimeError(f"task {task!r} raised StopIteration")
+    replaced.__cause__ = error
+    return replaced
 
 
 def _of_user(traceback: TracebackType | None) -> TracebackType | None:

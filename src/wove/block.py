@@ -300,11 +300,14 @@ class weave:  # noqa: N801 - it is used like a function
     @property
     def execution_plan(self) -> ExecutionPlan:
         """What waits for what; also inside the block, and when planning or running failed."""
-        return (self._plan or plan(self._declarations, self._values)).execution_plan()
+        return self._planned().execution_plan()
+
+    def _planned(self) -> Plan:
+        return self._plan or plan(self._declarations, self._values)
 
     def explain(self) -> Explanation:
         """Every effective setting of the weave and of each task, and where it came from; runs nothing."""
-        return Explanation.of(self._declarations.values(), Resolver(current(), self._options))
+        return Explanation.of((node.declaration for node in self._planned().nodes), Resolver(current(), self._options))
 
     def done(self) -> bool:
         """Whether everything has ended."""

@@ -9,6 +9,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextvars import ContextVar
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -337,7 +338,7 @@ def test_limit_per_minute_paces_the_launches() -> None:
         return time.perf_counter()
 
     times = in_sync_task(lambda: merge(launch, range(4), limit_per_minute=60 / 0.02))
-    assert all(later - earlier > 0.01 for earlier, later in zip(times, times[1:], strict=False))
+    assert all(later - earlier > 0.01 for earlier, later in pairwise(times))
 
 
 @pytest.mark.parametrize(

@@ -55,12 +55,14 @@ class Declaration:
         """The one with a source that says what is mapped over, be it this one or one that it replaces."""
         return self if self.mapped else self.replaces
 
-    def settle(self, *, mapped: bool) -> None:
-        """Decide whether it is mapped as the one it replaces was, now that its parameters are known."""
+    def settled(self, *, mapped: bool) -> Declaration:
+        """As it is when it is known whether it stays mapped, as the one that it replaces is."""
         if mapped and self.replaces is not None:
-            self.mapped, self.source = True, self.replaces.source
-        else:
-            self.options = {name: value for name, value in self.options.items() if name not in MAPPED_ONLY}
+            return self._with(self.options, self.replaces.source, mapped=True)
+        return self._with({name: value for name, value in self.options.items() if name not in MAPPED_ONLY})
+
+    def _with(self, options: Mapping[str, Any], source: Any = None, *, mapped: bool = False) -> Declaration:
+        return Declaration(self.fn, options, source, mapped=mapped, name=self.name)
 
 
 class Node:
@@ -191,9 +193,7 @@ def plan(declarations: Mapping[str, Declaration], values: Mapping[str, Any]) -> 
     return Plan(ordered, error if error is not None or backwards else _find_cycle(ordered))
 
 
-def _connect(
-    node: Node, ordered: tuple[Node, ...], nodes: Mapping[str, Node], values: Mapping[str, Any]
-) -> None:
+def _connect(node: Node, ordered: tuple[Node, ...], nodes: Mapping[str, Node], values: Mapping[str, Any]) -> None:
     declaration = node.declaration
     signature = declaration.signature
     if not signature.names and not declaration.mapped:
@@ -211,7 +211,9 @@ def _connect(
         else:
             free.append(name)
     if not declaration.mapped and declaration.replaces is not None:
-        declaration.settle(mapped=sum(name not in signature.defaults for name in free) == 1)
+        # A copy: more may be declared before the block closes, and the answer may then be another.
+        declaration = declaration.settled(mapped=sum(name not in signature.defaults for name in free) == 1)
+        node.declaration = declaration
     # Connected before anything is refused: the plan is shown even when it is wrong.
     if declaration.mapped and isinstance(declaration.source, str):
         source = nodes.get(declaration.source)

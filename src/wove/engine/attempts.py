@@ -9,10 +9,10 @@ from collections.abc import Awaitable, Callable, Mapping
 from contextvars import ContextVar
 from functools import partial
 from time import perf_counter, time
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 from wove.engine.binding import portable
-from wove.engine.threads import ThreadCall, discard
+from wove.engine.threads import ThreadCall, discard, is_awaitable
 from wove.engine.tracebacks import raisable
 from wove.errors import TaskTimeoutError
 from wove.graph.signature import Kind, Signature
@@ -177,8 +177,9 @@ class Caller:
 
     def _attempt(self, bound: Bound, attempt: int, item: int | None) -> Awaitable[Any]:
         limit = self.settings.timeout
-        if isinstance(bound, Mapping):
-            return self._elsewhere(bound, attempt, item, limit)
+        if not self.settings.is_local:
+            return self._elsewhere(cast("Mapping[str, Any]", bound), attempt, item, limit)
+        bound = cast("Callable[[], Any]", bound)
         if self.kind is Kind.ASYNC:
             return self._within(bound(), attempt, item, limit)
         if self.kind is Kind.ASYNC_GENERATOR:
@@ -217,7 +218,7 @@ class Caller:
                 timer.cancel()
         if not succeeded:
             raise raisable(value, self.name)
-        if hasattr(type(value), "__await__"):
+        if is_awaitable(value):
             left = None if limit is None else max(0.0, limit - (perf_counter() - began))
             return await self._within(value, attempt, item, limit, left)
         return value

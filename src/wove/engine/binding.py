@@ -11,7 +11,7 @@ from wove.graph.signature import Kind, Signature
 if TYPE_CHECKING:
     from wove.graph.plan import Node
 
-__all__ = ["call_here", "call_here_per_item", "call_now", "names_elsewhere", "portable"]
+__all__ = ["call_here", "call_here_per_item", "call_now", "names_elsewhere", "portable", "with_item"]
 
 
 def call_here(node: Node, values: Mapping[str, Any]) -> Callable[[], Any]:
@@ -56,6 +56,11 @@ def names_elsewhere(node: Node, values: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments of the node's callable by name, the item's not among them."""
     arguments = {name: values[name] for name in node.arguments() if name != node.item and name in values}
     return {**(node.fill or {}), **arguments}
+
+
+def with_item(arguments: dict[str, Any], name: str, item: Any) -> dict[str, Any]:
+    """Arguments by name, with *item* as the one called *name*."""
+    return {**arguments, name: item}
 
 
 def portable(fn: Callable[..., Any], kind: Kind, signature: Signature) -> Callable[..., Any]:

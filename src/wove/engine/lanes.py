@@ -83,8 +83,8 @@ class Lanes:
             return
         count = self.available()
         if count:
-            count = min(count, self._burst, self.limit - len(self.tasks))
-        while count > 0:
+            count = min(count, self._burst)
+        while count > 0 and len(self.tasks) < self.limit:
             count -= 1
             # Not loop.create_task: a task factory of the user's (an eager one) would start the
             # lane inside the one that feeds it.

@@ -149,12 +149,12 @@ class _Interrupts:
 
 def _run_on_helper(make: Make) -> None:
     ended = threading.Event()
-    made: list[tuple[AbstractEventLoop, Runnable]] = []
+    made: list[Runnable] = []
     failed: list[BaseException] = []
 
     def remember(loop: AbstractEventLoop, finished: Callable[[], object], owns_loop: bool) -> Runnable:
         runnable = make(loop, finished, owns_loop)
-        made.append((loop, runnable))
+        made.append(runnable)
         return runnable
 
     def work() -> None:
@@ -169,7 +169,7 @@ def _run_on_helper(make: Make) -> None:
     try:
         ended.wait()
     except BaseException as error:  # Ctrl-C
-        for loop, runnable in made:
+        for runnable in made:
             runnable.cancel_from_anywhere(error)
         ended.wait()
         raise

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from wove.engine.attempts import Bound, Caller
 from wove.engine.lanes import SLICE_SECONDS, Lanes
 from wove.engine.sources import END, WAIT, Source, open_source
-from wove.engine.threads import discard
+from wove.engine.threads import discard, is_awaitable
 from wove.engine.tracebacks import raisable
 from wove.graph.signature import Kind
 
@@ -240,10 +240,12 @@ class _ThreadedItems(Items):
     def _work(self) -> Job | None:
         """In a thread: take and run items until there is none."""
         run, invoke, context = self._run, self._invoke, self.caller.context
+        following: Job | None = None
         with self._lock:
             self._coming = False
-            if self._abandoned:
-                return run.slots.next()
+            given_up = self._abandoned
+        if given_up:
+            return run.slots.next()
         while True:
             with self._lock:
                 item: Any = END
@@ -272,7 +274,7 @@ class _ThreadedItems(Items):
             self.ended[position] = perf_counter()
             if error is not None:
                 self._failed(position, error)
-            elif hasattr(type(value), "__await__"):
+            elif is_awaitable(value):
                 if self.finished.done():
                     discard(value)
                 else:

@@ -19,12 +19,12 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from wove.engine.attempts import ERRANDS, Caller
-from wove.engine.binding import call_here, call_here_per_item, call_now, names_elsewhere
+from wove.engine.binding import call_here, call_here_per_item, call_now, names_elsewhere, with_item
 from wove.engine.lanes import SLICE_SECONDS, Lanes
 from wove.engine.mapping import map_items
 from wove.engine.sources import Stream
 from wove.engine.tasks import CANCELLED, DONE, FAILED, PENDING, RUNNING, Task
-from wove.engine.threads import Inbox, Slots, ThreadCall, discard
+from wove.engine.threads import Inbox, Slots, ThreadCall, discard, is_awaitable
 from wove.engine.tracebacks import annotate, raisable
 from wove.graph.plan import DATA
 from wove.graph.signature import Kind
@@ -339,7 +339,7 @@ class Run:
             return
         if not succeeded:
             self.failed(task, value)
-        elif hasattr(type(value), "__await__"):
+        elif is_awaitable(value):
             task.awaitable = value
             self.lanes.ready.append(task)
             self.lanes.feed()
@@ -372,10 +372,7 @@ class Run:
             source = self.tasks[node.source].stream if streams else self.values[source]  # type: ignore[index]
         invoke: Callable[[Any], Any]
         if not caller.settings.is_local:
-            arguments, item_name = names_elsewhere(node, self.values), node.item or ""
-
-            def invoke(item: Any) -> dict[str, Any]:
-                return {**arguments, item_name: item}
+            invoke = partial(with_item, names_elsewhere(node, self.values), node.item or "")
         else:
             invoke = call_here_per_item(node, self.values)
             if not caller.plain or caller.kind not in (Kind.SYNC, Kind.ASYNC):

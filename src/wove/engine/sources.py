@@ -31,8 +31,12 @@ PULL_SECONDS = 0.001
 
 UNKNOWN: Final = 1 << 30
 
-_CONTAINERS: Final = frozenset(
-    {list, tuple, range, dict, set, frozenset, str, bytes, bytearray, deque, type({}.keys()), type({}.values()), type({}.items())}
+_EMPTY: Final[dict[object, object]] = {}
+_CONTAINERS: Final[frozenset[type]] = frozenset(
+    {
+        *(list, tuple, range, dict, set, frozenset, str, bytes, bytearray, deque),
+        *(type(_EMPTY.keys()), type(_EMPTY.values()), type(_EMPTY.items())),
+    }
 )
 
 
@@ -42,6 +46,11 @@ def is_iterable(value: object) -> bool:
     if kind is FunctionType:
         return False
     return hasattr(kind, "__iter__") or hasattr(kind, "__aiter__") or hasattr(kind, "__getitem__")
+
+
+def is_async_iterable(value: object) -> bool:
+    """Whether *value* is iterated with ``async for``."""
+    return hasattr(type(value), "__aiter__")
 
 
 class Source:
@@ -364,7 +373,7 @@ def open_source(
     source: Source
     if isinstance(value, Stream):
         source = value.reader()
-    elif hasattr(type(value), "__aiter__"):
+    elif is_async_iterable(value):
         source = _Asynchronous(value, loop, context)
     else:
         iterator = _iterate(value, task, context)

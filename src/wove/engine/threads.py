@@ -12,13 +12,13 @@ import os
 import threading
 from asyncio import AbstractEventLoop, Future
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextvars import Context
 from queue import SimpleQueue
 from types import CoroutineType
 from typing import Any, Protocol
 
-__all__ = ["Inbox", "Slots", "ThreadCall", "discard", "start_thread"]
+__all__ = ["Inbox", "Slots", "ThreadCall", "discard", "is_awaitable", "start_thread"]
 
 IDLE_SECONDS = 10.0
 """How long a thread without work waits for some before it ends."""
@@ -41,9 +41,8 @@ class _Pool:
     def start(self, job: Job) -> None:
         with self.lock:
             worker = self.idle.pop() if self.idle else None
-            if worker is None:
-                self.started += 1
-                number = self.started
+            self.started += worker is None
+            number = self.started
         if worker is not None:
             worker.job = job
             worker.wake.release()
@@ -142,7 +141,7 @@ class Slots:
             start_thread(job)
 
     @contextlib.contextmanager
-    def given_up(self) -> Iterator[None]:
+    def given_up(self) -> Generator[None]:
         """For a thread that only waits meanwhile; its job is over the limit afterwards, if need be."""
         self.leave()
         try:
@@ -155,6 +154,11 @@ class Slots:
         """Forget what has not started."""
         with self.lock:
             self.waiting.clear()
+
+
+def is_awaitable(value: object) -> bool:
+    """Whether *value*, which a sync call gave, is still to be awaited."""
+    return hasattr(type(value), "__await__")
 
 
 def discard(value: object) -> None:

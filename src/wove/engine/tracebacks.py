@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from contextlib import suppress
 from types import TracebackType
+from typing import cast
 
 __all__ = ["annotate", "raisable"]
 
@@ -21,8 +22,8 @@ def annotate(error: BaseException, task: str, item: int | None = None) -> int | 
     # By its method: a class may refuse to have attributes set, as a frozen dataclass does.
     error.with_traceback(_of_user(error.__traceback__))
     where = f"in task {task!r}"
-    notes = getattr(error, "__notes__", ())
-    notes = list(notes) if isinstance(notes, (list, tuple)) else []
+    found: object = getattr(error, "__notes__", ())
+    notes = list(cast("list[object]", found)) if isinstance(found, (list, tuple)) else []
     for note in notes:
         if isinstance(note, str) and note.startswith(where):
             rest = note.removeprefix(f"{where}, item ")

@@ -7,7 +7,7 @@ import functools
 import inspect
 from collections.abc import Callable
 from types import CodeType, FunctionType, MethodType
-from typing import Any
+from typing import Any, cast
 
 __all__ = ["Kind", "Signature", "kind_of", "name_of", "read"]
 
@@ -79,8 +79,10 @@ def read(fn: Callable[..., Any], *, mapped: bool) -> Signature:
             return _read_code(fn.__code__)
         if not _disguised(fn):
             return _read_function(fn, 0)
-    elif type(fn) is MethodType and type(fn.__func__) is FunctionType and not _disguised(fn.__func__):
-        return _read_function(fn.__func__, 1)
+    elif isinstance(fn, MethodType):
+        function: object = fn.__func__
+        if type(function) is FunctionType and not _disguised(function):
+            return _read_function(function, 1)
     return _read_any(fn, mapped)
 
 
@@ -161,7 +163,8 @@ def kind_of(fn: Callable[..., Any]) -> Kind:
     target: Any = fn
     while isinstance(target, functools.partial):
         target = target.func
-    for candidate in (target, getattr(type(target), "__call__", None)):
+    kind = cast("type[object]", type(target))
+    for candidate in (target, getattr(kind, "__call__", None)):
         if inspect.iscoroutinefunction(candidate):
             return Kind.ASYNC
         if inspect.isasyncgenfunction(candidate):

@@ -46,8 +46,8 @@ class Background(abc.ABC):
     def result(self) -> WoveResult | None:
         """Its result, or ``None`` while it runs."""
 
-    async def launched(self) -> None:
-        """Return when it does not need this thread any more."""
+    async def launched(self) -> None:  # noqa: B027 - a thread is launched at once
+        """Return when it does not need this process any more."""
 
 
 class Threaded(Background):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterable, Callable, Iterable
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, Unpack, overload
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, Unpack, overload
 
 from wove.background import Background, Detached, Threaded, report, report_awaiting
 from wove.engine.execution import Execution
@@ -84,20 +84,20 @@ class weave:  # noqa: N801 - it is used like a function
         parent: type[Weave] | None = None,
         *,
         debug: bool = False,
-        environment: str | None | Unset = UNSET,
-        max_workers: int | None | Unset = UNSET,
-        background: bool | None | Unset = UNSET,
-        fork: bool | None | Unset = UNSET,
+        environment: str | Unset | None = UNSET,
+        max_workers: int | Unset | None = UNSET,
+        background: bool | Unset | None = UNSET,
+        fork: bool | Unset | None = UNSET,
         on_done: Callable[[WoveResult], Any] | None = None,
-        max_pending: int | None | Unset = UNSET,
-        error_mode: Literal["raise", "return", "continue"] | None | Unset = UNSET,
+        max_pending: int | Unset | None = UNSET,
+        error_mode: Literal["raise", "return", "continue"] | Unset | None = UNSET,
         progress: bool | None = None,
-        delivery_timeout: float | None | Unset = UNSET,
-        delivery_idempotency_key: IdempotencyKey | None | Unset = UNSET,
-        delivery_cancel_mode: Literal["best_effort", "require_ack"] | None | Unset = UNSET,
-        delivery_heartbeat_seconds: float | None | Unset = UNSET,
-        delivery_max_in_flight: int | None | Unset = UNSET,
-        delivery_orphan_policy: OrphanPolicy | None | Unset = UNSET,
+        delivery_timeout: float | Unset | None = UNSET,
+        delivery_idempotency_key: IdempotencyKey | Unset | None = UNSET,
+        delivery_cancel_mode: Literal["best_effort", "require_ack"] | Unset | None = UNSET,
+        delivery_heartbeat_seconds: float | Unset | None = UNSET,
+        delivery_max_in_flight: int | Unset | None = UNSET,
+        delivery_orphan_policy: OrphanPolicy | Unset | None = UNSET,
         **initial_values: Any,
     ) -> None:
         options: dict[str, Any] = {
@@ -216,13 +216,13 @@ class weave:  # noqa: N801 - it is used like a function
 
     # ------------------------------------------------------------------ the block
 
-    def __enter__(self) -> weave:
+    def __enter__(self) -> Self:
         if self._state is not _NEW:
             raise WeaveStateError("this weave was used before: each block needs a weave of its own")
         self._state = _OPEN
         return self
 
-    async def __aenter__(self) -> weave:
+    async def __aenter__(self) -> Self:
         return self.__enter__()
 
     def __exit__(
@@ -267,7 +267,7 @@ class weave:  # noqa: N801 - it is used like a function
         execution = Execution(self._declarations, self._values, self._options, current())
         self._plan = execution.plan
         if self._debug:
-            print(describe(execution.plan, execution.resolver))
+            print(describe(execution.plan, execution.resolver))  # noqa: T201 - what debug=True is for
         settings = execution.settings
         if not settings.background:
             if execution.plan.error is not None:

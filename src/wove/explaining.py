@@ -34,9 +34,7 @@ class Explanation(dict[str, dict[str, Setting]]):
         lines: list[str] = []
         for name, settings in self.items():
             lines.append(name)
-            lines += [
-                f"  {setting:<28} {value!r:<24} {origin}" for setting, (value, origin) in settings.items()
-            ]
+            lines += [f"  {setting:<28} {value!r:<24} {origin}" for setting, (value, origin) in settings.items()]
         return "\n".join(lines)
 
 

@@ -171,7 +171,7 @@ class WoveResult:
         return f"<WoveResult {', '.join(parts) or 'of no tasks'}>"
 
     def __getstate__(self) -> dict[str, Any]:
-        state = {**self.__dict__, "_tracebacks": {}, "_run_records": _Kept(self.run_records)}
+        state: dict[str, Any] = {**self.__dict__, "_tracebacks": {}, "_run_records": _Kept(self.run_records)}
         rebuilt = {id(error): _portable(error) for error in self._all_errors()}
         state["_errors"] = {name: rebuilt[id(error)] for name, error in self._errors.items()}
         state["exception"] = rebuilt[id(self.exception)] if self.exception is not None else None

@@ -110,12 +110,7 @@ ERRANDS: ContextVar[Errands | None] = ContextVar("wove_errands", default=None)
 
 def is_plain(settings: TaskSettings) -> bool:
     """Whether a call is nothing but the call: here, once, without a limit."""
-    return (
-        settings.timeout is None
-        and not settings.retries
-        and settings.limit_per_minute is None
-        and settings.is_local
-    )
+    return settings.timeout is None and not settings.retries and settings.limit_per_minute is None and settings.is_local
 
 
 class Caller:
@@ -194,9 +189,7 @@ class Caller:
         outcome: asyncio.Future[tuple[bool, Any]] = run.loop.create_future()
         errands, context = Errands(), self.context.copy()
         context.run(ERRANDS.set, errands)
-        call = ThreadCall(
-            bound, slots=run.slots, inbox=run.inbox, context=context, ended=partial(_settle, outcome)
-        )
+        call = ThreadCall(bound, slots=run.slots, inbox=run.inbox, context=context, ended=partial(_settle, outcome))
         timer: asyncio.TimerHandle | None = None
         began = perf_counter()
         begun = None if limit is None else call.wait_begun()

@@ -198,7 +198,11 @@ def _clean(loop: AbstractEventLoop) -> bool:
         for task in left:
             if task.done() and not task.cancelled() and task.exception() is not None:
                 loop.call_exception_handler(
-                    {"message": "unhandled exception at the end of a weave", "exception": task.exception(), "task": task}
+                    {
+                        "message": "unhandled exception at the end of a weave",
+                        "exception": task.exception(),
+                        "task": task,
+                    }
                 )
     loop.run_until_complete(loop.shutdown_asyncgens())
     if getattr(loop, "_default_executor", True) is not None:

@@ -135,9 +135,7 @@ class Task:
                 done.set_result((succeeded, value))
 
         pump = _Pump(call, stream, run.inbox)
-        thread = ThreadCall(
-            pump.run, slots=run.slots, inbox=run.inbox, context=run.context.copy(), ended=ended
-        ).start()
+        thread = ThreadCall(pump.run, slots=run.slots, inbox=run.inbox, context=run.context.copy(), ended=ended).start()
         try:
             succeeded, value = await done
         finally:

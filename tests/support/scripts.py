@@ -76,8 +76,8 @@ def run_script(
     path = source if isinstance(source, Path) else cwd / "script.py"
     if not isinstance(source, Path):
         path.write_text(textwrap.dedent(source))
-    environ = os.environ | {"PYTHONFAULTHANDLER": "1", "PYTHONUNBUFFERED": "1"} | dict(env or {})
-    environ = {name: value for name, value in environ.items() if value is not None}
+    changed = {**os.environ, "PYTHONFAULTHANDLER": "1", "PYTHONUNBUFFERED": "1", **(env or {})}
+    environ = {name: value for name, value in changed.items() if value is not None}
     # Files, not pipes: a process that outlives the script would hold a pipe open.
     out, err = cwd / ".stdout", cwd / ".stderr"
     began = time.monotonic()

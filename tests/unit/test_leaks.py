@@ -16,7 +16,7 @@ pytestmark = [pytest.mark.usefixtures("no_leaks"), pytest.mark.backend("stdio")]
 @pytest.fixture(params=["default", "pool"])
 def environment(request: pytest.FixtureRequest) -> str:
     wove.config(environments={"pool": {"executor": "stdio", "executor_config": {"processes": 1}}})
-    return request.param
+    return str(request.param)
 
 
 def test_a_weave_that_works(environment: str) -> None:
@@ -81,7 +81,7 @@ def test_a_weave_inside_a_running_loop(environment: str) -> None:
             def one() -> int:
                 return 1
 
-        return w.result.one
+        return int(w.result.one)
 
     assert asyncio.run(main()) == 1
 

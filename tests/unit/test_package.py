@@ -88,7 +88,7 @@ def test_star_import() -> None:
 
 def test_an_unknown_name_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="module 'wove' has no attribute 'nope'"):
-        wove.nope  # noqa: B018
+        wove.nope  # type: ignore[attr-defined]  # noqa: B018
     with pytest.raises(ImportError):
         exec("from wove import nope")
 

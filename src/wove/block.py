@@ -233,6 +233,9 @@ class weave:  # noqa: N801 - it is used like a function
             return
         execution = self._prepare()
         if execution is None:
+            if self._background is not None:
+                self._background.launch()
+                self._state = _RUNNING
             return
         try:
             run_blocking(execution.make_run)
@@ -251,7 +254,8 @@ class weave:  # noqa: N801 - it is used like a function
         execution = self._prepare()
         if execution is None:
             if self._background is not None:
-                await self._background.launched()
+                await self._background.launch_awaiting()
+                self._state = _RUNNING
             return
         try:
             await run_awaiting(execution.make_run)
@@ -270,12 +274,15 @@ class weave:  # noqa: N801 - it is used like a function
             print(describe(execution.plan, execution.resolver))  # noqa: T201 - what debug=True is for
         settings = execution.settings
         if not settings.background:
+            if self._options.get("fork"):
+                raise ValueError(
+                    "weave: fork=True says which kind of background it is to run in; give background=True as well"
+                )
             if execution.plan.error is not None:
                 raise execution.plan.error
             self._state = _RUNNING
             return execution
         self._background = (Detached if settings.fork else Threaded)(execution, self._on_done)
-        self._state = _RUNNING
         return None
 
     def _conclude(self, execution: Execution) -> None:

@@ -140,7 +140,7 @@ async def _call(
         invoke = partial(_by_name, _item_name(fn, name, caller.signature))
     elif not caller.plain or kind not in (Kind.SYNC, Kind.ASYNC):
         invoke = partial(partial, fn)
-    return await map_items(run, caller, iterable, invoke, in_place=False)
+    return await map_items(run, caller, iterable, invoke)
 
 
 def _item_name(fn: Callable[..., Any], name: str, signature: Signature) -> str:

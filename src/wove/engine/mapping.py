@@ -360,7 +360,6 @@ async def map_items(
     value: Any,
     invoke: Callable[[Any], Any],
     *,
-    in_place: bool,
     begun: Callable[[Items], object] | None = None,
 ) -> list[Any]:
     """Run one call per item of *value*; returns their results in order.
@@ -370,7 +369,6 @@ async def map_items(
         caller: Makes the calls.
         value: Any iterable or async iterable.
         invoke: Makes of an item what *caller* calls; or calls, where nothing more is to be done.
-        in_place: Whether an iterator of the user's may be pulled on the loop.
         begun: Called with the items before the first one runs.
 
     Raises:
@@ -387,7 +385,6 @@ async def map_items(
         loop=run.loop,
         inbox=run.inbox,
         context=caller.context,
-        in_place=in_place,
     )
     items: Items
     if caller.plain and caller.kind is Kind.SYNC:

@@ -155,6 +155,9 @@ class Run:
         self.parent = CURRENT.get()
         self.context = context
         context.run(CURRENT.set, self)
+        self._errands = context.get(ERRANDS)
+        if self._errands is not None:  # those of the call around this weave, not of the calls in it
+            context.run(ERRANDS.set, None)
         self.inbox = Inbox(loop)
         self._max_workers = settings.max_workers
         self._slots: Slots | None = None
@@ -191,9 +194,8 @@ class Run:
         """Start every task that waits for nothing."""
         if self.parent is not None:
             self.parent.adopt(self)
-            errands = self.context.get(ERRANDS)
-            if errands is not None:
-                errands.add(self.leave_off)
+            if self._errands is not None:
+                self._errands.add(self.leave_off)
         for task in self.tasks:
             if task.node.streams and task.node.source is not None:
                 source = self.tasks[task.node.source]
@@ -274,9 +276,8 @@ class Run:
         if self.parent is not None:
             with _families:
                 self.parent._children.discard(self)
-            errands = self.context.get(ERRANDS)
-            if errands is not None:
-                errands.discard(self.leave_off)
+            if self._errands is not None:
+                self._errands.discard(self.leave_off)
         finished = self._finished
         # What refers to itself only the garbage collector can free, and weaves can be many.
         del self.lanes, self.context, self._finished
@@ -366,7 +367,6 @@ class Run:
     async def _perform_map(self, task: Task) -> list[Any]:
         node, caller = task.node, task.caller(self)
         source: Any = node.declaration.source
-        in_place = self.owns_loop
         if isinstance(source, str):
             streams = node.streams and node.source is not None
             source = self.tasks[node.source].stream if streams else self.values[source]  # type: ignore[index]
@@ -377,7 +377,7 @@ class Run:
             invoke = call_here_per_item(node, self.values)
             if not caller.plain or caller.kind not in (Kind.SYNC, Kind.ASYNC):
                 invoke = partial(partial, invoke)
-        return await map_items(self, caller, source, invoke, in_place=in_place, begun=task.set_items)
+        return await map_items(self, caller, source, invoke, begun=task.set_items)
 
     def done(self, task: Task, value: Any) -> None:
         """*task* has its value."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterator
+from contextlib import suppress
 from contextvars import Context
-from time import perf_counter
 from types import FunctionType
 from typing import TYPE_CHECKING, Any, Final
 
@@ -24,10 +24,10 @@ WAIT: Final = object()
 """There is no item yet; the source calls `Source.wake` when that changes."""
 
 PULL_AHEAD = 64
-"""The most items that are pulled at once from an iterator that must not be pulled on the loop."""
+"""The most items of an iterator that wait to be taken."""
 
-PULL_SECONDS = 0.001
-"""How long such a pull goes on before it hands over what it has."""
+CLOSE_SECONDS = 5.0
+"""How long an async iterable may take to end once nobody wants its items any more."""
 
 UNKNOWN: Final = 1 << 30
 
@@ -112,7 +112,7 @@ class _Container(_Direct):
 
 
 class _Pumped(Source):
-    """Items that something else brings: at most *ahead* wait here to be taken."""
+    """Items that something else brings, and that wait here to be taken."""
 
     __slots__ = ("_buffer", "_busy", "_ended", "_error")
 
@@ -128,37 +128,44 @@ class _Pumped(Source):
             return self._buffer.popleft()
         if self._error is not None:
             error, self._error = self._error, None
-            self._ended = True
             raise error
         if self._ended:
             return END
-        if not self._busy:
-            self._busy = True
-            self.pull()
+        self.want()
         return WAIT
 
     def available(self) -> int:
-        return len(self._buffer) or (1 if self._ended or self._error is not None or not self._busy else 0)
+        return len(self._buffer) or int(self._ended or not self._busy)
+
+    def want(self) -> None:
+        """More items may come now."""
+        if not self._busy and not self._ended:
+            self._busy = True
+            self.pull()
 
     def pull(self) -> None:
+        """See to it that items come, and then that `paused` or `end` is called."""
         raise NotImplementedError
 
-    def came(self, items: list[Any], ended: bool, error: BaseException | None) -> None:
+    def paused(self) -> None:
+        """No more items come until they are wanted."""
         self._busy = False
-        self._buffer.extend(items)
-        self._ended = ended
-        self._error = error
+        self.wake()
+
+    def end(self, error: BaseException | None) -> None:
+        """No more items come at all."""
+        self._busy, self._ended, self._error = False, True, error
         self.wake()
 
 
 class _InThread(_Pumped):
     """An iterator of the user's, advanced in a thread so that it may block.
 
-    A pull brings as many items as come at once, up to a bound that doubles: a fast iterator costs
-    few hand-overs, and a slow one hands over each item as it comes.
+    Each item can be taken as soon as it is there. The thread goes ahead while there is room, so that
+    a fast iterator costs few hand-overs.
     """
 
-    __slots__ = ("_ahead", "_context", "_inbox", "_iterator", "_most")
+    __slots__ = ("_closed", "_context", "_hungry", "_inbox", "_iterator", "_most")
 
     def __init__(self, iterator: Iterator[Any], inbox: Inbox, context: Context, most: int) -> None:
         super().__init__()
@@ -166,32 +173,58 @@ class _InThread(_Pumped):
         self._inbox = inbox
         self._context = context.copy()
         self._most = most
-        self._ahead = 1
+        self._hungry = False
+        self._closed = False
+
+    def take(self) -> Any:
+        if self._comes() and 2 * len(self._buffer) <= self._most:
+            self.want()
+        return super().take()
+
+    def available(self) -> int:
+        self._comes()
+        return super().available()
+
+    def _comes(self) -> bool:
+        """Whether there is an item. If not, the thread will say when there is one."""
+        if self._buffer:
+            return True
+        self._hungry = True
+        return bool(self._buffer)  # one that came before the thread could see that it is to tell
 
     def pull(self) -> None:
         start_thread(self._advance)
 
     def _advance(self) -> Job | None:
-        items: list[Any] = []
-        error: BaseException | None = None
-        ended = False
+        buffer, run, post = self._buffer, self._context.run, self._inbox.post
         try:
-            began = perf_counter()
-            while len(items) < self._ahead and perf_counter() - began < PULL_SECONDS:
-                items.append(self._context.run(next, self._iterator))
+            while len(buffer) < self._most and not self._closed:
+                buffer.append(run(next, self._iterator))
+                if self._hungry:
+                    self._hungry = False
+                    post(self._woken)
         except StopIteration:
-            ended = True
-        except BaseException as caught:  # belongs to the task that maps over it
-            error = caught
-        self._ahead = min(self._most, self._ahead * 2)
-        self._inbox.post(self.came, items, ended, error)
+            post(self.end, None)
+        except BaseException as error:  # belongs to the task that maps over it
+            post(self.end, error)
+        else:
+            post(self.paused)
         return None
+
+    def _woken(self) -> None:
+        self.wake()
+
+    async def close(self) -> None:
+        self._closed = True
 
 
 class _Asynchronous(_Pumped):
-    """An async iterable, advanced by a task of its own, one item at a time."""
+    """An async iterable, advanced by a task of its own, one item at a time.
 
-    __slots__ = ("_context", "_iterator", "_loop", "_task")
+    One task for all items: an async generator may hold a timeout or a task group across them.
+    """
+
+    __slots__ = ("_context", "_iterator", "_loop", "_task", "_wanted")
 
     def __init__(self, iterable: AsyncIterable[Any], loop: asyncio.AbstractEventLoop, context: Context) -> None:
         super().__init__()
@@ -199,31 +232,40 @@ class _Asynchronous(_Pumped):
         self._loop = loop
         self._context = context.copy()
         self._task: asyncio.Task[None] | None = None
+        self._wanted: asyncio.Future[None] | None = None
 
     def pull(self) -> None:
-        # One context for all steps: to an async generator they are one piece of code.
-        self._task = asyncio.Task(self._advance(), loop=self._loop, context=self._context)
+        if self._task is None:
+            self._task = asyncio.Task(self._bring(), loop=self._loop, context=self._context)
+        elif self._wanted is not None and not self._wanted.done():
+            self._wanted.set_result(None)
 
-    async def _advance(self) -> None:
+    async def _bring(self) -> None:
+        error: BaseException | None = None
         try:
-            item = await anext(self._iterator)
+            while True:
+                self._buffer.append(await anext(self._iterator))
+                self._wanted = self._loop.create_future()
+                self.paused()
+                await self._wanted
         except StopAsyncIteration:
-            self.came([], True, None)
-        except BaseException as caught:  # belongs to the task that maps over it
-            self.came([], True, caught)
-        else:
-            self.came([item], False, None)
+            pass
+        except BaseException as caught:  # belongs to the task that maps over it, or it is over
+            error = caught
+            await self._close_iterator()
+        self.end(error)
+
+    async def _close_iterator(self) -> None:
+        close = getattr(self._iterator, "aclose", None)
+        if close is not None:
+            # The map has its outcome; what the iterator says in closing changes nothing.
+            with suppress(BaseException):
+                await close()
 
     async def close(self) -> None:
         if self._task is not None and not self._task.done():
             self._task.cancel()
-            await asyncio.wait({self._task})
-        close = getattr(self._iterator, "aclose", None)
-        if close is not None and not self._ended:
-            try:
-                await close()
-            except Exception:  # the map has its outcome; what the iterator says in closing changes nothing
-                return
+            await asyncio.wait({self._task}, timeout=CLOSE_SECONDS)
 
 
 class _Counted(Source):
@@ -347,7 +389,6 @@ def open_source(
     loop: asyncio.AbstractEventLoop,
     inbox: Inbox,
     context: Context,
-    in_place: bool,
 ) -> Source:
     """The source of the items of *value*.
 
@@ -359,8 +400,6 @@ def open_source(
         loop: The weave's loop.
         inbox: The way from a thread to that loop.
         context: What the iterable's own code finds in its context.
-        in_place: Whether iterators of the user's are pulled on the loop. Not on a loop that other
-            code lives on too: such an iterator may block.
 
     Raises:
         TypeError: *value* is not iterable.
@@ -377,7 +416,8 @@ def open_source(
         source = _Asynchronous(value, loop, context)
     else:
         iterator = _iterate(value, task, context)
-        source = _Direct(iterator) if in_place else _InThread(iterator, inbox, context, int(min(PULL_AHEAD, workers)))
+        # In a thread, because it may block, and everything else that the loop has to do with it.
+        source = _InThread(iterator, inbox, context, int(min(PULL_AHEAD, workers)))
     return source if most is None else _Counted(source, task, most)
 
 

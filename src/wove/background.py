@@ -13,9 +13,11 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from wove.engine.loops import run_blocking
+from wove.engine.scheduler import CURRENT
 from wove.engine.threads import start_thread
 from wove.errors import WeaveStateError
 
@@ -34,6 +36,14 @@ OnDone = Callable[["WoveResult"], Any]
 class Background(abc.ABC):
     """A weave that runs in the background, as the program that started it sees it."""
 
+    @abc.abstractmethod
+    def launch(self) -> None:
+        """Start it."""
+
+    async def launch_awaiting(self) -> None:
+        """`launch`, without blocking the loop."""
+        self.launch()
+
     def done(self) -> bool:
         """Whether it has ended."""
         return self.wait(0)
@@ -46,9 +56,6 @@ class Background(abc.ABC):
     def result(self) -> WoveResult | None:
         """Its result, or ``None`` while it runs."""
 
-    async def launched(self) -> None:  # noqa: B027 - a thread is launched at once
-        """Return when it does not need this process any more."""
-
 
 class Threaded(Background):
     """A weave in a thread of its own. Not a daemon: a script that ends meanwhile still finishes it."""
@@ -58,17 +65,65 @@ class Threaded(Background):
         self._on_done = on_done
         self._result: WoveResult | None = None
         self._thread = threading.Thread(target=self._work, name="wove-background")
-        self._thread.start()
+
+    def launch(self) -> None:
+        _hold_exit()
+        _running.add(self._thread)
+        try:
+            self._thread.start()
+        except BaseException:  # no more threads, from the system or at the end of the interpreter
+            _running.discard(self._thread)
+            raise
 
     def _work(self) -> None:
-        self._result = self._execution.context.copy().run(_run, self._execution, self._on_done)
+        try:
+            self._result = self._execution.context.copy().run(self._in_context)
+        finally:
+            _running.discard(self._thread)
+
+    def _in_context(self) -> WoveResult:
+        # It belongs to no other weave any more: one that starts it may well end before it does.
+        CURRENT.set(None)
+        return _run(self._execution, self._on_done)
 
     def wait(self, timeout: float | None) -> bool:
+        if self._thread is threading.current_thread():  # in on_done, which is a part of it
+            return False
         self._thread.join(timeout)
         return not self._thread.is_alive()
 
     def result(self) -> WoveResult | None:
         return self._result
+
+
+_running: set[threading.Thread] = set()
+"""The threads of the weaves in the background."""
+
+_holds_exit = False
+
+
+def _hold_exit() -> None:
+    """Have the interpreter wait for weaves in the background before it begins to shut down.
+
+    It waits for their threads anyway, but by then `concurrent.futures` takes no more work, which
+    `asyncio.to_thread` and every name lookup of a coroutine need.
+    """
+    global _holds_exit
+    if _holds_exit:
+        return
+    import concurrent.futures.thread  # noqa: F401 - what is registered last is called first
+
+    register: Callable[[Callable[[], None]], None] | None = getattr(threading, "_register_atexit", None)
+    if register is not None:
+        with contextlib.suppress(RuntimeError):  # it is shutting down already
+            register(_wait_for_all)
+    _holds_exit = True
+
+
+def _wait_for_all() -> None:
+    while _running:
+        thread = _running.pop()
+        thread.join()
 
 
 def _run(execution: Execution, on_done: OnDone | None) -> WoveResult:
@@ -82,7 +137,10 @@ def _run(execution: Execution, on_done: OnDone | None) -> WoveResult:
     except BaseException as error:  # a plan that is wrong, or an environment that does not exist
         result = execution.failed(error)
     if on_done is not None:
-        report(on_done, result)
+        try:
+            report(on_done, result)
+        except BaseException:  # there is nothing that a SystemExit could end
+            _log.exception("on_done failed")
     elif result.exception is not None:
         _log.error("a weave in the background failed: %r", result.exception, exc_info=result.exception)
     return result
@@ -152,67 +210,47 @@ class _Process(subprocess.Popen[bytes]):
 class Detached(Background):
     """A weave in a process of its own, in a session of its own.
 
-    Raises:
-        SerializationError: A task or value cannot be pickled.
-        MissingDispatchFeatureError: cloudpickle is not installed.
+    To launch it raises `SerializationError` where a task or value cannot be pickled, and
+    `MissingDispatchFeatureError` where cloudpickle is not installed.
     """
 
     def __init__(self, execution: Execution, on_done: OnDone | None) -> None:
-        from wove.protocol.pickling import dumps
-
-        self._weave = dumps((execution, on_done), what="a weave with fork=True")
+        self._weave = (execution, on_done)
+        self._launched: Future[None] = Future()
         self._ended = threading.Event()
-        self._launched = threading.Event()
-        self._error: BaseException | None = None
-        start_thread(self._watch)
-        try:
-            asyncio.get_running_loop()
-        except RuntimeError:
-            self._launched.wait()
-            self._raise()
 
-    def _watch(self) -> None:
+    def launch(self) -> None:
+        start_thread(self._work)
+        self._launched.result()
+
+    async def launch_awaiting(self) -> None:
+        start_thread(self._work)  # where a large value may take its time to be pickled
+        await asyncio.wrap_future(self._launched)
+
+    def _work(self) -> None:
         try:
             process = self._start()
         except BaseException as error:  # raised in the thread of the block
-            self._error = error
-        else:
-            self._launched.set()
-            process.wait()
-        self._launched.set()
+            self._ended.set()
+            self._launched.set_exception(error)
+            return
+        self._launched.set_result(None)
+        process.wait()
         self._ended.set()
 
     def _start(self) -> _Process:
-        process = _Process(
-            [sys.executable, *subprocess._args_from_interpreter_flags(), "-c", _BOOT], stdin=subprocess.PIPE, start_new_session=True
-        )
+        from wove.protocol.pickling import dumps
+
+        pickled = dumps(self._weave, what="a weave with fork=True")
+        del self._weave
+        flags: list[str] = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]
+        process = _Process([sys.executable, *flags, "-c", _BOOT], stdin=subprocess.PIPE, start_new_session=True)
         assert process.stdin is not None
         with process.stdin as stdin:
             stdin.write(pickle.dumps([os.path.abspath(entry) for entry in sys.path]))
-            for chunk in self._weave.chunks:
+            for chunk in pickled.chunks:
                 stdin.write(chunk)
         return process
-
-    def _raise(self) -> None:
-        if self._error is not None:
-            raise self._error
-
-    async def launched(self) -> None:
-        loop = asyncio.get_running_loop()
-        launched: asyncio.Future[None] = loop.create_future()
-
-        def tell() -> None:
-            if not launched.done():
-                launched.set_result(None)
-
-        def watch() -> None:
-            self._launched.wait()
-            with contextlib.suppress(RuntimeError):  # the loop was closed
-                loop.call_soon_threadsafe(tell)
-
-        start_thread(watch)
-        await launched
-        self._raise()
 
     def wait(self, timeout: float | None) -> bool:
         return self._ended.wait(timeout)

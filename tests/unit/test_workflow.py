@@ -527,7 +527,7 @@ def test_only_one_inline_override_of_each_task() -> None:
             return []
 
         @w.do  # type: ignore[no-redef]
-        def load() -> list[str]:
+        def load() -> list[str]:  # noqa: F811
             return []
 
 

@@ -140,6 +140,9 @@ class WoveResult:
 
     def __getattr__(self, name: str) -> Any:
         # Only for names that are no attributes. Without the state of an unpickled object there is nothing.
+        values = self.__dict__.get("_values")
+        if values is not None and name in values:
+            return values[name]
         if name.startswith("__") or "_names" not in self.__dict__:
             raise AttributeError(name)
         if name not in self:

@@ -181,8 +181,6 @@ class Inbox:
         self._calls: deque[tuple[Callable[..., object], tuple[Any, ...]]] = deque()
         self._woken = False
         self._until: Callable[[], object] | None = None
-        self._turn = threading.Lock()
-        self._bell: SimpleQueue[None] = SimpleQueue()
 
     def post(self, callback: Callable[..., object], *args: Any) -> None:
         """Have ``callback(*args)`` called on the loop, unless the loop has been closed."""
@@ -198,8 +196,10 @@ class Inbox:
 
     def hold(self, until: Callable[[], object]) -> None:
         """From now on calls are made without the loop; the first one when `serve` is called."""
-        self._until = until
+        self._turn = threading.Lock()
+        self._bell: SimpleQueue[None] = SimpleQueue()
         self._turn.acquire()
+        self._until = until
 
     def serve(self) -> None:
         """In the loop's thread: wait until the loop is needed, or not needed any more."""

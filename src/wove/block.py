@@ -28,6 +28,8 @@ from wove.settings import current
 from wove.settings.resolution import Resolver
 
 if TYPE_CHECKING:
+    from wove.engine.execution import Display
+    from wove.engine.scheduler import Run
     from wove.graph.rules import IdempotencyKey
     from wove.workflow import Weave
 
@@ -56,7 +58,8 @@ class weave:  # noqa: N801 - it is used like a function
         max_pending: The most items a mapped task may have.
         error_mode: ``"raise"`` the first failure out of the block; ``"return"`` it when the failed
             task is read; ``"continue"`` as that, and run all that does not depend on it.
-        progress: Show the progress on stderr.
+        progress: Show on stderr what the tasks are doing: redrawn in place on a terminal, in a notebook
+            as an output, otherwise a line when a task ends.
         delivery_timeout: Seconds from the hand-over of a remote run to its end.
         delivery_idempotency_key: Text with ``{parameter}`` fields, or a callable of the arguments.
         delivery_cancel_mode: ``"best_effort"`` or ``"require_ack"``.
@@ -118,9 +121,11 @@ class weave:  # noqa: N801 - it is used like a function
         self._options = check_weave_options(given) if given else given
         if on_done is not None and not callable(on_done):
             raise TypeError(f"weave: on_done must be callable, not {shown(on_done)}")
+        if progress is not None and not isinstance(progress, bool):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise TypeError(f"weave: progress must be True, False or None, not {shown(progress)}")
         self._debug = debug
         self._on_done = on_done
-        self._progress = bool(progress)
+        self._progress = progress
         self._state = _NEW
         self._values = initial_values
         self._declarations: dict[str, Declaration] = {}
@@ -258,7 +263,10 @@ class weave:  # noqa: N801 - it is used like a function
                 self._state = _RUNNING
             return
         try:
-            await run_awaiting(execution.make_run)
+            try:
+                await run_awaiting(execution.make_run)
+            finally:
+                await execution.unwatch()
         finally:
             self._conclude(execution)
         if self._on_done is not None and self._result is not None:
@@ -268,7 +276,7 @@ class weave:  # noqa: N801 - it is used like a function
     def _prepare(self) -> Execution | None:
         """Plan; what is to be run here and now, if it is not run in the background."""
         self._state = _OVER  # should planning fail
-        execution = Execution(self._declarations, self._values, self._options, current())
+        execution = Execution(self._declarations, self._values, self._options, current(), self._watch())
         self._plan = execution.plan
         if self._debug:
             print(describe(execution.plan, execution.resolver))  # noqa: T201 - what debug=True is for
@@ -284,6 +292,13 @@ class weave:  # noqa: N801 - it is used like a function
             return execution
         self._background = (Detached if settings.fork else Threaded)(execution, self._on_done)
         return None
+
+    def _watch(self) -> Callable[[Run], Display] | None:
+        if not self._progress:
+            return None
+        from wove.observe.progress import Progress
+
+        return Progress
 
     def _conclude(self, execution: Execution) -> None:
         self._state = _OVER

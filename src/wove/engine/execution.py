@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextvars import copy_context
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from wove.engine.outcome import failed_before_running, result_of
 from wove.engine.scheduler import Run
@@ -17,7 +17,17 @@ if TYPE_CHECKING:
     from wove.result import WoveResult
     from wove.settings.model import Configuration
 
-__all__ = ["Execution"]
+__all__ = ["Display", "Execution"]
+
+
+class Display(Protocol):
+    """Shows a run while it runs."""
+
+    def close(self) -> None:
+        """The run has ended; return when nothing more is shown, before long in any case."""
+
+    async def aclose(self) -> None:
+        """`close`, without holding up the loop."""
 
 
 class Execution:
@@ -28,6 +38,7 @@ class Execution:
         values: The initial values by name.
         options: The checked options of the weave.
         configuration: What ``wove.config`` held when the block closed.
+        watch: Called with the run before it begins, for a display of it that ends with it.
 
     Attributes:
         plan: The graph; what is wrong with it is in its ``error``.
@@ -45,8 +56,9 @@ class Execution:
         values: Mapping[str, Any],
         options: Mapping[str, Any],
         configuration: Configuration,
+        watch: Callable[[Run], Display] | None = None,
     ) -> None:
-        self._parts = (declarations, values, options, configuration)
+        self._parts = (declarations, values, options, configuration, watch)
         self.values = values
         self.configuration = configuration
         self.plan = plan(declarations, values)
@@ -54,6 +66,8 @@ class Execution:
         self.settings = self.resolver.weave()
         self.context = copy_context()
         self._run: Run | None = None
+        self._watch = watch
+        self._display: Display | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (Execution, self._parts)
@@ -73,14 +87,25 @@ class Execution:
             owns_loop=owns_loop,
             finished=finished,
         )
+        if self._watch is not None:
+            self._display = self._watch(self._run)
         return self._run
+
+    async def unwatch(self) -> None:
+        """The run has ended: end its display without holding up the loop. `result` ends it too."""
+        if self._display is not None:
+            await self._display.aclose()
 
     def result(self) -> WoveResult | None:
         """What the run has left, when it has ended; ``None`` where it was never made."""
+        if self._display is not None:
+            self._display.close()
         return None if self._run is None else result_of(self._run, self.values)
 
     def failed(self, error: BaseException) -> WoveResult:
         """The result when *error* kept the weave from running."""
+        if self._display is not None:
+            self._display.close()
         return failed_before_running(self.plan, self.values, error, self.settings.error_mode != "raise")
 
     def error(self) -> BaseException | None:

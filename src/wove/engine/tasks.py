@@ -98,6 +98,10 @@ class Task:
         """How many attempts it took, or this item of it."""
         return 1 if self._caller is None else 1 + self._caller.retried.get(item, 0)
 
+    def retries(self) -> int:
+        """How many attempts were not the first one, of all its items; may be asked from any thread."""
+        return 0 if self._caller is None else sum(self._caller.retried.copy().values())
+
     def begin(self) -> None:
         """It runs from now on."""
         if self.status is PENDING:

@@ -1,0 +1,166 @@
+"""Rows in words: a line of a terminal, a line of a log."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from unicodedata import category, combining, east_asian_width
+
+from wove.observe.sampling import ENDED, Row
+
+__all__ = ["ASCII", "FANCY", "Style", "chosen", "duration", "fit", "live_lines", "plain_line", "summary"]
+
+NAME_COLUMNS = 28
+BAR_COLUMNS = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Style:
+    """The signs a display is made of."""
+
+    signs: dict[str, str]
+    full: str
+    empty: str
+    cut: str
+    colored: bool = False
+
+
+FANCY = Style(
+    {"waiting": "·", "running": "●", "done": "✓", "failed": "✗", "cancelled": "-", "skipped": "-"}, "█", "░", "…"
+)
+ASCII = Style(
+    {"waiting": ".", "running": "*", "done": "+", "failed": "x", "cancelled": "-", "skipped": "-"}, "#", ".", "~"
+)
+
+_COLORS = {"running": "36", "done": "32", "failed": "31", "cancelled": "33", "waiting": "2", "skipped": "2"}
+
+
+def duration(seconds: float) -> str:
+    """*seconds* as a person says it."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(int(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02} s"
+    return f"{minutes // 60} h {minutes % 60:02} min"
+
+
+def _columns(char: str) -> int:
+    if combining(char) or category(char) in ("Mn", "Me", "Cf"):
+        return 0
+    return 2 if east_asian_width(char) in "WF" else 1
+
+
+def fit(text: str, columns: int, cut: str, *, pad: bool = False) -> str:
+    """*text* in at most *columns* columns of a terminal, harmless, with *cut* where something is missing."""
+    if text.isascii() and text.isprintable():
+        if len(text) > columns:
+            text = text[: max(0, columns - 1)] + cut[:columns]
+        return text.ljust(columns) if pad else text
+    text = "".join(char if char.isprintable() or category(char) == "Cf" else "?" for char in text)
+    used = sum(map(_columns, text))
+    if used > columns:
+        kept, used = "", 0
+        for char in text:
+            if used + _columns(char) > columns - 1:
+                break
+            kept += char
+            used += _columns(char)
+        text = kept + cut[:columns]
+        used += len(cut[:columns])
+    return text + " " * (columns - used) if pad else text
+
+
+def chosen(rows: Sequence[Row], most: int) -> list[Row]:
+    """At most *most* of *rows*: all in order, or else what runs, then what ended last, then what waits."""
+    if len(rows) <= most:
+        return list(rows)
+    ended = sorted((row for row in rows if row.ended), key=lambda row: row.ended, reverse=True)
+    order = [row for row in rows if row.state == "running"]
+    order += ended
+    order += [row for row in rows if row.state == "waiting"]
+    order += [row for row in rows if row.state in ENDED and not row.ended]
+    return order[:most]
+
+
+def live_lines(rows: Sequence[Row], columns: int, most: int, style: Style) -> list[str]:
+    """The lines of a display that is redrawn, *most* of them at most, none wider than *columns*."""
+    if not rows:
+        return []
+    shown = chosen(rows, most if len(rows) <= most else max(0, most - 1))
+    width = min(NAME_COLUMNS, max((sum(map(_columns, row.name)) for row in shown), default=0), max(4, columns // 3))
+    lines = [_live_line(row, width, columns, style) for row in shown]
+    if len(shown) < len(rows):
+        lines.append(fit(f"  +{len(rows) - len(shown)} more: {summary(rows)}", columns, style.cut))
+    return lines
+
+
+def _live_line(row: Row, width: int, columns: int, style: Style) -> str:
+    parts = [fit(row.name, width, style.cut, pad=True)]
+    if row.mapped and row.state not in ("waiting", "skipped"):
+        room = min(BAR_COLUMNS, columns - width - 40)
+        if row.total is not None and room >= 5:
+            filled = room if row.items >= row.total else room * row.items // row.total
+            parts.append(style.full * filled + style.empty * (room - filled))
+        parts.append(_count(row))
+    parts += _details(row)
+    if row.state == "running" and row.total and row.rate > 0 and row.items < row.total:
+        parts.append(f"eta {duration((row.total - row.items) / row.rate)}")
+    sign = style.signs[row.state]
+    text = fit("  ".join(parts), max(0, columns - 2), style.cut)
+    if style.colored:
+        sign = f"\x1b[{_COLORS[row.state]}m{sign}\x1b[0m"
+    return f"{sign} {text}".rstrip() if columns > 2 else style.signs[row.state][:columns]
+
+
+def _count(row: Row) -> str:
+    if row.total is None or (row.state == "done" and row.items == row.total):
+        return f"{row.items:,}"
+    return f"{row.items:,}/{row.total:,}"
+
+
+def _details(row: Row) -> list[str]:
+    """What is said of a row in every form."""
+    parts: list[str] = []
+    if row.mapped and row.rate > 0:
+        parts.append(f"{row.rate:,.0f}/s" if row.rate >= 10 else f"{row.rate:.2g}/s")
+    if row.state == "waiting":
+        parts.append("waits")
+    elif row.state == "skipped":
+        parts.append("not run")
+    elif row.state == "cancelled":
+        parts.append("cancelled")
+    elif row.state == "failed":
+        parts.append(f"failed: {row.error}" if row.error else "failed")
+    if row.failed and row.mapped:
+        parts.append(f"{row.failed:,} failed")
+    if row.retries:
+        parts.append(f"{row.retries:,} {'retry' if row.retries == 1 else 'retries'}")
+    if row.environment != "default":
+        parts.append(f"in {row.environment}")
+    if row.state not in ("waiting", "skipped"):
+        parts.append(duration(row.seconds))
+    return parts
+
+
+def plain_line(row: Row) -> str:
+    """A line of a log about a task that has ended, or about a map that runs."""
+    parts: list[str] = []
+    if row.mapped:
+        share = f" ({100 * row.items // row.total}%)" if row.state == "running" and row.total else ""
+        items = "item" if row.items == 1 and row.total in (1, None) else "items"
+        parts.append(f"{_count(row).replace('/', ' of ')} {items}{share}")
+    parts += [part for part in _details(row) if part != "cancelled"]
+    state = row.state if row.state != "failed" or row.error else "ended"
+    text = ", ".join(parts)
+    return fit(f"wove: {row.name} {state}: {text}".replace("failed: failed: ", "failed: "), 500, "~")
+
+
+def summary(rows: Iterable[Row]) -> str:
+    """How many of *rows* are in which state."""
+    counts: dict[str, int] = {}
+    for row in rows:
+        counts[row.state] = counts.get(row.state, 0) + 1
+    said = {"skipped": "not run"}
+    order = ("running", "done", "failed", "cancelled", "waiting", "skipped")
+    return ", ".join(f"{counts[state]:,} {said.get(state, state)}" for state in order if state in counts)

@@ -202,7 +202,7 @@ class Caller:
             succeeded, value = await outcome
         except asyncio.CancelledError:
             call.abandon()
-            if outcome.done():
+            if not outcome.cancel() and not outcome.cancelled():
                 discard(outcome.result()[1])
             raise
         finally:

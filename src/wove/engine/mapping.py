@@ -188,6 +188,7 @@ class _ThreadedItems(Items):
         self._buffer: deque[Any] = deque()
         self._asked = False
         self._coming = False
+        self._pulling = False
         self._stopped = False
         self._abandoned = False
         self._threads = 0
@@ -219,17 +220,52 @@ class _ThreadedItems(Items):
         """The next item of the source; called with the lock held."""
         try:
             item = self._source.take()
-        except BaseException as error:  # the source's own; it comes out as it is
-            self.errors.append((None, error))
-            self._stopped = self.exhausted = True
-            return END
+        except BaseException as error:
+            return self._broken(error)
         if item is END:
             self.exhausted = True
         return item
 
+    def _broken(self, error: BaseException) -> Any:
+        """The source has failed; called with the lock held."""
+        self.errors.append((None, error))  # it comes out as it is
+        self._stopped = self.exhausted = True
+        return END
+
+    def _next(self) -> Any:
+        """In a thread, with the lock held: an item, `END` for none now, or `WAIT` if it is to be pulled."""
+        if self._stopped or self._under_way >= self._limit:
+            return END
+        if self._buffer:
+            return self._buffer.popleft()
+        if self.exhausted or self._pulling or not self._source.anywhere:
+            return END
+        if not self._source.blocks:
+            return self._take()
+        self._pulling = True
+        return WAIT
+
+    def _pull(self) -> Any:
+        """In a thread: as `_take`, without the lock meanwhile."""
+        error: BaseException | None = None
+        item: Any = END
+        try:
+            item = self._source.take()
+        except BaseException as caught:
+            error = caught
+        with self._lock:
+            self._pulling = False
+            if error is not None:
+                return self._broken(error)
+            if item is END:
+                self.exhausted = True
+            return END if self._stopped else item
+
     def _grow(self) -> bool:
         """Whether another thread is wanted; called with the lock held."""
-        if self._coming or self._stopped or self._threads >= self._limit:
+        if self._coming or self._pulling or self._stopped:
+            return False
+        if self._threads >= self._limit or self._under_way >= self._limit:
             return False
         if not self._buffer and (self.exhausted or not self._source.anywhere):
             return False
@@ -248,12 +284,10 @@ class _ThreadedItems(Items):
             return run.slots.next()
         while True:
             with self._lock:
-                item: Any = END
-                if not self._stopped:
-                    if self._buffer:
-                        item = self._buffer.popleft()
-                    elif self._source.anywhere and not self.exhausted:
-                        item = self._take()
+                item = self._next()
+            if item is WAIT:
+                item = self._pull()
+            with self._lock:
                 if item is END:
                     if self._abandoned:
                         return None  # the slot was given back when this thread was given up
@@ -326,7 +360,7 @@ class _ThreadedItems(Items):
         if not task.cancelled():
             task.exception()
         self._ended_one()
-        self._check()
+        self._refill()
 
     def _check(self) -> None:
         """On the loop: whether it is over."""
@@ -377,17 +411,19 @@ async def map_items(
     settings = caller.settings
     threads = settings.is_local and caller.kind in (Kind.SYNC, Kind.GENERATOR)
     limit: float = settings.workers or (run.slots.limit if threads else float("inf"))
+    by_threads = caller.plain and caller.kind is Kind.SYNC
     source = open_source(
         value,
         task=caller.name,
         most=settings.max_pending,
         workers=limit,
+        by_threads=by_threads,
         loop=run.loop,
         inbox=run.inbox,
         context=caller.context,
     )
     items: Items
-    if caller.plain and caller.kind is Kind.SYNC:
+    if by_threads:
         items = _ThreadedItems(run, caller, source, invoke, min(limit, run.slots.limit))
     else:
         items = _LanedItems(run, caller, source, invoke, limit)

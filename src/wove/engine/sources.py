@@ -59,10 +59,12 @@ class Source:
     Attributes:
         wake: Called on the loop when there may be something to take after a `WAIT`.
         anywhere: Whether `take` may be called from any thread (one at a time).
+        blocks: Whether it runs code of the user's.
     """
 
     __slots__ = ("wake",)
     anywhere = False
+    blocks = False
 
     def __init__(self) -> None:
         self.wake: Callable[[], object] = _nothing
@@ -79,12 +81,13 @@ class Source:
         """Nothing will be taken any more."""
 
 
-class _Direct(Source):
-    """A plain iterator, pulled in place."""
+class _Container(Source):
+    """A built-in container: its items exist already, and no code of the user's runs to get them."""
 
     __slots__ = ("_left", "_next")
+    anywhere = True
 
-    def __init__(self, iterator: Iterator[Any], left: int = UNKNOWN) -> None:
+    def __init__(self, iterator: Iterator[Any], left: int) -> None:
         super().__init__()
         self._next = iterator.__next__
         self._left = left
@@ -95,8 +98,7 @@ class _Direct(Source):
         except StopIteration:
             self._left = 0
             return END
-        if self._left is not UNKNOWN:
-            self._left -= 1
+        self._left -= 1
         return item
 
     def available(self) -> int:
@@ -104,11 +106,23 @@ class _Direct(Source):
         return self._left or 1
 
 
-class _Container(_Direct):
-    """A built-in container: its items exist already, and no code of the user's runs to get them."""
+class _Iterator(Source):
+    """An iterator of the user's, for threads that can afford to wait for it."""
 
-    __slots__ = ()
+    __slots__ = ("_context", "_iterator")
     anywhere = True
+    blocks = True
+
+    def __init__(self, iterator: Iterator[Any], context: Context) -> None:
+        super().__init__()
+        self._iterator = iterator
+        self._context = context.copy()
+
+    def take(self) -> Any:
+        try:
+            return self._context.run(next, self._iterator)
+        except StopIteration:
+            return END
 
 
 class _Pumped(Source):
@@ -386,6 +400,7 @@ def open_source(
     task: str,
     most: int | None,
     workers: float,
+    by_threads: bool,
     loop: asyncio.AbstractEventLoop,
     inbox: Inbox,
     context: Context,
@@ -397,6 +412,7 @@ def open_source(
         task: The name of the task that maps over it, for messages.
         most: The most items it may have (`max_pending`), or ``None``.
         workers: How many items can be under way at once.
+        by_threads: Whether threads take the items, as far as the source lets them.
         loop: The weave's loop.
         inbox: The way from a thread to that loop.
         context: What the iterable's own code finds in its context.
@@ -416,8 +432,11 @@ def open_source(
         source = _Asynchronous(value, loop, context)
     else:
         iterator = _iterate(value, task, context)
-        # In a thread, because it may block, and everything else that the loop has to do with it.
-        source = _InThread(iterator, inbox, context, int(min(PULL_AHEAD, workers)))
+        # Never on the loop: it may block, and everything else that the loop has to do with it.
+        if by_threads and most is None:
+            source = _Iterator(iterator, context)
+        else:
+            source = _InThread(iterator, inbox, context, int(min(PULL_AHEAD, workers)))
     return source if most is None else _Counted(source, task, most)
 
 

@@ -26,6 +26,8 @@ class Runnable(Protocol):
 
     def cancel(self, error: BaseException) -> None: ...
 
+    def break_off(self, error: BaseException) -> bool: ...
+
     def cancel_from_anywhere(self, error: BaseException) -> None: ...
 
 
@@ -96,9 +98,9 @@ def _run_here(make: Make) -> None:
             if runnable.start_without_loop():
                 return  # and nothing of the user's has seen the loop
             loop.run_forever()
-    except BaseException as error:  # a second Ctrl-C, or an exception of a callback of the user's
-        runnable.cancel(error)
-        with contextlib.suppress(RuntimeError):
+    except BaseException as error:  # a second Ctrl-C, or what a signal handler of the user's raises
+        _kept.loop = None  # should this happen again
+        if not runnable.break_off(error):
             loop.run_forever()
         _tidy(loop)
         raise
@@ -148,14 +150,50 @@ class _Interrupts:
 
 
 def _run_on_helper(make: Make) -> None:
+class _InterruptsOfTask:
+    """Ctrl-C while a weave blocks the main thread inside a running loop.
+
+    `asyncio.run` answers it by cancelling its task, which could act on that only after the block.
+    """
+
+    __slots__ = ("cancels", "previous", "task")
+
+    def __init__(self) -> None:
+        self.task = asyncio.current_task()
+        self.cancels = 0
+        self.previous: Any = None
+
+    def __enter__(self) -> None:
+        if self.task is None or threading.current_thread() is not threading.main_thread():
+            return
+        self.cancels = self.task.cancelling()
+        handler = signal.getsignal(signal.SIGINT)
+        if callable(handler) and handler is not signal.default_int_handler:
+            with contextlib.suppress(ValueError):  # an embedded interpreter without signals
+                signal.signal(signal.SIGINT, self._interrupt)
+                self.previous = handler
+
+    def __exit__(self, *exc_info: object) -> None:
+        if self.previous is not None:
+            signal.signal(signal.SIGINT, self.previous)
+
+    def _interrupt(self, signum: int, frame: object) -> None:
+        self.previous(signum, frame)
+        if self.task is not None and self.task.cancelling() > self.cancels:
+            raise asyncio.CancelledError
+
+
     ended = threading.Event()
     made: list[Runnable] = []
     failed: list[BaseException] = []
 
+    interrupted: list[BaseException] = []
     def remember(loop: AbstractEventLoop, finished: Callable[[], object], owns_loop: bool) -> Runnable:
         runnable = make(loop, finished, owns_loop)
         made.append(runnable)
         return runnable
+        for error in interrupted:  # before there was anything to cancel
+            runnable.cancel_from_anywhere(error)
 
     def work() -> None:
         try:
@@ -167,9 +205,11 @@ def _run_on_helper(make: Make) -> None:
 
     start_thread(work)
     try:
-        ended.wait()
+        with _InterruptsOfTask():
+            ended.wait()
     except BaseException as error:  # Ctrl-C
         for runnable in made:
+        interrupted.append(error)
             runnable.cancel_from_anywhere(error)
         ended.wait()
         raise
@@ -228,6 +268,9 @@ async def run_awaiting(make: Make) -> None:
     try:
         await ended
     except asyncio.CancelledError as error:
+    except GeneratorExit as error:  # the loop was closed under it, and nothing can be awaited any more
+        runnable.cancel(error)
+        raise
         runnable.cancel(error)
         while not over:
             ended = loop.create_future()

@@ -231,6 +231,16 @@ class Run:
         self.cancelled_by = error
         self._stop()
 
+    def break_off(self, error: BaseException) -> bool:
+        """`cancel`, because *error* was raised into the loop or into the wait for it.
+
+        Returns:
+            Whether everything has ended. If not, the loop must be run.
+        """
+        self.inbox.let_go()
+        self.cancel(error)
+        return self.closed
+
     def cancel_from_anywhere(self, error: BaseException) -> None:
         """`cancel`, from any thread."""
         self.inbox.post(self.cancel, error)

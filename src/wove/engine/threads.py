@@ -197,6 +197,7 @@ class Inbox:
     def hold(self, until: Callable[[], object]) -> None:
         """From now on calls are made without the loop; the first one when `serve` is called."""
         self._turn = threading.Lock()
+        self._holding = False
         self._bell: SimpleQueue[None] = SimpleQueue()
         self._turn.acquire()
         self._until = until
@@ -205,10 +206,20 @@ class Inbox:
         """In the loop's thread: wait until the loop is needed, or not needed any more."""
         until = self._until
         assert until is not None
+        self._holding = False
         self._turn.release()
         self._make_calls()
         while not until():
             self._bell.get()
+        self.let_go()
+
+    def let_go(self) -> None:
+        """In the loop's thread: from now on calls are made by the loop."""
+        if self._until is None:
+            return
+        if self._holding:  # `serve` was never reached
+            self._holding = False
+            self._turn.release()
         with self._turn:
             self._until = None
         if self._calls:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -37,6 +38,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for wanted in options.names:
         if not any(name.startswith(wanted) for name in selected):
             parser.error(f"no benchmark is called {wanted!r}; there are: {', '.join(BENCHMARKS)}")
+    # Fresh processes find bytecode, as they do where a package is installed.
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     outcomes = _measure(selected, options.rounds)
     print(summary(outcomes))
     if options.json:

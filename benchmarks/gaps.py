@@ -46,5 +46,4 @@ def gaps() -> Iterator[Figure]:
             Target(0.15, "over by"),
             aside=(ELAPSED,),
             rounds=7,
-            warm_up=False,
         )

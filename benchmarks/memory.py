@@ -30,7 +30,6 @@ def memory() -> Iterator[Figure]:
         Target(1.1),
         aside=(FLOOR,),
         rounds=7,
-        warm_up=False,
         unit="MiB",
     )
     for title, subject, reference, count, workers in (
@@ -45,6 +44,5 @@ def memory() -> Iterator[Figure]:
             Target(1.5),
             aside=(FLOOR,),
             rounds=7,
-            warm_up=False,
             unit="MiB",
         )

@@ -91,5 +91,4 @@ def warm() -> Iterator[Figure]:
         [first_and_second],
         Target(0.05),
         rounds=11,
-        warm_up=False,
     )

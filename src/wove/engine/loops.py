@@ -102,6 +102,7 @@ def _run_here(make: Make) -> None:
         _kept.loop = None  # should this happen again
         if not runnable.break_off(error):
             loop.run_forever()
+        _kept.loop = loop
         _tidy(loop)
         raise
     _tidy(loop)
@@ -149,7 +150,6 @@ class _Interrupts:
         self.runnable.cancel_from_anywhere(KeyboardInterrupt())
 
 
-def _run_on_helper(make: Make) -> None:
 class _InterruptsOfTask:
     """Ctrl-C while a weave blocks the main thread inside a running loop.
 
@@ -183,17 +183,18 @@ class _InterruptsOfTask:
             raise asyncio.CancelledError
 
 
+def _run_on_helper(make: Make) -> None:
     ended = threading.Event()
     made: list[Runnable] = []
     failed: list[BaseException] = []
-
     interrupted: list[BaseException] = []
+
     def remember(loop: AbstractEventLoop, finished: Callable[[], object], owns_loop: bool) -> Runnable:
         runnable = make(loop, finished, owns_loop)
         made.append(runnable)
-        return runnable
         for error in interrupted:  # before there was anything to cancel
             runnable.cancel_from_anywhere(error)
+        return runnable
 
     def work() -> None:
         try:
@@ -208,8 +209,8 @@ class _InterruptsOfTask:
         with _InterruptsOfTask():
             ended.wait()
     except BaseException as error:  # Ctrl-C
-        for runnable in made:
         interrupted.append(error)
+        for runnable in made:
             runnable.cancel_from_anywhere(error)
         ended.wait()
         raise
@@ -267,10 +268,10 @@ async def run_awaiting(make: Make) -> None:
     runnable.start()
     try:
         await ended
-    except asyncio.CancelledError as error:
     except GeneratorExit as error:  # the loop was closed under it, and nothing can be awaited any more
         runnable.cancel(error)
         raise
+    except asyncio.CancelledError as error:
         runnable.cancel(error)
         while not over:
             ended = loop.create_future()

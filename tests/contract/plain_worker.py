@@ -1,7 +1,7 @@
 """A stdio worker written from the description of the protocol alone: it does not know Wove.
 
-One JSON frame a line; base64 of cloudpickle in the ``*_pickle`` fields; the fields of `run_task`, `cancel_task` and
-`shutdown` that are documented, and no others.
+One JSON frame a line; base64 of cloudpickle in the ``*_pickle`` fields; the fields of `run_task`,
+`cancel_task` and `shutdown` that are documented, and no others.
 """
 
 import base64

@@ -15,13 +15,16 @@ from wove.delivery.portal import Portal
 from wove.delivery.run import GONE, Ending, Outcome
 from wove.delivery.sessions import Session
 from wove.errors import DeliveryError, WorkerLostError
-from wove.executors import offload
+from wove.executors import forks, offload
 from wove.executors.registry import executor_class
 
 if TYPE_CHECKING:
     from wove.settings.model import Environment
 
 __all__ = ["hub", "process_state", "shutdown"]
+
+NOT_COMPARED: Final = frozenset({"PYTEST_CURRENT_TEST"})
+"""Variables that tell nothing to a task and change all the time: no reason to replace its workers."""
 
 EXIT_SECONDS: Final = 5.0
 """How long the end of the interpreter waits for sessions to stop."""
@@ -60,7 +63,8 @@ class Hub:
             ValueError: It has an unknown executor.
             DeliveryError: Its executor instance is in use on another loop.
         """
-        kind = executor_class(environment.executor, environment.name)
+        with forks.importing:
+            kind = executor_class(environment.executor, environment.name)
         with self._lock:
             if kind.scope == "process":
                 session = self._shared_session(environment, state if kind.inherits else {})
@@ -80,7 +84,9 @@ class Hub:
             if session.leases > 0:
                 return None
             if self._own.get(id(session.environment.executor)) is session:
-                return session.begin_close(GONE)
+                closing = session.begin_close(GONE)
+                closing.add_done_callback(lambda _: self._forget_own(session))
+                return closing
         session.home.post(self._close_if_unused, session)
         return None
 
@@ -155,18 +161,21 @@ class Hub:
         self._own[id(environment.executor)] = session
         return session
 
+    def _forget_own(self, session: Session) -> None:
+        with self._lock:
+            if self._own.get(id(session.environment.executor)) is session:
+                del self._own[id(session.environment.executor)]
+
     # ------------------------------------------------------------------ end
 
-    def shutdown(self, timeout: float) -> None:
-        """End every session and the background loop, within about *timeout* seconds."""
+    def shutdown(self, timeout: float, reason: str) -> None:
+        """End every session and the background loop, within about *timeout* seconds, for that *reason*."""
         with self._lock:
             portal, self._portal = self._portal, None
             sessions = [session for several in self._shared.values() for session in several]
             self._shared = {}
-            own, self._own = list(self._own.values()), {}
-        outcome = Outcome(
-            Ending.ERROR, WorkerLostError("wove.shutdown() was called while this run was in flight")
-        )
+            own = list(self._own.values())
+        outcome = Outcome(Ending.ERROR, WorkerLostError(f"{reason} while this run was in flight"))
         for session in own:
             session.home.post(session.begin_close, outcome)
         if portal is None:
@@ -201,7 +210,16 @@ def _serves(session: Session, environment: Environment, state: Mapping[str, Any]
                 return False
         except Exception:  # objects that do not compare: then only the very same settings will do
             return False
-    return session.run_config == state
+    return _same_state(session.run_config, state)
+
+
+def _same_state(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> bool:
+    if mine == theirs:
+        return True
+    if not mine or not theirs or (mine["cwd"], mine["path"]) != (theirs["cwd"], theirs["path"]):
+        return False
+    names = (mine["environ"].keys() | theirs["environ"].keys()) - NOT_COMPARED
+    return all(mine["environ"].get(name) == theirs["environ"].get(name) for name in names)
 
 
 hub = Hub()
@@ -222,12 +240,16 @@ def shutdown(timeout: float = 10.0) -> None:
         >>> import wove
         >>> wove.shutdown()
     """
-    hub.shutdown(timeout)
-    offload.close(min(timeout, 1.0))
+    _shutdown(timeout, "wove.shutdown() was called")
 
 
 def _at_exit() -> None:
-    shutdown(EXIT_SECONDS)
+    _shutdown(EXIT_SECONDS, "the interpreter ended")
+
+
+def _shutdown(timeout: float, reason: str) -> None:
+    hub.shutdown(timeout, reason)
+    offload.close(min(timeout, 1.0))
 
 
 def _renew() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -23,7 +24,7 @@ class Mailbox:
         loop: Where the calls are made.
     """
 
-    __slots__ = ("_calls", "_closed", "_closing", "_woken", "loop")
+    __slots__ = ("_calls", "_closed", "_closing", "_context", "_woken", "loop")
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop
@@ -31,6 +32,8 @@ class Mailbox:
         self._calls: deque[list[Any]] = deque()
         self._woken = False
         self._closed = False
+        # Not that of whoever posts: what is started here may live long, and would keep its values alive.
+        self._context = contextvars.Context()
         self._closing = threading.RLock()  # a call made while closing may post again
 
     def post(self, fn: Callable[..., object], *args: Any) -> bool:
@@ -46,7 +49,7 @@ class Mailbox:
         if not self._woken:
             self._woken = True
             try:
-                self.loop.call_soon_threadsafe(self._drain)
+                self.loop.call_soon_threadsafe(self._drain, context=self._context)
             except RuntimeError:  # the loop was closed
                 self._closed = True
                 return self._was_made(call)
@@ -56,7 +59,7 @@ class Mailbox:
         """Make the calls that wait, and take no more. To be called on the loop's own thread."""
         with self._closing:
             self._closed = True
-            self._drain()
+            self._make(len(self._calls))
 
     def _was_made(self, call: list[Any]) -> bool:
         # The post and the last drain may have overlapped; after the lock is free, that drain is over.
@@ -66,9 +69,16 @@ class Mailbox:
     def _drain(self) -> None:
         # First the flag, then the calls: a call that comes between the two only wakes the loop once more.
         self._woken = False
+        if self._closed:  # what is there has been refused
+            return
+        self._make(min(len(self._calls), MOST_AT_A_TIME))
+        if self._calls:
+            self._woken = True
+            self.loop.call_soon(self._drain, context=self._context)
+
+    def _make(self, count: int) -> None:
         calls = self._calls
-        most = len(calls) if self._closed else MOST_AT_A_TIME
-        for _ in range(min(len(calls), most)):
+        for _ in range(count):
             call = calls.popleft()
             fn, args = call
             call.clear()
@@ -76,6 +86,3 @@ class Mailbox:
                 fn(*args)
             except Exception as error:  # one call must not cost the others their turn
                 self.loop.call_exception_handler({"message": f"wove: {fn!r} failed", "exception": error})
-        if calls and not self._closed:
-            self._woken = True
-            self.loop.call_soon(self._drain)

@@ -40,6 +40,8 @@ class Portal:
         # would remove the parent's descriptors from what the kernel sees as one shared set.
         self._selector = selectors.DefaultSelector()
         self.loop = _Loop(self._selector)
+        # In asyncio's debug mode: starting a process takes longer than the usual 0.1 s, and that is no news.
+        self.loop.slow_callback_duration = 1.0
         self.mailbox = Mailbox(self.loop)
         self._thread = threading.Thread(target=self._run, name="wove-portal", daemon=True)
         try:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import importlib
 import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from wove.executors import offload
+from wove.executors import forks, offload
 
 if TYPE_CHECKING:
     from wove.protocol.pickling import Pickled
@@ -54,9 +56,12 @@ class Call:
         return False
 
     def _pickle(self) -> None:
-        from wove.protocol import pickling
-
         try:
+            with forks.importing:
+                from wove.protocol import pickling
+
+                with contextlib.suppress(ImportError):  # `dumps` says so, if it is needed
+                    importlib.import_module("cloudpickle")
             pickled = pickling.dumps(self.fn, what=f"the function of task {self.task!r}")
             digest = hashlib.sha256()
             for chunk in pickled.chunks:

@@ -1,16 +1,28 @@
-"""Descriptors that belong to this process alone: a forked child closes its copies.
+"""What `os.fork` must not bring into a child: descriptors of the parent's workers, and imports half done.
 
-A child that keeps the write end of a worker's stdin open keeps that worker alive after the parent is
-gone; one that keeps a socket open keeps a connection half alive. So whatever an executor opens and
-keeps is registered here.
+A child that keeps the write end of a worker's stdin open keeps that worker alive after the parent is gone;
+one that keeps a socket open keeps a connection half alive. So whatever an executor opens and keeps is
+registered here, and a forked child closes its copies.
+
+A module whose import was under way in another thread at the moment of the fork can never be imported in the
+child: its lock is held by a thread that does not exist there. So the imports that Wove makes in threads of
+its own hold up a fork until they are done.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import threading
+from typing import Final
 
-__all__ = ["release", "track"]
+__all__ = ["importing", "release", "track"]
+
+MOST_SECONDS: Final = 5.0
+"""How long a fork waits for an import; then it goes on at its own risk, as forks among threads do."""
+
+importing = threading.RLock()
+"""To be held around imports in Wove's own threads."""
 
 _descriptors: set[int] = set()
 
@@ -29,7 +41,29 @@ def release(*descriptors: int) -> None:
                 os.close(descriptor)
 
 
-def _close_in_child() -> None:
+class _Fork(threading.local):
+    """Whether this thread, which forks, holds `importing` for that."""
+
+    holds = False
+
+
+_fork = _Fork()
+
+
+def _before() -> None:
+    _fork.holds = importing.acquire(timeout=MOST_SECONDS)
+
+
+def _after_in_parent() -> None:
+    if _fork.holds:
+        importing.release()
+        _fork.holds = False
+
+
+def _after_in_child() -> None:
+    global importing
+    _fork.holds = False
+    importing = threading.RLock()  # if it was not to be had, then nobody is left who could release it
     for descriptor in list(_descriptors):
         with contextlib.suppress(OSError):
             os.close(descriptor)
@@ -37,4 +71,4 @@ def _close_in_child() -> None:
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_close_in_child)
+    os.register_at_fork(before=_before, after_in_parent=_after_in_parent, after_in_child=_after_in_child)

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from itertools import islice
 from typing import Final
 
-from wove.executors import inherited
+from wove.executors import forks
 from wove.executors.offload import relay
 
 __all__ = ["Listener", "WorkerProcess", "describe_exit"]
@@ -87,7 +87,7 @@ class WorkerProcess:
                 theirs.append(their)
                 os.set_blocking(mine, False)
                 _enlarge(mine)
-                inherited.track(mine)
+                forks.track(mine)
                 if not mine_reads:
                     self._stdin = mine
                 elif len(theirs) == 2:
@@ -104,7 +104,7 @@ class WorkerProcess:
                 process_group=0,
             )
         except BaseException:
-            inherited.release(*self._open)
+            forks.release(*self._open)
             raise
         finally:
             for descriptor in theirs:
@@ -116,7 +116,7 @@ class WorkerProcess:
         self._pidfd = _pidfd(self.pid)
         if self._pidfd >= 0:
             self._open.add(self._pidfd)
-            inherited.track(self._pidfd)
+            forks.track(self._pidfd)
             self._loop.add_reader(self._pidfd, self._check_end)
         else:
             self._check_end()
@@ -272,7 +272,7 @@ class WorkerProcess:
             self._open.discard(descriptor)
             self._loop.remove_reader(descriptor)
             self._loop.remove_writer(descriptor)
-            inherited.release(descriptor)
+            forks.release(descriptor)
 
 
 def describe_exit(returncode: int | None) -> str:

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Final, Literal, cast
 
 from wove.errors import DeliveryError, EnvironmentExecutionError, MissingDispatchFeatureError, WorkerLostError
-from wove.executors import offload
+from wove.executors import forks, offload
 from wove.executors.balance import Seat, choose
 from wove.executors.base import CancelReach, EnvironmentExecutor, Frame
 from wove.executors.process import Listener, WorkerProcess, describe_exit
@@ -152,7 +152,8 @@ class StdioExecutor(EnvironmentExecutor, Listener):
         self._cwd = cast("str | None", run_config.get("cwd"))
         self._environ = dict(run_config.get("environ", os.environ))
         if self._pooled:
-            from wove.worker.stdio import child_environment
+            with forks.importing:
+                from wove.worker.stdio import child_environment
 
             self._environ = child_environment(self._environ, run_config.get("path", sys.path))
         self._spawn()
@@ -162,6 +163,8 @@ class StdioExecutor(EnvironmentExecutor, Listener):
 
     def send_nowait(self, frame: Frame) -> bool:
         if frame["type"] == "run_task":
+            if "deadline" in frame:  # seconds left now; made so again when it leaves the queue
+                frame["deadline"] += self._loop.time()
             self._waiting[frame["run_id"]] = frame
             self._dispatch()
         elif frame["type"] == "cancel_task":
@@ -241,6 +244,8 @@ class StdioExecutor(EnvironmentExecutor, Listener):
         self._moved = True
         if self._pooled and not worker.spoke and self._start_seconds is not None and len(worker.runs) == 1:
             self._loop.call_later(self._start_seconds, self._check_spoke, worker)
+        if "deadline" in frame:
+            frame["deadline"] = max(0.0, round(frame["deadline"] - now, 3))
         known = frame.pop("callable_id", None)
         pickled = frame["callable_pickle"]
         if self._pooled and known is not None:
@@ -507,7 +512,8 @@ def _worker_command() -> list[str]:
     # The same options as this interpreter (-X, -W, -O, ...), as multiprocessing does it. -P, because the
     # worker gets this process's sys.path instead of the working directory.
     flags = cast("list[str]", subprocess._args_from_interpreter_flags())  # type: ignore[attr-defined]
-    from wove.worker.stdio import REPORT_LOAD_FLAG
+    with forks.importing:
+        from wove.worker.stdio import REPORT_LOAD_FLAG
 
     return [sys.executable, *flags, "-P", "-m", "wove.stdio_worker", REPORT_LOAD_FLAG]
 

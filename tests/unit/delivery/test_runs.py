@@ -7,8 +7,8 @@ import logging
 from typing import Any
 
 import pytest
-
 from tests.unit.delivery.puppet import Puppet, SharedPuppet, drive, eventually, request
+
 from wove.delivery import Scope
 from wove.delivery.gates import gate
 from wove.delivery.keys import shared

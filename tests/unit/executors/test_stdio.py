@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.unit.delivery.puppet import drive, eventually, request
 
 import wove
-from tests.unit.delivery.puppet import drive, eventually, request
 from wove.delivery import Call, Scope
 from wove.errors import DeliveryError, EnvironmentExecutionError, WorkerLostError
 from wove.settings.model import Environment
@@ -196,7 +196,7 @@ def test_a_changed_configuration_is_another_pool() -> None:
     drive(gone)
 
 
-# ---------------------------------------------------------------------------------------------- what goes wrong
+# --------------------------------------------------------------------------------------- what goes wrong
 
 
 def test_a_crash_costs_its_own_runs_only() -> None:
@@ -301,8 +301,9 @@ def test_lines_that_are_no_frames_are_skipped(caplog: pytest.LogCaptureFixture) 
         for line in sys.stdin:
             frame = json.loads(line)
             if frame["type"] == "run_task":
-                result = base64.b64encode(pickle.dumps("result")).decode()
-                print(json.dumps({"type": "task_result", "run_id": frame["run_id"], "result_pickle": result}), flush=True)
+                event = {"type": "task_result", "run_id": frame["run_id"]}
+                event["result_pickle"] = base64.b64encode(pickle.dumps("result")).decode()
+                print(json.dumps(event), flush=True)
         """
     )
     assert drive(lambda scope: run(scope, environment)) == "result"
@@ -339,7 +340,8 @@ def test_json_results_of_workers_in_other_languages() -> None:
         for line in sys.stdin:
             frame = json.loads(line)
             if frame["type"] == "run_task":
-                event = {"type": "task_result", "run_id": frame["run_id"], "result": {"rows": [1, None]}, "extra": 1}
+                event = {"type": "task_result", "run_id": frame["run_id"], "extra": 1}
+                event["result"] = {"rows": [1, None]}
                 print(json.dumps({"events": [event]}).replace("/", "\\\\/"), flush=True)
         """
     )
@@ -489,7 +491,6 @@ def test_a_large_value_holds_up_nobody() -> None:
         watched = asyncio.create_task(
             scope.run(request(environment, rest, {"seconds": 1.0}, heartbeat_seconds=2.0))
         )
-        assert await run(scope, environment, len, **{}) if False else True
         size = await run(scope, environment, lambda value: len(value), value=data)
         assert size == len(data)
         back = await run(scope, environment, lambda size: bytes(size), size=50 << 20)

@@ -1,0 +1,199 @@
+"""The small parts: gates, mailboxes, keys, ids."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import threading
+from typing import Any
+
+import pytest
+
+from wove.delivery.gates import Gate, gate
+from wove.delivery.keys import render
+from wove.delivery.mailbox import MOST_AT_A_TIME, Mailbox
+from wove.delivery.run import new_run_id
+
+
+class TestGate:
+    def test_no_limit_never_waits_and_is_counted(self) -> None:
+        gate = Gate()
+        for _ in range(5):
+            assert gate.enter(None, lambda: None) is None
+        assert gate.in_flight == 5
+        assert gate.enter(5, lambda: None) is not None
+
+    def test_first_come_first_served(self) -> None:
+        gate, order = Gate(), []
+        assert gate.enter(1, lambda: None) is None
+        for number in range(3):
+            assert gate.enter(1, lambda number=number: order.append(number)) is not None
+        for _ in range(3):
+            gate.leave()
+        assert order == [0, 1, 2]
+        assert gate.in_flight == 1
+        gate.leave()
+        assert gate.in_flight == 0
+
+    def test_a_higher_limit_does_not_jump_the_queue(self) -> None:
+        gate, order = Gate(), []
+        gate.enter(None, lambda: None)
+        assert gate.enter(1, lambda: order.append("low")) is not None
+        assert gate.enter(9, lambda: order.append("high")) is not None
+        gate.leave()
+        assert order == ["low", "high"]
+
+    def test_withdraw(self) -> None:
+        gate, order = Gate(), []
+        gate.enter(1, lambda: None)
+        low = gate.enter(1, lambda: order.append("low"))
+        gate.enter(2, lambda: order.append("high"))
+        assert low is not None
+        assert gate.withdraw(low)
+        assert order == ["high"]
+        assert not gate.withdraw(low)
+        gate.leave()
+        gate.leave()
+        assert gate.in_flight == 0
+
+    def test_threads(self) -> None:
+        gate = Gate()
+        most = [0]
+
+        def work() -> None:
+            for _ in range(200):
+                granted = threading.Event()
+                if gate.enter(3, granted.set) is not None:
+                    granted.wait()
+                most[0] = max(most[0], gate.in_flight)
+                gate.leave()
+
+        threads = [threading.Thread(target=work) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert most[0] <= 3
+        assert gate.in_flight == 0
+
+    def test_one_for_each_environment(self) -> None:
+        assert gate("a") is gate("a") is not gate("b")
+
+
+class TestMailbox:
+    def test_in_order_from_many_threads(self) -> None:
+        seen: dict[int, list[int]] = {n: [] for n in range(4)}
+
+        async def main() -> None:
+            mailbox = Mailbox(asyncio.get_running_loop())
+            done = asyncio.Event()
+
+            def post(thread: int) -> None:
+                for number in range(3 * MOST_AT_A_TIME):
+                    assert mailbox.post(seen[thread].append, number)
+                mailbox.post(finished)
+
+            left = [4]
+
+            def finished() -> None:
+                left[0] -= 1
+                if not left[0]:
+                    done.set()
+
+            for thread in seen:
+                threading.Thread(target=post, args=(thread,)).start()
+            await done.wait()
+
+        asyncio.run(main())
+        assert all(numbers == list(range(3 * MOST_AT_A_TIME)) for numbers in seen.values())
+
+    def test_a_failing_call_is_reported_and_costs_no_other(self) -> None:
+        reported: list[dict[str, Any]] = []
+
+        async def main() -> None:
+            loop = asyncio.get_running_loop()
+            loop.set_exception_handler(lambda _, context: reported.append(context))
+            mailbox = Mailbox(loop)
+            done = asyncio.Event()
+            mailbox.post(lambda: 1 // 0)
+            mailbox.post(done.set)
+            await done.wait()
+
+        asyncio.run(main())
+        assert isinstance(reported[0]["exception"], ZeroDivisionError)
+
+    def test_close_makes_what_waits_and_refuses_the_rest(self) -> None:
+        made: list[str] = []
+
+        async def main() -> Mailbox:
+            mailbox = Mailbox(asyncio.get_running_loop())
+            for _ in range(3 * MOST_AT_A_TIME):
+                mailbox.post(made.append, "before")
+            mailbox.post(lambda: made.append(f"inside {mailbox.post(made.append, 'never')}"))
+            mailbox.close()
+            assert not mailbox.post(made.append, "after")
+            return mailbox
+
+        mailbox = asyncio.run(main())
+        assert not mailbox.post(made.append, "much later")
+        assert made == ["before"] * 3 * MOST_AT_A_TIME + ["inside False"]
+
+    def test_a_closed_loop(self) -> None:
+        loop = asyncio.new_event_loop()
+        mailbox = Mailbox(loop)
+        loop.close()
+        assert not mailbox.post(print)
+        assert not mailbox.post(print)
+
+    def test_post_while_closing_is_made_or_refused(self) -> None:
+        for _ in range(50):
+            loop = asyncio.new_event_loop()
+            mailbox = Mailbox(loop)
+            made: list[int] = []
+            accepted: list[int] = []
+
+            def post(
+                mailbox: Mailbox = mailbox, made: list[int] = made, accepted: list[int] = accepted
+            ) -> None:
+                accepted.extend(number for number in range(100) if mailbox.post(made.append, number))
+
+            thread = threading.Thread(target=post)
+            thread.start()
+            loop.run_until_complete(asyncio.sleep(0))
+            mailbox.close()
+            thread.join()
+            loop.close()
+            assert made == accepted
+
+
+class TestKeys:
+    def test_template(self) -> None:
+        assert (
+            render("k-{item}-{day:%d}", {"item": 3, "day": __import__("datetime").date(2020, 1, 2)}, "t")
+            == "k-3-02"
+        )
+        assert render("{item[id]}{{}}", {"item": {"id": 7}}, "t") == "7{}"
+
+    def test_callable_of_the_arguments(self) -> None:
+        assert (
+            render(lambda item, **rest: f"{item}-{sorted(rest)}", {"item": 3, "other": 1}, "t")
+            == "3-['other']"
+        )
+
+    def test_errors_name_the_field(self) -> None:
+        with pytest.raises(ValueError, match=r"task 'x'.*\{itm\}.*has: item.*Did you mean 'item'"):
+            render("{itm}", {"item": 1}, "task 'x'")
+        with pytest.raises(ValueError, match="has: none"):
+            render("{itm}", {}, "task 'x'")
+        with pytest.raises(TypeError, match="must return text, not int"):
+            render(lambda: 5, {}, "task 'x'")  # type: ignore[arg-type, return-value]
+        with pytest.raises(ValueError, match="empty"):
+            render("{item}", {"item": ""}, "task 'x'")
+        with pytest.raises(KeyError):  # the user's own: not about a parameter
+            render("{item[id]}", {"item": {}}, "task 'x'")
+
+
+def test_run_ids() -> None:
+    ids = {new_run_id() for _ in range(1000)}
+    assert len(ids) == 1000
+    assert all(re.fullmatch("[a-z0-9][a-z0-9-]{1,46}[a-z0-9]", run_id) for run_id in ids)

@@ -113,6 +113,8 @@ class Execution:
         run = self._run
         if run is None:
             return None
-        if run.cancelled_by is None and self.settings.error_mode == "raise":
-            return run.error
+        if run.cancelled_by is None:
+            return run.error if self.settings.error_mode == "raise" else None
+        if isinstance(run.cancelled_by, KeyboardInterrupt) and isinstance(run.error, KeyboardInterrupt):
+            return run.error  # a second Ctrl-C got into a task, and shows where that was
         return run.cancelled_by

@@ -229,6 +229,7 @@ def _clean(loop: AbstractEventLoop) -> bool:
         and getattr(loop, "_default_executor", True) is None
         and loop.get_task_factory() is None
         and loop.get_exception_handler() is None
+        and all(timer.cancelled() for timer in getattr(loop, "_scheduled", ()))
     ):
         return True
     # As asyncio.run ends: nothing of one weave may go on in the next.

@@ -223,7 +223,7 @@ class _Live:
         self._screen.leave(self, self._lines(rows))
 
     def abandon(self) -> None:
-        self._screen.abandon()
+        self._screen.abandon(self)
 
     def _lines(self, rows: list[Row]) -> list[str]:
         columns, most = self._screen.room()

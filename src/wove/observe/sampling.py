@@ -220,12 +220,14 @@ class _Watched:
         declaration = self._task.node.declaration
         if not declaration.mapped:
             return None
-        if items is not None and items.exhausted and state != "failed":
-            return max(done, len(items.results))
         source: Any = declaration.source
         if isinstance(source, str):
             source = self._values.get(source)
-        return max(done, len(source)) if type(source) in _SIZED else None
+        if type(source) in _SIZED:
+            return max(done, len(source))
+        if items is not None and items.exhausted and state != "failed":
+            return max(done, len(items.results))
+        return None
 
     def _rate(self, done: int, seconds: float, state: str, now: float) -> float:
         if state in ENDED:

@@ -48,6 +48,68 @@ def send(stream: TextIO, text: str) -> None:
                 return
 
 
+class _Taken:
+    """A stream whose output goes above the lines at once, and not over them until they are painted again.
+
+    It stays the same object, because many a logging handler holds on to it. As before, what is no
+    whole line yet waits, for the rest of the line or to be flushed; but for each thread apart: now
+    that to write takes longer, lines of several threads would often run into each other.
+    """
+
+    MOST = 8192
+
+    def __init__(self, stream: io.TextIOWrapper, put: Callable[[_Taken, str], object]) -> None:
+        self.stream = stream
+        self.write = stream.write
+        self.flush = stream.flush
+        self._put = put
+        self._begun: dict[int, tuple[str, int]] = {}
+        self._round = 0
+        self._own = {"write": self._write, "flush": self._flush}
+        self._given_back = False
+        vars(stream).update(self._own)
+
+    def _write(self, text: str) -> int:
+        if self._given_back:  # somebody has kept the method
+            return self.write(text)
+        thread = threading.get_ident()
+        begun = self._begin(thread) + text
+        if "\n" in text or "\r" in text or len(begun) > self.MOST:
+            self._put(self, begun)
+        else:
+            self._begun[thread] = begun, self._round
+        return len(text)
+
+    def _flush(self) -> None:
+        begun = self._begin(threading.get_ident())
+        if begun:
+            self._put(self, begun)
+        self.flush()
+
+    def _begin(self, thread: int) -> str:
+        return self._begun.pop(thread, ("", 0))[0]
+
+    def look(self) -> None:
+        """A stream that waits for no end of a line: let out what has been waiting since the last look."""
+        self._round += 1
+        if self.stream.write_through:
+            for thread, (_, since) in self._begun.copy().items():
+                if since < self._round - 1:
+                    self._put(self, self._begin(thread))
+
+    def let_out(self) -> None:
+        """Write what waits."""
+        for thread in self._begun.copy():
+            self._put(self, self._begin(thread))
+
+    def give_back(self) -> None:
+        """Have the stream as it was."""
+        self._given_back = True
+        for name, method in self._own.items():
+            if vars(self.stream).get(name) == method:
+                del vars(self.stream)[name]
+
+
 class Screen:
     """The bottom of the terminal behind *stream*. May be used from any thread."""
 
@@ -58,7 +120,7 @@ class Screen:
         self._panels: dict[object, list[str]] = {}
         self._painted = False
         self._in_line = False
-        self._taken: list[tuple[TextIO, Callable[[str], int]]] = []
+        self._taken: list[_Taken] = []
 
     def room(self) -> tuple[int, int]:
         """How many columns each line, and how many lines each user of the screen may have."""
@@ -75,6 +137,8 @@ class Screen:
             if not self._panels:
                 self._take_streams()
             self._panels[owner] = list(lines)
+            for taken in self._taken:
+                taken.look()
             self._paint()
 
     def leave(self, owner: object, lines: Sequence[str]) -> None:
@@ -89,12 +153,23 @@ class Screen:
             send(self.stream, erase + begin + "".join(f"{line}\r\n" for line in lines))
             self._paint()
 
-    def abandon(self) -> None:
-        """Forget everything: the display failed, or this is the child of a fork."""
+    def abandon(self, owner: object) -> None:
+        """*owner* has failed, perhaps because of this screen; it shows nothing any more."""
+        with self._lock:
+            self._panels.pop(owner, None)
+            if not self._panels:
+                self._painted = False  # from now on it is only written
+                self._give_streams_back()
+
+    def forget(self) -> None:
+        """This is the child of a fork: the displays are the parent's."""
+        # Not the old lock: a thread that is not there any more may hold it.
+        self._lock = threading.RLock()
         self._painted = False
         self._panels.clear()
-        self._give_streams_back()
-        self._lock = threading.RLock()
+        for taken in self._taken:
+            taken.give_back()
+        self._taken.clear()
 
     def _paint(self) -> None:
         lines = [line for panel in self._panels.values() for line in panel]
@@ -107,47 +182,36 @@ class Screen:
         send(self.stream, f"{ERASE}{room}{SAVE}{PLAIN}{below}{RESTORE}")
         self._painted = True
 
-    # What the tasks print goes above the lines at once, and not over them until they are painted
-    # again. The streams are not replaced, because many a logging handler holds on to one.
-
     def _take_streams(self) -> None:
         for stream in dict.fromkeys((self.stream, sys.stderr, sys.stdout)):
             if type(stream) is io.TextIOWrapper and "write" not in vars(stream):
                 with contextlib.suppress(Exception):
                     if stream.isatty():
-                        self._take(stream)
+                        self._taken.append(_Taken(stream, self._put))
 
-    def _take(self, stream: TextIO) -> None:
-        write = stream.write
+    def _give_streams_back(self) -> None:
+        for taken in self._taken:
+            self._quietly(taken.let_out)
+            taken.give_back()
+        self._taken.clear()
 
-        def write_above(text: str) -> int:
-            with self._lock:
-                if not self._painted:
-                    count = write(text)
-                else:
-                    self._quietly(lambda: send(self.stream, ERASE))
-                    count = write(text)
-                    stream.flush()
-                    self._quietly(self._paint)
-                if text:
-                    self._in_line = not text.endswith("\n")
-            return count
-
-        vars(stream)["write"] = write_above
-        self._taken.append((stream, write_above))
+    def _put(self, taken: _Taken, text: str) -> None:
+        """Write *text* above the lines."""
+        with self._lock:
+            if self._painted:
+                self._quietly(lambda: send(self.stream, ERASE))
+            taken.write(text)
+            taken.flush()
+            if text:
+                self._in_line = not text.endswith("\n")
+            if self._painted:
+                self._quietly(self._paint)
 
     def _quietly(self, step: Callable[[], Any]) -> None:
         try:
             step()
         except Exception:  # who prints has nothing to do with it; the display will notice by itself
             self._painted = False
-
-    def _give_streams_back(self) -> None:
-        for stream, write_above in self._taken:
-            with contextlib.suppress(Exception):
-                if vars(stream).get("write") is write_above:
-                    del vars(stream)["write"]
-        self._taken.clear()
 
     @property
     def used(self) -> bool:
@@ -183,7 +247,7 @@ def _forget_screens() -> None:
     global _guard
     _guard = threading.Lock()
     for screen in _screens:
-        screen.abandon()
+        screen.forget()
     _screens.clear()
 
 

@@ -12,6 +12,7 @@ __all__ = ["ASCII", "FANCY", "Style", "chosen", "duration", "fit", "live_lines",
 
 NAME_COLUMNS = 28
 BAR_COLUMNS = 20
+LOG_COLUMNS = 500
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +104,7 @@ def _live_line(row: Row, width: int, columns: int, style: Style) -> str:
             filled = room if row.items >= row.total else room * row.items // row.total
             parts.append(style.full * filled + style.empty * (room - filled))
         parts.append(_count(row))
-    parts += _details(row)
+    parts += _rate(row) + _state(row) + _rest(row)
     if row.state == "running" and row.total and row.rate > 0 and row.items < row.total:
         parts.append(f"eta {duration((row.total - row.items) / row.rate)}")
     sign = style.signs[row.state]
@@ -113,25 +114,35 @@ def _live_line(row: Row, width: int, columns: int, style: Style) -> str:
     return f"{sign} {text}".rstrip() if columns > 2 else style.signs[row.state][:columns]
 
 
-def _count(row: Row) -> str:
-    if row.total is None or (row.state == "done" and row.items == row.total):
+def _count(row: Row, between: str = "/") -> str:
+    if row.total is None or (row.state in ENDED and row.items == row.total):
         return f"{row.items:,}"
-    return f"{row.items:,}/{row.total:,}"
+    return f"{row.items:,}{between}{row.total:,}"
 
 
-def _details(row: Row) -> list[str]:
-    """What is said of a row in every form."""
+def _rate(row: Row) -> list[str]:
+    if not row.mapped or row.rate <= 0:
+        return []
+    return [f"{row.rate:,.0f}/s" if row.rate >= 10 else f"{row.rate:.2g}/s"]
+
+
+def _state(row: Row) -> list[str]:
+    """The state, where the sign of the line does not say all about it."""
+    match row.state:
+        case "waiting":
+            return ["waits"]
+        case "skipped":
+            return ["not run"]
+        case "failed" if row.error:
+            return [f"failed: {row.error}"]
+        case "failed" | "cancelled":
+            return [row.state]
+        case _:
+            return []
+
+
+def _rest(row: Row) -> list[str]:
     parts: list[str] = []
-    if row.mapped and row.rate > 0:
-        parts.append(f"{row.rate:,.0f}/s" if row.rate >= 10 else f"{row.rate:.2g}/s")
-    if row.state == "waiting":
-        parts.append("waits")
-    elif row.state == "skipped":
-        parts.append("not run")
-    elif row.state == "cancelled":
-        parts.append("cancelled")
-    elif row.state == "failed":
-        parts.append(f"failed: {row.error}" if row.error else "failed")
     if row.failed and row.mapped:
         parts.append(f"{row.failed:,} failed")
     if row.retries:
@@ -147,13 +158,12 @@ def plain_line(row: Row) -> str:
     """A line of a log about a task that has ended, or about a map that runs."""
     parts: list[str] = []
     if row.mapped:
+        count = _count(row, " of ")
         share = f" ({100 * row.items // row.total}%)" if row.state == "running" and row.total else ""
-        items = "item" if row.items == 1 and row.total in (1, None) else "items"
-        parts.append(f"{_count(row).replace('/', ' of ')} {items}{share}")
-    parts += [part for part in _details(row) if part != "cancelled"]
-    state = row.state if row.state != "failed" or row.error else "ended"
-    text = ", ".join(parts)
-    return fit(f"wove: {row.name} {state}: {text}".replace("failed: failed: ", "failed: "), 500, "~")
+        parts.append(f"{count} {'item' if count == '1' else 'items'}{share}")
+    parts += _rate(row) + _rest(row)
+    state = f"failed with {row.error}" if row.state == "failed" and row.error else row.state
+    return fit(f"wove: {row.name} {state}: {', '.join(parts)}", LOG_COLUMNS, "~")
 
 
 def summary(rows: Iterable[Row]) -> str:

@@ -99,7 +99,7 @@ class Seen:
     """
 
     terminal: Terminal
-    frames: list[list[str]] = field(default_factory=list)
+    frames: list[list[str]] = field(default_factory=list[list[str]])
     raw: str = ""
     returncode: int = 0
 

@@ -18,7 +18,7 @@ from tests.support.forms import FORMS, attempt, run, soon
 from tests.support.terminal import Seen, run_in_terminal
 
 from wove import weave
-from wove.observe import progress
+from wove.observe import progress, sampling
 from wove.observe.sampling import Row
 from wove.observe.wording import ASCII, FANCY, chosen, duration, fit, live_lines, plain_line
 
@@ -85,7 +85,7 @@ def test_in_a_log_each_task_that_ends_is_a_line(form: str, capsys: pytest.Captur
     lines = capsys.readouterr().err.splitlines()
     assert [line.split(":")[1] for line in lines] == [" numbers done", " doubled done", " total done", lines[3][5:]]
     assert lines[1].startswith("wove: doubled done: 3 items, ")
-    assert lines[3].startswith("wove: 3 done of 3 tasks, 0.")
+    assert lines[3].startswith("wove: 3 done of 3 tasks, ")
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -148,7 +148,7 @@ def test_a_long_map_is_mentioned_now_and_then(
 
     lines = capsys.readouterr().err.splitlines()
     counted_lines = [line for line in lines if line.startswith("wove: counted running: ")]
-    assert 2 <= len(counted_lines) <= 7
+    assert 2 <= len(counted_lines) <= 1 + w.result.timings["counted"] / 0.2
     assert all(" of 40 items (" in line and "%), " in line for line in counted_lines)
     uncounted_lines = [line for line in lines if line.startswith("wove: uncounted running: ")]
     assert uncounted_lines and not any("%" in line for line in uncounted_lines)
@@ -193,7 +193,7 @@ def test_a_script_in_a_pipe(script: Callable[..., Any]) -> None:
                 return 1
     """)
     assert done.stdout == "printed\n"
-    assert done.stderr.startswith("wove: one done: 0.")
+    assert done.stderr.startswith("wove: one done: ")
     assert "\x1b" not in done.stderr
 
 
@@ -247,7 +247,7 @@ def test_a_look_that_fails_is_said_once(monkeypatch: pytest.MonkeyPatch, caplog:
     def fail(self: object) -> None:
         raise RuntimeError("it changed")
 
-    monkeypatch.setattr(progress.Sampler, "rows", fail)
+    monkeypatch.setattr(sampling.Sampler, "rows", fail)
     assert _weave() == 1
     assert ["it changed" in record.getMessage() for record in caplog.records] == [True]
 
@@ -256,7 +256,7 @@ def test_no_thread_to_be_had(monkeypatch: pytest.MonkeyPatch, caplog: pytest.Log
     def fail(*args: object, **options: object) -> None:
         raise RuntimeError("can't start new thread")
 
-    monkeypatch.setattr(progress.threading, "Thread", fail)
+    monkeypatch.setattr("wove.observe.progress.threading.Thread", fail)
     with weave(progress=True) as w:
 
         @w.do
@@ -538,7 +538,7 @@ def test_a_terminal_that_is_not_drawn_on(why: str, terminal: Callable[..., Seen]
         env={"TERM": "dumb" if why == "dumb" else "xterm"},
     )
     assert "\x1b" not in seen.raw
-    assert seen.raw.startswith("wove: one done: 0.2 s")
+    assert seen.raw.startswith("wove: one done: ")
 
 
 @pytest.mark.backend("stdio")
@@ -552,7 +552,7 @@ def test_a_detached_process_does_not_draw_on_our_terminal(terminal: Callable[...
         assert w.wait(20)
     """)
     assert "\x1b" not in seen.raw
-    assert seen.raw.startswith("wove: one done: 0.0 s")
+    assert seen.raw.startswith("wove: one done: ")
 
 
 def test_in_the_foreground_only(terminal: Callable[..., Seen]) -> None:
@@ -570,19 +570,23 @@ def test_in_the_foreground_only(terminal: Callable[..., Seen]) -> None:
         os.setpgid(others, others)
         with weave(progress=True) as w:
             @w.do
-            def one():
-                time.sleep(0.3)
+            def before():
+                time.sleep(0.4)
                 os.tcsetpgrp(0, others)
-                time.sleep(0.2)
+            @w.do
+            def away(before):
+                time.sleep(0.4)
                 print("--")
-                time.sleep(0.3)
+                time.sleep(0.4)
+            @w.do
+            def back(away):
                 os.tcsetpgrp(0, os.getpgrp())
-                time.sleep(0.3)
+                time.sleep(0.4)
         os.kill(others, 9)
         os.waitpid(others, 0)
     """)
-    assert "one  0.2 s" in seen.raw and "one  1.0 s" in seen.raw
-    assert "one  0.7 s" not in seen.raw
+    running = {line.split()[1] for frame in seen.frames for line in frame if line.startswith("●")}
+    assert running == {"before", "back"}
     assert "--" in seen.lines
 
 
@@ -674,8 +678,8 @@ def notebook(monkeypatch: pytest.MonkeyPatch) -> _Notebook:
     book = _Notebook()
     shell = types.SimpleNamespace(kernel=object())
     monkeypatch.setitem(sys.modules, "ipykernel", types.ModuleType("ipykernel"))
-    monkeypatch.setitem(sys.modules, "IPython", types.SimpleNamespace(get_ipython=lambda: shell))  # type: ignore[arg-type]
-    monkeypatch.setitem(sys.modules, "IPython.display", book)  # type: ignore[arg-type]
+    monkeypatch.setitem(sys.modules, "IPython", types.SimpleNamespace(get_ipython=lambda: shell))
+    monkeypatch.setitem(sys.modules, "IPython.display", book)
     return book
 
 
@@ -781,14 +785,14 @@ def test_what_is_looked_at_while_it_grows(capsys: pytest.CaptureFixture[str], mo
     monkeypatch.setattr(progress._Plain, "seconds", 0.0)
     monkeypatch.setattr(progress, "LOOK_SHARE", 1.0)
     rows: list[Row] = []
-    real = progress.Sampler.rows
+    real = sampling.Sampler.rows
 
     def look(self: Any) -> list[Row]:
         found = real(self)
         rows.append(found[0])
         return found
 
-    monkeypatch.setattr(progress.Sampler, "rows", look)
+    monkeypatch.setattr(sampling.Sampler, "rows", look)
     with weave(progress=True) as w:
 
         @w.do(range(20_000), workers=4)

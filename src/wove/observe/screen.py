@@ -73,11 +73,12 @@ class _Taken:
         if self._given_back:  # somebody has kept the method
             return self.write(text)
         thread = threading.get_ident()
-        begun = self._begin(thread) + text
+        before, since = self._begun.pop(thread, ("", self._round))
+        begun = before + text
         if "\n" in text or "\r" in text or len(begun) > self.MOST:
             self._put(self, begun)
         else:
-            self._begun[thread] = begun, self._round
+            self._begun[thread] = begun, since
         return len(text)
 
     def _flush(self) -> None:

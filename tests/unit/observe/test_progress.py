@@ -423,17 +423,21 @@ def test_the_streams_are_as_before_afterwards(terminal: Callable[..., Seen]) -> 
     assert len(seen.lines) == 2
 
 
-def test_a_line_that_is_not_ended_yet_stays(terminal: Callable[..., Seen]) -> None:
-    seen = terminal("""
+@pytest.mark.parametrize("how", ["flushed", "unbuffered"])
+def test_a_line_that_is_not_ended_yet_stays(how: str, terminal: Callable[..., Seen]) -> None:
+    seen = terminal(
+        f"""
         import sys, time
         from wove import weave
         with weave(progress=True) as w:
             @w.do
             def dots():
                 for _ in range(20):
-                    print(".", end="", flush=True)
+                    print(".", end="", flush={how == "flushed"})
                     time.sleep(0.03)
-    """)
+        """,
+        env={"PYTHONUNBUFFERED": "1" if how == "unbuffered" else ""},
+    )
     dots, shown = seen.lines
     assert dots == "." * 20
     assert shown.startswith("✓ dots")

@@ -24,7 +24,7 @@ from wove.engine.lanes import SLICE_SECONDS, Lanes
 from wove.engine.mapping import map_items
 from wove.engine.sources import Stream
 from wove.engine.tasks import CANCELLED, DONE, FAILED, PENDING, RUNNING, Task
-from wove.engine.threads import Inbox, Slots, ThreadCall, discard, is_awaitable
+from wove.engine.threads import Inbox, Slots, ThreadCall, discard, is_awaitable, start_thread
 from wove.engine.tracebacks import annotate, raisable
 from wove.graph.plan import DATA
 from wove.graph.signature import Kind
@@ -33,6 +33,7 @@ from wove.observe.events import emit, listening
 if TYPE_CHECKING:
     from wove.delivery import Scope
     from wove.graph.plan import Plan
+    from wove.settings.model import Environment
     from wove.settings.resolution import Resolver
 
 __all__ = ["CURRENT", "Run", "Settle", "stopped"]
@@ -176,6 +177,7 @@ class Run:
         self._calls: dict[Task, ThreadCall] = {}
         self._children: set[Run] = set()
         self._scope: Scope | None = None
+        self._prepared: dict[str, asyncio.Future[BaseException | None]] = {}
         self._closing: asyncio.Task[None] | None = None
         self._patience: asyncio.TimerHandle | None = None
         self._finished = finished
@@ -441,6 +443,8 @@ class Run:
             for i in stack.pop().dependents:
                 dependent = self.tasks[i]
                 if dependent.status is PENDING:
+                    if dependent.node.streams and dependent in self.lanes.ready:
+                        self.lanes.ready.remove(dependent)
                     dependent.status = FAILED
                     dependent.error = error
                     self.left -= 1
@@ -451,8 +455,20 @@ class Run:
 
     # ------------------------------------------------------------------ for those that call, map and merge
 
-    def scope(self) -> Scope:
-        """This run's way out of the process."""
+    async def scope(self, environment: Environment) -> Scope:
+        """This run's way out of the process, when all that *environment* needs is imported.
+
+        Raises:
+            ValueError: It has an unknown executor.
+        """
+        prepared = self._prepared.get(environment.name)
+        if prepared is None:
+            prepared = self._prepared[environment.name] = self.loop.create_future()
+            # In a thread: a first import takes too long for a loop that others live on too.
+            start_thread(partial(_prepare, environment, partial(self.inbox.post, _settle, prepared)))
+        error = prepared.result() if prepared.done() else await asyncio.shield(prepared)
+        if error is not None:
+            raise error
         if self._scope is None:
             from wove.delivery import Scope
 
@@ -519,6 +535,22 @@ def _timed(task: Task, call: Callable[[], Any]) -> Any:
     # The task begins when a thread begins it, not while it waits for one.
     task.started = perf_counter()
     return call()
+
+
+def _prepare(environment: Environment, tell: Callable[[BaseException | None], object]) -> None:
+    try:
+        from wove.delivery import prepare
+
+        prepare(environment)
+    except BaseException as error:  # raised by whoever wants to go there
+        tell(error)
+    else:
+        tell(None)
+
+
+def _settle(future: asyncio.Future[BaseException | None], error: BaseException | None) -> None:
+    if not future.done():
+        future.set_result(error)
 
 
 def stopped() -> asyncio.CancelledError:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from wove.delivery.hub import shutdown
+from wove.delivery.hub import prepare, shutdown
 from wove.delivery.request import Call, Request
 from wove.delivery.scope import Scope
 
-__all__ = ["Call", "Request", "Scope", "shutdown"]
+__all__ = ["Call", "Request", "Scope", "prepare", "shutdown"]

@@ -21,13 +21,24 @@ from wove.executors.registry import executor_class
 if TYPE_CHECKING:
     from wove.settings.model import Environment
 
-__all__ = ["hub", "process_state", "shutdown"]
+__all__ = ["hub", "prepare", "process_state", "shutdown"]
 
 NOT_COMPARED: Final = frozenset({"PYTEST_CURRENT_TEST"})
 """Variables that tell nothing to a task and change all the time: no reason to replace its workers."""
 
 EXIT_SECONDS: Final = 5.0
 """How long the end of the interpreter waits for sessions to stop."""
+
+
+def prepare(environment: Environment) -> None:
+    """Import what *environment* needs: once, and where a pause does not matter.
+
+    Raises:
+        ValueError: It has an unknown executor.
+        TypeError: Its executor is neither a name nor an executor.
+    """
+    with forks.importing:
+        executor_class(environment.executor, environment.name)
 
 
 def process_state() -> dict[str, Any]:

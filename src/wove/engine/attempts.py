@@ -267,6 +267,7 @@ class Caller:
     async def _elsewhere(
         self, arguments: Mapping[str, Any], attempt: int, item: int | None, limit: float | None
     ) -> Any:
+        scope = await self.run.scope(self.settings.environment)
         from wove.delivery import Call, Request
 
         if self.call is None:
@@ -282,7 +283,7 @@ class Caller:
             timeout=limit,
             record=record,
         )
-        run = self.run.scope().run(request)
+        run = scope.run(request)
         try:
             if limit is None:
                 return await run

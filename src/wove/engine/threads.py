@@ -197,7 +197,7 @@ class Inbox:
     def hold(self, until: Callable[[], object]) -> None:
         """From now on calls are made without the loop; the first one when `serve` is called."""
         self._turn = threading.Lock()
-        self._holding = False
+        self._holding = True
         self._bell: SimpleQueue[None] = SimpleQueue()
         self._turn.acquire()
         self._until = until

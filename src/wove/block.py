@@ -103,21 +103,28 @@ class weave:  # noqa: N801 - it is used like a function
         delivery_orphan_policy: OrphanPolicy | Unset | None = UNSET,
         **initial_values: Any,
     ) -> None:
-        options: dict[str, Any] = {
-            "environment": environment,
-            "max_workers": max_workers,
-            "background": background,
-            "fork": fork,
-            "max_pending": max_pending,
-            "error_mode": error_mode,
-            "delivery_timeout": delivery_timeout,
-            "delivery_idempotency_key": delivery_idempotency_key,
-            "delivery_cancel_mode": delivery_cancel_mode,
-            "delivery_heartbeat_seconds": delivery_heartbeat_seconds,
-            "delivery_max_in_flight": delivery_max_in_flight,
-            "delivery_orphan_policy": delivery_orphan_policy,
-        }
-        given = {name: value for name, value in options.items() if value is not UNSET}
+        given: dict[str, Any] = {}
+        # One comparison instead of twelve: most weaves set none of them.
+        if not (
+            environment is max_workers is background is fork is max_pending is error_mode is delivery_timeout
+            is delivery_idempotency_key is delivery_cancel_mode is delivery_heartbeat_seconds
+            is delivery_max_in_flight is delivery_orphan_policy is UNSET
+        ):  # fmt: skip
+            options: dict[str, Any] = {
+                "environment": environment,
+                "max_workers": max_workers,
+                "background": background,
+                "fork": fork,
+                "max_pending": max_pending,
+                "error_mode": error_mode,
+                "delivery_timeout": delivery_timeout,
+                "delivery_idempotency_key": delivery_idempotency_key,
+                "delivery_cancel_mode": delivery_cancel_mode,
+                "delivery_heartbeat_seconds": delivery_heartbeat_seconds,
+                "delivery_max_in_flight": delivery_max_in_flight,
+                "delivery_orphan_policy": delivery_orphan_policy,
+            }
+            given = {name: value for name, value in options.items() if value is not UNSET}
         self._options = check_weave_options(given) if given else given
         if on_done is not None and not callable(on_done):
             raise TypeError(f"weave: on_done must be callable, not {shown(on_done)}")

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import signal
+import sys
 import threading
 from asyncio import AbstractEventLoop
 from collections.abc import Callable
@@ -36,6 +37,11 @@ Make = Callable[[AbstractEventLoop, Callable[[], object], bool], Runnable]
 
 CLEAN_UP_SECONDS = 5.0
 """How long tasks that user code left on the loop may take to end once they are cancelled."""
+
+
+# The functions of `signal` make an enum of every number and handler, which costs every small weave
+# more than all the rest that Ctrl-C needs.
+_signals: Any = sys.modules.get("_signal", signal)
 
 
 class _Kept(threading.local):
@@ -134,14 +140,14 @@ class _Interrupts:
     def __enter__(self) -> None:
         if (
             threading.current_thread() is threading.main_thread()
-            and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+            and _signals.getsignal(signal.SIGINT) is signal.default_int_handler
         ):
             with contextlib.suppress(ValueError):  # an embedded interpreter without signals
-                self.previous = signal.signal(signal.SIGINT, self._interrupt)
+                self.previous = _signals.signal(signal.SIGINT, self._interrupt)
 
     def __exit__(self, *exc_info: object) -> None:
         if self.previous is not None:
-            signal.signal(signal.SIGINT, self.previous)
+            _signals.signal(signal.SIGINT, self.previous)
 
     def _interrupt(self, signum: int, frame: object) -> None:
         if self.pressed:

@@ -83,14 +83,14 @@ def result_of(run: Run, initial: Mapping[str, Any]) -> WoveResult:
         if task.started:
             timings[task.name] = task.seconds()
     return WoveResult(
-        tuple(task.name for task in run.tasks),
+        tuple([task.name for task in run.tasks]),
         values=values,
         errors=errors,
         initial=initial,
         timings=timings,
         cancelled=tuple(cancelled),
         exception=run.error or run.cancelled_by,
-        failures=tuple(Failure(*failure) for failure in run.failures),
+        failures=tuple([Failure(*failure) for failure in run.failures]),
         run_records=_Records(run),
         returns_errors=run.resolver.weave().error_mode != "raise",
     )

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterable, Callable, Iterable
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, Unpack, overload
+from collections.abc import AsyncIterable, Callable, Iterable, Mapping
+from types import MappingProxyType, TracebackType
+from typing import TYPE_CHECKING, Any, Final, Literal, Self, TypeVar, Unpack, overload
 
 from wove.background import Background, Detached, Threaded, report, report_awaiting
 from wove.engine.execution import Execution
@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 __all__ = ["weave"]
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+_NO_OPTIONS: Final[Mapping[str, Any]] = MappingProxyType({})
 
 _NEW, _OPEN, _RUNNING, _OVER = "new", "open", "running", "over"
 
@@ -191,7 +193,7 @@ class weave:  # noqa: N801 - it is used like a function
             WeaveStateError: The block is not open.
         """
         if not options and callable(source) and not is_iterable(source):
-            self._declare(source, UNSET, {})
+            self._declare(source, UNSET, _NO_OPTIONS)
             return source
         if source is not UNSET and not is_iterable(source):
             raise TypeError(f"@w.do maps over an iterable or the name of a task, not over {shown(source)}")

@@ -18,7 +18,7 @@ from functools import partial
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from wove.engine.attempts import ERRANDS, Caller
+from wove.engine.attempts import ERRANDS, Caller, is_plain
 from wove.engine.binding import call_here, call_here_per_item, call_now, names_elsewhere, with_item
 from wove.engine.lanes import SLICE_SECONDS, Lanes
 from wove.engine.mapping import map_items
@@ -133,6 +133,7 @@ class Run:
         stopped: Whether nothing more is started.
         error: The first failure.
         cancelled_by: What cancelled the run from outside.
+        usual: The settings of an unmapped task without options, and whether it is nothing but a call.
         failures: Every failure, as ``(task, position of the item or None, exception)``.
         keeps_going: Whether what does not depend on a failed task still runs.
     """
@@ -163,6 +164,8 @@ class Run:
         self._max_workers = settings.max_workers
         self._slots: Slots | None = None
         self.values: dict[str, Any] = {**values, DATA: dict(values)}
+        usual = resolver.task({}, False)
+        self.usual = usual, is_plain(usual)
         self.tasks = [Task(node, self) for node in plan.nodes]
         self.lanes = _TaskLanes(self)
         self.left = len(self.tasks)

@@ -72,12 +72,12 @@ class Task:
         self.items: Items | None = None
         self.stream: Stream | None = None
         self.awaitable: Awaitable[Any] | None = None
-        options = declaration.options
-        self.settings = settings = run.resolver.task(
-            options, declaration.mapped, f"task {node.name!r}" if options else "task"
-        )
         self._caller: Caller | None = None
-        plain = not declaration.mapped and is_plain(settings)
+        if declaration.options or declaration.mapped:
+            self.settings = run.resolver.task(declaration.options, declaration.mapped, f"task {node.name!r}")
+            plain = not declaration.mapped and is_plain(self.settings)
+        else:
+            self.settings, plain = run.usual
         self.plain_sync = plain and declaration.kind is Kind.SYNC
         self.plain_async = plain and declaration.kind is Kind.ASYNC
 

@@ -108,7 +108,7 @@ class Node:
         self.source: int | None = None
         self.streams = False
         self.needs: tuple[int, ...] = ()
-        self.dependents: list[int] = []
+        self.dependents: Sequence[int] = ()
 
     def arguments(self) -> tuple[str, ...]:
         """The names of all parameters that get a value, the item's included."""
@@ -232,7 +232,11 @@ def _connect(node: Node, ordered: tuple[Node, ...], nodes: Mapping[str, Node], v
             )
     node.needs = tuple(needs)
     for i in needs:
-        ordered[i].dependents.append(node.index)
+        dependents = ordered[i].dependents
+        if isinstance(dependents, list):
+            dependents.append(node.index)
+        else:  # most tasks of a wide graph have none
+            ordered[i].dependents = [node.index]
     if declaration.mapped:
         node.item = _item_parameter(node, signature, free)
         given = [name for name in signature.names if name in given or name == node.item]

@@ -55,26 +55,31 @@ class Waiter:
     """One call of `Scope.run`, waiting on its own loop.
 
     Args:
-        loop: Where it waits.
-        mailbox: The way there from another thread; ``None`` when the run lives on the same loop.
+        mailbox: The way to its loop.
+        home: The loop on which the run lives.
     """
 
-    __slots__ = ("_mailbox", "future")
+    __slots__ = ("_home", "_mailbox", "future")
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, mailbox: Mailbox | None) -> None:
-        self.future: asyncio.Future[Outcome] = loop.create_future()
+    def __init__(self, mailbox: Mailbox, home: asyncio.AbstractEventLoop) -> None:
+        self.future: asyncio.Future[Outcome] = mailbox.loop.create_future()
         self._mailbox = mailbox
+        self._home = home
 
-    def renew(self, loop: asyncio.AbstractEventLoop) -> None:
+    def renew(self) -> None:
         """Wait once more, for the answer to `RunTable.abandon`."""
-        self.future = loop.create_future()
+        self.future = self._mailbox.loop.create_future()
 
     def settle(self, outcome: Outcome) -> None:
         """Tell the outcome. Called on the loop where the run lives; only the first one counts."""
-        if self._mailbox is None:
+        if self._mailbox.loop is self._home:
             _settle(self.future, outcome)
         else:
-            self._mailbox.post(_settle, self.future, outcome)
+            self._mailbox.post_from(self._home, _settle, self.future, outcome)
+
+    def disappoint(self) -> None:
+        """Tell that the run is gone. For any thread, once the run's loop takes nothing any more."""
+        self._mailbox.post(_settle, self.future, GONE)
 
 
 def _settle(future: asyncio.Future[Outcome], outcome: Outcome) -> None:

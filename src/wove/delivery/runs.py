@@ -8,12 +8,12 @@ executors that serve the whole process, on the weave's own for those that are st
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final, Protocol, cast
 
-from wove import __version__
+from wove.delivery.commands import Commands, cancel_task, unknown_event
 from wove.delivery.encoding import Codec
 from wove.delivery.gates import gate
 from wove.delivery.keys import shared
@@ -23,11 +23,10 @@ from wove.errors import (
     DeliveryTimeoutError,
     WorkerLostError,
 )
-from wove.protocol.frames import PYTHON, TERMINAL
+from wove.protocol.frames import TERMINAL
 
 if TYPE_CHECKING:
     from wove.delivery.mailbox import Mailbox
-    from wove.graph.options import DeliveryPolicy
 
 __all__ = ["MOST_REQUEUES", "Outlet", "RunTable"]
 
@@ -90,7 +89,7 @@ class RunTable:
         self._gate = gate(environment)
         self._sent: dict[str, Run] = {}
         self._all: set[Run] = set()
-        self._fields_of: tuple[DeliveryPolicy | None, dict[str, Any]] = (None, {})
+        self._commands = Commands(wire=wire)
 
     def __len__(self) -> int:
         """How many runs there are, the detached ones included."""
@@ -154,32 +153,14 @@ class RunTable:
             self._outlet.resubmit(run)
             return
         run.run_id = new_run_id()
-        frame: dict[str, Any] = {
-            "type": "run_task",
-            "run_id": run.run_id,
-            "task_id": run.request.call.task,
-            **call,
-            "delivery": self._delivery(run),
-        }
-        if self._wire:
-            frame["python"] = PYTHON
-            frame["wove"] = __version__
+        frame = self._commands.run_task(run, call)
         run.sent_at = monotonic()
-        if run.deadline is not None:
-            frame["deadline"] = max(0.0, round(run.deadline - run.sent_at, 3))
         run.state = State.SENT
         run.started = False
         self._sent[run.run_id] = run
         if run.request.settings.delivery.timeout is not None:
             self._watch(run)
         self._outlet.transmit(frame, partial(self._transmitted, run, run.run_id))
-
-    def _delivery(self, run: Run) -> dict[str, Any]:
-        policy = run.request.settings.delivery
-        if policy is not self._fields_of[0]:
-            self._fields_of = (policy, _fields(policy))
-        fields = self._fields_of[1]
-        return fields if run.key is None else {**fields, "delivery_idempotency_key": run.key}
 
     def _transmitted(self, run: Run, run_id: str, error: BaseException | None) -> None:
         if error is None or self._sent.get(run_id) is not run:
@@ -219,7 +200,7 @@ class RunTable:
         elif kind == "log":
             logger.info("%s: %s", run, event.get("message"))
         elif kind != "heartbeat":
-            self._terminal(run, {"type": "task_error", "error": _unknown_event(kind)})
+            self._terminal(run, unknown_event(kind))
             return True
         if run.started and run.request.settings.delivery.heartbeat_seconds is not None:
             run.seen_at = monotonic()
@@ -384,14 +365,6 @@ class RunTable:
             self._end(run, verdict)
 
     def _send_cancel(self, run: Run) -> None:
-        policy = run.request.settings.delivery
-        frame = {
-            "type": "cancel_task",
-            "run_id": run.run_id,
-            "task_id": run.request.call.task,
-            "delivery_cancel_mode": policy.cancel_mode,
-            "delivery_orphan_policy": policy.orphan_policy,
-        }
         text = str(run)
 
         def sent(error: BaseException | None) -> None:
@@ -399,7 +372,7 @@ class RunTable:
                 logger.warning("%s: its cancel could not be sent: %s: %s", text, type(error).__name__, error)
 
         if self._outlet.ready:
-            self._outlet.transmit(frame, sent)
+            self._outlet.transmit(cancel_task(run), sent)
 
     def _unacknowledged(self, run: Run, verdict: Outcome) -> None:
         error = DeliveryTimeoutError(
@@ -447,24 +420,3 @@ class RunTable:
         if run.slot:
             run.slot = False
             self._gate.leave()
-
-
-def _fields(policy: DeliveryPolicy) -> dict[str, Any]:
-    """The ``delivery`` of a frame, without what is not set."""
-    fields = {
-        "delivery_timeout": policy.timeout,
-        "delivery_heartbeat_seconds": policy.heartbeat_seconds,
-        "delivery_cancel_mode": policy.cancel_mode,
-        "delivery_max_in_flight": policy.max_in_flight,
-        "delivery_orphan_policy": policy.orphan_policy,
-    }
-    return {name: value for name, value in fields.items() if value is not None}
-
-
-def _unknown_event(kind: object) -> Mapping[str, Any]:
-    return {
-        "kind": "FrameError",
-        "message": f"its worker sent an event of unknown type {kind!r}",
-        "retryable": False,
-        "source": "transport",
-    }

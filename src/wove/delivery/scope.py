@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 from wove.delivery import hub as process
 from wove.delivery.keys import render, shared
 from wove.delivery.mailbox import Mailbox
-from wove.delivery.run import CANCELLED, GONE, Ending, Outcome, Run, Waiter
+from wove.delivery.run import CANCELLED, Ending, Outcome, Run, State, Waiter
 
 if TYPE_CHECKING:
     from wove.delivery.request import Request
@@ -117,8 +117,7 @@ class Scope:
     # ------------------------------------------------------------------ runs
 
     def _waiter(self, run: Run) -> Waiter:
-        here = run.table.home.loop is self._loop
-        return Waiter(self._loop, None if here else self._mailbox)
+        return Waiter(self._mailbox, run.table.home.loop)
 
     def _submit(self, session: Session, run: Run, waiter: Waiter) -> bool:
         run.waiters.append(waiter)
@@ -127,7 +126,10 @@ class Scope:
         # It has not got there, and nobody else looks at it any more but those that share its key.
         self._hub.discard(session)
         self._drop(run.request.settings.environment)
-        run.table.fail(run, GONE)
+        shared.drop(run)
+        run.state = State.OVER
+        for other in run.waiters:
+            other.disappoint()
         return False
 
     def _join(self, run: Run, waiter: Waiter) -> bool:
@@ -155,7 +157,7 @@ class Scope:
         delivery = request.settings.delivery
         policy = "cancel" if request.expired else delivery.orphan_policy
         table = run.table
-        waiter.renew(self._loop)
+        waiter.renew()
         if table.home.loop is self._loop:
             table.abandon(run, waiter, policy)
         elif not table.home.post(table.abandon, run, waiter, policy):

@@ -1,0 +1,85 @@
+"""The frames that delivery makes itself."""
+
+from __future__ import annotations
+
+from time import monotonic
+from typing import TYPE_CHECKING, Any
+
+from wove import __version__
+from wove.protocol.frames import PYTHON
+
+if TYPE_CHECKING:
+    from wove.delivery.run import Run
+    from wove.graph.options import DeliveryPolicy
+
+__all__ = ["Commands", "cancel_task", "unknown_event"]
+
+
+class Commands:
+    """Makes ``run_task`` frames.
+
+    Args:
+        wire: Whether they leave the process; then they say what made them.
+    """
+
+    __slots__ = ("_common", "_fields", "_policy")
+
+    def __init__(self, *, wire: bool) -> None:
+        self._common: dict[str, Any] = {"python": PYTHON, "wove": __version__} if wire else {}
+        self._policy: DeliveryPolicy | None = None
+        self._fields: dict[str, Any] = {}
+
+    def run_task(self, run: Run, call: dict[str, Any]) -> dict[str, Any]:
+        """The frame that hands *run* over; *call* is its callable and arguments, in whatever form."""
+        policy = run.request.settings.delivery
+        if policy is not self._policy:  # the runs of a map, one after the other, have the same one
+            self._policy, self._fields = policy, _fields(policy)
+        delivery = dict(self._fields)
+        if run.key is not None:
+            delivery["delivery_idempotency_key"] = run.key
+        frame: dict[str, Any] = {
+            "type": "run_task",
+            "run_id": run.run_id,
+            "task_id": run.request.call.task,
+            **call,
+            "delivery": delivery,
+            **self._common,
+        }
+        if run.deadline is not None:
+            frame["deadline"] = max(0.0, round(run.deadline - monotonic(), 3))
+        return frame
+
+
+def cancel_task(run: Run) -> dict[str, Any]:
+    """The frame that tells the worker of *run* to end it."""
+    policy = run.request.settings.delivery
+    return {
+        "type": "cancel_task",
+        "run_id": run.run_id,
+        "task_id": run.request.call.task,
+        "delivery_cancel_mode": policy.cancel_mode,
+        "delivery_orphan_policy": policy.orphan_policy,
+    }
+
+
+def unknown_event(kind: object) -> dict[str, Any]:
+    """The end of a run whose worker sent an event of a type that does not exist."""
+    error = {
+        "kind": "FrameError",
+        "message": f"its worker sent an event of unknown type {kind!r}",
+        "retryable": False,
+        "source": "transport",
+    }
+    return {"type": "task_error", "error": error}
+
+
+def _fields(policy: DeliveryPolicy) -> dict[str, Any]:
+    """The ``delivery`` of a frame, without what is not set."""
+    fields = {
+        "delivery_timeout": policy.timeout,
+        "delivery_heartbeat_seconds": policy.heartbeat_seconds,
+        "delivery_cancel_mode": policy.cancel_mode,
+        "delivery_max_in_flight": policy.max_in_flight,
+        "delivery_orphan_policy": policy.orphan_policy,
+    }
+    return {name: value for name, value in fields.items() if value is not None}

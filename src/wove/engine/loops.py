@@ -224,19 +224,26 @@ def _run_on_helper(make: Make) -> None:
         raise failed[0]
 
 
+def _untouched(loop: Any) -> bool:
+    """Whether *loop* is one of asyncio's own, on which nothing is left but what it began with."""
+    try:
+        return (
+            not loop._asyncgens
+            and loop._default_executor is None
+            and loop.get_task_factory() is None
+            and loop.get_exception_handler() is None
+            and not loop._signal_handlers
+            and len(loop._selector.get_map()) == 1  # what wakes it
+            and all(timer.cancelled() for timer in loop._scheduled)
+        )
+    except AttributeError:
+        return False
+
+
 def _clean(loop: AbstractEventLoop) -> bool:
     """End what user code left on *loop*; whether the loop is as good as new."""
     left = asyncio.all_tasks(loop)
-    generators = getattr(loop, "_asyncgens", None)
-    if (
-        not left
-        and generators is not None
-        and not generators
-        and getattr(loop, "_default_executor", True) is None
-        and loop.get_task_factory() is None
-        and loop.get_exception_handler() is None
-        and all(timer.cancelled() for timer in getattr(loop, "_scheduled", ()))
-    ):
+    if not left and _untouched(loop):
         return True
     # As asyncio.run ends: nothing of one weave may go on in the next.
     for task in left:

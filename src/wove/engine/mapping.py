@@ -334,8 +334,10 @@ class _ThreadedItems(Items):
         self._run.annotate(error, self.caller.name, position)
         with self._lock:
             self.errors.append((position, error))
-        if not self._run.keeps_going:
-            self._run.inbox.post(self.stop)
+            if self._run.keeps_going:
+                return
+            self._stopped = True  # at once: the other threads take no more, however long the loop takes
+        self._run.inbox.post(self.stop)
 
     def _await(self, position: int, value: Awaitable[Any]) -> None:
         """On the loop: an item's call gave an awaitable."""

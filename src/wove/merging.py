@@ -16,7 +16,7 @@ from wove.engine.mapping import map_items
 from wove.engine.scheduler import CURRENT, Run, stopped
 from wove.graph.options import TaskOptions, check_task_options, shown
 from wove.graph.plan import plan
-from wove.graph.signature import Kind, kind_of, name_of, read
+from wove.graph.signature import Kind, describe, name_of
 from wove.settings import current
 from wove.settings.resolution import Resolver
 
@@ -129,8 +129,8 @@ async def _call(
 ) -> Any:
     mapped = iterable is not None
     settings = run.resolver.task(options, mapped, f"merge of {name!r}")
-    kind = kind_of(fn)
-    caller = Caller(run, name, fn, kind, read(fn, mapped=True), settings, context)
+    signature, kind = describe(fn, mapped=True)
+    caller = Caller(run, name, fn, kind, signature, settings, context)
     run.merges.append(caller)
     if not mapped:
         # In a task of its own, because what it does to its context is not the caller's.

@@ -7,7 +7,7 @@ from typing import Any
 
 from wove.errors import UnresolvedSignatureError
 from wove.graph.options import MAPPED_ONLY, suggest
-from wove.graph.signature import Kind, Signature, kind_of, name_of, read
+from wove.graph.signature import Kind, Signature, describe, name_of
 
 __all__ = ["DATA", "Declaration", "ExecutionPlan", "Node", "Plan", "plan"]
 
@@ -47,8 +47,7 @@ class Declaration:
         self.options = options
         self.source = source
         self.mapped = mapped
-        self.kind = kind_of(fn)
-        self.signature = read(fn, mapped=mapped)
+        self.signature, self.kind = describe(fn, mapped=mapped)
         self.replaces = replaces if replaces is None else replaces.origin()
 
     def origin(self) -> Declaration | None:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from types import CodeType, FunctionType, MethodType
 from typing import Any, cast
 
-__all__ = ["Kind", "Signature", "kind_of", "name_of", "read"]
+__all__ = ["Kind", "Signature", "describe", "kind_of", "name_of", "read"]
 
 
 class Kind(enum.Enum):
@@ -65,6 +65,25 @@ _KINDS = {
 _KIND_FLAGS = inspect.CO_GENERATOR | inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR
 
 
+_described: dict[int, tuple[CodeType, tuple[Signature, Kind]]] = {}
+
+
+def describe(fn: Callable[..., Any], *, mapped: bool) -> tuple[Signature, Kind]:
+    """What *fn* takes (`read`) and what calling it gives (`kind_of`)."""
+    if type(fn) is not FunctionType or fn.__dict__ or fn.__defaults__ or fn.__kwdefaults__:
+        return read(fn, mapped=mapped), kind_of(fn)
+    # A block that is run again declares other functions with the same code, which say the same.
+    code = fn.__code__
+    known = _described.get(id(code))  # the hash of a code object costs more than all the rest
+    if known is not None and known[0] is code:
+        return known[1]
+    if len(_described) >= REMEMBERED:
+        _described.clear()
+    described = read(fn, mapped=mapped), kind_of(fn)
+    _described[id(code)] = code, described
+    return described
+
+
 def read(fn: Callable[..., Any], *, mapped: bool) -> Signature:
     """The signature of *fn*.
 
@@ -75,8 +94,6 @@ def read(fn: Callable[..., Any], *, mapped: bool) -> Signature:
     """
     # `inspect.signature` costs some 10 us; a weave of a thousand tasks reads a thousand of them.
     if type(fn) is FunctionType:
-        if not fn.__dict__ and not fn.__defaults__ and not fn.__kwdefaults__:
-            return _read_code(fn.__code__)
         if not _disguised(fn):
             return _read_function(fn, 0)
     elif isinstance(fn, MethodType):
@@ -84,22 +101,6 @@ def read(fn: Callable[..., Any], *, mapped: bool) -> Signature:
         if type(function) is FunctionType and not _disguised(function):
             return _read_function(function, 1)
     return _read_any(fn, mapped)
-
-
-_read_before: dict[int, tuple[CodeType, Signature]] = {}
-
-
-def _read_code(code: CodeType) -> Signature:
-    """The signature of a function without defaults; a block that is run again has the same code."""
-    known = _read_before.get(id(code))  # the hash of a code object costs more than all the rest
-    if known is not None and known[0] is code:
-        return known[1]
-    names = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
-    signature = Signature(names, _NONE, code.co_posonlyargcount, code.co_argcount) if names else _EMPTY
-    if len(_read_before) >= REMEMBERED:
-        _read_before.clear()
-    _read_before[id(code)] = code, signature
-    return signature
 
 
 def _disguised(fn: FunctionType) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterable, Callable, Iterable, Mapping
-from types import MappingProxyType, TracebackType
+from types import FunctionType, MappingProxyType, TracebackType
 from typing import TYPE_CHECKING, Any, Final, Literal, Self, TypeVar, Unpack, overload
 
 from wove.background import Background, Detached, Threaded, report, report_awaiting
@@ -192,7 +192,7 @@ class weave:  # noqa: N801 - it is used like a function
             TypeError, ValueError: An option is wrong; the message names it.
             WeaveStateError: The block is not open.
         """
-        if not options and callable(source) and not is_iterable(source):
+        if not options and (type(source) is FunctionType or (callable(source) and not is_iterable(source))):
             self._declare(source, UNSET, _NO_OPTIONS)
             return source
         if source is not UNSET and not is_iterable(source):

@@ -90,7 +90,7 @@ class Lanes:
             # lane inside the one that feeds it.
             task = asyncio.Task(self.lane(), loop=self.loop, name=self.name, context=self.context.copy())
             self.tasks.add(task)
-            task.add_done_callback(self._lane_ended)
+            task.add_done_callback(self._lane_ended, context=self.context)
 
     def more(self) -> None:
         """In a lane, before a job is awaited: have the loop look after the others if that job waits."""

@@ -87,7 +87,7 @@ def test_a_script_that_ends_finishes_its_background_work(script: Script, block: 
         """
     )
     assert found.stdout.splitlines() == ["end", "told 9"]
-    assert not found.stderr
+    assert not found.complaints
 
 
 @no_threads_at_the_end
@@ -156,7 +156,7 @@ def test_a_weave_at_exit(script: Script) -> None:
         flags=STRICT,
     )
     assert found.stdout == "1\n[3, 5]\n"
-    assert not found.stderr
+    assert not found.complaints
 
 
 def test_a_thread_that_cannot_be_started_is_an_error_and_no_hang(script: Script) -> None:
@@ -463,7 +463,7 @@ asyncio.run(main())
 def test_forks(script: Script, body: str) -> None:
     found = script(CHECK + body + "\nprint('ok')", flags=("-W", "error"))
     assert found.stdout == "ok\n"
-    assert not found.stderr
+    assert not found.complaints
 
 
 @pytest.mark.parametrize("method", ["fork", "spawn"])
@@ -494,7 +494,7 @@ def test_multiprocessing(script: Script, method: str) -> None:
         flags=("-W", "error"),
     )
     assert found.stdout == "ok\n"
-    assert not found.stderr
+    assert not found.complaints
 
 
 # ------------------------------------------------------------------------------------------ many
@@ -529,7 +529,7 @@ def test_many_weaves_in_many_threads(script: Script) -> None:
         flags=STRICT,
     )
     assert found.stdout == "ok\n"
-    assert not found.stderr
+    assert not found.complaints
 
 
 def test_weaves_inside_each_other(script: Script) -> None:
@@ -573,7 +573,7 @@ def test_weaves_inside_each_other(script: Script) -> None:
         flags=("-W", "error"),
     )
     assert found.stdout == "20 20 10\n"
-    assert not found.stderr
+    assert not found.complaints
 
 
 def test_nothing_stays_behind_after_many_weaves(script: Script) -> None:
@@ -617,7 +617,7 @@ def test_nothing_stays_behind_after_many_weaves(script: Script) -> None:
         flags=STRICT,
     )
     assert found.stdout == "ok\n"
-    assert not found.stderr
+    assert not found.complaints
 
 
 # ------------------------------------------------------------------------------------------ what user code leaves
@@ -665,7 +665,7 @@ def test_what_user_code_leaves_on_the_loop_is_cleaned_up(script: Script) -> None
         flags=STRICT,
     )
     assert sorted(found.stdout.splitlines()) == sorted(["cleaned task", "closed generator", "[]"] * 2)
-    assert not found.stderr
+    assert not found.complaints
 
 
 def test_a_task_left_behind_that_fails_is_told_as_asyncio_does(script: Script) -> None:
@@ -781,4 +781,4 @@ def test_nothing_is_said_of_what_was_cancelled_or_failed_beside_the_first_failur
         flags=STRICT,
     )
     assert found.stdout == "ok\n"
-    assert not found.stderr
+    assert not found.complaints

@@ -34,6 +34,11 @@ class Finished:
     seconds: float
     orphans: tuple[int, ...]
 
+    @property
+    def complaints(self) -> list[str]:
+        """The lines of stderr, but for what development mode says of anything that is slow on a loop."""
+        return [line for line in self.stderr.splitlines() if not line.startswith("Executing <")]
+
 
 GRACE = 3.0  # seconds that children may take to notice that their parent is gone
 

@@ -754,7 +754,7 @@ def test_cancelling_an_async_weave_ends_the_merges_that_wait() -> None:
 
 def test_an_abandoned_thread_starts_nothing_more() -> None:
     """The weave has been stopped and is over when the thread comes to its merge."""
-    go, over = threading.Event(), threading.Event()
+    begun, go, over = threading.Event(), threading.Event(), threading.Event()
     ran: list[int] = []
     ends: list[BaseException] = []
 
@@ -762,6 +762,7 @@ def test_an_abandoned_thread_starts_nothing_more() -> None:
 
         @w.do
         def late() -> None:
+            begun.set()
             go.wait(SOON)
             try:
                 merge(ran.append, [1])
@@ -772,6 +773,7 @@ def test_an_abandoned_thread_starts_nothing_more() -> None:
 
         @w.do
         def fails() -> None:
+            begun.wait(SOON)
             raise LookupError
 
     go.set()

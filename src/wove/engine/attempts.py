@@ -44,19 +44,22 @@ class Pacer:
     The first one goes at once; time that passes unused is not made up for.
     """
 
-    __slots__ = ("_interval", "_next")
+    __slots__ = ("_interval", "_next", "_queue")
 
     def __init__(self, per_minute: float) -> None:
         self._interval = 60.0 / per_minute
         self._next = 0.0
+        self._queue = asyncio.Lock()
 
     async def turn(self) -> None:
         """Wait until the next launch is due."""
-        now = perf_counter()
-        due = max(now, self._next)
-        self._next = due + self._interval
-        if due > now:
-            await asyncio.sleep(due - now)
+        async with self._queue:
+            delay = self._next - perf_counter()
+            if delay > 0:
+                await asyncio.sleep(delay)
+            # A launch that is late by a little does not slow down the rest, and one that is late by
+            # more (the loop was busy) is not followed by the next one at once.
+            self._next = max(self._next, perf_counter() - 0.1 * self._interval) + self._interval
 
 
 def retry_delay(setting: float | str | Callable[[int], float], failed: int) -> float:

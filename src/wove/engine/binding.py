@@ -29,6 +29,8 @@ def call_here(node: Node, values: Mapping[str, Any]) -> Callable[[], Any]:
 
 def call_now(node: Node, values: Mapping[str, Any]) -> Any:
     """What calling the node's callable with all it needs gives."""
+    if not node.positional and not node.keywords:
+        return node.declaration.fn()
     if node.keywords or node.fill:
         return call_here(node, values)()
     return node.declaration.fn(*[values[name] for name in node.positional])

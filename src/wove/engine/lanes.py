@@ -14,6 +14,7 @@ and a fresh one goes on.
 from __future__ import annotations
 
 import asyncio
+from asyncio import Task
 from collections.abc import Callable
 from contextvars import Context, copy_context
 from operator import is_
@@ -88,7 +89,7 @@ class Lanes:
             count -= 1
             # Not loop.create_task: a task factory of the user's (an eager one) would start the
             # lane inside the one that feeds it.
-            task = asyncio.Task(self.lane(), loop=self.loop, name=self.name, context=self.context.copy())
+            task = Task(self.lane(), loop=self.loop, name=self.name, context=self.context.copy())
             self.tasks.add(task)
             task.add_done_callback(self._lane_ended, context=self.context)
 

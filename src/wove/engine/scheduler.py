@@ -84,7 +84,7 @@ class _TaskLanes(Lanes):
         try:
             while ready and not self.stopped:
                 task = ready.popleft()
-                if ready:
+                if ready and self._look is None:
                     self.more()
                 task.begin()
                 try:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 from wove.delivery.mailbox import Mailbox
+from wove.errors import DeliveryError
 
 __all__ = ["Portal"]
 
@@ -33,6 +34,9 @@ class Portal:
     Attributes:
         mailbox: The way in, from any thread.
         loop: The loop; for code that runs on it.
+
+    Raises:
+        DeliveryError: The interpreter is ending.
     """
 
     def __init__(self) -> None:
@@ -46,9 +50,11 @@ class Portal:
         self._thread = threading.Thread(target=self._run, name="wove-portal", daemon=True)
         try:
             self._thread.start()
-        except RuntimeError:  # the interpreter is ending
+        except RuntimeError as error:
             self.loop.close()
-            raise
+            raise DeliveryError(
+                "nothing can leave this process any more: the interpreter is ending, and starts no threads"
+            ) from error
 
     def stop(self, farewell: Callable[[], Coroutine[Any, Any, None]], timeout: float) -> None:
         """Run *farewell* on the loop, then end loop and thread.

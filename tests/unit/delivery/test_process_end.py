@@ -139,7 +139,15 @@ def test_use_after_shutdown_and_at_exit(script: Script) -> None:
         PRELUDE
         + """
 import atexit
-atexit.register(lambda: print("at exit", run(pid) != []))
+from wove.errors import DeliveryError
+
+def late():
+    try:
+        print("at exit", run(pid) != [])
+    except DeliveryError as error:  # some versions of Python start no threads that late
+        print("at exit", "interpreter is ending" in str(error))
+
+atexit.register(late)
 first = run(pid)
 shutdown(); shutdown()
 assert run(pid) != first

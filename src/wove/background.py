@@ -14,7 +14,8 @@ import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
-from typing import TYPE_CHECKING, Any, BinaryIO
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 from wove.engine.loops import run_blocking
 from wove.engine.scheduler import CURRENT
@@ -111,8 +112,7 @@ def _hold_exit() -> None:
     global _holds_exit
     if _holds_exit:
         return
-    import concurrent.futures.thread  # noqa: F401 - what is registered last is called first
-
+    import_module("concurrent.futures.thread")  # what is registered last is called first
     register: Callable[[Callable[[], None]], None] | None = getattr(threading, "_register_atexit", None)
     if register is not None:
         with contextlib.suppress(RuntimeError):  # it is shutting down already
@@ -243,7 +243,7 @@ class Detached(Background):
 
         pickled = dumps(self._weave, what="a weave with fork=True")
         del self._weave
-        flags: list[str] = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]
+        flags = cast("list[str]", subprocess._args_from_interpreter_flags())  # type: ignore[attr-defined]
         process = _Process([sys.executable, *flags, "-c", _BOOT], stdin=subprocess.PIPE, start_new_session=True)
         assert process.stdin is not None
         with process.stdin as stdin:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import AsyncIterable, Callable, Iterable
-from typing import Any, TypeVar, Unpack, overload
+from typing import Any, TypeGuard, TypeVar, Unpack, overload
 
 from wove.engine.sources import is_iterable
 from wove.graph.options import UNSET, TaskOptions, check_task_options, shown
@@ -74,7 +74,7 @@ class Weave:
         Raises:
             TypeError, ValueError: An option is wrong; the message names it.
         """
-        if not options and (callable(source) or isinstance(source, classmethod)) and not is_iterable(source):
+        if not options and _is_method(source) and not is_iterable(source):
             return _mark(source, UNSET, {})
         if source is not UNSET and not is_iterable(source):
             raise TypeError(f"@Weave.do maps over an iterable or the name of a task, not over {shown(source)}")
@@ -83,6 +83,10 @@ class Weave:
             return _mark(fn, source, options)
 
         return decorate
+
+
+def _is_method(value: object) -> bool:
+    return callable(value) or isinstance(value, classmethod)
 
 
 def _mark(fn: F, source: Any, options: Any) -> F:
@@ -107,8 +111,8 @@ def _marks_of(cls: type) -> dict[str, list[_Marked]]:
     for base in reversed(cls.__mro__):
         for name, value in vars(base).items():
             mark: object = getattr(value, _MARK, None)
-            if mark is None and isinstance(value, (staticmethod, classmethod)):
-                mark = getattr(value.__func__, _MARK, None)
+            if mark is None:  # a staticmethod or classmethod around a marked function
+                mark = getattr(getattr(value, "__func__", None), _MARK, None)
             if isinstance(mark, _Marked):
                 found.setdefault(name, []).append(mark)
             elif name in found and value is None:  # as with __hash__ = None: it is taken back
@@ -122,14 +126,19 @@ def _merged(marks: list[_Marked]) -> dict[str, Any]:
     return {name: value for mark in marks for name, value in mark.options.items()}
 
 
-def declarations_of(cls: object) -> dict[str, Declaration]:
-    """The tasks of *cls*, bound to a new instance of it.
+def _is_workflow(value: object) -> TypeGuard[type[Weave]]:
+    return isinstance(value, type) and issubclass(value, Weave)
+
+
+def declarations_of(parent: object) -> dict[str, Declaration]:
+    """The tasks of the class *parent*, bound to a new instance of it.
 
     Raises:
-        TypeError: *cls* is no subclass of `Weave`, needs arguments, or has a task that cannot be called.
+        TypeError: *parent* is no subclass of `Weave`, needs arguments, or has a task that cannot be called.
     """
-    if not (isinstance(cls, type) and issubclass(cls, Weave)):
-        raise TypeError(f"weave(...) takes a subclass of wove.Weave, not {shown(cls)}")
+    if not _is_workflow(parent):
+        raise TypeError(f"weave(...) takes a subclass of wove.Weave, not {shown(parent)}")
+    cls = parent
     instance = _instance_of(cls)
     declarations: dict[str, Declaration] = {}
     for name, marks in _marks_of(cls).items():

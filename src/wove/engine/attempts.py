@@ -22,7 +22,7 @@ from wove.result import RunRecord, worded
 if TYPE_CHECKING:
     from contextvars import Context
 
-    from wove.delivery import Call
+    from wove.delivery import Call, Request
     from wove.engine.scheduler import Run
     from wove.settings.resolution import TaskSettings
 
@@ -286,21 +286,39 @@ class Caller:
             timeout=limit,
             record=record,
         )
-        run = scope.run(request)
         try:
             if limit is None:
-                return await run
-            task = asyncio.Task(_outcome(run), loop=self.run.loop, name=self.name)
-            if await self._finished(task, limit):
-                return _value(task)
-            request.expired = True
-            await self._end(task)
-            raise TaskTimeoutError.of(self.name, attempt, limit, item)
+                return await scope.run(request)
+            return await self._in_time(scope.run(request), request, limit)
         except BaseException as error:
             record.error = worded(error)
             raise
         finally:
             record.ended = time()
+
+
+    async def _in_time(self, run: Awaitable[Any], request: Request, limit: float) -> Any:
+        task = asyncio.Task(_outcome(run), loop=self.run.loop, name=self.name)
+        try:
+            await asyncio.wait({task}, timeout=limit)
+        except asyncio.CancelledError:
+            error = await self._part(task)
+            if error is not None:  # what the orphan policy says of it
+                raise error from None
+            raise
+        if task.done():
+            return _value(task)
+        request.expired = True
+        raise TaskTimeoutError.of(self.name, request.attempt, limit, request.item) from await self._part(task)
+
+    async def _part(self, task: asyncio.Task[tuple[bool, Any]]) -> BaseException | None:
+        """Cancel a run elsewhere, and wait for what delivery says to that: it sees to an end of its own."""
+        task.cancel()
+        await asyncio.wait({task})
+        if task.cancelled():  # before its first step
+            return None
+        succeeded, value = task.result()
+        return None if succeeded or isinstance(value, asyncio.CancelledError) else value
 
 
 def _settle(outcome: asyncio.Future[tuple[bool, Any]], succeeded: bool, value: Any) -> None:

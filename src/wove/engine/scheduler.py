@@ -46,8 +46,9 @@ CURRENT: ContextVar[Run | None] = ContextVar("wove_run", default=None)
 Settle: TypeAlias = Callable[[bool, Any], object]
 """Takes the outcome of something: ``(succeeded, value or exception)``."""
 
-STOP_GRACE_SECONDS = 30.0
-"""How long cancelled coroutines may take to clean up before the weave ends without them."""
+STOP_GRACE_SECONDS = 60.0
+"""How long cancelled coroutines may take to clean up before the weave ends without them. Longer than
+delivery waits, by default, for a cancel to be acknowledged."""
 
 
 _families = threading.Lock()

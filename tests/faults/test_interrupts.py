@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -49,11 +50,13 @@ class Script:
 
     def end(self) -> tuple[int, list[str], str]:
         """Its exit status, the rest of what it printed, and its complaints."""
-        try:
-            out, _ = self.process.communicate(timeout=SOON)
-        except subprocess.TimeoutExpired:
-            self.process.send_signal(signal.SIGABRT)  # faulthandler prints the stacks
-            out, _ = self.process.communicate()
+        assert self.process.stdout is not None
+        overdue = threading.Timer(SOON, self.process.send_signal, [signal.SIGABRT])  # faulthandler prints the stacks
+        overdue.start()
+        out = self.process.stdout.read()  # not communicate(), which knows nothing of what `line` has read ahead
+        self.process.wait()
+        overdue.cancel()
+        if self.process.returncode == -signal.SIGABRT:
             self.errors.seek(0)
             pytest.fail(f"it goes on; stdout:\n{out}\nstderr:\n{self.errors.read()}", pytrace=False)
         self.errors.seek(0)

@@ -69,7 +69,7 @@ def retry_delay(setting: float | str | Callable[[int], float], failed: int) -> f
     if isinstance(setting, str):
         # "Full jitter", so that many that failed together do not come back together:
         # https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/
-        return random.uniform(0.0, min(BACKOFF_SECONDS, 2.0 ** (failed - 1)))
+        return random.uniform(0.0, min(BACKOFF_SECONDS, 2.0 ** min(failed - 1, 60)))
     return setting
 
 

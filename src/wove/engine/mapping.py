@@ -159,7 +159,8 @@ class _LanedItems(Lanes, Items):
         if self.stopped and isinstance(error, asyncio.CancelledError):
             return
         self.errors.append((position, error))
-        self._run.annotate(error, self.caller.name, position)
+        if position is not None:
+            self._run.annotate(error, self.caller.name, position)
         if position is None or not self._run.keeps_going:
             self.stop()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Awaitable, Callable
 from enum import Enum
 from time import perf_counter
@@ -151,18 +152,28 @@ class Task:
 
 
 class _Pump:
-    """Takes the items of a sync generator in a thread, and hands each on as it comes."""
+    """Takes the items of a sync generator in a thread, and hands them on as they come."""
 
-    __slots__ = ("call", "inbox", "stopped", "stream")
+    __slots__ = ("call", "inbox", "items", "posted", "stopped", "stream")
 
     def __init__(self, call: Callable[[], Any], stream: Stream, inbox: Inbox) -> None:
         self.call = call
         self.stream = stream
         self.inbox = inbox
+        self.items: deque[Any] = deque()
+        self.posted = False
         self.stopped = False
 
     def run(self) -> None:
         for item in self.call():
             if self.stopped:
                 return
-            self.inbox.post(self.stream.extend, [item])
+            self.items.append(item)
+            if not self.posted:
+                self.posted = True
+                self.inbox.post(self._hand_on)
+
+    def _hand_on(self) -> None:
+        # First the flag, then the items: one that comes between the two only has us called once more.
+        self.posted = False
+        self.stream.extend([self.items.popleft() for _ in range(len(self.items))])

@@ -247,7 +247,9 @@ class Inbox:
         # First the flag, then the calls: a call that comes between the two only wakes us once more.
         self._woken = False
         calls = self._calls
-        while calls:
+        count = len(calls)  # those that come meanwhile must not keep the loop from everything else
+        while count and calls:
+            count -= 1
             callback, args = calls.popleft()
             callback(*args)
 

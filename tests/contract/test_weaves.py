@@ -60,10 +60,10 @@ class InThreads(EnvironmentExecutor):
 
 
 @pytest.fixture(autouse=True)
-def _environments() -> Iterator[InThreads]:
+def own_executor() -> InThreads:
     own = InThreads()
     wove.config(environments={"pool": {"executor": "stdio"}, "own": {"executor": own}})
-    yield own
+    return own
 
 
 @pytest.fixture(params=["pool", "own"])
@@ -280,7 +280,7 @@ def test_an_unknown_executor_is_named(form: str) -> None:
     assert "Did you mean 'stdio'?" in str(tried.error)
 
 
-def test_an_executor_of_ones_own_lives_as_long_as_the_weave(form: str, _environments: InThreads) -> None:
+def test_an_executor_of_ones_own_lives_as_long_as_the_weave(form: str, own_executor: InThreads) -> None:
     def declare(w: weave) -> None:
         @w.do(range(3), environment="own")
         def twice(item: int) -> int:
@@ -289,7 +289,7 @@ def test_an_executor_of_ones_own_lives_as_long_as_the_weave(form: str, _environm
     for _ in range(2):
         assert attempt(form, declare).result.twice == [0, 2, 4]
     run = ["start", "run_task", "run_task", "run_task", "stop"]
-    assert _environments.log == run * 2
+    assert own_executor.log == run * 2
 
 
 def test_weaves_in_many_threads_share_the_pool() -> None:

@@ -11,7 +11,7 @@ import threading
 from asyncio import AbstractEventLoop
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 from wove.engine.threads import start_thread
 
@@ -156,37 +156,52 @@ class _Interrupts:
         self.runnable.cancel_from_anywhere(KeyboardInterrupt())
 
 
-class _InterruptsOfTask:
+class _Deferred:
     """Ctrl-C while a weave blocks the main thread inside a running loop.
 
     `asyncio.run` answers it by cancelling its task, which could act on that only after the block.
+    What comes before `wait` is kept until then: by that time it can be seen to.
     """
 
-    __slots__ = ("cancels", "previous", "task")
+    __slots__ = ("cancels", "pending", "previous", "task", "waiting")
 
     def __init__(self) -> None:
         self.task = asyncio.current_task()
-        self.cancels = 0
+        self.cancels = 0 if self.task is None else self.task.cancelling()
+        self.pending: BaseException | None = None
         self.previous: Any = None
+        self.waiting = False
 
-    def __enter__(self) -> None:
-        if self.task is None or threading.current_thread() is not threading.main_thread():
-            return
-        self.cancels = self.task.cancelling()
-        handler = signal.getsignal(signal.SIGINT)
-        if callable(handler) and handler is not signal.default_int_handler:
-            with contextlib.suppress(ValueError):  # an embedded interpreter without signals
-                signal.signal(signal.SIGINT, self._interrupt)
+    def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():
+            handler = signal.getsignal(signal.SIGINT)
+            if callable(handler):
                 self.previous = handler
+                try:
+                    signal.signal(signal.SIGINT, self._interrupt)
+                except ValueError:  # an embedded interpreter without signals
+                    self.previous = None
+        return self
 
     def __exit__(self, *exc_info: object) -> None:
         if self.previous is not None:
             signal.signal(signal.SIGINT, self.previous)
 
+    def wait(self, ended: threading.Event) -> None:
+        self.waiting = True
+        if self.pending is not None:
+            raise self.pending
+        ended.wait()
+
     def _interrupt(self, signum: int, frame: object) -> None:
-        self.previous(signum, frame)
-        if self.task is not None and self.task.cancelling() > self.cancels:
-            raise asyncio.CancelledError
+        try:
+            self.previous(signum, frame)
+            if self.task is not None and self.task.cancelling() > self.cancels:
+                raise asyncio.CancelledError
+        except BaseException as error:
+            if self.waiting:
+                raise
+            self.pending = error
 
 
 def _run_on_helper(make: Make) -> None:
@@ -210,16 +225,16 @@ def _run_on_helper(make: Make) -> None:
         finally:
             ended.set()
 
-    start_thread(work)
-    try:
-        with _InterruptsOfTask():
+    with _Deferred() as interrupts:
+        start_thread(work)
+        try:
+            interrupts.wait(ended)
+        except BaseException as error:  # Ctrl-C
+            interrupted.append(error)
+            for runnable in made:
+                runnable.cancel_from_anywhere(error)
             ended.wait()
-    except BaseException as error:  # Ctrl-C
-        interrupted.append(error)
-        for runnable in made:
-            runnable.cancel_from_anywhere(error)
-        ended.wait()
-        raise
+            raise
     if failed:
         raise failed[0]
 

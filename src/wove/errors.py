@@ -111,8 +111,7 @@ class MissingDispatchFeatureError(MissingDependencyError):
     def __init__(self, message: str | None = None) -> None:
         super().__init__(
             message
-            or "this needs cloudpickle to carry tasks out of the process. "
-            'Install it with: pip install "wove[dispatch]"'
+            or 'this needs cloudpickle to carry tasks out of the process. Install it with: pip install "wove[dispatch]"'
         )
 
 

@@ -195,9 +195,7 @@ class Bench:
         return Request(
             call,
             args or {},
-            TaskSettings(
-                environment=self.environment, timeout=attempt_timeout, delivery=DeliveryPolicy(**policy)
-            ),
+            TaskSettings(environment=self.environment, timeout=attempt_timeout, delivery=DeliveryPolicy(**policy)),
             timeout=attempt_timeout,
             record=self.records[-1],
         )

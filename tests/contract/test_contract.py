@@ -135,9 +135,7 @@ def test_the_record_says_where_it_ran(bench: Bench) -> None:
 def test_many_runs_of_one_callable_keep_apart(bench: Bench) -> None:
     async def main(scope: Scope) -> list[int]:
         call = Call(add, "add")
-        return await asyncio.gather(
-            *(scope.run(bench.request(call, {"left": n, "right": n})) for n in range(300))
-        )
+        return await asyncio.gather(*(scope.run(bench.request(call, {"left": n, "right": n})) for n in range(300)))
 
     assert bench.drive(main) == [2 * n for n in range(300)]
 
@@ -222,9 +220,7 @@ def test_what_cannot_be_pickled_is_named(bench: Bench) -> None:
     async def function(scope: Scope) -> None:
         lock = threading.Lock()
         call = Call(lambda: lock, "locked")
-        results = await asyncio.gather(
-            *(scope.run(bench.request(call)) for _ in range(3)), return_exceptions=True
-        )
+        results = await asyncio.gather(*(scope.run(bench.request(call)) for _ in range(3)), return_exceptions=True)
         assert all(isinstance(result, SerializationError) for result in results)
         raise results[0]  # type: ignore[misc]
 
@@ -242,9 +238,7 @@ def test_a_cancel_reaches_a_coroutine(bench: Bench, tmp_path: Path) -> None:
     started, told = tmp_path / "started", tmp_path / "told"
 
     async def main(scope: Scope) -> None:
-        run = asyncio.create_task(
-            scope.run(bench.request(sleep_and_tell, {"path": str(started), "told": str(told)}))
-        )
+        run = asyncio.create_task(scope.run(bench.request(sleep_and_tell, {"path": str(started), "told": str(told)})))
         await eventually(started.exists)
         run.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -260,9 +254,7 @@ def test_require_ack_waits_for_the_end(bench: Bench, tmp_path: Path) -> None:
     started, told = tmp_path / "started", tmp_path / "told"
 
     async def main(scope: Scope) -> None:
-        request = bench.request(
-            sleep_and_tell, {"path": str(started), "told": str(told)}, cancel_mode="require_ack"
-        )
+        request = bench.request(sleep_and_tell, {"path": str(started), "told": str(told)}, cancel_mode="require_ack")
         run = asyncio.create_task(scope.run(request))
         await eventually(started.exists)
         run.cancel()
@@ -430,9 +422,7 @@ def test_runs_with_one_key_are_one_run(bench: Bench, tmp_path: Path) -> None:
 
 def test_runs_with_one_key_share_the_error(bench: Bench) -> None:
     async def main(scope: Scope) -> list[Any]:
-        requests = (
-            bench.request(fail, {"left": 3}, idempotency_key=lambda left: f"k{left}") for _ in range(3)
-        )
+        requests = (bench.request(fail, {"left": 3}, idempotency_key=lambda left: f"k{left}") for _ in range(3))
         return await asyncio.gather(*map(scope.run, requests), return_exceptions=True)
 
     assert [type(error) for error in bench.drive(main)] == [Unfair] * 3

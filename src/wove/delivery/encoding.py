@@ -54,9 +54,7 @@ class Codec:
 
         offload.submit(dump)
 
-    def outcomes(
-        self, event: dict[str, Any], task: str, count: int, ready: Callable[[list[Outcome]], object]
-    ) -> None:
+    def outcomes(self, event: dict[str, Any], task: str, count: int, ready: Callable[[list[Outcome]], object]) -> None:
         """Have *ready* called on the loop, perhaps at once, with *count* outcomes made from a terminal event.
 
         Each is made on its own, so that those who share a run share no mutable value. A live value, from an
@@ -104,9 +102,7 @@ def _decode(event: dict[str, Any], task: str) -> Outcome:
             from wove.protocol.frames import check_python
 
             check_python(event, what=f"the result of task {task!r}")
-            return Outcome(
-                Ending.VALUE, pickling.loads(event["result_pickle"], what=f"the result of task {task!r}")
-            )
+            return Outcome(Ending.VALUE, pickling.loads(event["result_pickle"], what=f"the result of task {task!r}"))
         from wove.protocol import faults
 
         return Outcome(Ending.ERROR, faults.to_exception(event, task=task))

@@ -60,9 +60,7 @@ class Hub:
         self._own: dict[int, Session] = {}
         self._at_exit = False
 
-    def lease(
-        self, environment: Environment, loop: asyncio.AbstractEventLoop, state: Mapping[str, Any]
-    ) -> Session:
+    def lease(self, environment: Environment, loop: asyncio.AbstractEventLoop, state: Mapping[str, Any]) -> Session:
         """The session for *environment*, to be given back with :meth:`release`.
 
         Args:
@@ -160,9 +158,7 @@ class Hub:
             if current.closed is not None and current.home.loop is loop:
                 after = current
             elif (current.closed is None or not current.closed.done()) and not current.home.loop.is_closed():
-                where = (
-                    "in the same loop with other settings" if current.home.loop is loop else "on another loop"
-                )
+                where = "in the same loop with other settings" if current.home.loop is loop else "on another loop"
                 raise DeliveryError(
                     f"environment {environment.name!r}: its executor instance {environment.executor!r} is in "
                     f"use {where}, by another weave, and one instance cannot serve both at once. Declare "

@@ -243,9 +243,7 @@ class RunTable:
             self._end(run, run.verdict)
         elif requeue and run.waiters and run.losses < MOST_REQUEUES:
             run.losses += 1
-            logger.warning(
-                "%s was lost and is submitted again (%d of %d): %s", run, run.losses, MOST_REQUEUES, error
-            )
+            logger.warning("%s was lost and is submitted again (%d of %d): %s", run, run.losses, MOST_REQUEUES, error)
             self._unwatch(run)
             del self._sent[run.run_id]
             run.state = State.WAITING

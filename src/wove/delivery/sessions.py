@@ -290,9 +290,7 @@ class Session:
         self._phase = _Phase.NEW
         self._executor = self._reader = None
         self._stopping = self._spawn(self._stop(executor))
-        lost = WorkerLostError(
-            f"environment {name!r}: its executor stopped receiving: {type(error).__name__}: {error}"
-        )
+        lost = WorkerLostError(f"environment {name!r}: its executor stopped receiving: {type(error).__name__}: {error}")
         lost.__cause__ = error
         self.table.lose(lost)
 
@@ -341,9 +339,7 @@ class Session:
         except asyncio.CancelledError:
             raise
         except BaseException as error:
-            logger.warning(
-                "environment %r: stop() failed: %s: %s", self.environment.name, type(error).__name__, error
-            )
+            logger.warning("environment %r: stop() failed: %s: %s", self.environment.name, type(error).__name__, error)
 
     def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = self.home.loop.create_task(coroutine)

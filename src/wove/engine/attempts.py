@@ -296,7 +296,6 @@ class Caller:
         finally:
             record.ended = time()
 
-
     async def _in_time(self, run: Awaitable[Any], request: Request, limit: float) -> Any:
         task = asyncio.Task(_outcome(run), loop=self.run.loop, name=self.name)
         try:

@@ -136,9 +136,7 @@ class Pool(Listener):
             worker.process.kill()
         await self._ended_within(FAREWELL_SECONDS)
         for worker in self._workers:
-            logger.warning(
-                "environment %r: worker process %d does not end", self._plan.environment, worker.process.pid
-            )
+            logger.warning("environment %r: worker process %d does not end", self._plan.environment, worker.process.pid)
             worker.process.close()
         self._workers.clear()
 
@@ -176,10 +174,7 @@ class Pool(Listener):
 
     def _takes_runs(self, worker: _Worker) -> bool:
         return not (
-            worker.draining
-            or worker.encoding
-            or worker.process.ended
-            or (worker.cancelled and self._plan.terminate)
+            worker.draining or worker.encoding or worker.process.ended or (worker.cancelled and self._plan.terminate)
         )
 
     def _give(self, worker: _Worker, now: float) -> None:
@@ -188,12 +183,7 @@ class Pool(Listener):
         self._where[run_id] = worker
         worker.seat.took(now)
         self._moved = True
-        if (
-            self._plan.ours
-            and not worker.spoke
-            and self._plan.start_seconds is not None
-            and len(worker.runs) == 1
-        ):
+        if self._plan.ours and not worker.spoke and self._plan.start_seconds is not None and len(worker.runs) == 1:
             self._loop.call_later(self._plan.start_seconds, self._check_spoke, worker)
         if "deadline" in frame:
             frame["deadline"] = max(0.0, round(frame["deadline"] - now, 3))
@@ -264,9 +254,7 @@ class Pool(Listener):
 
     def _check_spoke(self, worker: _Worker) -> None:
         if not worker.spoke and not worker.process.ended:
-            worker.reason = (
-                f"it did not answer within {self._plan.start_seconds:g} s (executor_config 'start_timeout')"
-            )
+            worker.reason = f"it did not answer within {self._plan.start_seconds:g} s (executor_config 'start_timeout')"
             worker.process.kill()
 
     # ------------------------------------------------------------------ cancel
@@ -290,9 +278,7 @@ class Pool(Listener):
         if run_id not in worker.cancelled or not self._plan.terminate or worker.process.ended:
             return
         if not worker.draining:
-            logger.debug(
-                "environment %r: worker process %d is to end", self._plan.environment, worker.process.pid
-            )
+            logger.debug("environment %r: worker process %d is to end", self._plan.environment, worker.process.pid)
             worker.draining = True
             worker.reason = "a cancelled run in it did not end"
         self._end_if_useless(worker)
@@ -368,9 +354,7 @@ class Pool(Listener):
             "retryable": False,
             "source": "transport",
         }
-        failure = EnvironmentExecutionError(
-            f"run {run_id} ended with an event that cannot be read: {error}", report
-        )
+        failure = EnvironmentExecutionError(f"run {run_id} ended with an event that cannot be read: {error}", report)
         return [{"type": "task_error", "run_id": run_id, "exception": failure}]
 
     def _take(self, worker: _Worker, frames: list[Frame]) -> None:

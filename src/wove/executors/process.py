@@ -63,9 +63,7 @@ class WorkerProcess:
         OSError: It cannot be started.
     """
 
-    def __init__(
-        self, command: Sequence[str], cwd: str | None, environ: Mapping[str, str], listener: Listener
-    ) -> None:
+    def __init__(self, command: Sequence[str], cwd: str | None, environ: Mapping[str, str], listener: Listener) -> None:
         self._loop = asyncio.get_running_loop()
         self._listener = listener
         self._unwritten: deque[bytes | memoryview] = deque()

@@ -95,22 +95,17 @@ def _plan(name: str, config: Mapping[str, Any], state: Mapping[str, Any]) -> Pla
     for key in config:
         if key not in KEYS:
             raise ValueError(
-                f"{what}: stdio has no executor_config key {key!r}.{suggest(key, KEYS)} "
-                f"Its keys are: {', '.join(KEYS)}"
+                f"{what}: stdio has no executor_config key {key!r}.{suggest(key, KEYS)} Its keys are: {', '.join(KEYS)}"
             )
     command = config.get("command")
     processes = config.get("processes")
     if processes is None:
         processes = _processors() if command is None else 1
     elif isinstance(processes, bool) or not isinstance(processes, int) or processes < 1:
-        raise ValueError(
-            f"{what}: executor_config 'processes' must be a whole number of at least 1, not {processes!r}"
-        )
+        raise ValueError(f"{what}: executor_config 'processes' must be a whole number of at least 1, not {processes!r}")
     terminate = config.get("terminate_on_cancel", True)
     if not isinstance(terminate, bool):
-        raise TypeError(
-            f"{what}: executor_config 'terminate_on_cancel' must be True or False, not {terminate!r}"
-        )
+        raise TypeError(f"{what}: executor_config 'terminate_on_cancel' must be True or False, not {terminate!r}")
     environ = cast("Mapping[str, str]", state.get("environ", os.environ))
     if command is None:
         with forks.importing:
@@ -151,9 +146,7 @@ def _split(command: object, what: str) -> list[str]:
     elif isinstance(command, (list, tuple)):
         parts = [os.fspath(part) for part in cast("Sequence[Any]", command)]
     else:
-        raise TypeError(
-            f"{what}: executor_config 'command' must be a list or text, not {type(command).__name__}"
-        )
+        raise TypeError(f"{what}: executor_config 'command' must be a list or text, not {type(command).__name__}")
     if not parts:
         raise ValueError(f"{what}: executor_config 'command' is empty")
     return parts

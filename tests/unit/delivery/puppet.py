@@ -130,9 +130,7 @@ def request(
     **policy: Any,
 ) -> Request:
     """A request for *executor*; *policy* are the fields of `DeliveryPolicy`."""
-    environment = (
-        executor if isinstance(executor, Environment) else Environment(name, executor, dict(config or {}))
-    )
+    environment = executor if isinstance(executor, Environment) else Environment(name, executor, dict(config or {}))
     return Request(
         fn if isinstance(fn, Call) else Call(fn, getattr(fn, "__name__", "task")),
         args or {},

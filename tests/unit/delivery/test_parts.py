@@ -152,9 +152,7 @@ class TestMailbox:
             made: list[int] = []
             accepted: list[int] = []
 
-            def post(
-                mailbox: Mailbox = mailbox, made: list[int] = made, accepted: list[int] = accepted
-            ) -> None:
+            def post(mailbox: Mailbox = mailbox, made: list[int] = made, accepted: list[int] = accepted) -> None:
                 accepted.extend(number for number in range(100) if mailbox.post(made.append, number))
 
             thread = threading.Thread(target=post)
@@ -168,17 +166,11 @@ class TestMailbox:
 
 class TestKeys:
     def test_template(self) -> None:
-        assert (
-            render("k-{item}-{day:%d}", {"item": 3, "day": __import__("datetime").date(2020, 1, 2)}, "t")
-            == "k-3-02"
-        )
+        assert render("k-{item}-{day:%d}", {"item": 3, "day": __import__("datetime").date(2020, 1, 2)}, "t") == "k-3-02"
         assert render("{item[id]}{{}}", {"item": {"id": 7}}, "t") == "7{}"
 
     def test_callable_of_the_arguments(self) -> None:
-        assert (
-            render(lambda item, **rest: f"{item}-{sorted(rest)}", {"item": 3, "other": 1}, "t")
-            == "3-['other']"
-        )
+        assert render(lambda item, **rest: f"{item}-{sorted(rest)}", {"item": 3, "other": 1}, "t") == "3-['other']"
 
     def test_errors_name_the_field(self) -> None:
         with pytest.raises(ValueError, match=r"task 'x'.*\{itm\}.*has: item.*Did you mean 'item'"):

@@ -141,9 +141,7 @@ def test_a_result_may_be_none_or_an_exception(puppet: Puppet) -> None:
         ({"type": "task_error", "exception": "just text"}, "just text"),
     ],
 )
-def test_what_is_wrong_with_an_event_ends_its_run(
-    puppet: Puppet, event: dict[str, Any], message: str
-) -> None:
+def test_what_is_wrong_with_an_event_ends_its_run(puppet: Puppet, event: dict[str, Any], message: str) -> None:
     async def main(scope: Scope) -> None:
         run = asyncio.create_task(scope.run(request(puppet)))
         await puppet.sending(1)
@@ -154,9 +152,7 @@ def test_what_is_wrong_with_an_event_ends_its_run(
     drive(main)
 
 
-@pytest.mark.parametrize(
-    "garbage", [None, 7, "text", {"run_id": ["x"]}, [], [None, 3], {"type": "task_started"}]
-)
+@pytest.mark.parametrize("garbage", [None, 7, "text", {"run_id": ["x"]}, [], [None, 3], {"type": "task_started"}])
 def test_garbage_from_recv_is_skipped(puppet: Puppet, garbage: Any) -> None:
     async def main(scope: Scope) -> None:
         run = asyncio.create_task(scope.run(request(puppet)))
@@ -211,9 +207,7 @@ def test_recv_fails(puppet: Puppet) -> None:
     assert puppet.calls[:3] == ["start", "stop", "start"]
 
 
-@pytest.mark.parametrize(
-    "error", [asyncio.CancelledError(), KeyboardInterrupt(), SystemExit(3), StopAsyncIteration()]
-)
+@pytest.mark.parametrize("error", [asyncio.CancelledError(), KeyboardInterrupt(), SystemExit(3), StopAsyncIteration()])
 def test_recv_fails_in_strange_ways(puppet: Puppet, error: BaseException) -> None:
     async def main(scope: Scope) -> None:
         run = asyncio.create_task(scope.run(request(puppet)))
@@ -690,10 +684,7 @@ def test_a_shared_run_waits_for_one_slot(puppet: Puppet) -> None:
     async def main(scope: Scope) -> None:
         holder = asyncio.create_task(scope.run(request(puppet, max_in_flight=1)))
         await puppet.sending(1)
-        runs = [
-            asyncio.create_task(scope.run(request(puppet, idempotency_key="k", max_in_flight=1)))
-            for _ in range(3)
-        ]
+        runs = [asyncio.create_task(scope.run(request(puppet, idempotency_key="k", max_in_flight=1))) for _ in range(3)]
         await asyncio.sleep(0.02)
         await cancelled(runs[0])  # the one that submitted it; it is not lost for the others
         answer(puppet)

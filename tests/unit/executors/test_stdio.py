@@ -62,9 +62,7 @@ def alive(process: int) -> bool:
     return True
 
 
-async def run(
-    scope: Scope, environment: Environment, fn: Callable[..., Any] | Call = echo, **args: Any
-) -> Any:
+async def run(scope: Scope, environment: Environment, fn: Callable[..., Any] | Call = echo, **args: Any) -> Any:
     return await scope.run(request(environment, fn, args))
 
 
@@ -105,9 +103,7 @@ def test_waiting_runs_run_at_once_on_few_processes() -> None:
 
     async def main(scope: Scope, folder: str) -> list[int]:
         call = Call(meet, "meet")
-        return await asyncio.gather(
-            *(run(scope, environment, call, folder=folder, count=32) for _ in range(32))
-        )
+        return await asyncio.gather(*(run(scope, environment, call, folder=folder, count=32) for _ in range(32)))
 
     import tempfile
 
@@ -138,9 +134,7 @@ def test_a_run_that_waits_for_one_that_has_no_room_gets_it_room() -> None:
         assert drive(lambda scope: main(scope, f"{folder}/there")) == ["seen", "created"]
 
 
-def test_the_worker_sees_directory_variables_and_modules(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_worker_sees_directory_variables_and_modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     environment = stdio(processes=1)
 
     def look() -> tuple[str, str | None, int]:
@@ -264,9 +258,7 @@ def test_a_command_that_is_not_there(command: Any) -> None:
 
 def test_a_worker_that_ends_at_once_is_not_started_for_ever(tmp_path: Path) -> None:
     starts = tmp_path / "starts"
-    environment = python(
-        f"open({str(starts)!r}, 'a').write('x'); raise SystemExit('no module named nonsense')"
-    )
+    environment = python(f"open({str(starts)!r}, 'a').write('x'); raise SystemExit('no module named nonsense')")
 
     async def main(scope: Scope) -> list[Any]:
         runs = (run(scope, environment) for _ in range(200))
@@ -488,9 +480,7 @@ def test_a_large_value_holds_up_nobody() -> None:
 
     async def main(scope: Scope) -> None:
         ticking = asyncio.create_task(tick())
-        watched = asyncio.create_task(
-            scope.run(request(environment, rest, {"seconds": 1.0}, heartbeat_seconds=2.0))
-        )
+        watched = asyncio.create_task(scope.run(request(environment, rest, {"seconds": 1.0}, heartbeat_seconds=2.0)))
         size = await run(scope, environment, lambda value: len(value), value=data)
         assert size == len(data)
         back = await run(scope, environment, lambda size: bytes(size), size=50 << 20)

@@ -6,6 +6,7 @@ import asyncio
 import sys
 import threading
 from collections.abc import Callable
+from contextvars import copy_context
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any
@@ -70,7 +71,8 @@ def attempt(form: str, declare: Declare, *args: Any, **options: Any) -> Attempt:
         return Attempt(w, block())
     if form == "with in a thread":
         errors: list[BaseException | None] = []
-        thread = threading.Thread(target=lambda: errors.append(block()))
+        context = copy_context()  # a new thread has an empty one
+        thread = threading.Thread(target=lambda: errors.append(context.run(block)))
         thread.start()
         thread.join()
         return Attempt(w, errors[0])

@@ -180,8 +180,7 @@ def test_an_item_that_fails_ends_the_generator(form: str) -> None:
         @w.do
         def source() -> Iterator[int]:
             try:
-                for i in range(10**9):
-                    yield i
+                yield from range(10**9)
             finally:
                 closed.set()
 

@@ -1,0 +1,283 @@
+"""What a mapped task takes its items from, without ever waiting."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
+from typing import Any
+
+import pytest
+from tests.support.forms import PATIENCE, soon
+
+from wove.engine.sources import END, WAIT, Source, Stream, is_iterable, open_source
+from wove.engine.threads import Inbox
+
+
+async def take_all(source: Source) -> list[Any]:
+    woken = asyncio.Event()
+    source.wake = woken.set
+    items = []
+    async with asyncio.timeout(PATIENCE):
+        while True:
+            item = source.take()
+            if item is END:
+                break
+            if item is WAIT:
+                await woken.wait()
+                woken.clear()
+            else:
+                items.append(item)
+    assert source.take() is END
+    assert source.available() >= 0
+    await source.close()
+    return items
+
+
+def opened(value: Any, *, most: int | None = None, workers: float = 4, by_threads: bool = False) -> Source:
+    loop = asyncio.get_running_loop()
+    return open_source(
+        value,
+        task="task",
+        most=most,
+        workers=workers,
+        by_threads=by_threads,
+        loop=loop,
+        inbox=Inbox(loop),
+        context=contextvars.copy_context(),
+    )
+
+
+def taken(value: Any, **options: Any) -> list[Any]:
+    async def main() -> list[Any]:
+        return await take_all(opened(value, **options))
+
+    return asyncio.run(main())
+
+
+async def asynchronous(count: int) -> AsyncIterator[int]:
+    for i in range(count):
+        await asyncio.sleep(0)
+        yield i
+
+
+@pytest.mark.parametrize("by_threads", [False, True])
+@pytest.mark.parametrize("most", [None, 100])
+@pytest.mark.parametrize("workers", [1, 4, float("inf")])
+@pytest.mark.parametrize(
+    "make", [lambda: list(range(50)), lambda: (i for i in range(50)), lambda: asynchronous(50), lambda: range(50)]
+)
+def test_all_items_in_order(make: Callable[[], Any], workers: float, most: int | None, by_threads: bool) -> None:
+    assert taken(make(), workers=workers, most=most, by_threads=by_threads) == list(range(50))
+
+
+def test_an_async_iterable_that_is_no_generator() -> None:
+    class Source:
+        def __init__(self) -> None:
+            self.left = 3
+
+        def __aiter__(self) -> Any:
+            return self
+
+        async def __anext__(self) -> int:
+            if not self.left:
+                raise StopAsyncIteration
+            self.left -= 1
+            return self.left
+
+    assert taken(Source()) == [2, 1, 0]
+
+
+def test_what_is_iterable() -> None:
+    class Items:
+        def __getitem__(self, i: int) -> int:
+            raise IndexError
+
+    for value in ([], "text", iter(()), asynchronous(0), Items(), {}):
+        assert is_iterable(value)
+    for value in (7, None, lambda: None, object(), len, Items):
+        assert not is_iterable(value)
+
+
+@pytest.mark.parametrize("workers", [1, 4])
+def test_an_iterator_is_pulled_no_further_than_the_bound(workers: int) -> None:
+    pulled = 0
+
+    def source() -> Iterator[int]:
+        nonlocal pulled
+        for i in range(100):
+            pulled += 1
+            yield i
+
+    async def main() -> None:
+        made = opened(source(), workers=workers)
+        woken = asyncio.Event()
+        made.wake = woken.set
+        assert made.take() is WAIT
+        await asyncio.wait_for(woken.wait(), PATIENCE)
+        soon(lambda: pulled == workers)
+        await asyncio.sleep(0.005)
+        assert pulled == workers
+        assert made.take() == 0
+        await made.close()
+
+    asyncio.run(main())
+
+
+def test_nothing_is_pulled_before_it_is_wanted() -> None:
+    pulled: list[str] = []
+
+    def source() -> Iterator[int]:
+        pulled.append("sync")
+        yield 1
+
+    async def async_source() -> AsyncIterator[int]:
+        pulled.append("async")
+        yield 1
+
+    async def main() -> None:
+        made = [opened(source()), opened(async_source())]
+        await asyncio.sleep(0.002)
+        assert pulled == []
+        for one in made:
+            await one.close()
+
+    asyncio.run(main())
+
+
+def test_each_item_can_be_taken_as_soon_as_it_is_there() -> None:
+    gates = [threading.Event() for _ in range(5)]
+
+    def source() -> Iterator[int]:
+        for i, gate in enumerate(gates):
+            assert gate.wait(PATIENCE)
+            yield i
+
+    async def main() -> None:
+        made = opened(source())
+        woken = asyncio.Event()
+        made.wake = woken.set
+        for i, gate in enumerate(gates):
+            item = made.take()
+            assert item is WAIT
+            gate.set()
+            async with asyncio.timeout(PATIENCE):
+                while item is WAIT:
+                    await woken.wait()
+                    woken.clear()
+                    item = made.take()
+            assert item == i
+
+    asyncio.run(main())
+
+
+def test_closing_ends_an_async_source_that_waits() -> None:
+    async def main() -> None:
+        closed = asyncio.Event()
+
+        async def source() -> AsyncIterator[int]:
+            try:
+                yield 1
+                await asyncio.sleep(PATIENCE)
+            finally:
+                await asyncio.sleep(0)
+                closed.set()
+
+        for takes in (1, 2):
+            closed.clear()
+            made = opened(source())
+            woken = asyncio.Event()
+            made.wake = woken.set
+            assert made.take() is WAIT
+            await woken.wait()
+            if takes == 2:
+                assert made.take() == 1
+                assert made.take() is WAIT
+                await asyncio.sleep(0)
+            await made.close()
+            assert closed.is_set()
+
+    asyncio.run(main())
+
+
+def test_closing_does_not_wait_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("wove.engine.sources.CLOSE_SECONDS", 0.01)
+
+    async def source() -> AsyncIterator[int]:
+        try:
+            await asyncio.sleep(PATIENCE)
+        finally:
+            await asyncio.sleep(0.1)
+        yield 1
+
+    async def main() -> None:
+        made = opened(source())
+        assert made.take() is WAIT
+        await asyncio.sleep(0)
+        await made.close()
+
+    asyncio.run(main())
+
+
+def test_an_error_comes_once_after_the_items_before_it() -> None:
+    def source() -> Iterator[int]:
+        yield 1
+        raise KeyError("source")
+
+    async def async_source() -> AsyncIterator[int]:
+        yield 1
+        raise KeyError("source")
+
+    async def main(made: Source) -> None:
+        woken = asyncio.Event()
+        made.wake = woken.set
+        items: list[Any] = []
+        with pytest.raises(KeyError):
+            while True:
+                item = made.take()
+                if item is WAIT:
+                    await asyncio.wait_for(woken.wait(), PATIENCE)
+                    woken.clear()
+                else:
+                    items.append(item)
+        assert items == [1]
+        assert made.take() is END
+
+    async def both() -> None:
+        await main(opened(source()))
+        await main(opened(async_source()))
+
+    asyncio.run(both())
+
+
+def test_a_stream_gives_every_reader_everything() -> None:
+    async def main() -> None:
+        stream = Stream()
+        early = opened(stream)
+        assert early.take() is WAIT
+        stream.extend([1, 2])
+        assert [early.take(), early.take(), early.take()] == [1, 2, WAIT]
+        assert early.available() == 0
+        late = opened(stream)
+        assert late.available() == 2
+        stream.extend([3])
+        stream.close(stream.items)
+        assert await take_all(early) == [3]
+        assert await take_all(late) == [1, 2, 3]
+        assert await take_all(opened(stream)) == [1, 2, 3]
+
+    asyncio.run(main())
+
+
+def test_a_stream_ends_with_the_error_of_its_task() -> None:
+    async def main() -> None:
+        stream = Stream()
+        reader = opened(stream)
+        stream.extend([1])
+        stream.close(None, KeyError("task"))
+        assert reader.take() == 1
+        with pytest.raises(KeyError):
+            reader.take()
+
+    asyncio.run(main())

@@ -23,11 +23,11 @@ class _Records:
     def __init__(self, run: Run) -> None:
         self._run: Run | None = run
         self._made: tuple[RunRecord, ...] = ()
-        self._offset = time() - perf_counter()
 
     def __call__(self) -> tuple[RunRecord, ...]:
         if self._run is not None:
             run, self._run = self._run, None
+            self._offset = time() - perf_counter()
             made = [record for task in run.tasks for record in self._of(task)]
             made += [record for caller in run.merges for record in caller.records]
             self._made = tuple(made)

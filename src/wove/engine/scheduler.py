@@ -103,6 +103,8 @@ class _TaskLanes(Lanes):
                     self.inside = True
                     run.done(task, value)
                     self.inside = False
+                if not ready:
+                    return
                 if self.spoiled(lane):
                     return
                 if task.ended - since > SLICE_SECONDS:
@@ -336,8 +338,10 @@ class Run:
         if self.stopped or task.status is not PENDING:
             return
         if not task.plain_sync:
-            self.lanes.ready.append(task)
-            self.lanes.feed()
+            lanes = self.lanes
+            lanes.ready.append(task)
+            if not lanes.inside:
+                lanes.feed()
             return
         task.begin()
         call = ThreadCall(

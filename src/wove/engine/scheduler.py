@@ -296,6 +296,7 @@ class Run:
                 self.parent._children.discard(self)
             if self._errands is not None:
                 self._errands.discard(self.leave_off)
+        self.inbox.close()
         finished = self._finished
         # What refers to itself only the garbage collector can free, and weaves can be many.
         del self.lanes, self.context, self._finished

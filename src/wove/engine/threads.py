@@ -181,10 +181,14 @@ class Inbox:
         self._calls: deque[tuple[Callable[..., object], tuple[Any, ...]]] = deque()
         self._woken = False
         self._until: Callable[[], object] | None = None
+        self._closed = False
 
     def post(self, callback: Callable[..., object], *args: Any) -> None:
-        """Have ``callback(*args)`` called on the loop, unless the loop has been closed."""
+        """Have ``callback(*args)`` called on the loop, unless this or the loop has been closed."""
         self._calls.append((callback, args))
+        if self._closed:
+            self._drop()
+            return
         if self._until is not None and self._make_calls():
             return
         if not self._woken:
@@ -192,7 +196,18 @@ class Inbox:
             try:
                 self.loop.call_soon_threadsafe(self._drain)
             except RuntimeError:  # the loop was closed: nobody waits for this any more
-                self._calls.clear()
+                self._drop()
+
+    def close(self) -> None:
+        """Nobody waits for any call any more."""
+        self._closed = True
+        self._drop()
+
+    def _drop(self) -> None:
+        with contextlib.suppress(IndexError):  # another thread may drop them as well
+            while True:
+                for value in self._calls.popleft()[1]:
+                    discard(value)
 
     def hold(self, until: Callable[[], object]) -> None:
         """From now on calls are made without the loop; the first one when `serve` is called."""
@@ -248,7 +263,7 @@ class Inbox:
         self._woken = False
         calls = self._calls
         count = len(calls)  # those that come meanwhile must not keep the loop from everything else
-        while count and calls:
+        while count and calls and not self._closed:
             count -= 1
             callback, args = calls.popleft()
             callback(*args)

@@ -270,23 +270,11 @@ class Caller:
     async def _elsewhere(
         self, arguments: Mapping[str, Any], attempt: int, item: int | None, limit: float | None
     ) -> Any:
-        scope = await self.run.scope(self.settings.environment)
-        from wove.delivery import Call, Request
-
-        if self.call is None:
-            self.call = Call(portable(self.fn, self.kind, self.signature), self.name)
         record = RunRecord(self.name, item, attempt, self.settings.environment.name, started=time())
         self.records.append(record)
-        request = Request(
-            call=self.call,
-            args=dict(arguments),
-            settings=self.settings,
-            item=item,
-            attempt=attempt,
-            timeout=limit,
-            record=record,
-        )
         try:
+            scope = await self.run.scope(self.settings.environment)
+            request = self._request(arguments, record, limit)
             if limit is None:
                 return await scope.run(request)
             return await self._in_time(scope.run(request), request, limit)
@@ -295,6 +283,21 @@ class Caller:
             raise
         finally:
             record.ended = time()
+
+    def _request(self, arguments: Mapping[str, Any], record: RunRecord, limit: float | None) -> Request:
+        from wove.delivery import Call, Request
+
+        if self.call is None:
+            self.call = Call(portable(self.fn, self.kind, self.signature), self.name)
+        return Request(
+            call=self.call,
+            args=dict(arguments),
+            settings=self.settings,
+            item=record.item,
+            attempt=record.attempt,
+            timeout=limit,
+            record=record,
+        )
 
     async def _in_time(self, run: Awaitable[Any], request: Request, limit: float) -> Any:
         task = asyncio.Task(_outcome(run), loop=self.run.loop, name=self.name)

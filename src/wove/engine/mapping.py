@@ -214,7 +214,13 @@ class _ThreadedItems(Items):
                         self._buffer.append(item)
             grow = self._grow()
         if grow:
-            self._run.slots.submit(self._work)
+            try:
+                self._run.slots.submit(self._work)
+            except RuntimeError as error:  # no thread to be had
+                with self._lock:
+                    self._coming = False
+                    self._threads -= 1
+                    self._broken(error)
         self._check()
 
     def _take(self) -> Any:

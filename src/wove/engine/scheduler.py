@@ -353,7 +353,10 @@ class Run:
             ended=partial(self._call_ended, task),
         )
         self._calls[task] = call
-        call.start()
+        try:
+            call.start()
+        except RuntimeError as error:  # no thread to be had
+            self.inbox.post(self._call_ended, task, False, error)
 
     def _call_ended(self, task: Task, succeeded: bool, value: Any) -> None:
         if self._calls.pop(task, None) is None:  # abandoned when its report was on its way

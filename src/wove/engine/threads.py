@@ -118,13 +118,25 @@ class Slots:
         self.waiting: deque[Job] = deque()
 
     def submit(self, job: Job) -> None:
-        """Run *job* in a thread as soon as there is a slot; the job ends with `next`."""
+        """Run *job* in a thread as soon as there is a slot; the job ends with `next`.
+
+        Raises:
+            RuntimeError: The system has no more threads, and this weave has none that could do it later.
+        """
         with self.lock:
             if self.active >= self.limit:
                 self.waiting.append(job)
                 return
             self.active += 1
-        start_thread(job)
+        try:
+            start_thread(job)
+        except RuntimeError:
+            with self.lock:
+                self.active -= 1
+                if self.active:
+                    self.waiting.append(job)
+                    return
+            raise
 
     def next(self) -> Job | None:
         """Give a slot back, or get the next job that is to run in it."""

@@ -10,10 +10,10 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from tests.support.forms import PATIENCE, soon
+from tests.support.forms import PATIENCE, attempt, soon
 
 from wove import weave
-from wove.engine.threads import Inbox, Slots, ThreadCall, discard, start_thread
+from wove.engine.threads import Inbox, Slots, ThreadCall, _Pool, discard, start_thread
 
 
 def test_a_thread_is_used_again() -> None:
@@ -170,6 +170,57 @@ def test_a_coroutine_that_nobody_awaits_is_closed() -> None:
     pool = Pool()
     discard(pool)
     assert not pool.closed  # awaitable, but the user's own
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_where_there_are_no_more_threads(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With none at all, a task that needs one fails; with one, it does the work of many."""
+    started = 0
+    original = threading.Thread.start
+
+    def start(thread: threading.Thread) -> None:
+        nonlocal started
+        if started == count:
+            raise RuntimeError("can't start new thread")
+        started += 1
+        original(thread)
+
+    monkeypatch.setattr("wove.engine.threads._pool", _Pool())
+    monkeypatch.setattr(threading.Thread, "start", start)
+
+    def declare(w: weave) -> None:
+        @w.do
+        def a() -> int:
+            return 1
+
+        @w.do
+        def b() -> int:
+            return 2
+
+        @w.do(range(5))
+        def c(item: int, a: int, b: int) -> int:
+            return item
+
+        @w.do(range(5), retries=1)
+        def d(item: int) -> int:
+            return item
+
+        @w.do(iter(range(5)))
+        async def e(item: int, c: list[int], d: list[int]) -> int:
+            return item
+
+        @w.do
+        def f() -> Any:
+            yield 1
+
+    for form in ("with", "async with"):
+        for w_declare in (declare, lambda w: w.do(range(5))(lambda item: item), lambda w: w.do(lambda: 1)):
+            done = attempt(form, w_declare)  # type: ignore[arg-type]
+            if count:
+                assert done.error is None
+            else:
+                assert isinstance(done.error, RuntimeError)
+                assert "can't start new thread" in str(done.error)
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")

@@ -257,6 +257,9 @@ def _untouched(loop: Any) -> bool:
 
 def _clean(loop: AbstractEventLoop) -> bool:
     """End what user code left on *loop*; whether the loop is as good as new."""
+    if getattr(loop, "_ready", None):  # callbacks that are due; the next weave is not to run them
+        loop.call_soon(loop.stop)
+        loop.run_forever()
     left = asyncio.all_tasks(loop)
     if not left and _untouched(loop):
         return True

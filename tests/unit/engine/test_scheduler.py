@@ -228,15 +228,30 @@ def test_callbacks_that_one_weave_leaves_on_its_loop_do_not_run_in_the_next() ->
 
         @w.do
         async def leaves() -> None:
-            asyncio.get_running_loop().call_later(0.001, hits.append, "late")
+            asyncio.get_running_loop().call_later(0.05, hits.append, "late")
 
     with weave() as w:
 
         @w.do
         async def waits() -> None:
-            await asyncio.sleep(0.01)
+            await asyncio.sleep(0.1)
 
     assert hits == []
+
+
+def test_callbacks_that_are_due_when_a_weave_ends_belong_to_it() -> None:
+    hits: list[int] = []
+    for number in range(2):
+        before = list(hits)
+        with weave() as w:
+
+            @w.do
+            async def leaves() -> list[int]:
+                loop = asyncio.get_running_loop()
+                loop.call_soon(hits.append, number)
+                return list(hits)
+
+        assert w.result.leaves == before
 
 
 # ---------------------------------------------------------------------- the first failure

@@ -10,10 +10,10 @@ from contextvars import Context, ContextVar, copy_context
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar, Unpack, overload
 
-from wove.engine.attempts import ERRANDS, Caller, Errands
+from wove.engine.attempts import ERRANDS, Caller, Errands, in_own_task
 from wove.engine.loops import run_awaiting, run_blocking
 from wove.engine.mapping import map_items
-from wove.engine.scheduler import CURRENT, Run, stopped
+from wove.engine.scheduler import Run, current_run, stopped
 from wove.graph.options import TaskOptions, check_task_options, shown
 from wove.graph.plan import plan
 from wove.graph.signature import Kind, describe, name_of
@@ -102,7 +102,7 @@ def merge(fn: Callable[..., Any], /, iterable: Any = None, **options: Unpack[Tas
     here: asyncio.AbstractEventLoop | None = None
     with contextlib.suppress(RuntimeError):
         here = asyncio.get_running_loop()
-    run = CURRENT.get()
+    run = current_run()
     if run is None or (run.closed and not run.stopped):
         return _alone(call, context) if here is None else _alone_awaiting(call, context)
     if here is None:
@@ -131,10 +131,10 @@ async def _call(
     settings = run.resolver.task(options, mapped, f"merge of {name!r}")
     signature, kind = describe(fn, mapped=True)
     caller = Caller(run, name, fn, kind, signature, settings, context)
-    run.merges.append(caller)
+    run.merges.append(caller.attempts)
     if not mapped:
         # In a task of its own, because what it does to its context is not the caller's.
-        return await asyncio.Task(caller(fn if settings.is_local else {}), loop=run.loop, context=context)
+        return await in_own_task(caller(fn if settings.is_local else {}), run.loop, context)
     invoke: Callable[[Any], Any] = fn
     if not settings.is_local:
         invoke = partial(_by_name, _item_name(fn, name, caller.signature))

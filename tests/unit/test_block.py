@@ -734,3 +734,50 @@ def test_a_weave_and_its_results_are_freed(form: str, fails: bool) -> None:
         return all(ref() is None for ref in refs)
 
     soon(freed)
+
+
+@pytest.mark.parametrize("options", [{}, {"retries": 1, "timeout": PATIENCE}], ids=["plain", "limited"])
+@pytest.mark.parametrize("kind", ["sync", "async", "mapped", "async mapped", "generator", "async generator"])
+def test_what_succeeded_is_freed_without_the_garbage_collector(form: str, kind: str, options: dict[str, Any]) -> None:
+    refs: list[weakref.ref[Any]] = []
+
+    def make() -> Held:
+        made = Held()
+        refs.append(weakref.ref(made))
+        return made
+
+    async def async_make() -> Held:
+        await asyncio.sleep(0)
+        return make()
+
+    async def async_generator() -> Any:
+        yield make()
+
+    def generator() -> Any:
+        yield make()
+
+    async def async_item(item: int) -> Held:
+        return make()
+
+    def declare(w: weave) -> None:
+        fn: Any = {
+            "sync": lambda: make(),
+            "async": async_make,
+            "mapped": lambda item: make(),
+            "async mapped": async_item,
+            "generator": generator,
+            "async generator": async_generator,
+        }[kind]
+        fn.__name__ = "made"
+        (w.do([1, 2], **options) if "mapped" in kind else w.do(**options))(fn)
+        if "generator" in kind:
+            w.do("made")(lambda item: None)
+
+    gc.collect()
+    gc.disable()
+    try:
+        assert run(form, declare).made is not None
+        soon(lambda: all(ref() is None for ref in refs))
+    finally:
+        gc.enable()
+    assert refs

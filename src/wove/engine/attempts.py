@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from wove.engine.scheduler import Run
     from wove.settings.resolution import TaskSettings
 
-__all__ = ["ERRANDS", "Bound", "Caller", "Errands", "Pacer", "retry_delay"]
+__all__ = ["ERRANDS", "Attempts", "Bound", "Caller", "Errands", "Pacer", "retry_delay"]
 
 Bound: TypeAlias = Callable[[], Any] | Mapping[str, Any]
 """A call that is ready to be made: here, a callable without arguments; elsewhere, the arguments by name."""
@@ -116,6 +116,21 @@ def is_plain(settings: TaskSettings) -> bool:
     return settings.timeout is None and not settings.retries and settings.limit_per_minute is None and settings.is_local
 
 
+class Attempts:
+    """What became of the attempts of one caller; it outlives the run.
+
+    Attributes:
+        records: Of those outside this process.
+        retried: How many failed and were followed by another, by item (``None`` where not mapped).
+    """
+
+    __slots__ = ("records", "retried")
+
+    def __init__(self) -> None:
+        self.records: list[RunRecord] = []
+        self.retried: dict[int | None, int] = {}
+
+
 class Caller:
     """Makes the calls of one task, or of all items of one map.
 
@@ -123,12 +138,11 @@ class Caller:
         plain: Whether a call is nothing but the call: here, once, without a limit.
         pacer: Spreads the launches of a map, or ``None``.
         context: What every call finds in its context variables.
-        records: What became of the attempts outside this process.
-        retried: How many attempts failed and were followed by another, by item (``None`` where not mapped).
+        attempts: What became of the attempts.
     """
 
     __slots__ = (
-        "call", "context", "fn", "kind", "name", "pacer", "plain", "records", "retried", "run", "settings", "signature"
+        "attempts", "call", "context", "fn", "kind", "name", "pacer", "plain", "run", "settings", "signature"
     )  # fmt: skip
 
     def __init__(
@@ -151,8 +165,7 @@ class Caller:
         self.pacer = None if settings.limit_per_minute is None else Pacer(settings.limit_per_minute)
         self.plain = is_plain(settings)
         self.call: Call | None = None
-        self.records: list[RunRecord] = []
-        self.retried: dict[int | None, int] = {}
+        self.attempts = Attempts()
 
     async def __call__(self, bound: Bound, item: int | None = None) -> Any:
         """Make the call; returns its value or raises what its last attempt raised."""
@@ -166,7 +179,7 @@ class Caller:
                     raise
                 delay = retry_delay(settings.retry_delay, attempt)
                 emit("retry", task=self.name, item=item, attempt=attempt, error=error, delay=delay)
-                self.retried[item] = attempt
+                self.attempts.retried[item] = attempt
             attempt += 1
             if delay:
                 await asyncio.sleep(delay)
@@ -271,7 +284,7 @@ class Caller:
         self, arguments: Mapping[str, Any], attempt: int, item: int | None, limit: float | None
     ) -> Any:
         record = RunRecord(self.name, item, attempt, self.settings.environment.name, started=time())
-        self.records.append(record)
+        self.attempts.records.append(record)
         try:
             scope = await self.run.scope(self.settings.environment)
             request = self._request(arguments, record, limit)
@@ -328,6 +341,13 @@ def _settle(outcome: asyncio.Future[tuple[bool, Any]], succeeded: bool, value: A
         discard(value)
     else:
         outcome.set_result((succeeded, value))
+
+
+async def in_own_task(value: Awaitable[Any], loop: asyncio.AbstractEventLoop, context: Context) -> Any:
+    """Await *value* inside a task of its own, in *context*."""
+    task = asyncio.Task(_outcome(value), loop=loop, context=context)
+    await task
+    return _value(task)
 
 
 async def _outcome(value: Awaitable[Any]) -> tuple[bool, Any]:

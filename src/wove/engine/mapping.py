@@ -26,11 +26,11 @@ if TYPE_CHECKING:
     from wove.engine.scheduler import Run
     from wove.engine.threads import Job
 
-__all__ = ["Items", "map_items"]
+__all__ = ["Items", "ItemsSoFar", "map_items"]
 
 
-class Items:
-    """The items of one map so far.
+class ItemsSoFar:
+    """What the items of one map have done so far.
 
     Attributes:
         results: By position; ``None`` where an item has not succeeded.
@@ -38,16 +38,34 @@ class Items:
         ended: When each item ended; 0 while it runs.
         errors: What failed, as ``(position, exception)``, the first one first; the position is
             ``None`` for an error of the source itself.
+        exhausted: Whether there is no further item.
     """
+
+    results: list[Any]
+    started: array[float]
+    ended: array[float]
+    errors: list[tuple[int | None, BaseException]]
+    exhausted: bool
+
+    def so_far(self) -> ItemsSoFar:
+        """The same, without what makes them run."""
+        copied = ItemsSoFar()
+        copied.results, copied.started, copied.ended = self.results, self.started, self.ended
+        copied.errors, copied.exhausted = self.errors, self.exhausted
+        return copied
+
+
+class Items(ItemsSoFar):
+    """The items of one map."""
 
     def __init__(self, run: Run, caller: Caller, source: Source) -> None:
         self._run = run
         self._source = source
         self.caller = caller
-        self.results: list[Any] = []
+        self.results = []
         self.started = array("d")
         self.ended = array("d")
-        self.errors: list[tuple[int | None, BaseException]] = []
+        self.errors = []
         self.exhausted = False
         self.finished: asyncio.Future[None] = run.loop.create_future()
 
@@ -58,6 +76,12 @@ class Items:
     def stop(self) -> None:
         """Start nothing more, and end what runs."""
         raise NotImplementedError
+
+    async def close(self) -> None:
+        """It is over, one way or the other."""
+        await self._source.close()
+        # What refers to itself only the garbage collector can free, and results can be many.
+        self._source.wake = _nothing
 
     def launch(self) -> int:
         """Make room for the next item; returns its position."""
@@ -172,6 +196,10 @@ class _LanedItems(Lanes, Items):
         Lanes.stop(self)
         if not self.tasks:
             self.finish()
+
+    async def close(self) -> None:
+        await super().close()
+        self.idle = _nothing
 
 
 class _ThreadedItems(Items):
@@ -397,6 +425,10 @@ class _ThreadedItems(Items):
             self.finish()
 
 
+def _nothing() -> None:
+    return None
+
+
 async def map_items(
     run: Run,
     caller: Caller,
@@ -446,7 +478,7 @@ async def map_items(
         await items.finished
         raise
     finally:
-        await source.close()
+        await items.close()
     if items.errors:
         run.also_failed(caller.name, items.errors[1:])
         raise items.errors[0][1]

@@ -29,7 +29,7 @@ class _Records:
             run, self._run = self._run, None
             self._offset = time() - perf_counter()
             made = [record for task in run.tasks for record in self._of(task)]
-            made += [record for caller in run.merges for record in caller.records]
+            made += [record for attempts in run.merges for record in attempts.records]
             self._made = tuple(made)
         return self._made
 

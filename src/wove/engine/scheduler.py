@@ -17,8 +17,9 @@ from contextvars import Context, ContextVar
 from functools import partial
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, TypeAlias
+from weakref import ReferenceType, ref
 
-from wove.engine.attempts import ERRANDS, Caller, is_plain
+from wove.engine.attempts import ERRANDS, Attempts, is_plain
 from wove.engine.binding import call_here, call_here_per_item, call_now, names_elsewhere, with_item
 from wove.engine.lanes import SLICE_SECONDS, Lanes
 from wove.engine.mapping import map_items
@@ -36,12 +37,12 @@ if TYPE_CHECKING:
     from wove.settings.model import Environment
     from wove.settings.resolution import Resolver
 
-__all__ = ["CURRENT", "Run", "Settle", "stopped"]
+__all__ = ["CURRENT", "Run", "Settle", "current_run", "stopped"]
 
 _log = logging.getLogger("wove")
 
-CURRENT: ContextVar[Run | None] = ContextVar("wove_run", default=None)
-"""The run whose task the current code is part of."""
+CURRENT: ContextVar[ReferenceType[Run] | None] = ContextVar("wove_run", default=None)
+"""The run whose task the current code is part of. A weak reference: contexts live on in timers and the like."""
 
 Settle: TypeAlias = Callable[[bool, Any], object]
 """Takes the outcome of something: ``(succeeded, value or exception)``."""
@@ -157,9 +158,9 @@ class Run:
         self.resolver = resolver
         self.owns_loop = owns_loop
         self.keeps_going = settings.error_mode == "continue"
-        self.parent = CURRENT.get()
+        self.parent = current_run()
         self.context = context
-        context.run(CURRENT.set, self)
+        context.run(CURRENT.set, ref(self))
         self._errands = context.get(ERRANDS)
         if self._errands is not None:  # those of the call around this weave, not of the calls in it
             context.run(ERRANDS.set, None)
@@ -177,7 +178,7 @@ class Run:
         self.error: BaseException | None = None
         self.cancelled_by: BaseException | None = None
         self.failures: list[tuple[str, int | None, BaseException]] = []
-        self.merges: list[Caller] = []
+        self.merges: list[Attempts] = []
         self._attended: set[asyncio.Task[Any]] = set()
         self._waiting: set[Settle] = set()
         self._calls: dict[Task, ThreadCall] = {}
@@ -291,6 +292,8 @@ class Run:
         for task in self.tasks:
             if task.status in (PENDING, RUNNING):
                 task.end(CANCELLED)
+            if not (task.plain_sync or task.plain_async):
+                task.close()
         if self.parent is not None:
             with _families:
                 self.parent._children.discard(self)
@@ -299,6 +302,7 @@ class Run:
         self.inbox.close()
         finished = self._finished
         # What refers to itself only the garbage collector can free, and weaves can be many.
+        self.parent = self._errands = None
         del self.lanes, self.context, self._finished
         finished()
 
@@ -541,6 +545,12 @@ class Run:
         """A coroutine was cancelled and did not end."""
         _log.error("task %r does not end though it was cancelled; the weave goes on without it", name)
         task.add_done_callback(_take_outcome)
+
+
+def current_run() -> Run | None:
+    """The run whose task the current code is part of."""
+    reference = CURRENT.get()
+    return None if reference is None else reference()
 
 
 def _timed(task: Task, call: Callable[[], Any]) -> Any:

@@ -314,6 +314,7 @@ class _Counted(Source):
 
     async def close(self) -> None:
         await self._inner.close()
+        self._inner.wake = _nothing
 
     def _woken(self) -> None:
         self.wake()
@@ -346,11 +347,13 @@ class Stream:
         self._closed = True
         self._error = error
         self._wake()
+        self._readers.clear()
 
     def reader(self) -> Source:
         """A source that starts with the first item."""
         reader = _StreamReader(self)
-        self._readers.append(reader)
+        if not self._closed:
+            self._readers.append(reader)
         return reader
 
     def look(self, position: int) -> Any:

@@ -8,12 +8,12 @@ from enum import Enum
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Final
 
-from wove.engine.attempts import Caller, is_plain
+from wove.engine.attempts import Attempts, Caller, is_plain
 from wove.engine.threads import ThreadCall
 from wove.graph.signature import Kind
 
 if TYPE_CHECKING:
-    from wove.engine.mapping import Items
+    from wove.engine.mapping import Items, ItemsSoFar
     from wove.engine.scheduler import Run
     from wove.engine.sources import Stream
     from wove.engine.threads import Inbox
@@ -56,7 +56,7 @@ class Task:
     """
 
     __slots__ = (
-        "_caller", "awaitable", "ended", "error", "items", "name", "node", "plain_async", "plain_sync",
+        "_attempts", "_caller", "awaitable", "ended", "error", "items", "name", "node", "plain_async", "plain_sync",
         "settings", "started", "status", "stream", "value", "waiting",
     )  # fmt: skip
 
@@ -70,10 +70,11 @@ class Task:
         self.ended = 0.0
         self.value: Any = None
         self.error: BaseException | None = None
-        self.items: Items | None = None
+        self.items: ItemsSoFar | None = None
         self.stream: Stream | None = None
         self.awaitable: Awaitable[Any] | None = None
         self._caller: Caller | None = None
+        self._attempts: Attempts | None = None
         if declaration.options or declaration.mapped:
             self.settings = run.resolver.task(declaration.options, declaration.mapped, f"task {node.name!r}")
             plain = not declaration.mapped and is_plain(self.settings)
@@ -89,19 +90,26 @@ class Task:
             self._caller = Caller(
                 run, self.name, declaration.fn, declaration.kind, declaration.signature, self.settings
             )
+            self._attempts = self._caller.attempts
         return self._caller
+
+    def close(self) -> None:
+        """The run is over: let go of all that refers to it."""
+        self._caller = self.stream = None
+        if self.items is not None:
+            self.items = self.items.so_far()
 
     def records(self) -> list[RunRecord]:
         """What became of its attempts outside this process."""
-        return [] if self._caller is None else self._caller.records
+        return [] if self._attempts is None else self._attempts.records
 
     def attempts(self, item: int | None = None) -> int:
         """How many attempts it took, or this item of it."""
-        return 1 if self._caller is None else 1 + self._caller.retried.get(item, 0)
+        return 1 if self._attempts is None else 1 + self._attempts.retried.get(item, 0)
 
     def retries(self) -> int:
         """How many attempts were not the first one, of all its items; may be asked from any thread."""
-        return 0 if self._caller is None else sum(self._caller.retried.copy().values())
+        return 0 if self._attempts is None else sum(self._attempts.retried.copy().values())
 
     def begin(self) -> None:
         """It runs from now on."""

@@ -255,8 +255,8 @@ class weave:  # noqa: N801 - it is used like a function
             run_blocking(execution.make_run)
         finally:
             self._conclude(execution)
-        if self._on_done is not None and self._result is not None:
-            report(self._on_done, self._result)
+            if self._on_done is not None and self._result is not None:
+                report(self._on_done, self._result)
         _raise(execution)
 
     async def __aexit__(
@@ -278,8 +278,8 @@ class weave:  # noqa: N801 - it is used like a function
                 await execution.unwatch()
         finally:
             self._conclude(execution)
-        if self._on_done is not None and self._result is not None:
-            await report_awaiting(self._on_done, self._result)
+            if self._on_done is not None and self._result is not None:
+                await report_awaiting(self._on_done, self._result)  # also when the block was cancelled
         _raise(execution)
 
     def _prepare(self) -> Execution | None:

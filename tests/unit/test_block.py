@@ -681,6 +681,23 @@ def test_on_done_is_told_the_result(form: str, asynchronous: bool, mode: str) ->
         assert told == []
 
 
+def test_on_done_is_told_when_an_async_weave_is_cancelled() -> None:
+    told: list[WoveResult] = []
+
+    async def on_done(result: WoveResult) -> None:
+        await asyncio.sleep(0)
+        told.append(result)
+
+    async def main() -> None:
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.005), weave(on_done=on_done) as w:
+                w.do(lambda: asyncio.sleep(PATIENCE))
+        assert told == [w.result]
+        assert w.result.cancelled == ("<lambda>",)
+
+    asyncio.run(main())
+
+
 def test_what_on_done_raises_is_logged(form: str, caplog: pytest.LogCaptureFixture) -> None:
     def on_done(result: WoveResult) -> None:
         raise Boom("in on_done")

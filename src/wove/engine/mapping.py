@@ -280,8 +280,17 @@ class _ThreadedItems(Items):
         self._pulling = True
         return WAIT
 
-    def _pull(self) -> Any:
-        """In a thread: as `_take`, without the lock meanwhile."""
+    def _claim(self) -> tuple[int, bool]:
+        """The position of the item just taken, and whether another thread is wanted.
+
+        In the same breath as taking it, with the lock held: or two threads would swap their items.
+        """
+        position = self.launch()
+        self._under_way += 1
+        return position, self._grow()
+
+    def _pull(self) -> tuple[Any, int, bool]:
+        """In a thread: as `_take` and `_claim`, without the lock while the iterator is at work."""
         error: BaseException | None = None
         item: Any = END
         try:
@@ -291,10 +300,12 @@ class _ThreadedItems(Items):
         with self._lock:
             self._pulling = False
             if error is not None:
-                return self._broken(error)
-            if item is END:
+                self._broken(error)
+            elif item is END:
                 self.exhausted = True
-            return END if self._stopped else item
+            elif not self._stopped:
+                return item, *self._claim()
+            return END, 0, False
 
     def _grow(self) -> bool:
         """Whether another thread is wanted; called with the lock held."""
@@ -318,20 +329,21 @@ class _ThreadedItems(Items):
         if given_up:
             return run.slots.next()
         while True:
+            position, grow = 0, False
             with self._lock:
                 item = self._next()
-            if item is WAIT:
-                item = self._pull()
-            with self._lock:
                 if item is END:
                     if self._abandoned:
                         return None  # the slot was given back when this thread was given up
                     self._threads -= 1
                     following = run.slots.next()
                     break
-                position = self.launch()
-                self._under_way += 1
-                grow = self._grow()
+                if item is not WAIT:
+                    position, grow = self._claim()
+            if item is WAIT:
+                item, position, grow = self._pull()
+                if item is END:
+                    continue  # to leave as above
             if grow:
                 run.slots.submit(self._work)
             error: BaseException | None = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -431,6 +432,17 @@ def test_many_items_take_few_asyncio_tasks_and_threads(form: str, monkeypatch: p
     assert threading.active_count() - threads <= 9
 
 
+@pytest.mark.parametrize("make", [lambda: range(4000), lambda: iter(range(4000)), lambda: Counted(4000)])
+def test_threads_that_take_items_at_the_same_time_do_not_mix_them_up(make: Callable[[], Any]) -> None:
+    switch = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        result = run("with", lambda w: mapped(w, "sync", make(), lambda item: item, workers=8))
+    finally:
+        sys.setswitchinterval(switch)
+    assert result.items == list(range(4000))
+
+
 # ---------------------------------------------------------------------- max_pending
 
 
@@ -686,3 +698,17 @@ def test_order_is_kept_whatever_is_mapped(
         mapped(w, call, source, lambda item: (item, item), workers=workers)
 
     assert plain(call, run(form, declare).items) == [(item, item) for item in items]
+
+
+@pytest.mark.parametrize("workers", [None, 8])
+@pytest.mark.parametrize("source", [range, lambda n: iter(range(n))], ids=["container", "iterator"])
+def test_many_threads_do_not_swap_their_items(workers: int | None, source: Callable[[int], Any]) -> None:
+    # Often and with many items: threads change places every few milliseconds.
+    for _ in range(10):
+        with weave() as w:
+
+            @w.do(source(10_000 if source is range else 500), workers=workers)
+            def same(item: int) -> int:
+                return item
+
+        assert w.result.same == sorted(w.result.same)

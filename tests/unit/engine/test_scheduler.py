@@ -246,7 +246,7 @@ def test_callbacks_that_are_due_when_a_weave_ends_belong_to_it() -> None:
         with weave() as w:
 
             @w.do
-            async def leaves() -> list[int]:
+            async def leaves(number: int = number) -> list[int]:
                 loop = asyncio.get_running_loop()
                 loop.call_soon(hits.append, number)
                 return list(hits)

@@ -15,7 +15,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import Future
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, BinaryIO, cast
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from wove.engine.loops import run_blocking
 from wove.engine.scheduler import CURRENT
@@ -239,12 +239,13 @@ class Detached(Background):
         self._ended.set()
 
     def _start(self) -> _Process:
+        from wove.executors.process import interpreter_flags
         from wove.protocol.pickling import dumps
 
         pickled = dumps(self._weave, what="a weave with fork=True")
         del self._weave
-        flags = cast("list[str]", subprocess._args_from_interpreter_flags())  # type: ignore[attr-defined]
-        process = _Process([sys.executable, *flags, "-c", _BOOT], stdin=subprocess.PIPE, start_new_session=True)
+        command = [sys.executable, *interpreter_flags(), "-c", _BOOT]
+        process = _Process(command, stdin=subprocess.PIPE, start_new_session=True)
         assert process.stdin is not None
         with process.stdin as stdin:
             stdin.write(pickle.dumps([os.path.abspath(entry) for entry in sys.path]))

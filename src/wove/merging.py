@@ -11,6 +11,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar, Unpack, overload
 
 from wove.engine.attempts import ERRANDS, Caller, Errands, in_own_task
+from wove.engine.binding import with_item
 from wove.engine.loops import run_awaiting, run_blocking
 from wove.engine.mapping import map_items
 from wove.engine.scheduler import Run, current_run, stopped
@@ -137,7 +138,7 @@ async def _call(
         return await in_own_task(caller(fn if settings.is_local else {}), run.loop, context)
     invoke: Callable[[Any], Any] = fn
     if not settings.is_local:
-        invoke = partial(_by_name, _item_name(fn, name, caller.signature))
+        invoke = partial(with_item, {}, _item_name(fn, name, caller.signature))
     elif not caller.plain or kind not in (Kind.SYNC, Kind.ASYNC):
         invoke = partial(partial, fn)
     return await map_items(run, caller, iterable, invoke)
@@ -148,10 +149,6 @@ def _item_name(fn: Callable[..., Any], name: str, signature: Signature) -> str:
         raise TypeError(f"merge of {name!r}: it takes no parameter for the item")
     required = [parameter for parameter in signature.names if parameter not in signature.defaults]
     return (required or signature.names)[0]
-
-
-def _by_name(name: str, item: Any) -> dict[str, Any]:
-    return {name: item}
 
 
 def _wait_for(run: Run, call: Callable[[], Coroutine[Any, Any, Any]], context: Context) -> Any:
@@ -242,7 +239,6 @@ def _make_alone(
     made: list[_Alone],
     loop: asyncio.AbstractEventLoop,
     finished: Callable[[], object],
-    owns_loop: bool,
 ) -> _Alone:
-    made.append(_Alone(call, loop=loop, context=context, finished=finished, owns_loop=owns_loop))
+    made.append(_Alone(call, loop=loop, context=context, finished=finished))
     return made[0]

@@ -72,7 +72,7 @@ class Execution:
     def __reduce__(self) -> tuple[Any, ...]:
         return (Execution, self._parts)
 
-    def make_run(self, loop: AbstractEventLoop, finished: Callable[[], object], owns_loop: bool) -> Run:
+    def make_run(self, loop: AbstractEventLoop, finished: Callable[[], object]) -> Run:
         """The run, to be started on *loop*.
 
         Raises:
@@ -84,7 +84,6 @@ class Execution:
             self.resolver,
             loop=loop,
             context=self.context,
-            owns_loop=owns_loop,
             finished=finished,
         )
         if self._watch is not None:

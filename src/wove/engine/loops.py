@@ -32,8 +32,8 @@ class Runnable(Protocol):
     def cancel_from_anywhere(self, error: BaseException) -> None: ...
 
 
-Make = Callable[[AbstractEventLoop, Callable[[], object], bool], Runnable]
-"""Makes the runnable, given its loop, what it calls when it has ended, and whether it has the loop to itself."""
+Make = Callable[[AbstractEventLoop, Callable[[], object]], Runnable]
+"""Makes the runnable, given its loop and what it calls when it has ended."""
 
 CLEAN_UP_SECONDS = 5.0
 """How long tasks that user code left on the loop may take to end once they are cancelled."""
@@ -98,7 +98,7 @@ def _run_here(make: Make) -> None:
         loop = asyncio.new_event_loop()
         _kept.loop = loop
         _kept.closer = _Closer(loop)
-    runnable = make(loop, partial(_stop, loop), True)
+    runnable = make(loop, partial(_stop, loop))
     try:
         with _Interrupts(runnable):
             if runnable.start_without_loop():
@@ -210,8 +210,8 @@ def _run_on_helper(make: Make) -> None:
     failed: list[BaseException] = []
     interrupted: list[BaseException] = []
 
-    def remember(loop: AbstractEventLoop, finished: Callable[[], object], owns_loop: bool) -> Runnable:
-        runnable = make(loop, finished, owns_loop)
+    def remember(loop: AbstractEventLoop, finished: Callable[[], object]) -> Runnable:
+        runnable = make(loop, finished)
         made.append(runnable)
         for error in interrupted:  # before there was anything to cancel
             runnable.cancel_from_anywhere(error)
@@ -296,7 +296,7 @@ async def run_awaiting(make: Make) -> None:
         if not ended.done():
             ended.set_result(None)
 
-    runnable = make(loop, finished, False)
+    runnable = make(loop, finished)
     runnable.start()
     try:
         await ended

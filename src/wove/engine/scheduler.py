@@ -128,7 +128,6 @@ class Run:
         resolver: The settings of the weave and its tasks.
         loop: Where it runs; every method but `cancel_from_anywhere` is called there.
         context: The caller's context variables; tasks get copies.
-        owns_loop: Whether nothing but the weave runs on the loop.
         finished: Called once, when everything has ended.
 
     Attributes:
@@ -150,13 +149,11 @@ class Run:
         *,
         loop: asyncio.AbstractEventLoop,
         context: Context,
-        owns_loop: bool,
         finished: Callable[[], object],
     ) -> None:
         settings = resolver.weave()
         self.loop = loop
         self.resolver = resolver
-        self.owns_loop = owns_loop
         self.keeps_going = settings.error_mode == "continue"
         self.parent = current_run()
         self.context = context

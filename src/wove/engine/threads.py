@@ -162,11 +162,6 @@ class Slots:
             with self.lock:  # without waiting for a slot: that could be for ever
                 self.active += 1
 
-    def discard(self) -> None:
-        """Forget what has not started."""
-        with self.lock:
-            self.waiting.clear()
-
 
 def is_awaitable(value: object) -> bool:
     """Whether *value*, which a sync call gave, is still to be awaited."""

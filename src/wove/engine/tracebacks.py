@@ -10,7 +10,6 @@ from typing import cast
 __all__ = ["annotate", "raisable"]
 
 _ENGINE = os.path.dirname(__file__) + os.sep
-_ITEM = "__wove_item__"
 
 
 def annotate(error: BaseException, task: str, item: int | None = None) -> int | None:

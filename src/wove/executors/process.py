@@ -12,12 +12,12 @@ import sys
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from itertools import islice
-from typing import Final
+from typing import Final, cast
 
 from wove.executors import forks
 from wove.executors.offload import relay
 
-__all__ = ["Listener", "WorkerProcess", "describe_exit"]
+__all__ = ["Listener", "WorkerProcess", "describe_exit", "interpreter_flags"]
 
 PIPE_BYTES: Final = 1024 * 1024
 """Asked of the kernel for each pipe; the default of Linux is 64 KiB, its limit for users 1 MiB."""
@@ -271,6 +271,11 @@ class WorkerProcess:
             self._loop.remove_reader(descriptor)
             self._loop.remove_writer(descriptor)
             forks.release(descriptor)
+
+
+def interpreter_flags() -> list[str]:
+    """The options this interpreter was started with (-X, -W, -O, ...), as multiprocessing hands them on."""
+    return cast("list[str]", subprocess._args_from_interpreter_flags())  # type: ignore[attr-defined]
 
 
 def describe_exit(returncode: int | None) -> str:

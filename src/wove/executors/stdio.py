@@ -6,7 +6,6 @@ import asyncio
 import importlib.util
 import os
 import shlex
-import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Final, Literal, cast
@@ -15,6 +14,7 @@ from wove.errors import DeliveryError, MissingDispatchFeatureError
 from wove.executors import forks
 from wove.executors.base import CancelReach, EnvironmentExecutor, Frame
 from wove.executors.pool import Plan, Pool
+from wove.executors.process import interpreter_flags
 from wove.graph.options import suggest
 
 __all__ = ["StdioExecutor"]
@@ -130,13 +130,11 @@ def _worker_command() -> list[str]:
             "this interpreter does not know its own executable (sys.executable is empty): "
             "set executor_config 'command' for stdio"
         )
-    # The same options as this interpreter (-X, -W, -O, ...), as multiprocessing does it. -P, because the
-    # worker gets this process's sys.path instead of the working directory.
-    flags = cast("list[str]", subprocess._args_from_interpreter_flags())  # type: ignore[attr-defined]
     with forks.importing:
         from wove.worker.stdio import REPORT_LOAD_FLAG
 
-    return [sys.executable, *flags, "-P", "-m", "wove.stdio_worker", REPORT_LOAD_FLAG]
+    # -P, because the worker gets this process's sys.path instead of the working directory.
+    return [sys.executable, *interpreter_flags(), "-P", "-m", "wove.stdio_worker", REPORT_LOAD_FLAG]
 
 
 def _split(command: object, what: str) -> list[str]:

@@ -4,10 +4,6 @@ from __future__ import annotations
 
 from typing import Final
 
-#: A pickle of protocol 4 and later is cut into frames of about this size (PEP 3154), and the C pickler hands
-#: each frame to the file object it writes to.
-PICKLE_FRAME: Final = 64 * 1024
-
 #: Up to this size a value is handled in one go: the interpreter lock is held for a millisecond or so.
 INLINE_BYTES: Final = 64 * 1024
 

@@ -97,6 +97,12 @@ class EnvironmentExecutionError(WoveError, RuntimeError):
         super().__init__(message)
         self.payload = dict(payload or {})
 
+    @classmethod
+    def of_transport(cls, message: str, *, kind: str, retryable: bool = False) -> EnvironmentExecutionError:
+        """The error for something that came back and cannot be used; *kind* names what it was."""
+        report = {"kind": kind, "message": message, "retryable": retryable, "source": "transport"}
+        return cls(message, report)
+
     def __reduce__(self) -> tuple[Any, ...]:
         return (type(self), (str(self), dict(self.payload)))
 

@@ -6,6 +6,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from wove import __version__
+from wove.errors import EnvironmentExecutionError
 from wove.protocol.frames import PYTHON
 
 if TYPE_CHECKING:
@@ -64,13 +65,8 @@ def cancel_task(run: Run) -> dict[str, Any]:
 
 def unknown_event(kind: object) -> dict[str, Any]:
     """The end of a run whose worker sent an event of a type that does not exist."""
-    error = {
-        "kind": "FrameError",
-        "message": f"its worker sent an event of unknown type {kind!r}",
-        "retryable": False,
-        "source": "transport",
-    }
-    return {"type": "task_error", "error": error}
+    message = f"its worker sent an event of unknown type {kind!r}"
+    return {"type": "task_error", "exception": EnvironmentExecutionError.of_transport(message, kind="FrameError")}
 
 
 def _fields(policy: DeliveryPolicy) -> dict[str, Any]:

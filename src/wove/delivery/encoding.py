@@ -91,8 +91,7 @@ def _live_result(event: dict[str, Any], task: str) -> Outcome:
     if "result" in event:
         return Outcome(Ending.VALUE, event["result"])
     message = f"task {task!r}: its worker sent a task_result without a result"
-    report = {"kind": "FrameError", "message": message, "retryable": False, "source": "transport"}
-    return Outcome(Ending.ERROR, EnvironmentExecutionError(message, report))
+    return Outcome(Ending.ERROR, EnvironmentExecutionError.of_transport(message, kind="FrameError"))
 
 
 def _decode(event: dict[str, Any], task: str) -> Outcome:

@@ -348,13 +348,8 @@ class Pool(Listener):
         run_id = getattr(error, "run_id", None)
         if run_id not in worker.runs:
             return []
-        report = {
-            "kind": type(error).__name__,
-            "message": str(error),
-            "retryable": False,
-            "source": "transport",
-        }
-        failure = EnvironmentExecutionError(f"run {run_id} ended with an event that cannot be read: {error}", report)
+        text = f"run {run_id} ended with an event that cannot be read: {error}"
+        failure = EnvironmentExecutionError.of_transport(text, kind=type(error).__name__)
         return [{"type": "task_error", "run_id": run_id, "exception": failure}]
 
     def _take(self, worker: _Worker, frames: list[Frame]) -> None:

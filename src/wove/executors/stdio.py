@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import importlib.util
 import os
 import shlex
@@ -13,6 +12,7 @@ from typing import Any, ClassVar, Final, Literal, cast
 from wove.errors import DeliveryError, MissingDispatchFeatureError
 from wove.executors import forks
 from wove.executors.base import CancelReach, EnvironmentExecutor, Frame
+from wove.executors.inbox import Inbox
 from wove.executors.pool import Plan, Pool
 from wove.executors.process import interpreter_flags
 from wove.graph.options import suggest
@@ -51,8 +51,7 @@ class StdioExecutor(EnvironmentExecutor):
     inherits: ClassVar[bool] = True
 
     def __init__(self) -> None:
-        self._events: list[Frame] = []
-        self._reader: asyncio.Future[None] | None = None
+        self._inbox = Inbox()
 
     async def start(
         self, *, environment_name: str, environment_config: Mapping[str, Any], run_config: Mapping[str, Any]
@@ -60,7 +59,7 @@ class StdioExecutor(EnvironmentExecutor):
         plan = _plan(environment_name, environment_config, run_config)
         if importlib.util.find_spec("cloudpickle") is None:
             raise MissingDispatchFeatureError
-        self._pool = Pool(plan, self._tell)
+        self._pool = Pool(plan, self._inbox.put)
         self._pool.spawn()  # it starts while the first run is on its way
 
     async def send(self, frame: Frame) -> None:
@@ -74,19 +73,10 @@ class StdioExecutor(EnvironmentExecutor):
         return True
 
     async def recv(self) -> list[Frame]:
-        while not self._events:
-            self._reader = asyncio.get_running_loop().create_future()
-            await self._reader
-        events, self._events = self._events, []
-        return events
+        return await self._inbox.get()
 
     async def stop(self) -> None:
         await self._pool.stop()
-
-    def _tell(self, events: Sequence[Frame]) -> None:
-        self._events.extend(events)
-        if self._reader is not None and not self._reader.done():
-            self._reader.set_result(None)
 
 
 def _plan(name: str, config: Mapping[str, Any], state: Mapping[str, Any]) -> Plan:

@@ -19,6 +19,7 @@ __all__ = [
     "EVENTS",
     "PYTHON",
     "TERMINAL",
+    "WORKER_BUSY",
     "Command",
     "ErrorReport",
     "Event",
@@ -33,6 +34,10 @@ COMMANDS: Final = frozenset({"run_task", "cancel_task", "shutdown"})
 TERMINAL: Final = frozenset({"task_result", "task_error", "task_cancelled"})
 
 EVENTS: Final = TERMINAL | {"task_started", "heartbeat", "log"}
+
+#: The ``kind`` of the ``error`` with which a worker service declines a run that it has no room for. It has not
+#: begun the run, so that sending it again is safe.
+WORKER_BUSY: Final = "WorkerBusyError"
 
 #: This interpreter's version, as it stands in the ``python`` field of a frame.
 PYTHON: Final = f"{sys.version_info.major}.{sys.version_info.minor}"

@@ -1,0 +1,554 @@
+"""What the executors for worker services share: encoding, checking what comes back, busy services, cancels."""
+
+from __future__ import annotations
+
+import abc
+import asyncio
+import importlib.util
+import logging
+import random
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, ClassVar, Final, Literal, TypeAlias, cast
+
+from wove.errors import (
+    DeliveryError,
+    EnvironmentExecutionError,
+    MissingDependencyError,
+    MissingDispatchFeatureError,
+    SerializationError,
+)
+from wove.executors import offload
+from wove.executors.base import CancelReach, EnvironmentExecutor, Frame
+from wove.executors.endpoints import MAX_MESSAGE_BYTES, SHARED_KEYS, TLSFiles, check_keys, flag, number
+from wove.executors.inbox import Inbox
+from wove.protocol import codec, signing
+from wove.protocol.frames import TERMINAL, WORKER_BUSY, FrameError, check_event
+from wove.protocol.limits import INLINE_BYTES
+from wove.protocol.pickling import Pickled
+from wove.security import NetworkExecutorSecurity
+
+__all__ = ["Exchange", "NetworkExecutor", "Verify"]
+
+logger = logging.getLogger("wove")
+
+Verify: TypeAlias = Callable[[Sequence[bytes]], None]
+"""Is given a reply before anything in it is decoded; raises `PermissionError` if it is not authentic."""
+
+BUSY_SECONDS: Final = 300.0
+"""Default of ``busy_timeout``: so long a run is offered to a service that has no room."""
+
+FIRST_DELAY: Final = 0.05
+LONGEST_DELAY: Final = 2.0
+"""Seconds between two offers to a busy service: the first, doubled up to the second, with jitter."""
+
+CANCEL_SECONDS: Final = 10.0
+"""How long the service may take to answer a cancel itself."""
+
+LAST_WORDS_SECONDS: Final = 2.0
+"""How long cancels that are still on their way out keep the executor from stopping."""
+
+
+class Exchange:
+    """One command on its way out, and what comes back for it.
+
+    Attributes:
+        run_id: Of the run.
+        task: The task's name.
+        frame: The command.
+        is_cancel: Whether it is a ``cancel_task``.
+        chunks: The command as one JSON text. A transport may clear it once it is written.
+        size: Bytes of all chunks.
+        digest: SHA-256 (hex) of the chunks, if requests are signed.
+        sent_headers: What the request was signed with, to verify the reply.
+        state: The transport's own.
+        sent: `NetworkExecutor.transmit` has been called for it.
+        over: Nothing that comes for it counts any more.
+    """
+
+    __slots__ = (
+        "began",
+        "busy_since",
+        "chunks",
+        "digest",
+        "due",
+        "frame",
+        "heard",
+        "is_cancel",
+        "offers",
+        "over",
+        "run_id",
+        "sent",
+        "sent_headers",
+        "size",
+        "state",
+        "task",
+        "timer",
+        "unread",
+    )
+
+    def __init__(self, frame: Frame) -> None:
+        self.frame = frame
+        self.run_id: str = frame["run_id"]
+        self.task: str = frame["task_id"]
+        self.is_cancel = frame["type"] == "cancel_task"
+        self.chunks: list[bytes] = []
+        self.size = 0
+        self.digest: str | None = None
+        self.sent_headers: Any = None
+        self.state: Any = None
+        self.sent = self.over = self.heard = False
+        self.due: float | None = None
+        self.busy_since: float | None = None
+        self.offers = 0
+        self.timer: asyncio.TimerHandle | None = None
+        self.unread: deque[_Reply] = deque()
+
+    def __str__(self) -> str:
+        return f"{'cancel of ' if self.is_cancel else ''}run {self.run_id} of task {self.task!r}"
+
+
+_Reply: TypeAlias = tuple[list[bytes], bool, str, Verify | None]
+_Frames: TypeAlias = list[dict[str, Any]] | BaseException
+
+
+class NetworkExecutor(EnvironmentExecutor):
+    """Base of ``http``, ``grpc`` and ``websocket``. All is called on one loop.
+
+    A transport says how bytes get to the service and back:
+
+    * `configure` reads its keys, `open` and `close` frame its life;
+    * `transmit` sends an exchange, `withdraw` lets go of one, `recall` takes back one that has not left yet;
+    * for what comes back it calls `answered` (a reply to one exchange), `arrived` (a message that names its
+      runs itself), `failed` (no answer), `refused` (an answer that is none) or `lost` (all of it is gone).
+
+    Everything else is here: what is sent is encoded, and what comes is decoded, off the loop where that takes
+    long; every reply is checked; a run that a busy service did not take is offered again; a cancel takes back
+    what has not left, and tells the service of the rest.
+    """
+
+    scope: ClassVar[Literal["run", "process"]] = "process"
+    wire: ClassVar[bool] = True
+    cancel_reach: ClassVar[CancelReach] = "cooperative"
+
+    transport: ClassVar[Literal["http", "grpc", "websocket"]]
+    KEYS: ClassVar[tuple[str, ...]]
+    """Its own keys of ``executor_config``, beside those that all share."""
+
+    REQUIRES: ClassVar[tuple[str, str] | None] = None
+    """A package that it needs, and the command that installs it."""
+
+    def __init__(self) -> None:
+        self.exchanges: dict[str, Exchange] = {}
+        self._cancels: set[Exchange] = set()
+        self._inbox = Inbox()
+        self._decoding = 0
+        self._after_decoding: list[Callable[[], None]] = []
+        self._quiet: asyncio.Future[None] | None = None
+
+    # ------------------------------------------------------------------ what a transport provides
+
+    @abc.abstractmethod
+    def configure(self, what: str, config: Mapping[str, Any]) -> None:
+        """Read and check the transport's own keys. No I/O.
+
+        Args:
+            what: The environment, for messages.
+            config: Its ``executor_config``.
+        """
+
+    @abc.abstractmethod
+    async def open(self) -> None:
+        """Import what is needed and get ready to send; connecting may wait for the first exchange."""
+
+    @abc.abstractmethod
+    def transmit(self, exchange: Exchange) -> None:
+        """Send *exchange*. Neither blocks nor raises."""
+
+    @abc.abstractmethod
+    def withdraw(self, exchange: Exchange) -> None:
+        """Let go of whatever *exchange* holds: it is over, or about to be transmitted again."""
+
+    @abc.abstractmethod
+    async def close(self) -> None:
+        """End everything that `open` and `transmit` began."""
+
+    def recall(self, exchange: Exchange) -> bool:
+        """Whether *exchange*, transmitted before, was taken back without a byte of it having left."""
+        del exchange
+        return False
+
+    def outgoing(self, exchange: Exchange) -> Frame:
+        """The frame to encode for *exchange*, right before that is done."""
+        return exchange.frame
+
+    def distrusted(self, error: BaseException) -> None:
+        """A message came that cannot be attributed to any run: whatever waits for it must not wait for ever."""
+        del error
+
+    # ------------------------------------------------------------------ the contract of an executor
+
+    async def start(
+        self, *, environment_name: str, environment_config: Mapping[str, Any], run_config: Mapping[str, Any]
+    ) -> None:
+        config = environment_config
+        what = self.what = f"environment {environment_name!r}"
+        check_keys(what, self.transport, config, (*self.KEYS, *SHARED_KEYS))
+        self.loop = asyncio.get_running_loop()
+        self.security = NetworkExecutorSecurity.from_config(
+            config.get("security"), what=f"{what}: executor_config 'security'"
+        )
+        self.insecure = flag(what, config, "insecure", default=False)
+        self.max_message_bytes = int(
+            number(what, config, "max_message_bytes", default=MAX_MESSAGE_BYTES, none=False) or 0
+        )
+        self.busy_timeout = number(what, config, "busy_timeout", default=BUSY_SECONDS)
+        self.cancel_grace: float = config.get("cancel_ack_timeout", 30.0) or 30.0
+        self.tls = TLSFiles(
+            what,
+            root_certificates=config.get("root_certificates"),
+            client_certificate=config.get("client_certificate"),
+            client_key=config.get("client_key"),
+        )
+        self.configure(what, config)
+        if importlib.util.find_spec("cloudpickle") is None:
+            raise MissingDispatchFeatureError
+        if self.REQUIRES is not None and importlib.util.find_spec(self.REQUIRES[0]) is None:
+            package, command = self.REQUIRES
+            raise MissingDependencyError(
+                f"{what}: the {self.transport} executor needs the package {package}. Install it with: {command}"
+            )
+        await self.open()
+
+    async def send(self, frame: Frame) -> None:
+        self.send_nowait(frame)
+
+    def send_nowait(self, frame: Frame) -> bool:
+        if frame["type"] == "run_task":
+            exchange = Exchange(frame)
+            if "deadline" in frame:  # seconds left now; made so again whenever it is sent
+                exchange.due = self.loop.time() + frame["deadline"]
+            self.exchanges[exchange.run_id] = exchange
+            self._prepare(exchange)
+        elif frame["type"] == "cancel_task":
+            self._cancel(frame)
+        return True
+
+    async def recv(self) -> list[Frame]:
+        return await self._inbox.get()
+
+    async def stop(self) -> None:
+        if self._cancels:
+            self._quiet = self.loop.create_future()
+            await asyncio.wait({self._quiet}, timeout=LAST_WORDS_SECONDS)
+        for exchange in [*self.exchanges.values(), *self._cancels]:
+            self._finish(exchange)
+        await self.close()
+
+    # ------------------------------------------------------------------ out
+
+    def _prepare(self, exchange: Exchange) -> None:
+        exchange.timer = None
+        frame = self.outgoing(exchange)
+        if exchange.due is not None:
+            frame["deadline"] = max(0.0, round(exchange.due - self.loop.time(), 3))
+        bulk = sum(value.size for value in frame.values() if isinstance(value, Pickled))
+        if bulk <= INLINE_BYTES:
+            self._prepared(exchange, *self._encode(frame))
+        else:
+            offload.submit(self._encode_elsewhere, exchange, frame)
+
+    def _encode(self, frame: Frame) -> tuple[list[bytes] | BaseException, str | None]:
+        try:
+            chunks = codec.encode(frame)
+            return chunks, signing.digest(chunks) if self._signs_bodies else None
+        except BaseException as error:  # memory, above all; it ends this run alone
+            return error, None
+
+    @property
+    def _signs_bodies(self) -> bool:
+        return self.security.kind == "signed" and self.transport != "websocket"
+
+    def _encode_elsewhere(self, exchange: Exchange, frame: Frame) -> None:
+        self._post(self._prepared, exchange, *self._encode(frame))
+
+    def _prepared(self, exchange: Exchange, chunks: list[bytes] | BaseException, digest: str | None) -> None:
+        if exchange.over:  # cancelled meanwhile
+            return
+        if isinstance(chunks, BaseException):
+            self.failed(exchange, chunks)
+            return
+        exchange.chunks = chunks
+        exchange.digest = digest
+        exchange.size = sum(map(len, chunks))
+        if exchange.size > self.max_message_bytes:
+            self.failed(
+                exchange,
+                SerializationError(
+                    f"{self.what}: {exchange} is a message of {exchange.size} bytes, more than "
+                    f"{self.max_message_bytes} (executor_config 'max_message_bytes'). Pass large data by "
+                    f"reference (a path, a key), or raise the limit on both sides."
+                ),
+            )
+            return
+        exchange.sent = True
+        self.transmit(exchange)
+
+    def _cancel(self, frame: Frame) -> None:
+        exchange = self.exchanges.get(frame["run_id"])
+        if exchange is None:  # its end is already on its way to the weave
+            return
+        if not exchange.sent or self.recall(exchange):
+            self._finish(exchange)
+            self._inbox.put([{"type": "task_cancelled", "run_id": exchange.run_id, "task_id": exchange.task}])
+            return
+        cancel = Exchange(frame)
+        self._cancels.add(cancel)
+        self._prepare(cancel)
+        if not cancel.over:
+            cancel.timer = self.loop.call_later(CANCEL_SECONDS, self._finish, cancel)
+        if exchange.timer is not None:
+            exchange.timer.cancel()
+        exchange.timer = self.loop.call_later(self.cancel_grace, self._finish, exchange)
+
+    # ------------------------------------------------------------------ back: called by the transport
+
+    def answered(
+        self, exchange: Exchange, chunks: list[bytes], *, final: bool, status: str = "", verify: Verify | None = None
+    ) -> None:
+        """Take a reply to *exchange*, or a part of one that holds whole events.
+
+        Args:
+            exchange: What it answers.
+            chunks: One JSON text; empty if there is only the end to tell.
+            final: Whether nothing more comes for it.
+            status: What the transport says of it, for messages: ``"200 OK"``.
+            verify: Is asked first.
+        """
+        if exchange.over:
+            return
+        if not exchange.unread and sum(map(len, chunks)) <= 2 * INLINE_BYTES:
+            self._read(exchange, final, status, _decode(chunks, verify))
+            return
+        exchange.unread.append((chunks, final, status, verify))
+        if len(exchange.unread) == 1:
+            self._decode_elsewhere(exchange)
+
+    def arrived(self, chunks: list[bytes], *, verify: Verify | None = None) -> None:
+        """Take a message whose events name their runs themselves.
+
+        Args:
+            chunks: One JSON text.
+            verify: Is asked first.
+        """
+        if sum(map(len, chunks)) <= 2 * INLINE_BYTES:
+            self._take(_decode(chunks, verify))
+            return
+        self._decoding += 1
+        offload.submit(lambda: self._post(self._decoded, _decode(chunks, verify)))
+
+    def failed(self, exchange: Exchange, error: BaseException) -> None:
+        """No answer came for *exchange*, and none will."""
+        if exchange.over:
+            return
+        self._finish(exchange)
+        if exchange.is_cancel:
+            logger.debug("%s: the %s failed: %s", self.what, exchange, error)
+        else:
+            self._end(exchange, error)
+
+    def refused(
+        self, exchange: Exchange, message: str, *, kind: str = "TransportError", retryable: bool = False
+    ) -> None:
+        """What came for *exchange* is no answer; *message* says what it is."""
+        text = f"{self.what}: {exchange}: {message}"
+        self.failed(exchange, EnvironmentExecutionError.of_transport(text, kind=kind, retryable=retryable))
+
+    def lost(self, exchanges: Iterable[Exchange], make_error: Callable[[Exchange], BaseException]) -> None:
+        """A connection is gone, and with it what was sent over it and has not been answered.
+
+        What came before is decoded first: it may hold the answers.
+
+        Args:
+            exchanges: What was sent.
+            make_error: Makes the error of each.
+        """
+        sent = list(exchanges)
+
+        def fail() -> None:
+            for exchange in sent:
+                self.failed(exchange, make_error(exchange))
+
+        if self._decoding:
+            self._after_decoding.append(fail)
+        else:
+            fail()
+
+    def signed_headers(self, exchange: Exchange, target: str) -> dict[str, str]:
+        """The headers that authenticate *exchange* now; kept, to verify the reply."""
+        headers = self.security.headers_for(transport=self.transport, target=target, digest=exchange.digest)
+        exchange.sent_headers = headers
+        return headers
+
+    # ------------------------------------------------------------------ decoding and checking
+
+    def _decode_elsewhere(self, exchange: Exchange) -> None:
+        chunks, final, status, verify = exchange.unread[0]
+        offload.submit(lambda: self._post(self._decoded_reply, exchange, final, status, _decode(chunks, verify)))
+
+    def _decoded_reply(self, exchange: Exchange, final: bool, status: str, frames: _Frames) -> None:
+        if exchange.over:
+            return
+        exchange.unread.popleft()
+        self._read(exchange, final, status, frames)
+        if exchange.unread and not exchange.over:
+            self._decode_elsewhere(exchange)
+
+    def _read(self, exchange: Exchange, final: bool, status: str, frames: _Frames) -> None:
+        if exchange.over:
+            return
+        said = f"its service answered {status}".rstrip()
+        if exchange.is_cancel:
+            if final:
+                self._finish(exchange)
+            self._take(frames, theirs=False)
+        elif isinstance(frames, BaseException):
+            self._unreadable(exchange, said, frames)
+        else:
+            for frame in frames:
+                try:
+                    event = check_event(frame)
+                except FrameError as error:
+                    self.refused(exchange, f"{said} with what is no event: {error}", kind="FrameError")
+                    return
+                if event["run_id"] != exchange.run_id:
+                    self.refused(
+                        exchange, f"{said} with an event of another run, {event['run_id']!r:.100}", kind="FrameError"
+                    )
+                    return
+                self._event(exchange, event)
+                if exchange.over or not exchange.sent:
+                    return
+            if final:
+                came = "without telling how the run ended" if exchange.heard else "with nothing"
+                self.refused(exchange, f"{said} {came}: no task_result, task_error or task_cancelled came")
+
+    def _unreadable(self, exchange: Exchange, said: str, error: BaseException) -> None:
+        if isinstance(error, FrameError):
+            self.refused(exchange, f"{said} with what is no event: {error}", kind="FrameError")
+        elif isinstance(error, PermissionError):
+            refusal = DeliveryError(f"{self.what}: {exchange}: {said}, and that is not authentic: {error}")
+            refusal.__cause__ = error
+            self.failed(exchange, refusal)
+        else:
+            self.failed(exchange, error)
+
+    def _decoded(self, frames: _Frames) -> None:
+        self._decoding -= 1
+        self._take(frames)
+        if not self._decoding:
+            waiting, self._after_decoding = self._after_decoding, []
+            for call in waiting:
+                call()
+
+    def _take(self, frames: _Frames, *, theirs: bool = True) -> None:
+        """Give every event to its run. What is none ends the run that it names.
+
+        Args:
+            frames: What was decoded, or why it could not be.
+            theirs: Whether runs may wait for it, so that something that names no run must be acted on.
+        """
+        if isinstance(frames, BaseException):
+            self._nobodys(frames, theirs)
+            return
+        for frame in frames:
+            try:
+                event = check_event(frame)
+            except FrameError as error:
+                self._nobodys(error, theirs)
+                continue
+            exchange = self.exchanges.get(event["run_id"])
+            if exchange is not None:
+                self._event(exchange, event)
+            else:
+                logger.debug("%s: dropped a %s of unknown run %.100r", self.what, event["type"], event["run_id"])
+
+    def _nobodys(self, error: BaseException, theirs: bool) -> None:
+        exchange = self.exchanges.get(getattr(error, "run_id", None) or "")
+        if exchange is not None:
+            self._unreadable(exchange, "its service answered", error)
+        elif theirs:
+            logger.warning("%s: a message from its service cannot be used: %s", self.what, error)
+            self.distrusted(error)
+
+    def _event(self, exchange: Exchange, event: dict[str, Any]) -> None:
+        exchange.heard = True
+        if event["type"] in TERMINAL:
+            if _says_busy(event) and self._offer_again(exchange):
+                return
+            self._finish(exchange)
+        self._inbox.put([event])
+
+    def _offer_again(self, exchange: Exchange) -> bool:
+        """Whether a run that a busy service did not take is transmitted once more, a little later."""
+        now = self.loop.time()
+        if exchange.busy_since is None:
+            exchange.busy_since = now
+        elif self.busy_timeout is not None and now - exchange.busy_since > self.busy_timeout:
+            return False
+        if exchange.sent:
+            exchange.sent = exchange.heard = False
+            if exchange.timer is not None:  # it was to be cancelled, and has not even begun
+                exchange.timer.cancel()
+                return False
+            self.withdraw(exchange)
+        delay = min(LONGEST_DELAY, FIRST_DELAY * 2 ** min(exchange.offers, 10)) * random.uniform(0.5, 1.0)
+        exchange.offers += 1
+        exchange.timer = self.loop.call_later(delay, self._prepare, exchange)
+        return True
+
+    # ------------------------------------------------------------------ ends
+
+    def _end(self, exchange: Exchange, error: BaseException) -> None:
+        self._inbox.put(
+            [{"type": "task_error", "run_id": exchange.run_id, "task_id": exchange.task, "exception": error}]
+        )
+
+    def _finish(self, exchange: Exchange) -> None:
+        """Nothing that comes for *exchange* counts any more."""
+        if exchange.over:
+            return
+        exchange.over = True
+        if exchange.timer is not None:
+            exchange.timer.cancel()
+            exchange.timer = None
+        if exchange.is_cancel:
+            self._cancels.discard(exchange)
+            if not self._cancels and self._quiet is not None and not self._quiet.done():
+                self._quiet.set_result(None)
+        elif self.exchanges.get(exchange.run_id) is exchange:
+            del self.exchanges[exchange.run_id]
+        if exchange.sent:
+            self.withdraw(exchange)
+        exchange.chunks = []
+        exchange.unread.clear()
+
+    def _post(self, *call: Any) -> None:
+        try:
+            self.loop.call_soon_threadsafe(*call)
+        except RuntimeError:  # the loop was closed: nobody waits for this any more
+            pass
+
+
+def _decode(chunks: list[bytes], verify: Verify | None) -> _Frames:
+    try:
+        if verify is not None:
+            verify(chunks)
+        return codec.decode(chunks) if chunks else []
+    except BaseException as error:  # it ends the runs it concerns, never the one who reads
+        return error
+
+
+def _says_busy(event: Mapping[str, Any]) -> bool:
+    error: object = event.get("error")
+    return isinstance(error, dict) and cast("dict[str, object]", error).get("kind") == WORKER_BUSY

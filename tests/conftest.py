@@ -8,6 +8,8 @@ import pytest
 
 pytest_plugins = [
     "tests.support.backends",
+    "tests.support.certificates",
+    "tests.support.services",
     "tests.support.scripts",
     "tests.support.leaks",
     "tests.support.forms",

@@ -109,26 +109,62 @@ def two_weaves() -> dict[str, float]:
     return {"first": once(), "second": once()}
 
 
-def echo_bytes(mebibytes: int) -> dict[str, float]:
-    """The longest gap of the loop while bytes go to a stdio worker and come back."""
+STDIO = "stdio"
+
+
+def echo_bytes(mebibytes: int, executor: str = STDIO, address: str = "") -> dict[str, float]:
+    """The longest gap of the loop while bytes go to a worker and come back, and the seconds that takes."""
     import os
 
-    return _echo(os.urandom(1024 * 1024) * mebibytes)
+    return _echo(os.urandom(1024 * 1024) * mebibytes, executor, address)
 
 
 def echo_rows(count: int) -> dict[str, float]:
     """The longest gap of the loop while small rows go to a stdio worker and come back."""
-    return _echo([(index, f"name {index}", index / 8) for index in range(count)])
+    return _echo([(index, f"name {index}", index / 8) for index in range(count)], STDIO, "")
 
 
-def _echo(payload: Any) -> dict[str, float]:
+def environment(executor: str, address: str) -> dict[str, Any]:
+    """An environment for the worker, or the worker service at *address*."""
+    config = {} if executor == STDIO else {"target" if executor == "grpc" else "url": address}
+    return {"executor": executor, "executor_config": config}
+
+
+def in_flight(count: int, executor: str, address: str) -> dict[str, float]:
+    """What *count* sleeping runs at once cost this process: MiB more than before, all together."""
+    import asyncio
+
+    import wove
+    from benchmarks.fresh import peak_mib
+    from wove import weave
+
+    wove.config(environments={"pool": environment(executor, address)})
+
+    def nap(number: int) -> int:
+        import time
+
+        time.sleep(2)
+        return number
+
+    async def main(numbers: range) -> None:
+        async with weave(environment="pool") as w:
+            w.do(numbers)(nap)
+        assert w.result.nap == list(numbers)
+
+    asyncio.run(main(range(1)))
+    before = peak_mib()
+    asyncio.run(main(range(count)))
+    return {"grown": peak_mib() - before}
+
+
+def _echo(payload: Any, executor: str, address: str) -> dict[str, float]:
     import asyncio
     from time import perf_counter
 
     import wove
     from wove import weave
 
-    wove.config(environments={"pool": {"executor": "stdio"}})
+    wove.config(environments={"pool": environment(executor, address)})
 
     async def main() -> dict[str, float]:
         stop = asyncio.Event()

@@ -1,6 +1,6 @@
 """Fresh processes: what a parent runs in them, and what they say of themselves.
 
-``python -m benchmarks.fresh MODULE:FUNCTION [NUMBER ...]`` calls the function with the numbers and
+``python -m benchmarks.fresh MODULE:FUNCTION [NUMBER | TEXT ...]`` calls the function with these and
 prints what it returns, and the peak memory of the process, as one line of JSON. This module imports
 next to nothing, so that what is measured is the function's own.
 """
@@ -27,12 +27,12 @@ def peak_mib() -> float:
     return peak / (1024 * 1024 if sys.platform == "darwin" else 1024)
 
 
-def call(target: str, *numbers: int) -> dict[str, float]:
+def call(target: str, *arguments: int | str) -> dict[str, float]:
     """Run ``module:function`` in a fresh process; what it returned, and ``"peak"`` in MiB."""
     import json
     import subprocess
 
-    command = [sys.executable, "-m", "benchmarks.fresh", target, *map(str, numbers)]
+    command = [sys.executable, "-m", "benchmarks.fresh", target, *map(str, arguments)]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     answer: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
     return answer
@@ -44,7 +44,8 @@ def main() -> None:
 
     module, _, name = sys.argv[1].partition(":")
     function = getattr(importlib.import_module(module), name)
-    values = dict(function(*map(int, sys.argv[2:])) or {})
+    arguments = [int(text) if text.isdigit() else text for text in sys.argv[2:]]
+    values = dict(function(*arguments) or {})
     values["peak"] = peak_mib()
     print("{" + ", ".join(f'"{key}": {value!r}' for key, value in values.items()) + "}", flush=True)
 

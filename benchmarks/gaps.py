@@ -15,7 +15,7 @@ IDLE = "longest gap of an idle loop meanwhile"
 ELAPSED = "the weave's own time"
 
 
-def gap_probe(function: str, number: int) -> Probe:
+def gap_probe(function: str, *arguments: int | str) -> Probe:
     """Both gaps of one round: each loop has a process of its own, and they run at the same time."""
 
     def probe() -> Values:
@@ -24,7 +24,7 @@ def gap_probe(function: str, number: int) -> Probe:
             assert idle.stdin is not None
             assert idle.stdout is not None
             assert idle.stdout.readline() == "ready\n"
-            busy = call(f"benchmarks.children:{function}", number)
+            busy = call(f"benchmarks.children:{function}", *arguments)
             idle.stdin.close()
             beside = json.loads(idle.stdout.read())
         return {SUBJECT: busy["gap"], IDLE: beside["gap"], ELAPSED: busy["elapsed"]}

@@ -20,7 +20,7 @@ from wove.errors import (
 )
 from wove.executors import offload
 from wove.executors.base import CancelReach, EnvironmentExecutor, Frame
-from wove.executors.endpoints import MAX_MESSAGE_BYTES, SHARED_KEYS, TLSFiles, check_keys, flag, number
+from wove.executors.endpoints import MAX_MESSAGE_BYTES, SHARED_KEYS, check_keys, flag, number, tls_files, whole
 from wove.executors.inbox import Inbox
 from wove.protocol import codec, signing
 from wove.protocol.frames import TERMINAL, WORKER_BUSY, FrameError, check_event
@@ -198,18 +198,11 @@ class NetworkExecutor(EnvironmentExecutor):
         self.security = NetworkExecutorSecurity.from_config(
             config.get("security"), what=f"{what}: executor_config 'security'"
         )
-        self.insecure = flag(what, config, "insecure", default=False)
-        self.max_message_bytes = int(
-            number(what, config, "max_message_bytes", default=MAX_MESSAGE_BYTES, none=False) or 0
-        )
-        self.busy_timeout = number(what, config, "busy_timeout", default=BUSY_SECONDS)
+        self.insecure = flag(config, "insecure", False, what=what)
+        self.max_message_bytes = whole(config, "max_message_bytes", MAX_MESSAGE_BYTES, what=what)
+        self.busy_timeout = number(config, "busy_timeout", BUSY_SECONDS, what=what, none=True)
         self.cancel_grace: float = config.get("cancel_ack_timeout", 30.0) or 30.0
-        self.tls = TLSFiles(
-            what,
-            root_certificates=config.get("root_certificates"),
-            client_certificate=config.get("client_certificate"),
-            client_key=config.get("client_key"),
-        )
+        self.tls = tls_files(config, what=what)
         self.configure(what, config)
         if importlib.util.find_spec("cloudpickle") is None:
             raise MissingDispatchFeatureError

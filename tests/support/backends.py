@@ -16,6 +16,8 @@ from collections.abc import Callable, Mapping
 
 import pytest
 
+from tests.support import namespaces
+
 # Each row: a name, and a function that says what is missing (`None`: nothing, it can run).
 Missing = Callable[[], "str | None"]
 
@@ -24,8 +26,17 @@ def _package(name: str) -> str | None:
     return None if importlib.util.find_spec(name) else f"the package {name} is not installed"
 
 
+def _packages(*names: str) -> Missing:
+    return lambda: next(filter(None, map(_package, names)), None)
+
+
 BACKENDS: Mapping[str, Missing] = {
-    "stdio": lambda: _package("cloudpickle"),
+    "stdio": _packages("cloudpickle"),
+    "http": _packages("cloudpickle", "uvicorn"),  # the executor needs neither; its service does
+    "grpc": _packages("cloudpickle", "grpc"),
+    "websocket": _packages("cloudpickle", "websockets"),
+    "tls": _packages("trustme"),
+    "netns": namespaces.missing,
 }
 
 _PROPERTY = "wove-backend-missing"

@@ -11,10 +11,9 @@ from pathlib import Path
 
 import pytest
 
-__all__ = ["Certificates", "Pair", "make_certificates"]
+from tests.support.namespaces import FAR_ADDRESS
 
-REMOTE_ADDRESS = "10.203.7.1"
-"""Where the service of tests/support/namespaces.py listens: the server's certificate is for there, too."""
+__all__ = ["Certificates", "Pair", "make_certificates"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +34,7 @@ class Certificates:
 
     Attributes:
         authority: The private CA's own certificate: what clients and services are told to trust.
-        server: For ``localhost``, ``127.0.0.1``, ``::1`` and `REMOTE_ADDRESS`.
+        server: For ``localhost``, ``127.0.0.1``, ``::1`` and `FAR_ADDRESS` (tests/support/namespaces.py).
         client: Of the same CA, for a client.
         expired: As `server`, but over since yesterday.
         misnamed: As `server`, but for ``elsewhere.example`` only.
@@ -70,7 +69,7 @@ def make_certificates(folder: Path) -> Certificates:
         return folder / name
 
     own, other = trustme.CA(organization_name="Own"), trustme.CA(organization_name="Other")
-    here = ("localhost", "127.0.0.1", "::1", REMOTE_ADDRESS)
+    here = ("localhost", "127.0.0.1", "::1", FAR_ADDRESS)
     today = dt.datetime.now(dt.UTC)
     return Certificates(
         authority=write(own, "authority.pem"),

@@ -17,7 +17,7 @@ from wove.executors.pool import Plan, Pool
 from wove.executors.process import interpreter_flags
 from wove.graph.options import suggest
 
-__all__ = ["StdioExecutor"]
+__all__ = ["StdioExecutor", "worker_command"]
 
 KEYS: Final = (
     "command",
@@ -104,7 +104,7 @@ def _plan(name: str, config: Mapping[str, Any], state: Mapping[str, Any]) -> Pla
         environ = child_environment(environ, state.get("path", sys.path))
     return Plan(
         environment=name,
-        command=_worker_command() if command is None else _split(command, what),
+        command=worker_command() if command is None else _split(command, what),
         ours=command is None,
         processes=processes,
         terminate=terminate,
@@ -114,7 +114,8 @@ def _plan(name: str, config: Mapping[str, Any], state: Mapping[str, Any]) -> Pla
     )
 
 
-def _worker_command() -> list[str]:
+def worker_command() -> list[str]:
+    """The command that starts a worker process of Wove's own."""
     if not sys.executable:
         raise DeliveryError(
             "this interpreter does not know its own executable (sys.executable is empty): "

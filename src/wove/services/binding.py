@@ -1,0 +1,180 @@
+"""Where a worker service listens, and who may see that: addresses, sockets, TLS."""
+
+from __future__ import annotations
+
+import os
+import socket
+import ssl
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from wove.executors.endpoints import is_local
+from wove.services.options import ServiceOptions
+
+__all__ = ["Bind", "ServerTLS", "refuse_exposed"]
+
+LISTEN_BACKLOG: Final = 2048
+"""Connections that the kernel completes before they are accepted; net.core.somaxconn may allow fewer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Bind:
+    """An address to listen on.
+
+    Attributes:
+        host: Name or address, without brackets.
+        port: 0 for any free one.
+    """
+
+    host: str
+    port: int
+
+    @classmethod
+    def parse(cls, text: str) -> Bind:
+        """``"127.0.0.1:8800"``, ``"[::1]:8800"``, ``"0.0.0.0:0"``.
+
+        Raises:
+            ValueError: It is none of these.
+        """
+        host, colon, port = text.strip().rpartition(":")
+        if host.startswith("[") and host.endswith("]"):
+            host = host[1:-1]
+        elif ":" in host:
+            raise ValueError(f"{text!r}: put an IPv6 address in brackets: [{host}]:{port}")
+        if not colon or not host or not port.isascii() or not port.isdigit() or int(port) > 65535:
+            raise ValueError(f"{text!r} is no HOST:PORT, like 127.0.0.1:8800; 0.0.0.0 stands for every address of IPv4")
+        return cls(host, int(port))
+
+    @property
+    def is_local(self) -> bool:
+        """Whether only this machine can connect."""
+        return is_local(self.host)
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+    def listen(self) -> socket.socket:
+        """A listening socket that does not block.
+
+        Raises:
+            OSError: It cannot be had. The message names the address and the remedy.
+        """
+        try:
+            found = socket.getaddrinfo(self.host, self.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        except socket.gaierror as error:
+            raise OSError(f"cannot listen on {self}: {self.host!r} is no address of this machine ({error})") from error
+        family, _, _, _, address = min(found, key=lambda entry: entry[0] != socket.AF_INET)
+        try:
+            listener = socket.create_server(
+                (str(address[0]), self.port), family=family, backlog=LISTEN_BACKLOG, dualstack_ipv6=False
+            )
+        except OSError as error:
+            remedy = "another program listens there: end it, or choose another port" if self.port else "see the address"
+            raise OSError(error.errno, f"cannot listen on {self}: {error.strerror or error} ({remedy})") from error
+        listener.setblocking(False)
+        return listener
+
+    def at(self, listener: socket.socket) -> Bind:
+        """The same with the port that *listener* really has."""
+        return Bind(self.host, listener.getsockname()[1])
+
+
+@dataclass(frozen=True, slots=True)
+class ServerTLS:
+    """The files with which a service proves who it is. `load` checks them.
+
+    Attributes:
+        certificate: PEM file: its certificate, followed by those up to the root.
+        key: PEM file: its private key, without a password.
+        client_ca: PEM file: clients must have a certificate of one of these authorities; ``None``: they need none.
+    """
+
+    certificate: Path
+    key: Path
+    client_ca: Path | None = None
+
+    @classmethod
+    def load(
+        cls,
+        certificate: str | os.PathLike[str],
+        key: str | os.PathLike[str],
+        client_ca: str | os.PathLike[str] | None = None,
+    ) -> ServerTLS:
+        """Check that the files are there and fit together.
+
+        Raises:
+            ValueError: They do not. The message names the file.
+        """
+        tls = cls(Path(certificate), Path(key), None if client_ca is None else Path(client_ca))
+        tls.context()
+        return tls
+
+    def context(self, *, alpn: list[str] | None = None) -> ssl.SSLContext:
+        """What asyncio takes: TLS 1.2 or newer.
+
+        Raises:
+            ValueError: The files cannot be used. The message names the file.
+        """
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        for path in (self.certificate, self.key, self.client_ca):
+            if path is not None and not path.is_file():
+                raise ValueError(f"TLS: there is no file {str(path)!r}")
+        try:
+            context.load_cert_chain(self.certificate, self.key, password=_no_password)
+        except (ssl.SSLError, OSError, ValueError) as error:
+            raise ValueError(
+                f"TLS: the certificate {str(self.certificate)!r} and the key {str(self.key)!r} cannot be used: {error}. "
+                f"Both must be PEM, belong together, and the key must have no password"
+            ) from error
+        if self.client_ca is not None:
+            try:
+                context.load_verify_locations(self.client_ca)
+            except (ssl.SSLError, OSError) as error:
+                raise ValueError(
+                    f"TLS: {str(self.client_ca)!r} holds no PEM certificates of client authorities: {error}"
+                ) from error
+            context.verify_mode = ssl.CERT_REQUIRED
+        if alpn is not None:
+            context.set_alpn_protocols(alpn)
+        return context
+
+    def pem(self) -> tuple[bytes, bytes, bytes | None]:
+        """Certificate chain, key and client authorities, for libraries that take their contents."""
+        client_ca = None if self.client_ca is None else self.client_ca.read_bytes()
+        return self.certificate.read_bytes(), self.key.read_bytes(), client_ca
+
+
+def refuse_exposed(
+    bind: Bind, tls: ServerTLS | None, options: ServiceOptions, *, insecure: bool, tls_at_proxy: bool
+) -> None:
+    """Refuse to listen where others can connect, without TLS or without knowing who they are.
+
+    Args:
+        bind: Where.
+        tls: ``None``: plaintext.
+        options: Whose ``security`` counts.
+        insecure: Nothing is refused.
+        tls_at_proxy: Plaintext is not refused: a proxy in front of this service ends TLS.
+
+    Raises:
+        ValueError: It is refused; the message says for want of what.
+    """
+    if insecure or bind.is_local:
+        return
+    missing: list[str] = []
+    if tls is None and not tls_at_proxy:
+        missing.append("without TLS (--tls-cert and --tls-key, or --tls-at-proxy if a proxy in front of it does that)")
+    if not options.security.authenticates:
+        missing.append("without asking who sends (--security env:VARIABLE)")
+    if missing:
+        raise ValueError(
+            f"refused to listen on {bind}, which other machines can reach, {' and '.join(missing)}: "
+            f"whoever may send runs to a worker service may run any code in it. "
+            f"On a network that you trust, --insecure allows it"
+        )
+
+
+def _no_password() -> str:
+    raise ValueError("the key has a password")

@@ -1,0 +1,109 @@
+"""Where a worker service's tasks run: in threads of its own process, or in worker processes."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, Final, Protocol
+
+from wove.delivery.mailbox import Mailbox
+from wove.executors import forks
+from wove.protocol.faults import from_exception
+from wove.protocol.frames import PYTHON
+from wove.services.wire import elsewhere
+
+__all__ = ["InProcesses", "InThreads", "Running"]
+
+CLOSE_SECONDS: Final = 1.0
+"""How long tasks may take to unwind once nobody waits for them any more."""
+
+
+class Running(Protocol):
+    """Runs ``run_task`` frames. Its events come on the loop, one at a time."""
+
+    def submit(self, frame: dict[str, Any]) -> None:
+        """Run it."""
+
+    def cancel(self, run_id: str) -> None:
+        """End it, as far as that can be done."""
+
+    async def close(self) -> None:
+        """End everything."""
+
+
+class InThreads:
+    """In threads of this process; coroutines on one loop beside that of the service.
+
+    Args:
+        tell: Is given the events, on the running loop.
+    """
+
+    def __init__(self, tell: Callable[[dict[str, Any]], object]) -> None:
+        with forks.importing:
+            from wove.worker.runner import Runner
+
+        self._mailbox = Mailbox(asyncio.get_running_loop())
+        self._runner = Runner(partial(self._mailbox.post, tell), name="wove-service")
+
+    def submit(self, frame: dict[str, Any]) -> None:
+        self._runner.submit(frame)
+
+    def cancel(self, run_id: str) -> None:
+        self._runner.cancel({"run_id": run_id})
+
+    async def close(self) -> None:
+        await elsewhere(self._runner.close, CLOSE_SECONDS)
+        self._mailbox.close()
+
+
+class InProcesses:
+    """In a pool of worker processes, as the ``stdio`` executor has them.
+
+    Args:
+        tell: Is given the events, on the running loop.
+        processes: The most processes.
+    """
+
+    def __init__(self, tell: Callable[[dict[str, Any]], object], processes: int) -> None:
+        with forks.importing:
+            from wove.executors.pool import Plan, Pool
+            from wove.executors.stdio import worker_command
+            from wove.worker.stdio import child_environment
+
+        self._tell = tell
+        self._tasks: dict[str, str] = {}
+        plan = Plan(
+            environment="worker service",
+            command=worker_command(),
+            ours=True,
+            processes=processes,
+            terminate=True,
+            start_seconds=60.0,
+            cwd=None,
+            environ=child_environment(os.environ, sys.path),
+        )
+        self._pool = Pool(plan, self._take)
+
+    def submit(self, frame: dict[str, Any]) -> None:
+        self._tasks[frame["run_id"]] = frame["task_id"]
+        self._pool.run(frame)
+
+    def cancel(self, run_id: str) -> None:
+        self._pool.cancel({"type": "cancel_task", "run_id": run_id})
+
+    async def close(self) -> None:
+        await self._pool.stop()
+
+    def _take(self, events: Sequence[dict[str, Any]]) -> None:
+        for event in events:
+            exception = event.get("exception")
+            if isinstance(exception, BaseException):  # what the pool itself says of a run, about a lost worker
+                task = self._tasks.get(event["run_id"], "?")
+                fields = from_exception(exception, task=task, source="executor", retryable=True)
+                event = {"type": event["type"], "run_id": event["run_id"], **fields, "python": PYTHON}
+            if event["type"] in ("task_result", "task_error", "task_cancelled"):
+                event["task_id"] = self._tasks.pop(event["run_id"], "?")
+            self._tell(event)

@@ -1,0 +1,197 @@
+"""Bytes of requests to commands, and events to bytes of replies.
+
+Nothing here is to be called with what has not been verified: decoding is cheap, but it is code that anybody
+could then feed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final, TypeVar, cast
+
+from wove.executors import offload
+from wove.protocol import codec
+from wove.protocol.frames import WORKER_BUSY, FrameError
+from wove.protocol.limits import INLINE_BYTES
+from wove.protocol.pickling import Pickled, dumps
+from wove.services.memory import bulk
+
+__all__ = [
+    "Budget",
+    "busy_error",
+    "decode_command",
+    "elsewhere",
+    "encode_events",
+    "executor_error",
+    "is_big",
+    "is_big_reply",
+    "says_busy",
+]
+
+T = TypeVar("T")
+
+RUN_ID: Final = re.compile(r"[\x21-\x7e]{1,200}")
+"""Wove's own run ids are up to 48 of ``[A-Za-z0-9_-]``. Others may be longer, but nothing that breaks a log line."""
+
+MOST_TASK_CHARACTERS: Final = 200
+MOST_SECONDS: Final = 1e9
+NO_ARGUMENTS: Final = dumps({}, what="no arguments")
+
+
+def is_big(size: int) -> bool:
+    """Whether a body of *size* bytes is to be verified and decoded off the loop."""
+    return size > 2 * INLINE_BYTES
+
+
+def is_big_reply(events: Sequence[dict[str, Any]]) -> bool:
+    """Whether *events* are to be encoded off the loop."""
+    return sum(map(bulk, events)) > INLINE_BYTES
+
+
+async def elsewhere(fn: Callable[..., T], *args: Any) -> T:
+    """``fn(*args)``, called in one of the codec threads.
+
+    Not `asyncio.to_thread`: the threads of a loop that also runs the user's application are not ours to fill.
+    """
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[T] = loop.create_future()
+
+    def settle(ok: bool, value: Any) -> None:
+        if done.cancelled():
+            return
+        if ok:
+            done.set_result(value)
+        else:
+            done.set_exception(value)
+
+    def call() -> None:
+        outcome: tuple[bool, Any]
+        try:
+            outcome = (True, fn(*args))
+        except BaseException as error:
+            outcome = (False, error)
+        try:
+            loop.call_soon_threadsafe(settle, *outcome)
+        except RuntimeError:  # the loop was closed: nobody waits any more
+            pass
+
+    offload.submit(call)
+    return await done
+
+
+def decode_command(chunks: Sequence[bytes]) -> dict[str, Any]:
+    """The one ``run_task`` or ``cancel_task`` frame in *chunks*, checked and put in order.
+
+    Args:
+        chunks: One JSON text. It must have been verified.
+
+    Raises:
+        FrameError: It is something else. Its ``run_id`` is there if it could be made out.
+
+    Returns:
+        The frame. A ``run_task`` has ``run_id``, ``task_id``, ``delivery``, ``callable_pickle``, ``args_pickle``,
+        a ``callable_id`` that is right, and a ``deadline`` only if it is a number of seconds.
+    """
+    frames = codec.decode(chunks)
+    if len(frames) != 1:
+        raise FrameError(f"one command at a time, and these are {len(frames)}")
+    frame = frames[0]
+    run_id = frame.get("run_id")
+    if not isinstance(run_id, str) or not RUN_ID.fullmatch(run_id):
+        raise FrameError("a command needs a run_id: 1 to 200 ASCII characters without spaces")
+    kind = frame.get("type")
+    if kind not in ("run_task", "cancel_task"):
+        raise FrameError(f"{kind!r:.100} is no command of a worker service: run_task, cancel_task", run_id)
+    task_id = frame.get("task_id")
+    frame["task_id"] = task_id[:MOST_TASK_CHARACTERS] if isinstance(task_id, str) and task_id else "?"
+    if kind == "run_task":
+        _put_in_order(frame, run_id)
+    return frame
+
+
+def _put_in_order(frame: dict[str, Any], run_id: str) -> None:
+    function = frame.get("callable_pickle")
+    if not isinstance(function, Pickled):
+        raise FrameError("a run_task needs a callable_pickle", run_id)
+    # Runs whose callables have the same id share one, so it is not for the sender to say.
+    digest = hashlib.sha256()
+    for chunk in function.chunks:
+        digest.update(chunk)
+    frame["callable_id"] = digest.hexdigest()
+    if not isinstance(frame.get("args_pickle"), Pickled):
+        frame["args_pickle"] = NO_ARGUMENTS
+    if not isinstance(frame.get("delivery"), dict):
+        frame["delivery"] = {}
+    _keep_seconds(frame, "deadline")
+    _keep_seconds(frame["delivery"], "delivery_heartbeat_seconds")
+    # Live values are for executors that stay in their process; there is nothing to call in JSON.
+    frame.pop("callable", None)
+    frame.pop("args", None)
+
+
+def _keep_seconds(fields: dict[str, Any], name: str) -> None:
+    """Drop the field if it is not a number that clocks and timers can deal with."""
+    value = fields.get(name)
+    if value is not None and (
+        isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= MOST_SECONDS
+    ):
+        del fields[name]
+
+
+def encode_events(events: Sequence[Mapping[str, Any]]) -> list[bytes]:
+    """``{"events": [...]}``, in chunks."""
+    chunks: list[bytes] = [b'{"events":[']
+    for index, event in enumerate(events):
+        if index:
+            chunks.append(b",")
+        chunks.extend(codec.encode(event))
+    chunks.append(b"]}")
+    return chunks if is_big(sum(map(len, chunks))) else [b"".join(chunks)]
+
+
+def executor_error(frame: Mapping[str, Any], kind: str, message: str, *, retryable: bool) -> dict[str, Any]:
+    """The ``task_error`` event for a run that the service itself has ended."""
+    return {
+        "type": "task_error",
+        "run_id": frame["run_id"],
+        "task_id": frame["task_id"],
+        "error": {"kind": kind, "message": message, "retryable": retryable, "source": "executor"},
+    }
+
+
+def busy_error(frame: Mapping[str, Any], message: str) -> dict[str, Any]:
+    """The event that asks to send the run again, a little later."""
+    return executor_error(frame, WORKER_BUSY, message, retryable=True)
+
+
+def says_busy(event: Mapping[str, Any]) -> bool:
+    """Whether *event* is a `busy_error`."""
+    error: object = event.get("error")
+    return isinstance(error, dict) and cast("dict[str, object]", error).get("kind") == WORKER_BUSY
+
+
+class Budget:
+    """How many bytes of requests that are not yet verified may be held at a time. For one loop.
+
+    Args:
+        limit: In bytes.
+    """
+
+    __slots__ = ("_room",)
+
+    def __init__(self, limit: int) -> None:
+        self._room = limit
+
+    def take(self, size: int) -> bool:
+        """Whether *size* more bytes may be held. If so, they are to be given back."""
+        if size > self._room:
+            return False
+        self._room -= size
+        return True
+
+    def give_back(self, size: int) -> None:
+        """*size* bytes have been verified, or let go."""
+        self._room += size

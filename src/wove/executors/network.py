@@ -20,8 +20,9 @@ from wove.errors import (
 )
 from wove.executors import offload
 from wove.executors.base import CancelReach, EnvironmentExecutor, Frame
-from wove.executors.endpoints import MAX_MESSAGE_BYTES, SHARED_KEYS, check_keys, flag, number, tls_files, whole
+from wove.executors.endpoints import MAX_MESSAGE_BYTES, SHARED_KEYS
 from wove.executors.inbox import Inbox
+from wove.executors.reading import check_keys, flag, number, tls_files, whole
 from wove.protocol import codec, signing
 from wove.protocol.frames import TERMINAL, WORKER_BUSY, FrameError, check_event
 from wove.protocol.limits import INLINE_BYTES

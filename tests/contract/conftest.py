@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 import wove
-from tests.contract.links import LINKS, Bench, Link
+from tests.contract.links import LINKS, Bench, Link, parameters
+from tests.support.leaks import leak_check
+from tests.support.services import Services
 
 
-@pytest.fixture(params=LINKS, ids=str)
+@pytest.fixture(params=parameters(LINKS))
 def link(request: pytest.FixtureRequest) -> Link:
     return request.param
 
 
 @pytest.fixture
-def bench(link: Link, no_leaks: None) -> Iterator[Bench]:
-    if link.pickles:
-        pytest.importorskip("cloudpickle")
-    yield Bench(link)
-    wove.shutdown()
+def bench(link: Link, services: Services, tmp_path: Path) -> Iterator[Bench]:
+    bench = Bench(link, services)  # before the check: the service stays for the tests to come
+    with leak_check(tmp_path / "temporary"):
+        yield bench
+        wove.shutdown()

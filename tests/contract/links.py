@@ -5,11 +5,14 @@ from __future__ import annotations
 import asyncio
 import sys
 import threading
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
+import pytest
+
+from tests.support.services import Plan, Services
 from wove.delivery import Call, Request, Scope
 from wove.executors.base import EnvironmentExecutor, Frame
 from wove.graph.options import DeliveryPolicy
@@ -17,7 +20,9 @@ from wove.result import RunRecord
 from wove.settings.model import Environment
 from wove.settings.resolution import TaskSettings
 
-__all__ = ["LINKS", "Bench", "InProcess", "Link"]
+__all__ = ["LINKS", "Bench", "InProcess", "Link", "parameters"]
+
+Make: TypeAlias = Callable[[str, Services], Environment]
 
 
 class InProcess(EnvironmentExecutor):
@@ -105,26 +110,51 @@ class Link:
 
     Attributes:
         name: Of the executor, for the test's id.
-        environment: Makes an environment of that name.
+        environment: Makes an environment of that name; what it leads to accepts runs by then.
+        backends: What it needs; see tests/support/backends.py.
         pickles: Values cross it as bytes.
         cancels: A cancelled coroutine gets to know it.
         interrupts: A cancelled sync task ends, if need be with its process.
         loses: Its worker can be killed from inside a task.
+        names_signals: It can tell what killed the worker.
+        streams: Events arrive while the task still runs.
         beats: Its workers send heartbeats.
+        remembers: Its workers know the outcomes of runs with a key, once they have ended.
         across_threads: Two threads can use one environment of it at once.
     """
 
     name: str
-    environment: Callable[[str], Environment]
+    environment: Make
+    backends: tuple[str, ...] = ()
     pickles: bool = True
     cancels: bool = True
     interrupts: bool = True
     loses: bool = True
+    names_signals: bool = True
+    streams: bool = True
     beats: bool = True
+    remembers: bool = False
     across_threads: bool = True
 
     def __str__(self) -> str:
         return self.name
+
+
+def service(name: str, plan: Plan, *, executor: str | None = None, **config: Any) -> Link:
+    """A link to ``wove worker`` in another process, started again whenever a task kills it."""
+    threads = plan.processes is None
+    return Link(
+        name,
+        lambda environment, services: Environment(
+            environment, executor or plan.transport, services.get(plan).config(**config)
+        ),
+        backends=(plan.transport, "tls") if plan.tls else (plan.transport,),
+        interrupts=not threads,  # a thread cannot be interrupted in a blocking call, and its process has other runs
+        names_signals=not threads,  # of a service that dies, one sees that the connection is gone
+        streams=plan.transport != "grpc",  # a unary call has one reply, and that comes at the end
+        beats=plan.transport != "grpc",
+        remembers=True,
+    )
 
 
 # A command of one's own imports from where one's own environment says, not from where this process does.
@@ -135,17 +165,24 @@ _PLAIN = [
     str(Path(__file__).with_name("plain_worker.py")),
 ]
 
+_SECRET = "for the contract suite"
+
 LINKS = (
-    Link("stdio", lambda name: Environment(name, "stdio", {"processes": 2})),
+    Link(
+        "stdio",
+        lambda name, services: Environment(name, "stdio", {"processes": 2}),
+        backends=("stdio",),
+    ),
     Link(
         "stdio-plain-worker",
-        lambda name: Environment(name, "stdio", {"command": _PLAIN}),
+        lambda name, services: Environment(name, "stdio", {"command": _PLAIN}),
+        backends=("stdio",),
         cancels=False,  # it only knows the cancel that comes before the end
         beats=False,
     ),
     Link(
         "own-executor",
-        lambda name: Environment(name, InProcess()),
+        lambda name, services: Environment(name, InProcess()),
         pickles=False,
         interrupts=False,  # a thread cannot be
         loses=False,  # there is no worker to lose
@@ -153,20 +190,34 @@ LINKS = (
     ),
     Link(
         "own-shared-executor",
-        lambda name: Environment(name, InProcessShared()),
+        lambda name, services: Environment(name, InProcessShared()),
         pickles=False,
         interrupts=False,
         loses=False,
     ),
+    service("http", Plan("http", supervised=True)),
+    service("https-signed", Plan("http", _SECRET, tls=True, supervised=True), executor="https"),
+    service("http-processes", Plan("http", processes=2, supervised=True)),
+    service("grpc", Plan("grpc", supervised=True)),
+    service("grpc-tls-signed", Plan("grpc", _SECRET, tls=True, supervised=True)),
+    service("grpc-processes", Plan("grpc", processes=2, supervised=True)),
+    service("websocket", Plan("websocket", supervised=True)),
+    service("wss-signed-replies", Plan("websocket", _SECRET, sign_replies=True, tls=True, supervised=True)),
+    service("websocket-processes", Plan("websocket", processes=2, supervised=True)),
 )
+
+
+def parameters(links: Iterable[Link]) -> list[Any]:
+    """*links* as the parameters of a fixture, each with what it needs."""
+    return [pytest.param(link, id=str(link), marks=pytest.mark.backend(*link.backends)) for link in links]
 
 
 class Bench:
     """One environment of one link, and runs through it."""
 
-    def __init__(self, link: Link, name: str = "bench") -> None:
+    def __init__(self, link: Link, services: Services, name: str = "bench") -> None:
         self.link = link
-        self.environment = link.environment(name)
+        self.environment = link.environment(name, services)
         self.records: list[RunRecord] = []
 
     def drive(self, main: Callable[[Scope], Awaitable[Any]]) -> Any:

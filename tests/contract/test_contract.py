@@ -354,6 +354,7 @@ def test_heartbeats_keep_a_blocking_run_alive(bench: Bench) -> None:
 
 
 def test_silence_counts_as_a_dead_worker(bench: Bench, tmp_path: Path) -> None:
+    needs(bench.link, "streams")
     if bench.link.beats:
         pytest.skip("its worker beats; tests/unit/delivery has one that stops")
 
@@ -363,6 +364,22 @@ def test_silence_counts_as_a_dead_worker(bench: Bench, tmp_path: Path) -> None:
             await scope.run(bench.request(mark_and_wait, args, heartbeat_seconds=0.3))
 
     bench.drive(main)
+
+
+def test_heartbeats_that_cannot_come_are_not_missed(bench: Bench) -> None:
+    if bench.link.streams:
+        pytest.skip("they can come")
+
+    def block() -> str:
+        import time
+
+        time.sleep(1.0)
+        return "done"
+
+    async def main(scope: Scope) -> str:
+        return await scope.run(bench.request(block, heartbeat_seconds=0.3))
+
+    assert bench.drive(main) == "done"
 
 
 def test_max_in_flight(bench: Bench, tmp_path: Path) -> None:
@@ -415,7 +432,8 @@ def test_runs_with_one_key_are_one_run(bench: Bench, tmp_path: Path) -> None:
         assert await asyncio.gather(*runs[1:]) == ["done"] * 4
         assert len(lines(path)) == 1
         assert await scope.run(bench.request(mark_and_wait, args, idempotency_key="once-{path}")) == "done"
-        assert len(lines(path)) == 2  # in flight, not for ever
+        # Here it is one run as long as it is in flight; a worker may know it for longer.
+        assert len(lines(path)) == (1 if bench.link.remembers else 2)
 
     bench.drive(main)
 
@@ -473,7 +491,8 @@ def test_a_lost_worker_ends_its_run(bench: Bench, tmp_path: Path, policy: str) -
 
     async def main(scope: Scope) -> None:
         args = {"path": str(tmp_path / "pids"), "times": 100}
-        with pytest.raises(WorkerLostError, match=r"task 'kill_worker'.*SIGKILL"):
+        death = "SIGKILL" if bench.link.names_signals else ""
+        with pytest.raises(WorkerLostError, match=f"task 'kill_worker'.*{death}"):
             await scope.run(bench.request(kill_worker, args, orphan_policy=policy))
         assert len(lines(tmp_path / "pids")) == 1
         assert await scope.run(bench.request(add, {"left": 1})) == 2

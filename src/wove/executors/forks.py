@@ -16,7 +16,7 @@ import os
 import threading
 from typing import Final
 
-__all__ = ["importing", "release", "track"]
+__all__ = ["forget", "importing", "release", "track"]
 
 MOST_SECONDS: Final = 5.0
 """How long a fork waits for an import; then it goes on at its own risk, as forks among threads do."""
@@ -30,6 +30,11 @@ _descriptors: set[int] = set()
 def track(*descriptors: int) -> None:
     """Have a forked child close *descriptors*."""
     _descriptors.update(descriptors)
+
+
+def forget(*descriptors: int) -> None:
+    """*descriptors* are about to be closed by someone else."""
+    _descriptors.difference_update(descriptors)
 
 
 def release(*descriptors: int) -> None:

@@ -187,6 +187,10 @@ class NetworkExecutor(EnvironmentExecutor):
         """A message came that cannot be attributed to any run: whatever waits for it must not wait for ever."""
         del error
 
+    def stray(self, event: dict[str, Any]) -> None:
+        """*event* came, and its run is not (or no longer) waited for."""
+        logger.debug("%s: dropped a %s of unknown run %.100r", self.what, event["type"], event["run_id"])
+
     # ------------------------------------------------------------------ the contract of an executor
 
     async def start(
@@ -465,7 +469,7 @@ class NetworkExecutor(EnvironmentExecutor):
             if exchange is not None:
                 self._event(exchange, event)
             else:
-                logger.debug("%s: dropped a %s of unknown run %.100r", self.what, event["type"], event["run_id"])
+                self.stray(event)
 
     def _nobodys(self, error: BaseException, theirs: bool) -> None:
         exchange = self.exchanges.get(getattr(error, "run_id", None) or "")

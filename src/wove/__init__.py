@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         WoveError,
     )
     from wove.executors.base import EnvironmentExecutor
+    from wove.executors.http import HttpEnvironmentExecutor
     from wove.helpers import batch, denone, flatten, fold, redict, sync_to_async, undict
     from wove.merging import merge
     from wove.result import WoveResult
@@ -40,6 +41,7 @@ __all__ = [
     "DeliveryTimeoutError",
     "EnvironmentExecutionError",
     "EnvironmentExecutor",
+    "HttpEnvironmentExecutor",
     "MissingDependencyError",
     "MissingDispatchFeatureError",
     "SerializationError",
@@ -68,6 +70,7 @@ __all__ = [
 # Where each public name lives; what is not listed lives in `errors`.
 _HOMES = {
     "EnvironmentExecutor": "wove.executors.base",
+    "HttpEnvironmentExecutor": "wove.executors.http",
     "Weave": "wove.workflow",
     "WoveResult": "wove.result",
     "batch": "wove.helpers",

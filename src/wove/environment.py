@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from wove.errors import DeliveryOrphanedError, DeliveryTimeoutError, EnvironmentExecutionError
 from wove.executors.base import EnvironmentExecutor
+from wove.executors.http import HttpEnvironmentExecutor
 
 __all__ = [
     "DeliveryOrphanedError",
     "DeliveryTimeoutError",
     "EnvironmentExecutionError",
     "EnvironmentExecutor",
+    "HttpEnvironmentExecutor",
 ]

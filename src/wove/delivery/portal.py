@@ -6,22 +6,55 @@ import asyncio
 import contextlib
 import logging
 import selectors
+import socket
 import threading
 from collections.abc import Callable, Coroutine
-from typing import Any
+from typing import Any, TypeAlias
 
 from wove.delivery.mailbox import Mailbox
 from wove.errors import DeliveryError
+from wove.executors import offload
 
 __all__ = ["Portal"]
 
 logger = logging.getLogger("wove")
 
 
+_Addresses: TypeAlias = list[tuple[Any, ...]]
+
+
 class _Loop(asyncio.SelectorEventLoop):
-    """A loop that a forked child can drop without a word: its thread does not exist there."""
+    """A loop that a forked child can drop without a word: its thread does not exist there.
+
+    It looks up names in threads of Wove's own. asyncio would use its default executor, whose threads the
+    interpreter waits for at its end, also for a name server that does not answer.
+    """
 
     dropped = False
+
+    async def getaddrinfo(
+        self,
+        host: str | bytes | None,
+        port: str | bytes | int | None,
+        *,
+        family: int = 0,
+        type: int = 0,  # noqa: A002  # asyncio calls it so
+        proto: int = 0,
+        flags: int = 0,
+    ) -> _Addresses:
+        future: asyncio.Future[_Addresses] = self.create_future()
+
+        def look_up() -> None:
+            found: _Addresses | BaseException
+            try:
+                found = list(socket.getaddrinfo(host, port, family, type, proto, flags))
+            except BaseException as error:  # also a UnicodeError is for who asked
+                found = error
+            with contextlib.suppress(RuntimeError):  # the loop was closed meanwhile
+                self.call_soon_threadsafe(_settle, future, found)
+
+        offload.names.submit(look_up)
+        return await future
 
     def __del__(self, *args: Any) -> None:
         if not self.dropped:
@@ -95,6 +128,15 @@ class Portal:
             finally:
                 asyncio.set_event_loop(None)
                 loop.close()
+
+
+def _settle(future: asyncio.Future[_Addresses], found: _Addresses | BaseException) -> None:
+    if future.done():  # cancelled: nobody waits any more
+        return
+    if isinstance(found, BaseException):
+        future.set_exception(found)
+    else:
+        future.set_result(found)
 
 
 async def _finish() -> None:

@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, Final
 
-__all__ = ["Offload", "close", "relay", "submit"]
+__all__ = ["Offload", "close", "names", "relay", "submit"]
 
 IDLE_SECONDS: Final = 5.0
 """How long a thread without work waits before it ends."""
@@ -94,6 +94,15 @@ _codec: Final = Offload(MOST_THREADS, "wove-codec")
 relay: Final = Offload(1, "wove-stderr")
 """For what workers print: it goes on to this process's stderr, and a slow terminal must hold up nothing."""
 
+MOST_LOOKUPS: Final = 8
+
+names: Final = Offload(MOST_LOOKUPS, "wove-dns")
+"""For host names: a name server that does not answer holds up its thread for half a minute."""
+
+LOOKUP_SECONDS: Final = 0.1
+"""So long a thread that looks up a name is waited for when Wove ends. It is a daemon, and whoever wanted the name
+is gone."""
+
 
 def submit(fn: Callable[..., object], *args: Any) -> None:
     """Have ``fn(*args)`` called in one of the process's codec threads. *fn* must not raise."""
@@ -107,10 +116,11 @@ def close(timeout: float) -> None:
     """
     for pool in (_codec, relay):
         pool.close(timeout)
+    names.close(min(timeout, LOOKUP_SECONDS))
 
 
 def _renew() -> None:
-    for pool in (_codec, relay):
+    for pool in (_codec, relay, names):
         pool.forget()
 
 

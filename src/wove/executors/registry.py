@@ -15,6 +15,8 @@ LOCAL: Final = "local"
 
 BUILT_IN: Final[dict[str, tuple[str, str]]] = {
     "stdio": ("wove.executors.stdio", "StdioExecutor"),
+    "http": ("wove.executors.http", "HttpEnvironmentExecutor"),
+    "https": ("wove.executors.http", "HttpsEnvironmentExecutor"),
 }
 """Module and class of each executor, by the name that ``executor`` takes."""
 

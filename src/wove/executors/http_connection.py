@@ -1,0 +1,414 @@
+"""One HTTP/1.1 connection: one request at a time, and its answer."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import select
+import socket
+from typing import TYPE_CHECKING, Any, Final, cast
+
+from wove.executors.http1 import ProtocolError, ResponseParser, quoted
+
+if TYPE_CHECKING:
+    from wove.executors.http_pool import Call, Failure, Pool
+
+__all__ = ["Connection", "Gathered"]
+
+IDLE_SECONDS: Final = 4.0
+"""So long a connection is kept for the next request. uvicorn closes after 5 s, and whoever closes first decides
+that no request gets lost in between."""
+
+LONGEST_IDLE_SECONDS: Final = 60.0
+"""Even if the server promises more: routers on the way forget connections, and tell nobody."""
+
+GRACE_SECONDS: Final = 10.0
+SLOWEST_BYTES: Final = 1024
+"""What has begun to come (a head, a body, a line of a stream) must be there within so many seconds, and one more
+for each so many bytes. What has not begun may take as long as the task does."""
+
+REST_SECONDS: Final = 1.0
+"""How long the end of an answer is waited for whose last event has come, so that its connection can be kept."""
+
+# A host that is gone tells nobody. It is asked after 15 s of silence, then every 5 s; after 30 s without an answer,
+# also to what was written, the connection is dead (tcp(7): TCP_KEEPIDLE and others, TCP_USER_TIMEOUT).
+KEEPALIVE: Final = (("TCP_KEEPIDLE", 15), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 3), ("TCP_USER_TIMEOUT", 30_000))
+
+HEAD: Final = -1
+BODY: Final = 0
+
+SMALL_BYTES: Final = 4096
+JOINED_BYTES: Final = 64 * 1024
+
+_TIMEOUT: Final = re.compile(r"\btimeout\s*=\s*\"?(\d{1,9})", re.IGNORECASE)
+
+
+class Gathered:
+    """Pieces of a text, in chunks that are worth their overhead, however small the pieces are."""
+
+    __slots__ = ("_chunks", "_small")
+
+    def __init__(self) -> None:
+        self._chunks: list[bytes] = []
+        self._small = bytearray()
+
+    def __bool__(self) -> bool:
+        return bool(self._chunks or self._small)
+
+    def add(self, piece: bytes) -> None:
+        """Append *piece*."""
+        if len(piece) < SMALL_BYTES:
+            self._small += piece
+            if len(self._small) < JOINED_BYTES:
+                return
+            piece = b""
+        if self._small:
+            self._chunks.append(bytes(self._small))
+            self._small.clear()
+        if piece:
+            self._chunks.append(piece)
+
+    def take(self) -> list[bytes]:
+        """All of it; what follows is a new text."""
+        self.add(b"")
+        chunks, self._chunks = self._chunks, []
+        if self._small:
+            chunks.append(bytes(self._small))
+            self._small = bytearray()
+        return chunks
+
+
+class Connection(asyncio.Protocol):
+    """A connection of *pool*.
+
+    Attributes:
+        idle_until: While it is idle: when to close it, in the loop's time.
+        unasked: What came while nothing had been asked.
+    """
+
+    __slots__ = (
+        "_answers",
+        "_began",
+        "_body",
+        "_call",
+        "_deserted",
+        "_ended",
+        "_loop",
+        "_parser",
+        "_paused",
+        "_poll",
+        "_pool",
+        "_rest",
+        "_streams",
+        "_timer",
+        "_transport",
+        "_unit",
+        "_unit_bytes",
+        "_unit_since",
+        "idle_until",
+        "unasked",
+    )
+
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
+        self._loop = pool.loop
+        self._call: Call | None = None
+        self._parser: ResponseParser | None = None
+        self._body: Gathered | None = None
+        self._rest: list[bytes] = []  # of the request, last chunk first
+        self._paused = self._streams = self._ended = False
+        self._answers = 0
+        self._began = 0.0
+        self.idle_until = self._loop.time() + IDLE_SECONDS
+        self.unasked = b""
+        self._deserted: float | None = None  # when its call was withdrawn
+        self._timer: asyncio.TimerHandle | None = None
+        # What is coming at the moment: see GRACE_SECONDS.
+        self._unit: int | None = None  # HEAD, BODY, or the number of a line
+        self._unit_since = 0.0
+        self._unit_bytes = 0
+
+    # ------------------------------------------------------------------ out
+
+    def start(self, call: Call) -> None:
+        """Send the request of *call*. The connection must be idle."""
+        self._call = call
+        call.connection = self
+        self._began = self._loop.time()
+        self._parser = ResponseParser(self._pool.origin.most_body)
+        self._streams = False
+        self._unit = self._deserted = None
+        try:
+            head, chunks = call.begin()
+        except Exception as error:  # what cannot even be signed
+            self._settle("refused", f"the request could not be made: {type(error).__name__}: {error}", error)
+            return
+        if len(chunks) == 1 and len(chunks[0]) <= JOINED_BYTES:
+            self._transport.write(head + chunks[0])
+        else:
+            self._rest = [*reversed(chunks), head]
+            self._pump()
+        if call.limit is not None:
+            self._watch()
+
+    def _pump(self) -> None:
+        while self._rest and not self._paused and not self._transport.is_closing():
+            self._transport.write(self._rest.pop())
+
+    def pause_writing(self) -> None:
+        self._paused = True
+
+    def resume_writing(self) -> None:
+        self._paused = False
+        self._pump()
+
+    # ------------------------------------------------------------------ in
+
+    def data_received(self, data: bytes) -> None:
+        parser, call = self._parser, self._call
+        if parser is None:
+            # Not an answer to anything (RFC 9112, 9.2): the notice of a server that gives the connection up.
+            self.unasked = data
+            self.abort()
+            return
+        headless = parser.head is None
+        try:
+            pieces = parser.feed(data)
+        except ProtocolError as error:
+            self._settle("refused", str(error), error)
+            return
+        if headless and parser.head is not None and call is not None:
+            self._streams = call.streams(parser.head)
+        line = 0
+        if self._streams:
+            for piece in pieces:
+                if self._call is not None:  # not withdrawn because of what it was told
+                    line = self._call.part(piece)
+        elif pieces:
+            if parser.complete and self._body is None:
+                self._complete(parser, pieces)
+                return
+            if self._body is None:
+                self._body = Gathered()
+            for piece in pieces:
+                self._body.add(piece)
+        if self._parser is not parser:
+            return
+        if parser.complete:
+            self._complete(parser, self._body.take() if self._body is not None else [])
+        else:
+            self._progressed(parser, line)
+
+    def _complete(self, parser: ResponseParser, body: list[bytes]) -> None:
+        call, head = self._call, parser.head
+        self._call = self._parser = self._body = None
+        if call is not None:
+            call.connection = None
+        written = not self._rest and not self._transport.get_write_buffer_size()
+        if parser.reusable and written and not self._ended and head is not None:
+            self._answers += 1
+            self.idle_until = self._loop.time() + _idle_seconds(head.get("keep-alive"))
+            self._pool.released(self)
+        else:
+            self.abort()
+        if call is not None and head is not None:
+            call.answered(head, body, cut=parser.cut)
+
+    def _settle(self, failure: Failure, message: str, cause: BaseException | None = None) -> None:
+        """The call has failed, and with it the connection."""
+        call, parser = self._call, self._parser
+        body = self._body.take() if self._body is not None else []
+        self._call = self._parser = self._body = None
+        self.abort()
+        if call is None:
+            return
+        call.connection = None
+        if failure == "lost":
+            self._pool.suspect()
+        if parser is not None and parser.head is not None and parser.head.status >= 300 and failure != "late":
+            # It broke off in the middle of its words, but what it said counts more than how it ended.
+            call.answered(parser.head, body, cut=True)
+        else:
+            call.failed(failure, message, cause)
+
+    # ------------------------------------------------------------------ time
+
+    def _progressed(self, parser: ResponseParser, line: int) -> None:
+        """Note what is coming now, and from when on."""
+        unit: int | None = None
+        if parser.head is None:
+            unit = HEAD if parser.begun else None
+        elif self._streams:
+            unit = line or None
+        elif parser.announced is not None or parser.received:
+            unit = BODY
+        if unit == self._unit:
+            return
+        self._unit = unit
+        if unit is not None:
+            self._unit_since = self._loop.time()
+            self._unit_bytes = parser.received
+            self._watch()
+
+    def _due(self) -> float | None:
+        limits: list[float] = []
+        if self._deserted is not None:
+            limits.append(self._deserted + REST_SECONDS)
+        if self._call is not None and self._call.limit is not None:
+            limits.append(self._began + self._call.limit)
+        if self._unit is not None and self._parser is not None:
+            came = self._parser.received - self._unit_bytes
+            limits.append(self._unit_since + GRACE_SECONDS + came / SLOWEST_BYTES)
+        return min(limits, default=None)
+
+    def _watch(self) -> None:
+        """Have `_tick` called when a limit may have passed. A timer that is left from before only comes early."""
+        due = self._due()
+        if due is None or self._parser is None:
+            return
+        if self._timer is not None:
+            if self._timer.when() <= due:
+                return
+            self._timer.cancel()
+        self._timer = self._loop.call_at(due, self._tick)
+
+    def _tick(self) -> None:
+        self._timer = None
+        parser, due, now = self._parser, self._due(), self._loop.time()
+        if parser is None or due is None:
+            return
+        if now < due:
+            self._watch()
+        elif self._call is None:
+            self.abort()
+        elif self._call.limit is not None and self._began + self._call.limit <= now:
+            self._settle("late", f"no whole answer within {self._call.limit:g} s (executor_config 'timeout')")
+        else:
+            seconds = now - self._unit_since
+            self._settle("lost", f"its answer came too slowly, and was given up {seconds:.0f} s {parser.progress()}")
+
+    # ------------------------------------------------------------------ ends
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast("asyncio.Transport", transport)
+        sock: Any = transport.get_extra_info("socket")
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for name, value in KEEPALIVE:
+            if hasattr(socket, name):
+                sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+        self._poll: Any = None
+        if hasattr(select, "poll"):
+            self._poll = select.poll()
+            self._poll.register(sock.fileno(), select.POLLIN)
+
+    def stale(self) -> bool:
+        """Whether something has come since the last answer, be it the end: then it is good for nothing more.
+
+        The loop may not have got to it yet, and a request must not be lost to a connection of which the
+        kernel knows already that it is closed.
+        """
+        if self._transport.is_closing():
+            return True
+        if self._poll is not None:
+            return bool(self._poll.poll(0))
+        sock = self._transport.get_extra_info("socket")
+        return bool(select.select([sock], [], [], 0)[0])
+
+    def broken(self) -> Exception | None:
+        """Why it is not even good for a first request, if so."""
+        if self.unasked:
+            return ConnectionError(f"before any request it sent {quoted(self.unasked)}")
+        return ConnectionResetError("it was closed at once") if self._transport.is_closing() else None
+
+    def let_go(self) -> None:
+        """Its call has been withdrawn. If nothing but the end of the answer can be missing, wait for that."""
+        parser = self._parser
+        self._call = None
+        if parser is not None and self._streams and not self._rest:
+            self._deserted = self._loop.time()
+            if not parser.complete:
+                self._watch()
+        elif parser is not None:
+            self.abort()
+
+    def close(self) -> None:
+        """Close it, in good order if it is idle."""
+        if self._parser is not None or self._call is not None:
+            self.abort()
+            return
+        self._pool.leaving(self)
+        self._transport.close()
+
+    def abort(self) -> None:
+        """Close it at once, whatever is under way."""
+        self._call = self._parser = self._body = None
+        self._rest = []
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self._pool.leaving(self)
+        self._transport.abort()
+
+    def eof_received(self) -> None:
+        self._ended = True
+        self._lost(None)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if exc is not None and self._parser is not None:
+            self._last_words()
+        self._lost(exc)
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self._pool.gone(self)
+
+    def _last_words(self) -> None:
+        """Read what came before the connection broke.
+
+        A server that refuses a body (413) answers and closes without reading it. Its reset then meets our
+        next write, which fails before the answer is read, although that is there (RFC 9112, 9.6).
+        """
+        sock: Any = self._transport.get_extra_info("socket")
+        if sock is None or self._transport.get_extra_info("sslcontext") is not None:
+            return
+        try:
+            while self._parser is not None and (data := os.read(sock.fileno(), JOINED_BYTES)):
+                self.data_received(data)
+        except OSError:
+            pass
+
+    def _lost(self, exc: Exception | None) -> None:
+        parser = self._parser
+        if parser is None:
+            self.abort()
+            return
+        if exc is None:
+            # asyncio does not tell a TLS connection that was closed from one that was cut off (RFC 9112, 9.8).
+            # A JSON text without its end is none, so nothing is taken for whole that is not.
+            try:
+                parser.close()
+            except ProtocolError:
+                pass
+            else:
+                self._complete(parser, self._body.take() if self._body is not None else [])
+                return
+        how = "closed the connection" if exc is None else f"lost the connection ({type(exc).__name__}: {exc})"
+        text = f"its service {how} {parser.progress()}"
+        if self._rest:
+            text += ", before the request was written"
+        if self._answers and not parser.begun:
+            text += (
+                ". The connection had been used before; the service may have closed it as idle while the request was "
+                "on its way, or have begun the run: it is not sent again unasked"
+            )
+        self._settle("lost", text, exc)
+
+
+def _idle_seconds(promised: str | None) -> float:
+    """For how long the connection is kept, from the ``Keep-Alive`` of the answer (RFC 2068, 19.7.1.1)."""
+    match = _TIMEOUT.search(promised or "")
+    if match is None:
+        return IDLE_SECONDS
+    seconds = float(match[1])
+    return min(LONGEST_IDLE_SECONDS, max(seconds - 1.0, seconds / 2))

@@ -6,7 +6,7 @@ import contextlib
 import os
 import re
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeAlias
@@ -218,7 +218,7 @@ def _no_passphrase() -> bytes:
 
 
 @contextlib.contextmanager
-def _readable(content: bytes) -> Iterator[str]:
+def _readable(content: bytes) -> Generator[str]:
     """A path from which OpenSSL can read *content*: the `ssl` module loads keys from files alone.
 
     Memory where the system has such files, otherwise a temporary file of this user's that is removed at once.

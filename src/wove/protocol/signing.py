@@ -1,0 +1,261 @@
+"""What is signed, and how: no clock, no randomness, no configuration. Those are in `wove.security`.
+
+A request is signed with HMAC-SHA256 (RFC 2104) over six lines joined by line feeds::
+
+    wove-v1
+    http | grpc | websocket
+    /path?query
+    <Unix seconds>
+    <nonce>
+    <SHA-256 of the body, in hex>
+
+and a reply, where replies are signed, over another six, whose first line keeps one from passing for the other::
+
+    wove-v1-reply
+    http | grpc | websocket
+    /path?query
+    <nonce of the request>
+    <number of the reply, from 0>
+    <SHA-256 of the body, in hex>
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import re
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from heapq import heappop, heappush
+from typing import Final, TypeAlias, cast
+
+__all__ = [
+    "AUTHORIZATION",
+    "KEY",
+    "NONCE",
+    "REPLY_SIGNATURE",
+    "REQUEST_NAMES",
+    "SIGNATURE",
+    "TIMESTAMP",
+    "Body",
+    "Digest",
+    "Headers",
+    "Nonces",
+    "check_signed",
+    "digest",
+    "matches",
+    "reply_text",
+    "request_text",
+    "sign",
+    "single_values",
+]
+
+KEY: Final = "X-Wove-Key"
+TIMESTAMP: Final = "X-Wove-Timestamp"
+NONCE: Final = "X-Wove-Nonce"
+SIGNATURE: Final = "X-Wove-Signature"
+REPLY_SIGNATURE: Final = "X-Wove-Reply-Signature"
+AUTHORIZATION: Final = "Authorization"
+
+REQUEST_NAMES: Final = (KEY, TIMESTAMP, NONCE, SIGNATURE)
+"""The headers of a signed request. In gRPC metadata the same names are in lower case."""
+
+
+class Digest(str):
+    """The SHA-256 of a body in hex, made before: `digest` takes it for the body itself."""
+
+    __slots__ = ()
+
+
+Body: TypeAlias = Digest | bytes | bytearray | memoryview | Sequence[bytes | bytearray | memoryview]
+"""A message, whole, in chunks, or as its digest."""
+
+Headers: TypeAlias = Mapping[str, str | bytes] | Iterable[tuple[str | bytes, str | bytes]]
+"""Headers or metadata as servers hand them out, names in any case."""
+
+_KEY_ID: Final = re.compile(r"[A-Za-z0-9._:@/+=-]{1,128}")
+_TIMESTAMP: Final = re.compile(r"[0-9]{1,12}")
+_NONCE: Final = re.compile(r"[\x21-\x2b\x2d-\x7e]{1,128}")  # no comma: it joins two headers of one name
+_SIGNATURE: Final = re.compile(r"v1=[0-9a-f]{64}")
+
+
+def digest(body: Body) -> Digest:
+    """The SHA-256 of *body* in hex. Chunks count as if they were one."""
+    if isinstance(body, Digest):
+        return body
+    if isinstance(body, (bytes, bytearray, memoryview)):
+        return Digest(hashlib.sha256(body).hexdigest())
+    total = hashlib.sha256()
+    for chunk in body:
+        total.update(chunk)
+    return Digest(total.hexdigest())
+
+
+def request_text(transport: str, target: str, timestamp: str, nonce: str, body_digest: str) -> bytes:
+    """What the signature of a request covers.
+
+    Raises:
+        ValueError: One of the parts holds a line break, which would make two different requests one text.
+    """
+    return _lines("wove-v1", transport, target, timestamp, nonce, body_digest)
+
+
+def reply_text(transport: str, target: str, nonce: str, sequence: int, body_digest: str) -> bytes:
+    """What the signature of a reply covers: the request's *nonce*, and the how many-th reply to it this is.
+
+    Raises:
+        ValueError: As `request_text`.
+    """
+    return _lines("wove-v1-reply", transport, target, nonce, str(sequence), body_digest)
+
+
+def _lines(*parts: str) -> bytes:
+    for part in parts:
+        if "\n" in part or "\r" in part:
+            raise ValueError("what is signed must not hold line breaks")
+    return "\n".join(parts).encode()
+
+
+def sign(secret: bytes, text: bytes) -> str:
+    """The signature of *text*: ``v1=`` and 64 hex digits."""
+    return "v1=" + hmac.digest(secret, text, "sha256").hex()
+
+
+def matches(secret: bytes, text: bytes, signature: str) -> bool:
+    """Whether *signature* is that of *text*, in a time that does not depend on where they differ."""
+    # As bytes: compare_digest takes no text outside ASCII.
+    return hmac.compare_digest(sign(secret, text).encode(), signature.encode("utf-8", "replace"))
+
+
+def is_key_id(name: str) -> bool:
+    """Whether *name* can be the id of a key: it must survive every proxy and every log."""
+    return _KEY_ID.fullmatch(name) is not None
+
+
+def single_values(headers: object, names: Collection[str]) -> dict[str, str]:
+    """The values of *names*, each of which must be there once, and be printable ASCII.
+
+    Raises:
+        PermissionError: Otherwise, and for whatever else *headers* may be.
+    """
+    wanted = {name.lower(): name for name in names}
+    found: dict[str, str] = {}
+    try:
+        items = cast("Iterable[object]", headers.items() if isinstance(headers, Mapping) else headers)
+        for item in items:
+            raw_name, raw_value = cast("tuple[object, object]", item)
+            if (name := wanted.get(_text(raw_name).lower())) is None:
+                continue
+            if name in found:
+                raise PermissionError(f"the header {name} came more than once")
+            found[name] = _text(raw_value)
+            if not found[name].isascii() or not found[name].isprintable():
+                raise PermissionError(f"the header {name} holds control characters or letters outside ASCII")
+    except PermissionError:
+        raise
+    except Exception:
+        # Some collections of headers raise errors of their own for a header that came twice.
+        raise PermissionError("the headers cannot be read") from None
+    for name in names:
+        if name not in found:
+            raise PermissionError(f"the header {name} is missing")
+    return found
+
+
+def _text(value: object) -> str:
+    if isinstance(value, bytes):
+        return value.decode("latin-1")
+    # Such a name or value is nobody's, and matches nothing: lower() makes a "k" of the Kelvin sign.
+    return value if isinstance(value, str) and value.isascii() else "\x00"
+
+
+def check_signed(values: Mapping[str, str]) -> int:
+    """Refuse odd values of `REQUEST_NAMES`.
+
+    Returns:
+        The timestamp, in Unix seconds.
+
+    Raises:
+        PermissionError: One does not look as it must.
+    """
+    for name, form, hint in (
+        (KEY, _KEY_ID, "the id of a key"),
+        (TIMESTAMP, _TIMESTAMP, "whole Unix seconds"),
+        (NONCE, _NONCE, "1 to 128 visible characters without commas"),
+        (SIGNATURE, _SIGNATURE, "v1= and 64 hex digits in lower case"),
+    ):
+        if not form.fullmatch(values[name]):
+            raise PermissionError(f"the header {name} is not {hint}")
+    return int(values[TIMESTAMP])
+
+
+class Nonces:
+    """The nonces of the requests that were accepted, for as long as they could be accepted again.
+
+    Takes about 170 bytes for each, and so at most 170 MB with the default *limit*: that is 1,600 requests a
+    second for the ten minutes in which a timestamp is good. A full store forgets the oldest ones, and from then
+    on refuses every request as old as those: the window becomes shorter, but nothing gets through twice.
+
+    Not thread-safe. A call costs the same whatever is in the store.
+
+    Args:
+        limit: The most nonces to remember.
+    """
+
+    __slots__ = ("_buckets", "_count", "_floor", "_limit", "_order", "_seen")
+
+    def __init__(self, limit: int = 1_000_000) -> None:
+        self._limit = limit
+        self._count = 0
+        self._floor = -1  # timestamps below this are refused: what had them may be forgotten
+        self._buckets: dict[int, list[bytes]] = {}
+        self._order: list[int] = []  # a heap of the timestamps in _buckets
+        # Many small sets, because one large one would be copied as a whole now and then, within one call.
+        self._seen: list[set[bytes]] = [set() for _ in range(256)]
+
+    def __len__(self) -> int:
+        return self._count
+
+    def accept(self, key: bytes, nonce: str, timestamp: int, now: float, skew: float) -> bool:
+        """Whether *nonce* is new, and remember it if so.
+
+        Args:
+            key: Whose nonce it is. Something of the secret, not of its id: one secret under two ids must not
+                let a request through twice.
+            nonce: As it came.
+            timestamp: The request's, in Unix seconds.
+            now: The present, in Unix seconds.
+            skew: How far the two may be apart, in seconds.
+        """
+        if abs(now - timestamp) > skew or timestamp < self._floor:
+            return False
+        mark = hashlib.blake2b(nonce.encode("utf-8", "replace"), digest_size=16, key=key[:64]).digest()
+        seen = self._seen[mark[0]]
+        if mark in seen:
+            return False
+        self._make_room(now - skew)
+        if timestamp < self._floor:
+            return False
+        bucket = self._buckets.get(timestamp)
+        if bucket is None:
+            bucket = self._buckets[timestamp] = []
+            heappush(self._order, timestamp)
+        bucket.append(mark)
+        seen.add(mark)
+        self._count += 1
+        return True
+
+    def _make_room(self, horizon: float) -> None:
+        # A few at a time: more than come in, and never so many that one request pays for all before it.
+        for _ in range(8):
+            if not self._order or (self._order[0] >= horizon and self._count < self._limit):
+                return
+            oldest = self._order[0]
+            # Also when the clock is set back later: what was forgotten must not come in again.
+            self._floor = max(self._floor, oldest + 1)
+            bucket = self._buckets[oldest]
+            mark = bucket.pop()
+            self._seen[mark[0]].discard(mark)
+            self._count -= 1
+            if not bucket:
+                heappop(self._order)
+                del self._buckets[oldest]

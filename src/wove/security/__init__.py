@@ -1,0 +1,352 @@
+"""How requests between the network executors and worker services are authenticated.
+
+`NetworkExecutorSecurity` is all of it, on both sides: it makes the headers of a request, and refuses requests
+whose headers are not right. What a signature covers, and what it does not, is in ``docs/security.md``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import os
+import threading
+import time
+from collections.abc import Mapping
+from typing import Any, Final, TypeAlias
+
+from wove.protocol import signing
+from wove.protocol.signing import Body, Headers
+from wove.security.reading import Kind, Settings, read
+
+__all__ = ["NetworkExecutorSecurity", "SecurityConfig"]
+
+SecurityConfig: TypeAlias = "str | Mapping[str, Any] | NetworkExecutorSecurity | None"
+
+MOST_REPLY_SIGNATURES: Final = 16
+"""Signatures in one reply header that are looked at."""
+
+_process: Final = os.urandom(32)
+"""Makes names of bearer tokens that mean nothing elsewhere."""
+
+# One for all stores: it is held for microseconds, and a fork can wait for it.
+_lock = threading.Lock()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_lock.release)
+
+
+class NetworkExecutorSecurity:
+    """Authentication of one environment, or of one worker service.
+
+    Made by `from_config`. It can be used from many threads, and is not changed by anything but its memory of
+    the nonces it has accepted. Neither ``repr`` nor any error shows a secret. It pickles if every secret came
+    from an environment variable: as the names of those, to be read anew where it arrives.
+
+    Attributes:
+        kind: ``"signed"``, ``"bearer"`` or ``"none"``.
+        authenticates: Whether requests are authenticated at all.
+        signs_replies: Whether a service signs its replies, and a client takes no other.
+
+    Example:
+        >>> config = {"type": "signed", "secret": "only for this example"}
+        >>> security = NetworkExecutorSecurity.from_config(config)
+        >>> headers = security.headers_for(transport="http", target="/wove/tasks", body=b"{}")
+        >>> security.verify_headers(transport="http", target="/wove/tasks", body=b"{}", headers=headers)
+        >>> security.verify_headers(transport="http", target="/wove/tasks", body=b"{}", headers=headers)
+        Traceback (most recent call last):
+        PermissionError: this request has been here before (its nonce is known)
+    """
+
+    __slots__ = ("_nonces", "_owners", "_settings")
+
+    def __init__(self, settings: Settings) -> None:
+        # Not for users: from_config checks what it is given.
+        self._settings = settings
+        self._nonces = signing.Nonces() if settings.remembers else None
+        # Nonces belong to a secret, under whatever id it is given.
+        known = {secret for several in settings.secrets.values() for secret in several}
+        self._owners = {secret: hmac.digest(secret, b"wove nonces", "sha256") for secret in known}
+
+    @classmethod
+    def from_config(cls, config: SecurityConfig, *, what: str = "security") -> NetworkExecutorSecurity:
+        """The security that *config* describes.
+
+        Args:
+            config: ``"env:VARIABLE"``: signed, with the secret in that environment variable. ``None`` or
+                ``"none"``: no authentication. An instance: itself. Or a dict by its ``type``:
+
+                * ``"signed"``: ``secret_env`` (the name of a variable) or ``secret``; ``key`` (the secret's id,
+                  ``"default"``); ``clock_skew_seconds`` (300); ``remember_nonces`` (true); ``accepted``, a list
+                  of ``{"key": ..., "secret_env" or "secret": ...}`` that are verified and never signed with;
+                  ``sign_replies`` (false).
+                * ``"bearer"``: ``token_env`` or ``token``; ``accepted``, a list of the same.
+                * ``"none"``.
+            what: What messages begin with.
+
+        Raises:
+            ValueError: A key is unknown or missing, a value is out of range, an environment variable is not
+                there or empty.
+            TypeError: A value is of the wrong type.
+
+        Example:
+            >>> NetworkExecutorSecurity.from_config({"type": "bearer", "token": "only-for-this-example"})
+            <NetworkExecutorSecurity bearer>
+        """
+        return config if isinstance(config, NetworkExecutorSecurity) else cls(read(config, what))
+
+    @property
+    def kind(self) -> Kind:
+        """``"signed"``, ``"bearer"`` or ``"none"``."""
+        return self._settings.kind
+
+    @property
+    def authenticates(self) -> bool:
+        """Whether requests are authenticated at all."""
+        return self._settings.kind != "none"
+
+    @property
+    def signs_replies(self) -> bool:
+        """Whether a service signs its replies, and a client takes no other."""
+        return self._settings.signs_replies
+
+    # The client's side of a request ------------------------------------------------------------
+
+    def headers_for(self, *, transport: str, target: str, body: Body = b"") -> dict[str, str]:
+        """The headers that authenticate one request. Each call is another request: its nonce is new.
+
+        Args:
+            transport: ``"http"``, ``"grpc"`` or ``"websocket"``.
+            target: Path with query; for gRPC the method's path.
+            body: What is sent, whole or in chunks. A WebSocket handshake has none.
+
+        Raises:
+            ValueError: *target* holds line breaks or half characters.
+        """
+        settings = self._settings
+        if settings.kind == "bearer":
+            return {signing.AUTHORIZATION: f"Bearer {settings.tokens[0].decode('ascii')}"}
+        if settings.kind == "none":
+            return {}
+        timestamp, nonce = str(int(time.time())), os.urandom(16).hex()
+        text = signing.request_text(transport, target, timestamp, nonce, signing.digest(body))
+        return {
+            signing.KEY: settings.key,
+            signing.TIMESTAMP: timestamp,
+            signing.NONCE: nonce,
+            signing.SIGNATURE: signing.sign(settings.secrets[settings.key][0], text),
+        }
+
+    def metadata_for(self, *, transport: str, target: str, body: Body = b"") -> list[tuple[str, str]]:
+        """As `headers_for`, as gRPC metadata: pairs with names in lower case."""
+        headers = self.headers_for(transport=transport, target=target, body=body)
+        return [(name.lower(), value) for name, value in headers.items()]
+
+    # The service's side of a request -----------------------------------------------------------
+
+    def screen_headers(self, *, headers: Headers) -> None:
+        """Refuse what can be refused before the body is there, so that a stranger's body is never read.
+
+        To pass here is not enough: `verify_headers` has to follow.
+
+        Args:
+            headers: A mapping, or name and value in pairs; text or bytes, names in any case.
+
+        Raises:
+            PermissionError: A header is missing, came twice or is odd; the key is unknown, the timestamp is
+                outside ``clock_skew_seconds``, or the bearer token is wrong.
+        """
+        if self._settings.kind == "signed":
+            self._signed(headers)
+        elif self._settings.kind == "bearer":
+            self._bearer(headers)
+
+    def screen_metadata(self, *, metadata: Headers) -> None:
+        """As `screen_headers`, for gRPC metadata."""
+        self.screen_headers(headers=metadata)
+
+    def verify_headers(self, *, transport: str, target: str, body: Body = b"", headers: Headers) -> None:
+        """Refuse a request that is not from a holder of the secret, was changed, or has been here before.
+
+        Args:
+            transport: ``"http"``, ``"grpc"`` or ``"websocket"``.
+            target: Path with query as requested, not decoded; for gRPC the method's path.
+            body: What came, whole or in chunks, before anything else is done with it.
+            headers: As `screen_headers`.
+
+        Raises:
+            PermissionError: It is refused; whatever the headers hold, there is no other error.
+        """
+        if self._settings.kind != "signed":
+            self.screen_headers(headers=headers)
+            return
+        values, timestamp = self._signed(headers)
+        try:
+            text = signing.request_text(
+                transport, target, values[signing.TIMESTAMP], values[signing.NONCE], signing.digest(body)
+            )
+        except ValueError:
+            raise PermissionError("the target of this request cannot be signed") from None
+        matching: bytes | None = None
+        for secret in self._settings.secrets[values[signing.KEY]]:
+            if signing.matches(secret, text, values[signing.SIGNATURE]):
+                matching = secret
+        if matching is None:
+            raise PermissionError(
+                f"the signature is not that of this request with the secret of key {values[signing.KEY]!r}: "
+                "the two sides have different secrets, or its path or body was changed on the way"
+            )
+        if self._nonces is None:
+            return
+        with _lock:
+            new = self._nonces.accept(
+                self._owners[matching], values[signing.NONCE], timestamp, time.time(), self._settings.skew
+            )
+        if not new:
+            raise PermissionError("this request has been here before (its nonce is known)")
+
+    def verify_metadata(self, *, transport: str, target: str, body: Body = b"", metadata: Headers) -> None:
+        """As `verify_headers`, for gRPC metadata."""
+        self.verify_headers(transport=transport, target=target, body=body, headers=metadata)
+
+    def principal(self, *, headers: Headers) -> str:
+        """Who sent a request, so that one sender's results are not handed to another.
+
+        Only to be called for a request that was verified.
+
+        Returns:
+            The id of the key; for a bearer token a text that means something within this process only; ``""``
+            without authentication.
+        """
+        if self._settings.kind == "signed":
+            return signing.single_values(headers, (signing.KEY,))[signing.KEY]
+        if self._settings.kind == "bearer":
+            return hashlib.blake2b(self._bearer(headers), key=_process, digest_size=16).hexdigest()
+        return ""
+
+    # Replies -----------------------------------------------------------------------------------
+
+    def reply_signature(
+        self, *, transport: str, target: str, headers: Headers, body: Body, sequence: int = 0
+    ) -> str | None:
+        """The signature of a reply, or ``None`` where replies are not signed.
+
+        While one key id has several secrets, it is one signature for each, joined by commas: the client may
+        know any of them.
+
+        Args:
+            transport: As in the request.
+            target: As in the request.
+            headers: Those of the request, which was verified.
+            body: The reply, whole or in chunks.
+            sequence: The how many-th reply to this request it is, from 0.
+
+        Raises:
+            PermissionError: The request's headers are no signed request's.
+        """
+        if not self._settings.signs_replies:
+            return None
+        known, text = self._reply(transport, target, headers, body, sequence)
+        return ",".join(signing.sign(secret, text) for secret in known)
+
+    def verify_reply(
+        self, *, transport: str, target: str, headers: Headers, body: Body, signature: str | None, sequence: int = 0
+    ) -> None:
+        """Refuse a reply that is not from a holder of the secret, or belongs to another request.
+
+        Does nothing where replies are not signed.
+
+        Args:
+            transport: As in the request.
+            target: As in the request.
+            headers: Those that were sent with the request.
+            body: The reply, before anything else is done with it.
+            signature: What came with it, ``None`` if nothing did.
+            sequence: As `reply_signature`.
+
+        Raises:
+            PermissionError: It is refused.
+        """
+        if not self._settings.signs_replies:
+            return
+        if not signature:
+            raise PermissionError(
+                "the reply is not signed, and 'sign_replies' is set here: set it in the service's security as well"
+            )
+        known, text = self._reply(transport, target, headers, body, sequence)
+        good = False
+        for each in signature.split(",", MOST_REPLY_SIGNATURES)[:MOST_REPLY_SIGNATURES]:
+            for secret in known:
+                good |= signing.matches(secret, text, each)
+        if not good:
+            raise PermissionError(
+                "the signature of the reply is not right: it was changed on the way, answers another request, "
+                "or comes from a service with another secret"
+            )
+
+    # Within ------------------------------------------------------------------------------------
+
+    def _signed(self, headers: Headers) -> tuple[dict[str, str], int]:
+        """The values and the timestamp of headers that may be a signed request's."""
+        values = signing.single_values(headers, signing.REQUEST_NAMES)
+        timestamp = signing.check_signed(values)
+        if values[signing.KEY] not in self._settings.secrets:
+            raise PermissionError(
+                f"the key {values[signing.KEY]!r} is not known here; it must be 'key', or among 'accepted'"
+            )
+        apart = time.time() - timestamp
+        if abs(apart) > self._settings.skew:
+            raise PermissionError(
+                f"the timestamp is {abs(apart):.0f} s {'behind' if apart > 0 else 'ahead of'} this machine's clock, "
+                f"and at most {self._settings.skew:g} s are allowed (clock_skew_seconds): set both clocks right"
+            )
+        return values, timestamp
+
+    def _bearer(self, headers: Headers) -> bytes:
+        """The token of headers that have a right one."""
+        value = signing.single_values(headers, (signing.AUTHORIZATION,))[signing.AUTHORIZATION]
+        scheme, _, token = value.partition(" ")
+        if scheme.lower() != "bearer":  # RFC 9110, section 11.1: in any case
+            raise PermissionError("the header Authorization is not: Bearer, a space, and the token")
+        # Digests, because a comparison of texts would tell how long the right one is.
+        given = hashlib.sha256(token.lstrip(" ").encode("ascii")).digest()
+        good = b""
+        for known in self._settings.tokens:
+            if hmac.compare_digest(given, hashlib.sha256(known).digest()):
+                good = known
+        if not good:
+            raise PermissionError("the bearer token is not known here")
+        return good
+
+    def _reply(
+        self, transport: str, target: str, headers: Headers, body: Body, sequence: int
+    ) -> tuple[tuple[bytes, ...], bytes]:
+        """The secrets that may sign a reply, and what they sign."""
+        values = signing.single_values(headers, (signing.KEY, signing.NONCE))
+        known = self._settings.secrets.get(values[signing.KEY])
+        if known is None:
+            raise PermissionError(f"the key {values[signing.KEY]!r} is not known here")
+        text = signing.reply_text(transport, target, values[signing.NONCE], sequence, signing.digest(body))
+        return known, text
+
+    def __repr__(self) -> str:
+        settings = self._settings
+        if settings.kind != "signed":
+            return f"<NetworkExecutorSecurity {settings.kind}>"
+        others = sorted(set(settings.secrets) - {settings.key})
+        accepts = f" accepts={others!r}" if others else ""
+        replies = " sign_replies" if settings.signs_replies else ""
+        return f"<NetworkExecutorSecurity signed key={settings.key!r}{accepts}{replies}>"
+
+    def __copy__(self) -> NetworkExecutorSecurity:
+        return self  # two of them would accept a request once each
+
+    def __deepcopy__(self, memo: object) -> NetworkExecutorSecurity:
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        if self._settings.recipe is None:
+            raise TypeError(
+                "a NetworkExecutorSecurity that was given its secret itself is not pickled: whoever gets the bytes "
+                'would have the secret. Name an environment variable instead ("env:VARIABLE", "secret_env", '
+                '"token_env"); it is read where the pickle arrives'
+            )
+        return (NetworkExecutorSecurity.from_config, (self._settings.recipe,))

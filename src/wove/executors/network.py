@@ -43,6 +43,9 @@ FIRST_DELAY: Final = 0.05
 LONGEST_DELAY: Final = 2.0
 """Seconds between two offers to a busy service: the first, doubled up to the second, with jitter."""
 
+CANCELLED_SECONDS: Final = 30.0
+"""Default of ``cancel_ack_timeout``: so long a run that was cancelled may still answer."""
+
 CANCEL_SECONDS: Final = 10.0
 """How long the service may take to answer a cancel itself."""
 
@@ -60,7 +63,7 @@ class Exchange:
         is_cancel: Whether it is a ``cancel_task``.
         chunks: The command as one JSON text. A transport may clear it once it is written.
         size: Bytes of all chunks.
-        digest: SHA-256 (hex) of the chunks, if requests are signed.
+        digest: Of the chunks, if requests are signed.
         sent_headers: What the request was signed with, to verify the reply.
         state: The transport's own.
         sent: `NetworkExecutor.transmit` has been called for it.
@@ -95,7 +98,7 @@ class Exchange:
         self.is_cancel = frame["type"] == "cancel_task"
         self.chunks: list[bytes] = []
         self.size = 0
-        self.digest: str | None = None
+        self.digest: signing.Digest | None = None
         self.sent_headers: Any = None
         self.state: Any = None
         self.sent = self.over = self.heard = False
@@ -206,7 +209,7 @@ class NetworkExecutor(EnvironmentExecutor):
         self.insecure = flag(config, "insecure", False, what=what)
         self.max_message_bytes = whole(config, "max_message_bytes", MAX_MESSAGE_BYTES, what=what)
         self.busy_timeout = number(config, "busy_timeout", BUSY_SECONDS, what=what, none=True)
-        self.cancel_grace: float = config.get("cancel_ack_timeout", 30.0) or 30.0
+        self.cancel_grace = number(config, "cancel_ack_timeout", CANCELLED_SECONDS, what=what, none=True)
         self.tls = tls_files(config, what=what)
         self.configure(what, config)
         if importlib.util.find_spec("cloudpickle") is None:
@@ -256,7 +259,7 @@ class NetworkExecutor(EnvironmentExecutor):
         else:
             offload.submit(self._encode_elsewhere, exchange, frame)
 
-    def _encode(self, frame: Frame) -> tuple[list[bytes] | BaseException, str | None]:
+    def _encode(self, frame: Frame) -> tuple[list[bytes] | BaseException, signing.Digest | None]:
         try:
             chunks = codec.encode(frame)
             return chunks, signing.digest(chunks) if self._signs_bodies else None
@@ -270,7 +273,7 @@ class NetworkExecutor(EnvironmentExecutor):
     def _encode_elsewhere(self, exchange: Exchange, frame: Frame) -> None:
         self._post(self._prepared, exchange, *self._encode(frame))
 
-    def _prepared(self, exchange: Exchange, chunks: list[bytes] | BaseException, digest: str | None) -> None:
+    def _prepared(self, exchange: Exchange, chunks: list[bytes] | BaseException, digest: signing.Digest | None) -> None:
         if exchange.over:  # cancelled meanwhile
             return
         if isinstance(chunks, BaseException):
@@ -307,7 +310,8 @@ class NetworkExecutor(EnvironmentExecutor):
             cancel.timer = self.loop.call_later(CANCEL_SECONDS, self._finish, cancel)
         if exchange.timer is not None:
             exchange.timer.cancel()
-        exchange.timer = self.loop.call_later(self.cancel_grace, self._finish, exchange)
+        if self.cancel_grace is not None:
+            exchange.timer = self.loop.call_later(self.cancel_grace, self._finish, exchange)
 
     # ------------------------------------------------------------------ back: called by the transport
 
@@ -384,7 +388,7 @@ class NetworkExecutor(EnvironmentExecutor):
 
     def signed_headers(self, exchange: Exchange, target: str) -> dict[str, str]:
         """The headers that authenticate *exchange* now; kept, to verify the reply."""
-        headers = self.security.headers_for(transport=self.transport, target=target, digest=exchange.digest)
+        headers = self.security.headers_for(transport=self.transport, target=target, body=exchange.digest or b"")
         exchange.sent_headers = headers
         return headers
 
@@ -424,8 +428,7 @@ class NetworkExecutor(EnvironmentExecutor):
                         exchange, f"{said} with an event of another run, {event['run_id']!r:.100}", kind="FrameError"
                     )
                     return
-                self._event(exchange, event)
-                if exchange.over or not exchange.sent:
+                if self._event(exchange, event):
                     return
             if final:
                 came = "without telling how the run ended" if exchange.heard else "with nothing"
@@ -479,13 +482,16 @@ class NetworkExecutor(EnvironmentExecutor):
             logger.warning("%s: a message from its service cannot be used: %s", self.what, error)
             self.distrusted(error)
 
-    def _event(self, exchange: Exchange, event: dict[str, Any]) -> None:
+    def _event(self, exchange: Exchange, event: dict[str, Any]) -> bool:
+        """Pass *event* on; whether it is the last one that this transmission brings."""
         exchange.heard = True
-        if event["type"] in TERMINAL:
+        over = event["type"] in TERMINAL
+        if over:
             if _says_busy(event) and self._offer_again(exchange):
-                return
+                return True
             self._finish(exchange)
         self._inbox.put([event])
+        return over
 
     def _offer_again(self, exchange: Exchange) -> bool:
         """Whether a run that a busy service did not take is transmitted once more, a little later."""

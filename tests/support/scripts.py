@@ -65,6 +65,7 @@ def run_script(
     flags: Sequence[str] = ("-W", "error"),
     check: bool = True,
     python: str = sys.executable,
+    inside: Sequence[str] = (),
 ) -> Finished:
     """Run *source* (text, or the path of a file) as ``script.py`` in *cwd*, in a session of its own.
 
@@ -77,6 +78,7 @@ def run_script(
         flags: Flags of the interpreter. The default makes warnings errors.
         check: Fail the test on an exit status other than 0, or when processes outlive the script.
         python: Which interpreter.
+        inside: What to put before the command, such as ``ip netns exec NAME``.
     """
     path = source if isinstance(source, Path) else cwd / "script.py"
     if not isinstance(source, Path):
@@ -88,7 +90,7 @@ def run_script(
     began = time.monotonic()
     with out.open("wb") as stdout, err.open("wb") as stderr:
         process = subprocess.Popen(
-            [python, *flags, str(path), *args],
+            [*inside, python, *flags, str(path), *args],
             cwd=cwd,
             env=environ,
             stdin=subprocess.DEVNULL,

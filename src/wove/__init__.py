@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from wove.helpers import batch, denone, flatten, fold, redict, sync_to_async, undict
     from wove.merging import merge
     from wove.result import WoveResult
+    from wove.security import NetworkExecutorSecurity
     from wove.settings import config
     from wove.workflow import Weave
 
@@ -44,6 +45,7 @@ __all__ = [
     "HttpEnvironmentExecutor",
     "MissingDependencyError",
     "MissingDispatchFeatureError",
+    "NetworkExecutorSecurity",
     "SerializationError",
     "TaskCancelledError",
     "TaskTimeoutError",
@@ -71,6 +73,7 @@ __all__ = [
 _HOMES = {
     "EnvironmentExecutor": "wove.executors.base",
     "HttpEnvironmentExecutor": "wove.executors.http",
+    "NetworkExecutorSecurity": "wove.security",
     "Weave": "wove.workflow",
     "WoveResult": "wove.result",
     "batch": "wove.helpers",

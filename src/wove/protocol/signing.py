@@ -42,6 +42,7 @@ __all__ = [
     "Nonces",
     "check_signed",
     "digest",
+    "is_key_id",
     "matches",
     "reply_text",
     "request_text",
@@ -79,9 +80,17 @@ _SIGNATURE: Final = re.compile(r"v1=[0-9a-f]{64}")
 
 
 def digest(body: Body) -> Digest:
-    """The SHA-256 of *body* in hex. Chunks count as if they were one."""
+    """The SHA-256 of *body*. Chunks count as if they were one; a digest is what it is.
+
+    Other threads run while bytes are worked on, so a large body can be left to a thread.
+
+    Raises:
+        TypeError: *body* is text: which bytes would that be?
+    """
     if isinstance(body, Digest):
         return body
+    if isinstance(cast("object", body), str):
+        raise TypeError("the body of a message must be bytes, not text")
     if isinstance(body, (bytes, bytearray, memoryview)):
         return Digest(hashlib.sha256(body).hexdigest())
     total = hashlib.sha256()

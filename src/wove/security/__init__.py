@@ -116,7 +116,8 @@ class NetworkExecutorSecurity:
         Args:
             transport: ``"http"``, ``"grpc"`` or ``"websocket"``.
             target: Path with query; for gRPC the method's path.
-            body: What is sent, whole or in chunks. A WebSocket handshake has none.
+            body: What is sent: whole, in chunks, or as a `wove.protocol.signing.Digest`. A WebSocket handshake
+                has none.
 
         Raises:
             ValueError: *target* holds line breaks or half characters.
@@ -169,7 +170,7 @@ class NetworkExecutorSecurity:
         Args:
             transport: ``"http"``, ``"grpc"`` or ``"websocket"``.
             target: Path with query as requested, not decoded; for gRPC the method's path.
-            body: What came, whole or in chunks, before anything else is done with it.
+            body: What came, before anything else is done with it: whole, in chunks, or as a `Digest`.
             headers: As `screen_headers`.
 
         Raises:

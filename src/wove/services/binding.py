@@ -125,8 +125,8 @@ class ServerTLS:
             context.load_cert_chain(self.certificate, self.key, password=_no_password)
         except (ssl.SSLError, OSError, ValueError) as error:
             raise ValueError(
-                f"TLS: the certificate {str(self.certificate)!r} and the key {str(self.key)!r} cannot be used: {error}. "
-                f"Both must be PEM, belong together, and the key must have no password"
+                f"TLS: the certificate {str(self.certificate)!r} and the key {str(self.key)!r} cannot be used: {error}."
+                f" Both must be PEM, belong together, and the key must have no password"
             ) from error
         if self.client_ca is not None:
             try:

@@ -88,13 +88,13 @@ class Desk:
             "concurrency": self.options.concurrency,
         }
 
-    async def drain(self, timeout: float | None = None) -> bool:
+    async def drain(self, seconds: float | None = None) -> bool:
         """Take no more runs, hand back those that wait, and let those that run end.
 
         What does not end in time is answered with an error that says so, and that it may be tried again.
 
         Args:
-            timeout: In seconds; ``None``: the ``drain_timeout`` of the options.
+            seconds: How long they have; ``None``: the ``drain_timeout`` of the options.
 
         Returns:
             Whether everything has ended by itself.
@@ -105,7 +105,8 @@ class Desk:
             self._end(job, busy_error(job.names, "this worker service is about to stop, and has not begun the run"))
         if not self._jobs:
             return True
-        seconds = self.options.drain_timeout if timeout is None else timeout
+        if seconds is None:
+            seconds = self.options.drain_timeout
         logger.info("draining: %d runs have %g s to end", len(self._jobs), seconds)
         self._quiet = asyncio.get_running_loop().create_future()
         await asyncio.wait({self._quiet}, timeout=seconds)
@@ -378,8 +379,8 @@ def _log(job: Job, event: dict[str, Any], now: float) -> None:
     kind = event["type"]
     outcome = "cancelled" if kind == "task_cancelled" else "ok"
     if kind == "task_error":
-        error: Any = event.get("error")
-        outcome = f"error {error.get('kind') if isinstance(error, dict) else ''}"
+        report: dict[str, Any] = event.get("error") or {}
+        outcome = f"error {report.get('kind', '')}"
     began = job.began or job.begun or now
     logger.info(
         "run %s task %r from %s: %s, %.3f s queued, %.3f s run, %d bytes in, %d bytes out",

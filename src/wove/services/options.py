@@ -97,8 +97,8 @@ def service_options(**keywords: Any) -> ServiceOptions:
             "a worker service needs security=..., because whoever may send runs to it may run any code in it: "
             "'env:VARIABLE' names the variable with the shared secret; 'none' lets everybody in who can connect"
         )
-    security = NetworkExecutorSecurity.from_config(keywords["security"], what="security")
-    return ServiceOptions(**{**keywords, "security": security})
+    keywords["security"] = NetworkExecutorSecurity.from_config(keywords["security"], what="security")
+    return ServiceOptions(**keywords)
 
 
 def _whole(name: str, value: object, least: int) -> None:

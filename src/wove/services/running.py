@@ -6,13 +6,12 @@ import asyncio
 import os
 import sys
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any, Final, Protocol
 
 from wove.delivery.mailbox import Mailbox
 from wove.executors import forks
 from wove.protocol.faults import from_exception
-from wove.protocol.frames import PYTHON
+from wove.protocol.frames import PYTHON, TERMINAL
 from wove.services.wire import elsewhere
 
 __all__ = ["InProcesses", "InThreads", "Running"]
@@ -45,8 +44,12 @@ class InThreads:
         with forks.importing:
             from wove.worker.runner import Runner
 
-        self._mailbox = Mailbox(asyncio.get_running_loop())
-        self._runner = Runner(partial(self._mailbox.post, tell), name="wove-service")
+        mailbox = self._mailbox = Mailbox(asyncio.get_running_loop())
+
+        def emit(event: dict[str, Any]) -> None:
+            mailbox.post(tell, event)
+
+        self._runner = Runner(emit, name="wove-service")
 
     def submit(self, frame: dict[str, Any]) -> None:
         self._runner.submit(frame)
@@ -99,11 +102,16 @@ class InProcesses:
 
     def _take(self, events: Sequence[dict[str, Any]]) -> None:
         for event in events:
-            exception = event.get("exception")
-            if isinstance(exception, BaseException):  # what the pool itself says of a run, about a lost worker
-                task = self._tasks.get(event["run_id"], "?")
-                fields = from_exception(exception, task=task, source="executor", retryable=True)
-                event = {"type": event["type"], "run_id": event["run_id"], **fields, "python": PYTHON}
-            if event["type"] in ("task_result", "task_error", "task_cancelled"):
-                event["task_id"] = self._tasks.pop(event["run_id"], "?")
-            self._tell(event)
+            if event["type"] in TERMINAL:
+                self._tell(self._told(event, self._tasks.pop(event["run_id"], "?")))
+            else:
+                self._tell(event)
+
+    @staticmethod
+    def _told(event: dict[str, Any], task: str) -> dict[str, Any]:
+        """*event* as a worker would have sent it: the pool itself ends the runs of a worker that is lost."""
+        exception = event.pop("exception", None)
+        if isinstance(exception, BaseException):
+            fields = from_exception(exception, task=task, source="executor", retryable=True)
+            event = {**event, **fields, "python": PYTHON}
+        return {**event, "task_id": task}

@@ -22,6 +22,7 @@ from wove.services.memory import bulk
 __all__ = [
     "Budget",
     "busy_error",
+    "check_command",
     "decode_command",
     "elsewhere",
     "encode_events",
@@ -98,7 +99,19 @@ def decode_command(chunks: Sequence[bytes]) -> dict[str, Any]:
     frames = codec.decode(chunks)
     if len(frames) != 1:
         raise FrameError(f"one command at a time, and these are {len(frames)}")
-    frame = frames[0]
+    return check_command(frames[0])
+
+
+def check_command(frame: dict[str, Any], *, callable_id: str | None = None) -> dict[str, Any]:
+    """*frame* itself, checked and put in order as `decode_command` says.
+
+    Args:
+        frame: A frame as the codec gives it.
+        callable_id: That of its callable, if it is known; else it is found out, from every byte.
+
+    Raises:
+        FrameError: It is no command.
+    """
     run_id = frame.get("run_id")
     if not isinstance(run_id, str) or not RUN_ID.fullmatch(run_id):
         raise FrameError("a command needs a run_id: 1 to 200 ASCII characters without spaces")
@@ -108,28 +121,32 @@ def decode_command(chunks: Sequence[bytes]) -> dict[str, Any]:
     task_id = frame.get("task_id")
     frame["task_id"] = task_id[:MOST_TASK_CHARACTERS] if isinstance(task_id, str) and task_id else "?"
     if kind == "run_task":
-        _put_in_order(frame, run_id)
+        _put_in_order(frame, run_id, callable_id)
     return frame
 
 
-def _put_in_order(frame: dict[str, Any], run_id: str) -> None:
+def _put_in_order(frame: dict[str, Any], run_id: str, callable_id: str | None) -> None:
     function = frame.get("callable_pickle")
     if not isinstance(function, Pickled):
         raise FrameError("a run_task needs a callable_pickle", run_id)
     # Runs whose callables have the same id share one, so it is not for the sender to say.
-    digest = hashlib.sha256()
-    for chunk in function.chunks:
-        digest.update(chunk)
-    frame["callable_id"] = digest.hexdigest()
+    frame["callable_id"] = callable_id or _digest(function)
     if not isinstance(frame.get("args_pickle"), Pickled):
         frame["args_pickle"] = NO_ARGUMENTS
-    if not isinstance(frame.get("delivery"), dict):
-        frame["delivery"] = {}
+    delivery: object = frame.get("delivery")
+    frame["delivery"] = policy = cast("dict[str, Any]", delivery) if isinstance(delivery, dict) else {}
     _keep_seconds(frame, "deadline")
-    _keep_seconds(frame["delivery"], "delivery_heartbeat_seconds")
+    _keep_seconds(policy, "delivery_heartbeat_seconds")
     # Live values are for executors that stay in their process; there is nothing to call in JSON.
     frame.pop("callable", None)
     frame.pop("args", None)
+
+
+def _digest(pickled: Pickled) -> str:
+    digest = hashlib.sha256()
+    for chunk in pickled.chunks:
+        digest.update(chunk)
+    return digest.hexdigest()
 
 
 def _keep_seconds(fields: dict[str, Any], name: str) -> None:

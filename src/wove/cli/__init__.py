@@ -1,0 +1,30 @@
+"""The command ``wove``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+__all__ = ["main"]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        arguments: Those after the command's name; ``None``: those of this process.
+
+    Returns:
+        The exit status: 0, 1 for a failure, 2 for wrong arguments.
+    """
+    from wove import __version__
+    from wove.cli import worker
+
+    parser = argparse.ArgumentParser(prog="wove", description="Inline task orchestration for Python.")
+    parser.add_argument("--version", action="version", version=f"wove {__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    worker.add_parser(commands.add_parser)
+    chosen = parser.parse_args(sys.argv[1:] if arguments is None else arguments)
+    status: int = chosen.run(chosen)
+    return status

@@ -1,0 +1,62 @@
+"""Log lines on stderr that nobody has to wait for."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import queue
+import sys
+import threading
+from collections.abc import Generator
+from typing import Final
+
+__all__ = ["logging_to_stderr"]
+
+FORMAT: Final = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+
+MOST_LINES: Final = 10_000
+"""So many lines wait for a slow stderr; more are dropped, because a full disk or a stopped terminal must not
+stop the service."""
+
+
+class _Later(logging.Handler):
+    """Formats and writes in a thread of its own: neither takes a loop's time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._records: queue.SimpleQueue[logging.LogRecord | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._write, name="wove-log", daemon=True)
+        self._thread.start()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if self._records.qsize() < MOST_LINES:
+            self._records.put(record)
+
+    def finish(self) -> None:
+        """Write what is left, for at most a second."""
+        self._records.put(None)
+        self._thread.join(1.0)
+
+    def _write(self) -> None:
+        while (record := self._records.get()) is not None:
+            with contextlib.suppress(Exception):  # there is nobody left to tell
+                sys.stderr.write(self.format(record) + "\n")
+                if self._records.empty():
+                    sys.stderr.flush()
+
+
+@contextlib.contextmanager
+def logging_to_stderr(level: str) -> Generator[None]:
+    """Wove's log from *level* on, and the warnings of everything else, meanwhile."""
+    handler = _Later()
+    handler.setFormatter(logging.Formatter(FORMAT))
+    root, ours = logging.getLogger(), logging.getLogger("wove")
+    before = ours.level
+    root.addHandler(handler)
+    ours.setLevel(level.upper())
+    try:
+        yield
+    finally:
+        ours.setLevel(before)
+        root.removeHandler(handler)
+        handler.finish()

@@ -1,0 +1,155 @@
+"""``wove worker http|grpc|websocket``: a worker service in one command."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import importlib
+import importlib.util
+import logging
+import os
+import signal
+import sys
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final
+
+from wove.cli.logs import logging_to_stderr
+from wove.errors import MissingDependencyError
+
+if TYPE_CHECKING:
+    from wove.services.binding import Bind, ServerTLS
+    from wove.services.options import ServiceOptions
+
+__all__ = ["add_parser"]
+
+logger = logging.getLogger("wove.service")
+
+TRANSPORTS: Final = {
+    "http": ("wove.services.serve_http", "127.0.0.1:8800"),
+    "grpc": ("wove.services.grpc", "127.0.0.1:8810"),
+    "websocket": ("wove.services.websocket", "127.0.0.1:8820"),
+}
+"""The module whose ``serve`` it is, and where it listens by default."""
+
+LOG_LEVELS: Final = ("debug", "info", "warning", "error")
+
+DESCRIPTION: Final = """\
+A worker service: it runs the tasks of environments with executor {transport!r}. Whoever may send runs to it may
+run any code in it, so it listens on this machine only, unless it has TLS and --security, or --insecure is given."""
+
+
+def add_parser(new: Callable[..., argparse.ArgumentParser]) -> None:
+    """Add ``worker`` to the commands; *new* is the ``add_parser`` of argparse."""
+    parser = new("worker", help="run a worker service", description="Run a worker service.")
+    transports = parser.add_subparsers(title="transports", metavar="TRANSPORT", required=True)
+    for transport, (_, default) in TRANSPORTS.items():
+        one = transports.add_parser(
+            transport, help=f"for executor {transport!r}", description=DESCRIPTION.format(transport=transport)
+        )
+        one.set_defaults(run=_run, transport=transport)
+        _add_service(one, default)
+        _add_tls(one)
+        if transport == "http":
+            one.add_argument(
+                "--root-path", default="", metavar="PATH", help="what a proxy in front takes off the URL's path"
+            )
+
+
+def _add_service(parser: argparse.ArgumentParser, default: str) -> None:
+    add = parser.add_argument
+    add("--bind", default=default, metavar="HOST:PORT", help=f"where to listen; port 0 takes a free one ({default})")
+    add("--security", metavar="SPEC", help='"env:VARIABLE" with the shared secret, or "none" (default)')
+    add("--concurrency", type=int, metavar="N", help="the most runs at a time (64)")
+    add("--processes", type=int, metavar="N", help="run tasks in N worker processes instead of threads")
+    add("--backlog", type=int, metavar="N", help='the most runs that wait; one more is answered "busy" (1024)')
+    add("--max-message-bytes", type=int, metavar="N", help="the largest request (536870912)")
+    add("--drain-timeout", type=float, metavar="S", help="seconds that tasks get to end on SIGTERM (30)")
+    add("--log-level", choices=LOG_LEVELS, default="info", help="info: one line a run (info)")
+
+
+def _add_tls(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--tls-cert", metavar="FILE", help="PEM file with the certificate chain")
+    add("--tls-key", metavar="FILE", help="PEM file with its private key")
+    add("--client-ca", metavar="FILE", help="PEM file: clients need a certificate of one of these authorities")
+    add("--tls-at-proxy", action="store_true", help="a proxy in front ends TLS: plaintext is fine, --security needed")
+    add("--insecure", action="store_true", help="listen for other machines without TLS, without --security, or both")
+
+
+def _run(chosen: argparse.Namespace) -> int:
+    if (here := os.getcwd()) not in sys.path:  # as `python -m` has it: the user's modules are there
+        sys.path.insert(0, here)
+    with logging_to_stderr(chosen.log_level):
+        try:
+            options, bind, tls = _settings(chosen)
+            serve = _serve_of(chosen)
+        except (TypeError, ValueError, MissingDependencyError) as error:
+            return _fail(chosen, error, 2)
+        try:
+            _run_until_stopped(chosen, partial(serve, options, bind, tls))
+        except (OSError, MissingDependencyError) as error:
+            return _fail(chosen, error, 1)
+    return 0
+
+
+def _settings(chosen: argparse.Namespace) -> tuple[ServiceOptions, Bind, ServerTLS | None]:
+    from wove.services.binding import Bind, ServerTLS, refuse_exposed
+    from wove.services.options import service_options
+
+    names = ("concurrency", "processes", "backlog", "max_message_bytes", "drain_timeout")
+    given = {name: value for name in names if (value := getattr(chosen, name)) is not None}
+    options = service_options(security=chosen.security or "none", **given)
+    bind = Bind.parse(chosen.bind)
+    tls: ServerTLS | None = None
+    if chosen.tls_cert and chosen.tls_key:
+        tls = ServerTLS.load(chosen.tls_cert, chosen.tls_key, chosen.client_ca)
+    elif chosen.tls_cert or chosen.tls_key or chosen.client_ca:
+        raise ValueError("TLS needs both --tls-cert and --tls-key")
+    refuse_exposed(bind, tls, options, insecure=chosen.insecure, tls_at_proxy=chosen.tls_at_proxy)
+    if importlib.util.find_spec("cloudpickle") is None:
+        raise MissingDependencyError('a worker service needs cloudpickle: pip install "wove[worker]"')
+    return options, bind, tls
+
+
+def _serve_of(chosen: argparse.Namespace) -> Callable[..., Any]:
+    module = importlib.import_module(TRANSPORTS[chosen.transport][0])
+    serve: Callable[..., Any] = module.serve
+    return partial(serve, root_path=chosen.root_path) if chosen.transport == "http" else serve
+
+
+def _fail(chosen: argparse.Namespace, error: Exception, status: int) -> int:
+    print(f"wove worker {chosen.transport}: {error}", file=sys.stderr)  # noqa: T201
+    return status
+
+
+def _run_until_stopped(chosen: argparse.Namespace, serve: Callable[..., Any]) -> None:
+    def started(url: str) -> None:
+        print(f"wove worker {chosen.transport}: listening on {url}", flush=True)  # noqa: T201
+
+    async def main() -> None:
+        stop = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, _on_signal, number, stop)
+        await serve(started=started, stop=stop)
+        logger.info("stopped")
+
+    with asyncio.Runner(loop_factory=_loop_factory(chosen.transport)) as runner:
+        runner.run(main())
+
+
+def _on_signal(number: int, stop: asyncio.Event) -> None:
+    if stop.is_set():
+        # At once means now: nothing that still runs may hold it up. Worker processes end with their parent.
+        os._exit(128 + number)
+    logger.info("%s: taking no more runs; once more ends at once", signal.Signals(number).name)
+    stop.set()
+
+
+def _loop_factory(transport: str) -> Callable[[], asyncio.AbstractEventLoop] | None:
+    """uvloop where it is installed; not for grpc, whose library brings its own polling."""
+    if transport == "grpc" or importlib.util.find_spec("uvloop") is None:
+        return None
+    factory: Callable[[], asyncio.AbstractEventLoop] = importlib.import_module("uvloop").new_event_loop
+    return factory

@@ -1,0 +1,208 @@
+"""A worker service as an ASGI application: for ``wove worker http``, and to mount in an application of your own.
+
+Frames come in POST requests, on any path. ``GET .../healthz`` and ``.../readyz`` are for whoever watches.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+from collections.abc import AsyncGenerator, Awaitable, Callable, MutableMapping, Sequence
+from typing import Any, Final, TypeAlias, Unpack
+
+from wove.protocol.frames import FrameError
+from wove.services.desk import Desk
+from wove.services.exchange import RETRY_AFTER, Exchange, Gone, Refusal, Request
+from wove.services.options import ServiceKeywords, ServiceOptions, service_options
+from wove.services.wire import decode_command, elsewhere, is_big
+
+__all__ = ["WorkerApp", "worker_app"]
+
+logger = logging.getLogger("wove.service")
+
+Scope: TypeAlias = MutableMapping[str, Any]
+Message: TypeAlias = MutableMapping[str, Any]
+Receive: TypeAlias = Callable[[], Awaitable[Message]]
+Send: TypeAlias = Callable[[Message], Awaitable[None]]
+
+BODY_SECONDS: Final = 30.0
+BODY_BYTES_PER_SECOND: Final = 1024
+"""A body must be there after so many seconds, and one more for every so many bytes that did come."""
+
+
+def worker_app(options: ServiceOptions | None = None, /, **keywords: Unpack[ServiceKeywords]) -> WorkerApp:
+    """An ASGI application that runs the tasks it is sent.
+
+    Args:
+        options: Checked options; or give them as keywords.
+        keywords: See `ServiceOptions`. ``security`` is required.
+
+    Raises:
+        TypeError: An option is unknown, missing or of the wrong type.
+        ValueError: An option is out of range.
+
+    Example::
+
+        from fastapi import FastAPI
+        from wove.services.http import worker_app
+
+        worker = worker_app(security="env:WOVE_WORKER_SECRET")
+        app = FastAPI(lifespan=worker.lifespan)
+        app.mount("/wove", worker)
+    """
+    return WorkerApp(service_options(**keywords) if options is None else options)
+
+
+class WorkerApp:
+    """What `worker_app` makes.
+
+    Attributes:
+        desk: Where the runs go.
+        keep_alive: Seconds that the server keeps an idle connection, to tell clients; ``None``: not known.
+    """
+
+    def __init__(self, options: ServiceOptions) -> None:
+        self.desk = Desk(options)
+        self.keep_alive: int | None = None
+        self._security = options.security
+        self._most = options.max_message_bytes
+
+    @contextlib.asynccontextmanager
+    async def lifespan(self, app: object = None) -> AsyncGenerator[None]:
+        """Start and end with an application: its ``lifespan``, or an ``async with`` in it.
+
+        A mounted application is told of neither, and does without: it starts with the first run. But then
+        nothing lets its runs end when the application stops.
+        """
+        del app
+        await self.desk.start()
+        try:
+            yield
+        finally:
+            await self.desk.drain()
+            await self.desk.aclose()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        if scope["type"] == "http":
+            await self._serve(Request(scope, receive, send, keep_alive=self.keep_alive))
+        elif scope["type"] == "lifespan":
+            await self._live(receive, send)
+        elif scope["type"] == "websocket":
+            await send({"type": "websocket.close", "code": 1000})  # before accept: it becomes a 403
+
+    async def _live(self, receive: Receive, send: Send) -> None:
+        while True:
+            message = await receive()
+            if message["type"] == "lifespan.startup":
+                await self.desk.start()
+                await send({"type": "lifespan.startup.complete"})
+            elif message["type"] == "lifespan.shutdown":
+                await self.desk.drain()
+                await self.desk.aclose()
+                await send({"type": "lifespan.shutdown.complete"})
+                return
+
+    async def _serve(self, request: Request) -> None:
+        try:
+            if request.method == "POST":
+                await self._post(request)
+            elif not await self._health(request):
+                raise Refusal(405, "commands come as POST", headers=((b"allow", b"POST"),), text=True)
+        except Gone:
+            pass
+        except Refusal as refusal:
+            await request.refuse(refusal)
+        except Exception:
+            logger.exception("a request of %s failed", request.peer)
+            if not request.answered:
+                await request.refuse(Refusal(500, "the worker service failed; its log says why"))
+
+    async def _health(self, request: Request) -> bool:
+        if request.method not in ("GET", "HEAD"):
+            return False
+        name = request.path.rpartition("/")[2]
+        if name == "healthz":
+            await request.reply(200, [b'{"status":"ok"}'])
+        elif name == "readyz":
+            status = self.desk.status()
+            await request.reply(200 if self.desk.ready else 503, [json.dumps(status).encode()])
+        else:
+            return False
+        return True
+
+    async def _post(self, request: Request) -> None:
+        if request.length is not None and request.length > self._most:
+            raise self._too_large()
+        try:
+            self._security.screen_headers(headers=request.headers)
+        except PermissionError as error:
+            raise self._not_allowed(request, error, early=True) from None
+        chunks = await self._verified_body(request)
+        if is_big(request.size):
+            frame = await elsewhere(_decode, chunks)
+        else:
+            frame = _decode(chunks)
+        chunks.clear()
+        if isinstance(frame, FrameError):
+            logger.warning("a request of %s was refused: %s", request.peer, frame)
+            raise Refusal(400, str(frame))
+        owner = request.key if self._security.kind == "signed" else ""
+        if frame["type"] == "cancel_task":
+            self.desk.cancel(frame, owner=owner)
+            await request.reply(200, [b'{"events":[]}'])
+        else:
+            await Exchange(request).run(self.desk, frame, owner)
+
+    async def _verified_body(self, request: Request) -> list[bytes]:
+        """The body, once it has been verified. Nobody has looked into it."""
+        budget = self.desk.unverified
+        held = 0
+        chunks: list[bytes] = []
+
+        def accept(chunk: bytes) -> None:
+            nonlocal held
+            if request.size > self._most:
+                raise self._too_large()
+            if not budget.take(len(chunk)):
+                raise Refusal(503, "this worker service has no room", headers=RETRY_AFTER, early=True)
+            held += len(chunk)
+            chunks.append(chunk)
+
+        try:
+            await request.read(accept, BODY_SECONDS, BODY_BYTES_PER_SECOND)
+            if is_big(request.size):
+                await elsewhere(self._verify, request, chunks)
+            else:
+                self._verify(request, chunks)
+        except PermissionError as error:
+            raise self._not_allowed(request, error, early=False) from None
+        finally:
+            budget.give_back(held)
+        request.sign = self._sign if self._security.signs_replies else None
+        return chunks
+
+    def _verify(self, request: Request, chunks: Sequence[bytes]) -> None:
+        self._security.verify_headers(transport="http", target=request.target, body=chunks, headers=request.headers)
+
+    def _sign(self, request: Request, chunks: Sequence[bytes]) -> str | None:
+        return self._security.reply_signature(
+            transport="http", target=request.target, headers=request.headers, body=chunks
+        )
+
+    def _too_large(self) -> Refusal:
+        return Refusal(413, f"the body has more than {self._most} bytes, the limit of this worker service", early=True)
+
+    def _not_allowed(self, request: Request, error: PermissionError, *, early: bool) -> Refusal:
+        logger.warning("a request of %s was refused: %s", request.peer, error)
+        scheme = b"Bearer" if self._security.kind == "bearer" else b"Wove"
+        # What exactly is wrong is for the log: it would tell an attacker how far he has come.
+        return Refusal(401, "not authorized", headers=((b"www-authenticate", scheme),), early=early)
+
+
+def _decode(chunks: Sequence[bytes]) -> dict[str, Any] | FrameError:
+    try:
+        return decode_command(chunks)
+    except FrameError as error:
+        return error

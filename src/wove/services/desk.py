@@ -157,7 +157,7 @@ class Desk:
                 a ``task_result``, ``task_error`` or ``task_cancelled``. It must neither raise nor block, nor
                 change an event: others may get the same one.
             peer: Who sent it, for the log.
-            owner: The key id that signed it. Nobody else can cancel it or join it.
+            owner: Who sent it, as `NetworkExecutorSecurity.principal` says. Nobody else can cancel or join it.
 
         Returns:
             What `leave` takes when the client has gone.

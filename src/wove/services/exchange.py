@@ -71,8 +71,8 @@ class Request:
         headers: As they came.
         length: Its ``Content-Length``.
         size: How many bytes of the body have come.
-        key: Its ``X-Wove-Key``.
         streams: Whether the client takes a reply in lines.
+        browser: Whether a web page sent it. Browsers say so with every POST (Fetch, section 3.1, "Origin").
         answered: Whether the reply has begun.
         sign: Makes the signature of a reply.
     """
@@ -83,8 +83,8 @@ class Request:
         "_scope",
         "_send",
         "answered",
+        "browser",
         "headers",
-        "key",
         "length",
         "method",
         "sign",
@@ -107,15 +107,14 @@ class Request:
         self.method: str = scope["method"]
         self.headers: Headers = list(scope["headers"])
         self.length: int | None = None
-        self.key = ""
-        self.streams = False
+        self.streams = self.browser = False
         for name, value in self.headers:
             if name == b"content-length":
                 self.length = int(value) if value.isdigit() else None
             elif name == b"accept":
                 self.streams = b"application/x-ndjson" in value
-            elif name == b"x-wove-key":
-                self.key = value.decode("latin-1")
+            elif name == b"origin" or name == b"sec-fetch-site":
+                self.browser = True
         self.size = 0
         self.answered = False
         self.sign: Callable[[Request, Sequence[bytes]], str | None] | None = None
@@ -214,7 +213,7 @@ class Request:
     async def begin(self, status: int, headers: Headers) -> None:
         """Send the head of a reply."""
         self.answered = True
-        if self._keep_alive is not None:
+        if self._keep_alive is not None and (b"connection", b"close") not in headers:
             headers.append((b"keep-alive", b"timeout=%d" % self._keep_alive))
         await self._send({"type": "http.response.start", "status": status, "headers": headers})
 

@@ -135,6 +135,10 @@ class WorkerApp:
     async def _post(self, request: Request) -> None:
         if request.length is not None and request.length > self._most:
             raise self._too_large()
+        if request.browser and not self._security.authenticates:
+            # Any web page can make the browser of someone on this machine post here.
+            logger.warning("a request of a web page was refused, from %s", request.peer)
+            raise Refusal(403, "requests of web pages are refused where there is no security", early=True)
         try:
             self._security.screen_headers(headers=request.headers)
         except PermissionError as error:
@@ -148,7 +152,7 @@ class WorkerApp:
         if isinstance(frame, FrameError):
             logger.warning("a request of %s was refused: %s", request.peer, frame)
             raise Refusal(400, str(frame))
-        owner = request.key if self._security.kind == "signed" else ""
+        owner = self._security.principal(headers=request.headers)
         if frame["type"] == "cancel_task":
             self.desk.cancel(frame, owner=owner)
             await request.reply(200, [b'{"events":[]}'])

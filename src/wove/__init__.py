@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         WoveError,
     )
     from wove.executors.base import EnvironmentExecutor
+    from wove.executors.websocket import WebSocketEnvironmentExecutor
     from wove.executors.http import HttpEnvironmentExecutor
     from wove.helpers import batch, denone, flatten, fold, redict, sync_to_async, undict
     from wove.merging import merge
@@ -52,6 +53,7 @@ __all__ = [
     "UnresolvedSignatureError",
     "Weave",
     "WeaveStateError",
+    "WebSocketEnvironmentExecutor",
     "WorkerLostError",
     "WoveError",
     "WoveResult",
@@ -75,6 +77,7 @@ _HOMES = {
     "HttpEnvironmentExecutor": "wove.executors.http",
     "NetworkExecutorSecurity": "wove.security",
     "Weave": "wove.workflow",
+    "WebSocketEnvironmentExecutor": "wove.executors.websocket",
     "WoveResult": "wove.result",
     "batch": "wove.helpers",
     "config": "wove.settings",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from wove.errors import DeliveryOrphanedError, DeliveryTimeoutError, EnvironmentExecutionError
 from wove.executors.base import EnvironmentExecutor
+from wove.executors.websocket import WebSocketEnvironmentExecutor
 from wove.executors.http import HttpEnvironmentExecutor
 
 __all__ = [

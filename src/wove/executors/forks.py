@@ -16,7 +16,7 @@ import os
 import threading
 from typing import Final
 
-__all__ = ["forget", "importing", "release", "track"]
+__all__ = ["blank", "forget", "importing", "release", "track"]
 
 MOST_SECONDS: Final = 5.0
 """How long a fork waits for an import; then it goes on at its own risk, as forks among threads do."""
@@ -25,6 +25,7 @@ importing = threading.RLock()
 """To be held around imports in Wove's own threads."""
 
 _descriptors: set[int] = set()
+_blanked: set[int] = set()
 
 
 def track(*descriptors: int) -> None:
@@ -32,9 +33,18 @@ def track(*descriptors: int) -> None:
     _descriptors.update(descriptors)
 
 
+def blank(descriptor: int) -> None:
+    """Have a forked child put an empty file in the place of *descriptor*, for asyncio's sockets.
+
+    Objects that are garbage in the child close it later, by its number, which must not be another file's then.
+    """
+    _blanked.add(descriptor)
+
+
 def forget(*descriptors: int) -> None:
     """*descriptors* are about to be closed by someone else."""
     _descriptors.difference_update(descriptors)
+    _blanked.difference_update(descriptors)
 
 
 def release(*descriptors: int) -> None:
@@ -73,6 +83,13 @@ def _after_in_child() -> None:
         with contextlib.suppress(OSError):
             os.close(descriptor)
     _descriptors.clear()
+    if _blanked:
+        with contextlib.suppress(OSError):
+            nothing = os.open(os.devnull, os.O_RDWR)
+            for descriptor in _blanked:
+                os.dup2(nothing, descriptor, inheritable=False)
+            os.close(nothing)
+    _blanked.clear()
 
 
 if hasattr(os, "register_at_fork"):

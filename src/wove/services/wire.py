@@ -24,6 +24,7 @@ __all__ = [
     "busy_error",
     "check_command",
     "decode_command",
+    "digest_of",
     "elsewhere",
     "encode_events",
     "executor_error",
@@ -130,7 +131,7 @@ def _put_in_order(frame: dict[str, Any], run_id: str, callable_id: str | None) -
     if not isinstance(function, Pickled):
         raise FrameError("a run_task needs a callable_pickle", run_id)
     # Runs whose callables have the same id share one, so it is not for the sender to say.
-    frame["callable_id"] = callable_id or _digest(function)
+    frame["callable_id"] = callable_id or digest_of(function)
     if not isinstance(frame.get("args_pickle"), Pickled):
         frame["args_pickle"] = NO_ARGUMENTS
     delivery: object = frame.get("delivery")
@@ -142,7 +143,8 @@ def _put_in_order(frame: dict[str, Any], run_id: str, callable_id: str | None) -
     frame.pop("args", None)
 
 
-def _digest(pickled: Pickled) -> str:
+def digest_of(pickled: Pickled) -> str:
+    """The ``callable_id`` of a callable's pickle."""
     digest = hashlib.sha256()
     for chunk in pickled.chunks:
         digest.update(chunk)

@@ -1,0 +1,252 @@
+"""A worker service over WebSockets: for ``wove worker websocket``, and to mount in a server of your own.
+
+Commands come as messages, on any path. ``GET .../healthz`` and ``.../readyz`` are for whoever watches.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections.abc import Callable, Sequence
+from functools import partial
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Final, Self, Unpack
+from weakref import WeakKeyDictionary
+
+from wove.errors import MissingDependencyError
+from wove.protocol import sockets
+from wove.services.desk import Desk
+from wove.services.options import ServiceKeywords, ServiceOptions, service_options
+
+if TYPE_CHECKING:
+    from websockets.asyncio.server import ServerConnection
+    from websockets.http11 import Request, Response
+    from websockets.typing import Subprotocol
+
+    from wove.services.binding import Bind, ServerTLS
+    from wove.services.socket_peer import Peer
+
+__all__ = ["WorkerSocket", "serve"]
+
+logger = logging.getLogger("wove.service")
+
+CLOSE_SECONDS: Final = 3.0
+"""How long the last events have to get out."""
+
+NOT_ALLOWED: Final = 1008
+"""Close code "policy violation" (RFC 6455, section 7.4.1)."""
+
+OPEN_SECONDS: Final = 10.0
+"""How long a client may take for its handshake."""
+
+
+class WorkerSocket:
+    """What a server of the `websockets` package needs in order to run the tasks that it is sent.
+
+    Args:
+        options: Checked options; or give them as keywords.
+        keywords: See `ServiceOptions`. ``security`` is required.
+
+    Raises:
+        TypeError: An option is unknown, missing or of the wrong type.
+        ValueError: An option is out of range.
+
+    Attributes:
+        desk: Where the runs go.
+
+    Example::
+
+        from websockets.asyncio.server import serve
+        from wove.services.websocket import WorkerSocket
+
+        async def main():
+            async with WorkerSocket(security="env:WOVE_WORKER_SECRET") as worker:
+                async with serve(worker.handler, "127.0.0.1", 9000, **worker.settings):
+                    await asyncio.Event().wait()
+    """
+
+    def __init__(self, options: ServiceOptions | None = None, /, **keywords: Unpack[ServiceKeywords]) -> None:
+        self.desk = Desk(service_options(**keywords) if options is None else options)
+        self._security = self.desk.options.security
+        self._admitted: WeakKeyDictionary[ServerConnection, None] = WeakKeyDictionary()
+        self._serving: dict[asyncio.Future[None], Peer] = {}
+        self._draining = False
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Keywords for `websockets.asyncio.server.serve`.
+
+        They may be left out, or changed: without ``process_request`` there are no health checks, and handshakes are
+        verified in the handler; without ``select_subprotocol`` each command is one message; and a server's own
+        ``max_size`` is 1 MiB.
+        """
+        return {
+            "process_request": self.process_request,
+            "select_subprotocol": self.select_subprotocol,
+            "max_size": self.desk.options.max_message_bytes,
+            "compression": None,  # pickles in base64 gain little, for much time
+        }
+
+    async def __aenter__(self) -> Self:
+        self._draining = False
+        await self.desk.start()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.drain()
+        await self.desk.aclose()
+
+    async def drain(self, seconds: float | None = None) -> None:
+        """Take no more runs, let those that run end, and close the connections.
+
+        Args:
+            seconds: How long the runs have; ``None``: the ``drain_timeout`` of the options.
+        """
+        self._draining = True
+        for peer in self._serving.values():
+            peer.drain()
+        await self.desk.drain(seconds)
+        if self._serving:
+            await asyncio.wait(set(self._serving), timeout=CLOSE_SECONDS)
+
+    # ------------------------------------------------------------------ called by the server
+
+    def process_request(self, connection: ServerConnection, request: Request) -> Response | None:
+        """Answer health checks, and refuse handshakes that are not authentic."""
+        name = request.path.partition("?")[0].rpartition("/")[2]
+        if name == "healthz":
+            return _json(connection, 200, {"status": "ok"})
+        if name == "readyz":
+            return _json(connection, 200 if self.desk.ready else 503, self.desk.status())
+        if self._draining:
+            return connection.respond(503, "this worker service is about to stop\n")
+        if not self._verified(connection, request):
+            # What exactly is wrong is for the log: it would tell an attacker how far he has come.
+            response = connection.respond(401, "not authorized\n")
+            response.headers["WWW-Authenticate"] = "Bearer" if self._security.kind == "bearer" else "Wove"
+            return response
+        self._admitted[connection] = None
+        return None
+
+    def select_subprotocol(
+        self, connection: ServerConnection, subprotocols: Sequence[Subprotocol]
+    ) -> Subprotocol | None:
+        """Choose what only Wove's own clients offer."""
+        del connection
+        return next((name for name in subprotocols if name == sockets.OURS), None)
+
+    async def handler(self, connection: ServerConnection) -> None:
+        """Serve a client."""
+        from wove.services.socket_peer import Peer
+
+        request = connection.request
+        assert request is not None  # there is no connection without
+        if connection not in self._admitted and not self._verified(connection, request):
+            await connection.close(NOT_ALLOWED, "not authorized")
+            return
+        headers = list(request.headers.raw_items())
+        owner = self._security.principal(headers=headers)
+        sign = partial(self._sign, request.path, headers) if self._security.signs_replies else None
+        peer = Peer(connection, self.desk, owner, sign)
+        done = asyncio.get_running_loop().create_future()
+        self._serving[done] = peer
+        if self._draining:
+            peer.drain()
+        try:
+            await peer.serve()
+        finally:
+            del self._serving[done]
+            done.set_result(None)
+
+    # ------------------------------------------------------------------ security
+
+    def _verified(self, connection: ServerConnection, request: Request) -> bool:
+        if not self._security.authenticates and "Origin" in request.headers:
+            # Any web page can make the browser of someone on this machine connect here. Browsers say so with every
+            # handshake (RFC 6455, section 10.2).
+            logger.warning("a handshake of a web page was refused, from %s", connection.remote_address)
+            return False
+        try:
+            self._security.verify_headers(
+                transport="websocket", target=request.path, body=b"", headers=list(request.headers.raw_items())
+            )
+        except PermissionError as error:
+            logger.warning("a handshake of %s was refused: %s", connection.remote_address, error)
+            return False
+        return True
+
+    def _sign(self, target: str, headers: list[tuple[str, str]], chunks: Sequence[bytes], number: int) -> str | None:
+        return self._security.reply_signature(
+            transport="websocket", target=target, headers=headers, body=chunks, sequence=number
+        )
+
+
+def _json(connection: ServerConnection, status: int, value: dict[str, Any]) -> Response:
+    response = connection.respond(status, json.dumps(value))
+    del response.headers["Content-Type"]
+    response.headers["Content-Type"] = "application/json"
+    return response
+
+
+class _Quiet(logging.LoggerAdapter[logging.Logger]):
+    """What the websockets package logs, for debugging: anybody who connects and talks nonsense is an error there."""
+
+    def error(self, msg: object, *args: object, **kwargs: Any) -> None:
+        self.debug(msg, *args, **kwargs)
+
+    def info(self, msg: object, *args: object, **kwargs: Any) -> None:
+        self.debug(msg, *args, **kwargs)
+
+
+async def serve(
+    options: ServiceOptions,
+    bind: Bind,
+    tls: ServerTLS | None,
+    *,
+    started: Callable[[str], object],
+    stop: asyncio.Event,
+) -> None:
+    """Serve until *stop* is set, and then until what runs has ended.
+
+    Args:
+        options: Of the service.
+        bind: Where to listen.
+        tls: ``None``: plaintext.
+        started: Is given the URL once connections are taken.
+        stop: Ends it.
+
+    Raises:
+        MissingDependencyError: websockets is not installed.
+        OSError: It cannot listen there.
+    """
+    try:
+        from websockets.asyncio.server import serve as listen
+    except ImportError:
+        raise MissingDependencyError(
+            'the WebSocket worker service needs the package websockets: pip install "wove[websocket]"'
+        ) from None
+    listener = bind.listen()
+    try:
+        context = None if tls is None else tls.context()
+        async with WorkerSocket(options) as worker:
+            server = await listen(
+                worker.handler,
+                sock=listener,
+                ssl=context,
+                open_timeout=OPEN_SECONDS,
+                server_header=None,
+                logger=_Quiet(logging.getLogger("wove.service.connections"), {}),
+                **worker.settings,
+            )
+            try:
+                started(f"{'ws' if tls is None else 'wss'}://{bind.at(listener)}")
+                await stop.wait()
+                await worker.drain()
+            finally:
+                server.close()
+                await server.wait_closed()
+    finally:
+        listener.close()

@@ -60,6 +60,8 @@ SHARED_KEYS: Final = (
 """Keys of ``executor_config`` that every network executor has."""
 
 _NAME: Final = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*")
+# RFC 3986, section 3.2.2, and RFC 6874: a zone means something to one machine only.
+_NETLOC: Final = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*\.?)(:[0-9]*)?")
 _PORTS: Final = {"http": 80, "ws": 80, "https": 443, "wss": 443}
 
 
@@ -184,9 +186,9 @@ def parse_url(value: object, schemes: Sequence[str], *, what: str, key: str = "u
         raise ValueError(f"{label} holds a user name or password, which is never sent; use 'security' or 'headers'")
     if parts.scheme not in schemes:
         raise ValueError(f"{label} must begin with {rules.either([f'{s}://' for s in schemes])}, not {_start(value)!r}")
+    if not _NETLOC.fullmatch(parts.netloc):
+        raise ValueError(f"{label} names no host (a name, or an address without a zone); it must look like {example!r}")
     host = parts.hostname or ""
-    if "[" not in parts.netloc and not _NAME.fullmatch(host.removesuffix(".")):
-        raise ValueError(f"{label} names no host; it must look like {example!r}")
     if "#" in value:
         raise ValueError(f"{label} has a fragment ({'#' + parts.fragment!r}), which is never sent; remove it")
     if port == 0:

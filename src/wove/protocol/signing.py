@@ -200,7 +200,7 @@ def check_signed(values: Mapping[str, str]) -> int:
 class Nonces:
     """The nonces of the requests that were accepted, for as long as they could be accepted again.
 
-    Takes about 170 bytes for each, and so at most 170 MB with the default *limit*: that is 1,600 requests a
+    Takes about 130 bytes for each, and so at most 130 MB with the default *limit*: that is 1,600 requests a
     second for the ten minutes in which a timestamp is good. A full store forgets the oldest ones, and from then
     on refuses every request as old as those: the window becomes shorter, but nothing gets through twice.
 

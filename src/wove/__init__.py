@@ -26,8 +26,8 @@ if TYPE_CHECKING:
         WoveError,
     )
     from wove.executors.base import EnvironmentExecutor
-    from wove.executors.websocket import WebSocketEnvironmentExecutor
     from wove.executors.http import HttpEnvironmentExecutor
+    from wove.executors.websocket import WebSocketEnvironmentExecutor
     from wove.helpers import batch, denone, flatten, fold, redict, sync_to_async, undict
     from wove.merging import merge
     from wove.result import WoveResult

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from wove.errors import DeliveryOrphanedError, DeliveryTimeoutError, EnvironmentExecutionError
 from wove.executors.base import EnvironmentExecutor
-from wove.executors.websocket import WebSocketEnvironmentExecutor
 from wove.executors.http import HttpEnvironmentExecutor
+from wove.executors.websocket import WebSocketEnvironmentExecutor
 
 __all__ = [
     "DeliveryOrphanedError",
@@ -13,4 +13,5 @@ __all__ = [
     "EnvironmentExecutionError",
     "EnvironmentExecutor",
     "HttpEnvironmentExecutor",
+    "WebSocketEnvironmentExecutor",
 ]

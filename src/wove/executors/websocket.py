@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
 import random
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -117,7 +118,7 @@ class WebSocketEnvironmentExecutor(NetworkExecutor):
     def _load(self) -> ssl.SSLContext | None:
         """What takes its time: importing, and reading certificates."""
         with forks.importing:
-            import wove.executors.wslink  # noqa: F401
+            importlib.import_module("wove.executors.wslink")
         return self.tls.context() if self._url.tls else None
 
     # ------------------------------------------------------------------ out

@@ -120,6 +120,13 @@ class HttpEnvironmentExecutor(NetworkExecutor):
         call = exchange.state
         return isinstance(call, _Post) and self.pool.recall(call)
 
+    def failed(self, exchange: Exchange, error: BaseException) -> None:
+        if isinstance(exchange.state, _Post):
+            exchange.state.odd = True
+        if exchange.sent and not exchange.over and not exchange.is_cancel:
+            self.pool.suspect()
+        super().failed(exchange, error)
+
     def withdraw(self, exchange: Exchange) -> None:
         call, exchange.state = exchange.state, None
         if isinstance(call, _Post):
@@ -186,7 +193,6 @@ class _Post(Call):
             self._event(self._line.take(), final=True)
             return
         executor, exchange = self._executor, self._exchange
-        exchange.state = None
         if head.status < 300 or (head.status == 503 and not cut and _media_type(head) == JSON):
             coding = head.get("content-encoding") or "identity"
             if coding.lower() != "identity":
@@ -198,7 +204,6 @@ class _Post(Call):
 
     def failed(self, failure: Failure, message: str, cause: BaseException | None = None) -> None:
         executor, exchange = self._executor, self._exchange
-        exchange.state = None
         text = f"{executor.what}: {exchange}: {message}"
         if failure == "refused":
             executor.refused(exchange, message)

@@ -206,14 +206,16 @@ class Connection(asyncio.Protocol):
         if call is not None:
             call.connection = None
         written = not self._rest and not self._transport.get_write_buffer_size()
-        if parser.reusable and written and not self._ended and head is not None:
+        keep = parser.reusable and written and not self._ended
+        if call is not None and head is not None:
+            call.answered(head, body, cut=parser.cut)
+            keep = keep and not call.odd
+        if keep and head is not None:
             self._answers += 1
             self.idle_until = self._loop.time() + _idle_seconds(head.get("keep-alive"))
             self._pool.released(self)
         else:
             self.abort()
-        if call is not None and head is not None:
-            call.answered(head, body, cut=parser.cut)
 
     def _settle(self, failure: Failure, message: str, cause: BaseException | None = None) -> None:
         """The call has failed, and with it the connection."""
@@ -224,8 +226,6 @@ class Connection(asyncio.Protocol):
         if call is None:
             return
         call.connection = None
-        if failure == "lost":
-            self._pool.suspect()
         if parser is not None and parser.head is not None and parser.head.status >= 300 and failure != "late":
             # It broke off in the middle of its words, but what it said counts more than how it ended.
             call.answered(parser.head, body, cut=True)
@@ -321,11 +321,11 @@ class Connection(asyncio.Protocol):
             return ConnectionError(f"before any request it sent {quoted(self.unasked)}")
         return ConnectionResetError("it was closed at once") if self._transport.is_closing() else None
 
-    def let_go(self) -> None:
-        """Its call has been withdrawn. If nothing but the end of the answer can be missing, wait for that."""
+    def let_go(self, *, keep: bool) -> None:
+        """Its call has been withdrawn. To *keep* the connection, wait for the end of an answer whose events are there."""
         parser = self._parser
         self._call = None
-        if parser is not None and self._streams and not self._rest:
+        if keep and parser is not None and self._streams and not self._rest:
             self._deserted = self._loop.time()
             if not parser.complete:
                 self._watch()

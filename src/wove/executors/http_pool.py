@@ -62,13 +62,15 @@ class Call(abc.ABC):
         connection: Over which it goes, once there is one.
         queued_at: When it was submitted, in the loop's time.
         down_since: When connecting failed for the first time since then.
+        odd: Whether something about the answer is wrong, so that its connection is not used again.
     """
 
-    __slots__ = ("connection", "down_since", "limit", "queued_at", "urgent")
+    __slots__ = ("connection", "down_since", "limit", "odd", "queued", "queued_at", "urgent")
 
     def __init__(self, *, urgent: bool, limit: float | None) -> None:
         self.urgent = urgent
         self.limit = limit
+        self.odd = self.queued = False
         self.connection: Connection | None = None
         self.queued_at = 0.0
         self.down_since: float | None = None
@@ -136,15 +138,16 @@ class Pool:
                 connection.start(call)
                 return
         call.queued_at = self.loop.time()
+        call.queued = True
         queue.append(call)
         self._connect()
 
     def recall(self, call: Call) -> bool:
         """Whether *call* was still waiting, and has been taken back."""
-        try:
-            (self._urgent if call.urgent else self._queue).remove(call)
-        except ValueError:
+        if not call.queued:
             return False
+        call.queued = False
+        (self._urgent if call.urgent else self._queue).remove(call)
         return True
 
     def withdraw(self, call: Call) -> None:
@@ -152,7 +155,7 @@ class Pool:
         connection = call.connection
         if connection is not None:
             call.connection = None
-            connection.let_go()
+            connection.let_go(keep=not call.odd)
         else:
             self.recall(call)
 
@@ -182,15 +185,20 @@ class Pool:
         """*connection* can take another request."""
         surplus = len(self._open) > self._most
         if self._urgent:
-            connection.start(self._urgent.popleft())
+            connection.start(self._next(self._urgent))
         elif surplus or self._closed is not None:
             connection.close()
         elif self._queue:
-            connection.start(self._queue.popleft())
+            connection.start(self._next(self._queue))
         else:
             self._idle.append(connection)
             if self._sweep is None:
                 self._sweep = self.loop.call_at(connection.idle_until, self._close_expired)
+
+    def _next(self, queue: deque[Call]) -> Call:
+        call = queue.popleft()
+        call.queued = False
+        return call
 
     def leaving(self, connection: Connection) -> None:
         """*connection* takes no more requests, and is being closed."""
@@ -209,7 +217,7 @@ class Pool:
             self._closed.set_result(None)
 
     def suspect(self) -> None:
-        """A connection broke in use. Those that are idle may be as dead, without a word: use none of them again."""
+        """An answer failed. Idle connections may be as broken, without a word: the next call gets a fresh one."""
         for connection in list(self._idle):
             connection.close()
 
@@ -295,7 +303,7 @@ class Pool:
                     call.down_since = began
                 patience = self._reconnect_seconds
                 if hopeless or (patience is not None and now - call.down_since >= patience):
-                    queue.remove(call)
+                    self.recall(call)
                     failing.append(call)
         if not hopeless:
             self._failures += 1

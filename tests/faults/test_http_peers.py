@@ -1,0 +1,609 @@
+"""Services that misbehave towards `executor="http"`, one way each, over real sockets.
+
+Each ends its run soon, with an error that says what came; a run beside it, in the same environment, is untouched; and
+where the service has come to its senses, a second attempt succeeds, over a fresh connection.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import json
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from tests.support.peers import GoneError, Line, Peer, Request, answer, events, serve
+
+import wove
+from wove import DeliveryTimeoutError, EnvironmentExecutionError, WorkerLostError, weave
+from wove.executors import http_connection
+
+pytestmark = [pytest.mark.backend("http"), pytest.mark.timeout(60), pytest.mark.usefixtures("no_leaks")]
+
+Fault = Callable[[Line, Request], object]
+
+MOST = 1_000_000
+"""`max_message_bytes` of these tests."""
+
+
+def configure(url: str, **config: Any) -> None:
+    executor_config = {"url": url, "max_message_bytes": MOST, **config}
+    wove.config(environments={"peer": {"executor": "http", "executor_config": executor_config}})
+
+
+class Faulty:
+    """Does *fault* to the task ``bad``, *times* times; runs every other, after ``bad`` has had it."""
+
+    def __init__(self, fault: Fault, times: int = 1_000_000) -> None:
+        self.fault, self.left = fault, times
+        self.begun = threading.Event()
+
+    def __call__(self, line: Line) -> None:
+        while True:
+            request = line.request()
+            if request.frame["type"] == "cancel_task":
+                line.send(answer(b"", "204 No Content"))
+            elif request.frame["task_id"] == "bad" and self.left:
+                self.left -= 1
+                self.begun.set()
+                self.fault(line, request)
+            else:
+                assert self.begun.wait(30)
+                line.send(answer(events(request.frame)))
+
+
+def ending(peer: Peer) -> BaseException:
+    """How the task ``bad`` ends, while one beside it succeeds."""
+    configure(peer.url)
+    with weave(error_mode="continue") as w:
+
+        @w.do(environment="peer")
+        def bad() -> int:
+            return 1
+
+        @w.do([1, 2, 3], environment="peer")
+        def good(item: int) -> int:
+            return -item
+
+    assert w.result.good == [-1, -2, -3]
+    error = w.result.exception
+    assert error is not None
+    return error
+
+
+# ------------------------------------------------------------------ the faults
+
+
+def reset(line: Line, _: Request) -> None:
+    line.reset()
+    raise GoneError
+
+
+def close(line: Line, _: Request) -> None:
+    raise GoneError
+
+
+def sending(data: bytes, *, then: Callable[[Line], object] = Line.until_gone) -> Fault:
+    def fault(line: Line, _: Request) -> None:
+        line.send(data)
+        then(line)
+
+    return fault
+
+
+def gone(_: Line) -> None:
+    raise GoneError
+
+
+def foreign(line: Line, request: Request) -> None:
+    line.send(answer(events(request.frame, run_id="somebody-elses")))
+
+
+def only_started(line: Line, request: Request) -> None:
+    line.send(answer(events(request.frame)[:1]))
+
+
+def unknown_event(line: Line, request: Request) -> None:
+    line.send(answer([{"type": "task_pending", "run_id": request.frame["run_id"]}]))
+
+
+def bad_pickle(line: Line, request: Request) -> None:
+    found = events(request.frame)
+    found[1]["result_pickle"] = base64.b64encode(b"\x80\x05garbage").decode()
+    line.send(answer(found))
+
+
+def bad_base64(line: Line, request: Request) -> None:
+    found = events(request.frame)
+    found[1]["result_pickle"] = "no base64 at all!"
+    line.send(answer(found))
+
+
+def half_a_stream(line: Line, request: Request) -> None:
+    started = json.dumps(events(request.frame)[0]).encode() + b"\n"
+    line.send(
+        b"HTTP/1.1 200 OK\r\nContent-Type: application/x-ndjson\r\nTransfer-Encoding: chunked\r\n\r\n"
+        + b"%x\r\n%b\r\n" % (len(started), started)
+    )
+    raise GoneError
+
+
+CHUNKS = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
+GIGABYTE = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 1073741824\r\n\r\n"
+
+
+def endless_chunks(line: Line) -> None:
+    while True:
+        line.send(b"10000\r\n" + b" " * 65536 + b"\r\n")
+
+
+Expected = tuple[Fault, type[BaseException], list[str]]
+
+FAULTS: dict[str, Expected] = {
+    "reset": (reset, WorkerLostError, ["lost the connection (ConnectionResetError", "without an answer"]),
+    "dropped mid-task": (close, WorkerLostError, ["closed the connection without an answer"]),
+    "dropped in the head": (
+        sending(b"HTTP/1.1 200 O", then=gone),
+        WorkerLostError,
+        ["in the head of its answer: 'HTTP/1.1 200 O'"],
+    ),
+    "dropped in the body": (
+        sending(b'HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n{"events', then=gone),
+        WorkerLostError,
+        ["after 8 of 100 bytes of the body of its answer 200 OK"],
+    ),
+    "dropped in a chunk": (
+        sending(CHUNKS + b'100\r\n{"events', then=gone),
+        WorkerLostError,
+        ["after 8 bytes of the body of its answer 200 OK"],
+    ),
+    "dropped in a stream": (half_a_stream, WorkerLostError, ["bytes of the body of its answer 200 OK"]),
+    "redirect": (
+        sending(answer(b"over there", "307 Temporary Redirect", "text/plain", Location="http://127.0.0.1:9/x")),
+        EnvironmentExecutionError,
+        ["307 Temporary Redirect", "'over there'", "Redirects to 'http://127.0.0.1:9/x' are not followed"],
+    ),
+    "400 with a text": (
+        sending(answer(b"what is this?", "400 Bad Request", "text/plain")),
+        EnvironmentExecutionError,
+        ["400 Bad Request", "'what is this?'"],
+    ),
+    "403 with a text": (
+        sending(answer(b"no signature", "403 Forbidden", "text/plain")),
+        EnvironmentExecutionError,
+        ["403 Forbidden", "'no signature'", "'security'"],
+    ),
+    "404 with a page": (
+        sending(answer(b"<h1>Not here</h1>", "404 Not Found", "text/html")),
+        EnvironmentExecutionError,
+        ["404 Not Found", "<h1>Not here</h1>", "Is the path in the url right?"],
+    ),
+    "500 with events": (
+        lambda line, request: line.send(answer(events(request.frame), "500 Internal Server Error")),
+        EnvironmentExecutionError,
+        ["500 Internal Server Error", '{"events"'],
+    ),
+    "500 that breaks off": (
+        sending(b"HTTP/1.1 500 Oh\r\nContent-Length: 1000\r\n\r\nthe disk is", then=gone),
+        EnvironmentExecutionError,
+        ["500 Oh", "'the disk is'"],
+    ),
+    "502 of a proxy": (
+        sending(b"HTTP/1.1 502 Bad Gateway\r\nConnection: close\r\n\r\n<html>nginx</html>", then=gone),
+        EnvironmentExecutionError,
+        ["502 Bad Gateway", "<html>nginx</html>"],
+    ),
+    "503 of a proxy": (
+        sending(answer(b"upstream is down", "503 Service Unavailable", "text/plain")),
+        EnvironmentExecutionError,
+        ["503 Service Unavailable", "'upstream is down'"],
+    ),
+    "500 and a gigabyte": (
+        sending(b"HTTP/1.1 500 Oh\r\nContent-Length: 1073741824\r\n\r\n" + b"a long story " * 10_000),
+        EnvironmentExecutionError,
+        ["500 Oh", "'a long story a long"],
+    ),
+    "invalid JSON": (
+        sending(answer(b'{"events": [')),
+        EnvironmentExecutionError,
+        ["200 OK", "not JSON", '{"events": ['],
+    ),
+    "a page": (
+        sending(answer(b"<h1>Welcome to nginx!</h1>", kind="text/html")),
+        EnvironmentExecutionError,
+        ["200 OK", "not JSON", "Welcome to nginx!"],
+    ),
+    "JSON that is no event": (
+        sending(answer(b'"done"')),
+        EnvironmentExecutionError,
+        ["200 OK", "no event", "done"],
+    ),
+    "an object that is no event": (
+        sending(answer(b'{"ok": true}')),
+        EnvironmentExecutionError,
+        ["200 OK", "without a run_id", "ok=True"],
+    ),
+    "an unknown event": (unknown_event, EnvironmentExecutionError, ["200 OK", "'task_pending' is no type of event"]),
+    "an event of another run": (foreign, EnvironmentExecutionError, ["another run, 'somebody-elses'"]),
+    "only task_started": (only_started, EnvironmentExecutionError, ["200 OK", "without telling how the run ended"]),
+    "nothing": (sending(answer(b"", "204 No Content")), EnvironmentExecutionError, ["204 No Content", "with nothing"]),
+    "an empty body": (sending(answer(b"")), EnvironmentExecutionError, ["200 OK", "with nothing"]),
+    "a pickle that does not load": (bad_pickle, Exception, ["the result of task 'bad'"]),
+    "a pickle that is no base64": (bad_base64, EnvironmentExecutionError, ["result_pickle is not base64"]),
+    "compressed": (
+        sending(answer(b"\x1f\x8b", Content_Encoding="gzip")),
+        EnvironmentExecutionError,
+        ["200 OK", "in the encoding 'gzip', unasked"],
+    ),
+    "a gigabyte announced": (sending(GIGABYTE), EnvironmentExecutionError, ["1073741824 bytes", "'max_message_bytes'"]),
+    "a gigabyte in a chunk": (
+        sending(CHUNKS + b"40000000\r\n"),
+        EnvironmentExecutionError,
+        ["1073741824 bytes", "'max_message_bytes'"],
+    ),
+    "chunks without end": (
+        sending(CHUNKS, then=endless_chunks),
+        EnvironmentExecutionError,
+        ["200 OK", "more than 1000000 (executor_config 'max_message_bytes')"],
+    ),
+    "another protocol": (
+        sending(b"220 mail.example ESMTP\r\n"),
+        EnvironmentExecutionError,
+        ["no HTTP/1.1 answer", "'220 mail.example ESMTP'"],
+    ),
+    "two lengths": (
+        sending(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nContent-Length: 20\r\n\r\n{}"),
+        EnvironmentExecutionError,
+        ["Content-Length '2, 20'"],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_fault_ends_its_run_with_words_and_no_other(name: str) -> None:
+    fault, kind, says = FAULTS[name]
+    with Peer(Faulty(fault)) as peer:
+        error = ending(peer)
+        wove.shutdown()
+    assert isinstance(error, kind)
+    assert [part for part in says if part not in str(error)] == [], str(error)
+    assert "bad" in str(error)
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_the_next_attempt_succeeds_on_a_fresh_connection(name: str) -> None:
+    fault, _, _ = FAULTS[name]
+    behave = Faulty(fault, 1)
+    with Peer(behave) as peer:
+        configure(peer.url)
+        with weave() as w:
+
+            @w.do(environment="peer", retries=1)
+            def bad() -> str:
+                return "second time lucky"
+
+        assert w.result.bad == "second time lucky"
+        # A result that does not unpickle says nothing against the connection over which it came.
+        assert peer.connections == (1 if name == "a pickle that does not load" else 2)
+        wove.shutdown()
+
+
+# ------------------------------------------------------------------ those that take their time
+
+
+def test_a_service_that_answers_nothing_ends_with_the_timeout() -> None:
+    with Peer(Faulty(lambda line, _: line.until_gone())) as peer:
+        configure(peer.url, timeout=0.3)
+        with pytest.raises(DeliveryTimeoutError, match=r"no whole answer within 0\.3 s \(executor_config 'timeout'\)"):
+            with weave() as w:
+
+                @w.do(environment="peer")
+                def bad() -> None: ...
+
+        wove.shutdown()
+
+
+def trickle(data: bytes, pause: float) -> Fault:
+    def fault(line: Line, _: Request) -> None:
+        for byte in data:
+            line.send(bytes([byte]))
+            time.sleep(pause)
+        line.until_gone()
+
+    return fault
+
+
+LINES = b"HTTP/1.1 200 OK\r\nContent-Type: application/x-ndjson\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    ("start", "says"),
+    [
+        (b"", "in the head of its answer: 'HTTP"),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 400\r\n\r\n", "of 400 bytes of the body of its answer 200 OK"),
+        (CHUNKS + b"1000\r\n", "bytes of the body of its answer 200 OK"),
+        (b"HTTP/1.1 200 OK\r\n\r\n", "bytes of the body of its answer 200 OK"),
+        (LINES + b"1000\r\n", "bytes of the body of its answer 200 OK"),
+    ],
+    ids=["head", "length", "chunk", "until close", "line"],
+)
+def test_a_service_that_trickles_is_given_up_without_any_timeout(
+    start: bytes, says: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(http_connection, "GRACE_SECONDS", 0.5)
+
+    def fault(line: Line, request: Request) -> None:
+        line.send(start)
+        trickle(b"HTTP/1.1 200 OK\r\nX-A: " + b"b" * 300 if not start else b'{"a": "' + b"b" * 300, 0.1)(line, request)
+
+    with Peer(Faulty(fault)) as peer:
+        error = ending(peer)
+        wove.shutdown()
+    assert isinstance(error, WorkerLostError)
+    assert "came too slowly" in str(error) and says in str(error)
+
+
+def test_the_trickle_is_noticed_as_it_is_configured() -> None:
+    """The real constant: one byte a second is given up after ten seconds."""
+    with Peer(Faulty(trickle(b"HTTP/1.1 200 OK\r\nX-A: " + b"b" * 300, 1.0))) as peer:
+        began = time.monotonic()
+        assert "came too slowly" in str(ending(peer))
+        assert time.monotonic() - began < 30
+        wove.shutdown()
+
+
+def test_a_task_that_takes_long_is_no_trickle(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither silence before the answer, nor interim answers, nor silence between the lines of a stream."""
+    monkeypatch.setattr(http_connection, "GRACE_SECONDS", 0.3)
+
+    def slowly(line: Line) -> None:
+        while True:
+            request = line.request()
+            found = [json.dumps(event).encode() + b"\n" for event in events(request.frame)]
+            time.sleep(0.6)
+            line.send(b"HTTP/1.1 102 Processing\r\n\r\n")
+            time.sleep(0.6)
+            line.send(LINES)
+            for text in [*[b"\n"] * 3, *found]:
+                time.sleep(0.6)
+                line.send(b"%x\r\n%b\r\n" % (len(text), text))
+            line.send(b"0\r\n\r\n")
+
+    with Peer(slowly) as peer:
+        configure(peer.url)
+        for _ in range(2):
+            with weave() as w:
+
+                @w.do(environment="peer")
+                def patient() -> int:
+                    return 7
+
+            assert w.result.patient == 7
+        assert peer.connections == 1
+        wove.shutdown()
+
+
+# ------------------------------------------------------------------ before there is a connection
+
+
+def test_a_refused_connection_ends_the_run_at_once() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    configure(f"http://127.0.0.1:{port}/")
+    began = time.monotonic()
+    with pytest.raises(WorkerLostError, match="no connection to http://127.0.0.1:.*ConnectionRefusedError"):
+        with weave() as w:
+
+            @w.do(range(300), environment="peer")
+            def bad(item: int) -> None: ...
+
+    assert time.monotonic() - began < 5
+    wove.shutdown()
+
+
+def test_a_name_that_does_not_exist_ends_the_run_at_once() -> None:
+    configure("http://nobody-is-called.invalid/", insecure=True)
+    with pytest.raises(WorkerLostError, match=r"no connection to http://nobody-is-called\.invalid:80: gaierror"):
+        with weave() as w:
+
+            @w.do(environment="peer")
+            def bad() -> None: ...
+
+    wove.shutdown()
+
+
+def test_a_service_that_never_accepts_ends_with_connect_timeout() -> None:
+    """Its queue is full: the kernel answers no more."""
+    with contextlib.ExitStack() as stack:
+        listener = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=0))
+        for _ in range(3):  # one more than the queue holds, on every kernel
+            raw = stack.enter_context(socket.socket())
+            raw.setblocking(False)
+            raw.connect_ex(listener.getsockname())
+        configure(f"http://127.0.0.1:{listener.getsockname()[1]}/", connect_timeout=0.5)
+        with pytest.raises(WorkerLostError, match=r"none within 0\.5 s \(executor_config 'connect_timeout'\)"):
+            with weave() as w:
+
+                @w.do(environment="peer")
+                def bad() -> None: ...
+
+        wove.shutdown()
+
+
+def test_a_service_that_greets_first_is_quoted() -> None:
+    with Peer(lambda line: (line.send(b"SSH-2.0-OpenSSH_9.6\r\n"), line.until_gone())) as peer:
+        configure(peer.url)
+        with pytest.raises((WorkerLostError, EnvironmentExecutionError), match=r"SSH-2\.0-OpenSSH_9\.6"):
+            with weave() as w:
+
+                @w.do(environment="peer")
+                def bad() -> None: ...
+
+        wove.shutdown()
+
+
+@pytest.mark.parametrize("answered", [False, True])
+def test_a_service_that_is_restarted_is_waited_for(answered: bool) -> None:
+    """Once there was a connection, a refused one is tried again for `reconnect_timeout`."""
+    with Peer(serve) as peer:
+        configure(peer.url, reconnect_timeout=20.0 if answered else 0.4)
+        with weave() as w:
+
+            @w.do(environment="peer")
+            def first() -> int:
+                return 1
+
+        port = peer.port
+    again: list[Peer] = []
+
+    def restart() -> None:
+        time.sleep(0.7)
+        peer = Peer(serve)
+        peer._listener.close()
+        peer._listener = socket.create_server(("127.0.0.1", port))
+        again.append(peer.__enter__())
+
+    restarting = threading.Thread(target=restart)
+    if answered:
+        restarting.start()
+    with contextlib.ExitStack() as stack:
+        stack.callback(lambda: [known.__exit__() for known in again])
+        if not answered:
+            stack.enter_context(pytest.raises(WorkerLostError, match="no connection to .*ConnectionRefusedError"))
+        with weave() as w:
+
+            @w.do([1, 2, 3], environment="peer")
+            def second(item: int) -> int:
+                return item + 1
+
+        assert w.result.second == [2, 3, 4]
+        restarting.join()
+        wove.shutdown()
+    wove.shutdown()
+
+
+# ------------------------------------------------------------------ connections that are reused
+
+
+def test_a_connection_that_its_service_closed_while_idle_costs_no_run() -> None:
+    def once(line: Line) -> None:
+        request = line.request()
+        line.send(answer(events(request.frame)))
+
+    with Peer(once) as peer:
+        configure(peer.url)
+        for number in range(30):
+            with weave() as w:
+
+                @w.do(environment="peer")
+                def short(number: int = number) -> int:
+                    return number
+
+            assert w.result.short == number
+        assert peer.connections == 30
+        wove.shutdown()
+
+
+def test_a_reused_connection_that_dies_under_a_request_says_that_it_was_one() -> None:
+    def twice(line: Line) -> None:
+        request = line.request()
+        line.send(answer(events(request.frame)))
+        line.request()
+
+    with Peer(twice) as peer:
+        configure(peer.url)
+        with weave() as w:
+
+            @w.do(environment="peer")
+            def first() -> int:
+                return 1
+
+        with pytest.raises(WorkerLostError, match=r"without an answer\. The connection had been used before.*unasked"):
+            with weave() as w:
+
+                @w.do(environment="peer")
+                def second() -> int:
+                    return 2
+
+        assert len(peer.requests) == 2  # not sent again
+        wove.shutdown()
+
+
+def test_more_than_an_answer_is_not_the_answer_to_the_next_request() -> None:
+    """What is left over would be taken for it, if the connection were used again."""
+
+    def twofold(line: Line) -> None:
+        request = line.request()
+        line.send(answer(events(request.frame)) + answer(events(request.frame)))
+        line.until_gone()
+
+    with Peer(twofold) as peer:
+        configure(peer.url)
+        for number in range(5):
+            with weave() as w:
+
+                @w.do(environment="peer")
+                def single(number: int = number) -> int:
+                    return number
+
+            assert w.result.single == number
+        assert peer.connections == 5
+        wove.shutdown()
+
+
+# ------------------------------------------------------------------ answers that come early
+
+
+@pytest.mark.parametrize("linger", [False, True])
+def test_an_answer_before_the_request_is_written_is_the_answer(linger: bool) -> None:
+    """413: the service reads nothing of the body, answers, and closes; what follows on the wire is a reset."""
+
+    def refuse(line: Line) -> None:
+        line.head()
+        line.send(answer(b"too much for me", "413 Content Too Large", "text/plain", Connection="close"))
+        if linger:
+            line.until_gone()
+
+    with Peer(refuse) as peer:
+        configure(peer.url, max_message_bytes=100_000_000)
+        for _ in range(10):
+            with pytest.raises(EnvironmentExecutionError, match=r"413 Content Too Large: 'too much for me'"):
+                with weave(block=bytes(20_000_000)) as w:
+
+                    @w.do(environment="peer")
+                    def bad(block: bytes) -> None: ...
+
+        wove.shutdown()
+
+
+# ------------------------------------------------------------------ credentials
+
+
+@pytest.mark.parametrize("status", ["301 Moved", "302 Found", "303 See Other", "307 Temporary", "308 Permanent"])
+@pytest.mark.parametrize(
+    "security",
+    [{"type": "bearer", "token": "the-token"}, {"type": "signed", "secret": "s" * 32}],
+    ids=["bearer", "signed"],
+)
+def test_a_redirect_carries_no_credential_and_no_task_anywhere(status: str, security: dict[str, str]) -> None:
+    with Peer(serve) as other:
+        with Peer(Faulty(sending(answer(b"", status, Location=other.url)))) as peer:
+            configure(peer.url, security=security)
+            with pytest.raises(EnvironmentExecutionError, match=rf"{status}.*{other.url}.*not followed"):
+                with weave() as w:
+
+                    @w.do(environment="peer")
+                    def bad() -> None: ...
+
+            wove.shutdown()
+        assert (other.connections, other.requests) == (0, [])
+
+
+@pytest.fixture(autouse=True)
+def _nothing_runs_on() -> Iterator[None]:
+    yield
+    wove.shutdown()

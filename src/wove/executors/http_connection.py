@@ -322,7 +322,7 @@ class Connection(asyncio.Protocol):
         return ConnectionResetError("it was closed at once") if self._transport.is_closing() else None
 
     def let_go(self, *, keep: bool) -> None:
-        """Its call has been withdrawn. To *keep* the connection, wait for the end of an answer whose events are there."""
+        """Its call has been withdrawn. To *keep* the connection, wait for the end of its answer."""
         parser = self._parser
         self._call = None
         if keep and parser is not None and self._streams and not self._rest:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         WoveError,
     )
     from wove.executors.base import EnvironmentExecutor
+    from wove.executors.grpc import GrpcEnvironmentExecutor
     from wove.executors.http import HttpEnvironmentExecutor
     from wove.executors.websocket import WebSocketEnvironmentExecutor
     from wove.helpers import batch, denone, flatten, fold, redict, sync_to_async, undict
@@ -43,6 +44,7 @@ __all__ = [
     "DeliveryTimeoutError",
     "EnvironmentExecutionError",
     "EnvironmentExecutor",
+    "GrpcEnvironmentExecutor",
     "HttpEnvironmentExecutor",
     "MissingDependencyError",
     "MissingDispatchFeatureError",
@@ -74,6 +76,7 @@ __all__ = [
 # Where each public name lives; what is not listed lives in `errors`.
 _HOMES = {
     "EnvironmentExecutor": "wove.executors.base",
+    "GrpcEnvironmentExecutor": "wove.executors.grpc",
     "HttpEnvironmentExecutor": "wove.executors.http",
     "NetworkExecutorSecurity": "wove.security",
     "Weave": "wove.workflow",

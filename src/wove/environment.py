@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from wove.errors import DeliveryOrphanedError, DeliveryTimeoutError, EnvironmentExecutionError
 from wove.executors.base import EnvironmentExecutor
+from wove.executors.grpc import GrpcEnvironmentExecutor
 from wove.executors.http import HttpEnvironmentExecutor
 from wove.executors.websocket import WebSocketEnvironmentExecutor
 
@@ -12,6 +13,7 @@ __all__ = [
     "DeliveryTimeoutError",
     "EnvironmentExecutionError",
     "EnvironmentExecutor",
+    "GrpcEnvironmentExecutor",
     "HttpEnvironmentExecutor",
     "WebSocketEnvironmentExecutor",
 ]

@@ -17,6 +17,7 @@ BUILT_IN: Final[dict[str, tuple[str, str]]] = {
     "stdio": ("wove.executors.stdio", "StdioExecutor"),
     "http": ("wove.executors.http", "HttpEnvironmentExecutor"),
     "https": ("wove.executors.http", "HttpsEnvironmentExecutor"),
+    "grpc": ("wove.executors.grpc", "GrpcEnvironmentExecutor"),
     "websocket": ("wove.executors.websocket", "WebSocketEnvironmentExecutor"),
 }
 """Module and class of each executor, by the name that ``executor`` takes."""

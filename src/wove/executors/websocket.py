@@ -106,6 +106,7 @@ class WebSocketEnvironmentExecutor(NetworkExecutor):
         self._sent: dict[Exchange, None] = {}  # the runs that this connection has, or had
         self._kept = Kept[bool](size=sockets.KEPT_BYTES)
         self._link: Link | None = None
+        self._dying: set[Link] = set()
         self._batches = False
         self._connecting: asyncio.Task[None] | None = None
         self._was_connected = self._closing = self._scheduled = False
@@ -284,6 +285,8 @@ class WebSocketEnvironmentExecutor(NetworkExecutor):
 
     def gone(self, link: Link, why: str) -> None:
         """The connection is over; called by the link."""
+        self._dying.add(link)
+        link.ended.add_done_callback(lambda _: self._dying.discard(link))
         if link is not self._link:
             return
         self._link = None
@@ -380,7 +383,11 @@ class WebSocketEnvironmentExecutor(NetworkExecutor):
             self._connecting.cancel()
             await asyncio.wait({self._connecting})
         if self._link is not None:
-            await asyncio.wait({self._link.close()})
+            self._link.close()
+            self._dying.add(self._link)
+        ends = {link.ended for link in self._dying}
+        if ends:
+            await asyncio.wait(ends)  # each sees to it that this is soon
 
     async def _elsewhere(self, fn: Callable[[], T]) -> T:
         """``fn()``, called in a thread."""

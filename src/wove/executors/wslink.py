@@ -145,6 +145,7 @@ class Link(asyncio.Protocol):
         is_open: Between the handshake and the end.
         busy: A message is on its way out in pieces.
         why: Why it is over.
+        ended: Done when nothing is left of it.
         close_code: As the other side sent it (RFC 6455, section 7.4); ``None``: it sent none.
     """
 
@@ -169,7 +170,7 @@ class Link(asyncio.Protocol):
         self.why = ""
         self._look: asyncio.TimerHandle | None = None
         self._end: asyncio.TimerHandle | None = None
-        self._ended: asyncio.Future[None] = self._loop.create_future()
+        self.ended: asyncio.Future[None] = self._loop.create_future()
 
     @property
     def subprotocol(self) -> str | None:
@@ -243,7 +244,7 @@ class Link(asyncio.Protocol):
             self._expect_end()
         else:
             self.abort("it was closed here")
-        return self._ended
+        return self.ended
 
     def fail(self, code: int, why: str) -> None:
         """End the connection because of what came; tells the owner at once."""
@@ -307,8 +308,8 @@ class Link(asyncio.Protocol):
             how = f": {exc}" if exc is not None else ""
             self._not_opened(WorkerLostError(f"it closed the connection before the handshake was done{how}"))
         self._gone(self._last_words(exc))
-        if not self._ended.done():
-            self._ended.set_result(None)
+        if not self.ended.done():
+            self.ended.set_result(None)
 
     def pause_writing(self) -> None:
         self._paused = True
@@ -413,7 +414,8 @@ class Link(asyncio.Protocol):
             reason = f" ({received.reason!r:.200})" if received.reason else ""
             return f"it closed the connection with code {received.code}{reason}{_meaning(received.code)}"
         if sent is not None and sent.code != 1000:
-            return f"what it sent ended the connection: {sent.reason or sent.code} (code {sent.code})"
+            limit = ": executor_config 'max_message_bytes'" if sent.code == 1009 else ""
+            return f"what it sent ended the connection: {sent.reason or 'no reason'} (code {sent.code}{limit})"
         return "the connection was lost" + (f": {exc}" if exc is not None else " without a closing handshake")
 
 

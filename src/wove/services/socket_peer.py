@@ -50,18 +50,18 @@ class Peer:
     Args:
         connection: Its connection, whose handshake has been verified.
         desk: Where its runs go.
-        owner: The id of the key that it signed with.
+        name: Its address, for the log.
+        owner: Who it is, as `NetworkExecutorSecurity.principal` says.
         sign: Signs messages; ``None``: nothing is signed.
     """
 
-    def __init__(self, connection: ServerConnection, desk: Desk, owner: str, sign: Sign | None) -> None:
+    def __init__(self, connection: ServerConnection, desk: Desk, name: str, owner: str, sign: Sign | None) -> None:
         self._connection = connection
         self._desk = desk
         self._owner = owner
         self._sign = sign
         self._sequence = 0
-        address: object = connection.remote_address
-        self._name = f"{address[0]}:{address[1]}" if isinstance(address, tuple) else str(address or "?")
+        self._name = name
         self._kept = Kept[tuple[Pickled, str]](size=sockets.KEPT_BYTES)
         self._tickets: dict[str, Ticket] = {}
         self._out: deque[dict[str, Any]] = deque()

@@ -150,7 +150,7 @@ class WorkerSocket:
         headers = list(request.headers.raw_items())
         owner = self._security.principal(headers=headers)
         sign = partial(self._sign, request.path, headers) if self._security.signs_replies else None
-        peer = Peer(connection, self.desk, owner, sign)
+        peer = Peer(connection, self.desk, name_of(connection), owner, sign)
         done = asyncio.get_running_loop().create_future()
         self._serving[done] = peer
         if self._draining:
@@ -167,14 +167,14 @@ class WorkerSocket:
         if not self._security.authenticates and "Origin" in request.headers:
             # Any web page can make the browser of someone on this machine connect here. Browsers say so with every
             # handshake (RFC 6455, section 10.2).
-            logger.warning("a handshake of a web page was refused, from %s", connection.remote_address)
+            logger.warning("a handshake of a web page was refused, from %s", name_of(connection))
             return False
         try:
             self._security.verify_headers(
                 transport="websocket", target=request.path, body=b"", headers=list(request.headers.raw_items())
             )
         except PermissionError as error:
-            logger.warning("a handshake of %s was refused: %s", connection.remote_address, error)
+            logger.warning("a handshake of %s was refused: %s", name_of(connection), error)
             return False
         return True
 
@@ -182,6 +182,12 @@ class WorkerSocket:
         return self._security.reply_signature(
             transport="websocket", target=target, headers=headers, body=chunks, sequence=number
         )
+
+
+def name_of(connection: ServerConnection) -> str:
+    """Who is at the other end, for the log."""
+    address: object = connection.remote_address
+    return f"{address[0]}:{address[1]}" if isinstance(address, tuple) else str(address or "?")
 
 
 def _json(connection: ServerConnection, status: int, value: dict[str, Any]) -> Response:
@@ -194,11 +200,9 @@ def _json(connection: ServerConnection, status: int, value: dict[str, Any]) -> R
 class _Quiet(logging.LoggerAdapter[logging.Logger]):
     """What the websockets package logs, for debugging: anybody who connects and talks nonsense is an error there."""
 
-    def error(self, msg: object, *args: object, **kwargs: Any) -> None:
-        self.debug(msg, *args, **kwargs)
-
-    def info(self, msg: object, *args: object, **kwargs: Any) -> None:
-        self.debug(msg, *args, **kwargs)
+    def log(self, level: int, msg: object, *args: object, **kwargs: Any) -> None:
+        del level
+        super().log(logging.DEBUG, msg, *args, **kwargs)
 
 
 async def serve(

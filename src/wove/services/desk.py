@@ -136,9 +136,8 @@ class Desk:
                 "a worker service is used on one event loop, and this is another one: "
                 "make a service for each, or close it on the first one before"
             )
-        # The loop before is closed, and nobody on it waits any more (test clients have one for each request).
-        for job in list(self._jobs.values()):
-            self._stop(job)
+        if self._workers is not None:  # nobody waits any more (test clients have a loop for each request)
+            self._workers.abandon()
         for table in (self._jobs, self._by_name, self._by_key, self._waiting):
             table.clear()
         self._waiting_bytes = 0

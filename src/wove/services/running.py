@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final, Protocol
 
 from wove.delivery.mailbox import Mailbox
-from wove.executors import forks
+from wove.executors import forks, offload
 from wove.protocol.faults import from_exception
 from wove.protocol.frames import PYTHON, TERMINAL
 from wove.services.wire import elsewhere
@@ -31,6 +31,9 @@ class Running(Protocol):
 
     async def close(self) -> None:
         """End everything."""
+
+    def abandon(self) -> None:
+        """End everything, after the loop was closed."""
 
 
 class InThreads:
@@ -60,6 +63,9 @@ class InThreads:
     async def close(self) -> None:
         await elsewhere(self._runner.close, CLOSE_SECONDS)
         self._mailbox.close()
+
+    def abandon(self) -> None:
+        offload.submit(self._runner.close, CLOSE_SECONDS)
 
 
 class InProcesses:
@@ -99,6 +105,12 @@ class InProcesses:
 
     async def close(self) -> None:
         await self._pool.stop()
+
+    def abandon(self) -> None:
+        raise RuntimeError(
+            "the event loop was closed under the worker processes of this worker service: close it before, "
+            "with `await app.desk.aclose()`, or by its lifespan"
+        )
 
     def _take(self, events: Sequence[dict[str, Any]]) -> None:
         for event in events:

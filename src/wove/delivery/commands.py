@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from time import monotonic
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from wove import __version__
-from wove.errors import EnvironmentExecutionError
+from wove.errors import EnvironmentExecutionError, WorkerLostError
 from wove.protocol.frames import PYTHON
 
 if TYPE_CHECKING:
     from wove.delivery.run import Run
     from wove.graph.options import DeliveryPolicy
 
-__all__ = ["Commands", "cancel_task", "unknown_event"]
+__all__ = ["Commands", "cancel_task", "reported_loss", "unknown_event"]
 
 
 class Commands:
@@ -67,6 +67,20 @@ def unknown_event(kind: object) -> dict[str, Any]:
     """The end of a run whose worker sent an event of a type that does not exist."""
     message = f"its worker sent an event of unknown type {kind!r}"
     return {"type": "task_error", "exception": EnvironmentExecutionError.of_transport(message, kind="FrameError")}
+
+
+def reported_loss(event: dict[str, Any]) -> WorkerLostError | None:
+    """The loss that *event* reports, if it does: of an executor's own worker, or of one that a service has."""
+    error = event.get("exception")
+    if isinstance(error, WorkerLostError):
+        return error
+    report = event.get("error")
+    if isinstance(report, dict):
+        said = cast("dict[str, Any]", report)
+        # Not by its name alone: a task that weaves by itself may have lost a worker of its own.
+        if said.get("source") == "executor" and str(said.get("kind")).endswith("WorkerLostError"):
+            return WorkerLostError(str(said.get("message")))
+    return None
 
 
 def _fields(policy: DeliveryPolicy) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final, Protocol, cast
 
-from wove.delivery.commands import Commands, cancel_task, unknown_event
+from wove.delivery.commands import Commands, cancel_task, reported_loss, unknown_event
 from wove.delivery.encoding import Codec
 from wove.delivery.gates import gate
 from wove.delivery.keys import shared
@@ -212,9 +212,8 @@ class RunTable:
         if run.verdict is not None:
             self._end(run, run.verdict)
             return
-        error = event.get("exception")
-        if isinstance(error, WorkerLostError):
-            self._lose(run, error)
+        if (loss := reported_loss(event)) is not None:
+            self._lose(run, loss)
             return
         if event["type"] == "task_cancelled":
             text = f"{run} was cancelled by its worker or backend, not by its weave"

@@ -28,7 +28,7 @@ SLOWEST_BYTES: Final = 1024
 """What has begun to come (a head, a body, a line of a stream) must be there within so many seconds, and one more
 for each so many bytes. What has not begun may take as long as the task does."""
 
-REST_SECONDS: Final = 1.0
+REST_SECONDS: Final = 0.1
 """How long the end of an answer is waited for whose last event has come, so that its connection can be kept."""
 
 # A host that is gone tells nobody. It is asked after 15 s of silence, then every 5 s; after 30 s without an answer,
@@ -328,6 +328,7 @@ class Connection(asyncio.Protocol):
         if keep and parser is not None and self._streams and not self._rest:
             self._deserted = self._loop.time()
             if not parser.complete:
+                self._pool.resting(self)
                 self._watch()
         elif parser is not None:
             self.abort()

@@ -119,6 +119,7 @@ class Pool:
         self._urgent: deque[Call] = deque()
         self._idle: list[Connection] = []  # the one that was used last is taken first
         self._open: set[Connection] = set()
+        self._resting: set[Connection] = set()
         self._closing: set[Connection] = set()
         self._connecting: set[asyncio.Task[None]] = set()
         self._sweep: asyncio.TimerHandle | None = None
@@ -183,6 +184,7 @@ class Pool:
 
     def released(self, connection: Connection) -> None:
         """*connection* can take another request."""
+        self._resting.discard(connection)
         surplus = len(self._open) > self._most
         if self._urgent:
             connection.start(self._next(self._urgent))
@@ -200,10 +202,15 @@ class Pool:
         call.queued = False
         return call
 
+    def resting(self, connection: Connection) -> None:
+        """*connection* is about to be `released`, or given up: a call may as well wait for that."""
+        self._resting.add(connection)
+
     def leaving(self, connection: Connection) -> None:
         """*connection* takes no more requests, and is being closed."""
         if connection in self._open:
             self._open.remove(connection)
+            self._resting.discard(connection)
             self._closing.add(connection)
             with contextlib.suppress(ValueError):
                 self._idle.remove(connection)
@@ -246,7 +253,7 @@ class Pool:
         """As many attempts as calls wait, within the limits; a service that is down is asked one at a time."""
         if self._closed is not None:
             return
-        waiting = len(self._queue) + len(self._urgent)
+        waiting = len(self._queue) + len(self._urgent) - len(self._resting)
         room = self._most + (min(URGENT_CONNECTIONS, len(self._urgent))) - len(self._open)
         if self._failures:
             room = 0 if self._retry is not None else min(room, 1)

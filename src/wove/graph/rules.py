@@ -68,7 +68,7 @@ def shown(value: object) -> str:
 
 def either(choices: Sequence[str]) -> str:
     """*choices* as a list in a sentence: ``a, b or c``."""
-    return ", ".join(choices[:-1]) + f" or {choices[-1]}"
+    return " or ".join([", ".join(choices[:-1])] * (len(choices) > 1) + [choices[-1]])
 
 
 def _number(value: Any) -> float:

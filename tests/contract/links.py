@@ -6,7 +6,7 @@ import asyncio
 import sys
 import threading
 from collections.abc import Awaitable, Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -143,6 +143,8 @@ class Link:
 def service(name: str, plan: Plan, *, executor: str | None = None, **config: Any) -> Link:
     """A link to ``wove worker`` in another process, started again whenever a task kills it."""
     threads = plan.processes is None
+    # A detached run of some test may sleep for a minute, and there is nobody any more to wait for it.
+    plan = replace(plan, supervised=True, options=("--drain-timeout", "0.5"))
     return Link(
         name,
         lambda environment, services: Environment(
@@ -195,15 +197,15 @@ LINKS = (
         interrupts=False,
         loses=False,
     ),
-    service("http", Plan("http", supervised=True)),
-    service("https-signed", Plan("http", _SECRET, tls=True, supervised=True), executor="https"),
-    service("http-processes", Plan("http", processes=2, supervised=True)),
-    service("grpc", Plan("grpc", supervised=True)),
-    service("grpc-tls-signed", Plan("grpc", _SECRET, tls=True, supervised=True)),
-    service("grpc-processes", Plan("grpc", processes=2, supervised=True)),
-    service("websocket", Plan("websocket", supervised=True)),
-    service("wss-signed-replies", Plan("websocket", _SECRET, sign_replies=True, tls=True, supervised=True)),
-    service("websocket-processes", Plan("websocket", processes=2, supervised=True)),
+    service("http", Plan("http")),
+    service("https-signed", Plan("http", _SECRET, tls=True), executor="https"),
+    service("http-processes", Plan("http", processes=2)),
+    service("grpc", Plan("grpc")),
+    service("grpc-tls-signed", Plan("grpc", _SECRET, tls=True)),
+    service("grpc-processes", Plan("grpc", processes=2)),
+    service("websocket", Plan("websocket")),
+    service("wss-signed-replies", Plan("websocket", _SECRET, sign_replies=True, tls=True)),
+    service("websocket-processes", Plan("websocket", processes=2)),
 )
 
 

@@ -61,7 +61,7 @@ class NetworkExecutorSecurity:
     def __init__(self, settings: Settings) -> None:
         # Not for users: from_config checks what it is given.
         self._settings = settings
-        self._nonces = signing.Nonces() if settings.remembers else None
+        self._nonces = signing.Nonces() if settings.kind == "signed" and settings.remembers else None
         # Nonces belong to a secret, under whatever id it is given.
         known = {secret for several in settings.secrets.values() for secret in several}
         self._owners = {secret: hmac.digest(secret, b"wove nonces", "sha256") for secret in known}

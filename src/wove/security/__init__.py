@@ -41,11 +41,6 @@ class NetworkExecutorSecurity:
     the nonces it has accepted. Neither ``repr`` nor any error shows a secret. It pickles if every secret came
     from an environment variable: as the names of those, to be read anew where it arrives.
 
-    Attributes:
-        kind: ``"signed"``, ``"bearer"`` or ``"none"``.
-        authenticates: Whether requests are authenticated at all.
-        signs_replies: Whether a service signs its replies, and a client takes no other.
-
     Example:
         >>> config = {"type": "signed", "secret": "only for this example"}
         >>> security = NetworkExecutorSecurity.from_config(config)

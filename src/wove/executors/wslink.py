@@ -20,7 +20,7 @@ from websockets.http11 import Response
 from websockets.typing import Subprotocol
 from websockets.uri import parse_uri
 
-from wove.errors import DeliveryError, DeliveryTimeoutError, EnvironmentExecutionError, WorkerLostError
+from wove.errors import DeliveryTimeoutError, EnvironmentExecutionError, WorkerLostError
 from wove.executors import forks
 
 __all__ = ["Answer", "Link", "connect"]
@@ -97,8 +97,7 @@ async def connect(
     Raises:
         WorkerLostError: Nobody is there, or the connection was lost meanwhile.
         DeliveryTimeoutError: It took too long.
-        DeliveryError: The certificate is not accepted.
-        Answer: The answer is something else than a WebSocket connection.
+        Answer: The answer is something else than a WebSocket connection, or the certificate is not accepted.
     """
     uri = parse_uri(url)
     loop = asyncio.get_running_loop()
@@ -126,12 +125,16 @@ async def connect(
         how = "no connection came about" if link is None else "its answer to the handshake " + link.so_far()
         raise DeliveryTimeoutError(f"{how} within {seconds or 0.0:g} s (executor_config 'open_timeout')") from None
     except ssl.SSLCertVerificationError as error:
-        raise DeliveryError(
-            f"its certificate is not accepted: {error.verify_message}. If a private authority has signed it, "
-            f"name that in executor_config 'root_certificates'"
+        raise _answer(
+            f"its certificate was not accepted: {error.verify_message}. If a private authority has signed it, "
+            f"name that in executor_config 'root_certificates'",
+            0,
         ) from error
     except OSError as error:
-        raise WorkerLostError(f"there is no connection to it: {error}") from error
+        where = "there is no connection to it"
+        if context is not None and isinstance(error, (ssl.SSLError, ConnectionResetError, ConnectionAbortedError)):
+            where = "the TLS handshake with it came to nothing (is it wss?)"
+        raise WorkerLostError(f"{where}: {str(error) or type(error).__name__}") from error
     finally:
         if link is not None and not link.is_open:
             link.abort("")

@@ -6,6 +6,7 @@ a lenient proxy that differ in what they let pass are how one answer is taken fo
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable, Iterable
 from typing import Final, TypeAlias
@@ -36,6 +37,10 @@ ERROR_TEXT_BYTES: Final = 64 * 1024
 """Of an answer that is an error anyway, no more than this much text is read."""
 
 QUOTED_BYTES: Final = 200
+
+KNOWN_FIELDS: Final = 64
+KNOWN_BYTES: Final = 100
+"""So many short field lines are remembered: the answers of one service differ in few of them."""
 
 # RFC 9110, 5.6.2 (token) and 5.5 (what a field value is made of: no control characters but the tab).
 _TOKEN: Final = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
@@ -157,7 +162,7 @@ class Head:
         minor, status, reason = match.groups()
         if len(lines) - 1 > MOST_FIELDS:
             raise ProtocolError(f"its answer has {len(lines) - 1} header fields; {MOST_FIELDS} are the most")
-        fields = [_field(line) for line in lines[1:]]
+        fields = [_known_field(line) if len(line) <= KNOWN_BYTES else _field(line) for line in lines[1:]]
         return cls(int(minor), int(status), (reason or b"").decode("latin-1").strip(), fields)
 
 
@@ -169,6 +174,9 @@ def _field(line: bytes) -> tuple[str, str]:
     if not colon or not _TOKEN.fullmatch(name) or _CONTROL.search(value):
         raise ProtocolError(f"a header field of its answer is malformed: {quoted(line)}")
     return name.decode("ascii").lower(), value.strip(b" \t").decode("latin-1")
+
+
+_known_field: Final = functools.lru_cache(KNOWN_FIELDS)(_field)
 
 
 def _guess(raw: bytes | bytearray) -> str:

@@ -403,6 +403,8 @@ class Connection(asyncio.Protocol):
                 ". The connection had been used before; the service may have closed it as idle while the request was "
                 "on its way, or have begun the run: it is not sent again unasked"
             )
+        elif not parser.begun:
+            text += f". {self._pool.origin.hint()}"
         self._settle("lost", text, exc)
 
 

@@ -52,6 +52,16 @@ class Origin:
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"{'https' if self.tls is not None else 'http'}://{host}:{self.port}"
 
+    def hint(self) -> str:
+        """Why a service may end a connection without a word before anything else was done over it."""
+        if self.tls is None:
+            return f"If {self} expects TLS, its url begins with https://"
+        # In TLS 1.3 the client is done before its certificate is looked at (RFC 8446, 4.4.2.4 and 2).
+        return (
+            f"Perhaps {self} wants another certificate of its clients, or one at all "
+            "(executor_config 'client_certificate' and 'client_key')"
+        )
+
 
 class Call(abc.ABC):
     """One request and its answer. Exactly one of `answered` and `failed` is called, once.

@@ -192,12 +192,21 @@ class GrpcEnvironmentExecutor(NetworkExecutor):
         except Exception as error:
             exchange.state = None
             if isinstance(error, WorkerLostError):
-                error = WorkerLostError(f"{self.what}: {exchange}: {error}")
+                error = WorkerLostError(f"{self.what}: {exchange}: {error}{self._hint(error)}")
             self.failed(exchange, error)
         else:
             exchange.state = None
             # In pieces for the decoder, which lets other threads run between two of them.
             self.answered(exchange, [reply] if reply else [], final=True, status="OK", verify=verify)
+
+    def _hint(self, error: Exception) -> str:
+        # In TLS 1.3 the client is done before its certificate is looked at (RFC 8446, 4.4.2.4 and 2).
+        if not self.secure or "Socket closed" not in str(error):
+            return ""
+        return (
+            ". Perhaps it wants another certificate of its clients, or one at all "
+            "(executor_config 'client_certificate' and 'client_key')"
+        )
 
     async def _exchange(self, exchange: Exchange, call: _Call) -> tuple[bytes, Verify | None]:
         await self.link.enter(urgent=exchange.is_cancel)
@@ -216,6 +225,17 @@ class GrpcEnvironmentExecutor(NetworkExecutor):
             return reply, self._verify(exchange, await sent.trailing_metadata())
         finally:
             self.link.ended()
+
+    def _advice(self, why: str) -> str:
+        """What may help; gRPC does not tell that the other side refused a certificate: it closes the connection."""
+        if re.search("refused|resolution|unreachable|stopped", why):
+            return ""
+        if not self.secure:
+            return ". Is a gRPC service there, and without TLS (executor_config 'secure')?"
+        return (
+            ". With 'secure', the service's certificate must be one that 'root_certificates' accepts, for that host; "
+            "and it may want a 'client_certificate'"
+        )
 
     def _verify(self, exchange: Exchange, trailing: Any) -> Verify:
         signature = next((value for name, value in trailing if name == REPLY_SIGNATURE), None)

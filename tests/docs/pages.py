@@ -8,11 +8,16 @@ The rules a page is written by:
   a line.
 - A ``python`` block whose first line is a comment naming a file (``# wove_config.py``) is written to that file instead,
   before the script starts.
-- ``bash`` blocks may hold ``make TARGET``, ``pip install "wove[EXTRA]"`` and the like, as `check_command` knows them.
+- ``bash`` blocks may hold ``make TARGET``, ``pip install "wove[EXTRA]"``, ``wove ...`` and the like, as `check_command`
+  knows them. So may the lines of a ``dockerfile`` block, and ``ExecStart`` of an ``ini`` block, a systemd unit.
 """
 
 from __future__ import annotations
 
+import configparser
+import contextlib
+import io
+import json
 import re
 import shlex
 import tomllib
@@ -89,8 +94,12 @@ class Page:
                 case "text" if previous and block.adjacent:
                     expected[previous.line] = block.text
                 case "bash":
-                    lines = (line.partition("#")[0].strip() for line in block.text.splitlines())
+                    lines = (line.partition("#")[0].strip() for line in joined(block.text).splitlines())
                     commands += [line for line in lines if line]
+                case "ini":
+                    commands += _commands_of_unit(block.text)
+                case "dockerfile":
+                    commands += _commands_of_image(block.text)
                 case "text" | "toml" | "json":
                     pass
                 case directive if directive.startswith("{"):  # Sphinx checks those
@@ -115,6 +124,34 @@ def _agrees(expected: str, printed: str) -> bool:
     return re.fullmatch(pattern, "\n".join(line.rstrip() for line in printed.rstrip().splitlines())) is not None
 
 
+def joined(text: str) -> str:
+    """*text* with the lines put together that a backslash takes apart."""
+    return re.sub(r"\\\n\s*", "", text)
+
+
+def _commands_of_unit(text: str) -> list[str]:
+    unit = configparser.RawConfigParser(strict=False, delimiters="=", comment_prefixes="#")
+    unit.optionxform = str  # type: ignore[assignment,method-assign]  # as its own documentation says to do it
+    unit.read_string(joined(text))
+    return [unit["Service"]["ExecStart"]]
+
+
+def _commands_of_image(text: str) -> list[str]:
+    commands: list[str] = []
+    for line in joined(text).splitlines():
+        instruction, _, rest = line.partition(" ")
+        match instruction:
+            case "RUN":
+                commands.append(rest)
+            case "CMD":
+                commands.append(shlex.join(json.loads(rest)))
+            case "FROM" | "WORKDIR" | "COPY" | "USER" | "EXPOSE" | "#" | "":
+                pass
+            case other:
+                raise ValueError(f"nobody knows the instruction {other!r}")
+    return commands
+
+
 def check_command(command: str) -> str | None:
     """What is wrong with the shell *command* of a page; ``None`` when it is one that works."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -122,12 +159,26 @@ def check_command(command: str) -> str | None:
     match shlex.split(command):
         case ["make", target]:
             return None if target in targets else f"the Makefile has no target {target}"
-        case ["pip", "install", what]:
+        case ["pip", "install", *_, what]:
             named = re.fullmatch(r"wove(?:\[([\w,-]+)\])?", what)
             extras = set((named[1] or "").split(",")) - {""} if named else {what}
             unknown = extras - set(project["optional-dependencies"])
             return f"there is no extra {', '.join(sorted(unknown))}" if unknown else None
         case ["python", "-m", "examples.stdlib_report"]:
             return None
+        case [program, *arguments] if program.rpartition("/")[2] == "wove":
+            return _check_arguments(arguments)
         case _:
             return "nobody knows how to check this command"
+
+
+def _check_arguments(arguments: list[str]) -> str | None:
+    from wove.cli import make_parser
+
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            make_parser().parse_args(arguments)
+    except SystemExit:
+        return said.getvalue()
+    return None

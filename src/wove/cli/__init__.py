@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-__all__ = ["main"]
+__all__ = ["main", "make_parser"]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -18,6 +18,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit status: 0, 1 for a failure, 2 for wrong arguments.
     """
+    chosen = make_parser().parse_args(sys.argv[1:] if arguments is None else arguments)
+    status: int = chosen.run(chosen)
+    return status
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The parser of the command line. What it returns has ``run``, to be called with it."""
     from wove import __version__
     from wove.cli import worker
 
@@ -25,6 +32,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--version", action="version", version=f"wove {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     worker.add_parser(commands.add_parser)
-    chosen = parser.parse_args(sys.argv[1:] if arguments is None else arguments)
-    status: int = chosen.run(chosen)
-    return status
+    return parser

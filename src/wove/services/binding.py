@@ -65,11 +65,16 @@ class Bind:
         except socket.gaierror as error:
             raise OSError(f"cannot listen on {self}: {self.host!r} is no address of this machine ({error})") from error
         family, _, _, _, address = min(found, key=lambda entry: entry[0] != socket.AF_INET)
+        # With the protocol named: asyncio sets TCP_NODELAY on no other connections.
+        listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         try:
-            listener = socket.create_server(
-                (str(address[0]), self.port), family=family, backlog=LISTEN_BACKLOG, dualstack_ipv6=False
-            )
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if family == socket.AF_INET6:
+                listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            listener.bind((str(address[0]), self.port))
+            listener.listen(LISTEN_BACKLOG)
         except OSError as error:
+            listener.close()
             remedy = "another program listens there: end it, or choose another port" if self.port else "see the address"
             raise OSError(error.errno, f"cannot listen on {self}: {error.strerror or error} ({remedy})") from error
         listener.setblocking(False)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import importlib
 import logging
 import math
 import os
@@ -76,7 +77,7 @@ class Link:
         self._down_since = math.inf
         self._loop = asyncio.get_running_loop()
         self._channel: grpc.aio.Channel | None = None
-        self._send: Any = None
+        self._send: Any = _none
         self._watcher: asyncio.Task[None] | None = None
         self._asker: asyncio.Task[None] | None = None
         self._queue: dict[asyncio.Future[None], float] = {}
@@ -122,7 +123,7 @@ class Link:
 
     def send(self, body: bytes, metadata: Metadata, timeout: float | None) -> grpc.aio.UnaryUnaryCall[bytes, bytes]:
         """Begin a call, after `enter`."""
-        if self._send is None:
+        if self._channel is None:  # it was let go before a fork, in the moment in which this one was let in
             self._open()
         if self._nudging is None:
             self._nudging = self._loop.call_later(NUDGE_SECONDS, self._look)
@@ -168,7 +169,8 @@ class Link:
         for timer in (self._nudging, self._patience):
             if timer is not None:
                 timer.cancel()
-        self._nudging = self._patience = self._nudge = self._send = None
+        self._nudging = self._patience = self._nudge = None
+        self._send = _none
         channel, self._channel = self._channel, None
         tasks = [task for task in (self._watcher, self._asker) if task is not None]
         self._watcher = self._asker = None
@@ -298,6 +300,10 @@ class Link:
         return self._channel is not None
 
 
+def _none(*_: object, **__: object) -> Any:
+    raise DeliveryError("there is no channel")
+
+
 def _nudge(channel: grpc.aio.Channel, timeout: float) -> grpc.aio.UnaryUnaryCall[bytes, bytes]:
     method: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(NUDGE_METHOD)
     return method(b"", timeout=timeout)
@@ -347,9 +353,7 @@ def load(what: str) -> None:
     global _hooked
     _refuse_after_fork(what)
     with forks.importing:
-        import grpc.aio
-
-        del grpc
+        importlib.import_module("grpc.aio")
         if not _hooked and hasattr(os, "register_at_fork"):
             # After grpc has been imported: what is registered last is called first before a fork, so that
             # gRPC's own handlers find nothing under way.

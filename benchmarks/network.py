@@ -8,12 +8,14 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from hashlib import sha256
 from time import perf_counter
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import wove
 from wove import __version__, weave
@@ -116,6 +118,9 @@ class HttpClient:
     def __call__(self, body: bytes, count: int) -> list[int]:
         return list(self._pool.map(self.post, [body] * count))
 
+    def close(self) -> None:
+        self._pool.shutdown()
+
 
 class GrpcClient:
     """`grpc.aio`, one channel, *bound* calls at a time."""
@@ -129,8 +134,8 @@ class GrpcClient:
 
     async def _open(self, grpc: Any, port: int) -> None:
         options = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
-        channel = grpc.aio.insecure_channel(f"127.0.0.1:{port}", options=options)
-        self._call = channel.unary_unary("/wove.network_executor.WorkerService/Send")
+        self._channel = grpc.aio.insecure_channel(f"127.0.0.1:{port}", options=options)
+        self._call = self._channel.unary_unary("/wove.network_executor.WorkerService/Send")
 
     async def _all(self, body: bytes, count: int) -> list[int]:
         room = asyncio.Semaphore(self._bound)
@@ -144,34 +149,54 @@ class GrpcClient:
     def __call__(self, body: bytes, count: int) -> list[int]:
         return self._loop.run_until_complete(self._all(body, count))
 
+    def close(self) -> None:
+        self._loop.run_until_complete(self._channel.close())
+        self._loop.close()
+
 
 class WebSocketClient:
-    """`websockets`, one connection: all messages out, and all back meanwhile."""
+    """`websockets`, one connection, *bound* messages at a time that wait for their reply."""
 
-    def __init__(self, port: int) -> None:
+    def __init__(self, port: int, bound: int) -> None:
+        self._bound = bound
         self._loop = asyncio.new_event_loop()
         self._loop.run_until_complete(self._open(port))
 
     async def _open(self, port: int) -> None:
         from websockets.asyncio.client import connect
 
-        self._connection = await connect(f"ws://127.0.0.1:{port}", compression=None, max_size=None)
+        self._connection = await connect(f"ws://127.0.0.1:{port}", compression=None, max_size=None, ping_interval=None)
 
     async def _all(self, body: bytes, count: int) -> list[int]:
-        async def send() -> None:
-            for _ in range(count):
-                await self._connection.send(body, text=True)
+        waiting: deque[asyncio.Future[int]] = deque()
+        room = asyncio.Semaphore(self._bound)
 
-        sender = asyncio.create_task(send())
-        sizes = [len(await self._connection.recv(decode=False)) for _ in range(count)]
-        await sender
+        async def read() -> None:
+            for _ in range(count):
+                message = await self._connection.recv(decode=False)
+                waiting.popleft().set_result(len(message))
+
+        async def one() -> int:
+            async with room:
+                reply = asyncio.get_running_loop().create_future()
+                waiting.append(reply)
+                await self._connection.send(body, text=True)
+                return await reply
+
+        reader = asyncio.create_task(read())
+        sizes = await asyncio.gather(*(one() for _ in range(count)))
+        await reader
         return sizes
 
     def __call__(self, body: bytes, count: int) -> list[int]:
         return self._loop.run_until_complete(self._all(body, count))
 
+    def close(self) -> None:
+        self._loop.run_until_complete(self._connection.close())
+        self._loop.close()
 
-Client = Callable[[bytes, int], list[int]]
+
+Client: TypeAlias = HttpClient | GrpcClient | WebSocketClient
 
 
 def clients(transport: str, port: int) -> dict[str, Client]:
@@ -180,7 +205,7 @@ def clients(transport: str, port: int) -> dict[str, Client]:
         return {f"http.client, {threads} threads": HttpClient(port, threads) for threads in (4, 32)}
     if transport == "grpc":
         return {f"grpc.aio, {bound} at a time": GrpcClient(port, bound) for bound in (64, SMALL)}
-    return {"websockets": WebSocketClient(port)}
+    return {f"websockets, {bound} at a time": WebSocketClient(port, bound) for bound in (1, 64, SMALL)}
 
 
 @benchmark("network-small")
@@ -193,9 +218,12 @@ def small_tasks() -> Iterator[Figure]:
             wove.config(environments={"service": environment(transport, address)})
             echoed = [len(body)] * SMALL
             probes = [timed("wove", lambda: weave_small(items), expect=answers)]
-            for label, client in clients(transport, int(port)).items():
-                probes.append(timed(label, lambda client=client: client(body, SMALL), expect=echoed))  # type: ignore[misc]
+            bare = clients(transport, int(port))
+            for label, client in bare.items():
+                probes.append(timed(label, partial(client, body, SMALL), expect=echoed))
             yield Figure(f"{transport}: {SMALL:,} small tasks", "wove", probes, Target(1.5))
+            for client in bare.values():
+                client.close()
 
 
 @benchmark("network-naps")
@@ -219,7 +247,7 @@ def large() -> Iterator[Figure]:
     raw = os.urandom(1024 * 1024) * MEBIBYTES
     for transport in TRANSPORTS:
         with service(transport) as address, running("-m", "benchmarks.echoes", transport) as port:
-            client = next(iter(clients(transport, int(port)).values()))
+            client, *others = clients(transport, int(port)).values()
 
             def through(address: str = address, transport: str = transport) -> Values:
                 return {"wove": call("benchmarks.children:echo_bytes", MEBIBYTES, transport, address)["elapsed"]}
@@ -230,6 +258,8 @@ def large() -> Iterator[Figure]:
                 return {"raw send and echo": perf_counter() - begin}
 
             yield Figure(f"{transport}: {MEBIBYTES} MiB there and back", "wove", [through, bare], rounds=7)
+            for each in (client, *others):
+                each.close()
 
 
 @benchmark("network-gap")

@@ -25,7 +25,8 @@ def test_page(path: Path, tmp_path: Path) -> None:
     assert [(command, wrong) for command in page.commands if (wrong := check_command(command))] == []
     if not page.script.strip():
         return
-    script = tmp_path / f"{path.stem}.py"
+    # Not the name of the page alone: the folder is where imports look first, and "http" is a module.
+    script = tmp_path / f"page_{path.stem}.py"
     script.write_text(page.script)
     done = run_script(script, cwd=tmp_path, timeout=90)
     assert page.differences(done.stdout) == []

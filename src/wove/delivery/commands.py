@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from wove import __version__
 from wove.errors import EnvironmentExecutionError, WorkerLostError
+from wove.protocol import codec
 from wove.protocol.frames import PYTHON
 
 if TYPE_CHECKING:
@@ -34,10 +35,13 @@ class Commands:
         """The frame that hands *run* over; *call* is its callable and arguments, in whatever form."""
         policy = run.request.settings.delivery
         if policy is not self._policy:  # the runs of a map, one after the other, have the same one
-            self._policy, self._fields = policy, _fields(policy)
-        delivery = dict(self._fields)
+            self._policy = policy
+            self._fields = codec.Encoded(_fields(policy)) if self._common else _fields(policy)
+        delivery = self._fields
         if run.key is not None:
-            delivery["delivery_idempotency_key"] = run.key
+            delivery = {**delivery, "delivery_idempotency_key": run.key}
+        elif not self._common:  # it stays in this process, where somebody may change it
+            delivery = dict(delivery)
         frame: dict[str, Any] = {
             "type": "run_task",
             "run_id": run.run_id,

@@ -30,18 +30,21 @@ class Codec:
             for a loop that users' code runs on.
     """
 
-    __slots__ = ("_inline", "_post")
+    __slots__ = ("_inline", "_pickling", "_post")
 
     def __init__(self, post: Post, *, inline: bool) -> None:
+        from wove.protocol import pickling  # here, because a local weave does without
+
+        self._pickling = pickling
         self._post = post
         self._inline = inline
 
     def arguments(self, request: Request, ready: Callable[[Pickled | BaseException], object]) -> None:
         """Have *ready* called on the loop, perhaps at once, with the pickled arguments or with why not."""
-        from wove.protocol import pickling
-
-        if self._inline and pickling.is_plain(request.args):
-            ready(pickling.dumps(request.args, what=""))
+        pickling = self._pickling
+        plain = pickling.dumps_plain(request.args) if self._inline else None
+        if plain is not None:
+            ready(plain)
             return
 
         def dump() -> None:
@@ -66,11 +69,9 @@ class Codec:
                 ready([_live_result(event, task)] * count)
                 return
             if self._inline and count == 1 and pickled.size <= SMALL_BYTES:
-                from wove.protocol import pickling
-
                 try:
-                    value = pickling.loads_plain(pickled)
-                except pickling.NotPlainError:
+                    value = self._pickling.loads_plain(pickled)
+                except self._pickling.NotPlainError:
                     pass
                 else:
                     ready([Outcome(Ending.VALUE, value)])

@@ -142,7 +142,8 @@ class Caller:
     """
 
     __slots__ = (
-        "attempts", "call", "context", "fn", "kind", "name", "pacer", "plain", "run", "settings", "signature"
+        "attempts", "call", "context", "fn", "kind",
+        "make_request", "name", "pacer", "plain", "run", "settings", "signature"
     )  # fmt: skip
 
     def __init__(
@@ -165,6 +166,7 @@ class Caller:
         self.pacer = None if settings.limit_per_minute is None else Pacer(settings.limit_per_minute)
         self.plain = is_plain(settings)
         self.call: Call | None = None
+        self.make_request: type[Request]
         self.attempts = Attempts()
 
     async def __call__(self, bound: Bound, item: int | None = None) -> Any:
@@ -298,11 +300,12 @@ class Caller:
             record.ended = time()
 
     def _request(self, arguments: Mapping[str, Any], record: RunRecord, limit: float | None) -> Request:
-        from wove.delivery import Call, Request
-
         if self.call is None:
+            from wove.delivery import Call, Request  # here, because a local weave does without
+
+            self.make_request = Request
             self.call = Call(portable(self.fn, self.kind, self.signature), self.name)
-        return Request(
+        return self.make_request(
             call=self.call,
             args=dict(arguments),
             settings=self.settings,

@@ -253,8 +253,7 @@ class NetworkExecutor(EnvironmentExecutor):
         frame = self.outgoing(exchange)
         if exchange.due is not None:
             frame["deadline"] = max(0.0, round(exchange.due - self.loop.time(), 3))
-        bulk = sum(value.size for value in frame.values() if isinstance(value, Pickled))
-        if bulk <= INLINE_BYTES:
+        if _bulk(frame) <= INLINE_BYTES:
             self._prepared(exchange, *self._encode(frame))
         else:
             offload.submit(self._encode_elsewhere, exchange, frame)
@@ -551,6 +550,13 @@ def _decode(chunks: list[bytes], verify: Verify | None) -> _Frames:
         return codec.decode(chunks) if chunks else []
     except BaseException as error:  # it ends the runs it concerns, never the one who reads
         return error
+
+
+def _bulk(frame: Frame) -> int:
+    """Bytes of the pickles in a command."""
+    arguments: Pickled | None = frame.get("args_pickle")
+    function: Pickled | None = frame.get("callable_pickle")
+    return (0 if arguments is None else arguments.size) + (0 if function is None else function.size)
 
 
 def _says_busy(event: Mapping[str, Any]) -> bool:

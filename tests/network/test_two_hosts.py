@@ -24,8 +24,9 @@ TRANSPORTS: tuple[Transport, ...] = ("http", "grpc", "websocket")
 
 SECRET = "known on both hosts"
 
-CUT_SECONDS = 45.0
-"""Within this a run ends whose service can no longer be reached: three probes, 5 s apart, after 15 s of silence."""
+CUT_SECONDS = 60.0
+"""Within this a run ends whose service can no longer be reached. It takes 30 s of silence over http, and 40 over the
+others; and the machine may be busy."""
 
 
 @pytest.fixture(scope="module")
@@ -192,6 +193,8 @@ def test_a_cut_ends_the_run_and_the_next_one_works(certificates: Certificates, t
 
     with ThreadPoolExecutor(len(cases)) as pool:
         results = dict(zip(cases, pool.map(one, cases), strict=True))
+    for case, (outcome, seconds, _) in results.items():
+        print(f"{' '.join(case)}: {seconds:.1f} s: {outcome}")
     for case, (outcome, seconds, after) in results.items():
         assert "task 'slow_task'" in outcome, (case, outcome)
         assert seconds < CUT_SECONDS, (case, seconds, outcome)

@@ -46,10 +46,15 @@ class TwoHosts:
         _ip("-n", self.far, "link", "set", "cable", "up")
 
     def filter(self, target: str, port: int) -> None:
-        """Let the far side's firewall ``DROP`` or ``REJECT`` whatever comes to *port*."""
-        how = ("--reject-with", "tcp-reset") if target == "REJECT" else ()
-        rule = ("-A", "INPUT", "-p", "tcp", "--dport", str(port), "-j", target, *how)
-        _run(*self.inside(self.far), "iptables", "-w", *rule)
+        """Let the far side's firewall ``DROP`` or ``REJECT`` whatever goes to or comes from *port*."""
+        if target == "REJECT":
+            rules = [("INPUT", "--dport", ("--reject-with", "tcp-reset"))]
+        else:
+            # Both ways: of what only one side can say, the other would hear for as long as it is repeated to it.
+            rules = [("INPUT", "--dport", ()), ("OUTPUT", "--sport", ())]
+        for chain, end, how in rules:
+            rule = ("-A", chain, "-p", "tcp", end, str(port), "-j", target, *how)
+            _run(*self.inside(self.far), "iptables", "-w", *rule)
 
     def unfilter(self) -> None:
         """Undo every `filter`."""

@@ -225,7 +225,7 @@ class Request:
 class Exchange:
     """A run, from its request to the end of the reply."""
 
-    __slots__ = ("_events", "_gone", "_loop", "_over", "_patient", "_request", "_waiter")
+    __slots__ = ("_events", "_gone", "_loop", "_over", "_patient", "_request", "_streaming", "_waiter")
 
     def __init__(self, request: Request) -> None:
         self._request = request
@@ -233,7 +233,7 @@ class Exchange:
         self._events: list[dict[str, Any]] = []
         self._waiter: asyncio.Future[None] | None = None
         self._patient = True
-        self._over = self._gone = False
+        self._over = self._gone = self._streaming = False
 
     async def run(self, desk: Desk, frame: dict[str, Any], owner: str) -> None:
         """Have *frame* run, and answer."""
@@ -260,6 +260,10 @@ class Exchange:
                 watch.cancel()
 
     def _tell(self, event: dict[str, Any]) -> None:
+        if event["type"] == "heartbeat" and (
+            not self._streaming or (self._events and self._events[-1]["type"] == "heartbeat")
+        ):
+            return  # of no use in a reply that comes at the end; and one is enough for a client that reads slowly
         self._events.append(event)
         if event["type"] in TERMINAL:
             self._over = True
@@ -308,6 +312,7 @@ class Exchange:
             await self._request.reply(200, chunks)
 
     async def _stream(self) -> None:
+        self._streaming = True
         await self._request.begin(200, [(b"content-type", b"application/x-ndjson")])
         while True:
             events, self._events = self._events, []

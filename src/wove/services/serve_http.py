@@ -22,6 +22,9 @@ KEEP_ALIVE_SECONDS: Final = 75
 
 MARGIN_SECONDS: Final = 5
 
+HEAD_SECONDS: Final = 10.0
+"""A connection is closed when it has been without a complete request head this often in a row, twice."""
+
 CLOSE_SECONDS: Final = 3
 """How long the last replies have to get out."""
 
@@ -69,6 +72,7 @@ async def serve(
     )
     config.load()
     config.ssl = context
+    config.http_protocol_class = _guarded(config.http_protocol_class)
     listener = bind.listen()
     with contextlib.closing(listener):
         at = bind.at(listener)
@@ -109,3 +113,26 @@ def _server_class() -> Any:
                 self._tell()
 
     return Server
+
+
+def _guarded(protocol: Any) -> Any:
+    """*protocol*, giving up connections whose request never gets complete; uvicorn would keep them for ever."""
+
+    class Guarded(protocol):  # type: ignore[misc]  # it is only known at run time
+        def connection_made(self, transport: Any) -> None:
+            parent: Any = super()
+            parent.connection_made(transport)
+            self._guard(False)
+
+        def _guard(self, overdue: bool) -> None:
+            if self.transport.is_closing():
+                return
+            # Between two requests uvicorn's own timer runs, and during one there is a cycle that is not complete.
+            between = self.timeout_keep_alive_task is not None
+            served = self.cycle is not None and not self.cycle.response_complete
+            if overdue and not (between or served):
+                self.transport.close()
+                return
+            self.loop.call_later(HEAD_SECONDS, self._guard, not (between or served))
+
+    return Guarded

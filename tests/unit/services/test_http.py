@@ -1,10 +1,14 @@
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import http.client
 import logging
+import queue
 import socket
+import threading
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +16,11 @@ import pytest
 from tests.unit.services.hosts import get, hosted, post, run_task
 
 from wove.security import NetworkExecutorSecurity
-from wove.services import http as service
+from wove.services import http as service, serve_http
+from wove.services.binding import Bind
 from wove.services.http import WorkerApp, worker_app
+from wove.services.options import service_options
+from wove.services.serve_http import serve
 
 LINES = {"Accept": "application/json, application/x-ndjson"}
 SIGNED = {"type": "signed", "secret": "s" * 40}
@@ -231,6 +238,52 @@ def test_a_body_that_trickles_is_given_up(monkeypatch: pytest.MonkeyPatch) -> No
     with hosted(worker_app(security="none")) as port, socket.create_connection(("127.0.0.1", port), 30) as slow_one:
         slow_one.sendall(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\nx")
         assert slow_one.recv(1000).startswith(b"HTTP/1.1 408")
+
+
+@contextlib.contextmanager
+def served(**options: Any) -> Iterator[int]:
+    """The program itself, in a thread; the value is its port."""
+    ready: queue.Queue[str] = queue.Queue()
+    ends: list[Callable[[], object]] = []
+
+    async def main() -> None:
+        stop, loop = asyncio.Event(), asyncio.get_running_loop()
+        ends.append(lambda: loop.call_soon_threadsafe(stop.set))
+        await serve(service_options(**options), Bind("127.0.0.1", 0), None, started=ready.put, stop=stop)
+
+    thread = threading.Thread(target=asyncio.run, args=(main(),))
+    thread.start()
+    try:
+        yield int(ready.get(timeout=30).rpartition(":")[2])
+    finally:
+        ends[0]()
+        thread.join(30)
+        assert not thread.is_alive()
+
+
+def test_a_request_that_never_gets_complete_is_given_up(monkeypatch: pytest.MonkeyPatch, no_leaks: None) -> None:
+    monkeypatch.setattr(serve_http, "HEAD_SECONDS", 0.1)
+    with served(security="none") as port:
+        for before, start in [(b"", b""), (b"", b"POST / HT"), (b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n", b"POST")]:
+            with socket.create_connection(("127.0.0.1", port), 30) as never:
+                never.sendall(before)
+                assert not before or never.recv(1000)
+                never.sendall(start)
+                while never.recv(1000):
+                    pass
+        with contextlib.closing(http.client.HTTPConnection("127.0.0.1", port, timeout=30)) as patient:
+            patient.request("POST", "/", run_task(slow))
+            assert patient.getresponse().read()
+            assert patient.sock is not None
+            time.sleep(0.5)  # idle between two requests is something else
+            patient.request("GET", "/healthz")
+            assert patient.getresponse().status == 200
+
+
+def test_nobody_wants_a_heap_of_heartbeats() -> None:
+    with hosted(worker_app(security="none")) as port:
+        reply = post(port, run_task(slow, delivery={"delivery_heartbeat_seconds": 0.03}))
+        assert reply.types == ["task_started", "task_result"]
 
 
 def test_busy_is_503_with_the_event(tmp_path: Path) -> None:

@@ -218,6 +218,8 @@ class RunTable:
         if event["type"] == "task_cancelled":
             text = f"{run} was cancelled by its worker or backend, not by its weave"
             event = {"type": "task_error", "exception": DeliveryOrphanedError(text)}
+        if run.host is None:
+            run.host, run.pid = event.get("host"), event.get("pid")
         pickled = event.get("result_pickle") or event.get("exception_pickle")
         if pickled is not None:
             run.bytes_in = pickled.size

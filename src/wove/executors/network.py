@@ -9,7 +9,7 @@ import logging
 import random
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, ClassVar, Final, Literal, TypeAlias, cast
+from typing import Any, ClassVar, Final, Literal, TypeAlias
 
 from wove.errors import (
     DeliveryError,
@@ -24,7 +24,7 @@ from wove.executors.endpoints import MAX_MESSAGE_BYTES, SHARED_KEYS
 from wove.executors.inbox import Inbox
 from wove.executors.reading import check_keys, flag, number, tls_files, whole
 from wove.protocol import codec, signing
-from wove.protocol.frames import TERMINAL, WORKER_BUSY, FrameError, check_event
+from wove.protocol.frames import TERMINAL, FrameError, check_event, says_busy
 from wove.protocol.limits import INLINE_BYTES
 from wove.protocol.pickling import Pickled
 from wove.security import NetworkExecutorSecurity
@@ -486,7 +486,7 @@ class NetworkExecutor(EnvironmentExecutor):
         exchange.heard = True
         over = event["type"] in TERMINAL
         if over:
-            if _says_busy(event) and self._offer_again(exchange):
+            if says_busy(event) and self._offer_again(exchange):
                 return True
             self._finish(exchange)
         self._inbox.put([event])
@@ -557,8 +557,3 @@ def _bulk(frame: Frame) -> int:
     arguments: Pickled | None = frame.get("args_pickle")
     function: Pickled | None = frame.get("callable_pickle")
     return (0 if arguments is None else arguments.size) + (0 if function is None else function.size)
-
-
-def _says_busy(event: Mapping[str, Any]) -> bool:
-    error: object = event.get("error")
-    return isinstance(error, dict) and cast("dict[str, object]", error).get("kind") == WORKER_BUSY

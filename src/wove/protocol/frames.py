@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
-from typing import Any, Final, TypedDict
+from typing import Any, Final, TypedDict, cast
 
 from wove.errors import SerializationError
 from wove.protocol.pickling import Pickled
@@ -26,6 +26,7 @@ __all__ = [
     "FrameError",
     "check_event",
     "check_python",
+    "says_busy",
 ]
 
 COMMANDS: Final = frozenset({"run_task", "cancel_task", "shutdown"})
@@ -83,8 +84,9 @@ class ErrorReport(TypedDict, total=False):
 class Event(TypedDict, total=False):
     """What a worker sends. Every event has the ``run_id`` of the command it answers.
 
-    ``host`` and ``pid`` come with ``task_started``. A ``heartbeat`` with ``blocked`` says that none of the
-    ``running`` tasks of that process computes at the moment: they wait.
+    ``host`` and ``pid`` come with ``task_started``, or with the end of a run that was over too soon for one.
+    A ``heartbeat`` with ``blocked`` says that none of the ``running`` tasks of that process computes at the
+    moment: they wait.
     """
 
     type: str
@@ -135,6 +137,12 @@ def check_event(frame: Mapping[str, Any]) -> dict[str, Any]:
         known = ", ".join(sorted(EVENTS))
         raise FrameError(f"{kind!r} is no type of event (the types are {known}): {_outline(frame)}", run_id)
     return frame if isinstance(frame, dict) else dict(frame)
+
+
+def says_busy(event: Mapping[str, Any]) -> bool:
+    """Whether *event* declines its run because there is no room for it now."""
+    error: object = event.get("error")
+    return isinstance(error, dict) and cast("dict[str, object]", error).get("kind") == WORKER_BUSY
 
 
 def check_python(frame: Mapping[str, Any], *, what: str) -> None:

@@ -10,9 +10,9 @@ from typing import Any, Final, TypeAlias
 from urllib.parse import quote
 
 from wove.protocol import codec
-from wove.protocol.frames import TERMINAL
+from wove.protocol.frames import TERMINAL, says_busy
 from wove.services.desk import Desk
-from wove.services.wire import elsewhere, encode_events, is_big, is_big_reply, says_busy
+from wove.services.wire import elsewhere, encode_events, is_big, is_big_reply
 
 __all__ = ["RETRY_AFTER", "Exchange", "Gone", "Refusal", "Request"]
 

@@ -18,7 +18,7 @@ from wove.protocol.frames import PYTHON, TERMINAL, FrameError
 from wove.protocol.limits import INLINE_BYTES
 from wove.protocol.pickling import Pickled
 from wove.services.memory import bulk
-from wove.services.wire import check_command, digest_of, elsewhere, is_big
+from wove.services.wire import check_command, condensed, digest_of, elsewhere, is_big
 
 if TYPE_CHECKING:
     from websockets.asyncio.server import ServerConnection
@@ -228,7 +228,7 @@ class Peer:
         if len(events) == 1:
             chunks = codec.encode(events[0])
         else:
-            chunks = [b"[" + b",".join([b"".join(codec.encode(event)) for event in events]) + b"]"]
+            chunks = [b"[" + b",".join([b"".join(codec.encode(event)) for event in condensed(events)]) + b"]"]
         if self._sign is not None:
             signature = self._sign(chunks, number)
             if signature is not None:

@@ -14,7 +14,7 @@ from typing import Any, Final, TypeVar, cast
 
 from wove.executors import offload
 from wove.protocol import codec
-from wove.protocol.frames import WORKER_BUSY, FrameError
+from wove.protocol.frames import TERMINAL, WORKER_BUSY, FrameError
 from wove.protocol.limits import INLINE_BYTES
 from wove.protocol.pickling import Pickled, dumps
 from wove.services.memory import bulk
@@ -23,6 +23,7 @@ __all__ = [
     "Budget",
     "busy_error",
     "check_command",
+    "condensed",
     "decode_command",
     "digest_of",
     "elsewhere",
@@ -30,7 +31,6 @@ __all__ = [
     "executor_error",
     "is_big",
     "is_big_reply",
-    "says_busy",
 ]
 
 T = TypeVar("T")
@@ -160,10 +160,24 @@ def _keep_seconds(fields: dict[str, Any], name: str) -> None:
         del fields[name]
 
 
+def condensed(events: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """*events*, which go out together, without the start of runs that have ended: their end says where that was."""
+    starts = {event["run_id"]: event for event in events if event["type"] == "task_started"}
+    if not starts or len(events) == 1:
+        return list(events)
+    found: list[Mapping[str, Any]] = []
+    for event in events:
+        if event["type"] in TERMINAL and (start := starts.pop(event["run_id"], None)) is not None:
+            found.append({**event, **{name: start[name] for name in ("host", "pid") if name in start}})
+        elif event["type"] != "task_started":
+            found.append(event)
+    return [*starts.values(), *found]
+
+
 def encode_events(events: Sequence[Mapping[str, Any]]) -> list[bytes]:
     """``{"events": [...]}``, in chunks."""
     chunks: list[bytes] = [b'{"events":[']
-    for index, event in enumerate(events):
+    for index, event in enumerate(condensed(events)):
         if index:
             chunks.append(b",")
         chunks.extend(codec.encode(event))
@@ -184,12 +198,6 @@ def executor_error(frame: Mapping[str, Any], kind: str, message: str, *, retryab
 def busy_error(frame: Mapping[str, Any], message: str) -> dict[str, Any]:
     """The event that asks to send the run again, a little later."""
     return executor_error(frame, WORKER_BUSY, message, retryable=True)
-
-
-def says_busy(event: Mapping[str, Any]) -> bool:
-    """Whether *event* is a `busy_error`."""
-    error: object = event.get("error")
-    return isinstance(error, dict) and cast("dict[str, object]", error).get("kind") == WORKER_BUSY
 
 
 class Budget:

@@ -17,8 +17,8 @@ from tests.support.services import Plan, Service, running
 import wove
 from wove import weave
 
-RUNS = int(os.environ.get("WOVE_TEST_RESTART_RUNS", "3400"))
-"""Of each transport, and so a little over 10,000 of the three."""
+RUNS = int(os.environ.get("WOVE_TEST_RESTART_RUNS", "10000"))
+"""Over each transport."""
 
 EVERY = 2.0
 """Seconds between two deaths; more only where the service needs longer to come up."""
@@ -77,7 +77,7 @@ def test_runs_against_a_service_that_dies_every_two_seconds(transport: Any, tmp_
         with killer.at_work():
             with weave() as w:
 
-                @w.do(range(RUNS), environment="mortal", workers=32, retries=5)
+                @w.do(range(RUNS), environment="mortal", workers=64, retries=5)
                 def far(item: int) -> int:
                     return returned(item)
 

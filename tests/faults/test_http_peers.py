@@ -9,13 +9,16 @@ from __future__ import annotations
 import base64
 import contextlib
 import json
+import os
 import socket
+import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from tests.support.certificates import Certificates
 from tests.support.peers import GoneError, Line, Peer, Request, answer, events, serve
 
 import wove
@@ -558,8 +561,17 @@ def test_more_than_an_answer_is_not_the_answer_to_the_next_request() -> None:
 # ------------------------------------------------------------------ answers that come early
 
 
-@pytest.mark.parametrize("linger", [False, True])
-def test_an_answer_before_the_request_is_written_is_the_answer(linger: bool) -> None:
+def server_context(certificates: Certificates) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificates.server.certificate, certificates.server.key)
+    return context
+
+
+@pytest.mark.parametrize("encrypted", [False, True], ids=["plain", "tls"])
+@pytest.mark.parametrize("linger", [False, True], ids=["closes", "lingers"])
+def test_an_answer_before_the_request_is_written_is_the_answer(
+    linger: bool, encrypted: bool, certificates: Certificates
+) -> None:
     """413: the service reads nothing of the body, answers, and closes; what follows on the wire is a reset."""
 
     def refuse(line: Line) -> None:
@@ -568,14 +580,87 @@ def test_an_answer_before_the_request_is_written_is_the_answer(linger: bool) -> 
         if linger:
             line.until_gone()
 
-    with Peer(refuse) as peer:
-        configure(peer.url, max_message_bytes=100_000_000)
+    with Peer(refuse, tls=server_context(certificates) if encrypted else None) as peer:
+        configure(peer.url, max_message_bytes=100_000_000, root_certificates=str(certificates.authority))
         for _ in range(10):
             with pytest.raises(EnvironmentExecutionError, match=r"413 Content Too Large: 'too much for me'"):
                 with weave(block=bytes(20_000_000)) as w:
 
                     @w.do(environment="peer")
                     def bad(block: bytes) -> None: ...
+
+        wove.shutdown()
+
+
+# ------------------------------------------------------------------ over TLS
+
+
+@pytest.mark.parametrize("orderly", [False, True])
+def test_an_answer_that_ends_with_its_connection_is_whole_if_tls_says_so(
+    orderly: bool, certificates: Certificates
+) -> None:
+    def old(line: Line) -> None:
+        request = line.request()
+        body = json.dumps(events(request.frame)[1]).encode()
+        line.send(b"HTTP/1.0 200 OK\r\nContent-Type: application/json\r\n\r\n" + body)
+        if orderly:
+            with contextlib.suppress(OSError):
+                line.raw.unwrap()  # type: ignore[attr-defined]
+
+    with Peer(old, tls=server_context(certificates)) as peer:
+        configure(peer.url, root_certificates=str(certificates.authority))
+        expected = contextlib.nullcontext() if orderly else pytest.raises(WorkerLostError, match="close_notify")
+        with expected:
+            with weave() as w:
+
+                @w.do(environment="peer")
+                def bad() -> int:
+                    return 5
+
+            assert w.result.bad == 5
+        wove.shutdown()
+
+
+@pytest.mark.parametrize("name", ["reset", "dropped mid-task", "dropped in the body", "a gigabyte announced", "a page"])
+def test_a_fault_over_tls(name: str, certificates: Certificates) -> None:
+    fault, kind, says = FAULTS[name]
+    with Peer(Faulty(fault, 1), tls=server_context(certificates)) as peer:
+        configure(peer.url, root_certificates=str(certificates.authority))
+        with weave(error_mode="continue") as w:
+
+            @w.do(environment="peer")
+            def bad() -> int:
+                return 1
+
+        error = w.result.exception
+        assert isinstance(error, kind)
+        # How a connection ended has other words: TLS says when it was not in good order.
+        assert [part for part in says if "connection" not in part and part not in str(error)] == [], str(error)
+        with weave() as w:
+
+            @w.do(environment="peer")
+            def again() -> int:
+                return 2
+
+        assert w.result.again == 2
+        wove.shutdown()
+
+
+def test_bytes_that_are_not_authentic_end_the_run(certificates: Certificates) -> None:
+    def forge(line: Line) -> None:
+        line.request()
+        plain = socket.socket(fileno=os.dup(line.raw.fileno()))
+        with plain:
+            plain.sendall(b"\x17\x03\x03\x00\x20" + bytes(32))  # a record that nobody has encrypted
+            line.until_gone()
+
+    with Peer(forge, tls=server_context(certificates)) as peer:
+        configure(peer.url, root_certificates=str(certificates.authority))
+        with pytest.raises(WorkerLostError, match="SSLError"):
+            with weave() as w:
+
+                @w.do(environment="peer")
+                def bad() -> None: ...
 
         wove.shutdown()
 

@@ -10,8 +10,8 @@ from wove import __version__
 from wove.errors import DeliveryTimeoutError, WorkerLostError
 from wove.executors import offload
 from wove.executors.endpoints import header_items, number, parse_url, refuse_exposed, whole
+from wove.executors.gathered import Gathered
 from wove.executors.http1 import RequestHead, quoted
-from wove.executors.http_connection import Gathered
 from wove.executors.http_pool import Call, Failure, Origin, Pool
 from wove.executors.network import Exchange, NetworkExecutor, Verify
 

@@ -7,14 +7,18 @@ import os
 import re
 import select
 import socket
+import ssl
 from typing import TYPE_CHECKING, Any, Final, cast
 
+from wove.executors.gathered import Gathered
 from wove.executors.http1 import ProtocolError, ResponseParser, quoted
+from wove.protocol.limits import INLINE_BYTES
 
 if TYPE_CHECKING:
     from wove.executors.http_pool import Call, Failure, Pool
+    from wove.executors.http_tls import TLS
 
-__all__ = ["Connection", "Gathered"]
+__all__ = ["Connection"]
 
 IDLE_SECONDS: Final = 4.0
 """So long a connection is kept for the next request. uvicorn closes after 5 s, and whoever closes first decides
@@ -38,45 +42,12 @@ KEEPALIVE: Final = (("TCP_KEEPIDLE", 15), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 
 HEAD: Final = -1
 BODY: Final = 0
 
-SMALL_BYTES: Final = 4096
-JOINED_BYTES: Final = 64 * 1024
+LAST_BYTES: Final = 64 * 1024
+
+HINT_SECONDS: Final = 3.0
+"""A connection that ends later than that ends for another reason than who its client is."""
 
 _TIMEOUT: Final = re.compile(r"\btimeout\s*=\s*\"?(\d{1,9})", re.IGNORECASE)
-
-
-class Gathered:
-    """Pieces of a text, in chunks that are worth their overhead, however small the pieces are."""
-
-    __slots__ = ("_chunks", "_small")
-
-    def __init__(self) -> None:
-        self._chunks: list[bytes] = []
-        self._small = bytearray()
-
-    def __bool__(self) -> bool:
-        return bool(self._chunks or self._small)
-
-    def add(self, piece: bytes) -> None:
-        """Append *piece*."""
-        if len(piece) < SMALL_BYTES:
-            self._small += piece
-            if len(self._small) < JOINED_BYTES:
-                return
-            piece = b""
-        if self._small:
-            self._chunks.append(bytes(self._small))
-            self._small.clear()
-        if piece:
-            self._chunks.append(piece)
-
-    def take(self) -> list[bytes]:
-        """All of it; what follows is a new text."""
-        self.add(b"")
-        chunks, self._chunks = self._chunks, []
-        if self._small:
-            chunks.append(bytes(self._small))
-            self._small = bytearray()
-        return chunks
 
 
 class Connection(asyncio.Protocol):
@@ -94,6 +65,7 @@ class Connection(asyncio.Protocol):
         "_call",
         "_deserted",
         "_ended",
+        "_handshake",
         "_loop",
         "_parser",
         "_paused",
@@ -102,6 +74,7 @@ class Connection(asyncio.Protocol):
         "_rest",
         "_streams",
         "_timer",
+        "_tls",
         "_transport",
         "_unit",
         "_unit_bytes",
@@ -122,6 +95,8 @@ class Connection(asyncio.Protocol):
         self._began = 0.0
         self.idle_until = self._loop.time() + IDLE_SECONDS
         self.unasked = b""
+        self._tls: TLS | None = None
+        self._handshake: asyncio.Future[None] | None = None
         self._deserted: float | None = None  # when its call was withdrawn
         self._timer: asyncio.TimerHandle | None = None
         # What is coming at the moment: see GRACE_SECONDS.
@@ -144,8 +119,8 @@ class Connection(asyncio.Protocol):
         except Exception as error:  # what cannot even be signed
             self._settle("refused", f"the request could not be made: {type(error).__name__}: {error}", error)
             return
-        if len(chunks) == 1 and len(chunks[0]) <= JOINED_BYTES:
-            self._transport.write(head + chunks[0])
+        if len(chunks) == 1 and len(chunks[0]) <= INLINE_BYTES:
+            self._write(head + chunks[0])
         else:
             self._rest = [*reversed(chunks), head]
             self._pump()
@@ -154,7 +129,10 @@ class Connection(asyncio.Protocol):
 
     def _pump(self) -> None:
         while self._rest and not self._paused and not self._transport.is_closing():
-            self._transport.write(self._rest.pop())
+            self._write(self._rest.pop())
+
+    def _write(self, data: bytes) -> None:
+        self._transport.write(data if self._tls is None else self._tls.encrypt(data))
 
     def pause_writing(self) -> None:
         self._paused = True
@@ -166,6 +144,46 @@ class Connection(asyncio.Protocol):
     # ------------------------------------------------------------------ in
 
     def data_received(self, data: bytes) -> None:
+        tls = self._tls
+        if tls is None:
+            self._received(data)
+            return
+        try:
+            plain = tls.decrypt(data)
+        except ssl.SSLError as error:
+            self._transport.write(tls.pending())  # an alert, which tells the other side why
+            self._failed(error)
+            return
+        if pending := tls.pending():
+            self._transport.write(pending)
+        if self._handshake is not None and tls.secured:
+            handshake, self._handshake = self._handshake, None
+            if not handshake.done():
+                handshake.set_result(None)
+        if plain:
+            self._received(plain)
+        if tls.failure is not None:
+            self._failed(tls.failure)
+        elif tls.ended:
+            self.eof_received()
+
+    async def secure(self, tls: TLS) -> None:
+        """Make it a TLS connection.
+
+        Raises:
+            ssl.SSLError: The other side cannot, or is not to be trusted.
+            OSError: The connection was lost.
+        """
+        self._tls = tls
+        self._handshake = self._loop.create_future()
+        try:
+            self._transport.write(tls.hello())
+            await self._handshake
+        except BaseException:
+            self._transport.abort()
+            raise
+
+    def _received(self, data: bytes) -> None:
         parser, call = self._parser, self._call
         if parser is None:
             # Not an answer to anything (RFC 9112, 9.2): the notice of a server that gives the connection up.
@@ -206,7 +224,7 @@ class Connection(asyncio.Protocol):
         if call is not None:
             call.connection = None
         written = not self._rest and not self._transport.get_write_buffer_size()
-        keep = parser.reusable and written and not self._ended
+        keep = parser.reusable and written and not self._ended and not self.stale()
         if call is not None and head is not None:
             call.answered(head, body, cut=parser.cut)
             keep = keep and not call.odd
@@ -339,6 +357,8 @@ class Connection(asyncio.Protocol):
             self.abort()
             return
         self._pool.leaving(self)
+        if self._tls is not None:
+            self._transport.write(self._tls.goodbye())
         self._transport.close()
 
     def abort(self) -> None:
@@ -352,13 +372,29 @@ class Connection(asyncio.Protocol):
         self._transport.abort()
 
     def eof_received(self) -> None:
+        if self._ended:
+            return
         self._ended = True
-        self._lost(None)
+        if self._tls is not None and not self._tls.ended:
+            # RFC 9112, 9.8: what ends with the connection has then come to no end.
+            self._failed(ConnectionAbortedError("it was cut off, without TLS's close_notify"))
+        else:
+            self._lost(None)
+
+    def _failed(self, error: Exception) -> None:
+        handshake, self._handshake = self._handshake, None
+        if handshake is None:
+            self._lost(error)
+        elif not handshake.done():
+            handshake.set_exception(error)
 
     def connection_lost(self, exc: Exception | None) -> None:
         if exc is not None and self._parser is not None:
             self._last_words()
-        self._lost(exc)
+        if self._handshake is not None:
+            self._failed(exc or ConnectionAbortedError("it was closed"))
+        else:
+            self._lost(exc)
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -371,10 +407,8 @@ class Connection(asyncio.Protocol):
         next write, which fails before the answer is read, although that is there (RFC 9112, 9.6).
         """
         sock: Any = self._transport.get_extra_info("socket")
-        if sock is None or self._transport.get_extra_info("sslcontext") is not None:
-            return
         try:
-            while self._parser is not None and (data := os.read(sock.fileno(), JOINED_BYTES)):
+            while self._parser is not None and (data := os.read(sock.fileno(), LAST_BYTES)):
                 self.data_received(data)
         except OSError:
             pass
@@ -385,8 +419,6 @@ class Connection(asyncio.Protocol):
             self.abort()
             return
         if exc is None:
-            # asyncio does not tell a TLS connection that was closed from one that was cut off (RFC 9112, 9.8).
-            # A JSON text without its end is none, so nothing is taken for whole that is not.
             try:
                 parser.close()
             except ProtocolError:
@@ -403,7 +435,7 @@ class Connection(asyncio.Protocol):
                 ". The connection had been used before; the service may have closed it as idle while the request was "
                 "on its way, or have begun the run: it is not sent again unasked"
             )
-        elif not parser.begun:
+        elif not parser.begun and self._loop.time() - self._began < HINT_SECONDS:
             text += f". {self._pool.origin.hint()}"
         self._settle("lost", text, exc)
 

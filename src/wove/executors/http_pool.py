@@ -13,6 +13,7 @@ from typing import Final, Literal, TypeAlias, cast
 
 from wove.executors.http1 import Head
 from wove.executors.http_connection import Connection
+from wove.executors.http_tls import TLS
 
 __all__ = ["Call", "Failure", "Origin", "Pool"]
 
@@ -293,19 +294,13 @@ class Pool:
         self._connect()
 
     async def _connected(self) -> Connection:
-        origin, seconds = self.origin, self._connect_seconds
-        encrypted = origin.tls is not None
-        async with asyncio.timeout(seconds):
+        origin = self.origin
+        async with asyncio.timeout(self._connect_seconds):
             _, connection = await self.loop.create_connection(
-                lambda: Connection(self),
-                origin.host,
-                origin.port,
-                ssl=origin.tls,
-                server_hostname=origin.host if encrypted else None,
-                ssl_handshake_timeout=seconds if encrypted else None,
-                ssl_shutdown_timeout=GOODBYE_SECONDS if encrypted else None,
-                happy_eyeballs_delay=EYEBALLS_SECONDS,
+                lambda: Connection(self), origin.host, origin.port, happy_eyeballs_delay=EYEBALLS_SECONDS
             )
+            if origin.tls is not None:
+                await connection.secure(TLS(origin.tls, origin.host))
         return connection
 
     def _unconnected(self, began: float, message: str, error: Exception) -> None:

@@ -22,8 +22,8 @@ import wove
 from wove import EnvironmentExecutionError, HttpEnvironmentExecutor, WorkerLostError, weave
 from wove.delivery.portal import Portal
 from wove.executors import http_connection, http_pool
+from wove.executors.gathered import Gathered
 from wove.executors.http import HttpsEnvironmentExecutor
-from wove.executors.http_connection import Gathered
 
 pytestmark = [pytest.mark.backend("stdio"), pytest.mark.timeout(60)]
 

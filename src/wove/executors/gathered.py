@@ -1,0 +1,45 @@
+"""Texts that come in pieces."""
+
+from __future__ import annotations
+
+from typing import Final
+
+__all__ = ["Gathered"]
+
+SMALL_BYTES: Final = 4096
+JOINED_BYTES: Final = 64 * 1024
+
+
+class Gathered:
+    """Pieces of a text, in chunks that are worth their overhead, however small the pieces are."""
+
+    __slots__ = ("_chunks", "_small")
+
+    def __init__(self) -> None:
+        self._chunks: list[bytes] = []
+        self._small = bytearray()
+
+    def __bool__(self) -> bool:
+        return bool(self._chunks or self._small)
+
+    def add(self, piece: bytes) -> None:
+        """Append *piece*."""
+        if len(piece) < SMALL_BYTES:
+            self._small += piece
+            if len(self._small) < JOINED_BYTES:
+                return
+            piece = b""
+        if self._small:
+            self._chunks.append(bytes(self._small))
+            self._small.clear()
+        if piece:
+            self._chunks.append(piece)
+
+    def take(self) -> list[bytes]:
+        """All of it; what follows is a new text."""
+        self.add(b"")
+        chunks, self._chunks = self._chunks, []
+        if self._small:
+            chunks.append(bytes(self._small))
+            self._small = bytearray()
+        return chunks

@@ -151,7 +151,8 @@ class WorkerHandler(grpc.GenericRpcHandler):
         if frame["type"] == "cancel_task":
             self.desk.cancel(frame, owner=owner)
             return self._signed([NOTHING], metadata, context)
-        events = await self._run(frame, owner, context)
+        events = [await self._run(frame, owner, context)]
+        del frame
         if not is_big_reply(events):
             return self._signed(encode_events(events), metadata, context)
         return await elsewhere(lambda: self._signed(encode_events(events), metadata, context))
@@ -186,29 +187,32 @@ class WorkerHandler(grpc.GenericRpcHandler):
     def _verify(self, request: bytes, metadata: _Pairs) -> None:
         self._security.verify_metadata(transport="grpc", target=self._method, body=request, metadata=metadata)
 
-    async def _run(self, frame: dict[str, Any], owner: str, context: Context) -> list[dict[str, Any]]:
-        """The events of a run, once it has ended."""
-        events: list[dict[str, Any]] = []
+    async def _run(self, frame: dict[str, Any], owner: str, context: Context) -> dict[str, Any]:
+        """The last event of a run. Who waits for one reply learns from that, too, where it ran."""
+        place: dict[str, Any] = {}
+        last: dict[str, Any] | None = None
         over: asyncio.Future[None] | None = None
 
         def tell(event: dict[str, Any]) -> None:
-            # Who waits for one reply hears no heartbeats.
-            if event["type"] == "heartbeat":
-                return
-            events.append(event)
-            if over is not None and event["type"] in TERMINAL and not over.done():
-                over.set_result(None)
+            nonlocal last
+            if event["type"] == "task_started":
+                place.update({name: event[name] for name in ("host", "pid") if name in event})
+            elif event["type"] in TERMINAL:
+                last = event
+                if over is not None and not over.done():
+                    over.set_result(None)
 
         ticket = self.desk.take(frame, tell, peer=_peer(context), owner=owner)
         del frame
-        if not (events and events[-1]["type"] in TERMINAL):
+        if last is None:
             over = asyncio.get_running_loop().create_future()
             try:
                 await over
             finally:
                 # grpc.aio cancels a handler whose client has gone.
                 self.desk.leave(ticket)
-        return events
+        assert last is not None
+        return {**last, **place}
 
     def _signed(self, chunks: Sequence[bytes], metadata: _Pairs, context: Context) -> bytes:
         """The reply as one; its signature goes to the trailing metadata."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from websockets.exceptions import ConnectionClosed
@@ -224,11 +224,14 @@ class Peer:
         else:
             await self._connection.send(b"".join(self._message(events, number)), text=True)
 
+    def _shortened(self, events: Sequence[dict[str, Any]]) -> Sequence[Mapping[str, Any]]:
+        return condensed(events) if self._connection.subprotocol == sockets.OURS else events
+
     def _message(self, events: Sequence[dict[str, Any]], number: int) -> list[bytes]:
         if len(events) == 1:
             chunks = codec.encode(events[0])
         else:
-            chunks = [b"[" + b",".join([b"".join(codec.encode(event)) for event in condensed(events)]) + b"]"]
+            chunks = [b"[" + b",".join([b"".join(codec.encode(event)) for event in self._shortened(events)]) + b"]"]
         if self._sign is not None:
             signature = self._sign(chunks, number)
             if signature is not None:

@@ -177,7 +177,7 @@ def condensed(events: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
 def encode_events(events: Sequence[Mapping[str, Any]]) -> list[bytes]:
     """``{"events": [...]}``, in chunks."""
     chunks: list[bytes] = [b'{"events":[']
-    for index, event in enumerate(condensed(events)):
+    for index, event in enumerate(events):
         if index:
             chunks.append(b",")
         chunks.extend(codec.encode(event))

@@ -103,15 +103,14 @@ class Desk:
         for job in list(self._waiting.values()):
             self._unqueue(job)
             self._end(job, busy_error(job.names, "this worker service is about to stop, and has not begun the run"))
-        if not self._jobs:
-            return True
         if seconds is None:
             seconds = self.options.drain_timeout
-        logger.info("draining: %d runs have %g s to end", len(self._jobs), seconds)
-        self._quiet = asyncio.get_running_loop().create_future()
-        await asyncio.wait({self._quiet}, timeout=seconds)
-        self._quiet = None
-        late = list(self._jobs.values())
+        if not self._is_quiet():
+            logger.info("draining: %d runs have %g s to end", len(self._jobs), seconds)
+            self._quiet = asyncio.get_running_loop().create_future()
+            await asyncio.wait({self._quiet}, timeout=seconds)
+            self._quiet = None
+        late = [job for job in self._jobs.values() if job.matters]
         for job in late:
             text = f"this worker service stopped, and run {job.run_id} had not ended within {seconds:g} s"
             self._end(job, executor_error(job.names, "WorkerStoppedError", text, retryable=True))
@@ -126,6 +125,14 @@ class Desk:
         if workers is not None:
             await workers.close()
         self._draining = False
+
+    def _is_quiet(self) -> bool:
+        """Whether nothing runs any more that anybody waits for."""
+        return not any(job.matters for job in self._jobs.values())
+
+    def _look_for_quiet(self) -> None:
+        if self._quiet is not None and not self._quiet.done() and self._is_quiet():
+            self._quiet.set_result(None)
 
     def _open(self) -> None:
         loop = asyncio.get_running_loop()
@@ -209,6 +216,7 @@ class Desk:
         job.tickets.remove(ticket)
         if not job.tickets and not job.outlives_its_client:
             self._cancel(job)
+            self._look_for_quiet()
 
     # ------------------------------------------------------------------ queue
 
@@ -344,8 +352,8 @@ class Desk:
             _log(job, event, now)
         if self._waiting:
             self._advance()
-        elif self._quiet is not None and not self._jobs and not self._quiet.done():
-            self._quiet.set_result(None)
+        else:
+            self._look_for_quiet()
 
     def _tell(self, job: Job, ticket: Ticket, event: dict[str, Any]) -> None:
         if event["type"] == "task_started" and not job.beats_for(ticket):

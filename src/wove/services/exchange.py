@@ -213,7 +213,10 @@ class Request:
     async def begin(self, status: int, headers: Headers) -> None:
         """Send the head of a reply."""
         self.answered = True
-        if self._keep_alive is not None and (b"connection", b"close") not in headers:
+        if self._scope.get("http_version", "1.1") not in ("1.0", "1.1"):
+            # RFC 9113, section 8.2.2: there are no such headers in HTTP/2, nor in HTTP/3.
+            headers = [field for field in headers if field[0] != b"connection"]
+        elif self._keep_alive is not None and (b"connection", b"close") not in headers:
             headers.append((b"keep-alive", b"timeout=%d" % self._keep_alive))
         await self._send({"type": "http.response.start", "status": status, "headers": headers})
 

@@ -102,6 +102,11 @@ class Job:
         self.stopping = False
         self.timer: asyncio.TimerHandle | None = None
 
+    @property
+    def matters(self) -> bool:
+        """Whether its end is of interest: somebody waits for it, or it is to go on by itself."""
+        return bool(self.tickets) or not self.stopping
+
     def is_shared(self, ticket: Ticket) -> bool:
         """Whether the events have other names than those *ticket* knows."""
         return ticket.run_id != self.inner or ticket.task_id != self.task_id

@@ -377,6 +377,29 @@ def test_what_does_not_end_in_time_is_told_so(gate: Path) -> None:
     with_front(main)
 
 
+def test_draining_does_not_wait_for_what_nobody_waits_for(gate: Path) -> None:
+    async def main(front: Front) -> None:
+        def stuck(path: str) -> None:
+            import contextlib
+            import os
+            import time
+
+            while not os.path.exists(path):
+                with contextlib.suppress(BaseException):
+                    time.sleep(0.01)
+
+        client = front.send(stuck, args={"path": str(gate)})
+        await client.started()
+        drained = asyncio.create_task(front.desk.drain(60))
+        await asyncio.sleep(0)
+        front.desk.leave(client.ticket)
+        async with asyncio.timeout(30):
+            assert await drained is True
+        gate.touch()
+
+    with_front(main)
+
+
 def test_after_its_end_it_can_start_again() -> None:
     async def main(front: Front) -> None:
         assert await front.send(lambda: 1).outcome() == 1

@@ -15,15 +15,18 @@ import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
+import cloudpickle
 import pytest
 from tests.support.certificates import Certificates
 from tests.support.peers import GoneError, Line, Peer, Request, answer, events, serve
 
 import wove
-from wove import DeliveryTimeoutError, EnvironmentExecutionError, WorkerLostError, weave
+from wove import DeliveryError, DeliveryTimeoutError, EnvironmentExecutionError, WorkerLostError, weave
 from wove.executors import http_connection
+from wove.security import NetworkExecutorSecurity
 
 pytestmark = [pytest.mark.backend("http"), pytest.mark.timeout(60), pytest.mark.usefixtures("no_leaks")]
 
@@ -686,6 +689,105 @@ def test_a_redirect_carries_no_credential_and_no_task_anywhere(status: str, secu
 
             wove.shutdown()
         assert (other.connections, other.requests) == (0, [])
+
+
+# ------------------------------------------------------------------ signed answers
+
+
+class Tripwire:
+    """Whoever unpickles it leaves a file."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (open, (self.path, "w"))
+
+
+@pytest.mark.parametrize("kind", ["unsigned", "by another", "of another request", "a stream", "an error", "signed"])
+def test_an_answer_that_is_not_signed_is_not_unpickled(kind: str, tmp_path: Path) -> None:
+    """With ``sign_replies``, whoever is on the way can end a run, and do nothing else."""
+    config = {"type": "signed", "secret": "of both", "sign_replies": True}
+    ours = NetworkExecutorSecurity.from_config(config)
+    another = NetworkExecutorSecurity.from_config({**config, "secret": "of another"})
+    marker = tmp_path / "unpickled"
+    first: list[dict[str, str]] = []
+
+    def answering(line: Line) -> None:
+        while True:
+            request = line.request()
+            first.append({name: held for name, held in request.headers.items() if name.startswith("x-wove")})
+            found = events(request.frame)
+            if kind != "signed":
+                found[1]["result_pickle"] = base64.b64encode(cloudpickle.dumps(Tripwire(str(marker)))).decode()
+            body = json.dumps({"events": found}).encode()
+            signer = another if kind == "by another" else ours
+            headers = {**first[-1], "x-wove-nonce": "0" * 32} if kind == "of another request" else first[-1]
+            signature = signer.reply_signature(transport="http", target="/tasks", headers=headers, body=body)
+            fields = {} if kind == "unsigned" else {"X_Wove_Reply_Signature": str(signature)}
+            if kind == "a stream":
+                body = b"".join(json.dumps(event).encode() + b"\n" for event in found)
+                line.send(answer(body, kind="application/x-ndjson", **fields))
+            elif kind == "an error":
+                line.send(answer(body, "500 Oh", **fields))
+            else:
+                line.send(answer(body, **fields))
+
+    with Peer(answering) as peer:
+        configure(peer.url, security=config)
+        if kind == "signed":
+            expected: Any = contextlib.nullcontext()
+        elif kind == "an error":
+            expected = pytest.raises(EnvironmentExecutionError, match="500 Oh")
+        else:
+            expected = pytest.raises(DeliveryError, match="200 OK, and that is not authentic")
+        with expected:
+            with weave() as w:
+
+                @w.do(environment="peer")
+                def bad() -> int:
+                    return 6
+
+            assert w.result.bad == 6
+        assert peer.requests[0].headers["accept"] == "application/json"
+        wove.shutdown()
+    assert not marker.exists()
+
+
+# ------------------------------------------------------------------ services that have no room
+
+
+def busy(line: Line, request: Request) -> None:
+    error = {"kind": "WorkerBusyError", "message": "64 runs are enough", "retryable": True, "source": "executor"}
+    event = {"type": "task_error", "run_id": request.frame["run_id"], "error": error}
+    line.send(answer([event], "503 Service Unavailable", Retry_After="1"))
+
+
+def test_a_busy_service_is_offered_the_run_again_over_the_same_connection() -> None:
+    behave = Faulty(busy, 3)
+    with Peer(behave) as peer:
+        configure(peer.url)
+        with weave() as w:
+
+            @w.do(environment="peer")
+            def bad() -> str:
+                return "there was room in the end"
+
+        assert w.result.bad == "there was room in the end"
+        assert (len(peer.requests), peer.connections) == (4, 1)
+        wove.shutdown()
+
+
+def test_a_service_that_stays_busy_ends_the_run_in_its_own_words() -> None:
+    with Peer(Faulty(busy)) as peer:
+        configure(peer.url, busy_timeout=0.3)
+        with pytest.raises(EnvironmentExecutionError, match="64 runs are enough"):
+            with weave() as w:
+
+                @w.do(environment="peer")
+                def bad() -> None: ...
+
+        wove.shutdown()
 
 
 @pytest.fixture(autouse=True)

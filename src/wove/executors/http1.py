@@ -157,7 +157,7 @@ class Head:
             raise ProtocolError(f"the head of its answer has an end of line that is not CR LF: {quoted(raw)}")
         lines = raw.split(b"\r\n")
         match = _STATUS_LINE.fullmatch(lines[0])
-        if match is None:
+        if match is None or _CONTROL.search(lines[0]):
             raise ProtocolError(f"what came is no HTTP/1.1 answer: {_guess(raw)}")
         minor, status, reason = match.groups()
         if len(lines) - 1 > MOST_FIELDS:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import abc
 import asyncio
 import contextlib
+import logging
 import random
 import ssl
 from collections import deque
@@ -16,6 +17,8 @@ from wove.executors.http_connection import Connection
 from wove.executors.http_tls import TLS
 
 __all__ = ["Call", "Failure", "Origin", "Pool"]
+
+logger = logging.getLogger("wove")
 
 URGENT_CONNECTIONS: Final = 8
 """Beyond ``max_connections``, for cancels: where all connections wait for runs, a cancel must not wait with them."""
@@ -318,6 +321,7 @@ class Pool:
                     self.recall(call)
                     failing.append(call)
         if not hopeless:
+            logger.debug("%s; trying again", message)
             self._failures += 1
             if self._retry is None:
                 delay = min(LONGEST_DELAY, FIRST_DELAY * 2 ** min(self._failures - 1, 8))

@@ -180,6 +180,7 @@ def test_the_standard_library_reads_the_same(made: tuple[bytes, bool], where: li
         (b"HTTP/1.1 600 Odd\r\n\r\n", "no HTTP/1.1 answer"),
         (b"HTTP/1.1 20 OK\r\n\r\n", "no HTTP/1.1 answer"),
         (b"HTTP/1.1  200 OK\r\n\r\n", "no HTTP/1.1 answer"),
+        (b"HTTP/1.1 200 \x1b[2J\r\n\r\n", "no HTTP/1.1 answer"),
         (b"\r\nHTTP/1.1 200 OK\r\n\r\n", "no HTTP/1.1 answer"),
         (b"HTTP/1.1 200 OK\nContent-Length: 0\n\n", "end of line that is not CR LF"),
         (b"HTTP/1.1 200 OK\r\nA: b\rC: d\r\n\r\n", "end of line that is not CR LF"),

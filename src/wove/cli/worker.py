@@ -127,6 +127,9 @@ def _security(spec: str | None) -> str | dict[str, Any]:
 
 
 def _serve_of(chosen: argparse.Namespace) -> Callable[..., Any]:
+    if chosen.transport == "grpc":
+        # gRPC's own log would repeat what strangers send, byte for byte, line breaks included.
+        os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     module = importlib.import_module(TRANSPORTS[chosen.transport][0])
     serve: Callable[..., Any] = module.serve
     return partial(serve, root_path=chosen.root_path) if chosen.transport == "http" else serve

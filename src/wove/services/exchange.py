@@ -12,7 +12,7 @@ from urllib.parse import quote
 from wove.protocol import codec
 from wove.protocol.frames import TERMINAL, says_busy
 from wove.services.desk import Desk
-from wove.services.wire import elsewhere, encode_events, is_big, is_big_reply
+from wove.services.wire import condensed, elsewhere, encode_events, is_big, is_big_reply
 
 __all__ = ["RETRY_AFTER", "Exchange", "Gone", "Refusal", "Request"]
 
@@ -304,12 +304,13 @@ class Exchange:
             raise Gone
 
     async def _answer(self) -> None:
-        events = self._events
-        if is_big_reply(events):
+        # Who reads lines is one of us, and content with an end that says where the run was.
+        events = condensed(self._events) if self._request.streams else self._events
+        if is_big_reply(self._events):
             chunks = await elsewhere(encode_events, events)
         else:
             chunks = encode_events(events)
-        if says_busy(events[-1]):
+        if says_busy(self._events[-1]):
             await self._request.reply(503, chunks, RETRY_AFTER)
         else:
             await self._request.reply(200, chunks)

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import http.client
 import logging
+import os
 import queue
 import socket
 import threading
@@ -53,11 +54,12 @@ def ended(app: WorkerApp) -> None:
 @pytest.mark.parametrize("http", ["h11", "httptools"])
 def test_a_short_run_is_answered_in_one_piece(http: str, no_leaks: None) -> None:
     with hosted(worker_app(security="none"), http=http) as port:
-        for headers in ({}, LINES):
+        for headers, types in (({}, ["task_started", "task_result"]), (LINES, ["task_result"])):
             reply = post(port, run_task(lambda x: x + 1, args={"x": 1}), headers)
             assert (reply.status, reply.headers["content-type"]) == (200, "application/json")
             assert int(reply.headers["content-length"]) == len(reply.body)
-            assert reply.types == ["task_started", "task_result"] and reply.value == 2
+            assert reply.types == types and reply.value == 2
+            assert any(event.get("pid") == os.getpid() for event in reply.events)
 
 
 def test_a_long_run_is_streamed_to_those_who_can_read_it(tmp_path: Path) -> None:

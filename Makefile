@@ -7,14 +7,14 @@ PY := $(VENV)/bin/python
 .PHONY: help demo test check bench docs clean
 
 help:
-	@echo "make demo    analyse the standard library's sources: threads, coroutines and a process pool in one weave"
+	@echo "make demo    analyse the standard library's sources: threads, coroutines, a process pool, a worker service"
 	@echo "make test    run every test that this machine can run, and name those it cannot"
 	@echo "make check   ruff, mypy --strict, pyright, import contracts"
 	@echo "make bench   the benchmarks"
 	@echo "make docs    build the documentation and run every example in it"
 	@echo "make clean   remove .venv and what the other targets built"
 
-demo: $(VENV)/.with-dispatch
+demo: $(VENV)/.with-worker
 	$(PY) -m examples.stdlib_report
 
 test: $(VENV)/.with-test,dev

@@ -1,12 +1,12 @@
 """A report on the standard library's own source files: ``python -m examples.stdlib_report [FOLDER]``.
 
-One weave, three kinds of places: threads of this process, its event loop, and a pool of worker processes.
+One weave, four kinds of places: threads of this process, its event loop, a pool of worker processes, and a worker
+service.
 """
 
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import sys
 import sysconfig
 import time
@@ -14,15 +14,23 @@ from collections import Counter
 from pathlib import Path
 
 from examples.stdlib_report import analysis, report
+from examples.stdlib_report.service import worker_service
 
 import wove
-from wove import weave
-
-# The code below says what is computed; this says where. "stdio" is a pool of Python processes on this machine.
-wove.config(environments={"pool": {"executor": "stdio"}})
+from wove import batch, weave
 
 
 def main(root: str) -> None:
+    with worker_service() as address:
+        # The code below says what is computed; this says where. "stdio" is a pool of Python processes on this machine,
+        # and "http" a worker service, which may be on any.
+        wove.config(
+            environments={"pool": {"executor": "stdio"}, "service": {"executor": "http", "executor_config": address}}
+        )
+        weave_report(root)
+
+
+def weave_report(root: str) -> None:
     began = time.perf_counter()
     with weave(root=root) as w:
         # A plain function runs in a thread. `root` is an initial value: parameters name what a task waits for.
@@ -36,11 +44,20 @@ def main(root: str) -> None:
         def analysed(path: str) -> analysis.FileReport:
             return analysis.analyse(path)
 
-        # Meanwhile in a thread here, since it waits for `files` only: which files are byte for byte the same?
+        # Meanwhile, since they wait for `files` only: which files are byte for byte the same? The reading is done by
+        # the service, in forty requests over kept connections, each of them signed.
         @w.do
-        def copies(files: list[str]) -> int:
-            digests = Counter(hashlib.sha256(Path(path).read_bytes()).digest() for path in files)
-            return sum(count - 1 for count in digests.values())
+        def shares(files: list[str]) -> list[list[str]]:
+            return batch(files, 40)
+
+        @w.do("shares", environment="service", workers=4)
+        def digests(share: list[str]) -> list[str]:
+            return analysis.digests(share)
+
+        @w.do
+        def copies(digests: list[list[str]]) -> int:
+            counts = Counter(digest for share in digests for digest in share)
+            return sum(count - 1 for count in counts.values())
 
         # And on the event loop: an async task, which needs no thread.
         @w.do
@@ -49,7 +66,7 @@ def main(root: str) -> None:
             answer, _ = await asked.communicate()
             return " ".join(answer.decode().split())
 
-        # When the three are there, the results become one text.
+        # When all three are there, the results become one text.
         @w.do
         def summary(analysed: list[analysis.FileReport], copies: int, interpreter: str) -> str:
             return report.summarise(analysed, copies, interpreter)

@@ -70,7 +70,7 @@ class Runner:
         self._lock = threading.Lock()
         self._runs: dict[str, Run] = {}
         self._empty = threading.Condition(self._lock)
-        self._running = self._started = 0
+        self._running = self._started = self._ending = 0
         self._closed = False
         self._callables: Kept[SharedCallable] = Kept()
         self._crew = Crew(limit=max_threads, name=name)
@@ -133,7 +133,10 @@ class Runner:
         """
         with self._lock:
             self._closed = True
-            return self._empty.wait_for(lambda: not self._runs, timeout)
+            return self._empty.wait_for(self._is_empty, timeout)
+
+    def _is_empty(self) -> bool:
+        return not self._runs and not self._ending
 
     def close(self, timeout: float) -> bool:
         """Stop everything that runs, and wait at most *timeout* seconds for it to end.
@@ -325,14 +328,17 @@ class Runner:
             if run.ended:
                 return
             run.ended = True
+            # Before anybody hears of the end: who does may send a run of the same id.
+            del self._runs[run.run_id]
+            self._ending += 1
             if run.begun:
                 self._running -= 1
         if run.beat_seconds is not None or run.seconds is not None:
             self._pulse.drop(run)
         self._emit(event)
         with self._lock:
-            del self._runs[run.run_id]
-            if self._closed and not self._runs:
+            self._ending -= 1
+            if self._closed and self._is_empty():
                 self._empty.notify_all()
 
     def _emit(self, event: dict[str, Any]) -> None:

@@ -310,6 +310,32 @@ def test_a_run_that_comes_twice_runs_once(bench: Bench) -> None:
     assert len(bench.of(kind="task_started")) == 1
 
 
+def test_a_run_of_the_same_id_runs_again_as_soon_as_the_end_of_the_first_is_told() -> None:
+    ends: list[dict[str, Any]] = []
+    both = threading.Event()
+
+    def hear(event: dict[str, Any]) -> None:
+        if event["type"] in TERMINAL:
+            ends.append(event)
+            if len(ends) == 1:
+                runner.submit(frame)
+            else:
+                both.set()
+
+    runner = Runner(hear)
+    frame = {
+        "type": "run_task",
+        "run_id": "r",
+        "callable_pickle": dumps(double, what="f"),
+        "args_pickle": dumps({"x": 1}, what="a"),
+    }
+    runner.submit(frame)
+    assert both.wait(20)
+    assert runner.drain(20)
+    assert runner.close(20)
+    assert [end["type"] for end in ends] == ["task_result", "task_result"]
+
+
 # Functions travel by value, so what they share with a test is found by its key.
 SHARED: dict[int, Any] = {}
 

@@ -64,7 +64,7 @@ class Peer:
         self._name = name
         self._kept = Kept[tuple[Pickled, str]](size=sockets.KEPT_BYTES)
         self._tickets: dict[str, Ticket] = {}
-        self._out: deque[dict[str, Any]] = deque()
+        self._out: deque[tuple[dict[str, Any], int]] = deque()  # and what each counts
         self._held = 0
         self._most_held = desk.options.max_message_bytes
         self._waiter: asyncio.Future[None] | None = None
@@ -165,8 +165,9 @@ class Peer:
             self._tickets.pop(event["run_id"], None)
         if self._over:
             return
-        self._out.append(event)
-        self._held += bulk(event) + OVERHEAD_BYTES
+        size = bulk(event) + OVERHEAD_BYTES
+        self._out.append((event, size))
+        self._held += size
         if self._held > self._most_held and len(self._out) > 1:
             logger.warning(
                 "client %s does not read: %d bytes wait for it, and its connection is closed", self._name, self._held
@@ -192,8 +193,8 @@ class Peer:
                     await self._waiter
                     continue
                 for events, size in self._groups():
-                    await self._send(events)
-                    self._held -= size
+                    self._held -= size  # what is on its way is bounded by being one message
+                    await self._send(events, size)
         except ConnectionClosed:
             pass
         except Exception:
@@ -205,8 +206,7 @@ class Peer:
         events: list[dict[str, Any]] = []
         size = 0
         while self._out:
-            event = self._out.popleft()
-            more = bulk(event) + OVERHEAD_BYTES
+            event, more = self._out.popleft()
             if events and size + more > INLINE_BYTES:
                 yield events, size
                 events, size = [], 0
@@ -215,9 +215,9 @@ class Peer:
         if events:
             yield events, size
 
-    async def _send(self, events: list[dict[str, Any]]) -> None:
+    async def _send(self, events: list[dict[str, Any]], size: int) -> None:
         number, self._sequence = self._sequence, self._sequence + 1
-        if len(events) == 1 and bulk(events[0]) > INLINE_BYTES:
+        if size > INLINE_BYTES:
             chunks = await elsewhere(self._message, events, number)
             events.clear()
             await self._connection.send(iter(chunks), text=True)

@@ -11,19 +11,22 @@ JOINED_BYTES: Final = 64 * 1024
 
 
 class Gathered:
-    """Pieces of a text, in chunks that are worth their overhead, however small the pieces are."""
+    """Pieces of a text, in chunks that are worth their overhead, however small the pieces are.
 
-    __slots__ = ("_chunks", "_small")
+    Attributes:
+        size: Bytes of all of it.
+    """
+
+    __slots__ = ("_chunks", "_small", "size")
 
     def __init__(self) -> None:
+        self.size = 0
         self._chunks: list[bytes] = []
         self._small = bytearray()
 
-    def __bool__(self) -> bool:
-        return bool(self._chunks or self._small)
-
     def add(self, piece: bytes) -> None:
         """Append *piece*."""
+        self.size += len(piece)
         if len(piece) < SMALL_BYTES:
             self._small += piece
             if len(self._small) < JOINED_BYTES:
@@ -37,7 +40,7 @@ class Gathered:
 
     def take(self) -> list[bytes]:
         """All of it; what follows is a new text."""
-        self.add(b"")
+        self.size = 0
         chunks, self._chunks = self._chunks, []
         if self._small:
             chunks.append(bytes(self._small))

@@ -186,7 +186,14 @@ class _Post(Call):
             self._lines += 1
         if start < len(piece):
             line.add(piece[start:] if start else piece)
-        return self._lines + 1 if line else 0
+        most = self._executor.max_message_bytes
+        if line.size > most:
+            self._executor.refused(
+                self._exchange,
+                f"its service answered {self._status} with a line of more than {most} bytes "
+                f"(executor_config 'max_message_bytes')",
+            )
+        return self._lines + 1 if line.size else 0
 
     def answered(self, head: Head, body: list[bytes], *, cut: bool) -> None:
         if self._line is not None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import re
+import sys
 from collections.abc import Callable, Iterable
 from typing import Final, TypeAlias
 
@@ -195,6 +196,7 @@ class ResponseParser:
     Args:
         most_body: A successful answer may have so many bytes of body. That of any other status is cut after
             `ERROR_TEXT_BYTES` instead: what it says is an error message.
+        streams: Whether the body of an answer with this head is a stream, which may be of any length.
 
     Attributes:
         head: Once it is there; interim (1xx) responses are skipped.
@@ -219,6 +221,7 @@ class ResponseParser:
         "_most",
         "_pending",
         "_step",
+        "_streams",
         "announced",
         "complete",
         "cut",
@@ -227,12 +230,13 @@ class ResponseParser:
         "received",
     )
 
-    def __init__(self, most_body: int) -> None:
+    def __init__(self, most_body: int, streams: Callable[[Head], bool] | None = None) -> None:
         self.head: Head | None = None
         self.complete = self.cut = self.excess = False
         self.announced: int | None = None
         self.received = 0
         self._most = most_body
+        self._streams = streams
         self._left = 0  # of the body, or of the chunk
         self._interim = self._extensions = 0
         self._pending: bytearray | None = None  # a head or line whose end has not come yet
@@ -315,6 +319,8 @@ class ResponseParser:
                 raise ProtocolError(f"more than {MOST_INTERIM} interim answers came, the last one {head}")
             return position
         self.head = head
+        if self._streams is not None and self._streams(head):
+            self._most = sys.maxsize
         self._begin_body(head)
         return position
 

@@ -15,6 +15,7 @@ from wove.executors.http1 import ProtocolError, ResponseParser, quoted
 from wove.protocol.limits import INLINE_BYTES
 
 if TYPE_CHECKING:
+    from wove.executors.http1 import Head
     from wove.executors.http_pool import Call, Failure, Pool
     from wove.executors.http_tls import TLS
 
@@ -111,7 +112,7 @@ class Connection(asyncio.Protocol):
         self._call = call
         call.connection = self
         self._began = self._loop.time()
-        self._parser = ResponseParser(self._pool.origin.most_body)
+        self._parser = ResponseParser(self._pool.origin.most_body, self._headed)
         self._streams = False
         self._unit = self._deserted = None
         try:
@@ -132,7 +133,13 @@ class Connection(asyncio.Protocol):
             self._write(self._rest.pop())
 
     def _write(self, data: bytes) -> None:
-        self._transport.write(data if self._tls is None else self._tls.encrypt(data))
+        if self._tls is not None:
+            try:
+                data = self._tls.encrypt(data)
+            except ssl.SSLError as error:
+                self._failed(error)
+                return
+        self._transport.write(data)
 
     def pause_writing(self) -> None:
         self._paused = True
@@ -184,20 +191,17 @@ class Connection(asyncio.Protocol):
             raise
 
     def _received(self, data: bytes) -> None:
-        parser, call = self._parser, self._call
+        parser = self._parser
         if parser is None:
             # Not an answer to anything (RFC 9112, 9.2): the notice of a server that gives the connection up.
             self.unasked = data
             self.abort()
             return
-        headless = parser.head is None
         try:
             pieces = parser.feed(data)
         except ProtocolError as error:
             self._settle("refused", str(error), error)
             return
-        if headless and parser.head is not None and call is not None:
-            self._streams = call.streams(parser.head)
         line = 0
         if self._streams:
             for piece in pieces:
@@ -217,6 +221,10 @@ class Connection(asyncio.Protocol):
             self._complete(parser, self._body.take() if self._body is not None else [])
         else:
             self._progressed(parser, line)
+
+    def _headed(self, head: Head) -> bool:
+        self._streams = self._call is not None and self._call.streams(head)
+        return self._streams
 
     def _complete(self, parser: ResponseParser, body: list[bytes]) -> None:
         call, head = self._call, parser.head

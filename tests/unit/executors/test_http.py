@@ -327,6 +327,31 @@ def test_a_stream_that_goes_on_after_the_end_of_its_run_is_cut_off(no_leaks: Non
         wove.shutdown()
 
 
+def test_a_stream_may_last_and_its_lines_are_bounded(no_leaks: None) -> None:
+    def streaming(line: Line) -> None:
+        request = line.request()
+        beat = json.dumps({"type": "heartbeat", "run_id": request.frame["run_id"]}).encode() + b"\n"
+        line.send(HEAD)
+        for _ in range(40):
+            line.send(b"".join(chunks(beat * 20, 1000)))
+        long = b"{" if request.frame["task_id"] != "only" else b""
+        end = json.dumps(events(request.frame)[1]).encode() + b"\n" if not long else b" " * 40_000
+        line.send(b"".join(chunks(long + end, 5000)) + b"0\r\n\r\n")
+
+    with Peer(streaming) as peer:
+        configure(peer.url, max_message_bytes=20_000)  # the signs of life alone are more than that
+        assert one(1) == 1
+        with pytest.raises(
+            EnvironmentExecutionError, match="a line of more than 20000 bytes .*'max_message_bytes'"
+        ):
+            with weave() as w:
+
+                @w.do(environment="peer")
+                def endless() -> None: ...
+
+        wove.shutdown()
+
+
 # ------------------------------------------------------------------ large bodies
 
 
@@ -354,7 +379,7 @@ def test_large_bodies_to_a_slow_reader(encrypted: bool, certificates: Certificat
 
 def test_pieces_are_gathered_into_chunks_that_are_worth_it() -> None:
     gathered = Gathered()
-    assert not gathered
+    assert gathered.size == 0
     for number in range(300_000):
         gathered.add(bytes([number % 256]))
     large = bytes(50_000)
@@ -363,7 +388,7 @@ def test_pieces_are_gathered_into_chunks_that_are_worth_it() -> None:
     chunks = gathered.take()
     assert b"".join(chunks) == bytes(number % 256 for number in range(300_000)) + large + b"end"
     assert len(chunks) < 10 and any(chunk is large for chunk in chunks)
-    assert not gathered and gathered.take() == []
+    assert gathered.size == 0 and gathered.take() == []
 
 
 # ------------------------------------------------------------------ TLS

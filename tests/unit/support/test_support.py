@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import os
+import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.support import backends
@@ -118,3 +122,53 @@ def test_what_is_left_behind_is_named(tmp_path: Path) -> None:
     child.communicate(b"\n")
     for word in ("lingering", "pipe:", "input()", "rubbish"):
         assert word in str(failure.value)
+
+
+KEEPER = Path(backends.__file__).with_name("keeper.py")
+
+
+def kept(folder: Path, restart: str, script: str) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-I", str(KEEPER), str(folder / "status"), str(folder / "log"), restart]
+    return subprocess.Popen([*command, sys.executable, "-c", script], stdin=subprocess.PIPE)
+
+
+def status(folder: Path, condition: Callable[[dict[str, Any]], object]) -> dict[str, Any]:
+    deadline = time.monotonic() + 20
+    while True:
+        found = json.loads((folder / "status").read_text()) if (folder / "status").exists() else {}
+        if found and condition(found):
+            return found
+        assert time.monotonic() < deadline, found
+        time.sleep(0.005)
+
+
+def gone(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "ZX"
+    except FileNotFoundError:
+        return True
+
+
+def test_what_is_kept_comes_again_until_its_keeper_is_told_to_stop(tmp_path: Path) -> None:
+    keeper = kept(tmp_path, "restart", "import time; print('ready', flush=True); time.sleep(60)")
+    first = status(tmp_path, lambda found: found["line"] == "ready")
+    os.kill(first["pid"], signal.SIGKILL)
+    second = status(tmp_path, lambda found: found["starts"] == 2 and found["line"])
+    assert second["ended"] == [-signal.SIGKILL]
+    assert keeper.stdin is not None
+    keeper.stdin.close()  # as when whoever started it dies
+    keeper.wait(20)
+    assert status(tmp_path, lambda found: True)["ended"] == [-signal.SIGKILL, -signal.SIGTERM]
+    assert gone(first["pid"]) and gone(second["pid"])
+
+
+def test_what_is_left_behind_is_told_and_ended(tmp_path: Path) -> None:
+    child = "import subprocess, sys; p = subprocess.Popen(['sleep', '60']); print(p.pid, flush=True)"
+    keeper = kept(tmp_path, "once", child)
+    assert keeper.wait(30) == 0
+    found = status(tmp_path, lambda found: True)
+    assert found["ended"] == [0] and found["starts"] == 1
+    assert len(found["left"]) == 1 and "sleep" in found["left"][0]
+    assert gone(int((tmp_path / "log").read_text()))
+    assert keeper.stdin is not None
+    keeper.stdin.close()

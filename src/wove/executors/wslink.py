@@ -11,17 +11,17 @@ import asyncio
 import ssl
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Final, Protocol, cast
+from typing import Final, Protocol, cast
 
 from websockets.client import ClientProtocol
-from websockets.exceptions import InvalidHandshake, InvalidMessage, InvalidStatus
 from websockets.frames import Frame, Opcode
 from websockets.http11 import Response
 from websockets.typing import Subprotocol
 from websockets.uri import parse_uri
 
-from wove.errors import DeliveryTimeoutError, EnvironmentExecutionError, WorkerLostError
+from wove.errors import DeliveryTimeoutError, WorkerLostError
 from wove.executors import forks
+from wove.executors.wsrefusals import Answer, meaning, refusal
 
 __all__ = ["Answer", "Link", "connect"]
 
@@ -45,19 +45,6 @@ WRITE_BYTES: Final = 256 * 1024
 
 ATTEMPT_SECONDS: Final = 0.25
 """After so long the next address of a name is tried as well (RFC 8305, section 8)."""
-
-QUOTED: Final = 300
-"""So many characters of a refusal's body are quoted."""
-
-
-class Answer(EnvironmentExecutionError):
-    """The other side answered the handshake, and not with a WebSocket connection.
-
-    Attributes:
-        status: The HTTP status; 0: that was no HTTP.
-    """
-
-    status = 0
 
 
 class Owner(Protocol):
@@ -125,7 +112,7 @@ async def connect(
         how = "no connection came about" if link is None else "its answer to the handshake " + link.so_far()
         raise DeliveryTimeoutError(f"{how} within {seconds or 0.0:g} s (executor_config 'open_timeout')") from None
     except ssl.SSLCertVerificationError as error:
-        raise _answer(
+        raise Answer.of(
             f"its certificate was not accepted: {error.verify_message}. If a private authority has signed it, "
             f"name that in executor_config 'root_certificates'",
             0,
@@ -336,7 +323,7 @@ class Link(asyncio.Protocol):
                 whole = self._frame(event) or whole
         self._flush()
         if not self.opened.done() and self._protocol.handshake_exc is not None:
-            self._not_opened(_refusal(self._protocol.handshake_exc))
+            self._not_opened(refusal(self._protocol.handshake_exc))
         if self.is_open and self._protocol.close_expected():
             # What is queued cannot be sent any more; and nobody has to wait until the other side has closed.
             self._expect_end()
@@ -415,45 +402,8 @@ class Link(asyncio.Protocol):
         received, sent = self._protocol.close_rcvd, self._protocol.close_sent
         if received is not None:
             reason = f" ({received.reason!r:.200})" if received.reason else ""
-            return f"it closed the connection with code {received.code}{reason}{_meaning(received.code)}"
+            return f"it closed the connection with code {received.code}{reason}{meaning(received.code)}"
         if sent is not None and sent.code != 1000:
             limit = ": executor_config 'max_message_bytes'" if sent.code == 1009 else ""
             return f"what it sent ended the connection: {sent.reason or 'no reason'} (code {sent.code}{limit})"
         return "the connection was lost" + (f": {exc}" if exc is not None else " without a closing handshake")
-
-
-def _meaning(code: int) -> str:
-    meanings = {
-        1009: ": a message is too large for it",  # RFC 6455, section 7.4.1
-        1011: ": an error in the service",
-        1012: ": it is being restarted",  # IANA's registry of close codes
-        1013: ": it is overloaded",
-    }
-    return meanings.get(code, "")
-
-
-def _refusal(error: Exception) -> BaseException:
-    """The error for a handshake that came to nothing."""
-    if isinstance(error, InvalidStatus):
-        response = error.response
-        said = f"HTTP status {response.status_code} {response.reason_phrase}".rstrip()
-        where = response.headers.get_all("Location")
-        moved = f" and a redirect to {where[0]!r:.200}, which is not followed: set that 'url'" if where else ""
-        body = bytes(response.body or b"")[: 4 * QUOTED].decode("utf-8", "replace").strip()
-        quoted = f": {body[:QUOTED]!r}" if body else ""
-        return _answer(f"it answered the handshake with {said}{moved}{quoted}", response.status_code)
-    if isinstance(error, InvalidMessage):
-        cause = error.__cause__
-        if isinstance(cause, EOFError):
-            return WorkerLostError("it closed the connection before the handshake was done")
-        return _answer(f"it is no WebSocket server: its answer to the handshake is not HTTP ({cause or error})", 0)
-    if isinstance(error, InvalidHandshake):
-        return _answer(f"its answer to the handshake is not that of a WebSocket server: {error}", 0)
-    return _answer(f"its answer to the handshake cannot be used: {error}", 0)
-
-
-def _answer(text: str, status: int) -> Answer:
-    report: dict[str, Any] = {"kind": "TransportError", "message": text, "retryable": False, "source": "transport"}
-    answer = Answer(text, report)
-    answer.status = status
-    return answer

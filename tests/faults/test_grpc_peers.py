@@ -59,9 +59,10 @@ def lasting() -> Iterator[Peer]:
 
 
 @pytest.fixture(autouse=True)
-def _sessions_end() -> Iterator[None]:
+def _sessions_end(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
     yield
     wove.shutdown()
+    assert [record.message for record in caplog.get_records("call") if record.name == "asyncio"] == []
 
 
 def configure(target: str, **config: Any) -> None:
@@ -306,3 +307,41 @@ def test_a_busy_loop_is_no_dead_service(lasting: Peer, monkeypatch: pytest.Monke
             return "done"
 
     assert w.result.final == "done"
+
+
+def test_runs_behind_the_bound_are_no_runs_without_a_connection(lasting: Peer) -> None:
+    """They wait longer than `reconnect_timeout`, for their turn and for nothing else."""
+    configure(lasting.target, max_concurrent_calls=2, reconnect_timeout=0.1)
+    with weave() as w:
+
+        @w.do(range(8), environment="peer")
+        def nap(item: int) -> int:
+            import time
+
+            time.sleep(0.1)
+            return item
+
+    assert w.result.nap == list(range(8))
+
+
+def test_gives_up_only_those_that_wait_too_long() -> None:
+    """The service dies; of two runs that then wait for it, one has waited long enough before the other has."""
+    with Peer() as peer:
+        configure(peer.target, reconnect_timeout=1.0)
+        with weave() as w:
+            w.do(environment="peer")(named("before"))
+        peer.process.kill()
+        peer.process.wait()
+        with weave(error_mode="continue") as w:
+            w.do(environment="peer")(named("first"))
+
+            @w.do
+            def later() -> None:
+                time.sleep(0.6)
+
+            @w.do(environment="peer")
+            def second(later: None) -> None: ...
+
+        for name in ("first", "second"):
+            assert isinstance(w.result[name], WorkerLostError)
+            assert "for 1 s: reconnect_timeout" in str(w.result[name])

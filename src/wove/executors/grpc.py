@@ -268,7 +268,8 @@ class GrpcEnvironmentExecutor(NetworkExecutor):
             message = f"its service answered {status}"
             self.refused(exchange, f"{message}. {hint}" if hint else message, retryable=code in _PASSING)
             return
-        failure.__cause__ = error
+        # Without the frames: they would keep the call and its channel alive for as long as somebody has the error.
+        failure.__cause__ = error.with_traceback(None)
         self.failed(exchange, failure)
 
 

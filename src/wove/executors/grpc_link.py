@@ -39,6 +39,10 @@ NUDGE_METHOD: Final = "/wove.network_executor.Liveness/Nudge"
 """A method that no service has: servers answer UNIMPLEMENTED without asking the application, which may be busy."""
 
 WHY_SECONDS: Final = 5.0
+FIRST_SECONDS: Final = 20.0
+"""A first connection comes about or fails sooner, by gRPC's own time limit."""
+
+SETTLE_SECONDS: Final = 0.02
 FORK_SECONDS: Final = 1.0
 """How long a fork waits for idle channels to be closed."""
 
@@ -139,7 +143,7 @@ class Link:
 
     def _admit(self) -> None:
         """Let in those that wait, as far as there is room."""
-        if self._channel is None or self._channel.get_state() is not self._ready_state:
+        if not self._is_ready():
             return
         while self._queue and self._under_way < self._most:
             turn = next(iter(self._queue))
@@ -172,16 +176,18 @@ class Link:
         self._nudging = self._patience = self._nudge = None
         self._send = _none
         channel, self._channel = self._channel, None
-        tasks = [task for task in (self._watcher, self._asker) if task is not None]
-        self._watcher = self._asker = None
-        for task in tasks:
-            if task is not asyncio.current_task():
-                task.cancel()
-        if channel is not None:
-            await channel.close()
-        others = [task for task in tasks if task is not asyncio.current_task()]
-        if others:
-            await asyncio.wait(others, timeout=1.0)
+        watcher, self._watcher = self._watcher, None
+        asker, self._asker = self._asker, None
+        if channel is None or watcher is None:
+            return
+        if asker is not None and asker is not asyncio.current_task():
+            asker.cancel()
+        await channel.close()
+        # gRPC has one queue of completions for all loops of the process. What comes for a loop that has been
+        # closed meanwhile is an error in the log of another one, perhaps the user's. So wait for what is due:
+        # the watcher, whom closing wakes, and after it the calls that closing has cancelled.
+        await asyncio.wait({watcher}, timeout=1.0)
+        await asyncio.sleep(SETTLE_SECONDS)
 
     async def _watch(self, channel: grpc.aio.Channel) -> None:
         state = channel.get_state(try_to_connect=True)
@@ -206,9 +212,18 @@ class Link:
     # ------------------------------------------------------------------ no connection
 
     def _be_patient(self) -> None:
-        if self._patience is None and self._had_connection and self._reconnect is not None and self._queue:
-            since = self._without_connection(next(iter(self._queue.values())))
-            self._patience = self._loop.call_at(since + self._reconnect, self._out_of_patience)
+        """Have those looked after that wait for a connection."""
+        if self._patience is not None or not self._queue or self._is_ready():
+            return
+        oldest = next(iter(self._queue.values()))
+        if not self._had_connection:
+            self._patience = self._loop.call_at(oldest + FIRST_SECONDS, self._never_heard)
+        elif self._reconnect is not None:
+            due = self._without_connection(oldest) + self._reconnect
+            self._patience = self._loop.call_at(due, self._out_of_patience)
+
+    def _is_ready(self) -> bool:
+        return self._channel is not None and self._channel.get_state() is self._ready_state
 
     def _without_connection(self, since: float) -> float:
         """From when on one that waits *since* then has had no connection."""
@@ -218,6 +233,15 @@ class Link:
         if self._patience is not None:
             self._patience.cancel()
             self._patience = None
+
+    def _never_heard(self) -> None:
+        self._patience = None
+        self._fail_queue(
+            FIRST_SECONDS,
+            f"gRPC reports neither a connection nor a failure after {FIRST_SECONDS:g} s. If this process was forked "
+            f"while its parent used grpc.aio, gRPC does not work in it: start it anew instead ('spawn', subprocess)",
+        )
+        self._be_patient()
 
     def _out_of_patience(self) -> None:
         self._patience = None
@@ -248,7 +272,10 @@ class Link:
         if channel.get_state() is self._ready_state:
             return None
         try:
-            await _nudge(channel, WHY_SECONDS)
+            async with asyncio.timeout(2 * WHY_SECONDS):
+                await _nudge(channel, WHY_SECONDS)
+        except TimeoutError:
+            return "gRPC does not say why"
         except self._rpc_error as error:
             if channel.get_state() is self._ready_state:
                 return None

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
+import resource
 import socket
 import ssl
 from dataclasses import dataclass
@@ -16,6 +19,10 @@ __all__ = ["Bind", "ServerTLS", "refuse_exposed"]
 
 LISTEN_BACKLOG: Final = 2048
 """Connections that the kernel completes before they are accepted; net.core.somaxconn may allow fewer."""
+
+MOST_NUMBER: Final = 8192
+SPARE_NUMBERS: Final = 16
+"""The listening socket's descriptor is a little below the first, or below the process's limit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,8 +84,7 @@ class Bind:
             listener.close()
             remedy = "another program listens there: end it, or choose another port" if self.port else "see the address"
             raise OSError(error.errno, f"cannot listen on {self}: {error.strerror or error} ({remedy})") from error
-        listener.setblocking(False)
-        return listener
+        return _closing_first(listener)
 
     def at(self, listener: socket.socket) -> Bind:
         """The same with the port that *listener* really has."""
@@ -179,6 +185,23 @@ def refuse_exposed(
             f"whoever may send runs to a worker service may run any code in it. "
             f"On a network that you trust, --insecure allows it"
         )
+
+
+def _closing_first(listener: socket.socket) -> socket.socket:
+    """*listener* under a number above those of the connections.
+
+    A process that is killed has its files closed from the highest number down, as Linux 6 does it (fput() leaves it to
+    task work, which is done last in, first out; nothing promises that order). With the listener last, a client that
+    has just lost its connection could connect to a process that is gone already, and would lose its next run, too.
+    """
+    with contextlib.suppress(OSError, ValueError):  # there are no such numbers, or none free
+        limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        least = (MOST_NUMBER if limit == resource.RLIM_INFINITY else min(MOST_NUMBER, limit)) - SPARE_NUMBERS
+        number = fcntl.fcntl(listener.fileno(), fcntl.F_DUPFD_CLOEXEC, least)
+        listener.close()
+        listener = socket.socket(fileno=number)
+    listener.setblocking(False)
+    return listener
 
 
 def _no_password() -> str:

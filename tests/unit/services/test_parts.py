@@ -205,8 +205,8 @@ def test_a_port_that_is_taken_is_named() -> None:
 def test_it_listens() -> None:
     with Bind("127.0.0.1", 0).listen() as listener:
         at = Bind("127.0.0.1", 0).at(listener)
-        with socket.create_connection(("127.0.0.1", at.port)):
-            pass
+        with socket.create_connection(("127.0.0.1", at.port)) as connection:
+            assert listener.fileno() > connection.fileno(), "it is to be closed first when the process is killed"
 
 
 SIGNED = {"type": "signed", "secret": "s" * 40}

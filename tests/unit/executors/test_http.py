@@ -341,9 +341,7 @@ def test_a_stream_may_last_and_its_lines_are_bounded(no_leaks: None) -> None:
     with Peer(streaming) as peer:
         configure(peer.url, max_message_bytes=20_000)  # the signs of life alone are more than that
         assert one(1) == 1
-        with pytest.raises(
-            EnvironmentExecutionError, match="a line of more than 20000 bytes .*'max_message_bytes'"
-        ):
+        with pytest.raises(EnvironmentExecutionError, match="a line of more than 20000 bytes .*'max_message_bytes'"):
             with weave() as w:
 
                 @w.do(environment="peer")

@@ -128,7 +128,8 @@ class WebSocketEnvironmentExecutor(NetworkExecutor):
         frame = exchange.frame
         if isinstance(frame.get("callable_id"), str) and isinstance(frame.get("callable_pickle"), Pickled):
             # Whether the service has it already is known when the frame leaves.
-            return {name: value for name, value in frame.items() if name != "callable_pickle"}
+            frame = frame.copy()
+            del frame["callable_pickle"]
         return frame
 
     def transmit(self, exchange: Exchange) -> None:

@@ -113,10 +113,11 @@ class WorkerHandler(grpc.GenericRpcHandler):
         handler: grpc.RpcMethodHandler[bytes, bytes] | None = None
         if handler_call_details.method == self._method:
             handler = self._send
-            try:
-                self._security.screen_metadata(metadata=_pairs(handler_call_details.invocation_metadata))
-            except PermissionError:
-                handler = self._refusal
+            if self._security.authenticates:
+                try:
+                    self._security.screen_metadata(metadata=_pairs(handler_call_details.invocation_metadata))
+                except PermissionError:
+                    handler = self._refusal
         elif handler_call_details.method == HEALTH:
             handler = self._health
         return handler
@@ -139,7 +140,8 @@ class WorkerHandler(grpc.GenericRpcHandler):
         raise AssertionError
 
     async def _serve(self, request: bytes, context: Context) -> bytes:
-        metadata = _pairs(context.invocation_metadata())
+        # gRPC makes objects of it at each asking; nobody asks for them without authentication.
+        metadata = _pairs(context.invocation_metadata()) if self._security.authenticates else []
         frame = await self._command(request, metadata, context)
         size = len(request)
         del request  # it may be large, and the run may take long

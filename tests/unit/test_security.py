@@ -621,3 +621,23 @@ def test_a_forked_child_can_go_on() -> None:
 
 def test_a_digest_is_text_that_says_so() -> None:
     assert isinstance(digest(b""), Digest)
+
+
+def test_a_variable_may_hold_the_whole_configuration(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NEW", "the new secret")
+    monkeypatch.setenv("WHOLE", '{"type": "signed", "secret_env": "NEW", "key": "2", "sign_replies": true}')
+    whole = NetworkExecutorSecurity.from_config("env:WHOLE")
+    assert whole.signs_replies and repr(whole) == "<NetworkExecutorSecurity signed key='2' sign_replies>"
+    again = pickle.loads(pickle.dumps(whole))
+    headers = again.headers_for(transport="http", target="/")
+    whole.verify_headers(transport="http", target="/", headers=headers)
+    monkeypatch.setenv("WHOLE", '{"type": "signed", "secrte_env": "NEW"}')
+    with pytest.raises(ValueError, match=r"the JSON in WHOLE.*'secrte_env'"):
+        NetworkExecutorSecurity.from_config("env:WHOLE")
+
+
+def test_a_secret_may_begin_with_a_brace(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ODD", "{not JSON")
+    odd = NetworkExecutorSecurity.from_config("env:ODD")
+    same = NetworkExecutorSecurity.from_config({"type": "signed", "secret": "{not JSON"})
+    same.verify_headers(transport="http", target="/", headers=odd.headers_for(transport="http", target="/"))

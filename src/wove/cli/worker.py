@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import contextlib
 import importlib
 import importlib.util
-import json
 import logging
 import os
 import signal
@@ -101,7 +99,7 @@ def _settings(chosen: argparse.Namespace) -> tuple[ServiceOptions, Bind, ServerT
 
     names = ("concurrency", "processes", "backlog", "max_message_bytes", "drain_timeout")
     given = {name: value for name in names if (value := getattr(chosen, name)) is not None}
-    options = service_options(security=_security(chosen.security), **given)
+    options = service_options(security=chosen.security or "none", **given)
     bind = Bind.parse(chosen.bind)
     tls: ServerTLS | None = None
     if chosen.tls_cert and chosen.tls_key:
@@ -112,18 +110,6 @@ def _settings(chosen: argparse.Namespace) -> tuple[ServiceOptions, Bind, ServerT
     if importlib.util.find_spec("cloudpickle") is None:
         raise MissingDependencyError('a worker service needs cloudpickle: pip install "wove[worker]"')
     return options, bind, tls
-
-
-def _security(spec: str | None) -> str | dict[str, Any]:
-    """What *spec* stands for. A variable may hold the whole configuration in JSON: several keys, signed replies."""
-    if spec is None:
-        return "none"
-    text = os.environ.get(spec.removeprefix("env:"), "").strip() if spec.startswith("env:") else ""
-    if text.startswith("{"):
-        with contextlib.suppress(ValueError):  # a secret may begin with a brace, too
-            config: dict[str, Any] = json.loads(text)
-            return config
-    return spec
 
 
 def _serve_of(chosen: argparse.Namespace) -> Callable[..., Any]:

@@ -8,7 +8,6 @@ the channel is ready; from then on each ends with a status.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import importlib
 import logging
 import math
@@ -19,13 +18,13 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar
 
 from wove.errors import DeliveryError, WorkerLostError
-from wove.executors import forks, offload
+from wove.executors import forks
 
 if TYPE_CHECKING:
     import grpc
     import grpc.aio
 
-__all__ = ["Link", "Metadata", "elsewhere", "load"]
+__all__ = ["Link", "Metadata", "load", "said"]
 
 logger = logging.getLogger("wove")
 
@@ -393,29 +392,3 @@ def said(error: grpc.aio.AioRpcError) -> str:
     details = " ".join((error.details() or "").split())
     text = details if len(details) <= 500 else f"{details[:500]}..."
     return f"{error.code().name}: {text}" if text else error.code().name
-
-
-async def elsewhere(fn: Callable[..., T], *args: Any) -> T:
-    """``fn(*args)``, called in a codec thread."""
-    loop = asyncio.get_running_loop()
-    done: asyncio.Future[T] = loop.create_future()
-
-    def settle(value: T | None, error: BaseException | None) -> None:
-        if done.cancelled():
-            return
-        if error is None:
-            done.set_result(value)  # type: ignore[arg-type]
-        else:
-            done.set_exception(error)
-
-    def call() -> None:
-        value, failure = None, None
-        try:
-            value = fn(*args)
-        except BaseException as error:
-            failure = error
-        with contextlib.suppress(RuntimeError):  # the loop was closed: nobody waits any more
-            loop.call_soon_threadsafe(settle, value, failure)
-
-    offload.submit(call)
-    return await done

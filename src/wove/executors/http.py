@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal
 
 from wove import __version__
 from wove.errors import DeliveryTimeoutError, WorkerLostError
-from wove.executors import offload
 from wove.executors.endpoints import header_items, number, parse_url, refuse_exposed, whole
 from wove.executors.gathered import Gathered
 from wove.executors.http1 import RequestHead, quoted
 from wove.executors.http_pool import Call, Failure, Origin, Pool
 from wove.executors.network import Exchange, NetworkExecutor, Verify
+from wove.executors.offload import elsewhere
 
 if TYPE_CHECKING:
-    import ssl
-
     from wove.executors.http1 import Head
 
 __all__ = ["HttpEnvironmentExecutor", "HttpsEnvironmentExecutor"]
@@ -104,7 +101,7 @@ class HttpEnvironmentExecutor(NetworkExecutor):
         self._reconnect_seconds = number(config, "reconnect_timeout", RECONNECT_SECONDS, what=what, none=True)
 
     async def open(self) -> None:
-        context = await _elsewhere(lambda: self.tls.context(["http/1.1"])) if self.url.tls else None
+        context = await elsewhere(self.tls.context, ["http/1.1"]) if self.url.tls else None
         self.pool = Pool(
             Origin(self.url.host, self.url.port, context, self.max_message_bytes),
             most=self._most,
@@ -260,31 +257,3 @@ def _refusal(head: Head, body: list[bytes]) -> str:
         return f"{text}. Redirects{where} are not followed: tasks and credentials are for the url that is configured"
     hint = _HINTS.get(head.status)
     return f"{text}. {hint}" if hint else text
-
-
-async def _elsewhere(make: Callable[[], ssl.SSLContext]) -> ssl.SSLContext:
-    """What *make* returns, made in another thread: it reads files."""
-    loop = asyncio.get_running_loop()
-    future: asyncio.Future[ssl.SSLContext] = loop.create_future()
-
-    def settle(made: ssl.SSLContext | BaseException) -> None:
-        if future.done():
-            return
-        if isinstance(made, BaseException):
-            future.set_exception(made)
-        else:
-            future.set_result(made)
-
-    def work() -> None:
-        made: ssl.SSLContext | BaseException
-        try:
-            made = make()
-        except BaseException as error:  # also a MemoryError is for who waits
-            made = error
-        try:
-            loop.call_soon_threadsafe(settle, made)
-        except RuntimeError:  # the loop was closed
-            pass
-
-    offload.submit(work)
-    return await future

@@ -5,13 +5,16 @@ Threads start on demand and end by themselves when idle. A forked child starts w
 
 from __future__ import annotations
 
+import asyncio
 import os
 import threading
 from collections import deque
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
-__all__ = ["Offload", "close", "names", "relay", "submit"]
+__all__ = ["Offload", "close", "elsewhere", "names", "relay", "submit"]
+
+T = TypeVar("T")
 
 IDLE_SECONDS: Final = 5.0
 """How long a thread without work waits before it ends."""
@@ -107,6 +110,37 @@ is gone."""
 def submit(fn: Callable[..., object], *args: Any) -> None:
     """Have ``fn(*args)`` called in one of the process's codec threads. *fn* must not raise."""
     _codec.submit(fn, *args)
+
+
+async def elsewhere(fn: Callable[..., T], *args: Any) -> T:
+    """``fn(*args)``, called in one of the codec threads.
+
+    Not `asyncio.to_thread`: the threads of a loop that also runs the user's application are not ours to fill.
+    """
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[T] = loop.create_future()
+
+    def settle(ok: bool, value: Any) -> None:
+        if done.cancelled():
+            return
+        if ok:
+            done.set_result(value)
+        else:
+            done.set_exception(value)
+
+    def call() -> None:
+        outcome: tuple[bool, Any]
+        try:
+            outcome = (True, fn(*args))
+        except BaseException as error:  # whatever it is, it is for the one who waits
+            outcome = (False, error)
+        try:
+            loop.call_soon_threadsafe(settle, *outcome)
+        except RuntimeError:  # the loop was closed: nobody waits any more
+            pass
+
+    submit(call)
+    return await done
 
 
 def close(timeout: float) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import importlib
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal, TypeVar
 
@@ -114,7 +114,7 @@ class WebSocketEnvironmentExecutor(NetworkExecutor):
         self._encoding: Exchange | None = None
         self._sequence = 0
         self._handshake: dict[str, str] = {}
-        self._context: ssl.SSLContext | None = await self._elsewhere(self._load)
+        self._context: ssl.SSLContext | None = await offload.elsewhere(self._load)
 
     def _load(self) -> ssl.SSLContext | None:
         """What takes its time: importing, and reading certificates."""
@@ -389,24 +389,3 @@ class WebSocketEnvironmentExecutor(NetworkExecutor):
         ends = {link.ended for link in self._dying}
         if ends:
             await asyncio.wait(ends)  # each sees to it that this is soon
-
-    async def _elsewhere(self, fn: Callable[[], T]) -> T:
-        """``fn()``, called in a thread."""
-        done: asyncio.Future[T] = self.loop.create_future()
-
-        def settle(value: Any, error: BaseException | None) -> None:
-            if done.done():
-                return
-            if error is None:
-                done.set_result(value)
-            else:
-                done.set_exception(error)
-
-        def call() -> None:
-            try:
-                self._post(settle, fn(), None)
-            except BaseException as error:
-                self._post(settle, None, error)
-
-        offload.submit(call)
-        return await done

@@ -66,7 +66,8 @@ class NetworkExecutorSecurity:
         """The security that *config* describes.
 
         Args:
-            config: ``"env:VARIABLE"``: signed, with the secret in that environment variable. ``None`` or
+            config: ``"env:VARIABLE"``: signed, with the secret in that environment variable; or all of what
+                follows as JSON in that variable, if it begins with a brace. ``None`` or
                 ``"none"``: no authentication. An instance: itself. Or a dict by its ``type``:
 
                 * ``"signed"``: ``secret_env`` (the name of a variable) or ``secret``; ``key`` (the secret's id,

@@ -5,9 +5,10 @@ Messages never quote a value that could be a secret in the wrong place.
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final, Literal, TypeAlias, cast
 
 from wove.graph import rules
@@ -71,8 +72,7 @@ def read(config: object, what: str) -> Settings:
                 f'{what} must be "env:VARIABLE", "none" or a dict, not {_unquoted(config)}. A secret goes into an '
                 'environment variable that is named here, or into {"type": "signed", "secret": ...}'
             )
-        secret = _from_environment(config[4:], what)
-        return Settings("signed", secrets={DEFAULT_KEY: (secret,)}, recipe=config)
+        return _read_variable(config, what)
     if not isinstance(config, Mapping):
         raise TypeError(f'{what} must be "env:VARIABLE", "none" or a dict, not of type {type(config).__name__}')
     held = dict(cast("Mapping[object, object]", config))
@@ -88,6 +88,18 @@ def read(config: object, what: str) -> Settings:
         tokens = [_token(held, what)] + [_token(each, label) for each, label in _accepted(held, "token", what)]
         return Settings("bearer", tokens=tuple(tokens), recipe=_recipe(held, "token"))
     return Settings("none", recipe="none")
+
+
+def _read_variable(config: str, what: str) -> Settings:
+    content = _from_environment(config[4:], what)
+    if content.startswith(b"{"):
+        try:
+            whole: object = json.loads(content)
+        except ValueError:
+            pass  # a secret may begin with a brace, too
+        else:
+            return replace(read(whole, f"{what} (the JSON in {config[4:]})"), recipe=config)
+    return Settings("signed", secrets={DEFAULT_KEY: (content,)}, recipe=config)
 
 
 def _read_signed(held: Mapping[object, object], what: str) -> Settings:

@@ -9,10 +9,11 @@ from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from typing import Any, Final, TypeAlias
 from urllib.parse import quote
 
+from wove.executors.offload import elsewhere
 from wove.protocol import codec
 from wove.protocol.frames import TERMINAL, says_busy
 from wove.services.desk import Desk
-from wove.services.wire import condensed, elsewhere, encode_events, is_big, is_big_reply
+from wove.services.wire import condensed, encode_events, is_big, is_big_reply
 
 __all__ = ["RETRY_AFTER", "Exchange", "Gone", "Refusal", "Request"]
 

@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias, Unpack
 from urllib.parse import unquote
 
 from wove.errors import MissingDependencyError
+from wove.executors.offload import elsewhere
 from wove.protocol.frames import TERMINAL, FrameError
 from wove.services.desk import Desk
 from wove.services.options import ServiceKeywords, ServiceOptions, service_options
-from wove.services.wire import decode_command, elsewhere, encode_events, is_big, is_big_reply
+from wove.services.wire import decode_command, encode_events, is_big, is_big_reply
 
 try:
     import grpc

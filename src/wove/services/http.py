@@ -11,11 +11,12 @@ import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable, MutableMapping, Sequence
 from typing import Any, Final, TypeAlias, Unpack
 
+from wove.executors.offload import elsewhere
 from wove.protocol.frames import FrameError
 from wove.services.desk import Desk
 from wove.services.exchange import RETRY_AFTER, Exchange, Gone, Refusal, Request
 from wove.services.options import ServiceKeywords, ServiceOptions, service_options
-from wove.services.wire import decode_command, elsewhere, is_big
+from wove.services.wire import decode_command, is_big
 
 __all__ = ["WorkerApp", "worker_app"]
 

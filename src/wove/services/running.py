@@ -10,9 +10,9 @@ from typing import Any, Final, Protocol
 
 from wove.delivery.mailbox import Mailbox
 from wove.executors import forks, offload
+from wove.executors.offload import elsewhere
 from wove.protocol.faults import from_exception
 from wove.protocol.frames import PYTHON, TERMINAL
-from wove.services.wire import elsewhere
 
 __all__ = ["InProcesses", "InThreads", "Running"]
 

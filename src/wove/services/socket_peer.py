@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 from websockets.exceptions import ConnectionClosed
 
 from wove.errors import EnvironmentExecutionError
+from wove.executors.offload import elsewhere
 from wove.protocol import codec, sockets
 from wove.protocol.callables import Kept
 from wove.protocol.faults import from_exception
@@ -18,7 +19,7 @@ from wove.protocol.frames import PYTHON, TERMINAL, FrameError
 from wove.protocol.limits import INLINE_BYTES
 from wove.protocol.pickling import Pickled
 from wove.services.memory import bulk
-from wove.services.wire import check_command, condensed, digest_of, elsewhere, is_big
+from wove.services.wire import check_command, condensed, digest_of, is_big
 
 if TYPE_CHECKING:
     from websockets.asyncio.server import ServerConnection

@@ -6,13 +6,11 @@ could then feed.
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import re
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Final, TypeVar, cast
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, cast
 
-from wove.executors import offload
 from wove.protocol import codec
 from wove.protocol.frames import TERMINAL, WORKER_BUSY, FrameError
 from wove.protocol.limits import INLINE_BYTES
@@ -26,14 +24,11 @@ __all__ = [
     "condensed",
     "decode_command",
     "digest_of",
-    "elsewhere",
     "encode_events",
     "executor_error",
     "is_big",
     "is_big_reply",
 ]
-
-T = TypeVar("T")
 
 RUN_ID: Final = re.compile(r"[\x21-\x7e]{1,200}")
 """Wove's own run ids are up to 48 of ``[A-Za-z0-9_-]``. Others may be longer, but nothing that breaks a log line."""
@@ -51,37 +46,6 @@ def is_big(size: int) -> bool:
 def is_big_reply(events: Sequence[dict[str, Any]]) -> bool:
     """Whether *events* are to be encoded off the loop."""
     return sum(map(bulk, events)) > INLINE_BYTES
-
-
-async def elsewhere(fn: Callable[..., T], *args: Any) -> T:
-    """``fn(*args)``, called in one of the codec threads.
-
-    Not `asyncio.to_thread`: the threads of a loop that also runs the user's application are not ours to fill.
-    """
-    loop = asyncio.get_running_loop()
-    done: asyncio.Future[T] = loop.create_future()
-
-    def settle(ok: bool, value: Any) -> None:
-        if done.cancelled():
-            return
-        if ok:
-            done.set_result(value)
-        else:
-            done.set_exception(value)
-
-    def call() -> None:
-        outcome: tuple[bool, Any]
-        try:
-            outcome = (True, fn(*args))
-        except BaseException as error:
-            outcome = (False, error)
-        try:
-            loop.call_soon_threadsafe(settle, *outcome)
-        except RuntimeError:  # the loop was closed: nobody waits any more
-            pass
-
-    offload.submit(call)
-    return await done
 
 
 def decode_command(chunks: Sequence[bytes]) -> dict[str, Any]:

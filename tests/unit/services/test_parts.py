@@ -12,13 +12,14 @@ import pytest
 from hypothesis import given, strategies as st
 from tests.support.certificates import Certificates
 
+from wove.executors.offload import elsewhere
 from wove.protocol import codec
 from wove.protocol.frames import FrameError
 from wove.protocol.pickling import Pickled, dumps, loads
 from wove.services.binding import Bind, ServerTLS, refuse_exposed
 from wove.services.memory import Memory
 from wove.services.options import service_options
-from wove.services.wire import Budget, decode_command, elsewhere, encode_events
+from wove.services.wire import Budget, decode_command, encode_events
 
 CALL = dumps(len, what="f")
 

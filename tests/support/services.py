@@ -189,7 +189,7 @@ class Service:
         while not (found := look(status := self.status())):
             over = self.keeper.poll() is not None or (status.get("ended") and not self.plan.supervised)
             if over or time.monotonic() > deadline:
-                pytest.fail(f"the service is not there: {status}\n{self.log()}", pytrace=False)
+                pytest.fail(f"the service is not there: {status}\n{self.log()[-5000:]}", pytrace=False)
             time.sleep(0.005)
         return found
 

@@ -133,9 +133,14 @@ def _run_until_stopped(chosen: argparse.Namespace, serve: Callable[..., Any]) ->
     async def main() -> None:
         stop = asyncio.Event()
         loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
+        numbers = (signal.SIGTERM, signal.SIGINT)
+        for number in numbers:
             loop.add_signal_handler(number, _on_signal, number, stop)
-        await serve(started=started, stop=stop)
+        try:
+            await serve(started=started, stop=stop)
+        finally:
+            for number in numbers:  # uvloop would leave its own behind
+                loop.remove_signal_handler(number)
         logger.info("stopped")
 
     with asyncio.Runner(loop_factory=_loop_factory(chosen.transport)) as runner:

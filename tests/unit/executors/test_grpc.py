@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import re
+import signal
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import cloudpickle
 import pytest
+from tests.support.forms import soon
 from tests.support.scripts import Finished
 from tests.support.services import Plan, Service, running
 
@@ -175,21 +176,35 @@ def test_a_thousand_runs_in_flight(tmp_path: Path) -> None:
         wove.shutdown()
 
 
-def test_beyond_the_bound_runs_wait_and_are_taken_back_unsent(service: Service) -> None:
+def test_beyond_the_bound_runs_wait_and_are_taken_back_unsent(service: Service, tmp_path: Path) -> None:
     configure(service, max_concurrent_calls=1)
-    with weave(error_mode="continue") as w:
+    started, over = tmp_path / "started", tmp_path / "over"
 
-        @w.do(environment="w")
-        def first() -> None:
-            import time
+    def occupy() -> None:
+        with weave(started=started, over=over) as w:
 
-            time.sleep(1.5)
+            @w.do(environment="w")
+            def first(started: Path, over: Path) -> None:
+                import time
 
-        @w.do(range(3), environment="w", timeout=0.7)
-        def waiting(item: int) -> int:
-            return item
+                started.touch()
+                while not over.exists():
+                    time.sleep(0.01)
 
-    assert isinstance(w.result.exception, TaskTimeoutError)
+    thread = threading.Thread(target=occupy)
+    thread.start()
+    try:
+        soon(started.exists)
+        with weave(error_mode="continue") as w:
+
+            @w.do(range(3), environment="w", timeout=0.7)
+            def waiting(item: int) -> int:
+                return item
+
+        assert isinstance(w.result.exception, TaskTimeoutError)
+    finally:
+        over.touch()
+        thread.join()
     assert "task 'waiting'" not in service.log()
 
 
@@ -287,15 +302,21 @@ import wove
 from wove import weave
 wove.config(environments={"w": {"executor": "grpc", "executor_config": {"target": sys.argv[1]}}})
 
-def run(what, seconds=0):
+def run(what):
     with weave() as w:
         @w.do(environment="w")
         def answer():
-            import time
-            for _ in range(100 * seconds):
-                time.sleep(0.01)
             return what
     return w.result.answer
+
+def run_until_forked():
+    with weave(folder=os.getcwd()) as w:
+        @w.do(environment="w")
+        def wait(folder):
+            import os, time
+            open(os.path.join(folder, "started"), "x").close()
+            while not os.path.exists(os.path.join(folder, "forked")):
+                time.sleep(0.01)
 
 def fork():
     child = os.fork()
@@ -325,17 +346,25 @@ def test_a_fork_between_runs(service: Service, script: Script) -> None:
 
 
 @pytest.mark.skipif(sys.version_info >= (3, 12), reason="3.12 warns of forks among threads, and Wove has some")
-def test_a_fork_under_a_run_is_an_error_in_the_child(service: Service, script: Script) -> None:
-    found = script_of(
-        script,
-        service,
-        'run("parent")\n'
-        "other = threading.Thread(target=run, args=('slow', 2))\nother.start()\ntime.sleep(0.5)\n"
-        'fork()\nother.join()\nprint(run("parent"))',
-    )
-    error, status, last = found.stdout.splitlines()
-    assert "gRPC cannot be used in this process: it was forked while its parent had runs under way" in error
-    assert (status, last) == ("7", "parent")
+def test_a_fork_under_a_run_is_an_error_in_the_child(service: Service, script: Script, tmp_path: Path) -> None:
+    # With a call in flight, one fork in ten of a process with nothing but grpc.aio ends with SIGSEGV in the child,
+    # inside Python's own threading._after_fork (grpcio 1.85, Python 3.11): before any code of ours. Try again then.
+    for _ in range(6):
+        for name in ("started", "forked"):
+            (tmp_path / name).unlink(missing_ok=True)
+        found = script_of(
+            script,
+            service,
+            "other = threading.Thread(target=run_until_forked)\nother.start()\n"
+            "while not os.path.exists('started'):\n    time.sleep(0.01)\n"
+            'fork()\nopen("forked", "x").close()\nother.join()\nprint(run("parent"))',
+        )
+        *error, status, last = found.stdout.splitlines()
+        assert last == "parent"
+        if status != str(-signal.SIGSEGV):
+            break
+    assert status == "7"
+    assert "gRPC cannot be used in this process: it was forked while its parent had runs under way" in error[0]
 
 
 @pytest.mark.parametrize(
@@ -364,17 +393,15 @@ def test_a_thread_that_is_left_behind_ends_with_the_process(service: Service, sc
         """
 def wait():
     try:
-        run("never", 60)
+        run_until_forked()
     except wove.WorkerLostError as error:
         print(error, flush=True)
 
 threading.Thread(target=wait, daemon=True).start()
-time.sleep(0.5)
+while not os.path.exists("started"):
+    time.sleep(0.01)
 """,
     )
     assert found.seconds < 20 and found.complaints == []
-    deadline = time.monotonic() + 30
-    while "task 'answer' from" not in service.log():  # cancelled there, too: its client is gone
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    soon(lambda: "task 'wait' from" in service.log())  # cancelled there, too: its client is gone
     assert "cancelled" in service.log()

@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
+# Most tests wait for processes and sockets. To see one at work: make test PYTEST_PARALLEL= PYTEST_ARGS="-s -k name"
+PYTEST_PARALLEL ?= -n auto --maxprocesses 4 --dist worksteal
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test check bench docs clean
@@ -18,7 +20,7 @@ demo: $(VENV)/.with-worker
 	$(PY) -m examples.stdlib_report
 
 test: $(VENV)/.with-test,dev
-	$(PY) -m pytest $(PYTEST_ARGS)
+	$(PY) -m pytest $(PYTEST_PARALLEL) $(PYTEST_ARGS)
 
 check: $(VENV)/.with-test,dev
 	$(VENV)/bin/ruff check .

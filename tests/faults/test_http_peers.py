@@ -763,8 +763,15 @@ def busy(line: Line, request: Request) -> None:
     line.send(answer([event], "503 Service Unavailable", Retry_After="1"))
 
 
-def test_a_busy_service_is_offered_the_run_again_over_the_same_connection() -> None:
-    behave = Faulty(busy, 3)
+def busy_unread(line: Line, request: Request) -> None:
+    """Before it has looked into the request, so that it cannot say which run it was."""
+    error = {"kind": "WorkerBusyError", "message": "too many requests", "retryable": True, "source": "executor"}
+    line.send(answer([{"type": "task_error", "error": error}], "503 Service Unavailable", Retry_After="1"))
+
+
+@pytest.mark.parametrize("how", [busy, busy_unread])
+def test_a_busy_service_is_offered_the_run_again_over_the_same_connection(how: Fault) -> None:
+    behave = Faulty(how, 3)
     with Peer(behave) as peer:
         configure(peer.url)
         with weave() as w:

@@ -417,6 +417,8 @@ class NetworkExecutor(EnvironmentExecutor):
             self._unreadable(exchange, said, frames)
         else:
             for frame in frames:
+                if says_busy(frame):  # said perhaps before the service knew which run it was
+                    frame.setdefault("run_id", exchange.run_id)
                 try:
                     event = check_event(frame)
                 except FrameError as error:

@@ -44,7 +44,8 @@ class Refusal(Exception):
         status: The HTTP status.
         message: What is wrong.
         headers: More headers of the reply.
-        text: As plain text; else as JSON, ``{"error": message}``.
+        text: As plain text; else as JSON.
+        reply: That JSON; ``None``: ``{"error": message}``.
         early: Whether the request's body may not have been read.
     """
 
@@ -55,9 +56,11 @@ class Refusal(Exception):
         *,
         headers: Sequence[tuple[bytes, bytes]] = (),
         text: bool = False,
+        reply: dict[str, Any] | None = None,
         early: bool = False,
     ) -> None:
         super().__init__(message)
+        self.json = {"error": message} if reply is None else reply
         self.status = status
         self.headers = headers
         self.text = text
@@ -196,7 +199,7 @@ class Request:
         if refusal.text:
             await self.reply(refusal.status, [f"{refusal}\n".encode()], refusal.headers, kind=b"text/plain")
             return
-        body = json.dumps({"error": str(refusal)}).encode()
+        body = json.dumps(refusal.json).encode()
         if not refusal.early:
             await self.reply(refusal.status, [body], refusal.headers)
             return

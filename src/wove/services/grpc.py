@@ -18,7 +18,7 @@ from wove.executors.offload import elsewhere
 from wove.protocol.frames import TERMINAL, FrameError
 from wove.services.desk import Desk
 from wove.services.options import ServiceKeywords, ServiceOptions, service_options
-from wove.services.wire import decode_command, encode_events, is_big, is_big_reply
+from wove.services.wire import decode_command, encode_events, is_big, is_big_reply, no_room
 
 try:
     import grpc
@@ -146,6 +146,8 @@ class WorkerHandler(grpc.GenericRpcHandler):
         frame = await self._command(request, metadata, context)
         size = len(request)
         del request  # it may be large, and the run may take long
+        if frame is None:
+            return b"".join(encode_events([no_room()]))
         if isinstance(frame, FrameError):
             logger.warning("a call of %s (%d bytes) was refused: %s", _peer(context), size, frame)
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(frame)[:1000])
@@ -160,8 +162,11 @@ class WorkerHandler(grpc.GenericRpcHandler):
             return self._signed(encode_events(events), metadata, context)
         return await elsewhere(lambda: self._signed(encode_events(events), metadata, context))
 
-    async def _command(self, request: bytes, metadata: _Pairs, context: Context) -> dict[str, Any] | FrameError:
-        """The frame, once it has been verified. Nobody has looked into it before."""
+    async def _command(self, request: bytes, metadata: _Pairs, context: Context) -> dict[str, Any] | FrameError | None:
+        """The frame, once it has been verified; ``None`` if there is no room for that.
+
+        Nobody has looked into it before.
+        """
         size = len(request)
         if size > self._most:
             await context.abort(
@@ -175,10 +180,7 @@ class WorkerHandler(grpc.GenericRpcHandler):
                 await self._not_allowed(context, error)
             return _decode(request)
         if not self.desk.unverified.take(size):
-            # Which run it is stands in what nobody may look into yet, so it cannot be told "busy" as an event.
-            await context.abort(
-                grpc.StatusCode.RESOURCE_EXHAUSTED, "this worker service has no room for a large request"
-            )
+            return None
         try:
             await elsewhere(self._verify, request, metadata)
         except PermissionError as error:

@@ -16,7 +16,7 @@ from wove.protocol.frames import FrameError
 from wove.services.desk import Desk
 from wove.services.exchange import RETRY_AFTER, Exchange, Gone, Refusal, Request
 from wove.services.options import ServiceKeywords, ServiceOptions, service_options
-from wove.services.wire import decode_command, is_big
+from wove.services.wire import decode_command, is_big, no_room
 
 __all__ = ["WorkerApp", "worker_app"]
 
@@ -171,7 +171,7 @@ class WorkerApp:
             if request.size > self._most:
                 raise self._too_large()
             if not budget.take(len(chunk)):
-                raise Refusal(503, "this worker service has no room", headers=RETRY_AFTER, early=True)
+                raise Refusal(503, "no room", headers=RETRY_AFTER, reply=no_room(), early=True)
             held += len(chunk)
             chunks.append(chunk)
 

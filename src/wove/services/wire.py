@@ -28,6 +28,7 @@ __all__ = [
     "executor_error",
     "is_big",
     "is_big_reply",
+    "no_room",
 ]
 
 RUN_ID: Final = re.compile(r"[\x21-\x7e]{1,200}")
@@ -157,6 +158,13 @@ def executor_error(frame: Mapping[str, Any], kind: str, message: str, *, retryab
         "task_id": frame["task_id"],
         "error": {"kind": kind, "message": message, "retryable": retryable, "source": "executor"},
     }
+
+
+def no_room() -> dict[str, Any]:
+    """As `busy_error`, to a request that nobody may look into yet: so it cannot say which run is meant."""
+    message = "this worker service has no room for more requests. Send the run again, a little later"
+    error = {"kind": WORKER_BUSY, "message": message, "retryable": True, "source": "executor"}
+    return {"type": "task_error", "error": error}
 
 
 def busy_error(frame: Mapping[str, Any], message: str) -> dict[str, Any]:

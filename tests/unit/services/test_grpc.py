@@ -13,6 +13,7 @@ import pytest
 from tests.unit.services.front import command
 
 from wove.protocol import codec
+from wove.protocol.frames import says_busy
 from wove.protocol.pickling import loads
 from wove.security import NetworkExecutorSecurity
 from wove.services.binding import Bind
@@ -168,6 +169,20 @@ def test_what_is_no_command(body: bytes, message: str) -> None:
         await client.run(int)  # and it goes on
 
     with_service(check)
+
+
+def test_no_room_for_one_more_large_command() -> None:
+    async def check(client: Client) -> None:
+        budget = client.desk.unverified
+        held = 2 * client.desk.options.max_message_bytes - 1000
+        assert budget.take(held)
+        (event,) = await client.run(lambda blob: len(blob), args={"blob": bytes(300_000)})
+        assert says_busy(event) and "run_id" not in event
+        budget.give_back(held)
+        (event,) = await client.run(lambda blob: len(blob), args={"blob": bytes(300_000)})
+        assert loads(event["result_pickle"], what="r") == 300_000
+
+    with_service(check, SECRET)
 
 
 def test_too_large_a_command() -> None:

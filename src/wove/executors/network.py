@@ -49,6 +49,9 @@ CANCELLED_SECONDS: Final = 30.0
 CANCEL_SECONDS: Final = 10.0
 """How long the service may take to answer a cancel itself."""
 
+STALE_SECONDS: Final = 0.1
+"""So long a command may wait, encoded, before the time it has left is written anew."""
+
 LAST_WORDS_SECONDS: Final = 2.0
 """How long cancels that are still on their way out keep the executor from stopping."""
 
@@ -76,6 +79,7 @@ class Exchange:
         "chunks",
         "digest",
         "due",
+        "encoded_at",
         "frame",
         "heard",
         "is_cancel",
@@ -103,6 +107,7 @@ class Exchange:
         self.state: Any = None
         self.sent = self.over = self.heard = False
         self.due: float | None = None
+        self.encoded_at = 0.0
         self.busy_since: float | None = None
         self.offers = 0
         self.timer: asyncio.TimerHandle | None = None
@@ -250,13 +255,18 @@ class NetworkExecutor(EnvironmentExecutor):
 
     def _prepare(self, exchange: Exchange) -> None:
         exchange.timer = None
-        frame = self.outgoing(exchange)
-        if exchange.due is not None:
-            frame["deadline"] = max(0.0, round(exchange.due - self.loop.time(), 3))
+        frame = self._timely(exchange)
         if _bulk(frame) <= INLINE_BYTES:
             self._prepared(exchange, *self._encode(frame))
         else:
             offload.submit(self._encode_elsewhere, exchange, frame)
+
+    def _timely(self, exchange: Exchange) -> Frame:
+        frame = self.outgoing(exchange)
+        if exchange.due is not None:
+            exchange.encoded_at = self.loop.time()
+            frame["deadline"] = max(0.0, round(exchange.due - exchange.encoded_at, 3))
+        return frame
 
     def _encode(self, frame: Frame) -> tuple[list[bytes] | BaseException, signing.Digest | None]:
         try:
@@ -384,6 +394,19 @@ class NetworkExecutor(EnvironmentExecutor):
             self._after_decoding.append(fail)
         else:
             fail()
+
+    def refresh(self, exchange: Exchange) -> None:
+        """Bring the time that *exchange* says it has left up to date, after a wait for its turn.
+
+        A large one is left as it is: to encode it takes longer than a loop should stand still.
+        """
+        if exchange.due is None or self.loop.time() - exchange.encoded_at < STALE_SECONDS:
+            return
+        frame = self._timely(exchange)
+        if _bulk(frame) <= INLINE_BYTES:
+            chunks, digest = self._encode(frame)
+            if not isinstance(chunks, BaseException):
+                exchange.chunks, exchange.digest, exchange.size = chunks, digest, sum(map(len, chunks))
 
     def signed_headers(self, exchange: Exchange, target: str) -> dict[str, str]:
         """The headers that authenticate *exchange* now; kept, to verify the reply."""

@@ -40,7 +40,7 @@ PATIENCE = 30.0
 """Seconds after which an answer is taken to be missing."""
 
 MOST_BYTES = 1 << 20
-GROWTH = 150 << 20
+GROWTH = 256 << 20
 """So many bytes more than before a service may hold in the end."""
 
 

@@ -113,7 +113,7 @@ class Desk:
         late = [job for job in self._jobs.values() if job.matters]
         for job in late:
             text = f"this worker service stopped, and run {job.run_id} had not ended within {seconds:g} s"
-            self._end(job, executor_error(job.names, "WorkerStoppedError", text, retryable=True))
+            self._end(job, executor_error(job.names, "WorkerLostError", text, retryable=True))
             self._stop(job)
         return not late
 

@@ -183,7 +183,7 @@ def test_what_does_not_end_in_time_is_told_so(start: Start, tmp_path: Path) -> N
     reply = in_the_background(lambda: post(worker.port, waiting_for(tmp_path / "never")))
     until(lambda: json.loads(get(worker.port, "/readyz").body)["running"] == 1)
     assert worker.end() == 0
-    assert reply().events[-1]["error"]["kind"] == "WorkerStoppedError"
+    assert reply().events[-1]["error"]["kind"] == "WorkerLostError"
 
 
 @pytest.mark.parametrize("options", [(), ("--processes", "1")])

@@ -371,7 +371,7 @@ def test_what_does_not_end_in_time_is_told_so(gate: Path) -> None:
         assert await front.desk.drain(0.05) is False
         error = await running.outcome()
         assert isinstance(error, EnvironmentExecutionError)
-        assert error.payload["kind"] == "WorkerStoppedError" and error.payload["retryable"] is True
+        assert error.payload["kind"] == "WorkerLostError" and error.payload["retryable"] is True
         gate.touch()
 
     with_front(main)

@@ -53,7 +53,7 @@ def encode(frame: Mapping[str, Any]) -> list[bytes]:
     pickles: list[tuple[str, Pickled]] = []
     try:
         for name, value in frame.items():
-            kind: type[object] = type(value)
+            kind = cast("type[object]", type(value))
             if kind is str:
                 fields.append(f"{_quoted(name)}:{_quoted(value)}")
             elif kind is Pickled:

@@ -7,6 +7,7 @@ attempt succeeds, over a fresh connection, once the service has come to its sens
 from __future__ import annotations
 
 import base64
+import contextlib
 import re
 import socket
 import time
@@ -15,7 +16,7 @@ from typing import Any
 
 import pytest
 from tests.support.peers import GoneError, Line, Peer, events
-from tests.support.sockets import PONG, TEXT, Socket, accepted, frame, serve_sockets, ws
+from tests.support.sockets import PING, PONG, TEXT, Socket, accepted, frame, serve_sockets, ws
 
 import wove
 from wove import (
@@ -410,6 +411,44 @@ def test_trickles_a_message(monkeypatch: pytest.MonkeyPatch) -> None:
             time.sleep(0.02)
 
     check(after(act), WorkerLostError, r"trickles: \d+ bytes of a message")
+
+
+@pytest.mark.parametrize("who", ["client", "service"])
+def test_signs_of_life_do_not_make_a_long_task_a_trickle(monkeypatch: pytest.MonkeyPatch, who: str) -> None:
+    """Whoever asks for them: a pong, or a ping, is no message that has begun."""
+    monkeypatch.setattr(wslink, "TRICKLE_SECONDS", 0.2)
+    monkeypatch.setattr(wslink, "LOOK_SECONDS", 0.05)
+    monkeypatch.setattr(wslink, "PING_SECONDS", 0.3 if who == "client" else 20.0)
+
+    def behave(line: Line) -> None:
+        connection = Socket(line)
+        command = connection.command()
+        line.raw.settimeout(0.05)
+        began = time.monotonic()
+        if who == "service":
+            connection.line.send(frame(b"", PING))
+        while time.monotonic() - began < 1.5:
+            with contextlib.suppress(TimeoutError):
+                if not line.raw.recv(100):
+                    return
+                if who == "client":
+                    connection.line.send(frame(b"wove", PONG))
+        line.raw.settimeout(None)
+        for event in events(command):
+            connection.send(event)
+        connection.until_gone()
+
+    with Peer(behave) as peer:
+        wove.config(environments={"slow": environment(peer.url)})
+        with weave() as w:
+
+            @w.do(environment="slow")
+            def one() -> int:
+                return 1
+
+        assert w.result.one == 1
+        assert peer.connections == 1
+        wove.shutdown()
 
 
 # ------------------------------------------------------------------ signed replies

@@ -313,7 +313,7 @@ class Link(asyncio.Protocol):
     # ------------------------------------------------------------------ in
 
     def _process(self) -> bool:
-        """Deal with what has come. Whether a message, or the handshake, was completed by it."""
+        """Deal with what has come. Whether a message, the handshake or a control frame was completed by it."""
         whole = False
         for event in self._protocol.events_received():
             if isinstance(event, Response):
@@ -343,7 +343,7 @@ class Link(asyncio.Protocol):
             self.close_code = None if received is None else received.code
             return True
         if frame.opcode not in (Opcode.TEXT, Opcode.BINARY, Opcode.CONT):
-            return False
+            return not self._parts  # a ping or pong begins no message, and may stand within one
         self._parts.append(bytes(frame.data))
         if not frame.fin:
             return False

@@ -71,6 +71,7 @@ class Exchange:
         state: The transport's own.
         sent: `NetworkExecutor.transmit` has been called for it.
         over: Nothing that comes for it counts any more.
+        unwanted: Its service has been told to cancel it.
     """
 
     __slots__ = (
@@ -93,6 +94,7 @@ class Exchange:
         "task",
         "timer",
         "unread",
+        "unwanted",
     )
 
     def __init__(self, frame: Frame) -> None:
@@ -105,7 +107,7 @@ class Exchange:
         self.digest: signing.Digest | None = None
         self.sent_headers: Any = None
         self.state: Any = None
-        self.sent = self.over = self.heard = False
+        self.sent = self.over = self.heard = self.unwanted = False
         self.due: float | None = None
         self.encoded_at = 0.0
         self.busy_since: float | None = None
@@ -115,6 +117,21 @@ class Exchange:
 
     def __str__(self) -> str:
         return f"{'cancel of ' if self.is_cancel else ''}run {self.run_id} of task {self.task!r}"
+
+
+class _Decoding:
+    """The messages of one connection that are being decoded.
+
+    Attributes:
+        count: How many.
+        after: What is to be done when they are.
+    """
+
+    __slots__ = ("after", "count")
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.after: Callable[[], None] | None = None
 
 
 _Reply: TypeAlias = tuple[list[bytes], bool, str, Verify | None]
@@ -151,8 +168,7 @@ class NetworkExecutor(EnvironmentExecutor):
         self.exchanges: dict[str, Exchange] = {}
         self._cancels: set[Exchange] = set()
         self._inbox = Inbox()
-        self._decoding = 0
-        self._after_decoding: list[Callable[[], None]] = []
+        self._decoding = _Decoding()
         self._quiet: asyncio.Future[None] | None = None
 
     # ------------------------------------------------------------------ what a transport provides
@@ -312,6 +328,7 @@ class NetworkExecutor(EnvironmentExecutor):
             self._finish(exchange)
             self._inbox.put([{"type": "task_cancelled", "run_id": exchange.run_id, "task_id": exchange.task}])
             return
+        exchange.unwanted = True
         cancel = Exchange(frame)
         self._cancels.add(cancel)
         self._prepare(cancel)
@@ -355,8 +372,9 @@ class NetworkExecutor(EnvironmentExecutor):
         if sum(map(len, chunks)) <= 2 * INLINE_BYTES:
             self._take(_decode(chunks, verify))
             return
-        self._decoding += 1
-        offload.submit(lambda: self._post(self._decoded, _decode(chunks, verify)))
+        batch = self._decoding
+        batch.count += 1
+        offload.submit(lambda: self._post(self._decoded, batch, _decode(chunks, verify)))
 
     def failed(self, exchange: Exchange, error: BaseException) -> None:
         """No answer came for *exchange*, and none will."""
@@ -375,7 +393,13 @@ class NetworkExecutor(EnvironmentExecutor):
         text = f"{self.what}: {exchange}: {message}"
         self.failed(exchange, EnvironmentExecutionError.of_transport(text, kind=kind, retryable=retryable))
 
-    def lost(self, exchanges: Iterable[Exchange], make_error: Callable[[Exchange], BaseException]) -> None:
+    def lost(
+        self,
+        exchanges: Iterable[Exchange],
+        make_error: Callable[[Exchange], BaseException],
+        *,
+        untaken: bool = False,
+    ) -> None:
         """A connection is gone, and with it what was sent over it and has not been answered.
 
         What came before is decoded first: it may hold the answers.
@@ -383,15 +407,19 @@ class NetworkExecutor(EnvironmentExecutor):
         Args:
             exchanges: What was sent.
             make_error: Makes the error of each.
+            untaken: Whether the service has begun none of them, so that they can be sent again.
         """
         sent = list(exchanges)
 
         def fail() -> None:
             for exchange in sent:
-                self.failed(exchange, make_error(exchange))
+                if not exchange.over and not (untaken and self._offer_again(exchange)):
+                    self.failed(exchange, make_error(exchange))
 
-        if self._decoding:
-            self._after_decoding.append(fail)
+        # What comes from now on is no answer to them: under load, not decoding anything may never be the case.
+        batch, self._decoding = self._decoding, _Decoding()
+        if batch.count:
+            batch.after = fail
         else:
             fail()
 
@@ -468,13 +496,13 @@ class NetworkExecutor(EnvironmentExecutor):
         else:
             self.failed(exchange, error)
 
-    def _decoded(self, frames: _Frames) -> None:
-        self._decoding -= 1
-        self._take(frames)
-        if not self._decoding:
-            waiting, self._after_decoding = self._after_decoding, []
-            for call in waiting:
-                call()
+    def _decoded(self, batch: _Decoding, frames: _Frames) -> None:
+        batch.count -= 1
+        try:
+            self._take(frames)
+        finally:
+            if not batch.count and batch.after is not None:
+                batch.after()
 
     def _take(self, frames: _Frames, *, theirs: bool = True) -> None:
         """Give every event to its run. What is none ends the run that it names.
@@ -524,12 +552,12 @@ class NetworkExecutor(EnvironmentExecutor):
             exchange.busy_since = now
         elif self.busy_timeout is not None and now - exchange.busy_since > self.busy_timeout:
             return False
-        if exchange.sent:
-            exchange.sent = exchange.heard = False
-            if exchange.timer is not None:  # it was to be cancelled, and has not even begun
-                exchange.timer.cancel()
-                return False
-            self.withdraw(exchange)
+        if exchange.unwanted:  # and has not even begun
+            return False
+        if not exchange.sent:  # said twice; it is going to be sent again, once
+            return True
+        exchange.sent = exchange.heard = False
+        self.withdraw(exchange)
         delay = min(LONGEST_DELAY, FIRST_DELAY * 2 ** min(exchange.offers, 10)) * random.uniform(0.5, 1.0)
         exchange.offers += 1
         exchange.timer = self.loop.call_later(delay, self._prepare, exchange)

@@ -167,9 +167,9 @@ class WebSocketEnvironmentExecutor(NetworkExecutor):
             chunks = self._text(exchange)
             if chunks is None:
                 break
-            del self._outbox[exchange]
-            if exchange.over:
+            if exchange.over:  # it is too large, and has been taken out
                 continue
+            del self._outbox[exchange]
             length = sum(map(len, chunks))
             if batch and size + length > INLINE_BYTES:
                 self._send(link, batch)
@@ -293,12 +293,10 @@ class WebSocketEnvironmentExecutor(NetworkExecutor):
         self._link = None
         sent, self._sent = list(self._sent), {}
         distrust, self._distrust = self._distrust, None
-        if link.close_code == sockets.RESTARTING and self._batches:
-            for exchange in sent:  # it has answered all that it took
-                if not self._offer_again(exchange):
-                    self.failed(exchange, self._lost(why, None, exchange))
-        else:
-            self.lost(sent, partial(self._lost, why, distrust))
+        # Where a service of ours is restarted, it has answered all that it took.
+        self.lost(
+            sent, partial(self._lost, why, distrust), untaken=link.close_code == sockets.RESTARTING and self._batches
+        )
         for exchange in [exchange for exchange in self._outbox if exchange.is_cancel]:
             self.answered(exchange, [], final=True)
         if self._outbox:
@@ -326,7 +324,7 @@ class WebSocketEnvironmentExecutor(NetworkExecutor):
             while self._outbox:
                 try:
                     link = await self._attempt()
-                except (DeliveryError, wslink.Answer) as error:
+                except Exception as error:  # a resolver may raise UnicodeError, too
                     passing = isinstance(error, (WorkerLostError, DeliveryTimeoutError))
                     if isinstance(error, wslink.Answer):
                         passing = error.status in _PASSING
@@ -363,7 +361,7 @@ class WebSocketEnvironmentExecutor(NetworkExecutor):
         self._sequence = 0
         self._pump()
 
-    def _not_connected(self, error: DeliveryError | EnvironmentExecutionError, passing: bool) -> None:
+    def _not_connected(self, error: Exception, passing: bool) -> None:
         """Fail what will not, or no longer, be tried again."""
         now = self.loop.time()
         patience = self._reconnect_seconds
@@ -371,12 +369,15 @@ class WebSocketEnvironmentExecutor(NetworkExecutor):
         for exchange, since in list(self._outbox.items()):
             if passing and self._was_connected and (patience is None or now - since < patience):
                 continue
-            if isinstance(error, DeliveryError):
-                failure = type(error)(f"{self.what}: {exchange} could not be sent: {self._address}: {error}")
-                failure.__cause__ = error.__cause__
-                self.failed(exchange, failure)
-            else:
+            if isinstance(error, EnvironmentExecutionError):
                 self.refused(exchange, f"{self._address}: {error}{hint}", retryable=passing)
+                continue
+            ours = isinstance(error, DeliveryError)
+            kind = type(error) if isinstance(error, DeliveryError) else WorkerLostError
+            said = str(error) if ours else f"there is no connection to it: {type(error).__name__}: {error}"
+            failure = kind(f"{self.what}: {exchange} could not be sent: {self._address}: {said}")
+            failure.__cause__ = error.__cause__ if ours else error
+            self.failed(exchange, failure)
 
     async def close(self) -> None:
         self._closing = True

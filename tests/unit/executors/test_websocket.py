@@ -17,6 +17,7 @@ from tests.support.sockets import Socket, serve_sockets, ws
 
 import wove
 from wove import SerializationError, WorkerLostError, weave
+from wove.executors import network
 from wove.protocol import sockets
 
 pytestmark = [pytest.mark.backend("websocket"), pytest.mark.timeout(60)]
@@ -212,6 +213,36 @@ def test_a_message_beyond_the_limit_is_not_sent(no_leaks: None) -> None:
         wove.shutdown()
 
 
+def test_a_function_beyond_the_limit_holds_up_no_other_run(no_leaks: None) -> None:
+    """What goes out in the same turn of the loop, before it and after it, gets there."""
+
+    def late(line: Line) -> None:
+        time.sleep(0.5)  # meanwhile all of them wait
+        serve_sockets(line)
+
+    with Peer(late) as peer:
+        configure(peer.url, max_message_bytes=50_000)
+        bulk = bytes(40_000)  # in base64 it is too much
+        with weave(error_mode="continue") as w:
+
+            @w.do(range(20), environment="far")
+            def before(item: int) -> int:
+                return item
+
+            @w.do(range(3), environment="far")
+            def large(item: int) -> int:
+                return len(bulk)
+
+            @w.do(range(20), environment="far")
+            def after(item: int) -> int:
+                return -item
+
+        assert w.result.before == list(range(20))
+        assert w.result.after == [-n for n in range(20)]
+        assert isinstance(w.result.exception, SerializationError)
+        wove.shutdown()
+
+
 def test_events_of_given_up_runs_are_ignored(no_leaks: None) -> None:
     late = threading.Event()
 
@@ -307,6 +338,59 @@ def test_runs_that_a_restarting_service_of_ours_did_not_take_are_sent_again(no_l
         assert run_one() == 1
         assert got == ["one", "one"]
         wove.shutdown()
+
+
+def test_an_answer_that_came_before_a_restart_is_the_answer(monkeypatch: pytest.MonkeyPatch, no_leaks: None) -> None:
+    """Also while it is still being decoded: the run is not sent again."""
+    got: list[str] = []
+    release = threading.Event()
+    decode = network._decode
+
+    def slowly(chunks: list[bytes], verify: Any) -> Any:
+        if sum(map(len, chunks)) > 1_000_000:
+            assert release.wait(30)
+        return decode(chunks, verify)
+
+    monkeypatch.setattr(network, "_decode", slowly)
+
+    def behave(line: Line) -> None:
+        connection = Socket(line, sockets.OURS)
+        for command in connection.commands():
+            got.append(command["task_id"])
+            connection.send(events(command))
+            if command["task_id"] == "large":
+                connection.close(sockets.RESTARTING, "see you")
+
+    with Peer(behave) as peer:
+        configure(peer.url)
+
+        def later() -> None:
+            time.sleep(0.5)  # longer than it takes to send a run again
+            release.set()
+
+        thread = threading.Thread(target=later)
+        thread.start()
+        with weave() as w:
+
+            @w.do(environment="far")
+            def large() -> bytes:
+                return bytes(1_000_000)
+
+        thread.join()
+        assert len(w.result.large) == 1_000_000
+        assert run_one() == 1
+        assert got == ["large", "one"]
+        wove.shutdown()
+
+
+@pytest.mark.parametrize("host", ["a" * 70 + ".example", "a..localhost"])
+def test_a_name_that_cannot_even_be_asked_for_ends_the_run(host: str, no_leaks: None) -> None:
+    wove.config(
+        environments={"far": {"executor": "websocket", "executor_config": {"url": f"ws://{host}:9/", "insecure": True}}}
+    )
+    with pytest.raises((ValueError, wove.DeliveryError), match="a{70}|no host"):
+        run_one()
+    wove.shutdown()
 
 
 def test_a_service_that_is_restarted_loses_nothing_that_it_did_not_take(tmp_path: Path) -> None:

@@ -797,6 +797,73 @@ def test_a_service_that_stays_busy_ends_the_run_in_its_own_words() -> None:
         wove.shutdown()
 
 
+def test_a_service_that_says_busy_twice_is_sent_the_run_once_more() -> None:
+    def behave(line: Line) -> None:
+        while True:
+            request = line.request()
+            if len(peer.requests) > 1:
+                line.send(answer(events(request.frame)))
+                continue
+            error = {"kind": "WorkerBusyError", "message": "too many", "retryable": True, "source": "executor"}
+            said = json.dumps({"type": "task_error", "run_id": request.frame["run_id"], "error": error}) + "\n"
+            text = (said * 2).encode()
+            head = b"HTTP/1.1 200 OK\r\nContent-Type: application/x-ndjson\r\nTransfer-Encoding: chunked\r\n\r\n"
+            line.send(head + b"%x\r\n%b\r\n0\r\n\r\n" % (len(text), text))
+
+    with Peer(behave) as peer:
+        configure(peer.url)
+        for count in (2, 3):
+            with weave() as w:
+
+                @w.do(environment="peer")
+                def bad() -> int:
+                    import time
+
+                    return time.sleep(0.3) or 1  # by then it would have been sent again
+
+            assert w.result.bad == 1
+            assert len(peer.requests) == count
+        wove.shutdown()
+
+
+def test_a_run_that_was_cancelled_is_not_offered_again() -> None:
+    """Whatever the time that it may still take to answer."""
+    cancelled = threading.Event()
+
+    def behave(line: Line) -> None:
+        while True:
+            request = line.request()
+            if request.frame["type"] == "cancel_task":
+                line.send(answer(b"", "204 No Content"))
+                cancelled.set()
+            elif request.frame["task_id"] == "bad":
+                assert cancelled.wait(30)
+                busy(line, request)
+            else:
+                line.send(answer(events(request.frame)))
+
+    with Peer(behave) as peer:
+        configure(peer.url, cancel_ack_timeout=None)
+        with weave(error_mode="return") as w:
+
+            @w.do(environment="peer", timeout=0.2)
+            def bad() -> None: ...
+
+        assert isinstance(w.result.bad, TimeoutError)
+        assert cancelled.wait(30)
+        with weave() as again:
+
+            @again.do(environment="peer")
+            def other() -> int:
+                import time
+
+                return time.sleep(0.5) or 1
+
+        assert again.result.other == 1
+        assert [request.frame["task_id"] for request in peer.requests] == ["bad", "bad", "other"]
+        wove.shutdown()
+
+
 @pytest.fixture(autouse=True)
 def _nothing_runs_on() -> Iterator[None]:
     yield

@@ -8,6 +8,7 @@ way in it is cut out of the line before the rest is parsed. No step holds the in
 from __future__ import annotations
 
 import binascii
+import codecs
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -98,6 +99,8 @@ def decode(data: bytes | Sequence[bytes]) -> list[dict[str, Any]]:
     cuts: list[list[memoryview]] = []
     small = sum(map(len, chunks)) <= 2 * INLINE_BYTES
     text = b"".join(chunks) if small else _without_pickles(chunks, cuts)
+    if text.startswith(codecs.BOM_UTF8):  # some encoders begin with one, and it may be ignored: RFC 8259, 8.1
+        text = text[len(codecs.BOM_UTF8) :]
     try:
         found: object = _from_json(text.decode("utf-8"))
     except (ValueError, RecursionError) as error:

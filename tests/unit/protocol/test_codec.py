@@ -49,7 +49,7 @@ def test_a_frame_of_pickles_only_and_one_of_none() -> None:
     assert decode(b'{"result_pickle": null}') == [{"result_pickle": None}]
 
 
-@pytest.mark.parametrize("padding", ["", " " * 200_000])
+@pytest.mark.parametrize("padding", ["", " " * 200_000, "\ufeff", "\ufeff\r\n" + " " * 200_000])
 def test_one_many_or_a_list_of_events(padding: str) -> None:
     one = {"type": "task_started", "run_id": "1"}
     two = {"type": "task_result", "run_id": "1", "result_pickle": "YWJj"}

@@ -99,8 +99,7 @@ def decode(data: bytes | Sequence[bytes]) -> list[dict[str, Any]]:
     cuts: list[list[memoryview]] = []
     small = sum(map(len, chunks)) <= 2 * INLINE_BYTES
     text = b"".join(chunks) if small else _without_pickles(chunks, cuts)
-    if text.startswith(codecs.BOM_UTF8):  # some encoders begin with one, and it may be ignored: RFC 8259, 8.1
-        text = text[len(codecs.BOM_UTF8) :]
+    text = text.removeprefix(codecs.BOM_UTF8)  # some encoders begin with one, and it may be ignored: RFC 8259, 8.1
     try:
         found: object = _from_json(text.decode("utf-8"))
     except (ValueError, RecursionError) as error:

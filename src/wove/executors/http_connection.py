@@ -10,6 +10,7 @@ import socket
 import ssl
 from typing import TYPE_CHECKING, Any, Final, cast
 
+from wove.executors import forks
 from wove.executors.gathered import Gathered
 from wove.executors.http1 import ProtocolError, ResponseParser, quoted
 from wove.protocol.limits import INLINE_BYTES
@@ -64,6 +65,7 @@ class Connection(asyncio.Protocol):
         "_began",
         "_body",
         "_call",
+        "_descriptor",
         "_deserted",
         "_ended",
         "_handshake",
@@ -319,6 +321,8 @@ class Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)
         sock: Any = transport.get_extra_info("socket")
+        self._descriptor = sock.fileno()
+        forks.blank(self._descriptor)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         for name, value in KEEPALIVE:
             if hasattr(socket, name):
@@ -326,7 +330,7 @@ class Connection(asyncio.Protocol):
         self._poll: Any = None
         if hasattr(select, "poll"):
             self._poll = select.poll()
-            self._poll.register(sock.fileno(), select.POLLIN)
+            self._poll.register(self._descriptor, select.POLLIN)
 
     def stale(self) -> bool:
         """Whether something has come since the last answer, be it the end: then it is good for nothing more.
@@ -397,6 +401,7 @@ class Connection(asyncio.Protocol):
             handshake.set_exception(error)
 
     def connection_lost(self, exc: Exception | None) -> None:
+        forks.forget(self._descriptor)
         if exc is not None and self._parser is not None:
             self._last_words()
         if self._handshake is not None:

@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -520,6 +521,72 @@ def test_a_service_that_is_down_is_asked_by_one_attempt_at_a_time(
 
     wove.shutdown()
     assert len(attempts) < 150  # a first for each, then some
+
+
+# ------------------------------------------------------------------ forks
+
+
+def test_a_forked_child_has_connections_of_its_own_and_keeps_none_of_its_parent_open(
+    script: Any, tmp_path: Path
+) -> None:
+    """Else a service would take a client that is gone for one that waits, as long as the child lives."""
+    ended: list[bool] = []
+
+    def watch(line: Line) -> None:
+        while True:
+            request = line.request()
+            if request.frame["task_id"] == "endless":
+                (tmp_path / "alive").touch()
+                try:
+                    line.until_gone()
+                finally:
+                    ended.append(not (tmp_path / "done").exists())
+            line.send(answer(events(request.frame)))
+
+    with Peer(watch) as peer:
+        found = script(
+            f"""
+            import os, threading, time, wove
+            from wove import weave
+            wove.config(environments={{"far": {{"executor": "http", "executor_config": {{"url": {peer.url!r}}}}}}})
+
+            def run():
+                with weave() as w:
+                    @w.do(range(3), environment="far")
+                    def negated(item):
+                        return -item
+                return w.result.negated
+
+            def wait():
+                with weave(error_mode="return") as w:
+                    @w.do(environment="far")
+                    def endless(): ...
+
+            print(run(), flush=True)
+            waiting = threading.Thread(target=wait)
+            waiting.start()
+            def until(name):
+                while not os.path.exists(name):
+                    time.sleep(0.01)
+            until("alive")
+            child = os.fork()
+            if child == 0:
+                print(run(), flush=True)
+                open("forked", "w").close()
+                until("done")
+                os._exit(0)
+            until("forked")
+            print(run(), flush=True)
+            wove.shutdown()
+            waiting.join()
+            time.sleep(1)  # in which its connection ends, or does not
+            open("done", "w").close()
+            assert os.waitpid(child, 0)[1] == 0
+            """,
+            flags=(),
+        )
+        assert found.stdout.splitlines() == ["[0, -1, -2]"] * 3
+        assert ended == [True]
 
 
 # ------------------------------------------------------------------ imports

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.support.scripts import Finished
+from tests.support.scripts import Finished, needs_threads_at_the_end
 
 SOON = 30
 """Seconds after which something hangs."""
@@ -21,11 +21,6 @@ SOON = 30
 STRICT = ("-X", "dev", "-W", "error")
 
 needs_dispatch = pytest.mark.backend("stdio")
-
-no_threads_at_the_end = pytest.mark.skipif(
-    (3, 12, 0) <= sys.version_info < (3, 12, 2),
-    reason="3.12.0 and 3.12.1 start no thread once the main thread has ended (gh-113964)",
-)
 
 Script = Callable[..., Finished]
 
@@ -41,7 +36,7 @@ def until_written(path: Path) -> Any:
 # ------------------------------------------------------------------------------------------ the end of a script
 
 
-@no_threads_at_the_end
+@needs_threads_at_the_end
 @pytest.mark.parametrize("block", ["with", "async with", "with in a thread"])
 def test_a_script_that_ends_finishes_its_background_work(script: Script, block: str) -> None:
     """Threads for sync tasks and the loop's own executor, which `asyncio.to_thread` uses, included."""
@@ -90,7 +85,7 @@ def test_a_script_that_ends_finishes_its_background_work(script: Script, block: 
     assert not found.complaints
 
 
-@no_threads_at_the_end
+@needs_threads_at_the_end
 def test_a_main_thread_that_fails_does_not_end_background_work(script: Script) -> None:
     found = script(
         """

@@ -40,6 +40,12 @@ class Finished:
         return [line for line in self.stderr.splitlines() if not line.startswith("Executing <")]
 
 
+needs_threads_at_the_end = pytest.mark.skipif(
+    (3, 12, 0) <= sys.version_info < (3, 12, 2),
+    reason="3.12.0 and 3.12.1 start no thread once the main thread has ended (gh-113964)",
+)
+"""For scripts whose background work is to go on after their last line."""
+
 GRACE = 3.0  # seconds that children may take to notice that their parent is gone
 
 

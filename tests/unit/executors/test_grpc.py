@@ -5,16 +5,15 @@ from __future__ import annotations
 import asyncio
 import re
 import signal
-import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import cloudpickle
 import pytest
 from tests.support.forms import soon
-from tests.support.scripts import Finished
+from tests.support.scripts import Finished, needs_threads_at_the_end
 from tests.support.services import Plan, Service, running
 
 import wove
@@ -25,6 +24,8 @@ pytestmark = [pytest.mark.backend("grpc"), pytest.mark.timeout(90)]
 
 Script = Callable[..., Finished]
 STRICT = ("-X", "dev", "-W", "error")
+# Python 3.12 and later warn of a fork in a process with threads; that is what is tried here.
+FORKS = (*STRICT, "-W", "ignore:This process:DeprecationWarning")
 
 
 def started(**config: Any) -> GrpcEnvironmentExecutor:
@@ -330,26 +331,26 @@ def fork():
 """
 
 
-def script_of(script: Script, service: Service, source: str, **options: Any) -> Finished:
-    return script(PREAMBLE + source, service.address, flags=STRICT, **options)
+def script_of(script: Script, service: Service, source: str, flags: Sequence[str] = STRICT, **options: Any) -> Finished:
+    return script(PREAMBLE + source, service.address, flags=flags, **options)
 
 
-@pytest.mark.skipif(sys.version_info >= (3, 12), reason="3.12 warns of forks among threads, and Wove has some")
 def test_a_fork_between_runs(service: Service, script: Script) -> None:
     found = script_of(
         script,
         service,
         'print(run("parent"))\nsys.stdout.flush()\nfor _ in range(3):\n    fork()\nprint(run("parent"))',
+        flags=FORKS,
     )
     assert found.stdout.split() == ["parent", *["child", "7"] * 3, "parent"]
     assert found.complaints == []
 
 
-@pytest.mark.skipif(sys.version_info >= (3, 12), reason="3.12 warns of forks among threads, and Wove has some")
 def test_a_fork_under_a_run_is_an_error_in_the_child(service: Service, script: Script, tmp_path: Path) -> None:
-    # With a call in flight, one fork in ten of a process with nothing but grpc.aio ends with SIGSEGV in the child,
-    # inside Python's own threading._after_fork (grpcio 1.85, Python 3.11): before any code of ours. Try again then.
-    for _ in range(6):
+    # With a call in flight, up to half of the children of a process with nothing but grpc.aio are killed inside gRPC
+    # (1.85), in a thread of its own: SIGSEGV on Python 3.11, mostly SIGABRT from 3.12 on ("Check failed:
+    # next_worker->state == KICKED"). Whether Python code of ours ran before is chance. Try again then.
+    for _ in range(12):
         for name in ("started", "forked"):
             (tmp_path / name).unlink(missing_ok=True)
         found = script_of(
@@ -358,10 +359,11 @@ def test_a_fork_under_a_run_is_an_error_in_the_child(service: Service, script: S
             "other = threading.Thread(target=run_until_forked)\nother.start()\n"
             "while not os.path.exists('started'):\n    time.sleep(0.01)\n"
             'fork()\nopen("forked", "x").close()\nother.join()\nprint(run("parent"))',
+            flags=FORKS,
         )
         *error, status, last = found.stdout.splitlines()
         assert last == "parent"
-        if status != str(-signal.SIGSEGV):
+        if status not in (str(-signal.SIGSEGV), str(-signal.SIGABRT)):
             break
     assert status == "7"
     assert "gRPC cannot be used in this process: it was forked while its parent had runs under way" in error[0]
@@ -374,7 +376,11 @@ def test_a_fork_under_a_run_is_an_error_in_the_child(service: Service, script: S
         'print(run("done"))\nwove.shutdown()\nprint(run("done"))',
         'print(run("done"), flush=True)\nos.kill(os.getpid(), 15)',
         # A weave that runs in the background until the process has ended everything else.
-        'with weave(background=True) as w:\n    @w.do(environment="w")\n    def task():\n        pass\nprint("done")',
+        pytest.param(
+            'with weave(background=True) as w:\n    @w.do(environment="w")\n    def task():\n        pass\n'
+            'print("done")',
+            marks=needs_threads_at_the_end,
+        ),
     ],
     ids=["idle", "shut down", "killed", "in flight"],
 )

@@ -27,6 +27,12 @@ Tell: TypeAlias = Callable[[dict[str, Any]], object]
 MOST_EARLY_CANCELS: Final = 1000
 """So many cancels of runs that have not arrived (yet) are remembered."""
 
+EARLY_CANCEL_SECONDS: Final = 60.0
+"""For so long; a run that comes later is another one of the same name."""
+
+MOST_ENDED: Final = 1000
+"""So many runs that have ended are remembered: a cancel that comes too late is no early one."""
+
 
 class Desk:
     """Takes runs, has them run, and tells those who wait what becomes of them. For one loop at a time.
@@ -62,7 +68,8 @@ class Desk:
         self._by_key: dict[tuple[str, str, str], Job] = {}
         self._waiting: OrderedDict[str, Job] = OrderedDict()
         self._waiting_bytes = 0
-        self._early_cancels: OrderedDict[Name, None] = OrderedDict()
+        self._early_cancels: OrderedDict[Name, float] = OrderedDict()  # and until when
+        self._ended: OrderedDict[Name, None] = OrderedDict()
         self._draining = self._closed = False
         self._quiet: asyncio.Future[None] | None = None
 
@@ -174,8 +181,7 @@ class Desk:
             return ticket
         if asyncio.get_running_loop() is not self._loop:
             self._open()
-        if self._early_cancels and ticket.name in self._early_cancels:
-            del self._early_cancels[ticket.name]
+        if self._early_cancels and self._early_cancels.pop(ticket.name, 0.0) > self._now():
             self._tell_last(ticket, {"type": "task_cancelled", **ticket.names})
             return ticket
         job = Job(frame, ticket, self._now())
@@ -194,13 +200,13 @@ class Desk:
         name = (owner, frame["run_id"])
         job = self._by_name.get(name)
         if job is None:
-            # The run may be behind it, on another connection.
-            self._early_cancels[name] = None
-            if len(self._early_cancels) > MOST_EARLY_CANCELS:
-                self._early_cancels.popitem(last=False)
+            if name not in self._ended:  # it may be behind its cancel, on another connection
+                self._early_cancels[name] = self._now() + EARLY_CANCEL_SECONDS
+                if len(self._early_cancels) > MOST_EARLY_CANCELS:
+                    self._early_cancels.popitem(last=False)
             return
         if any(ticket.name != name for ticket in job.tickets):  # the others still want it
-            del self._by_name[name]
+            self._forget(job, name)
             for ticket in [ticket for ticket in job.tickets if ticket.name == name]:
                 job.tickets.remove(ticket)
                 self._tell_last(ticket, {"type": "task_cancelled", **ticket.names})
@@ -214,9 +220,21 @@ class Desk:
             return
         ticket.over = True
         job.tickets.remove(ticket)
-        if not job.tickets and not job.outlives_its_client:
+        if job.tickets:
+            if all(other.name != ticket.name for other in job.tickets):
+                self._forget(job, ticket.name)
+        elif not job.outlives_its_client:
             self._cancel(job)
             self._look_for_quiet()
+
+    def _forget(self, job: Job, name: Name) -> None:
+        """*job* is not known by *name* any more."""
+        if self._by_name.get(name) is job:
+            del self._by_name[name]
+        job.known_as.discard(name)
+        self._ended[name] = None
+        if len(self._ended) > MOST_ENDED:
+            self._ended.popitem(last=False)
 
     # ------------------------------------------------------------------ queue
 
@@ -305,13 +323,19 @@ class Desk:
         job = self._by_key.get(key)
         if job is None:
             return False
-        self._join(job, ticket)
+        if len(job.tickets) >= self.options.concurrency + self.options.backlog:
+            self._decline(ticket, f"this worker service has no room: {len(job.tickets)} wait for the same run already")
+        else:
+            self._join(job, ticket)
         return True
 
     def _join(self, job: Job, ticket: Ticket) -> None:
         logger.info("run %s task %r from %s: joins run %s", ticket.run_id, ticket.task_id, ticket.peer, job.run_id)
+        if not job.tickets:  # they have all gone, and will not ask for it by these names
+            for name in list(job.known_as):
+                self._forget(job, name)
         job.tickets.append(ticket)
-        job.known_as.append(ticket.name)
+        job.known_as.add(ticket.name)
         ticket.job = job
         self._by_name[ticket.name] = job
         if job.started is not None:
@@ -345,9 +369,8 @@ class Desk:
                 self._memory.put(job.key, event, now)
         for ticket in job.tickets:
             self._tell_last(ticket, {**event, **ticket.names} if job.is_shared(ticket) else event)
-        for name in job.known_as:
-            if self._by_name.get(name) is job:
-                del self._by_name[name]
+        for name in list(job.known_as):
+            self._forget(job, name)
         if logger.isEnabledFor(logging.INFO):
             _log(job, event, now)
         if self._waiting:

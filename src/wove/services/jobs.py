@@ -90,7 +90,7 @@ class Job:
         self.peer = ticket.peer
         self.beats = ticket.beats
         self.tickets = [ticket]
-        self.known_as = [ticket.name]
+        self.known_as = {ticket.name}
         self.frame = frame
         self.arrived = now
         seconds = frame.get("deadline")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Final, cast
 
 from wove.protocol import codec
@@ -35,6 +35,12 @@ RUN_ID: Final = re.compile(r"[\x21-\x7e]{1,200}")
 """Wove's own run ids are up to 48 of ``[A-Za-z0-9_-]``. Others may be longer, but nothing that breaks a log line."""
 
 MOST_TASK_CHARACTERS: Final = 200
+MOST_CHARACTERS: Final = 200
+"""Of any other text in a command: what waits for its turn is counted by its pickles alone."""
+
+MOST_FIELDS: Final = 50
+_CHECKED: Final = ("type", "run_id", "task_id", "callable_pickle", "callable_id", "args_pickle", "delivery")
+
 MOST_SECONDS: Final = 1e9
 NO_ARGUMENTS: Final = dumps({}, what="no arguments")
 
@@ -101,11 +107,24 @@ def _put_in_order(frame: dict[str, Any], run_id: str, callable_id: str | None) -
         frame["args_pickle"] = NO_ARGUMENTS
     delivery: object = frame.get("delivery")
     frame["delivery"] = policy = cast("dict[str, Any]", delivery) if isinstance(delivery, dict) else {}
-    _keep_seconds(frame, "deadline")
-    _keep_seconds(policy, "delivery_heartbeat_seconds")
+    key: object = policy.get("delivery_idempotency_key")
+    if isinstance(key, str) and len(key) > MOST_CHARACTERS:
+        policy["delivery_idempotency_key"] = hashlib.sha256(key.encode("utf-8", "surrogatepass")).hexdigest()
+    _keep_small(frame, but=_CHECKED)
+    _keep_small(policy)
     # Live values are for executors that stay in their process; there is nothing to call in JSON.
     frame.pop("callable", None)
     frame.pop("args", None)
+    _keep_seconds(frame, "deadline")
+    _keep_seconds(policy, "delivery_heartbeat_seconds")
+
+
+def _keep_small(fields: dict[str, Any], but: Collection[str] = ()) -> None:
+    """Drop what is not a number or a short text, and what is one field too many."""
+    for number, (name, value) in enumerate(list(fields.items())):
+        small = len(value) <= MOST_CHARACTERS if isinstance(value, str) else isinstance(value, (int, float, type(None)))
+        if name not in but and (not small or len(name) > MOST_CHARACTERS or number >= MOST_FIELDS):
+            del fields[name]
 
 
 def digest_of(pickled: Pickled) -> str:

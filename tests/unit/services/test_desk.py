@@ -12,6 +12,7 @@ import pytest
 from tests.unit.services.front import Front, command, with_front
 
 from wove.errors import EnvironmentExecutionError, TaskTimeoutError, WorkerLostError
+from wove.services import desk
 from wove.services.desk import Desk
 from wove.services.options import service_options
 
@@ -178,6 +179,25 @@ def test_a_cancel_may_come_before_its_run() -> None:
     with_front(main)
 
 
+def test_a_cancel_that_comes_too_late_is_not_one_of_the_next_run_of_that_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A client of somebody else's may call all its runs the same."""
+
+    async def main(front: Front) -> None:
+        for number in range(3):
+            client = front.send(lambda number: number, args={"number": number}, run_id="same")
+            assert await client.outcome() == number
+            front.cancel(client)
+        monkeypatch.setattr(desk, "EARLY_CANCEL_SECONDS", 0.05)
+        front.desk.cancel({"run_id": "another", "task_id": "pdf"})
+        await asyncio.sleep(0.1)
+        assert await front.send(lambda: "ran", run_id="another").outcome() == "ran"
+        for client in [front.send(lambda: 1) for _ in range(2000)]:
+            assert await client.outcome() == 1
+        assert len(front.desk._ended) <= 1000
+
+    with_front(main, backlog=10_000)
+
+
 def test_nobody_cancels_for_another(gate: Path) -> None:
     async def main(front: Front) -> None:
         client = front.send(wait_for, args={"path": str(gate)}, owner="mine")
@@ -325,6 +345,41 @@ def test_one_of_two_gives_up(gate: Path) -> None:
         assert await second.outcome() == str(gate)
 
     with_front(main)
+
+
+def test_those_who_share_a_run_are_bounded_and_forgotten(gate: Path) -> None:
+    async def main(front: Front) -> None:
+        first = front.send(wait_for, args={"path": str(gate)}, key="k")
+        job = first.ticket.job
+        assert job is not None
+        for _ in range(100):
+            front.desk.leave(front.send(wait_for, key="k").ticket)
+        front.desk.leave(first.ticket)
+        for _ in range(100):
+            front.desk.leave(front.send(wait_for, key="k").ticket)
+        assert len(job.known_as) <= 2 and len(front.desk._by_name) <= 2
+        shared = [front.send(wait_for, key="k") for _ in range(12)]
+        assert [client.over for client in shared] == [False] * 10 + [True] * 2
+        assert await shared[-1].outcome() == "busy"
+        gate.touch()
+        assert [await client.outcome() for client in shared[:10]] == [str(gate)] * 10
+
+    with_front(main, concurrency=4, backlog=6)
+
+
+def test_what_waits_or_is_remembered_holds_no_large_texts() -> None:
+    """They count by their pickles, so nothing else of theirs may be large."""
+    long = "k" * 100_000
+    frame = command(
+        len, key=long, junk=[1] * 10_000, wove=long, delivery={"delivery_timeout": 5.0, "more": {"a": [long]}}
+    )
+    assert len(str({**frame, "callable_pickle": "", "args_pickle": ""})) < 1000
+    assert frame["delivery"]["delivery_timeout"] == 5.0
+    odd = command(len, **{f"field-{number}": 1 for number in range(100)})
+    assert len(odd) < 70 and odd["run_id"] and odd["type"] == "run_task"
+    other = command(len, key=long[1:])
+    keys = [each["delivery"]["delivery_idempotency_key"] for each in (frame, other, command(len, key=long))]
+    assert keys[0] == keys[2] != keys[1]
 
 
 def test_heartbeats_are_promised_to_those_only_who_get_them(gate: Path) -> None:

@@ -754,6 +754,31 @@ def test_an_answer_that_is_not_signed_is_not_unpickled(kind: str, tmp_path: Path
     assert not marker.exists()
 
 
+@pytest.mark.parametrize("length", [0, 60, 130])
+def test_a_service_that_repeats_what_it_was_sent_puts_no_credential_into_the_error(length: int) -> None:
+    """As the error pages of web frameworks do while they are being developed."""
+
+    def echo(line: Line) -> None:
+        request = line.request()
+        names = ("authorization", "x-api-key")
+        said = "." * length + ", ".join(f"{name}: {request.headers[name]!r}" for name in names)
+        line.send(answer(said, "403 Forbidden", "text/plain"))
+
+    with Peer(echo) as peer:
+        token, key = "t0ken-of-this-test-" + "t" * 60, "key-of-this-test"
+        configure(peer.url, security={"type": "bearer", "token": token}, headers={"X-Api-Key": key})
+        with pytest.raises(
+            EnvironmentExecutionError, match=r"403 Forbidden: .\.*authorization: 'Bearer \*\*\*"
+        ) as caught:
+            with weave() as w:
+
+                @w.do(environment="peer")
+                def bad() -> None: ...
+
+        assert token[:12] not in str(caught.value) and key[:8] not in str(caught.value)
+        wove.shutdown()
+
+
 # ------------------------------------------------------------------ services that have no room
 
 

@@ -147,6 +147,30 @@ def test_overloaded_at_the_handshake() -> None:
     check(refuse, EnvironmentExecutionError, "status 503 Service Unavailable: 'busy'")
 
 
+def test_repeats_what_it_was_sent() -> None:
+    """No credential gets into the error, also none in the query of the url."""
+
+    def echo(line: Line) -> None:
+        request = line.request()
+        said = f"authorization: {request.headers['authorization']}\n{request.headers['x-api-key']}".encode()
+        line.send(b"HTTP/1.1 403 Forbidden\r\nContent-Length: %d\r\n\r\n%b" % (len(said), said))
+
+    with Peer(echo) as peer:
+        config = {
+            "security": {"type": "bearer", "token": "t0ken-of-this-test"},
+            "headers": {"X-Api-Key": "key-of-this"},
+        }
+        wove.config(environments={"bad": environment(f"{peer.url}?key=of-the-url", **config)})
+        with pytest.raises(EnvironmentExecutionError, match=r"403 Forbidden: 'authorization: Bearer \*\*\*") as caught:
+            with weave() as w:
+
+                @w.do(environment="bad")
+                def one() -> None: ...
+
+        assert not re.search("t0ken-of|key-of-|of-the-url", str(caught.value))
+        wove.shutdown()
+
+
 def test_redirects() -> None:
     """To another origin, which must not get so much as a connection."""
     with Peer(serve_sockets) as elsewhere:

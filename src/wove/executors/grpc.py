@@ -112,6 +112,7 @@ class GrpcEnvironmentExecutor(NetworkExecutor):
                 f"{what}: executor_config 'method' must be a full path such as {DEFAULT_METHOD!r}, not {self.method!r}"
             )
         self.metadata = tuple(metadata_items(config.get("metadata"), what, security=self.security))
+        self.confidential = [value for _, value in self.metadata if isinstance(value, str)]
         self.timeout = number(config, "timeout", None, what=what)
         self._most = whole(config, "max_concurrent_calls", MOST_CALLS, what=what)
         self._reconnect = number(config, "reconnect_timeout", RECONNECT_SECONDS, what=what, none=True)

@@ -82,6 +82,7 @@ class HttpEnvironmentExecutor(NetworkExecutor):
             tls_remedy="an https:// url",
         )
         extra = header_items(config.get("headers"), what, security=self.security)
+        self.confidential = [value for _, value in extra]
         given = {name.lower() for name, _ in extra}
         accept = JSON if self.security.signs_replies else f"{JSON}, {LINES}"
         ours = [
@@ -209,7 +210,7 @@ class _Post(Call):
 
     def failed(self, failure: Failure, message: str, cause: BaseException | None = None) -> None:
         executor, exchange = self._executor, self._exchange
-        text = f"{executor.what}: {exchange}: {message}"
+        text = f"{executor.what}: {exchange}: {executor.masked(message)}"
         if failure == "refused":
             executor.refused(exchange, message)
             return

@@ -7,6 +7,7 @@ import asyncio
 import importlib.util
 import logging
 import random
+import re
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Final, Literal, TypeAlias
@@ -51,6 +52,9 @@ CANCEL_SECONDS: Final = 10.0
 
 STALE_SECONDS: Final = 0.1
 """So long a command may wait, encoded, before the time it has left is written anew."""
+
+MASKED: Final = 8
+"""So many characters of a credential are recognised. One that is shorter is no secret."""
 
 LAST_WORDS_SECONDS: Final = 2.0
 """How long cancels that are still on their way out keep the executor from stopping."""
@@ -166,6 +170,9 @@ class NetworkExecutor(EnvironmentExecutor):
 
     def __init__(self) -> None:
         self.exchanges: dict[str, Exchange] = {}
+        self.confidential: list[str] = []
+        """What else is sent with a command that may prove who we are; filled by `configure`."""
+
         self._cancels: set[Exchange] = set()
         self._inbox = Inbox()
         self._decoding = _Decoding()
@@ -233,6 +240,7 @@ class NetworkExecutor(EnvironmentExecutor):
         self.cancel_grace = number(config, "cancel_ack_timeout", CANCELLED_SECONDS, what=what, none=True)
         self.tls = tls_files(config, what=what)
         self.configure(what, config)
+        self._masked = _finder([*self._tokens(), *self.confidential])
         if importlib.util.find_spec("cloudpickle") is None:
             raise MissingDispatchFeatureError
         if self.REQUIRES is not None and importlib.util.find_spec(self.REQUIRES[0]) is None:
@@ -390,8 +398,17 @@ class NetworkExecutor(EnvironmentExecutor):
         self, exchange: Exchange, message: str, *, kind: str = "TransportError", retryable: bool = False
     ) -> None:
         """What came for *exchange* is no answer; *message* says what it is."""
-        text = f"{self.what}: {exchange}: {message}"
+        text = f"{self.what}: {exchange}: {self.masked(message)}"
         self.failed(exchange, EnvironmentExecutionError.of_transport(text, kind=kind, retryable=retryable))
+
+    def masked(self, text: str) -> str:
+        """*text*, which quotes what came, without credentials: some services repeat what they were sent."""
+        return text if self._masked is None else self._masked.sub("***", text)
+
+    def _tokens(self) -> list[str]:
+        if self.security.kind != "bearer":
+            return []
+        return list(self.security.headers_for(transport=self.transport, target="", body=b"").values())
 
     def lost(
         self,
@@ -594,6 +611,13 @@ class NetworkExecutor(EnvironmentExecutor):
             self.loop.call_soon_threadsafe(*call)
         except RuntimeError:  # the loop was closed: nobody waits for this any more
             pass
+
+
+def _finder(values: Iterable[str]) -> re.Pattern[str] | None:
+    """Finds each of *values* (its last word: ``Bearer`` and ``Basic`` say nothing), also one that is cut short."""
+    words = {value.split()[-1] for value in values if value.strip()}
+    found = [re.escape(word[:MASKED]) + r"[^\s\"'<>&,]*" for word in words if len(word) >= MASKED]
+    return re.compile("|".join(found)) if found else None
 
 
 def _decode(chunks: list[bytes], verify: Verify | None) -> _Frames:

@@ -80,7 +80,9 @@ class WebSocketEnvironmentExecutor(NetworkExecutor):
 
     def configure(self, what: str, config: Mapping[str, Any]) -> None:
         url = self._url = parse_url(config.get("url"), ("ws", "wss"), what=what)
-        self._address: str = config["url"]
+        # Without the query, which may hold a key, and with it every message would.
+        self._address = f"{url.scheme}://{url.authority}{url.target.partition('?')[0]}"
+        self._connect_to: str = config["url"]
         refuse_exposed(
             what,
             target=self._address,
@@ -98,6 +100,7 @@ class WebSocketEnvironmentExecutor(NetworkExecutor):
         self._headers = header_items(
             config.get("headers"), what, security=self.security, reserved={"sec-websocket-*", "user-agent"}
         )
+        self.confidential = [value for _, value in self._headers]
         self._open_seconds = number(config, "open_timeout", OPEN_SECONDS, what=what, none=True)
         self._reconnect_seconds = number(config, "reconnect_timeout", RECONNECT_SECONDS, what=what, none=True)
 
@@ -303,7 +306,7 @@ class WebSocketEnvironmentExecutor(NetworkExecutor):
             self._wake()
 
     def _lost(self, why: str, distrust: BaseException | None, exchange: Exchange) -> BaseException:
-        text = f"{self.what}: {exchange} was lost: {self._address}: {why}"
+        text = f"{self.what}: {exchange} was lost: {self._address}: {self.masked(why)}"
         if distrust is None:
             return WorkerLostError(text)
         error: BaseException
@@ -344,7 +347,7 @@ class WebSocketEnvironmentExecutor(NetworkExecutor):
 
         self._handshake = self.security.headers_for(transport="websocket", target=self._url.target, body=b"")
         return await wslink.connect(
-            self._address,
+            self._connect_to,
             self,
             headers=[*self._headers, ("User-Agent", f"wove/{__version__}"), *self._handshake.items()],
             subprotocols=sockets.OFFERED,

@@ -383,6 +383,53 @@ def test_an_answer_that_came_before_a_restart_is_the_answer(monkeypatch: pytest.
         wove.shutdown()
 
 
+def test_a_lost_run_does_not_wait_for_what_comes_over_the_next_connection(
+    monkeypatch: pytest.MonkeyPatch, no_leaks: None
+) -> None:
+    """Under load something is always being decoded; only what came before the loss may hold its answer."""
+    dropped, over = threading.Event(), threading.Event()
+    decode = network._decode
+    decoded: list[int] = []
+
+    def slowly(chunks: list[bytes], verify: Any) -> Any:
+        if sum(map(len, chunks)) > 200_000:
+            decoded.append(1)
+            time.sleep(1.0 if len(decoded) == 1 else 0.3)
+        return decode(chunks, verify)
+
+    monkeypatch.setattr(network, "_decode", slowly)
+
+    def behave(line: Line) -> None:
+        connection = Socket(line)
+        command = connection.command()
+        beat = {"type": "heartbeat", "run_id": command["run_id"], "more": "." * 300_000}
+        if line.number == 0:
+            connection.send(beat)
+            line.raw.close()
+            dropped.set()
+            return
+        while not over.wait(0.05):
+            connection.send(beat)
+        connection.send(events(command))
+        connection.until_gone()
+
+    def victim() -> None:
+        try:
+            with pytest.raises(WorkerLostError, match="lost"):
+                run_one()
+        finally:
+            over.set()
+
+    with Peer(behave) as peer:
+        configure(peer.url)
+        thread = threading.Thread(target=victim)
+        thread.start()
+        assert dropped.wait(30)
+        assert run_one() == 1  # ends as soon as the other one has
+        thread.join()
+        wove.shutdown()
+
+
 @pytest.mark.parametrize("host", ["a" * 70 + ".example", "a..localhost"])
 def test_a_name_that_cannot_even_be_asked_for_ends_the_run(host: str, no_leaks: None) -> None:
     wove.config(

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal, cast
 from wove import __version__
 from wove.errors import DeliveryTimeoutError, WorkerLostError
 from wove.executors.endpoints import flag, grpc_hosts, is_local, metadata_items, number, refuse_exposed, text, whole
+from wove.executors.exchange import Exchange, Verify
 from wove.executors.grpc_link import Link, load, said
-from wove.executors.network import Exchange, NetworkExecutor, Verify
+from wove.executors.network import NetworkExecutor
 from wove.executors.offload import elsewhere
 from wove.protocol.limits import INLINE_BYTES, PIECE_BYTES
 

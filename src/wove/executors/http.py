@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal
 from wove import __version__
 from wove.errors import DeliveryTimeoutError, WorkerLostError
 from wove.executors.endpoints import header_items, number, parse_url, refuse_exposed, whole
+from wove.executors.exchange import Exchange, Verify
 from wove.executors.gathered import Gathered
 from wove.executors.http1 import RequestHead, quoted
 from wove.executors.http_pool import Call, Failure, Origin, Pool
-from wove.executors.network import Exchange, NetworkExecutor, Verify
+from wove.executors.network import NetworkExecutor
 from wove.executors.offload import elsewhere
 
 if TYPE_CHECKING:

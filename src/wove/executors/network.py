@@ -8,8 +8,7 @@ import importlib.util
 import logging
 import random
 import re
-from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar, Final, Literal, TypeAlias
 
 from wove.errors import (
@@ -22,6 +21,7 @@ from wove.errors import (
 from wove.executors import offload
 from wove.executors.base import CancelReach, EnvironmentExecutor, Frame
 from wove.executors.endpoints import MAX_MESSAGE_BYTES, SHARED_KEYS
+from wove.executors.exchange import Exchange, Verify
 from wove.executors.inbox import Inbox
 from wove.executors.reading import check_keys, flag, number, tls_files, whole
 from wove.protocol import codec, signing
@@ -30,12 +30,9 @@ from wove.protocol.limits import INLINE_BYTES
 from wove.protocol.pickling import Pickled
 from wove.security import NetworkExecutorSecurity
 
-__all__ = ["Exchange", "NetworkExecutor", "Verify"]
+__all__ = ["NetworkExecutor"]
 
 logger = logging.getLogger("wove")
-
-Verify: TypeAlias = Callable[[Sequence[bytes]], None]
-"""Is given a reply before anything in it is decoded; raises `PermissionError` if it is not authentic."""
 
 BUSY_SECONDS: Final = 300.0
 """Default of ``busy_timeout``: so long a run is offered to a service that has no room."""
@@ -60,69 +57,6 @@ LAST_WORDS_SECONDS: Final = 2.0
 """How long cancels that are still on their way out keep the executor from stopping."""
 
 
-class Exchange:
-    """One command on its way out, and what comes back for it.
-
-    Attributes:
-        run_id: Of the run.
-        task: The task's name.
-        frame: The command.
-        is_cancel: Whether it is a ``cancel_task``.
-        chunks: The command as one JSON text. A transport may clear it once it is written.
-        size: Bytes of all chunks.
-        digest: Of the chunks, if requests are signed.
-        sent_headers: What the request was signed with, to verify the reply.
-        state: The transport's own.
-        sent: `NetworkExecutor.transmit` has been called for it.
-        over: Nothing that comes for it counts any more.
-        unwanted: Its service has been told to cancel it.
-    """
-
-    __slots__ = (
-        "began",
-        "busy_since",
-        "chunks",
-        "digest",
-        "due",
-        "encoded_at",
-        "frame",
-        "heard",
-        "is_cancel",
-        "offers",
-        "over",
-        "run_id",
-        "sent",
-        "sent_headers",
-        "size",
-        "state",
-        "task",
-        "timer",
-        "unread",
-        "unwanted",
-    )
-
-    def __init__(self, frame: Frame) -> None:
-        self.frame = frame
-        self.run_id: str = frame["run_id"]
-        self.task: str = frame["task_id"]
-        self.is_cancel = frame["type"] == "cancel_task"
-        self.chunks: list[bytes] = []
-        self.size = 0
-        self.digest: signing.Digest | None = None
-        self.sent_headers: Any = None
-        self.state: Any = None
-        self.sent = self.over = self.heard = self.unwanted = False
-        self.due: float | None = None
-        self.encoded_at = 0.0
-        self.busy_since: float | None = None
-        self.offers = 0
-        self.timer: asyncio.TimerHandle | None = None
-        self.unread: deque[_Reply] = deque()
-
-    def __str__(self) -> str:
-        return f"{'cancel of ' if self.is_cancel else ''}run {self.run_id} of task {self.task!r}"
-
-
 class _Decoding:
     """The messages of one connection that are being decoded.
 
@@ -138,7 +72,6 @@ class _Decoding:
         self.after: Callable[[], None] | None = None
 
 
-_Reply: TypeAlias = tuple[list[bytes], bool, str, Verify | None]
 _Frames: TypeAlias = list[dict[str, Any]] | BaseException
 
 

@@ -19,7 +19,8 @@ from wove.errors import (
 )
 from wove.executors import forks, offload
 from wove.executors.endpoints import header_items, number, parse_url, refuse_exposed
-from wove.executors.network import Exchange, NetworkExecutor, Verify
+from wove.executors.exchange import Exchange, Verify
+from wove.executors.network import NetworkExecutor
 from wove.protocol import codec, sockets
 from wove.protocol.callables import Kept
 from wove.protocol.limits import INLINE_BYTES

@@ -222,6 +222,27 @@ def test_tls_with_client_certificates(start: Start, certificates: Certificates) 
     assert w.result.one == 1
 
 
+def test_the_bounds_and_the_log_are_those_of_the_command_line(start: Start, tmp_path: Path) -> None:
+    worker = start("--concurrency", "1", "--backlog", "0", "--max-message-bytes", "20000", "--log-level", "warning")
+    gate = tmp_path / "gate"
+    first = in_the_background(lambda: post(worker.port, waiting_for(gate)))
+    until(lambda: get(worker.port, "/readyz").status == 503)
+    assert post(worker.port, run_task(int, "r2")).status == 503  # nobody may wait
+    gate.touch()
+    assert first().value == "done"
+    assert post(worker.port, run_task(int, "r3", args={"x": bytes(30_000)})).status == 413
+    assert worker.end() == 0
+    assert " INFO " not in worker.log.read_text()
+
+
+def test_a_proxy_may_take_the_prefix_off(start: Start) -> None:
+    from tests.unit.services.test_http import sign
+
+    worker = start("--root-path", "/api", "--security", "env:SECRET_OF_TESTS", SECRET_OF_TESTS=SECRET)
+    body = run_task(lambda: 1)
+    assert post(worker.port, body, sign(body, "/api/tasks"), path="/tasks").status == 200
+
+
 def test_the_variable_may_hold_the_whole_configuration(start: Start) -> None:
     security = {"type": "signed", "secret": SECRET, "sign_replies": True}
     worker = start("--security", "env:WHOLE", WHOLE=json.dumps(security))

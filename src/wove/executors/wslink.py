@@ -8,6 +8,7 @@ itself imported only when an executor starts.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ssl
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
@@ -16,6 +17,7 @@ from typing import Final, Protocol, cast
 from websockets.client import ClientProtocol
 from websockets.frames import Frame, Opcode
 from websockets.http11 import Response
+from websockets.protocol import State
 from websockets.typing import Subprotocol
 from websockets.uri import parse_uri
 
@@ -221,7 +223,8 @@ class Link(asyncio.Protocol):
             transport.write(writes[0] if len(writes) == 1 else b"".join(writes))
         if ends and not transport.is_closing():
             if transport.can_write_eof():
-                transport.write_eof()
+                with contextlib.suppress(OSError):  # the other side has reset it
+                    transport.write_eof()
             else:
                 transport.close()
 
@@ -324,7 +327,7 @@ class Link(asyncio.Protocol):
         self._flush()
         if not self.opened.done() and self._protocol.handshake_exc is not None:
             self._not_opened(refusal(self._protocol.handshake_exc))
-        if self.is_open and self._protocol.close_expected():
+        if self.is_open and (self._protocol.close_expected() or self._protocol.state is State.CLOSED):
             # What is queued cannot be sent any more; and nobody has to wait until the other side has closed.
             self._expect_end()
             self._gone(self._last_words(None))

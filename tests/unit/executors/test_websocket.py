@@ -17,7 +17,7 @@ from tests.support.sockets import Socket, serve_sockets, ws
 
 import wove
 from wove import SerializationError, WorkerLostError, weave
-from wove.executors import network
+from wove.executors import network, wslink
 from wove.protocol import sockets
 
 pytestmark = [pytest.mark.backend("websocket"), pytest.mark.timeout(60)]
@@ -303,6 +303,40 @@ def test_connects_again_to_a_service_that_was_there(no_leaks: None) -> None:
         wove.shutdown()
 
 
+def test_a_connection_that_has_ended_takes_nothing_more(monkeypatch: pytest.MonkeyPatch, no_leaks: None) -> None:
+    """Not even in the moment before asyncio says that it is lost: what is sent then would be in no queue any more."""
+    writable: list[bool] = []
+    reason: list[str] = []
+    eof_received = wslink.Link.eof_received
+
+    def watched(link: wslink.Link) -> bool:
+        kept = eof_received(link)
+        writable.append(link.writable)
+        reason.append(link.why)
+        return kept
+
+    monkeypatch.setattr(wslink.Link, "eof_received", watched)
+
+    def behave(line: Line) -> None:
+        connection = Socket(line)
+        connection.send(events(connection.command()))
+        # And not by the goodbye of RFC 6455.
+
+    with Peer(behave) as peer:
+        configure(peer.url)
+        for _ in range(3):
+            with weave() as w:
+
+                @w.do(environment="far", retries=3)
+                def one() -> int:
+                    return 1
+
+            assert w.result.one == 1
+        wove.shutdown()
+    assert writable and not any(writable)
+    assert set(reason) == {"the connection was lost without a closing handshake"}
+
+
 def test_gives_up_connecting_after_a_while(no_leaks: None) -> None:
     def then(line: Line) -> None:
         connection = Socket(line)
@@ -394,7 +428,7 @@ def test_a_lost_run_does_not_wait_for_what_comes_over_the_next_connection(
     def slowly(chunks: list[bytes], verify: Any) -> Any:
         if sum(map(len, chunks)) > 200_000:
             decoded.append(1)
-            time.sleep(1.0 if len(decoded) == 1 else 0.3)
+            time.sleep(2.0 if len(decoded) == 1 else 0.3)
         return decode(chunks, verify)
 
     monkeypatch.setattr(network, "_decode", slowly)
@@ -425,6 +459,7 @@ def test_a_lost_run_does_not_wait_for_what_comes_over_the_next_connection(
         thread = threading.Thread(target=victim)
         thread.start()
         assert dropped.wait(30)
+        time.sleep(0.3)  # until it is known here, too
         assert run_one() == 1  # ends as soon as the other one has
         thread.join()
         wove.shutdown()

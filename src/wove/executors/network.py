@@ -396,10 +396,11 @@ class NetworkExecutor(EnvironmentExecutor):
 
     def _decode_elsewhere(self, exchange: Exchange) -> None:
         chunks, final, status, verify = exchange.unread[0]
-        offload.submit(lambda: self._post(self._decoded_reply, exchange, final, status, _decode(chunks, verify)))
+        offer = exchange.offers
+        offload.submit(lambda: self._post(self._decoded_reply, exchange, offer, final, status, _decode(chunks, verify)))
 
-    def _decoded_reply(self, exchange: Exchange, final: bool, status: str, frames: _Frames) -> None:
-        if exchange.over:
+    def _decoded_reply(self, exchange: Exchange, offer: int, final: bool, status: str, frames: _Frames) -> None:
+        if exchange.over or offer != exchange.offers:  # it is about a transmission that has been given up
             return
         exchange.unread.popleft()
         self._read(exchange, final, status, frames)
@@ -508,6 +509,7 @@ class NetworkExecutor(EnvironmentExecutor):
             return True
         exchange.sent = exchange.heard = False
         self.withdraw(exchange)
+        exchange.unread.clear()
         delay = min(LONGEST_DELAY, FIRST_DELAY * 2 ** min(exchange.offers, 10)) * random.uniform(0.5, 1.0)
         exchange.offers += 1
         exchange.timer = self.loop.call_later(delay, self._prepare, exchange)

@@ -496,9 +496,13 @@ def test_a_service_that_is_restarted_is_waited_for(answered: bool) -> None:
 
 
 def test_a_connection_that_its_service_closed_while_idle_costs_no_run() -> None:
+    closed = threading.Semaphore(0)
+
     def once(line: Line) -> None:
         request = line.request()
         line.send(answer(events(request.frame)))
+        line.raw.shutdown(socket.SHUT_RDWR)
+        closed.release()
 
     with Peer(once) as peer:
         configure(peer.url)
@@ -510,6 +514,7 @@ def test_a_connection_that_its_service_closed_while_idle_costs_no_run() -> None:
                     return number
 
             assert w.result.short == number
+            assert closed.acquire(timeout=30)
         assert peer.connections == 30
         wove.shutdown()
 

@@ -180,6 +180,9 @@ def test_where_there_are_no_more_threads(count: int, monkeypatch: pytest.MonkeyP
 
     def start(thread: threading.Thread) -> None:
         nonlocal started
+        if not thread.name.removeprefix("wove-").isdigit():  # what an earlier test left behind is not meant
+            original(thread)
+            return
         if started == count:
             raise RuntimeError("can't start new thread")
         started += 1

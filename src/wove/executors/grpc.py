@@ -15,6 +15,7 @@ from wove.executors.exchange import Exchange, Verify
 from wove.executors.grpc_link import Link, load, said
 from wove.executors.network import NetworkExecutor
 from wove.executors.offload import elsewhere
+from wove.protocol import signing
 from wove.protocol.limits import INLINE_BYTES, PIECE_BYTES
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 __all__ = ["DEFAULT_METHOD", "GrpcEnvironmentExecutor"]
 
 DEFAULT_METHOD: Final = "/wove.network_executor.WorkerService/Send"
-REPLY_SIGNATURE: Final = "x-wove-reply-signature"
+REPLY_SIGNATURE: Final = signing.REPLY_SIGNATURE.lower()
 MOST_CALLS: Final = 1000
 """A gRPC server built on its C core begins to throw calls away unseen when more than 1,000 wait for the
 application (``grpc.server.max_pending_requests``, src/core/server/server.cc)."""
@@ -225,36 +226,12 @@ class GrpcEnvironmentExecutor(NetworkExecutor):
             reply = await sent
             if not self.security.signs_replies:
                 return reply, None
-            return reply, self._verify(exchange, await sent.trailing_metadata())
+            trailing = await sent.trailing_metadata()
+            signature = next((value for name, value in trailing if name == REPLY_SIGNATURE), None)
+            signature = signature if isinstance(signature, str) else None
+            return reply, self.verifier(exchange.sent_headers, self.method, signature)
         finally:
             self.link.ended()
-
-    def _advice(self, why: str) -> str:
-        """What may help; gRPC does not tell that the other side refused a certificate: it closes the connection."""
-        if re.search("refused|resolution|unreachable|stopped", why):
-            return ""
-        if not self.secure:
-            return ". Is a gRPC service there, and without TLS (executor_config 'secure')?"
-        return (
-            ". With 'secure', the service's certificate must be one that 'root_certificates' accepts, for that host; "
-            "and it may want a 'client_certificate'"
-        )
-
-    def _verify(self, exchange: Exchange, trailing: Any) -> Verify:
-        signature = next((value for name, value in trailing if name == REPLY_SIGNATURE), None)
-        headers = exchange.sent_headers
-
-        def verify(chunks: Sequence[bytes]) -> None:
-            self.security.verify_reply(
-                transport="grpc",
-                target=self.method,
-                headers=headers,
-                body=chunks,
-                signature=signature if isinstance(signature, str) else None,
-                sequence=0,
-            )
-
-        return verify
 
     def _ended_with(self, exchange: Exchange, error: grpc.aio.AioRpcError) -> None:
         code, status = error.code().name, said(error)

@@ -15,7 +15,7 @@ import os
 import threading
 import weakref
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from wove.errors import DeliveryError, WorkerLostError
 from wove.executors import forks
@@ -28,7 +28,6 @@ __all__ = ["Link", "Metadata", "load", "said"]
 
 logger = logging.getLogger("wove")
 
-T = TypeVar("T")
 Metadata: TypeAlias = Sequence[tuple[str, "str | bytes"]]
 
 NUDGE_SECONDS: Final = 15.0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal
 
 from wove import __version__
@@ -14,6 +14,7 @@ from wove.executors.http1 import RequestHead, quoted
 from wove.executors.http_pool import Call, Failure, Origin, Pool
 from wove.executors.network import NetworkExecutor
 from wove.executors.offload import elsewhere
+from wove.protocol import signing
 
 if TYPE_CHECKING:
     from wove.executors.http1 import Head
@@ -28,7 +29,7 @@ JSON: Final = "application/json"
 LINES: Final = "application/x-ndjson"
 """One event a line, as they come. Not registered, but what everybody calls it."""
 
-REPLY_SIGNATURE: Final = "x-wove-reply-signature"
+REPLY_SIGNATURE: Final = signing.REPLY_SIGNATURE.lower()
 
 # RFC 9110, 15.5 and 15.6; RFC 6585, 4: the request was not carried out, and may be in a moment.
 _PASSING: Final = frozenset({408, 425, 429, 502, 503, 504})
@@ -205,7 +206,7 @@ class _Post(Call):
             if coding.lower() != "identity":
                 executor.refused(exchange, f"its service answered {head} in the encoding {coding!r:.80}, unasked")
                 return
-            executor.answered(exchange, body, final=True, status=str(head), verify=self._verify(head))
+            executor.answered(exchange, body, final=True, status=str(head), verify=self._verifier(head))
             return
         executor.refused(exchange, _refusal(head, body), retryable=head.status in _PASSING)
 
@@ -219,28 +220,14 @@ class _Post(Call):
         error.__cause__ = cause
         executor.failed(exchange, error)
 
+    def _verifier(self, head: Head) -> Verify | None:
+        executor = self._executor
+        return executor.verifier(self._exchange.sent_headers, executor.url.target, head.get(REPLY_SIGNATURE))
+
     def _event(self, line: list[bytes], *, final: bool) -> None:
         chunks = [] if len(line) == 1 and not line[0].strip() else line
         if chunks or final:
             self._executor.answered(self._exchange, chunks, final=final, status=self._status)
-
-    def _verify(self, head: Head) -> Verify | None:
-        executor = self._executor
-        if not executor.security.signs_replies:
-            return None
-        sent, signature = self._exchange.sent_headers, head.get(REPLY_SIGNATURE)
-
-        def verify(chunks: Sequence[bytes]) -> None:
-            executor.security.verify_reply(
-                transport="http",
-                target=executor.url.target,
-                headers=sent,
-                body=chunks,
-                signature=signature,
-                sequence=0,
-            )
-
-        return verify
 
 
 def _media_type(head: Head) -> str:

@@ -8,7 +8,7 @@ import importlib.util
 import logging
 import random
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Final, Literal, TypeAlias
 
 from wove.errors import (
@@ -385,6 +385,32 @@ class NetworkExecutor(EnvironmentExecutor):
             chunks, digest = self._encode(frame)
             if not isinstance(chunks, BaseException):
                 exchange.chunks, exchange.digest, exchange.size = chunks, digest, sum(map(len, chunks))
+
+    def verifier(
+        self, headers: Mapping[str, str], target: str, signature: str | None, sequence: int = 0
+    ) -> Verify | None:
+        """What verifies a reply before it is decoded; ``None`` where replies are not signed.
+
+        Args:
+            headers: Those that the request, or the handshake, was signed with.
+            target: What it was signed for.
+            signature: What came with the reply, if anything did.
+            sequence: The how many-th reply it is, from 0.
+        """
+        if not self.security.signs_replies:
+            return None
+
+        def verify(chunks: Sequence[bytes]) -> None:
+            self.security.verify_reply(
+                transport=self.transport,
+                target=target,
+                headers=headers,
+                body=chunks,
+                signature=signature,
+                sequence=sequence,
+            )
+
+        return verify
 
     def signed_headers(self, exchange: Exchange, target: str) -> dict[str, str]:
         """The headers that authenticate *exchange* now; kept, to verify the reply."""

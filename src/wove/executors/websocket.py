@@ -7,7 +7,7 @@ import importlib
 import random
 from collections.abc import Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal
 
 from wove import __version__
 from wove.errors import (
@@ -33,8 +33,6 @@ if TYPE_CHECKING:
     from wove.executors.wslink import Link
 
 __all__ = ["WebSocketEnvironmentExecutor"]
-
-T = TypeVar("T")
 
 OPEN_SECONDS: Final = 10.0
 RECONNECT_SECONDS: Final = 5.0
@@ -252,19 +250,9 @@ class WebSocketEnvironmentExecutor(NetworkExecutor):
         verify: Verify | None = None
         if self.security.signs_replies:
             signature, chunks = sockets.split_signature(chunks)
-            verify = partial(self._verify, self._handshake, signature, self._sequence)
+            verify = self.verifier(self._handshake, self._url.target, signature, self._sequence)
             self._sequence += 1
         self.arrived(chunks, verify=verify)
-
-    def _verify(self, headers: Mapping[str, str], signature: str | None, sequence: int, chunks: Any) -> None:
-        self.security.verify_reply(
-            transport="websocket",
-            target=self._url.target,
-            headers=headers,
-            body=chunks,
-            signature=signature,
-            sequence=sequence,
-        )
 
     def distrusted(self, error: BaseException) -> None:
         if self._link is not None:

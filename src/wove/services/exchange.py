@@ -10,7 +10,7 @@ from typing import Any, Final, TypeAlias
 from urllib.parse import quote
 
 from wove.executors.offload import elsewhere
-from wove.protocol import codec
+from wove.protocol import codec, signing
 from wove.protocol.frames import TERMINAL, says_busy
 from wove.services.desk import Desk
 from wove.services.wire import condensed, encode_events, is_big, is_big_reply
@@ -31,6 +31,7 @@ RETRY_AFTER: Final = ((b"retry-after", b"1"),)
 """Of a reply that says "busy", in seconds."""
 
 _JSON: Final = b"application/json"
+REPLY_SIGNATURE: Final = signing.REPLY_SIGNATURE.lower().encode("ascii")
 
 
 class Gone(Exception):
@@ -188,7 +189,7 @@ class Request:
         if self.sign is not None:
             signature = await elsewhere(self.sign, self, chunks) if is_big(size) else self.sign(self, chunks)
             if signature is not None:
-                fields.append((b"x-wove-reply-signature", signature.encode("ascii")))
+                fields.append((REPLY_SIGNATURE, signature.encode("ascii")))
         await self.begin(status, fields)
         for chunk in chunks[:-1]:
             await self.send(chunk)

@@ -15,6 +15,7 @@ from urllib.parse import unquote
 
 from wove.errors import MissingDependencyError
 from wove.executors.offload import elsewhere
+from wove.protocol import signing
 from wove.protocol.frames import TERMINAL, FrameError
 from wove.services.desk import Desk
 from wove.services.options import ServiceKeywords, ServiceOptions, service_options
@@ -38,7 +39,7 @@ logger = logging.getLogger("wove.service")
 Context: TypeAlias = "grpc.aio.ServicerContext[bytes, bytes]"
 
 DEFAULT_METHOD: Final = "/wove.network_executor.WorkerService/Send"
-REPLY_SIGNATURE: Final = "x-wove-reply-signature"
+REPLY_SIGNATURE: Final = signing.REPLY_SIGNATURE.lower()
 
 # grpc/health/v1/health.proto: HealthCheckRequest has the text `service` as field 1, HealthCheckResponse the
 # enumeration `status` as field 1, SERVING = 1 and NOT_SERVING = 2.

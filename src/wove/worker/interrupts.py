@@ -5,8 +5,8 @@ after the call has returned, in whatever the thread does then. So a call gets on
 thread does not leave :meth:`Interruptible.run` before it has arrived or been taken back.
 
 It is a request. A call that waits in C code notices when it comes back to Python, code that catches
-``BaseException`` may go on, and Python drops an exception that happens to arrive in a weakref callback or in
-``__del__``. A second attempt could not be kept from arriving too late; what must stop for certain is stopped
+``BaseException`` may go on, and Python drops an exception that happens to arrive in a weakref callback, in
+``__del__`` or in one of ``gc.callbacks``. A second attempt could not be kept from arriving too late; what must stop for certain is stopped
 with its process.
 """
 

@@ -60,13 +60,21 @@ class Hub:
         self._own: dict[int, Session] = {}
         self._at_exit = False
 
-    def lease(self, environment: Environment, loop: asyncio.AbstractEventLoop, state: Mapping[str, Any]) -> Session:
+    def lease(
+        self,
+        environment: Environment,
+        loop: asyncio.AbstractEventLoop,
+        state: Mapping[str, Any],
+        *,
+        shared: bool = False,
+    ) -> Session:
         """The session for *environment*, to be given back with :meth:`release`.
 
         Args:
             environment: Where a weave wants to run something.
             loop: The weave's loop.
             state: The weave's :func:`process_state`.
+            shared: Whether *loop* is the user's own: clients that the user made may be bound to it.
 
         Raises:
             ValueError: It has an unknown executor.
@@ -76,7 +84,7 @@ class Hub:
             kind = executor_class(environment.executor, environment.name)
         with self._lock:
             if kind.scope == "process":
-                session = self._shared_session(environment, state if kind.inherits else {})
+                session = self._shared_session(environment, state if kind.inherits else {}, loop if shared else None)
             else:
                 session = self._own_session(environment, loop)
             session.leases += 1
@@ -110,7 +118,9 @@ class Hub:
 
     # ------------------------------------------------------------------ sessions of the process
 
-    def _shared_session(self, environment: Environment, state: Mapping[str, Any]) -> Session:
+    def _shared_session(
+        self, environment: Environment, state: Mapping[str, Any], users_loop: asyncio.AbstractEventLoop | None
+    ) -> Session:
         sessions = self._shared.setdefault(environment.name, [])
         found = next((one for one in sessions if _serves(one, environment, state)), None)
         if found is None:
@@ -119,6 +129,7 @@ class Hub:
                 self._open().mailbox,
                 background=True,
                 run_config=state,
+                users_loop=users_loop,
                 on_empty=self._close_if_unused,
             )
             sessions.append(found)

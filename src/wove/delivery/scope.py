@@ -29,6 +29,7 @@ class Scope:
 
     Args:
         loop: The weave's loop.
+        shared: Whether it is the user's own loop, with more on it than the weave.
 
     Example:
         >>> scope = Scope(asyncio.get_running_loop())
@@ -38,8 +39,9 @@ class Scope:
         ...     await scope.aclose()
     """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, *, shared: bool = False) -> None:
         self._loop = loop
+        self._shared = shared
         self._mailbox = Mailbox(loop)
         self._hub = process.hub
         # By identity: a weave resolves each of its environments once. The environment is kept with its
@@ -105,7 +107,7 @@ class Scope:
             self._drop(environment)
         if self._state is None:
             self._state = process.process_state()
-        session = self._hub.lease(environment, self._loop, self._state)
+        session = self._hub.lease(environment, self._loop, self._state, shared=self._shared)
         self._sessions[id(environment)] = (environment, session)
         return session
 

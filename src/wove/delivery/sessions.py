@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import enum
 import logging
+import weakref
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, cast
@@ -83,6 +84,7 @@ class Session:
         home: The way to the loop on which the executor is used.
         background: Whether that is Wove's own loop; else users' code runs on it.
         run_config: What `EnvironmentExecutor.start` gets as ``run_config``.
+        users_loop: The user's own loop on which the weave runs that needs this first; see `EnvironmentExecutor.binds`.
         after: A session of the same executor that is being closed; this one starts after it.
         on_empty: Called when the last run has ended.
     """
@@ -94,12 +96,14 @@ class Session:
         *,
         background: bool,
         run_config: Mapping[str, Any],
+        users_loop: asyncio.AbstractEventLoop | None = None,
         after: Session | None = None,
         on_empty: Callable[[Session], object] | None = None,
     ) -> None:
         kind = executor_class(environment.executor, environment.name)
         self.environment = environment
         self.run_config = run_config
+        self._users_loop = None if users_loop is None else weakref.ref(users_loop)
         self.home = home
         self.limits = Limits.of(environment.executor_config, environment.name)
         self.leases = 0
@@ -182,7 +186,7 @@ class Session:
             begin = executor.start(
                 environment_name=name,
                 environment_config=self.environment.executor_config,
-                run_config=self.run_config,
+                run_config=self._start_config(),
             )
             if not await bounded(begin, self.limits.start_timeout):
                 raise DeliveryTimeoutError(
@@ -205,6 +209,11 @@ class Session:
         queue, self._queue = self._queue, []
         for run in queue:
             self.table.admit(run)
+
+    def _start_config(self) -> Mapping[str, Any]:
+        if self._users_loop is None or not self._kind.binds:
+            return self.run_config
+        return {**self.run_config, "users_loop": self._users_loop()}
 
     def _make(self) -> EnvironmentExecutor:
         executor = self.environment.executor

@@ -15,7 +15,7 @@ from typing import Any, Protocol, Self
 
 from wove.engine.threads import start_thread
 
-__all__ = ["Runnable", "run_blocking"]
+__all__ = ["Runnable", "is_ours", "run_awaiting", "run_blocking"]
 
 
 class Runnable(Protocol):
@@ -76,6 +76,11 @@ def _forget_loop() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forget_loop)
+
+
+def is_ours(loop: AbstractEventLoop) -> bool:
+    """Whether *loop*, which runs in this thread, runs for a sync weave only: nothing of the user's lives there."""
+    return loop is _kept.loop
 
 
 def run_blocking(make: Make) -> None:

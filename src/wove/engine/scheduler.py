@@ -22,6 +22,7 @@ from weakref import ReferenceType, ref
 from wove.engine.attempts import ERRANDS, Attempts, is_plain
 from wove.engine.binding import call_here, call_here_per_item, call_now, names_elsewhere, with_item
 from wove.engine.lanes import SLICE_SECONDS, Lanes
+from wove.engine.loops import is_ours
 from wove.engine.mapping import map_items
 from wove.engine.sources import Stream
 from wove.engine.tasks import CANCELLED, DONE, FAILED, PENDING, RUNNING, Task
@@ -485,7 +486,7 @@ class Run:
         if self._scope is None:
             from wove.delivery import Scope
 
-            self._scope = Scope(self.loop)
+            self._scope = Scope(self.loop, shared=not is_ours(self.loop))
         return self._scope
 
     def attend(self, call: Callable[[], Coroutine[Any, Any, Any]], context: Context, settle: Settle) -> bool:

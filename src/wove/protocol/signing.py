@@ -44,6 +44,7 @@ __all__ = [
     "digest",
     "is_key_id",
     "matches",
+    "payload_text",
     "reply_text",
     "request_text",
     "sign",
@@ -115,6 +116,15 @@ def reply_text(transport: str, target: str, nonce: str, sequence: int, body_dige
         ValueError: As `request_text`.
     """
     return _lines("wove-v1-reply", transport, target, nonce, str(sequence), body_digest)
+
+
+def payload_text(adapter: str, run_id: str, body_digest: str) -> bytes:
+    """What the signature of a backend's payload covers. No time: nobody knows how long it will be queued.
+
+    Raises:
+        ValueError: As `request_text`.
+    """
+    return _lines("wove-v1-payload", adapter, run_id, body_digest)
 
 
 def _lines(*parts: str) -> bytes:

@@ -279,6 +279,69 @@ class NetworkExecutorSecurity:
                 "or comes from a service with another secret"
             )
 
+    # Payloads of backends ----------------------------------------------------------------------
+
+    def payload_signature(self, *, adapter: str, run_id: str, body: Body) -> dict[str, str] | None:
+        """The ``signature`` of a payload that goes through a backend; ``None`` where there is no security.
+
+        Args:
+            adapter: The payload's.
+            run_id: The payload's.
+            body: `wove.protocol.payload.digest` of it.
+
+        Raises:
+            ValueError: This is a bearer token: what is queued cannot show one without giving it away.
+        """
+        settings = self._settings
+        if settings.kind == "none":
+            return None
+        if settings.kind != "signed":
+            raise ValueError("payloads are signed, and a bearer token signs nothing: use security of type 'signed'")
+        text = signing.payload_text(adapter, run_id, signing.digest(body))
+        return {"key": settings.key, "value": signing.sign(settings.secrets[settings.key][0], text)}
+
+    def verify_payload(self, *, adapter: str, run_id: str, body: Body, signature: Mapping[str, Any] | None) -> None:
+        """Refuse a payload that is not from a holder of the secret, or was changed in its queue.
+
+        How old it is does not matter, and it may be here again: a backend may hold it for days, and hand it out
+        twice. What a repeated run reports is refused where nobody waits for it.
+
+        Args:
+            adapter: As `payload_signature`.
+            run_id: As `payload_signature`.
+            body: As `payload_signature`.
+            signature: What the payload has, ``None`` if nothing.
+
+        Raises:
+            PermissionError: It is refused.
+        """
+        settings = self._settings
+        if settings.kind == "none":
+            return
+        if settings.kind != "signed":
+            raise PermissionError("this worker has a bearer token, which cannot verify a payload: use type 'signed'")
+        if signature is None:
+            raise PermissionError(
+                "the payload is not signed, and this worker takes signed ones only: set 'security' in the "
+                "executor_config of its environment as well"
+            )
+        key, value = signature.get("key"), signature.get("value")
+        known = settings.secrets.get(key) if isinstance(key, str) else None
+        if known is None or not isinstance(value, str):
+            raise PermissionError(f"the key {key!r:.100} of the payload's signature is not known here")
+        try:
+            text = signing.payload_text(adapter, run_id, signing.digest(body))
+        except ValueError:
+            raise PermissionError("the names in this payload cannot be signed") from None
+        good = False
+        for secret in known:
+            good |= signing.matches(secret, text, value)
+        if not good:
+            raise PermissionError(
+                f"the signature of the payload is not right for key {key!r}: the two sides have different secrets, "
+                "or it was changed on its way"
+            )
+
     # Within ------------------------------------------------------------------------------------
 
     def _signed(self, headers: Headers) -> tuple[dict[str, str], int]:

@@ -12,8 +12,8 @@ from typing import Any, Final, TypeAlias
 from wove.errors import TaskTimeoutError
 from wove.protocol.faults import from_exception
 from wove.protocol.frames import PYTHON, TERMINAL
+from wove.protocol.memory import Memory, bulk
 from wove.services.jobs import Job, Name, Ticket
-from wove.services.memory import Memory, bulk
 from wove.services.options import ServiceOptions
 from wove.services.running import InProcesses, InThreads, Running
 from wove.services.wire import Budget, busy_error, executor_error

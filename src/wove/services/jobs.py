@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
-from wove.services.memory import Key, bulk
+from wove.protocol.memory import Key, bulk
 
 __all__ = ["Job", "Name", "Ticket"]
 

@@ -17,8 +17,8 @@ from wove.protocol.callables import Kept
 from wove.protocol.faults import from_exception
 from wove.protocol.frames import PYTHON, TERMINAL, FrameError
 from wove.protocol.limits import INLINE_BYTES
+from wove.protocol.memory import bulk
 from wove.protocol.pickling import Pickled
-from wove.services.memory import bulk
 from wove.services.wire import check_command, condensed, digest_of, is_big
 
 if TYPE_CHECKING:

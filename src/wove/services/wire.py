@@ -14,8 +14,8 @@ from typing import Any, Final, cast
 from wove.protocol import codec
 from wove.protocol.frames import TERMINAL, WORKER_BUSY, FrameError
 from wove.protocol.limits import INLINE_BYTES
+from wove.protocol.memory import bulk
 from wove.protocol.pickling import Pickled, dumps
-from wove.services.memory import bulk
 
 __all__ = [
     "Budget",

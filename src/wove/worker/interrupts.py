@@ -6,8 +6,8 @@ thread does not leave :meth:`Interruptible.run` before it has arrived or been ta
 
 It is a request. A call that waits in C code notices when it comes back to Python, code that catches
 ``BaseException`` may go on, and Python drops an exception that happens to arrive in a weakref callback, in
-``__del__`` or in one of ``gc.callbacks``. A second attempt could not be kept from arriving too late; what must stop for certain is stopped
-with its process.
+``__del__`` or in one of ``gc.callbacks``. A second attempt could not be kept from arriving too late; what must
+stop for certain is stopped with its process.
 """
 
 from __future__ import annotations

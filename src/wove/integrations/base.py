@@ -1,0 +1,157 @@
+"""The contract of a backend adapter."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Awaitable, Mapping
+from typing import Any, ClassVar, Literal, NamedTuple, TypeAlias
+
+from wove.executors.base import CancelReach, Frame
+
+__all__ = ["BackendAdapter", "Fate", "MaybeAwaitable", "PayloadDict"]
+
+PayloadDict: TypeAlias = dict[str, Any]
+"""What is handed to the backend: a dict of nothing but JSON values; see `wove.protocol.payload`."""
+
+MaybeAwaitable: TypeAlias = "Awaitable[Any] | Any"
+
+
+class Fate(NamedTuple):
+    """What the backend says has become of a job that is over, or never will be.
+
+    Attributes:
+        state: ``"lost"``: it failed, was removed, or will never run, and nothing is to be expected of it.
+            ``"finished"``: it ended as it should, so that its result is on its way, or has been.
+        reason: The backend's own words: a status, an exit code, the last lines of a traceback.
+    """
+
+    state: Literal["lost", "finished"]
+    reason: str
+
+
+class BackendAdapter(abc.ABC):
+    """Hands payloads to one backend.
+
+    An adapter knows nothing of callables, callbacks, retries or policies: it submits a payload as one job, cancels a
+    job, and can tell what has become of jobs. The job's worker hands the payload to `wove.integrations.worker.run`
+    or ``arun``, and everything else comes back from there.
+
+    The methods may be plain functions or coroutines. Coroutines run on Wove's background loop, and must not block
+    it; plain functions are called in a few threads of the adapter's own, several at a time, so a client library that
+    blocks does no harm. Each call of `start` has ``start_timeout`` seconds, each `submit` and `cancel` has
+    ``send_timeout`` (both 60 by default, keys of every ``executor_config``), and so has each `watch`.
+
+    An instance serves one environment, from all threads and weaves of the process, until the configuration changes
+    or the process ends.
+
+    Args:
+        environment: The environment's name.
+        config: Its ``executor_config``, the keys of callbacks and timeouts included.
+
+    Attributes:
+        what: What messages should begin with: ``"environment 'reports'"``.
+
+    Example:
+        >>> class QueueAdapter(BackendAdapter):
+        ...     name = "queue"
+        ...     keys = ("folder",)
+        ...
+        ...     def submit(self, payload, frame):
+        ...         path = pathlib.Path(self.config["folder"]) / f"{payload['run_id']}.json"
+        ...         path.write_text(json.dumps(payload))
+        ...         return path
+        ...
+        ...     def cancel(self, run_id, submission, frame):
+        ...         try:
+        ...             submission.unlink()
+        ...         except FileNotFoundError:
+        ...             return False  # a worker has it
+        ...         return True
+    """
+
+    name: ClassVar[str] = ""
+    """The executor's name; it is in each payload."""
+
+    required_modules: ClassVar[tuple[str, ...]] = ()
+    """Modules that must be there; looked for when the environment starts."""
+
+    install_hint: ClassVar[str] = ""
+    """The command that installs them: ``pip install "wove[celery]"``."""
+
+    keys: ClassVar[tuple[str, ...] | None] = None
+    """The adapter's own keys of ``executor_config``, for the error about an unknown one; ``None``: any key is taken."""
+
+    cancel_reach: ClassVar[CancelReach] = "cooperative"
+    """How far `cancel` reaches at best. Whatever it is, a Wove worker ends a run that nobody waits for any more when
+    it next reports."""
+
+    inline_bytes: ClassVar[int] = 128 * 1024
+    """The most characters that a payload may have as JSON. What is larger is fetched by the worker instead."""
+
+    threads: ClassVar[int] = 4
+    """How many plain functions are called at a time."""
+
+    watch_seconds: ClassVar[tuple[float, float]] = (0.5, 10.0)
+    """The time between two calls of `watch`: right after something was submitted, and when nothing happens for long."""
+
+    def __init__(self, environment: str, config: Mapping[str, Any]) -> None:
+        self.environment = environment
+        self.config = config
+        self.what = f"environment {environment!r}"
+
+    def configure(self) -> None:  # noqa: B027  # optional
+        """Read and check the configuration; no I/O, no import of the backend's package.
+
+        Raises:
+            ValueError: Or `TypeError`: a value is not right; the message names the key.
+        """
+
+    def start(self) -> MaybeAwaitable:  # noqa: B027
+        """Import what is needed, and connect. What it raises ends the runs that wait; the next run tries again."""
+
+    @abc.abstractmethod
+    def submit(self, payload: PayloadDict, frame: Frame) -> MaybeAwaitable:
+        """Hand *payload* to the backend, as one job.
+
+        Args:
+            payload: To be passed to the worker's ``run`` or ``arun`` as it is. It has ``run_id``: at most 48 of
+                ``[A-Za-z0-9_-]``, unique per submission.
+            frame: The ``run_task`` command behind it. ``frame["delivery"].get("delivery_idempotency_key")`` is the
+                run's key, if it has one; `wove.integrations.naming.job_id` makes an id of it.
+
+        Returns:
+            Whatever `cancel` and `watch` need to know the job again.
+        """
+
+    @abc.abstractmethod
+    def cancel(self, run_id: str, submission: Any, frame: Frame) -> MaybeAwaitable:
+        """End the job *submission*, as far as the backend can.
+
+        Args:
+            run_id: Of its run.
+            submission: What `submit` returned.
+            frame: The ``cancel_task`` command.
+
+        Returns:
+            True if no worker has begun it and none will, so that nothing more is to be heard of it. Anything else
+            means that its worker may still report.
+        """
+
+    def watch(self, submissions: Mapping[str, Any]) -> MaybeAwaitable:
+        """What has become of jobs that have not reported their end: one query for all of them.
+
+        Called every `watch_seconds` while there are such jobs; overriding it is what makes a lost job an error
+        within seconds where its worker has not begun yet. (A worker that has begun keeps a connection open; when that
+        ends, the run is looked after at once.)
+
+        Args:
+            submissions: What `submit` returned, by run id.
+
+        Returns:
+            A dict with a `Fate` for each run id whose job is over. Those that wait, run, or are not known are left
+            out. What it raises is logged, and it is asked again later.
+        """
+        raise NotImplementedError
+
+    def close(self) -> MaybeAwaitable:  # noqa: B027
+        """Let go of what `start` opened. A client that the user passed in is theirs, and stays open."""

@@ -1,0 +1,199 @@
+"""The payload: one ``run_task`` frame on its way through a backend, made of nothing but JSON values.
+
+A backend stores it, may show it, and hands it to whatever process its worker is. So it says by itself where the
+events go (``callback_url``), and what is too large for the backend's channel is a *claim*: the id, digest and size of
+bytes that the worker fetches from where the events go.
+"""
+
+from __future__ import annotations
+
+import binascii
+import json
+from collections.abc import Mapping
+from typing import Any, Final, NamedTuple, cast
+from urllib.parse import urlsplit
+
+from wove.protocol import signing
+from wove.protocol.frames import FrameError
+from wove.protocol.pickling import Pickled
+
+__all__ = ["VERSION", "Claim", "Payload", "build", "claim_url", "digest", "parse", "size_of"]
+
+VERSION: Final = 1
+
+SIGNATURE: Final = "signature"
+_PICKLES: Final = ("callable_pickle", "args_pickle")
+_FROM_FRAME: Final = ("run_id", "task_id", "callable_id", "delivery", "deadline", "python", "wove", "traceparent")
+ENVELOPE_BYTES: Final = 2048
+"""What a payload has beside its pickles: names, settings and signature, generously."""
+
+
+class Claim(NamedTuple):
+    """Bytes that are fetched instead of sent along.
+
+    Attributes:
+        id: Under which they are to be had.
+        sha256: Their digest, in hexadecimal. Nothing is unpickled that has another one.
+        size: How many they are.
+    """
+
+    id: str
+    sha256: str
+    size: int
+
+
+class Payload(NamedTuple):
+    """A payload that was read and found to be one.
+
+    Attributes:
+        frame: The ``run_task`` frame. A pickle that is claimed is not in it yet.
+        adapter: The name of the adapter that made it.
+        callback_url: Where its events go.
+        claims: What is to be fetched, by the name of its field in the frame.
+        sent_at: When it was made, in Unix seconds of its sender's clock; ``None``: unknown.
+        retry_seconds: For how long an event that does not get through is sent again; ``None``: as the worker likes.
+        signature: As it came.
+        digest: What the signature is of.
+    """
+
+    frame: dict[str, Any]
+    adapter: str
+    callback_url: str
+    claims: dict[str, Claim]
+    sent_at: float | None
+    retry_seconds: float | None
+    signature: Mapping[str, Any] | None
+    digest: signing.Digest
+
+
+def size_of(frame: Mapping[str, Any]) -> dict[str, int]:
+    """The characters that each pickle of *frame* takes in a payload that holds it itself."""
+    return {name: (frame[name].size + 2) // 3 * 4 for name in _PICKLES if isinstance(frame.get(name), Pickled)}
+
+
+def build(
+    frame: Mapping[str, Any],
+    *,
+    adapter: str,
+    callback_url: str,
+    claims: Mapping[str, Claim] | None = None,
+    sent_at: float | None = None,
+    retry_seconds: float | None = None,
+) -> dict[str, Any]:
+    """The payload of a ``run_task`` *frame*.
+
+    Args:
+        frame: With `Pickled` in ``callable_pickle`` and ``args_pickle``.
+        adapter: The adapter's name, such as ``"celery"``.
+        callback_url: Where the worker is to post events.
+        claims: What stands for a pickle that is not to be sent along, by field.
+        sent_at: Now, in Unix seconds.
+        retry_seconds: See `Payload`.
+    """
+    payload: dict[str, Any] = {"version": VERSION, "adapter": adapter, "callback_url": callback_url}
+    payload.update((name, frame[name]) for name in _FROM_FRAME if frame.get(name) is not None)
+    payload["task_name"] = frame["task_id"]
+    payload["delivery"] = dict(frame.get("delivery") or {})
+    given = claims or {}
+    for name in _PICKLES:
+        pickled = frame.get(name)
+        if name not in given and isinstance(pickled, Pickled):
+            payload[name] = binascii.b2a_base64(b"".join(pickled.chunks), newline=False).decode("ascii")
+    if given:
+        payload["claims"] = {name: claim._asdict() for name, claim in given.items()}
+    if sent_at is not None:
+        payload["sent_at"] = round(sent_at, 3)
+    if retry_seconds is not None:
+        payload["retry_seconds"] = retry_seconds
+    return payload
+
+
+def digest(payload: Mapping[str, Any]) -> signing.Digest:
+    """The SHA-256 of all of *payload* but its signature, the same whatever order and form it arrives in."""
+    covered = {name: value for name, value in payload.items() if name != SIGNATURE}
+    return signing.digest(json.dumps(covered, sort_keys=True, separators=(",", ":")).encode())
+
+
+def parse(payload: object) -> Payload:
+    """Read a payload. Decodes base64, and unpickles nothing.
+
+    Args:
+        payload: As it left `build`, or that as JSON: text or bytes.
+
+    Raises:
+        FrameError: It is none; the message says why.
+    """
+    fields = _fields(payload)
+    run_id, task = fields.get("run_id"), fields.get("task_id") or fields.get("task_name")
+    if not isinstance(run_id, str) or not run_id:
+        raise FrameError("a payload without a run_id")
+    if fields.get("version") != VERSION:
+        raise FrameError(
+            f"the payload of run {run_id} has version {fields.get('version')!r}, and this worker knows version "
+            f"{VERSION}: bring Wove to the same version on both sides",
+            run_id,
+        )
+    url = fields.get("callback_url")
+    if not isinstance(url, str) or urlsplit(url).scheme not in ("http", "https") or not urlsplit(url).hostname:
+        raise FrameError(f"the payload of run {run_id} has no callback_url that can be posted to: {url!r:.200}", run_id)
+    frame: dict[str, Any] = {"type": "run_task", "run_id": run_id, "task_id": str(task or "?")}
+    frame.update((name, fields[name]) for name in _FROM_FRAME[2:] if name in fields)
+    claims = _claims(fields.get("claims"), run_id)
+    for name in _PICKLES:
+        if name not in claims and name in fields:
+            frame[name] = _unpacked(fields[name], name, run_id)
+    signature = fields.get(SIGNATURE)
+    return Payload(
+        frame,
+        str(fields.get("adapter") or "?"),
+        url,
+        claims,
+        _number(fields.get("sent_at")),
+        _number(fields.get("retry_seconds")),
+        cast("Mapping[str, Any]", signature) if isinstance(signature, Mapping) else None,
+        digest(fields),
+    )
+
+
+def claim_url(callback_url: str, claim_id: str) -> str:
+    """Where a claim is fetched: below the address for events, so that whatever proxies one proxies both."""
+    parts = urlsplit(callback_url)
+    return parts._replace(path=f"{parts.path.rstrip('/')}/claims/{claim_id}").geturl()
+
+
+def _fields(payload: object) -> dict[str, Any]:
+    if isinstance(payload, (str, bytes, bytearray)):
+        try:
+            payload = json.loads(payload)
+        except (ValueError, RecursionError) as error:
+            raise FrameError(f"the payload is not JSON: {error}") from error
+    if not isinstance(payload, Mapping):
+        raise FrameError(f"a payload is a dict or its JSON, not {type(payload).__name__}")
+    return dict(cast("Mapping[str, Any]", payload))
+
+
+def _claims(value: object, run_id: str) -> dict[str, Claim]:
+    if value is None:
+        return {}
+    claims: dict[str, Claim] = {}
+    try:
+        for name, fields in cast("Mapping[str, Mapping[str, Any]]", value).items():
+            claim = Claim(str(fields["id"]), str(fields["sha256"]), int(fields["size"]))
+            if name in _PICKLES and claim.size >= 0:
+                claims[name] = claim
+    except (TypeError, AttributeError, KeyError, ValueError) as error:
+        raise FrameError(f"the claims of run {run_id} cannot be read: {value!r:.200}", run_id) from error
+    return claims
+
+
+def _unpacked(value: object, name: str, run_id: str) -> Pickled:
+    try:
+        return Pickled((binascii.a2b_base64(cast("str", value)),))
+    except (TypeError, ValueError) as error:
+        raise FrameError(f"the {name} of run {run_id} is not base64: {error}", run_id) from error
+
+
+def _number(value: object) -> float | None:
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and value >= 0:
+        return float(value)
+    return None

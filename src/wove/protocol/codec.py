@@ -18,7 +18,7 @@ from wove.protocol.frames import FrameError
 from wove.protocol.limits import INLINE_BYTES, PIECE_BYTES, QUOTED_CHARACTERS
 from wove.protocol.pickling import Pickled
 
-__all__ = ["Encoded", "FrameError", "decode", "encode"]
+__all__ = ["Encoded", "FrameError", "decode", "encode", "encode_events"]
 
 _PICKLES: Final = ("result_pickle", "args_pickle", "callable_pickle", "exception_pickle", "error_pickle")
 _WINDOW: Final = 8 * PIECE_BYTES  # searched at a time: about a millisecond
@@ -82,6 +82,21 @@ def encode(frame: Mapping[str, Any]) -> list[bytes]:
     small.append(b"}")
     chunks.append(b"".join(small))
     return chunks
+
+
+def encode_events(events: Sequence[Mapping[str, Any]]) -> list[bytes]:
+    """``{"events": [...]}``, in chunks; in one if they are small.
+
+    Raises:
+        FrameError: As `encode`.
+    """
+    chunks: list[bytes] = [b'{"events":[']
+    for index, event in enumerate(events):
+        if index:
+            chunks.append(b",")
+        chunks.extend(encode(event))
+    chunks.append(b"]}")
+    return chunks if sum(map(len, chunks)) > 2 * INLINE_BYTES else [b"".join(chunks)]
 
 
 def decode(data: bytes | Sequence[bytes]) -> list[dict[str, Any]]:

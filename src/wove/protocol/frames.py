@@ -8,7 +8,7 @@ a receiver does not know are ignored.
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final, TypedDict, cast
 
 from wove.errors import SerializationError
@@ -26,6 +26,7 @@ __all__ = [
     "FrameError",
     "check_event",
     "check_python",
+    "condensed",
     "says_busy",
 ]
 
@@ -143,6 +144,20 @@ def says_busy(event: Mapping[str, Any]) -> bool:
     """Whether *event* declines its run because there is no room for it now."""
     error: object = event.get("error")
     return isinstance(error, dict) and cast("dict[str, object]", error).get("kind") == WORKER_BUSY
+
+
+def condensed(events: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """*events*, which go out together, without the start of runs that have ended: their end says where that was."""
+    starts = {event["run_id"]: event for event in events if event["type"] == "task_started"}
+    if not starts or len(events) == 1:
+        return list(events)
+    found: list[Mapping[str, Any]] = []
+    for event in events:
+        if event["type"] in TERMINAL and (start := starts.pop(event["run_id"], None)) is not None:
+            found.append({**event, **{name: start[name] for name in ("host", "pid") if name in start}})
+        elif event["type"] != "task_started":
+            found.append(event)
+    return [*starts.values(), *found]
 
 
 def check_python(frame: Mapping[str, Any], *, what: str) -> None:

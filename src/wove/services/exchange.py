@@ -11,9 +11,10 @@ from urllib.parse import quote
 
 from wove.executors.offload import elsewhere
 from wove.protocol import codec, signing
-from wove.protocol.frames import TERMINAL, says_busy
+from wove.protocol.codec import encode_events
+from wove.protocol.frames import TERMINAL, condensed, says_busy
 from wove.services.desk import Desk
-from wove.services.wire import condensed, encode_events, is_big, is_big_reply
+from wove.services.wire import is_big, is_big_reply
 
 __all__ = ["RETRY_AFTER", "Exchange", "Gone", "Refusal", "Request"]
 

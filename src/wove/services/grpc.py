@@ -16,10 +16,11 @@ from urllib.parse import unquote
 from wove.errors import MissingDependencyError
 from wove.executors.offload import elsewhere
 from wove.protocol import signing
+from wove.protocol.codec import encode_events
 from wove.protocol.frames import TERMINAL, FrameError
 from wove.services.desk import Desk
 from wove.services.options import ServiceKeywords, ServiceOptions, service_options
-from wove.services.wire import decode_command, encode_events, is_big, is_big_reply, no_room
+from wove.services.wire import decode_command, is_big, is_big_reply, no_room
 
 try:
     import grpc

@@ -15,11 +15,11 @@ from wove.executors.offload import elsewhere
 from wove.protocol import codec, sockets
 from wove.protocol.callables import Kept
 from wove.protocol.faults import from_exception
-from wove.protocol.frames import PYTHON, TERMINAL, FrameError
+from wove.protocol.frames import PYTHON, TERMINAL, FrameError, condensed
 from wove.protocol.limits import INLINE_BYTES
 from wove.protocol.memory import bulk
 from wove.protocol.pickling import Pickled
-from wove.services.wire import check_command, condensed, digest_of, is_big
+from wove.services.wire import check_command, digest_of, is_big
 
 if TYPE_CHECKING:
     from websockets.asyncio.server import ServerConnection

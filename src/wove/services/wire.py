@@ -1,4 +1,4 @@
-"""Bytes of requests to commands, and events to bytes of replies.
+"""Bytes of requests to commands, and what a service itself says of runs.
 
 Nothing here is to be called with what has not been verified: decoding is cheap, but it is code that anybody
 could then feed.
@@ -12,7 +12,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Final, cast
 
 from wove.protocol import codec
-from wove.protocol.frames import TERMINAL, WORKER_BUSY, FrameError
+from wove.protocol.frames import WORKER_BUSY, FrameError
 from wove.protocol.limits import INLINE_BYTES
 from wove.protocol.memory import bulk
 from wove.protocol.pickling import Pickled, dumps
@@ -21,10 +21,8 @@ __all__ = [
     "Budget",
     "busy_error",
     "check_command",
-    "condensed",
     "decode_command",
     "digest_of",
-    "encode_events",
     "executor_error",
     "is_big",
     "is_big_reply",
@@ -142,31 +140,6 @@ def _keep_seconds(fields: dict[str, Any], name: str) -> None:
         isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= MOST_SECONDS
     ):
         del fields[name]
-
-
-def condensed(events: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """*events*, which go out together, without the start of runs that have ended: their end says where that was."""
-    starts = {event["run_id"]: event for event in events if event["type"] == "task_started"}
-    if not starts or len(events) == 1:
-        return list(events)
-    found: list[Mapping[str, Any]] = []
-    for event in events:
-        if event["type"] in TERMINAL and (start := starts.pop(event["run_id"], None)) is not None:
-            found.append({**event, **{name: start[name] for name in ("host", "pid") if name in start}})
-        elif event["type"] != "task_started":
-            found.append(event)
-    return [*starts.values(), *found]
-
-
-def encode_events(events: Sequence[Mapping[str, Any]]) -> list[bytes]:
-    """``{"events": [...]}``, in chunks."""
-    chunks: list[bytes] = [b'{"events":[']
-    for index, event in enumerate(events):
-        if index:
-            chunks.append(b",")
-        chunks.extend(codec.encode(event))
-    chunks.append(b"]}")
-    return chunks if is_big(sum(map(len, chunks))) else [b"".join(chunks)]
 
 
 def executor_error(frame: Mapping[str, Any], kind: str, message: str, *, retryable: bool) -> dict[str, Any]:

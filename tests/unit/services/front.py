@@ -7,13 +7,14 @@ import itertools
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+from wove.protocol.codec import encode_events
 from wove.protocol.faults import to_exception
 from wove.protocol.frames import PYTHON, TERMINAL, says_busy
 from wove.protocol.pickling import dumps, loads
 from wove.services.desk import Desk
 from wove.services.jobs import Ticket
 from wove.services.options import service_options
-from wove.services.wire import decode_command, encode_events
+from wove.services.wire import decode_command
 
 _numbers = itertools.count(1)
 

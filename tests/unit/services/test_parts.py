@@ -14,12 +14,13 @@ from tests.support.certificates import Certificates
 
 from wove.executors.offload import elsewhere
 from wove.protocol import codec
+from wove.protocol.codec import encode_events
 from wove.protocol.frames import FrameError
 from wove.protocol.memory import Memory
 from wove.protocol.pickling import Pickled, dumps, loads
 from wove.services.binding import Bind, ServerTLS, refuse_exposed
 from wove.services.options import service_options
-from wove.services.wire import Budget, decode_command, encode_events
+from wove.services.wire import Budget, decode_command
 
 CALL = dumps(len, what="f")
 

@@ -13,9 +13,10 @@ from typing import Any, Literal
 
 import pytest
 from tests.support.certificates import Certificates
+from tests.support.kept import ROOT
 from tests.support.namespaces import TwoHosts, two_hosts
 from tests.support.scripts import Finished, run_script
-from tests.support.services import ROOT, Plan, Service, running
+from tests.support.services import Plan, Service, running
 
 pytestmark = pytest.mark.backend("netns", "tls", "http", "grpc", "websocket")
 

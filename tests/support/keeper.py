@@ -32,8 +32,8 @@ class Keeper:
 
     Args:
         status: Path of the file to keep up to date: ``pid`` and first ``line`` of what runs (``None``: nothing, not
-            yet), how many ``starts`` there were, the exit statuses of those that ``ended``, and the processes ``left``
-            behind.
+            yet), the ``offset`` at which its part of the log begins, how many ``starts`` there were, the exit statuses
+            of those that ``ended``, and the processes ``left`` behind.
         log: Path of the file for everything that the command says.
         restart: Whether to run it again when it ends.
         command: Program and arguments.
@@ -43,7 +43,7 @@ class Keeper:
     def __init__(self, status: str, log: str, restart: bool, command: list[str], stops: list[int]) -> None:
         self.path, self.restart, self.command, self.stops = status, restart, command, stops
         self.log = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC)
-        self.status: dict[str, Any] = {"pid": None, "line": None, "starts": 0, "ended": [], "left": []}
+        self.status: dict[str, Any] = {"pid": None, "line": None, "offset": 0, "starts": 0, "ended": [], "left": []}
 
     def tell(self, **changed: Any) -> None:
         self.status.update(changed)
@@ -53,13 +53,13 @@ class Keeper:
     def run(self) -> None:
         stopped, sessions = False, set[int]()
         while True:
-            began = time.monotonic()
+            began, offset = time.monotonic(), os.fstat(self.log).st_size
             process = subprocess.Popen(
                 self.command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=self.log, start_new_session=True
             )
             assert process.stdout is not None
             sessions.add(process.pid)
-            self.tell(pid=process.pid, line=None, starts=self.status["starts"] + 1)
+            self.tell(pid=process.pid, line=None, offset=offset, starts=self.status["starts"] + 1)
             stopped = self.watch(process, process.stdout.fileno())
             if stopped:
                 self.end(process)

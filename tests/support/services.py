@@ -13,32 +13,24 @@ import contextlib
 import functools
 import http.client
 import json
-import os
-import random
-import signal
 import socket
 import ssl
-import subprocess
 import sys
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import pytest
 
 from tests.support.certificates import Certificates, Pair
+from tests.support.kept import Kept, free_port, launch
 
 __all__ = ["Plan", "Service", "Services", "running"]
 
-ROOT = Path(__file__).parents[2]
 VARIABLE = "WOVE_TEST_SECRET"
 """The environment variable in which a service finds its secret."""
-
-PATIENCE = 40.0
-"""Seconds that a service may take to start, on a machine that does other things."""
 
 SCHEMES = {"http": ("http", "https"), "websocket": ("ws", "wss")}
 
@@ -82,63 +74,16 @@ class Plan:
 
 
 @dataclass
-class Service:
+class Service(Kept):
     """A service that runs (or ran)."""
 
     plan: Plan
     port: int
-    folder: Path
     certificates: Certificates | None
-    keeper: subprocess.Popen[bytes] = field(repr=False)
-
-    def status(self) -> dict[str, Any]:
-        """What its keeper knows of it; see tests/support/keeper.py."""
-        path = self.folder / "status"
-        return json.loads(path.read_text()) if path.exists() else {}
-
-    @property
-    def pid(self) -> int:
-        """The process of the service itself. Waits for it, if it is just being started again."""
-        return int(self._until(lambda status: status.get("pid")))
-
-    @property
-    def starts(self) -> int:
-        """How often it was started."""
-        return int(self.status().get("starts", 0))
-
-    def log(self) -> str:
-        """All that it has said, on stdout and stderr."""
-        return (self.folder / "log").read_text(errors="replace")
 
     def ready(self) -> str:
         """Wait until it accepts connections; returns the line with which it says so."""
-        return str(self._until(lambda status: status.get("line")))
-
-    def kill(self) -> None:
-        """SIGKILL. A supervised one comes again by itself; another is dead when this returns."""
-        pid, starts = self.pid, self.starts
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
-        deadline = time.monotonic() + PATIENCE
-        while (status := self.status())["pid"] == pid and status["starts"] == starts:
-            assert time.monotonic() < deadline, "a killed service is still there"
-            time.sleep(0.005)
-
-    def stop(self) -> int:
-        """SIGTERM, and wait for its end. Fails when it leaves a process behind. Returns its exit status."""
-        if self.keeper.stdin is not None:
-            self.keeper.stdin.close()
-        self.keeper.wait()
-        status = self.status()
-        if status["left"]:
-            pytest.fail(f"the service left processes behind: {status['left']}", pytrace=False)
-        return int(status["ended"][-1])
-
-    def __enter__(self) -> Service:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.stop()
+        return str(self.until(lambda: self.status().get("line"), "accepts connections"))
 
     # ------------------------------------------------------------------------------------ the other side of it
 
@@ -184,15 +129,6 @@ class Service:
         finally:
             connection.close()
 
-    def _until(self, look: Any) -> Any:
-        deadline = time.monotonic() + PATIENCE
-        while not (found := look(status := self.status())):
-            over = self.keeper.poll() is not None or (status.get("ended") and not self.plan.supervised)
-            if over or time.monotonic() > deadline:
-                pytest.fail(f"the service is not there: {status}\n{self.log()[-5000:]}", pytrace=False)
-            time.sleep(0.005)
-        return found
-
 
 def start(
     plan: Plan,
@@ -213,8 +149,6 @@ def start(
         port: Default: one that is free.
         environ: More environment variables.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "log").touch()
     port = port or free_port()
     command = [*plan.inside, sys.executable, "-m", "wove", "worker", plan.transport, *_options(plan, port)]
     if plan.tls:
@@ -223,21 +157,13 @@ def start(
         command += ["--tls-cert", str(pair.certificate), "--tls-key", str(pair.key)]
         if plan.client_ca is not None:
             command += ["--client-ca", str(plan.client_ca)]
-    variables = {**os.environ, "PYTHONUNBUFFERED": "1", **(environ or {})}
+    variables = dict(environ or {})
     if plan.security is not None:
+        assert plan.secret is not None
         variables[VARIABLE] = plan.secret if not plan.sign_replies else json.dumps(plan.security)
-    keep = [str(Path(__file__).with_name("keeper.py")), str(folder / "status"), str(folder / "log")]
-    keeper = subprocess.Popen(
-        [sys.executable, "-I", *keep, "restart" if plan.supervised else "once", *command],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
-        # The folder from which a service's tasks are imported is the one it is started in.
-        cwd=ROOT,
-        env=variables,
-        # A Ctrl-C at the tests is not for the services: the tests stop them.
-        start_new_session=True,
-    )
-    service = Service(plan, port, folder, certificates, keeper)
+    # The folder from which a service's tasks are imported is the one it is started in: the default, that of the tests.
+    process = launch(command, folder, restarts=plan.supervised, environ=variables)
+    service = Service(f"wove worker {plan.transport}", folder, plan.supervised, process, plan, port, certificates)
     try:
         service.ready()
     except BaseException:
@@ -286,8 +212,8 @@ class Services:
     def stop(self) -> None:
         # All at once: each takes as long as its own drain.
         for service in self.started.values():
-            if service.keeper.stdin is not None:
-                service.keeper.stdin.close()
+            if service.process.stdin is not None:
+                service.process.stdin.close()
         for service in self.started.values():
             service.stop()
 
@@ -298,22 +224,3 @@ def services(tmp_path_factory: pytest.TempPathFactory, certificates: Certificate
     found = Services(tmp_path_factory.mktemp("services"), certificates)
     yield found
     found.stop()
-
-
-def free_port() -> int:
-    """A port where nobody listens, outside the range from which the system takes those of outgoing connections.
-
-    Inside of it, another connection could take the port of a service that is just being restarted; even one *to* that
-    port, which TCP then connects to itself.
-    """
-    low, high = 20_000, 32_000
-    with contextlib.suppress(OSError, ValueError):
-        first = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
-        high = min(high, first)
-    for port in random.sample(range(low, high), 100):
-        with socket.socket() as trial:
-            trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            with contextlib.suppress(OSError):
-                trial.bind(("127.0.0.1", port))
-                return port
-    raise OSError(f"no port between {low} and {high} is free")

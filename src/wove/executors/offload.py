@@ -65,6 +65,35 @@ class Offload:
                 fn, args = self._calls.popleft()
                 fn(*args)
 
+    async def call(self, fn: Callable[..., T], *args: Any) -> T:
+        """``fn(*args)``, called in one of the threads. Whoever stops waiting for it does not stop it."""
+        loop = asyncio.get_running_loop()
+        done: asyncio.Future[T] = loop.create_future()
+
+        def settle(ok: bool, value: Any) -> None:
+            if done.cancelled():
+                return
+            if ok:
+                done.set_result(value)
+            else:
+                done.set_exception(value)
+
+        def call() -> None:
+            outcome: tuple[bool, Any]
+            try:
+                outcome = (True, fn(*args))
+            except StopIteration as error:  # no future takes one
+                outcome = (False, RuntimeError(f"{fn!r} raised {error!r}"))
+            except BaseException as error:  # whatever it is, it is for the one who waits
+                outcome = (False, error)
+            try:
+                loop.call_soon_threadsafe(settle, *outcome)
+            except RuntimeError:  # the loop was closed: nobody waits any more
+                pass
+
+        self.submit(call)
+        return await done
+
     def close(self, timeout: float) -> None:
         """End the threads once they have nothing to do; wait for each at most *timeout* seconds."""
         with self._changed:
@@ -117,30 +146,7 @@ async def elsewhere(fn: Callable[..., T], *args: Any) -> T:
 
     Not `asyncio.to_thread`: the threads of a loop that also runs the user's application are not ours to fill.
     """
-    loop = asyncio.get_running_loop()
-    done: asyncio.Future[T] = loop.create_future()
-
-    def settle(ok: bool, value: Any) -> None:
-        if done.cancelled():
-            return
-        if ok:
-            done.set_result(value)
-        else:
-            done.set_exception(value)
-
-    def call() -> None:
-        outcome: tuple[bool, Any]
-        try:
-            outcome = (True, fn(*args))
-        except BaseException as error:  # whatever it is, it is for the one who waits
-            outcome = (False, error)
-        try:
-            loop.call_soon_threadsafe(settle, *outcome)
-        except RuntimeError:  # the loop was closed: nobody waits any more
-            pass
-
-    submit(call)
-    return await done
+    return await _codec.call(fn, *args)
 
 
 def close(timeout: float) -> None:

@@ -19,8 +19,18 @@ BUILT_IN: Final[dict[str, tuple[str, str]]] = {
     "https": ("wove.executors.http", "HttpsEnvironmentExecutor"),
     "grpc": ("wove.executors.grpc", "GrpcEnvironmentExecutor"),
     "websocket": ("wove.executors.websocket", "WebSocketEnvironmentExecutor"),
+    "celery": ("wove.integrations.celery", "CeleryAdapter"),
+    "temporal": ("wove.integrations.temporal", "TemporalAdapter"),
+    "ray": ("wove.integrations.ray", "RayAdapter"),
+    "rq": ("wove.integrations.rq", "RQAdapter"),
+    "taskiq": ("wove.integrations.taskiq", "TaskiqAdapter"),
+    "arq": ("wove.integrations.arq", "ARQAdapter"),
+    "dask": ("wove.integrations.dask", "DaskAdapter"),
+    "kubernetes_jobs": ("wove.integrations.kubernetes_jobs", "KubernetesJobsAdapter"),
+    "aws_batch": ("wove.integrations.aws_batch", "AWSBatchAdapter"),
+    "slurm": ("wove.integrations.slurm", "SlurmAdapter"),
 }
-"""Module and class of each executor, by the name that ``executor`` takes."""
+"""Module and class of each executor, or of the adapter to its backend, by the name that ``executor`` takes."""
 
 
 def executor_class(executor: object, environment: str) -> type[EnvironmentExecutor]:
@@ -50,4 +60,9 @@ def executor_class(executor: object, environment: str) -> type[EnvironmentExecut
             f"environment {environment!r}: there is no executor {executor!r}.{suggest(executor, names)} "
             f"Built in are: {', '.join(names)}"
         ) from None
-    return cast("type[EnvironmentExecutor]", getattr(importlib.import_module(module), name))
+    found = getattr(importlib.import_module(module), name)
+    if module.startswith("wove.integrations."):
+        from wove.executors.adapter import for_adapter  # here, because the others do without it
+
+        found = for_adapter(found)
+    return cast("type[EnvironmentExecutor]", found)

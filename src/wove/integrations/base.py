@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import asyncio
 from collections.abc import Awaitable, Mapping
 from typing import Any, ClassVar, Literal, NamedTuple, TypeAlias
 
@@ -50,6 +51,8 @@ class BackendAdapter(abc.ABC):
 
     Attributes:
         what: What messages should begin with: ``"environment 'reports'"``.
+        users_loop: The event loop of the ``async with weave()`` that needed the environment first, if it was one. A
+            client that the user made for such a loop is used there: see `wove.integrations.loops`.
 
     Example:
         >>> class QueueAdapter(BackendAdapter):
@@ -98,6 +101,7 @@ class BackendAdapter(abc.ABC):
         self.environment = environment
         self.config = config
         self.what = f"environment {environment!r}"
+        self.users_loop: asyncio.AbstractEventLoop | None = None
 
     def configure(self) -> None:  # noqa: B027  # optional
         """Read and check the configuration; no I/O, no import of the backend's package.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
 import threading
 from collections.abc import Awaitable, Callable, Iterable, Mapping
@@ -12,6 +13,7 @@ from typing import Any, TypeAlias
 
 import pytest
 
+from tests.support.namespaces import FAR_ADDRESS
 from tests.support.services import Plan, Services
 from wove.delivery import Call, Request, Scope
 from wove.executors.base import EnvironmentExecutor, Frame
@@ -21,6 +23,9 @@ from wove.settings.model import Environment
 from wove.settings.resolution import TaskSettings
 
 __all__ = ["LINKS", "Bench", "InProcess", "Link", "parameters"]
+
+FAR = os.environ.get("WOVE_TEST_FAR", "")
+"""The network namespace in which the services are to run, at `FAR_ADDRESS`: see tests/network/test_two_hosts.py."""
 
 Make: TypeAlias = Callable[[str, Services], Environment]
 
@@ -145,6 +150,8 @@ def service(name: str, plan: Plan, *, executor: str | None = None, **config: Any
     threads = plan.processes is None
     # A detached run of some test may sleep for a minute, and there is nobody any more to wait for it.
     plan = replace(plan, supervised=True, options=("--drain-timeout", "0.5"))
+    if FAR:
+        plan = replace(plan, host=FAR_ADDRESS, inside=("ip", "netns", "exec", FAR))
     return Link(
         name,
         lambda environment, services: Environment(
@@ -201,7 +208,7 @@ LINKS = (
     service("https-signed", Plan("http", _SECRET, tls=True), executor="https"),
     service("http-processes", Plan("http", processes=2)),
     service("grpc", Plan("grpc")),
-    service("grpc-tls-signed", Plan("grpc", _SECRET, tls=True)),
+    service("grpc-tls-signed-replies", Plan("grpc", _SECRET, sign_replies=True, tls=True)),
     service("grpc-processes", Plan("grpc", processes=2)),
     service("websocket", Plan("websocket")),
     service("wss-signed-replies", Plan("websocket", _SECRET, sign_replies=True, tls=True)),

@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 import wove
-from wove import DeliveryTimeoutError, EnvironmentExecutionError, WorkerLostError, weave
+from wove import DeliveryError, DeliveryTimeoutError, EnvironmentExecutionError, WorkerLostError, weave
 from wove.executors import grpc_link
 
 pytestmark = [pytest.mark.backend("grpc"), pytest.mark.timeout(60)]
@@ -27,6 +27,9 @@ pytestmark = [pytest.mark.backend("grpc"), pytest.mark.timeout(60)]
 PEER = Path(__file__).parents[1] / "support" / "grpc_peer.py"
 MOST = 1_000_000
 """`max_message_bytes` of these tests."""
+
+SIGNED = {"type": "signed", "secret": "that of the peer", "sign_replies": True}
+"""The `SECURITY` of the peer."""
 
 SOON = 20.0
 """Seconds after which something hangs."""
@@ -154,6 +157,19 @@ def test_retries_then_work(name: str) -> None:
         with weave() as w:
             w.do(environment="peer", retries=1)(named(f"once_{name}"))
         assert w.result.final == "fine"
+
+
+@pytest.mark.parametrize("how", ["not_at_all", "by_another", "for_another", "and_changed"])
+def test_a_reply_that_is_not_authentic_is_not_unpickled(lasting: Peer, how: str) -> None:
+    """Loading it would end this process."""
+    configure(lasting.target, security=SIGNED)
+    with pytest.raises(DeliveryError, match="answered OK, and that is not authentic: ") as caught:
+        with weave() as w:
+            w.do(environment="peer")(named(f"bad_signed_{how}"))
+    assert isinstance(caught.value.__cause__, PermissionError)
+    with weave() as w:
+        w.do(environment="peer")(named("bad_signed_rightly"))
+    assert w.result.final == "fine"
 
 
 def test_killed_in_the_middle_of_a_task() -> None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import threading
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
+from xml.etree import ElementTree as ET
 
 import pytest
 from tests.support.certificates import Certificates
@@ -157,6 +159,44 @@ def test_insecure_says_that_one_knows(
     (there, its_network), (_, our_network) = near(hosts, tmp_path, transport, service.config(insecure=True), WORKS)
     assert there == service.pid
     assert its_network != our_network
+
+
+CONTRACT = """
+import os, sys, pytest
+
+folder = os.getcwd()
+os.chdir(sys.argv[1])
+sys.exit(pytest.main([
+    "tests/contract", "-k", " or ".join(sys.argv[2:]), "-p", "no:cacheprovider", f"--basetemp={folder}/base",
+    f"--junitxml={folder}/report.xml", "-q",
+]))
+"""
+
+
+@pytest.mark.timeout(420)
+def test_the_contract_holds_between_two_hosts(hosts: TwoHosts, tmp_path: Path) -> None:
+    """The whole suite, with its weaves on one host and its services on the other."""
+    from tests.contract import links
+
+    safe = [link.name for link in links.LINKS if "tls" in link.backends]
+    assert len(safe) == len(TRANSPORTS)
+    run_script(
+        CONTRACT,
+        str(ROOT),
+        *safe,
+        cwd=tmp_path,
+        timeout=400,
+        flags=(),
+        env={"WOVE_TEST_FAR": hosts.far, "PYTEST_ADDOPTS": None, "PYTEST_XDIST_WORKER": None},
+        inside=hosts.inside(hosts.near),
+    )
+    ran = Counter[str]()
+    for case in ET.parse(tmp_path / "report.xml").iter("testcase"):
+        assert case.find("failure") is None and case.find("error") is None
+        if case.find("skipped") is None:
+            ran.update(name for name in safe if name in case.get("name", ""))
+    print(dict(ran))
+    assert all(ran[name] > 50 for name in safe), ran
 
 
 CUT = """

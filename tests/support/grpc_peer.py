@@ -18,7 +18,10 @@ import cloudpickle
 import grpc
 import grpc.aio
 
+from wove.security import NetworkExecutorSecurity
+
 METHOD = "/wove.network_executor.WorkerService/Send"
+SECURITY = {"type": "signed", "secret": "that of the peer", "sign_replies": True}
 seen: set[str] = set()
 
 
@@ -57,6 +60,24 @@ BODIES = {
 }
 
 
+def signed(frame: dict[str, Any], context: Any, how: str) -> bytes:
+    """A reply that is not signed as it should be, and whose pickle ends the process that loads it. One is right."""
+    if how == "rightly":
+        body = reply(good(frame))
+    else:
+        body = with_pickle(frame, base64.b64encode(b"cos\nabort\n(tR.").decode())
+    secret = "of another" if how == "by_another" else SECURITY["secret"]
+    headers = {name: value for name, value in context.invocation_metadata() if name.startswith("x-wove-")}
+    if how == "for_another":
+        headers["x-wove-nonce"] = "0" * 32
+    signature = NetworkExecutorSecurity.from_config({**SECURITY, "secret": secret}).reply_signature(
+        transport="grpc", target=METHOD, headers=headers, body=body + (b" " if how == "and_changed" else b"")
+    )
+    if how != "not_at_all":
+        context.set_trailing_metadata((("x-wove-reply-signature", signature),))
+    return body
+
+
 async def send(request: bytes, context: Any) -> bytes:
     frame = json.loads(request)
     if frame["type"] != "run_task":
@@ -69,6 +90,8 @@ async def send(request: bytes, context: Any) -> bytes:
         return reply(good(frame))
     if name in BODIES:
         return BODIES[name](frame)
+    if name.startswith("signed_"):
+        return signed(frame, context, name.removeprefix("signed_"))
     if name == "killed":
         os.kill(os.getpid(), signal.SIGKILL)
     elif name == "raises":

@@ -139,6 +139,25 @@ def test_without_grpc_it_says_how_to_install_it(script: Script, tmp_path: Path) 
     assert found.stdout.startswith("environment 'w': the grpc executor needs the package grpc")
 
 
+def test_grpc_is_imported_when_the_executor_starts(script: Script) -> None:
+    found = script(
+        """
+        import sys
+        import wove
+        from wove import weave
+
+        wove.GrpcEnvironmentExecutor
+        wove.config(environments={"w": {"executor": "grpc", "executor_config": {"target": "localhost:1"}}})
+        with weave() as w:
+            @w.do
+            def here():
+                return "grpc" in sys.modules
+        print(w.result.here)
+        """
+    )
+    assert found.stdout == "False\n"
+
+
 # ------------------------------------------------------------------ one connection
 
 

@@ -155,7 +155,9 @@ class URL:
         return is_local(self.host)
 
 
-def parse_url(value: object, schemes: Sequence[str], *, what: str, key: str = "url") -> URL:
+def parse_url(
+    value: object, schemes: Sequence[str], *, what: str, key: str = "url", example: str | None = None
+) -> URL:
     """The checked URL of an endpoint.
 
     Args:
@@ -163,6 +165,7 @@ def parse_url(value: object, schemes: Sequence[str], *, what: str, key: str = "u
         schemes: Those that the executor knows, such as ``("http", "https")``.
         what: What messages begin with.
         key: The key of ``executor_config``.
+        example: What one looks like, for messages.
 
     Raises:
         TypeError: It is no text.
@@ -170,7 +173,7 @@ def parse_url(value: object, schemes: Sequence[str], *, what: str, key: str = "u
             characters that must be percent-encoded (RFC 3986).
     """
     label = f"{what}: executor_config {key!r}"
-    example = f"{schemes[-1]}://workers.internal/wove/tasks"
+    example = example or f"{schemes[-1]}://workers.internal/wove/tasks"
     if value is None or value == "":
         raise ValueError(f"{label} is missing; give the URL of the worker service, such as {example!r}")
     if not isinstance(value, str):

@@ -1,0 +1,64 @@
+"""What the receiver answers."""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+from typing import Final, NamedTuple
+
+__all__ = ["TAKEN", "Refusal", "Reply"]
+
+
+MOST_CHARACTERS: Final = 500
+
+
+class Reply(NamedTuple):
+    """An answer without a body of its own: what *text* says is for who reads the log of the other side.
+
+    Attributes:
+        status: 200 to 599.
+        text: One sentence: what is wrong, and what to do.
+        fields: More header fields.
+    """
+
+    status: int
+    text: str = ""
+    fields: tuple[tuple[str, str], ...] = ()
+
+    def encode(self, *, minor: int, keep: bool, bodiless: bool = False) -> bytes:
+        """The bytes of it.
+
+        Args:
+            minor: Of the request's version, HTTP/1.x.
+            keep: Whether the connection stays open.
+            bodiless: Whether it answers a HEAD.
+        """
+        lines = [f"HTTP/1.1 {self.status} {HTTPStatus(self.status).phrase}"]
+        lines += [f"{name}: {value}" for name, value in self.fields]
+        if not keep:
+            lines.append("Connection: close")
+        elif minor < 1:
+            lines.append("Connection: keep-alive")
+        body = b""
+        if self.status != 204:  # RFC 9110, 8.6: it has no Content-Length
+            # Of what came there may be a part in it.
+            text = "".join(character if character.isprintable() else "?" for character in self.text[:MOST_CHARACTERS])
+            body = f"{text}\n".encode("utf-8", "replace")
+            lines += ["Content-Type: text/plain; charset=utf-8", f"Content-Length: {len(body)}"]
+        return "\r\n".join([*lines, "", ""]).encode("latin-1") + (b"" if bodiless else body)
+
+
+TAKEN: Final = Reply(204)
+
+
+class Refusal(Exception):
+    """A request is not granted.
+
+    Attributes:
+        reply: What is answered.
+        why: What the log says instead of that, if anything.
+    """
+
+    def __init__(self, status: int, text: str, *fields: tuple[str, str], why: str = "") -> None:
+        super().__init__(text)
+        self.reply = Reply(status, text, fields)
+        self.why = why

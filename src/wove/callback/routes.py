@@ -1,0 +1,307 @@
+"""Who waits for events: which request is for whom, what it may do, and what becomes of its events."""
+
+from __future__ import annotations
+
+import enum
+import hashlib
+import hmac
+import re
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, Final, Protocol
+
+from wove.callback.address import PATH
+from wove.callback.presence import Line, Presence
+from wove.callback.replies import TAKEN, Refusal, Reply
+from wove.executors.http1 import Request
+from wove.protocol import codec, signing
+from wove.protocol.frames import TERMINAL, FrameError, check_event
+from wove.security import NetworkExecutorSecurity
+
+__all__ = ["Party", "Route", "Routes", "Standing", "Visit"]
+
+GONE: Final = "X-Wove-Gone"
+"""Lists the runs of a request that nobody waits for, when there are others in it."""
+
+MOST_GONE_CHARACTERS: Final = 4000
+"""Of that list. Those that do not fit in are told the next time."""
+
+# In front of it may be what a proxy adds. A claim is below: wove.protocol.payload.claim_url.
+_TARGET: Final = re.compile(rf"(?:/.*)?{PATH}([^/]+)(?:/claims/([^/]+))?/?")
+_LISTED: Final = re.compile(r"[A-Za-z0-9._~:@/+=-]{1,200}")
+
+_WRONG_PATH: Final = "There is nothing here: the path is not that of the callback_url."
+
+
+class Standing(enum.Enum):
+    """What a run is to a `Party`."""
+
+    AWAITED = enum.auto()
+    """It goes on."""
+    CANCELLED = enum.auto()
+    """Only its end is of interest."""
+    ENDED = enum.auto()
+    """Its end was taken before."""
+    UNKNOWN = enum.auto()
+    """Nobody waits for it."""
+
+
+class Party(Protocol):
+    """Who waits for events. Everything is called on the receiver's loop, and must neither block nor raise."""
+
+    def standing(self, run_id: str) -> Standing:
+        """What the run is to it. Asked for every event, before it is taken."""
+        ...
+
+    def take(self, event: dict[str, Any]) -> None:
+        """Take an event that was checked; pickles in it are `Pickled`, and nothing was unpickled."""
+        ...
+
+    def gone(self, run_ids: Sequence[str], worker: str) -> None:
+        """The connection of *worker*, over which these runs were last heard of, has ended."""
+        ...
+
+    def claim(self, claim_id: str) -> Sequence[bytes | memoryview] | None:
+        """The bytes that a worker fetches, in chunks; ``None``: there are none (any more)."""
+        ...
+
+
+class Route:
+    """A `Party`'s way in. Made by `open_route`.
+
+    Attributes:
+        url: What goes into payloads as ``callback_url``.
+        port: What is listened on.
+        what: Who it is for, in messages.
+    """
+
+    __slots__ = ("_close", "max_message_bytes", "mark", "party", "port", "security", "url", "what")
+
+    def __init__(
+        self,
+        party: Party,
+        *,
+        token: str,
+        url: str,
+        port: int,
+        security: NetworkExecutorSecurity,
+        max_message_bytes: int,
+        what: str,
+        close: Callable[[Route], Awaitable[None]],
+    ) -> None:
+        self.party = party
+        self.mark = _mark(token)
+        self.url = url
+        self.port = port
+        self.security = security
+        self.max_message_bytes = max_message_bytes
+        self.what = what
+        self._close = close
+
+    async def close(self) -> None:
+        """Take nothing more. The last route of a receiver closes it. To be called once more does no harm."""
+        await self._close(self)
+
+
+def _mark(token: str) -> bytes:
+    """What tokens are compared by: of the same length, and of nothing that one could find out byte by byte."""
+    return hashlib.sha256(token.encode("utf-8", "surrogatepass")).digest()
+
+
+class Routes:
+    """The open routes of a receiver."""
+
+    __slots__ = ("_by_mark", "presence")
+
+    def __init__(self) -> None:
+        self.presence = Presence()
+        self._by_mark: dict[bytes, list[Route]] = {}
+
+    def __bool__(self) -> bool:
+        return bool(self._by_mark)
+
+    @property
+    def max_message_bytes(self) -> int:
+        """The largest body that any of them takes."""
+        return max((route.max_message_bytes for routes in self._by_mark.values() for route in routes), default=0)
+
+    def add(self, route: Route) -> None:
+        """Open it."""
+        self._by_mark.setdefault(route.mark, []).append(route)
+
+    def remove(self, route: Route) -> bool:
+        """Close it; whether it was open."""
+        routes = self._by_mark.get(route.mark, [])
+        if route not in routes:
+            return False
+        routes.remove(route)
+        if not routes:
+            del self._by_mark[route.mark]
+        self.presence.forget(route)
+        return True
+
+    def visit(self, request: Request) -> Visit:
+        """Decide about a request by its head.
+
+        Raises:
+            Refusal: Nobody is to read its body.
+        """
+        match = _TARGET.fullmatch(request.path)
+        routes = self._find(match[1]) if match is not None else []
+        if match is None or not routes:
+            raise Refusal(404, _WRONG_PATH)
+        claim_id = match[2]
+        method = "POST" if claim_id is None else "GET"
+        if request.method != method:
+            what = "events come as POST" if claim_id is None else "a claim is fetched with GET"
+            raise Refusal(405, f"Here, {what}.", ("Allow", method))
+        admitted: list[Route] = []
+        refusal = None
+        for route in routes:
+            try:
+                route.security.screen_headers(headers=request.fields)
+            except PermissionError as error:
+                refusal = _not_allowed(route, request, error)
+            else:
+                admitted.append(route)
+        if not admitted and refusal is not None:
+            raise refusal
+        return Visit(request, admitted, claim_id, self.presence, refusal)
+
+    def _find(self, token: str) -> list[Route]:
+        given = _mark(token)
+        found: list[Route] = []
+        for mark, routes in self._by_mark.items():  # all of them, whichever it is
+            if hmac.compare_digest(mark, given):
+                found = routes
+        return found
+
+
+class Visit:
+    """A request whose body may be read.
+
+    Attributes:
+        most: Bytes that its body may have.
+        claim_id: What is to be fetched; ``None`` for events.
+    """
+
+    __slots__ = ("_presence", "_refusal", "_request", "_routes", "claim_id", "most")
+
+    def __init__(
+        self, request: Request, routes: list[Route], claim_id: str | None, presence: Presence, refusal: Refusal | None
+    ) -> None:
+        self._request = request
+        self._routes = routes
+        self._presence = presence
+        self._refusal = refusal  # that of routes that it cannot be for
+        self.claim_id = claim_id
+        self.most = max(route.max_message_bytes for route in routes)
+
+    def read(self, chunks: Sequence[bytes]) -> list[dict[str, Any]] | Refusal:
+        """The events in a body, which is verified first. May be called in any thread."""
+        try:
+            self._verify(chunks)
+            return [check_event(frame) for frame in codec.decode(chunks)]
+        except Refusal as refusal:
+            return refusal
+        except FrameError as error:
+            return Refusal(400, f"These are no events: {error}.")
+
+    def claimed(self) -> Sequence[bytes | memoryview]:
+        """What is to be fetched.
+
+        Raises:
+            Refusal: There is nothing, or it is not for this one.
+        """
+        self._verify(b"")
+        assert self.claim_id is not None
+        for route in self._routes:
+            chunks = route.party.claim(self.claim_id)
+            if chunks is not None:
+                return chunks
+        raise Refusal(410, "Nobody waits for this run any more, and what it was to work on is gone.")
+
+    def settle(self, events: Sequence[dict[str, Any]], line: Line) -> Reply:
+        """Hand *events*, from `read`, to those who wait for them. They came over *line*."""
+        gone: dict[str, None] = {}
+        taken = 0
+        for event in events:
+            run_id: str = event["run_id"]
+            terminal = event["type"] in TERMINAL
+            route, standing = self._find(run_id)
+            if standing is Standing.ENDED:
+                taken += 1
+            elif standing is Standing.AWAITED or (standing is Standing.CANCELLED and terminal):
+                taken += 1
+                if terminal:
+                    self._presence.ended(route, run_id)
+                    gone.pop(run_id, None)
+                else:
+                    self._presence.heard(route, run_id, line)
+                route.party.take(event)
+            else:
+                gone[run_id] = None
+        if not gone:
+            return TAKEN
+        if taken:
+            return Reply(204, fields=((GONE, _listed(gone)),))
+        if self._refusal is not None:
+            return self._refusal.reply
+        return Reply(410, "Nobody waits for this any more: it is to be stopped, and nothing is to be sent again.")
+
+    def _find(self, run_id: str) -> tuple[Route, Standing]:
+        for route in self._routes:
+            standing = route.party.standing(run_id)
+            if standing is not Standing.UNKNOWN:
+                return route, standing
+        return self._routes[0], Standing.UNKNOWN
+
+    def _verify(self, body: signing.Body) -> None:
+        verified: list[Route] = []
+        digest: signing.Digest | None = None
+        for route in self._routes:
+            if route.security.kind == "signed" and digest is None:
+                digest = signing.digest(body)
+            try:
+                route.security.verify_headers(
+                    transport="http",
+                    target=self._request.target,
+                    body=b"" if digest is None else digest,
+                    headers=self._request.fields,
+                )
+            except PermissionError as error:
+                self._refusal = _not_allowed(route, self._request, error)
+            else:
+                verified.append(route)
+        if not verified and self._refusal is not None:
+            raise self._refusal
+        self._routes = verified
+
+
+def _not_allowed(route: Route, request: Request, error: PermissionError) -> Refusal:
+    """What exactly is wrong is for the log: it would tell an attacker how far he has come."""
+    why = f"{route.what}: {error}"
+    if route.security.kind == "bearer":
+        header, scheme = signing.AUTHORIZATION, "Bearer"
+    else:
+        header, scheme = signing.SIGNATURE, "Wove"
+    if request.get(header.lower()) is None:
+        text = "This is only for workers that have the same 'security' as this environment, and none was shown."
+        return Refusal(401, text, ("WWW-Authenticate", scheme), why=why)
+    return Refusal(
+        403,
+        "The authentication of this request is not right: both sides need the same 'security', and clocks that agree; "
+        "and nothing is taken twice.",
+        why=why,
+    )
+
+
+def _listed(run_ids: dict[str, None]) -> str:
+    shown: list[str] = []
+    size = 0
+    for run_id in run_ids:
+        size += len(run_id) + 1
+        if size > MOST_GONE_CHARACTERS:
+            break
+        if _LISTED.fullmatch(run_id):
+            shown.append(run_id)
+    return ",".join(shown)

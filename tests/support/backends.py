@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping
 import pytest
 
 from tests.support import namespaces
+from tests.support.servers import aws_batch, dask, rabbitmq, ray, redis, slurm, temporal
 
 # Each row: a name, and a function that says what is missing (`None`: nothing, it can run).
 Missing = Callable[[], "str | None"]
@@ -30,6 +31,10 @@ def _packages(*names: str) -> Missing:
     return lambda: next(filter(None, map(_package, names)), None)
 
 
+def _all(*found: Missing) -> Missing:
+    return lambda: next(filter(None, (one() for one in found)), None)
+
+
 BACKENDS: Mapping[str, Missing] = {
     "stdio": _packages("cloudpickle"),
     "http": _packages("cloudpickle", "uvicorn"),  # the executor needs neither; its service does
@@ -37,6 +42,18 @@ BACKENDS: Mapping[str, Missing] = {
     "websocket": _packages("cloudpickle", "websockets"),
     "tls": _packages("trustme"),
     "netns": namespaces.missing,
+    "redis": redis.missing,
+    "rabbitmq": rabbitmq.missing,
+    "celery": _packages("cloudpickle", "celery", "redis"),
+    "rq": _all(_packages("cloudpickle", "rq"), redis.missing),
+    "arq": _all(_packages("cloudpickle", "arq"), redis.missing),
+    "taskiq": _all(_packages("cloudpickle", "taskiq", "taskiq_redis"), redis.missing),
+    "dask": _all(_packages("cloudpickle"), dask.missing),
+    "ray": _all(_packages("cloudpickle"), ray.missing),
+    "temporal": _all(_packages("cloudpickle"), temporal.missing),
+    "slurm": _all(_packages("cloudpickle"), slurm.missing),
+    "aws_batch": _all(_packages("cloudpickle"), aws_batch.missing),
+    "kubernetes_jobs": _packages("cloudpickle", "kubernetes"),
 }
 
 _PROPERTY = "wove-backend-missing"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Mapping
 from typing import Any, TypeAlias
 
 from wove.protocol.pickling import Pickled
@@ -63,7 +64,7 @@ class Memory:
             self._room += entry[1]
 
 
-def bulk(frame: dict[str, Any]) -> int:
+def bulk(frame: Mapping[str, Any]) -> int:
     """Bytes of the pickles in *frame*."""
     size = 0
     for value in frame.values():

@@ -82,10 +82,15 @@ class Runner:
 
     # --- what a transport calls -----------------------------------------------------------------------------
 
-    def submit(self, frame: Mapping[str, Any]) -> None:
+    def submit(self, frame: Mapping[str, Any], function: SharedCallable | None = None) -> None:
         """Run a ``run_task`` frame. Returns at once; frames of one connection come from one thread, in order.
 
         A second frame with the ``run_id`` of a run in progress is ignored.
+
+        Args:
+            frame: The frame.
+            function: What `shared` gave for it; ``None``: the frame has its callable, or the frames of this
+                connection had it.
 
         Raises:
             FrameError: The frame names no run, so nobody could be told.
@@ -103,7 +108,7 @@ class Runner:
         try:
             if closed:
                 raise RuntimeError("the worker is shutting down, and takes no more tasks")
-            run.callable = self._callable_of(frame, run)
+            run.callable = function or self._callable_of(frame, run)
             if run.seconds is not None:
                 self._pulse.expire_at(run, time.monotonic() + run.seconds)
             self._crew.submit(partial(self._perform, run))
@@ -111,6 +116,23 @@ class Runner:
             self._fail(run, error, source="transport")
         except Exception as error:
             self._fail(run, error, source="executor", retryable=True)
+
+    def shared(self, callable_id: str, pickled: Pickled | None = None) -> SharedCallable | None:
+        """The callable of that id, which is kept for later frames. For frames that do not come from one connection.
+
+        Args:
+            callable_id: The SHA-256 (hex) of its pickle.
+            pickled: The pickle; ``None``: only if it is here.
+
+        Returns:
+            ``None`` if it is not.
+        """
+        with self._lock:
+            kept = self._callables.get(callable_id)
+            if pickled is not None:
+                kept = kept or SharedCallable(pickled)
+                self._callables.put(callable_id, kept, pickled.size)
+            return kept
 
     def cancel(self, frame: Mapping[str, Any]) -> None:
         """Stop the run of a ``cancel_task`` frame: at once while it is queued, else as Python can.
@@ -356,9 +378,7 @@ class Runner:
             return known
         if not isinstance(callable_id, str):
             return SharedCallable(pickled)
-        kept = self._callables.get(callable_id) or SharedCallable(pickled)
-        self._callables.put(callable_id, kept, pickled.size)
-        return kept
+        return self.shared(callable_id, pickled) or SharedCallable(pickled)
 
 
 def _comes_of_stopping(error: BaseException) -> bool:

@@ -1,0 +1,96 @@
+"""``python -m wove.backend_worker``: one payload, run in a process of its own.
+
+For backends that start a program for each job: Kubernetes, AWS Batch, Slurm.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from typing import Final
+
+__all__ = ["PAYLOAD_VARIABLE", "main"]
+
+PAYLOAD_VARIABLE: Final = "WOVE_BACKEND_PAYLOAD"
+
+USAGE: Final = f"""\
+usage: python -m wove.backend_worker [-h] [PAYLOAD]
+
+Run the task of one payload, and report to the weave that waits for it.
+
+The payload, JSON, is taken from the environment variable {PAYLOAD_VARIABLE}; where that is not set, from the
+first argument; without one, from the standard input. If WOVE_WORKER_SECRET is set, only a payload that is signed with
+that secret is run.
+
+The exit status is 0 when the end of the task has been reported, also if the task failed; 1 when it could not be, or
+the payload is refused; 143 after SIGTERM and 130 after SIGINT, which stop the task and have that reported.
+"""
+
+
+class _Stopped(BaseException):
+    """A signal came."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(signal.Signals(number).name)
+        self.number = number
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Do what the command line says.
+
+    Args:
+        arguments: ``None``: those of the command line.
+
+    Returns:
+        The exit status.
+    """
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments and arguments[0] in ("-h", "--help"):
+        print(USAGE, end="")  # noqa: T201
+        return 0
+    try:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, _stop)
+        return _run(_payload(arguments))
+    except _Stopped as stop:
+        return 128 + stop.number
+
+
+def _payload(arguments: Sequence[str]) -> str | bytes:
+    # Taken out, so that a job that the task submits does not inherit it.
+    given = os.environ.pop(PAYLOAD_VARIABLE, None)
+    if given is not None:
+        return given
+    return arguments[0] if arguments else sys.stdin.buffer.read()
+
+
+def _run(payload: str | bytes) -> int:
+    # What goes wrong is said once, below. A task that configures logging gets to see the rest.
+    logging.getLogger("wove").addHandler(logging.NullHandler())
+    try:
+        if not payload.strip():
+            raise ValueError(
+                f"there is no payload: it goes into the environment variable {PAYLOAD_VARIABLE}, the first argument "
+                "or the standard input"
+            )
+        from wove.integrations.worker import run  # in here, where SIGTERM is heard
+
+        run(payload)
+    except Exception as error:
+        text = " ".join(f"{error}".split()) or type(error).__name__
+        print(f"wove.backend_worker: {text}", file=sys.stderr)  # noqa: T201
+        return 1
+    return 0
+
+
+def _stop(number: int, frame: object) -> None:
+    del frame
+    signal.signal(number, signal.SIG_IGN)  # once is enough, and what follows is short
+    raise _Stopped(number)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

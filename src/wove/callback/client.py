@@ -1,0 +1,211 @@
+"""Single requests to a receiver: an event of a worker that is not ours, and bytes that a payload refers to."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import random
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, Final, TypeVar
+
+from wove.callback.link import Destination, Link, exchange, request
+from wove.errors import DeliveryError
+from wove.executors.http1 import Head, ProtocolError, quoted
+from wove.protocol import codec, payload
+from wove.protocol.faults import from_exception
+from wove.protocol.frames import PYTHON, check_event
+from wove.protocol.payload import Claim
+from wove.protocol.pickling import Pickled, dumps
+from wove.security import NetworkExecutorSecurity, SecurityConfig
+
+__all__ = ["backoff", "fetch", "may_come_right", "post_event", "shown"]
+
+_log = logging.getLogger("wove.worker")
+
+T = TypeVar("T")
+
+BACKOFF_SECONDS: Final = (0.1, 2.0)
+"""Between two attempts: after the first, and at most."""
+
+_AGAIN: Final = frozenset({408, 425, 429})  # and 5xx: the same request may be taken a little later
+
+_now = time.monotonic
+
+
+def backoff(failures: int) -> float:
+    """How long to wait after so many failures, in seconds: not all workers of a receiver at the same moment."""
+    shortest, longest = BACKOFF_SECONDS
+    return min(longest, shortest * 2.0 ** min(failures - 1, 30)) * random.uniform(0.5, 1.0)
+
+
+def may_come_right(status: int) -> bool:
+    """Whether a request that was answered so is to be sent again, a little later."""
+    return status in _AGAIN or status >= 500
+
+
+def shown(destination: Destination, head: Head, body: bytes) -> str:
+    """An answer that is a refusal, in words: what came, and what to do about it."""
+    text = f"{destination} answered {head}" + (f": {quoted(body)}" if body.strip() else "")
+    if head.status == 404:
+        return f"{text}. Is its callback_url one of Wove's, with the right token?"
+    if head.status in (401, 403):
+        return f"{text}. Both sides need the same secret: 'security' of the environment, and that of this worker"
+    return text
+
+
+# --- events -----------------------------------------------------------------------------------------------
+
+
+def post_event(
+    callback_url: str,
+    event: Mapping[str, Any],
+    *,
+    security: SecurityConfig = None,
+    timeout: float = 10.0,
+    retry_seconds: float = 0.0,
+) -> bool:
+    """Post one event of a run, for workers that run payloads in a way of their own.
+
+    Blocks until it is taken.
+
+    Args:
+        callback_url: The payload's.
+        event: Its ``type`` and ``run_id``, and what else belongs to it. A value in ``result``, and an exception in
+            ``exception``, are pickled here.
+        security: As the environment's ``security``.
+        timeout: Seconds for one attempt in which nothing moves.
+        retry_seconds: For how many seconds it is tried again; a worker should, with the end of a run.
+
+    Returns:
+        Whether the receiver wants to hear more of the run. If not, nobody waits for it any more, and a run in
+        progress should end.
+
+    Raises:
+        FrameError: *event* is none (a `ValueError`).
+        SerializationError: Its result cannot be pickled.
+        DeliveryError: It did not get through, or was refused.
+
+    Example::
+
+        post_event(payload["callback_url"], {"type": "task_result", "run_id": payload["run_id"], "result": 42},
+                   retry_seconds=60)
+    """
+    destination = Destination.parse(callback_url)
+    signer = NetworkExecutorSecurity.from_config(security)
+    chunks = codec.encode(_ready(check_event(event)))
+    what = f"the {event['type']} of run {event['run_id']}"
+
+    def attempt() -> bool:
+        fields = [("Content-Type", "application/json"), ("Content-Length", str(sum(map(len, chunks))))]
+        fields += signer.headers_for(transport="http", target=destination.target, body=chunks).items()
+        head, body = exchange(destination, request(destination, "POST", fields), chunks, stall_seconds=timeout)
+        if head.status == 410:
+            return False
+        if not 200 <= head.status < 300:
+            raise _Refused(shown(destination, head, body), again=may_come_right(head.status))
+        return event["run_id"] not in (head.get("x-wove-gone") or "").replace(",", " ").split()
+
+    return _again_and_again(attempt, what, destination, retry_seconds)
+
+
+def _ready(event: dict[str, Any]) -> dict[str, Any]:
+    """*event* without live values."""
+    ready = {name: value for name, value in event.items() if name not in ("result", "exception")}
+    task = str(event.get("task_id") or "?")
+    if "result" in event and "result_pickle" not in event:
+        ready["result_pickle"] = dumps(event["result"], what=f"the result of task {task!r}")
+    exception = event.get("exception")
+    if isinstance(exception, BaseException) and "exception_pickle" not in event:
+        ready = {**from_exception(exception, task=task), "python": PYTHON, **ready}
+    return ready
+
+
+# --- claims -----------------------------------------------------------------------------------------------
+
+
+def fetch(
+    callback_url: str,
+    claim: Claim,
+    *,
+    security: NetworkExecutorSecurity,
+    what: str,
+    retry_seconds: float,
+    stall_seconds: float = 60.0,
+) -> Pickled:
+    """The bytes that *claim* stands for, checked.
+
+    Args:
+        callback_url: The payload's.
+        claim: From the payload, which must have been verified.
+        security: Signs the request.
+        what: What they are, for messages: ``"the arguments of task 'pdf'"``.
+        retry_seconds: For how many seconds it is tried again.
+        stall_seconds: For how many seconds nothing may move.
+
+    Raises:
+        DeliveryError: They cannot be had, or are others than the payload says.
+    """
+    destination = Destination.parse(payload.claim_url(callback_url, claim.id))
+
+    def attempt() -> Pickled:
+        fields = security.headers_for(transport="http", target=destination.target).items()
+        link = Link(destination)
+        try:
+            link.send(request(destination, "GET", fields), (), seconds=stall_seconds, most_answer=claim.size)
+            return _received(link, claim, destination, stall_seconds)
+        finally:
+            link.close()
+
+    return _again_and_again(attempt, what, destination, retry_seconds)
+
+
+def _received(link: Link, claim: Claim, destination: Destination, stall_seconds: float) -> Pickled:
+    found = hashlib.sha256()
+    chunks: list[bytes] = []
+    size = 0
+    while not link.parser.complete:
+        for piece in link.receive(stall_seconds):
+            found.update(piece)  # other threads run meanwhile
+            chunks.append(piece)
+            size += len(piece)
+    head = link.parser.head
+    assert head is not None
+    if head.status != 200:
+        raise _Refused(shown(destination, head, b"".join(chunks)), again=may_come_right(head.status))
+    if size != claim.size or found.hexdigest() != claim.sha256:
+        raise _Refused(
+            f"{destination} sent {size} bytes with the SHA-256 {found.hexdigest()}, and the payload says "
+            f"{claim.sha256}. Nothing of it was unpickled",
+            again=False,
+        )
+    return Pickled(chunks, size=size)
+
+
+# --- again and again --------------------------------------------------------------------------------------
+
+
+class _Refused(Exception):
+    def __init__(self, message: str, *, again: bool) -> None:
+        super().__init__(message)
+        self.again = again
+
+
+def _again_and_again(attempt: Callable[[], T], what: str, destination: Destination, seconds: float) -> T:
+    give_up_at = _now() + seconds
+    failures = 0
+    while True:
+        try:
+            return attempt()
+        except _Refused as error:
+            trouble, cause, again = str(error), error.__cause__, error.again
+        except (OSError, ProtocolError) as error:
+            trouble, cause, again = f"{destination}: {error}", error, True
+        failures += 1
+        pause = backoff(failures)
+        left = give_up_at - _now()
+        if not again or left <= 0:
+            tried = f" within {seconds:g} s" if again and seconds else ""
+            raise DeliveryError(f"{what} did not get through{tried}: {trouble}") from cause
+        _log.info("%s; trying again", trouble)
+        time.sleep(min(pause, left))

@@ -1,0 +1,324 @@
+"""One HTTP connection from a worker to the receiver of its events: blocking, a request at a time.
+
+Sockets of the standard library and nothing else: no proxy is asked, whatever the environment variables say, because
+a callback URL is an address that Wove made for this very worker.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import socket
+import threading
+import time
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from urllib.parse import urlsplit
+
+from wove.executors import forks
+from wove.executors.http1 import Head, RequestHead, ResponseParser
+from wove.protocol.limits import INLINE_BYTES
+
+if TYPE_CHECKING:
+    import ssl
+
+__all__ = ["Destination", "Link", "close_socket", "exchange", "request", "socket_pair"]
+
+CONNECT_SECONDS: Final = 5.0
+"""For one address of a host name: a SYN that is lost is sent again after 1 and after 3 seconds (RFC 6298, 2)."""
+
+KEEPALIVE: Final = (("TCP_KEEPIDLE", 15), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 3))
+"""Seconds, seconds and a number: a host that has vanished is noticed after half a minute."""
+
+ANSWER_BYTES: Final = 64 * 1024
+READ_BYTES: Final = 256 * 1024
+
+_now = time.monotonic
+
+
+class Destination(NamedTuple):
+    """A callback URL, taken apart.
+
+    Attributes:
+        secure: Whether it is https.
+        host: Name or address, without brackets.
+        port: Its port.
+        authority: What goes into the ``Host`` header.
+        target: Path and query, as requested and as signed.
+    """
+
+    secure: bool
+    host: str
+    port: int
+    authority: str
+    target: str
+
+    @classmethod
+    def parse(cls, url: str) -> Destination:
+        """From a URL.
+
+        Raises:
+            ValueError: It cannot be posted to.
+        """
+        parts = urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ValueError(f"{url!r:.200} is no http:// or https:// URL")
+        secure = parts.scheme == "https"
+        host = parts.hostname
+        if not host.isascii():
+            host = host.encode("idna").decode("ascii")
+        port = parts.port or (443 if secure else 80)
+        authority = f"[{host}]" if ":" in host else host
+        if parts.port is not None:
+            authority = f"{authority}:{parts.port}"
+        target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+        RequestHead("POST", target, [("Host", authority)])  # complains about what HTTP does not allow
+        return cls(secure, host, port, authority, target)
+
+    @property
+    def origin(self) -> tuple[bool, str, int]:
+        """What destinations have in common that can share a connection."""
+        return self[:3]
+
+    def __str__(self) -> str:
+        # Without the path: it has the token in it, and this goes into messages.
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{'https' if self.secure else 'http'}://{host}:{self.port}"
+
+
+def request(
+    destination: Destination, method: str, fields: Iterable[tuple[str, str]], *, target: str | None = None
+) -> bytes:
+    """The head of a request to *destination*; *target* is another path there."""
+    return RequestHead(method, target or destination.target, [("Host", destination.authority)]).encode(fields)
+
+
+class Link:
+    """A connection.
+
+    Args:
+        destination: Whom to connect to. Takes as long as that takes: at most `CONNECT_SECONDS` for each address.
+
+    Attributes:
+        parser: Of the answer to the request that was sent last.
+        answers: How many there have been.
+
+    Raises:
+        OSError: There is no connection to be had.
+    """
+
+    __slots__ = ("_sock", "answers", "parser")
+
+    def __init__(self, destination: Destination) -> None:
+        self.parser = ResponseParser(ANSWER_BYTES)
+        self.answers = 0
+        self._sock = _connected(destination)
+
+    def fileno(self) -> int:
+        """The descriptor, for polling."""
+        return self._sock.fileno()
+
+    def send(self, head: bytes, chunks: Sequence[bytes], *, seconds: float, most_answer: int = ANSWER_BYTES) -> None:
+        """Send a request, small ones in one piece. If an answer comes meanwhile, the rest is not sent.
+
+        Args:
+            head: Up to and including the empty line.
+            chunks: The body.
+            seconds: For each chunk.
+            most_answer: The most bytes of an answer's body.
+
+        Raises:
+            OSError: The connection is gone, and there is no answer to be read.
+        """
+        self.parser = ResponseParser(most_answer)
+        self._sock.settimeout(seconds)
+        if sum(map(len, chunks)) <= INLINE_BYTES:
+            self._sock.sendall(b"".join((head, *chunks)))
+            return
+        try:
+            self._sock.sendall(head)
+            for chunk in chunks:
+                if self._readable():
+                    return
+                self._sock.sendall(chunk)
+        except TimeoutError:
+            raise
+        except OSError:
+            # A receiver that does not want the body answers and closes: what it said may still be here.
+            if not self._readable():
+                raise
+
+    def receive(self, seconds: float = 0.0) -> list[bytes]:
+        """What there is of the answer's body, after waiting for at most *seconds*; the head goes to the parser.
+
+        Raises:
+            ProtocolError: What came is no answer, or not a whole one.
+            OSError: The connection is gone, or (`TimeoutError`) nothing came.
+        """
+        self._sock.settimeout(seconds)
+        pieces: list[bytes] = []
+        while True:
+            try:
+                data = self._sock.recv(READ_BYTES)
+            except (BlockingIOError, *_wants):
+                return pieces  # TLS has to say something to itself now and then
+            if data:
+                pieces += self.parser.feed(data)
+            else:
+                self.parser.close()
+            if self.parser.complete:
+                self.answers += 1
+                return pieces
+            if not self._pending():
+                return pieces
+
+    def quiet(self) -> bool:
+        """Whether the connection, of which it is said that it is readable, is open and has nothing to say."""
+        self._sock.settimeout(0.0)
+        try:
+            self._sock.recv(1)
+        except (BlockingIOError, *_wants):
+            return True
+        except OSError:
+            pass
+        return False
+
+    def close(self) -> None:
+        """Close it, at once."""
+        close_socket(self._sock)
+
+    def _pending(self) -> bool:
+        pending: Any = getattr(self._sock, "pending", None)  # of TLS: what was decrypted and not yet read
+        return pending is not None and pending() > 0
+
+    def _readable(self) -> bool:
+        if self._pending():
+            return True
+        poll = select.poll()
+        poll.register(self._sock, select.POLLIN)
+        return bool(poll.poll(0))
+
+
+def exchange(
+    destination: Destination, head: bytes, chunks: Sequence[bytes], *, stall_seconds: float
+) -> tuple[Head, bytes]:
+    """One request over a connection of its own, and its answer.
+
+    Args:
+        destination: Where to.
+        head: As `Link.send`.
+        chunks: As `Link.send`.
+        stall_seconds: How long no byte may move.
+
+    Raises:
+        OSError: No connection, or it was lost, or nothing moved.
+        ProtocolError: What came is no HTTP answer.
+    """
+    link = Link(destination)
+    try:
+        link.send(head, chunks, seconds=stall_seconds)
+        body: list[bytes] = []
+        while not link.parser.complete:
+            body += link.receive(stall_seconds)
+        assert link.parser.head is not None
+        return link.parser.head, b"".join(body)
+    finally:
+        link.close()
+
+
+# --- sockets, and what a forked child does with its copies ------------------------------------------------
+
+# A copy in a child would keep a connection open after this process has died, and its end is what the other side
+# learns of that from. The objects are closed, not their numbers: those may be other files' by the time that the
+# objects are garbage. The lock is held over a fork, so that no socket is on its way into the set just then.
+_sockets: set[socket.socket] = set()
+_lock = threading.Lock()
+
+
+def close_socket(sock: socket.socket) -> None:
+    """Close *sock*, which came from here."""
+    with _lock:
+        _sockets.discard(sock)
+    sock.close()
+
+
+def socket_pair() -> tuple[socket.socket, socket.socket]:
+    """A pair that does not block, and that a forked child closes."""
+    with _lock:
+        pair = socket.socketpair()
+        _sockets.update(pair)
+    for each in pair:
+        each.setblocking(False)
+    return pair
+
+
+def _after_in_child() -> None:
+    for sock in list(_sockets):
+        with contextlib.suppress(OSError):
+            sock.close()
+    _sockets.clear()
+    _lock.release()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_after_in_child)
+
+
+def _connected(destination: Destination) -> socket.socket:
+    # Bytes: for text Python loads its IDNA codec, an import that a fork could catch half way.
+    host = destination.host.encode("ascii")
+    failure: OSError = OSError(f"the name {destination.host!r} has no address")
+    for family, kind, protocol, _, address in socket.getaddrinfo(host, destination.port, type=socket.SOCK_STREAM):
+        with _lock:
+            sock = socket.socket(family, kind, protocol)
+            _sockets.add(sock)
+        try:
+            _configure(sock)
+            sock.connect(address)
+            return _secured(sock, destination.host) if destination.secure else sock
+        except OSError as error:
+            failure = error
+            close_socket(sock)
+        except BaseException:  # an interrupt of whoever waits here
+            close_socket(sock)
+            raise
+    raise failure
+
+
+def _configure(sock: socket.socket) -> None:
+    sock.settimeout(CONNECT_SECONDS)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in KEEPALIVE:
+        if (option := getattr(socket, name, None)) is not None:
+            sock.setsockopt(socket.IPPROTO_TCP, option, value)
+
+
+# --- TLS --------------------------------------------------------------------------------------------------
+
+_context: ssl.SSLContext | None = None
+_wants: tuple[type[OSError], ...] = ()
+"""What TLS raises where other sockets raise `BlockingIOError`; nothing as long as there is no TLS here."""
+
+
+def _secured(sock: socket.socket, host: str) -> socket.socket:
+    global _context, _wants
+    if _context is None:
+        with forks.importing:
+            import ssl
+
+            from wove.executors.tls import TLSFiles
+
+            _wants = (ssl.SSLWantReadError, ssl.SSLWantWriteError)
+            _context = TLSFiles().context()
+    with _lock:
+        secured = _context.wrap_socket(sock, server_hostname=host, do_handshake_on_connect=False)
+        _sockets.discard(sock)
+        _sockets.add(secured)
+    try:
+        secured.do_handshake()
+    except BaseException:
+        close_socket(secured)
+        raise
+    return secured

@@ -1,0 +1,194 @@
+"""What of a run's events is to be sent when, and in which company. For the sender's thread alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
+
+from wove.protocol.codec import encode_events
+from wove.protocol.frames import TERMINAL, condensed
+from wove.protocol.memory import bulk
+from wove.protocol.pickling import Pickled
+
+if TYPE_CHECKING:
+    from wove.callback.report import Report
+
+__all__ = ["Event", "Outbox", "Parcel"]
+
+HOLD_SECONDS: Final = 0.01
+"""So long a ``task_started`` waits for the end of its run: most tasks are short, and then one POST says it all."""
+
+LARGE_BYTES: Final = 256 * 1024
+"""Pickles of this size go over a connection of their own, so that no heartbeat waits behind them."""
+
+Event: TypeAlias = "Mapping[str, Any]"
+
+
+class Outbox:
+    """The events of a report that are to be sent, and how far they have come.
+
+    Attributes:
+        end: The terminal event, once there is one.
+        end_is_out: It is on its way.
+        large: It goes over a connection of its own.
+        attempts: How often its delivery has failed.
+        not_before: When it may be tried again, in monotonic seconds.
+        give_up_at: When it is not tried again, in monotonic seconds.
+        trouble: What the last attempt met with.
+        alone: What it says goes into no request with others: such a one was refused.
+        parcel: The request with the end in it, where that is large: it is made once.
+        shortened: The result was too large, and the end says that now.
+        size: Bytes of the end's pickles.
+        announced: The receiver knows from this connection that the run runs.
+        quiet: Nobody wants to hear anything but the end.
+    """
+
+    __slots__ = (
+        "_beat",
+        "_others",
+        "_started",
+        "alone",
+        "announced",
+        "attempts",
+        "end",
+        "end_is_out",
+        "give_up_at",
+        "large",
+        "not_before",
+        "parcel",
+        "quiet",
+        "report",
+        "shortened",
+        "size",
+        "started_due",
+        "trouble",
+    )
+
+    def __init__(self, report: Report) -> None:
+        self.report = report
+        self._started: Event | None = None
+        self._beat: Event | None = None
+        self._others: list[Event] = []
+        self.started_due = 0.0
+        self.end: Event | None = None
+        self.end_is_out = self.large = self.alone = self.shortened = self.announced = self.quiet = False
+        self.parcel: Parcel | None = None
+        self.attempts = self.size = 0
+        self.not_before = self.give_up_at = 0.0
+        self.trouble = "no attempt was made"
+
+    def add(self, event: Event, now: float) -> None:
+        """Take *event* in."""
+        kind = event["type"]
+        if kind in TERMINAL:
+            self.end = event
+            self.size = bulk(event)
+            self.large = self.size >= LARGE_BYTES
+            self.give_up_at = now + self.report.retry_seconds
+        elif self.quiet:
+            pass
+        elif kind == "task_started":
+            self._started, self.started_due = event, now + HOLD_SECONDS
+        elif kind == "heartbeat":
+            self._beat = event
+        else:
+            self._others.append(event)
+
+    def beat(self) -> None:
+        """Say once more that the run runs."""
+        if self.end is None and self._beat is None:
+            self._beat = {"type": "heartbeat", "run_id": self.report.run_id, "task_id": self.report.task}
+
+    def hush(self) -> None:
+        """Say nothing more but the end."""
+        self.quiet, self.announced = True, False
+        self._started = self._beat = None
+        self._others.clear()
+
+    def replace(self, event: Event) -> None:
+        """The end is refused: it is *event* now."""
+        self.end, self.end_is_out, self.shortened = event, False, True
+        self.large, self.parcel = False, None
+
+    def keep(self, parcel: Parcel) -> None:
+        """The end is in *parcel*, and needs to be nowhere else."""
+        if self.end is not None:
+            self.parcel, self.end = parcel, _outline(self.end)
+
+    def forget(self) -> None:
+        """It is over."""
+        self.hush()
+        self.end = self.parcel = None
+
+    def take(self, now: float) -> list[Event]:
+        """What is to be sent now, to be given to `put_back` if it does not get through."""
+        if self.end is not None:
+            if self.end_is_out or self.not_before > now:
+                return []
+            self.end_is_out = True
+            ended = [event for event in (self._started, *self._others, self.end) if event is not None]
+            self._started = self._beat = None
+            self._others = []
+            return list(condensed(ended))
+        found: list[Event] = []
+        if self._started is not None and self.started_due <= now:
+            found.append(self._started)
+            self._started = None
+        elif self._beat is not None:
+            found.append(self._beat)
+        self._beat = None
+        found += self._others
+        self._others = []
+        return found
+
+    def put_back(self, events: list[Event]) -> None:
+        """*events* did not get through."""
+        others: list[Event] = []
+        for event in events:
+            kind = event["type"]
+            if kind in TERMINAL:
+                self.end, self.end_is_out = event, False
+            elif self.quiet:
+                continue
+            elif kind == "task_started":
+                self._started = event
+            elif kind == "heartbeat":
+                self._beat = self._beat or event
+            else:
+                others.append(event)
+        self._others[:0] = others
+
+
+class Parcel:
+    """Events on their way in one request.
+
+    Attributes:
+        items: The outboxes they are from.
+        chunks: The body.
+        ends: Whether there is the end of a run among them.
+        sent_at: When it was sent, in monotonic seconds.
+    """
+
+    __slots__ = ("chunks", "ends", "items", "sent_at")
+
+    def __init__(self, items: list[tuple[Outbox, list[Event]]]) -> None:
+        self.items = items
+        self.chunks: list[bytes] = []
+        self.ends = any(event["type"] in TERMINAL for _, events in items for event in events)
+        self.sent_at = 0.0
+
+    def encode(self) -> None:
+        """Make the body. What is large is only in there afterwards.
+
+        Raises:
+            FrameError: An event is no JSON.
+        """
+        self.chunks = encode_events([event for _, events in self.items for event in events])
+        for outbox, events in self.items:
+            if outbox.parcel is self:
+                events[:] = map(_outline, events)
+
+
+def _outline(event: Event) -> Event:
+    """*event* without its pickles."""
+    return {name: value for name, value in event.items() if not isinstance(value, Pickled)}

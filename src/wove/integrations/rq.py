@@ -1,0 +1,368 @@
+"""RQ (Redis Queue): a run is a job, and its worker is any ``rq worker``.
+
+Nothing has to be registered on the worker's side: a job names `wove.integrations.worker.run`, which RQ imports. RQ
+keeps a job as a hash in Redis, which is what is asked here; of that hash nothing is unpickled on this side.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import math
+import uuid
+from collections.abc import Generator, Mapping
+from typing import Any, ClassVar, Final, NamedTuple, cast
+from urllib.parse import urlsplit
+
+from wove.errors import DeliveryError
+from wove.executors import forks
+from wove.executors.base import CancelReach, Frame
+from wove.executors.reading import text
+from wove.graph.rules import shown, suggest
+from wove.integrations import naming
+from wove.integrations.base import BackendAdapter, Fate, PayloadDict
+from wove.integrations.rq_states import WAITING, Look, Row, read_row
+
+__all__ = ["RQAdapter"]
+
+FUNCTION: Final = "wove.integrations.worker.run"
+"""What a job calls, by name."""
+
+DEFAULT_URL: Final = "redis://localhost:6379/0"
+"""Where ``rq worker`` looks by default (rq/cli/helpers.py, `get_redis_from_config`)."""
+
+SCHEMES: Final = ("redis", "rediss", "unix")
+"""What `redis.Redis.from_url` takes (redis/connection.py, `parse_url`)."""
+
+OPTIONS: Final = (
+    "job_timeout",
+    "result_ttl",
+    "failure_ttl",
+    "ttl",
+    "at_front",
+    "depends_on",
+    "meta",
+    "on_success",
+    "on_failure",
+    "on_stopped",
+    "webhooks",
+)
+"""What may be in ``enqueue_options``: options of `rq.Queue.enqueue` (rq/queue.py, `parse_args`)."""
+
+TAKEN: Final = {
+    "job_id": "it is made of the run's id, or of delivery_idempotency_key",
+    "unique": "a job with an idempotency key is",
+    "description": "it names task and run; RQ prints it",
+    "retry": "a job that runs twice would report twice. Use the task's retries, or delivery_orphan_policy='requeue'",
+    "repeat": "a run is one job",
+    "rate_limit": "use delivery_max_in_flight, or limit_per_minute of the task",
+    "pipeline": "it belongs to one submission",
+    "args": "the payload is the only argument",
+    "kwargs": "the payload is the only argument",
+}
+"""Other options of it, and why they cannot be."""
+
+RESULT_TTL: Final = 60
+"""Seconds that a finished job is kept. Its result is elsewhere; this is so that `watch` sees how it ended."""
+
+FAILURE_TTL: Final = 600
+"""Seconds that a failed one is kept: for whoever looks for the reason with RQ's own tools. RQ's default is a year."""
+
+CONNECT_SECONDS: Final = 5.0
+ANSWER_SECONDS: Final = 10.0
+"""How long Redis may take to accept a connection, and to answer, where the URL says nothing else."""
+
+GRACE_SECONDS: Final = 30
+"""By what RQ's own time limit comes after the run's: the worker ends the run by itself, and reports that."""
+
+LONGEST_SECONDS: Final = 10 * 365 * 86400
+"""A longer limit is none: RQ sets an alarm, which takes 32 bits."""
+
+NO_LIMIT: Final = -1
+"""RQ's ``job_timeout`` for that (rq/queue.py, `create_job`); its default, 180 s, is for jobs that name none."""
+
+MOST_TRIES: Final = 10
+"""How often the job of a key is looked at again because it changed in between."""
+
+STOP: Final = "stop-job"
+"""The command that has a worker kill its work-horse (rq/command.py, `send_stop_job_command`)."""
+
+
+class Submission(NamedTuple):
+    """A job that was enqueued.
+
+    Attributes:
+        job_id: Its id.
+        mark: What it is marked with if its id is made of a key, so that another one of that id is not taken for it;
+            ``None`` where the id is its own.
+    """
+
+    job_id: str
+    mark: str | None
+
+
+class RQAdapter(BackendAdapter):
+    """Enqueues each run as one job of an RQ queue.
+
+    ``executor_config``: ``queue``, an `rq.Queue` of the user's own, or ``redis_url`` (``"redis://localhost:6379/0"``)
+    and ``queue_name`` (``"default"``); ``enqueue_options``, a dict of options of `rq.Queue.enqueue`.
+
+    Example:
+        >>> wove.config(
+        ...     environments={"jobs": {"executor": "rq", "executor_config": {"redis_url": "redis://redis:6379/0"}}}
+        ... )
+    """
+
+    name: ClassVar[str] = "rq"
+    required_modules: ClassVar[tuple[str, ...]] = ("rq", "redis")
+    install_hint: ClassVar[str] = 'pip install "wove[rq]"'
+    keys: ClassVar[tuple[str, ...] | None] = ("queue", "redis_url", "queue_name", "enqueue_options")
+    cancel_reach: ClassVar[CancelReach] = "process"
+
+    _queue: Any
+    _own: Any = None
+    """The Redis client, where it is ours."""
+
+    # ------------------------------------------------------------------ configuration
+
+    def configure(self) -> None:
+        config, what = self.config, self.what
+        self._given = config.get("queue")
+        self._url = text(config, "redis_url", DEFAULT_URL, what=what)
+        self._name = text(config, "queue_name", "default", what=what)
+        if self._given is not None:
+            self._check_queue(self._given)
+        else:
+            scheme = urlsplit(self._url).scheme
+            if scheme not in SCHEMES:
+                known = ", ".join(f"{each}://" for each in SCHEMES)
+                raise ValueError(f"{what}: executor_config 'redis_url' must begin with one of {known}")
+        self._options = self._read_options(config.get("enqueue_options"))
+        self._owner = uuid.uuid4().hex
+
+    def _check_queue(self, queue: object) -> None:
+        if both := [key for key in ("redis_url", "queue_name") if self.config.get(key) is not None]:
+            raise ValueError(f"{self.what}: executor_config 'queue' brings its own {' and '.join(both)}: give one only")
+        if not all(hasattr(queue, name) for name in ("enqueue_call", "connection", "serializer", "key")):
+            raise TypeError(f"{self.what}: executor_config 'queue' must be an rq.Queue, not {shown(queue)}")
+        if not getattr(queue, "is_async", True):
+            raise ValueError(
+                f"{self.what}: executor_config 'queue' has is_async=False and would run each task while it is "
+                "enqueued, in this process. For that, use executor 'local'"
+            )
+
+    def _read_options(self, value: object) -> dict[str, Any]:
+        label = f"{self.what}: executor_config 'enqueue_options'"
+        if value is None:
+            value = {}
+        if not isinstance(value, dict):
+            raise TypeError(f"{label} must be a dict, not {shown(value)}")
+        given = cast("dict[str, Any]", value)
+        for option in given:
+            if option in TAKEN:
+                raise ValueError(f"{label} cannot set {option!r}: {TAKEN[option]}")
+            if option not in OPTIONS:
+                raise ValueError(
+                    f"{label} has no option {option!r}.{suggest(str(option), OPTIONS)} "
+                    f"Its options are: {', '.join(OPTIONS)}"
+                )
+        return {"result_ttl": RESULT_TTL, "failure_ttl": FAILURE_TTL, **given}
+
+    # ------------------------------------------------------------------ start and close
+
+    def start(self) -> None:
+        with forks.importing:
+            redis: Any = importlib.import_module("redis")
+            retries: Any = importlib.import_module("redis.retry")
+            backoff: Any = importlib.import_module("redis.backoff")
+            rq: Any = importlib.import_module("rq")
+            commands: Any = importlib.import_module("rq.command")
+            results: Any = importlib.import_module("rq.results")
+        self._errors: type[Exception] = redis.exceptions.RedisError
+        self._changed: type[Exception] = redis.exceptions.WatchError
+        self._send_command = commands.send_command
+        if self._given is not None:
+            self._queue = self._given
+        else:
+            # No second try: a command that was carried out without an answer would enqueue a job twice.
+            self._own = redis.Redis.from_url(
+                self._url,
+                socket_connect_timeout=CONNECT_SECONDS,
+                socket_timeout=ANSWER_SECONDS,
+                socket_keepalive=True,
+                retry=retries.Retry(backoff.NoBackoff(), 0),
+            )
+            self._queue = rq.Queue(self._name, connection=self._own)
+        self._redis: Any = self._queue.connection
+        self._job_class: Any = self._queue.job_class
+        self._look = Look(
+            self._queue,
+            worker_key=f"{rq.Worker.redis_worker_namespace_prefix}{{}}".format,
+            channel=commands.PUBSUB_CHANNEL_TEMPLATE.__mod__,
+            result_key=results.Result.get_key,
+        )
+        self._try_options(rq.__version__)
+        with self._reaching("could not be reached", "Is Redis running there?"):
+            self._queue.get_redis_server_version()
+
+    def _try_options(self, version: str) -> None:
+        """Find out now, and not once a run, what RQ thinks of the options."""
+        options = {name: value for name, value in self._options.items() if name not in ("at_front", "job_timeout")}
+        try:
+            self._queue.create_job(FUNCTION, timeout=self._options.get("job_timeout", NO_LIMIT), **options)
+        except Exception as error:
+            raise ValueError(
+                f"{self.what}: rq {version} does not take these enqueue_options: {type(error).__name__}: {error}"
+            ) from error
+
+    @contextlib.contextmanager
+    def _reaching(self, failed: str, remedy: str = "") -> Generator[None]:
+        try:
+            yield
+        except (self._errors, OSError) as error:
+            if isinstance(error, self._changed):
+                raise
+            given = "redis_url" if self._given is None else "queue"
+            raise DeliveryError(
+                f"{self.what}: Redis at {_place(self._redis)} (executor_config {given!r}) {failed}: "
+                f"{type(error).__name__}: {error}{'. ' if remedy else ''}{remedy}"
+            ) from error
+
+    def close(self) -> None:
+        if self._own is not None:
+            self._own.connection_pool.disconnect()
+            self._own = None
+
+    # ------------------------------------------------------------------ out
+
+    def submit(self, payload: PayloadDict, frame: Frame) -> Submission:
+        with self._reaching("did not take the job"):
+            if naming.idempotency_key(frame) is not None:
+                return self._submit_with_key(payload, frame)
+            submission = Submission(naming.job_id(frame), None)
+            if "depends_on" in self._options:  # RQ watches what it depends on, in a transaction of its own
+                self._enqueue(submission, payload)
+            else:
+                with self._redis.pipeline() as pipe:
+                    self._enqueue(submission, payload, pipe)
+                    pipe.execute()
+            return submission
+
+    def _enqueue(self, submission: Submission, payload: PayloadDict, pipe: Any = None) -> None:
+        options = dict(self._options)
+        self._queue.enqueue_call(
+            FUNCTION,
+            args=(payload,),
+            timeout=options.pop("job_timeout", None) or _limit(payload),
+            job_id=submission.job_id,
+            # RQ's own would hold the arguments, and its workers log it.
+            description=f"wove task {payload['task_name']!r}, run {payload['run_id']}"[:200],
+            pipeline=pipe,
+            **options,
+        )
+        if submission.mark is not None:
+            (self._redis if pipe is None else pipe).hset(self._key(submission), "wove", submission.mark)
+
+    def _submit_with_key(self, payload: PayloadDict, frame: Frame) -> Submission:
+        submission = Submission(naming.job_id(frame), f"{self._owner}/{payload['run_id']}")
+        for _ in range(MOST_TRIES):
+            with self._redis.pipeline() as pipe, contextlib.suppress(self._changed):
+                pipe.watch(self._key(submission))
+                row = read_row(pipe, self._key(submission))
+                if row is not None:
+                    pipe.reset()
+                    submission = self._make_room(submission, row, payload)
+                    continue
+                if "depends_on" in self._options:
+                    pipe.reset()
+                    self._enqueue(submission, payload)
+                else:
+                    self._enqueue(submission, payload, pipe)
+                    pipe.execute()
+                return submission
+        raise DeliveryError(f"{self.what}: job {submission.job_id} of RQ changes all the time, and cannot be replaced")
+
+    def _make_room(self, submission: Submission, row: Row, payload: PayloadDict) -> Submission:
+        """Remove the job of that id, if it is over or an earlier submission of ours, which is lost by now.
+
+        Runs with one key are shared within the process before they get here.
+        """
+        running = row.status == "started" and not self._look.is_gone(row)
+        if running and row.owner == self._owner:
+            # Lost for us, and still written to by its worker. That must not write to the new job.
+            self._send_command(self._redis, row.worker, STOP, job_id=submission.job_id)
+            return submission._replace(job_id=f"{submission.job_id}-{payload['run_id']}")
+        if (running or row.status in WAITING) and row.owner != self._owner:
+            raise DeliveryError(
+                f"{self.what}: task {payload['task_name']!r} with this idempotency key is already job "
+                f"{submission.job_id} of RQ ({row.status}), enqueued by another process, which gets its result. Wait "
+                "for it, remove that job, or use another key"
+            )
+        self._remove(submission)
+        return submission
+
+    def _remove(self, submission: Submission, pipe: Any = None) -> None:
+        job = self._job_class(submission.job_id, connection=self._redis, serializer=self._queue.serializer)
+        job.origin = self._queue.name
+        try:
+            job.delete(pipeline=pipe)
+        except self._errors:
+            raise
+        except Exception:  # a hash without a status, which no version of RQ deletes by itself
+            (self._redis if pipe is None else pipe).delete(job.key)
+
+    # ------------------------------------------------------------------ cancel
+
+    def cancel(self, run_id: str, submission: Any, frame: Frame) -> bool:
+        if not isinstance(submission, Submission):  # not enqueued yet
+            return False
+        with self._reaching("could not be told to cancel"):
+            key = self._key(submission)
+            row = None if submission.mark is None else read_row(self._redis, key)
+            if row is not None and row.mark != submission.mark:
+                return False  # the job of that id is another run's
+            # Whoever takes the id from the list has the job: a worker, or this.
+            if self._redis.lrem(self._queue.key, 1, submission.job_id):
+                self._redis.delete(key, f"{key}:dependents")
+                return True
+            with self._redis.pipeline() as pipe, contextlib.suppress(self._changed):
+                pipe.watch(key)
+                row = read_row(pipe, key)
+                if row is not None and row.status in WAITING and row.status != "queued":
+                    pipe.multi()
+                    self._remove(submission, pipe)
+                    pipe.execute()
+                    return True
+                if row is not None and row.status == "started" and row.worker:
+                    self._send_command(self._redis, row.worker, STOP, job_id=submission.job_id)
+        return False
+
+    # ------------------------------------------------------------------ watch
+
+    def watch(self, submissions: Mapping[str, Any]) -> dict[str, Fate]:
+        jobs = {run_id: (self._key(each), each.mark) for run_id, each in submissions.items()}
+        return self._look.at(jobs)
+
+    def _key(self, submission: Submission) -> str:
+        return cast("str", self._job_class.key_for(submission.job_id))
+
+
+def _limit(payload: PayloadDict) -> int:
+    """After how many seconds RQ may end the job: when nobody can be waiting for it any more."""
+    delivery = payload["delivery"]
+    limits = [payload.get("deadline")]
+    if delivery.get("delivery_orphan_policy") != "detach":
+        limits.append(delivery.get("delivery_timeout"))
+    seconds = min((each for each in limits if each is not None), default=math.inf)
+    seconds += GRACE_SECONDS + payload.get("retry_seconds", 0)
+    return NO_LIMIT if seconds > LONGEST_SECONDS else math.ceil(seconds)
+
+
+def _place(connection: Any) -> str:
+    """Where *connection* leads; no password."""
+    settings = connection.connection_pool.connection_kwargs
+    if path := settings.get("path"):
+        return str(path)
+    if host := settings.get("host"):
+        return f"{host}:{settings.get('port', 6379)}"
+    return type(connection).__name__

@@ -26,7 +26,7 @@ import pytest
 
 from tests.support import keeper
 
-__all__ = ["PATIENCE", "ROOT", "Kept", "free_port", "keep", "launch"]
+__all__ = ["PATIENCE", "ROOT", "Kept", "free_port", "keep", "kill", "launch"]
 
 T = TypeVar("T")
 
@@ -97,7 +97,7 @@ class Kept:
     def kill(self) -> None:
         """SIGKILL to the command's own process. What restarts comes again by itself; another is dead on return."""
         pid, starts = self.pid, self.starts
-        _kill(pid)
+        kill(pid)
         deadline = time.monotonic() + PATIENCE
         while (status := self.status())["pid"] == pid and status["starts"] == starts:
             assert time.monotonic() < deadline, f"{self.name} was killed, and is still there"
@@ -109,7 +109,7 @@ class Kept:
         others.pop(self.pid, None)
         self.kill()
         for pid in others:
-            _kill(pid)
+            kill(pid)
 
     def stop(self, *, now: bool = False) -> int:
         """End it: SIGTERM, and wait for its end. Fails when it leaves a process behind. Returns its exit status.
@@ -121,7 +121,7 @@ class Kept:
         if self.process.stdin is not None:
             self.process.stdin.close()
         for pid in before:
-            _kill(pid)
+            kill(pid)
         self.process.wait()
         status = self.status()
         if status["left"] and not now:
@@ -181,7 +181,8 @@ def keep(
     return Kept(name, folder, restarts, launch(command, folder, restarts=restarts, environ=environ, cwd=cwd))
 
 
-def _kill(pid: int) -> None:
+def kill(pid: int) -> None:
+    """SIGKILL to *pid*, if it is still there."""
     with contextlib.suppress(ProcessLookupError):
         os.kill(pid, signal.SIGKILL)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import Callable
+from itertools import chain
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -74,7 +75,8 @@ def test_celery(servers: Servers, load: Callable[[str], ModuleType], tmp_path: P
         assert (parent if pool == "prefork" else pid) == worker.pid
         if pool == "prefork":
             running = app.send_task("pids", [60])
-            [task] = worker.until(lambda: sum((app.control.inspect().active() or {}).values(), []), "has begun")
+            tasks = lambda: (app.control.inspect().active() or {}).values()  # noqa: E731
+            [task] = worker.until(lambda: [*chain.from_iterable(tasks())], "has begun")
             worker.kill_child(task["worker_pid"])
             with pytest.raises(Exception, match="SIGKILL"):
                 running.get(timeout=20)

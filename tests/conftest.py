@@ -14,6 +14,8 @@ pytest_plugins = [
     "tests.support.services",
     "tests.support.scripts",
     "tests.support.leaks",
+    "tests.support.callback_peer",
+    "tests.support.receiving",
     "tests.support.forms",
     "pytester",
 ]

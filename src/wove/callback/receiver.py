@@ -37,6 +37,9 @@ SMALL_ROOM: Final = 4 * 1024 * 1024
 BACKLOG: Final = 512
 """Connections that may wait to be accepted: a batch of jobs may report its start in one moment."""
 
+ACCEPTING_TURNS: Final = 3
+"""Turns of the loop after which asyncio has told of every connection that it had accepted."""
+
 QUIET_SECONDS: Final = 60.0
 """A refusal is a warning only once in so many seconds for each status: strangers must not fill the log."""
 
@@ -140,7 +143,11 @@ class Receiver:
             return
         self.large.resize(self.routes.max_message_bytes)
         self._forget_user()
-        if self.closed and self._connections:
+        if not self.closed:
+            return
+        for _ in range(ACCEPTING_TURNS):
+            await asyncio.sleep(0)
+        if self._connections:
             self._quiet = self.loop.create_future()
             await self._quiet  # they are closed already, and only have to hear of it
 

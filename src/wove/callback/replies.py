@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from http import HTTPStatus
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 __all__ = ["TAKEN", "Refusal", "Reply"]
 
@@ -56,9 +56,13 @@ class Refusal(Exception):
     Attributes:
         reply: What is answered.
         why: What the log says instead of that, if anything.
+        ends: The end of a run that comes of it: its worker has reported what nobody can use.
     """
 
-    def __init__(self, status: int, text: str, *fields: tuple[str, str], why: str = "") -> None:
+    def __init__(
+        self, status: int, text: str, *fields: tuple[str, str], why: str = "", ends: dict[str, Any] | None = None
+    ) -> None:
         super().__init__(text)
         self.reply = Reply(status, text, fields)
         self.why = why
+        self.ends = ends

@@ -197,14 +197,14 @@ class Visit:
         self.most = max(route.max_message_bytes for route in routes)
 
     def read(self, chunks: Sequence[bytes]) -> list[dict[str, Any]] | Refusal:
-        """The events in a body, which is verified first. May be called in any thread."""
+        """The events in a body, which is verified first, or why there are none. May be called in any thread."""
         try:
             self._verify(chunks)
             return [check_event(frame) for frame in codec.decode(chunks)]
         except Refusal as refusal:
             return refusal
         except FrameError as error:
-            return Refusal(400, f"These are no events: {error}.")
+            return Refusal(400, f"These are no events: {error}.", ends=_unusable(error))
 
     def claimed(self) -> Sequence[bytes | memoryview]:
         """What is to be fetched.
@@ -293,6 +293,15 @@ def _not_allowed(route: Route, request: Request, error: PermissionError) -> Refu
         "and nothing is taken twice.",
         why=why,
     )
+
+
+def _unusable(error: FrameError) -> dict[str, Any] | None:
+    """The end of the run whose worker reported something that is no event, so that nobody waits for it for ever."""
+    if error.run_id is None:
+        return None
+    message = f"what the worker of run {error.run_id} posted is no event: {error}"
+    report = {"kind": "TransportError", "message": message, "retryable": False, "source": "transport"}
+    return {"type": "task_error", "run_id": error.run_id, "task_id": "?", "error": report}
 
 
 def _listed(run_ids: dict[str, None]) -> str:

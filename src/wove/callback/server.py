@@ -353,16 +353,21 @@ class Connection(asyncio.Protocol):
             return
         if isinstance(found, Refusal):
             self._log(found)
+            if found.ends is not None:
+                self._take(visit, [found.ends])
             reply = found.reply
         else:
-            try:
-                reply = visit.settle(found, self._line)
-            except Exception as error:
-                self._receiver.report(f"events could not be taken: {type(error).__name__}: {error}", error)
-                reply = Reply(500, "The events could not be taken; the log of the other side says why.")
+            reply = self._take(visit, found)
         self._release()
         if not self._lost:
             self._answer(reply)
+
+    def _take(self, visit: Visit, events: list[dict[str, Any]]) -> Reply:
+        try:
+            return visit.settle(events, self._line)
+        except Exception as error:
+            self._receiver.report(f"events could not be taken: {type(error).__name__}: {error}", error)
+            return Reply(500, "The events could not be taken; the log of the other side says why.")
 
     # ------------------------------------------------------------------ out
 

@@ -1,0 +1,293 @@
+"""What each request is answered, and which events are taken."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import pickle
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+from tests.support.receiving import (
+    SIGNED,
+    Receiving,
+    Waiting,
+    Wire,
+    beat,
+    eventually,
+    result,
+    started,
+)
+
+from wove.callback.receiver import Standing
+from wove.protocol.pickling import Pickled
+from wove.security import NetworkExecutorSecurity
+
+
+@pytest.mark.parametrize("form", [lambda e: e[0], lambda e: e, lambda e: {"events": e}], ids=["one", "list", "events"])
+def test_events_are_taken_in_their_order(house: Receiving, form: object) -> None:
+    party = Waiting()
+    events = [started("r1"), result("r1")]
+    shaped = form(events)  # type: ignore[operator]
+    with Wire(house.open(party)) as wire:
+        answer = wire.post(shaped)
+        assert answer == (204, {}, b"")
+        assert wire.post(beat("r2")).status == 204
+    assert party.taken[0] == ("task_started", "r1") and party.taken[-1] == ("heartbeat", "r2")
+    if shaped is not events[0]:
+        assert party.taken[1] == ("task_result", "r1")
+        found = party.events[1]["result_pickle"]
+        assert isinstance(found, Pickled) and b"".join(found.chunks) == b"N."
+
+
+def test_runs_of_every_standing(house: Receiving) -> None:
+    party = Waiting(cancelled=Standing.CANCELLED, ended=Standing.ENDED)
+    with Wire(house.open(party)) as wire:
+        assert wire.post(result("ended")).status == 204, "a duplicate is as good as the first"
+        assert wire.post(beat("ended")).status == 204
+        gone = wire.post(beat("cancelled"))
+        assert gone.status == 410 and "Nobody waits" in gone.text
+        assert wire.post(result("x")).status == 410
+        assert party.taken == []
+        assert wire.post(result("cancelled")).status == 204
+        assert party.taken == [("task_result", "cancelled")]
+        mixed = wire.post([beat("r1"), beat("cancelled"), beat("x"), result("ended"), beat("x")])
+        assert (mixed.status, mixed.fields) == (204, {"x-wove-gone": "cancelled,x"})
+        assert wire.post([beat("cancelled"), result("cancelled")]).fields == {}
+        assert wire.post([]).status == 204
+
+
+def test_the_list_of_what_is_gone_cannot_break_the_head(house: Receiving) -> None:
+    with Wire(house.open(Waiting())) as wire:
+        answer = wire.post([beat("r1"), *(beat(name) for name in ["a\r\nX-Evil: 1", "a,b", "ü", "x" * 999, "good"])])
+        assert (answer.status, answer.fields) == (204, {"x-wove-gone": "good"})
+        answer = wire.post([beat("r1"), *(beat(f"x{n}") for n in range(5000))])
+        assert len(answer.fields["x-wove-gone"]) < 4100
+        assert answer.fields["x-wove-gone"].startswith("x0,x1,x2")
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["/", "*", "/wove/events", "/wove/events/", "/wove/events/wrong", "/wove/events/t/x", "/wove/events/t%20",
+     "/wove/events/tt", "/wove/events/T", "/wove/events/é"],
+)  # fmt: skip
+def test_404_for_every_other_path_and_token(house: Receiving, path: str) -> None:
+    party = Waiting()
+    with Wire(house.open(party, token="t")) as wire:
+        answer = wire.request(body=json.dumps(beat("r1")).encode(), path=path)
+        assert answer.status in (400, 404)
+        assert (answer.status == 400) == ("é" in path)  # which is no HTTP
+        assert "t" not in answer.text.split()
+    assert party.taken == []
+
+
+def test_what_a_proxy_puts_in_front_and_behind_is_no_matter(house: Receiving) -> None:
+    with Wire(house.open(Waiting(), token="t")) as wire:
+        for path in ("/in/front/wove/events/t", "/wove/events/t/", "/wove/events/t?x=1", "http://web:1/wove/events/t"):
+            assert wire.request(body=json.dumps(beat("r1")).encode(), path=path).status == 204
+
+
+@pytest.mark.parametrize("method", ["GET", "PUT", "HEAD", "OPTIONS", "DELETE"])
+def test_405_says_what_is_allowed(house: Receiving, method: str) -> None:
+    with Wire(house.open(Waiting())) as wire:
+        answer = wire.request(method)
+        assert (answer.status, answer.fields["allow"]) == (405, "POST")
+        answer = wire.request("POST" if method == "GET" else method, path=f"{wire.path}/claims/c")
+        assert (answer.status, answer.fields["allow"]) == (405, "GET")
+        assert wire.request(method, path=f"{wire.path}x").status == 404, "strangers are not told"
+        assert wire.post(beat("r1")).status == 204
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b"", b"{", b"1", b'"x"', b"null", b"[1]", b"\xff", b"{}", b'{"type":"heartbeat"}', b'{"run_id":"x"}',
+     b'{"type":"run_task","run_id":"x"}', b'{"type":"heartbeat","run_id":5}', b'{"events":5}', b"[[]]",
+     b'{"type":"task_result","run_id":"x","result_pickle":5}', b"[" * 50_000,
+     b'{"type":"task_result","run_id":"x","result_pickle":"A"}', b'{"type":"heartbeat","run_id":"x"} x'],
+)  # fmt: skip
+def test_400_for_what_are_no_events(house: Receiving, body: bytes) -> None:
+    party = Waiting()
+    with Wire(house.open(party)) as wire:
+        answer = wire.request(body=body)
+        assert answer.status == 400 and answer.text.startswith("These are no events: ")
+        assert len(answer.text.splitlines()) == 1 and len(answer.body) < 2100
+        assert wire.post(beat("r1")).status == 204, "the connection is good for more"
+    assert party.taken == [("heartbeat", "r1")]
+
+
+@pytest.mark.parametrize(
+    "event", [{"type": "surprise", "run_id": "r2"}, {"type": "task_result", "run_id": "r2", "result_pickle": "A"}]
+)
+def test_what_cannot_be_used_ends_its_run(house: Receiving, event: dict[str, str]) -> None:
+    party = Waiting()
+    with Wire(house.open(party)) as wire:
+        assert wire.post([beat("r1"), event]).status == 400
+    assert party.taken == [("task_error", "r2")]
+    error = party.events[0]["error"]
+    assert error["source"] == "transport" and "is no event" in error["message"]
+
+
+def test_413_is_decided_by_the_head(house: Receiving) -> None:
+    with Wire(house.open(Waiting(), most=100_000)) as wire:
+        wire.send(wire.head("POST", wire.path, {"Content-Length": "100001"}))
+        answer = wire.answer()
+        assert answer.status == 413 and "more than 100000 bytes" in answer.text
+        assert answer.fields["connection"] == "close"
+        wire.send(b"x" * 50_000)  # it is read and dropped: no reset takes the answer away
+        assert wire.ended()
+
+
+def test_413_for_chunks_that_go_on_and_on(house: Receiving) -> None:
+    with Wire(house.open(Waiting(), most=100_000)) as wire:
+        wire.send(wire.head("POST", wire.path, {"Transfer-Encoding": "chunked"}))
+        wire.send(b"ffff\r\n" + b"x" * 0xFFFF + b"\r\n" + b"ffff\r\n")
+        assert wire.answer().status == 413
+
+
+def test_a_small_body_that_is_too_large_is_skipped(house: Receiving) -> None:
+    with Wire(house.open(Waiting(), most=100)) as wire:
+        assert wire.request(body=b"x" * 101).status == 413
+        assert wire.post(beat("r1")).status == 204
+
+
+@pytest.mark.parametrize(
+    ("raw", "status"),
+    [
+        (b"nonsense\r\n\r\n", 400),
+        (b"\x16\x03\x01\x02\x00\x01\x00", 400),
+        (b"PRI * HTTP/2.0\r\n\r\n", 505),
+        (b"POST / HTTP/1.1\r\n\r\n", 400),
+        (b"POST / HTTP/1.1\r\nHost: x\r\nHost: y\r\n\r\n", 400),
+        (b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n", 400),
+        (b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n", 400),
+        (b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: gzip, chunked\r\n\r\n", 501),
+        (b"POST / HTTP/1.1\r\nHost: x\r\nA: " + b"a" * 70_000 + b"\r\n\r\n", 431),
+        (b"POST / HTTP/1.1\r\nHost: x\r\n" + b"A: b\r\n" * 101 + b"\r\n", 431),
+    ],
+)
+def test_bad_heads(house: Receiving, raw: bytes, status: int) -> None:
+    with Wire(house.open(Waiting())) as wire:
+        wire.send(raw)
+        answer = wire.answer()
+        assert (answer.status, answer.fields["connection"]) == (status, "close")
+        assert wire.ended()
+
+
+def test_a_bad_chunk_is_400(house: Receiving) -> None:
+    with Wire(house.open(Waiting())) as wire:
+        wire.send(wire.head("POST", wire.path, {"Transfer-Encoding": "chunked"}) + b"zz\r\n")
+        assert wire.answer().status == 400
+
+
+def test_417_for_other_expectations(house: Receiving) -> None:
+    with Wire(house.open(Waiting())) as wire:
+        assert wire.request(body=b"{}", Expect="miracles").status == 417
+
+
+# ------------------------------------------------------------------ security
+
+
+def test_signed_events_are_taken_once(house: Receiving) -> None:
+    party = Waiting()
+    with Wire(house.open(party, security=SIGNED)) as wire:
+        assert wire.signed(beat("r1")).status == 204
+        body = json.dumps(beat("r1")).encode()
+        headers = NetworkExecutorSecurity.from_config(SIGNED).headers_for(transport="http", target=wire.path, body=body)
+        assert wire.request(body=body, **headers).status == 204
+        replayed = wire.request(body=body, **headers)
+        assert replayed.status == 403 and "nothing is taken twice" in replayed.text
+    assert party.taken == [("heartbeat", "r1")] * 2
+
+
+def test_strangers_are_refused_before_their_body_is_read(house: Receiving) -> None:
+    with Wire(house.open(Waiting(), security=SIGNED)) as wire:
+        wire.send(wire.head("POST", wire.path, {"Content-Length": "400000000"}))
+        answer = wire.answer()
+        assert (answer.status, answer.fields["www-authenticate"]) == (401, "Wove")
+        assert answer.fields["connection"] == "close"
+
+
+@pytest.mark.parametrize("wrong", ["another secret", "another body", "another path", "garbage"])
+def test_403_for_a_signature_that_is_not_right(house: Receiving, wrong: str) -> None:
+    party = Waiting()
+    with Wire(house.open(party, security=SIGNED)) as wire:
+        body = json.dumps(beat("r1")).encode()
+        security = {**SIGNED, "secret": "guessed"} if wrong == "another secret" else SIGNED
+        headers = NetworkExecutorSecurity.from_config(security).headers_for(
+            transport="http",
+            target=wire.path + ("x" if wrong == "another path" else ""),
+            body=body + (b" " if wrong == "another body" else b""),
+        )
+        if wrong == "garbage":
+            headers["X-Wove-Signature"] = "v1=garbage"
+        answer = wire.request(body=body, **headers)
+        assert answer.status == 403 and "both sides need the same 'security'" in answer.text
+    assert party.taken == []
+
+
+def test_a_bearer_token(house: Receiving) -> None:
+    security = {"type": "bearer", "token": "guess-me"}
+    with Wire(house.open(Waiting(), security=security)) as wire:
+        assert wire.signed(beat("r1"), security).status == 204
+        answer = wire.post(beat("r1"))
+        assert (answer.status, answer.fields["www-authenticate"]) == (401, "Bearer")
+        assert wire.post(beat("r1"), Authorization="Bearer wrong").status == 403
+
+
+@pytest.mark.parametrize("security", [None, SIGNED], ids=["open", "signed"])
+def test_nothing_is_unpickled_here(house: Receiving, security: object, tmp_path: Path) -> None:
+    class Mark:
+        def __reduce__(self) -> tuple[object, ...]:
+            return open, (str(tmp_path / "unpickled"), "w")
+
+    import base64
+
+    bomb = base64.b64encode(pickle.dumps(Mark())).decode()
+    party = Waiting()
+    events = [{**result(run_id), "result_pickle": bomb, "exception_pickle": bomb} for run_id in ("r1", "x")]
+    with Wire(house.open(party, security=security)) as wire:
+        if security is not None:
+            assert wire.post(events).status == 401
+        assert wire.signed(events).status == 204
+    assert not (tmp_path / "unpickled").exists() and len(party.events) == 1
+
+
+# ------------------------------------------------------------------ others' faults
+
+
+def test_a_party_that_fails_is_an_error_in_the_log(house: Receiving, caplog: pytest.LogCaptureFixture) -> None:
+    class Failing(Waiting):
+        def take(self, event: dict[str, object]) -> None:
+            raise RuntimeError("not today")
+
+    with Wire(house.open(Failing())) as wire:
+        assert wire.post(beat("r1")).status == 500
+        assert wire.post(beat("r1")).status == 500
+    assert "events could not be taken: RuntimeError: not today" in caplog.text
+
+
+def test_the_log_warns_once_and_never_shows_a_token(house: Receiving, caplog: pytest.LogCaptureFixture) -> None:
+    route = house.open(Waiting(), token="hidden-token", security=SIGNED)
+    with Wire(route) as wire:
+        for _ in range(5):
+            wire.post(beat("r1"))
+            wire.request(path="/wove/events/hidden-tokem")
+    eventually(lambda: len([r for r in caplog.records if r.levelname == "WARNING"]) == 2)
+    assert "environment 'reports': the header X-Wove-Key is missing" in caplog.text
+    assert "hidden" not in caplog.text
+
+
+def test_the_standard_library_posts(house: Receiving) -> None:
+    party = Waiting()
+    route = house.open(party)
+    connection = http.client.HTTPConnection("127.0.0.1", route.port, timeout=20)
+    path = urlsplit(route.url).path
+    chunks = [b'{"type":"heartbeat",', b'"run_id":"r2"}']
+    connection.request("POST", path, json.dumps(beat("r1")))
+    assert connection.getresponse().read() == b""
+    connection.request("POST", path, iter(chunks), headers={"Transfer-Encoding": "chunked"}, encode_chunked=True)
+    answer = connection.getresponse()
+    assert (answer.status, answer.read()) == (204, b"")
+    connection.close()
+    assert [run for _, run in party.taken] == ["r1", "r2"]

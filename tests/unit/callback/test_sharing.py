@@ -1,0 +1,238 @@
+"""One receiver per address and process: who shares it, who cannot, and what is left of it."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import textwrap
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from tests.support.receiving import SIGNED, Receiving, Waiting, Wire, beat, receiving, started
+from tests.support.scripts import Finished
+
+from wove.callback import receiver as receivers
+from wove.callback.receiver import Standing, open_route, read_address
+from wove.errors import DeliveryError
+from wove.security import NetworkExecutorSecurity
+
+
+def free_ports(count: int) -> int:
+    """The first of *count* ports in a row that are free."""
+    while True:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            first: int = probe.getsockname()[1]
+        try:
+            for port in range(first, first + count):
+                with socket.socket() as probe:
+                    probe.bind(("127.0.0.1", port))
+        except (OSError, OverflowError):
+            continue
+        return first
+
+
+def test_environments_share_a_port(house: Receiving) -> None:
+    port = free_ports(1)
+    parties = [Waiting(), Waiting(), Waiting()]
+    routes = [house.open(parties[0], port=port, token="a"), house.open(parties[1], port=str(port), token="b")]
+    routes.append(house.open(parties[2], port=port, token="b"))
+    assert {route.port for route in routes} == {port} and len(receivers._receivers) == 1
+    parties[1].standings["r1"] = Standing.UNKNOWN
+    with Wire(routes[0]) as wire:
+        assert wire.post(beat("r0")).status == 204
+        assert wire.request(body=b'{"type":"heartbeat","run_id":"r1"}', path="/wove/events/b").status == 204
+        house.call(routes[0].close())
+        assert wire.post(beat("r0")).status == 404, "the others are still there, and so is the connection"
+        house.call(routes[2].close())
+        assert wire.request(body=b'{"type":"heartbeat","run_id":"r1"}', path="/wove/events/b").status == 410
+        house.call(routes[1].close())
+        assert wire.ended()
+    assert [party.taken for party in parties] == [[("heartbeat", "r0")], [], [("heartbeat", "r1")]]
+    with socket.socket() as sock:
+        assert sock.connect_ex(("127.0.0.1", port)) != 0
+    assert not receivers._receivers
+
+
+def test_threads_open_at_once(house: Receiving) -> None:
+    port = free_ports(1)
+    opened: list[int] = []
+    threads = [threading.Thread(target=lambda: opened.append(house.open(Waiting(), port=port).port)) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert opened == [port] * 8 and len(receivers._receivers) == 1
+
+
+def test_without_a_port_they_share_one_too(house: Receiving) -> None:
+    assert house.open(Waiting()).port == house.open(Waiting()).port
+
+
+def test_one_token_and_two_securities(house: Receiving) -> None:
+    plain, signed = Waiting(r2=Standing.UNKNOWN), Waiting(r1=Standing.UNKNOWN)
+    house.open(plain, token="t")
+    with Wire(house.open(signed, token="t", security=SIGNED)) as wire:
+        assert wire.post(beat("r1")).status == 204
+        assert wire.post(beat("r2")).status == 401, "it is the other's, who wants a signature"
+        assert wire.signed(beat("r2")).status == 204
+    assert (plain.taken, signed.taken) == ([("heartbeat", "r1")], [("heartbeat", "r2")])
+
+
+@pytest.mark.parametrize("host", ["::1", "::", "localhost", "0.0.0.0"])
+def test_hosts(house: Receiving, host: str) -> None:
+    route = house.open(Waiting(), host=host, token="t")
+    targets = {"::1": ["::1"], "::": ["::1", "127.0.0.1"], "localhost": ["localhost"], "0.0.0.0": ["127.0.0.1"]}[host]
+    for target in targets:
+        with Wire(route, target) as wire:
+            assert wire.post(beat("r1")).status == 204
+    if host == "::1":
+        assert route.url == f"http://[::1]:{route.port}/wove/events/t"
+
+
+def test_a_range_gives_each_process_a_port_of_its_own(house: Receiving) -> None:
+    first = free_ports(3)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", first))
+        taken.listen()
+        route = house.open(
+            Waiting(), port=f"{first}-{first + 2}", url="http://web:{port}/wove/events/{token}", token="t"
+        )
+        assert route.port == first + 1
+        assert route.url == f"http://web:{first + 1}/wove/events/t"
+    assert house.open(Waiting(), port=f"{first}-{first + 2}").port == first + 1, "within a process it is shared"
+
+
+@pytest.mark.parametrize("ports", [1, 2])
+def test_a_port_that_another_process_has(house: Receiving, ports: int) -> None:
+    first = free_ports(ports)
+    taken = [socket.create_server(("127.0.0.1", port)) for port in range(first, first + ports)]
+    given = first if ports == 1 else f"{first}-{first + 1}"
+    with pytest.raises(DeliveryError) as caught:
+        house.open(Waiting(), port=given)
+    text = str(caught.value)
+    assert f"environment 'reports': the callback port{'' if ports == 1 else 's'} {first}" in text
+    for remedy in ("another port", "0, for any", '"9010-9019"', "{port}"):
+        assert remedy in text
+    for sock in taken:
+        sock.close()
+    assert house.open(Waiting(), port=given).port == first, "it is tried again"
+
+
+def test_a_port_that_another_environment_has(house: Receiving) -> None:
+    port = house.open(Waiting(), host="0.0.0.0", port=free_ports(1)).port
+    with pytest.raises(DeliveryError, match=f"another environment of this process listens on the callback port {port}"):
+        house.open(Waiting(), port=port)
+
+
+@pytest.mark.parametrize(
+    ("host", "says"),
+    [
+        ("192.0.2.1", "is no address of this machine"),
+        ("no-such-host.invalid", "there is no host 'no-such-host.invalid'"),
+    ],
+)
+def test_a_host_that_is_not_this_one(house: Receiving, host: str, says: str) -> None:
+    with pytest.raises(DeliveryError, match=says):
+        house.open(Waiting(), host=host)
+    assert not receivers._receivers
+
+
+def test_opening_can_be_given_up(house: Receiving) -> None:
+    async def give_up() -> None:
+        task = asyncio.create_task(
+            open_route(
+                read_address({"callback_host": "localhost"}, what="x"),
+                Waiting(),
+                security=NetworkExecutorSecurity.from_config(None),
+                max_message_bytes=1000,
+                what="x",
+            )
+        )
+        await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    house.call(give_up())
+    assert not receivers._receivers
+
+
+def test_closing_costs_nothing_and_leaves_nothing(no_leaks: None) -> None:
+    with receiving() as house:
+        party = Waiting()
+        party.claims["c"] = [bytes(50_000_000)]
+        route = house.open(party, host="localhost")
+        with Wire(route, "localhost") as idle, Wire(route, "localhost") as busy, Wire(route, "localhost") as stuck:
+            assert idle.post(started("r1"), X_Wove_Worker="w").status == 204
+            busy.send(busy.head("POST", busy.path, {"Content-Length": "100000"}) + b"x")
+            stuck.send(stuck.head("GET", f"{stuck.path}/claims/c", {}))
+            assert stuck.sock.recv(10)
+            began = time.monotonic()
+            house.call(route.close())
+            assert time.monotonic() - began < 0.4
+            assert idle.ended()
+        house.call(route.close())
+
+
+def test_a_loop_that_ended_without_a_word_does_not_keep_the_port(no_leaks: None) -> None:
+    port = free_ports(1)
+
+    def open_and_forget() -> None:
+        async def main() -> None:
+            await open_route(
+                read_address({"callback_port": port}, what="x"),
+                Waiting(),
+                security=NetworkExecutorSecurity.from_config(None),
+                max_message_bytes=1000,
+                what="x",
+            )
+
+        asyncio.run(main())
+
+    open_and_forget()
+    with receiving() as house:
+        assert house.open(Waiting(), port=port).port == port
+
+
+def test_a_forked_child_has_a_receiver_of_its_own(script: Callable[..., Finished], tmp_path: Path) -> None:
+    port = free_ports(2)
+    source = f"""
+    import asyncio, os, socket, sys, warnings
+    sys.path.insert(0, {str(Path(__file__).parents[3])!r})
+    warnings.filterwarnings("ignore", message=".*multi-threaded.*fork", category=DeprecationWarning)
+    from tests.support.receiving import Waiting, Wire, beat, receiving, started
+
+    with receiving() as house:
+        party = Waiting()
+        route = house.open(party, port="{port}-{port + 1}", token="t")
+        wire = Wire(route)
+        assert wire.post(started("r1"), X_Wove_Worker="w").status == 204
+        ready, begin = os.pipe()
+        child = os.fork()
+        if not child:
+            os.close(begin)
+            os.read(ready, 1)  # until the parent has let go of its port
+            with socket.socket() as probe:
+                assert probe.connect_ex(("127.0.0.1", {port})) != 0, "the child holds the parent's port"
+            with receiving() as own:
+                mine = own.open(Waiting(), port="{port}-{port + 1}", token="t")
+                assert mine.port == {port}
+                with Wire(mine) as other:
+                    assert other.post(beat("r2")).status == 204
+            sys.stdout.flush()
+            os._exit(0)
+        assert wire.post(beat("r1")).status == 204, "the child took the parent's connection along"
+        house.call(route.close())
+        assert wire.ended(), "the child holds the parent's connection"
+        wire.sock.close()
+        os.close(begin)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        assert party.lost == []
+        print("done")
+    """
+    finished = script(textwrap.dedent(source))
+    assert finished.stdout == "done\n" and finished.stderr == ""

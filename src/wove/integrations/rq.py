@@ -10,7 +10,7 @@ import contextlib
 import importlib
 import math
 import uuid
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from typing import Any, ClassVar, Final, NamedTuple, cast
 from urllib.parse import urlsplit
 
@@ -88,6 +88,17 @@ STOP: Final = "stop-job"
 """The command that has a worker kill its work-horse (rq/command.py, `send_stop_job_command`)."""
 
 
+class RunId(str):
+    """A run's id, in the ``meta`` of its job; see `wove.integrations.rq_preload`."""
+
+    __slots__ = ()
+
+    def __reduce__(self) -> tuple[Callable[[str], str], tuple[str]]:
+        from wove.integrations.rq_preload import plain
+
+        return plain, (str(self),)
+
+
 class Submission(NamedTuple):
     """A job that was enqueued.
 
@@ -118,6 +129,7 @@ class RQAdapter(BackendAdapter):
     install_hint: ClassVar[str] = 'pip install "wove[rq]"'
     keys: ClassVar[tuple[str, ...] | None] = ("queue", "redis_url", "queue_name", "enqueue_options")
     cancel_reach: ClassVar[CancelReach] = "process"
+    watch_seconds: ClassVar[tuple[float, float]] = (0.5, 5.0)
 
     _queue: Any
     _own: Any = None
@@ -178,6 +190,7 @@ class RQAdapter(BackendAdapter):
             rq: Any = importlib.import_module("rq")
             commands: Any = importlib.import_module("rq.command")
             results: Any = importlib.import_module("rq.results")
+            importlib.import_module("wove.integrations.rq_preload")
         self._errors: type[Exception] = redis.exceptions.RedisError
         self._changed: type[Exception] = redis.exceptions.WatchError
         self._send_command = commands.send_command
@@ -250,6 +263,7 @@ class RQAdapter(BackendAdapter):
 
     def _enqueue(self, submission: Submission, payload: PayloadDict, pipe: Any = None) -> None:
         options = dict(self._options)
+        options["meta"] = {**(options.get("meta") or {}), "wove_run": RunId(payload["run_id"])}
         self._queue.enqueue_call(
             FUNCTION,
             args=(payload,),

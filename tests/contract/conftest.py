@@ -1,13 +1,15 @@
-"""Every test of this folder runs once for each executor."""
+"""Every test of this folder runs once for each executor, or for each backend."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import wove
+from tests.contract.backend_links import Site
 from tests.contract.links import LINKS, Bench, Link, parameters
 from tests.support.leaks import leak_check
 from tests.support.services import Services
@@ -26,3 +28,14 @@ def bench(link: Link, services: Services, tmp_path: Path, caplog: pytest.LogCapt
         wove.shutdown()
         # The records hold errors, those hold frames, and frames hold whatever was in use there.
         caplog.get_records("call").clear()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, Any, Any]:
+    """What the workers of a backend said belongs to a failure."""
+    report = yield
+    site = getattr(item, "funcargs", {}).get("site")
+    if report.failed and isinstance(site, Site):
+        for worker in site.workers:
+            report.sections.append((f"log of {worker.name}", worker.log()[-5000:]))
+    return report

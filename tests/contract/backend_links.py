@@ -1,0 +1,214 @@
+"""The backends under contract. A new one is one more `Backend` in `BACKENDS`, and passes the suite.
+
+A row says how to open a `Site`: its server from `tests.support.servers`, its workers from `tests.support.workers`, and
+the ``executor_config`` that leads there. Whatever differs between backends is a field of the row, with the reason.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import secrets
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support import workers
+from tests.support.kept import Kept
+from tests.support.servers import Servers
+from tests.support.workers import Command, Worker
+
+__all__ = ["BACKENDS", "SECRET", "Backend", "Site", "parameters"]
+
+SECRET = "for the contract suite of backends"
+
+
+@dataclass(frozen=True)
+class Site:
+    """A backend that runs, with workers that take work.
+
+    Attributes:
+        config: The ``executor_config`` that leads there.
+        workers: The processes of its workers, which are started again when they die; none where each job has its own.
+        unknown: What to change in `config` to ask for a task that no worker knows; ``None``: workers know none by name.
+    """
+
+    config: Mapping[str, Any]
+    workers: Sequence[Kept] = ()
+    unknown: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class Backend:
+    """One backend, with one kind of worker.
+
+    Attributes:
+        name: For the tests' ids.
+        executor: The built-in executor's name.
+        needs: See tests/support/backends.py.
+        open: Starts it.
+        slots: How many runs its workers take at a time; ``None``: there is no bound, so that nothing waits in a queue.
+        secret: What its payloads and events are signed with.
+        cancels_queued: A run that is cancelled before a worker has it never starts.
+        cause: A regular expression for what the backend says of a worker process that got a SIGKILL.
+        unknown_words: And for what is said of a task that no worker knows.
+        seconds: The most that any of its tests may take.
+    """
+
+    name: str
+    executor: str
+    needs: tuple[str, ...]
+    open: Callable[[Servers, Path], AbstractContextManager[Site]] = field(repr=False)
+    slots: int | None = 2
+    secret: str | None = None
+    cancels_queued: bool = True
+    cause: str = ""
+    unknown_words: str = ""
+    seconds: float = 60.0
+
+    def __str__(self) -> str:
+        return self.name
+
+    def config(self, site: Site, **more: Any) -> dict[str, Any]:
+        """The ``executor_config``, with *more*."""
+        security = {} if self.secret is None else {"security": {"type": "signed", "secret": self.secret}}
+        return {**site.config, **security, **more}
+
+    def environment(self, site: Site, **more: Any) -> dict[str, Any]:
+        """An environment, with *more* in its ``executor_config``."""
+        return {"executor": self.executor, "executor_config": self.config(site, **more)}
+
+
+@contextmanager
+def _working(folder: Path, command: Command, source: str = "", secret: str | None = None) -> Iterator[list[Worker]]:
+    """One worker, with a module ``contract_app`` of that source."""
+    environ = {"WOVE_WORKER_SECRET": secret}
+    modules = {"contract_app": source}
+    with ExitStack() as stack:
+        worker = Worker.start(command, folder, modules=modules, environ=environ, restarts=True)
+        yield [stack.enter_context(worker)]
+
+
+# --------------------------------------------------------------------------------------------------- celery
+
+_CELERY = """
+from celery import Celery
+from wove.integrations.celery import register
+
+app = Celery("contract", broker={broker!r}, broker_connection_retry_on_startup=True, worker_prefetch_multiplier=1)
+app.conf.task_default_queue = {queue!r}
+register(app)
+"""
+
+
+def celery(name: str, broker: str, pool: str, **more: Any) -> Backend:
+    """Celery on that broker, with workers of that pool."""
+
+    @contextmanager
+    def opened(servers: Servers, folder: Path) -> Iterator[Site]:
+        url, queue = getattr(servers, broker).url, f"contract-{secrets.token_hex(4)}"
+        command = workers.celery("contract_app", pool=pool)
+        with _working(folder, command, _CELERY.format(broker=url, queue=queue), more.get("secret")) as found:
+            yield Site({"broker_url": url, "queue": queue}, found, {"task_name": "no.such.task"})
+
+    return Backend(name, "celery", ("celery", broker), opened, **more)
+
+
+# -------------------------------------------------------------------------------------- rq, arq and taskiq
+
+
+def rq(name: str, worker_class: str | None = None, **more: Any) -> Backend:
+    """RQ, with two workers."""
+
+    @contextmanager
+    def opened(servers: Servers, folder: Path) -> Iterator[Site]:
+        url, queue = servers.redis.url, f"contract-{secrets.token_hex(4)}"
+        command = workers.rq(url, queue=queue, worker_class=worker_class)
+        with ExitStack() as stack:
+            found: list[Worker] = []
+            for number in range(2):
+                found += stack.enter_context(_working(folder / str(number), command, secret=more.get("secret")))
+            yield Site({"redis_url": url, "queue_name": queue}, found)
+
+    return Backend(name, "rq", ("rq",), opened, **more)
+
+
+_ARQ = """
+from arq.connections import RedisSettings
+from wove.integrations.arq import run_backend_payload
+
+class WorkerSettings:
+    functions = [run_backend_payload]
+    redis_settings = RedisSettings.from_dsn({url!r})
+    queue_name = {queue!r}
+    allow_abort_jobs = True
+    max_jobs = 2
+    poll_delay = 0.05
+"""
+
+
+def arq(name: str, **more: Any) -> Backend:
+    """ARQ, with one worker."""
+
+    @contextmanager
+    def opened(servers: Servers, folder: Path) -> Iterator[Site]:
+        url, queue = servers.redis.url, f"contract-{secrets.token_hex(4)}"
+        command = workers.arq("contract_app.WorkerSettings")
+        with _working(folder, command, _ARQ.format(url=url, queue=queue), more.get("secret")) as found:
+            config = {"redis_settings": url, "queue_name": queue}
+            yield Site(config, found, {"function_name": "no_such_function"})
+
+    return Backend(name, "arq", ("arq",), opened, **more)
+
+
+_TASKIQ = """
+from taskiq_redis import ListQueueBroker
+from wove.integrations.taskiq import register
+
+broker = ListQueueBroker({url!r}, queue_name={queue!r})
+register(broker)
+"""
+
+
+def taskiq(name: str, **more: Any) -> Backend:
+    """Taskiq on Redis, with one worker of two processes."""
+
+    @contextmanager
+    def opened(servers: Servers, folder: Path) -> Iterator[Site]:
+        from taskiq_redis import ListQueueBroker
+
+        url, queue = servers.redis.url, f"contract-{secrets.token_hex(4)}"
+        command = workers.taskiq("contract_app:broker", "--max-async-tasks", "1", "--max-prefetch", "0")
+        with _working(folder, command, _TASKIQ.format(url=url, queue=queue), more.get("secret")) as found:
+            broker = ListQueueBroker(url, queue_name=queue)
+            yield Site({"broker": broker}, found, {"task_name": "no.such.task"})
+
+    return Backend(name, "taskiq", ("taskiq",), opened, **more)
+
+
+# -------------------------------------------------------------------------------------------------- the rows
+
+BACKENDS = (
+    celery("celery-redis-prefork", "redis", "prefork", cause="SIGKILL"),
+    celery("celery-rabbitmq-threads-signed", "rabbitmq", "threads", secret=SECRET),
+    rq("rq"),
+    rq("rq-simple-signed", "rq.worker.SimpleWorker", secret=SECRET),
+    arq("arq"),
+    taskiq("taskiq"),
+)
+
+
+def parameters(backends: Sequence[Backend] = BACKENDS) -> list[Any]:
+    """*backends* as the parameters of a fixture, each with what it needs."""
+    return [
+        pytest.param(
+            backend,
+            id=str(backend),
+            marks=[pytest.mark.backend(*backend.needs), pytest.mark.timeout(backend.seconds)],
+        )
+        for backend in backends
+        if importlib.util.find_spec(f"wove.integrations.{backend.executor}") is not None
+    ]

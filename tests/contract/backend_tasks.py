@@ -1,0 +1,122 @@
+"""What the tests of backends hand out. Light: some workers import it anew for each run."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import time
+
+__all__ = [
+    "Unfair",
+    "add_one",
+    "block",
+    "count_up",
+    "die",
+    "fail",
+    "loops_within",
+    "pid",
+    "reverse",
+    "sleep",
+    "sleep_and_tell",
+    "weaves_within",
+]
+
+
+class Unfair(Exception):
+    """An error of the user's own."""
+
+    def __init__(self, left: int, right: int) -> None:
+        super().__init__(left, right)
+        self.left = left
+
+
+def _write(path: str, line: object) -> None:
+    with open(path, "a") as file:
+        file.write(f"{line}\n")
+
+
+def add_one(item: int) -> int:
+    return item + 1
+
+
+def pid() -> int:
+    return os.getpid()
+
+
+def fail(left: int) -> None:
+    raise Unfair(left, 2)
+
+
+def reverse(content: bytes) -> bytes:
+    return content[::-1]
+
+
+def sleep(seconds: float) -> str:
+    time.sleep(seconds)
+    return "done"
+
+
+def block(path: str, until: str, told: str = "") -> str:
+    """Write the process's id to *path*, and hold its thread until there is a file *until*."""
+    _write(path, os.getpid())
+    deadline = time.monotonic() + 50
+    try:
+        while not os.path.exists(until) and time.monotonic() < deadline:
+            time.sleep(0.005)
+    except BaseException as error:
+        if told:
+            _write(told, type(error).__name__)
+        raise
+    return "done"
+
+
+async def sleep_and_tell(path: str, told: str, seconds: float = 50.0) -> None:
+    _write(path, os.getpid())
+    try:
+        await asyncio.sleep(seconds)
+    except asyncio.CancelledError:
+        _write(told, "cancelled")
+        raise
+    _write(told, "finished")
+
+
+def count_up(path: str, seconds: float = 0.0) -> int:
+    """Write a line to *path*, and return how many it has."""
+    _write(path, os.getpid())
+    time.sleep(seconds)
+    with open(path) as file:
+        return len(file.readlines())
+
+
+def die(path: str, times: int) -> str:
+    """End with the process, the first *times* times."""
+    _write(path, os.getpid())
+    with open(path) as file:
+        if len(file.readlines()) <= times:
+            os.kill(os.getpid(), signal.SIGKILL)
+    return "survived"
+
+
+def loops_within(number: int) -> int:
+    async def later() -> int:
+        await asyncio.sleep(0)
+        return number + 1
+
+    return asyncio.run(later())
+
+
+def weaves_within(number: int) -> list[int]:
+    from wove import weave
+
+    with weave(number=number) as w:
+
+        @w.do
+        def doubled(number: int) -> int:
+            return number * 2
+
+        @w.do([1, 2, 3])
+        async def each(item: int, doubled: int) -> int:
+            return item + doubled
+
+    return w.result.each

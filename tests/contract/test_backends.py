@@ -1,0 +1,474 @@
+"""Weaves whose tasks run on a backend: the same over every one of `tests.contract.backend_links.BACKENDS`.
+
+Each with its real server, and with workers started as their users start them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import http.client
+import importlib
+import json
+import os
+import re
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Callable, Coroutine, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import wove
+from tests.contract.backend_links import Backend, Site, parameters
+from tests.contract.backend_tasks import (
+    Unfair,
+    add_one,
+    block,
+    count_up,
+    die,
+    fail,
+    loops_within,
+    pid,
+    reverse,
+    sleep,
+    sleep_and_tell,
+    weaves_within,
+)
+from tests.contract.test_contract import eventually, lines
+from tests.support.kept import free_port
+from tests.support.leaks import leak_check
+from tests.support.proxy import Proxy
+from tests.support.servers import Servers
+from wove import DeliveryTimeoutError, WorkerLostError, weave
+from wove.errors import SerializationError
+
+Configure = Callable[..., None]
+
+
+@pytest.fixture(scope="module", params=parameters())
+def backend(request: pytest.FixtureRequest) -> Backend:
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def site(backend: Backend, servers: Servers, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    """The backend with its workers, once for all tests of the row."""
+    with backend.open(servers, tmp_path_factory.mktemp("backend")) as site:
+        yield site
+
+
+@pytest.fixture
+def there(backend: Backend, site: Site, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> Iterator[Configure]:
+    """Configures the environment "there", with what is given to it in its ``executor_config``."""
+
+    def configure(**more: Any) -> None:
+        wove.config(environments={"there": backend.environment(site, **more)})
+
+    with leak_check(tmp_path / "temporary"):
+        configure()
+        yield configure
+        wove.shutdown()
+        # The records hold errors, those hold frames, and frames hold whatever was in use there.
+        caplog.get_records("call").clear()
+
+
+def there_is(fn: Callable[..., Any], /, *, options: dict[str, Any] | None = None, **values: Any) -> Any:
+    """What *fn* returns, there, as the one task of a weave."""
+    with weave(**values) as w:
+        w.do(environment="there", **(options or {}))(fn)
+    return w.result.final
+
+
+async def there_will_be(fn: Callable[..., Any], /, *, options: dict[str, Any] | None = None, **values: Any) -> Any:
+    """The same, on this loop."""
+    async with weave(**values) as w:
+        w.do(environment="there", **(options or {}))(fn)
+    return w.result.final
+
+
+def begin(fn: Callable[..., Any], /, **values: Any) -> asyncio.Task[Any]:
+    return asyncio.create_task(there_will_be(fn, **values))
+
+
+def ended(path: Path, told: Path) -> bool:
+    """Whether the run that wrote its process's id to *path* has been told of its end, or is gone with its process."""
+    if lines(told):
+        return True
+    try:
+        state = Path(f"/proc/{lines(path)[-1]}/stat").read_text().rpartition(")")[2].split()[0]
+    except FileNotFoundError:
+        return True
+    return state in "ZX"
+
+
+def run(main: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    asyncio.run(main())
+
+
+# --------------------------------------------------------------------------------------------- round trips
+
+
+def test_twenty_mapped_tasks(there: Configure) -> None:
+    with weave() as w:
+        w.do(range(20), environment="there")(add_one)
+    assert w.result.add_one == list(range(1, 21))
+
+
+def test_it_runs_in_another_process(there: Configure) -> None:
+    assert there_is(pid) != os.getpid()
+
+
+def test_what_a_main_module_or_a_function_defines_goes_by_value(there: Configure) -> None:
+    factor = 3
+    assert there_is(lambda number: {"product": number * factor, "text": "ü"}, number=2) == {"product": 6, "text": "ü"}
+
+
+def test_an_exception_keeps_its_type_and_its_remote_traceback(there: Configure) -> None:
+    with pytest.raises(Unfair) as caught:
+        there_is(fail, left=7)
+    assert caught.value.left == 7
+    assert "in fail" in str(caught.value.__cause__)
+    assert there_is(add_one, item=1) == 2
+
+
+@pytest.mark.timeout(120)
+def test_a_hundred_megabytes_out_and_back(there: Configure) -> None:
+    content = os.urandom(1 << 20) * 100
+    back = there_is(reverse, content=content)
+    assert len(back) == len(content)
+    assert bool(back == content[::-1])  # nobody wants to see how they differ
+
+
+def test_two_weaves_at_once_in_two_threads_with_a_fixed_port(there: Configure) -> None:
+    there(callback_port=free_port())
+    seen: dict[int, list[int]] = {}
+
+    def one(number: int) -> None:
+        with weave() as w:
+            w.do(range(number, number + 10), environment="there")(add_one)
+        seen[number] = w.result.add_one
+
+    threads = [threading.Thread(target=one, args=(number,)) for number in (100, 200)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert seen == {number: list(range(number + 1, number + 11)) for number in (100, 200)}
+
+
+def test_a_loop_and_a_weave_inside_of_a_task(there: Configure) -> None:
+    with weave(number=1) as w:
+        w.do(environment="there")(loops_within)
+        w.do(environment="there")(weaves_within)
+    assert w.result.loops_within == 2
+    assert w.result.weaves_within == [3, 4, 5]
+
+
+# ----------------------------------------------------------------------------------------- what workers lack
+
+
+def test_a_worker_without_the_users_module(there: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "users_own.py").write_text("def task():\n    return 1\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    task = importlib.import_module("users_own").task
+    try:
+        with pytest.raises(SerializationError, match=r"task 'task': the module 'users_own'"):
+            there_is(task)
+    finally:
+        del sys.modules["users_own"]
+    assert there_is(add_one, item=1) == 2
+
+
+def test_a_task_that_no_worker_knows(there: Configure, backend: Backend, site: Site) -> None:
+    if site.unknown is None:
+        pytest.skip("its workers know no tasks by name")
+    there(**site.unknown)
+    with pytest.raises(WorkerLostError, match=backend.unknown_words):
+        there_is(add_one, item=1)
+    there()
+    assert there_is(add_one, item=1) == 2
+
+
+# -------------------------------------------------------------------------------------------- signs of life
+
+
+def test_heartbeats_keep_a_blocking_run_alive(there: Configure) -> None:
+    assert there_is(sleep, seconds=4.0, options={"delivery_heartbeat_seconds": 1.0}) == "done"
+
+
+@pytest.mark.parametrize("what", ["the process that runs it", "the worker with all of its processes"])
+def test_a_killed_worker_ends_its_run(
+    there: Configure, backend: Backend, site: Site, tmp_path: Path, what: str
+) -> None:
+    if what != "the process that runs it" and not site.workers:
+        pytest.skip("each run has a process of its own")
+
+    async def main() -> None:
+        running = begin(block, path=str(tmp_path / "pids"), until=str(tmp_path / "until"))
+        [number] = await eventually(lambda: lines(tmp_path / "pids"))
+        if what == "the process that runs it":
+            os.kill(int(number), signal.SIGKILL)
+            cause = backend.cause
+        else:
+            [worker] = [worker for worker in site.workers if int(number) in worker.processes()]
+            worker.kill_all()
+            cause = ""  # whoever would tell was killed, too
+        with pytest.raises(WorkerLostError, match=f"task 'block'.*{cause}"):
+            await running
+        assert await there_will_be(add_one, item=1) == 2
+
+    run(main)
+
+
+@pytest.mark.parametrize("policy", ["fail", "detach"])
+def test_the_orphan_policy_of_a_lost_run(there: Configure, tmp_path: Path, policy: str) -> None:
+    with pytest.raises(WorkerLostError):
+        there_is(die, path=str(tmp_path / "pids"), times=100, options={"delivery_orphan_policy": policy})
+    assert there_is(add_one, item=1) == 2
+
+
+def test_a_lost_run_is_submitted_again(there: Configure, tmp_path: Path) -> None:
+    options = {"delivery_orphan_policy": "requeue"}
+    assert there_is(die, path=str(tmp_path / "pids"), times=1, options=options) == "survived"
+    assert len(lines(tmp_path / "pids")) == 2
+
+
+# --------------------------------------------------------------------------------------------------- cancel
+
+
+def test_a_run_that_is_cancelled_in_the_queue_never_starts(there: Configure, backend: Backend, tmp_path: Path) -> None:
+    if backend.slots is None:
+        pytest.skip("nothing waits there")
+    if not backend.cancels_queued:
+        pytest.skip("it cannot: see tests/contract/backend_links.py")
+    slots, holding, until = backend.slots, tmp_path / "holding", tmp_path / "until"
+
+    async def main() -> None:
+        held = [begin(block, path=str(holding), until=str(until)) for _ in range(slots)]
+        await eventually(lambda: len(lines(holding)) == slots)
+        waiting = begin(count_up, path=str(tmp_path / "never"))
+        await asyncio.sleep(0.5)
+        waiting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+        # It is told in the background. There it may come to be last in a queue of commands.
+        await asyncio.sleep(1.0)
+        until.touch()
+        assert await asyncio.gather(*held) == ["done"] * slots
+        # What comes after it in the queue has had its turn.
+        assert await asyncio.gather(*(there_will_be(add_one, item=n) for n in range(2 * slots))) == [
+            n + 1 for n in range(2 * slots)
+        ]
+        assert not lines(tmp_path / "never")
+
+    run(main)
+
+
+@pytest.mark.parametrize("kind", ["coroutine", "thread"])
+def test_a_cancelled_run_is_ended(there: Configure, tmp_path: Path, kind: str) -> None:
+    path, told = str(tmp_path / "path"), str(tmp_path / "told")
+
+    async def main() -> None:
+        if kind == "coroutine":
+            running = begin(sleep_and_tell, path=path, told=told)
+        else:
+            running = begin(block, path=path, until=str(tmp_path / "until"), told=told)
+        await eventually(lambda: lines(tmp_path / "path"))
+        running.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await running
+        await eventually(lambda: ended(tmp_path / "path", tmp_path / "told"))
+        assert await there_will_be(add_one, item=1) == 2
+
+    run(main)
+
+
+def test_a_cancel_that_is_to_be_acknowledged(there: Configure, tmp_path: Path) -> None:
+    options = {"delivery_timeout": 3.0, "delivery_cancel_mode": "require_ack"}
+    values = {name: str(tmp_path / name) for name in ("path", "told")}
+    with pytest.raises(DeliveryTimeoutError, match="delivery_timeout"):
+        there_is(sleep_and_tell, **values, options=options)
+    assert ended(tmp_path / "path", tmp_path / "told")
+    assert there_is(add_one, item=1) == 2
+
+
+@pytest.mark.parametrize("policy", ["cancel", "fail", "requeue", "detach"])
+def test_the_orphan_policy_when_the_weave_stops(there: Configure, tmp_path: Path, policy: str) -> None:
+    async def main() -> None:
+        seconds = 1.5 if policy == "detach" else 50.0
+        values = {"path": str(tmp_path / "path"), "told": str(tmp_path / "told"), "seconds": seconds}
+        running = begin(sleep_and_tell, **values, options={"delivery_orphan_policy": policy})
+        await eventually(lambda: lines(tmp_path / "path"))
+        running.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await running
+        await eventually(lambda: ended(tmp_path / "path", tmp_path / "told"))
+        assert lines(tmp_path / "told") in ([["finished"]] if policy == "detach" else [["cancelled"], []])
+        assert len(lines(tmp_path / "path")) == 1
+
+    run(main)
+
+
+# ----------------------------------------------------------------------------------------------------- keys
+
+
+def test_one_key_twice_is_one_run(there: Configure, tmp_path: Path) -> None:
+    path = tmp_path / "path"
+    options = {"delivery_idempotency_key": "count-{path}"}
+
+    async def main() -> None:
+        both = (there_will_be(count_up, path=str(path), seconds=0.5, options=options) for _ in range(2))
+        assert await asyncio.gather(*both) == [1, 1]
+        assert await there_will_be(count_up, path=str(path), seconds=0.5, options=options) == 1
+        assert await there_will_be(count_up, path=str(path), seconds=0.0) == 2
+
+    run(main)
+
+
+# ----------------------------------------------------------------------------------- the way back is broken
+
+
+@contextlib.contextmanager
+def proxied(there: Configure) -> Iterator[Proxy]:
+    """Workers reach the receiver through a proxy."""
+    port = free_port()
+    with Proxy(port) as proxy:
+        there(
+            callback_port=port,
+            callback_url=f"http://127.0.0.1:{proxy.port}/wove/events/{{token}}",
+            callback_token="token-of-this-test",
+        )
+        yield proxy
+        wove.shutdown()
+
+
+def test_a_receiver_that_is_down_while_results_arrive(there: Configure, backend: Backend, tmp_path: Path) -> None:
+    """Down before anything begins: neither starts nor results get through, for five seconds."""
+    number = backend.slots or 2
+    with proxied(there) as proxy:
+
+        async def main() -> None:
+            assert await there_will_be(add_one, item=1) == 2
+            proxy.down()
+            running = [begin(count_up, path=str(tmp_path / "path")) for _ in range(number)]
+            await eventually(lambda: len(lines(tmp_path / "path")) == number)
+            await asyncio.sleep(5.0)
+            proxy.up()
+            assert max(await asyncio.gather(*running)) == number
+
+        run(main)
+    assert len(lines(tmp_path / "path")) == number
+
+
+def test_connections_that_break_while_runs_go_on(there: Configure, backend: Backend, tmp_path: Path) -> None:
+    """As when a proxy between worker and receiver is started again: its connections end, and new ones can be made."""
+    number = backend.slots or 2
+    with proxied(there) as proxy:
+
+        async def main() -> None:
+            running = [begin(block, path=str(tmp_path / "pids"), until=str(tmp_path / "until")) for _ in range(number)]
+            await eventually(lambda: len(lines(tmp_path / "pids")) == number)
+            await asyncio.sleep(0.5)  # its start is told by then
+            proxy.down()
+            await asyncio.sleep(0.2)
+            proxy.up()
+            await asyncio.sleep(2.0)
+            (tmp_path / "until").touch()
+            assert await asyncio.gather(*running) == ["done"] * number
+
+        run(main)
+    assert len(lines(tmp_path / "pids")) == number
+
+
+# --------------------------------------------------------------------------------- events of somebody else's
+
+
+class Evil:
+    """Whoever unpickles it writes a file."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (open, (self.path, "w"))
+
+
+def post(port: int, token: str, body: bytes) -> int:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+    try:
+        connection.request("POST", f"/wove/events/{token}", body, {"Content-Type": "application/json"})
+        return connection.getresponse().status
+    finally:
+        connection.close()
+
+
+def replay(port: int, request: bytes) -> int:
+    with socket.create_connection(("127.0.0.1", port), 20) as connection:
+        connection.sendall(request)
+        return int(connection.recv(65536).split()[1])
+
+
+def first_request(sent: bytes) -> bytes | None:
+    """The first request that is whole, as it was sent."""
+    head, found, rest = bytes(sent).partition(b"\r\n\r\n")
+    length = re.search(rb"(?i)content-length: *(\d+)", head)
+    if not found or length is None or len(rest) < int(length[1]):
+        return None
+    return head + found + rest[: int(length[1])]
+
+
+def test_forged_and_replayed_events(there: Configure, backend: Backend, tmp_path: Path) -> None:
+    import cloudpickle
+
+    token, written = "token-of-this-test", tmp_path / "written"
+    pickled = base64.b64encode(cloudpickle.dumps(Evil(str(written)))).decode()
+    refused = (401, 403)
+
+    def forged(run_id: str) -> bytes:
+        names = {"run_id": run_id, "task_id": "block"}
+        return json.dumps({"type": "task_result", **names, "result_pickle": pickled}).encode()
+
+    with proxied(there) as proxy:
+
+        async def main() -> None:
+            running = begin(block, path=str(tmp_path / "pids"), until=str(tmp_path / "until"))
+            request = await eventually(lambda: next(filter(None, map(first_request, proxy.sent)), None))
+            found = re.search(rb'"run_id": *"([A-Za-z0-9_-]+)"', request)
+            assert found is not None
+            run_id = found[1].decode()
+            port = proxy.target
+
+            def attack() -> None:
+                assert post(port, "token-of-another", forged(run_id)) == 404
+                assert replay(port, request.replace(token.encode(), b"token-of-anothr")) == 404
+                if backend.secret is None:
+                    assert post(port, token, forged("of-nobody")) == 410
+                    assert post(port, token, b"{") == 400
+                    assert replay(port, request) == 204
+                else:
+                    assert post(port, token, forged("of-nobody")) in refused
+                    assert post(port, token, forged(run_id)) in refused
+                    assert post(port, token, b"{") in refused
+                    assert replay(port, request) in refused
+                    assert replay(port, request.replace(b"task_started", b"task_started"[::-1])) in refused
+
+            await asyncio.to_thread(attack)
+            (tmp_path / "until").touch()
+            assert await running == "done"
+            assert await asyncio.to_thread(replay, port, request) in (204, 410, *refused)
+
+        run(main)
+    assert not written.exists()
+    assert len(lines(tmp_path / "pids")) == 1
+
+
+def test_what_was_left_of_all_that(there: Configure) -> None:
+    """The last of a row: whatever the others did to them, the workers take work."""
+    with weave() as w:
+        w.do(range(4), environment="there")(add_one)
+    assert w.result.add_one == [1, 2, 3, 4]

@@ -194,7 +194,8 @@ def listening(pair: Pair | None) -> Iterator[Listener]:
 
 
 def config_for(transport: Transport, port: int, *, tls: bool = True, **more: Any) -> dict[str, Any]:
-    service = Service(Plan(transport, SECRET, tls=tls), port, Path(), None, None)  # type: ignore[arg-type]
+    nobody: Any = None
+    service = Service("nobody", Path(), False, nobody, Plan(transport, SECRET, tls=tls), port, None)
     return service.config(**more)
 
 

@@ -156,6 +156,7 @@ class BackendAdapterEnvironmentExecutor(EnvironmentExecutor):
         adapter = self.adapter = self._kind(environment_name, config)
         adapter.users_loop = run_config.get("users_loop")
         adapter.configure()
+        adapter.wanted, adapter.begun = self._jobs.__contains__, self._has_begun
         self._check_packages()
         self._inbox = Inbox()
         self._jobs: dict[str, _Job] = {}
@@ -359,7 +360,7 @@ class BackendAdapterEnvironmentExecutor(EnvironmentExecutor):
 
     def _over(self, run_id: str, fate: Fate) -> None:
         job = self._jobs.get(run_id)
-        if job is None:
+        if job is None or (fate.state == "missing" and job.begun):
             return
         if fate.state == "finished":
             self._lose(

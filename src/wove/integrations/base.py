@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import abc
 import asyncio
-from collections.abc import Awaitable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, ClassVar, Literal, NamedTuple, TypeAlias
 
 from wove.executors.base import CancelReach, Frame
@@ -23,10 +23,11 @@ class Fate(NamedTuple):
     Attributes:
         state: ``"lost"``: it failed, was removed, or will never run, and nothing is to be expected of it.
             ``"finished"``: it ended as it should, so that its result is on its way, or has been.
+            ``"missing"``: the backend does not know it any more; it is lost unless its worker has reported.
         reason: The backend's own words: a status, an exit code, the last lines of a traceback.
     """
 
-    state: Literal["lost", "finished"]
+    state: Literal["lost", "finished", "missing"]
     reason: str
 
 
@@ -53,6 +54,8 @@ class BackendAdapter(abc.ABC):
         what: What messages should begin with: ``"environment 'reports'"``.
         users_loop: The event loop of the ``async with weave()`` that needed the environment first, if it was one. A
             client that the user made for such a loop is used there: see `wove.integrations.loops`.
+        wanted: Whether a run, by its id, is still waited for: what was given up need not be submitted any more.
+        begun: Whether a worker has reported that it runs it.
 
     Example:
         >>> class QueueAdapter(BackendAdapter):
@@ -91,6 +94,10 @@ class BackendAdapter(abc.ABC):
     inline_bytes: ClassVar[int] = 128 * 1024
     """The most characters that a payload may have as JSON. What is larger is fetched by the worker instead."""
 
+    beat_seconds: ClassVar[float] = 1.0
+    """The longest time between two signs of life of a worker, which are answered with whether its runs are still
+    wanted. Longer for a backend that ends the process of a cancelled job itself, and has thousands of them."""
+
     threads: ClassVar[int] = 4
     """How many plain functions are called at a time."""
 
@@ -102,6 +109,8 @@ class BackendAdapter(abc.ABC):
         self.config = config
         self.what = f"environment {environment!r}"
         self.users_loop: asyncio.AbstractEventLoop | None = None
+        self.wanted: Callable[[str], bool] = lambda run_id: True
+        self.begun: Callable[[str], bool] = lambda run_id: False
 
     def configure(self) -> None:  # noqa: B027  # optional
         """Read and check the configuration; no I/O, no import of the backend's package.

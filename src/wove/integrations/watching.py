@@ -74,6 +74,7 @@ class Watcher:
         """Ask at once, out of turn, and wait for the answer for at most *seconds*."""
         self._asked.clear()
         self._soon.set()
+        self._interval = self._shortest  # what has become of one may have become of others
         self.look()
         try:
             async with asyncio.timeout(seconds):
@@ -84,7 +85,7 @@ class Watcher:
     def note(self, run_id: str, fate: Fate) -> None:
         """Note what has become of a job, and tell it when its report has had its time to come."""
         if run_id not in self._known:
-            grace = LOST_SECONDS if fate.state == "lost" else FINISHED_SECONDS
+            grace = FINISHED_SECONDS if fate.state == "finished" else LOST_SECONDS
             self._known[run_id] = asyncio.get_running_loop().call_later(grace, self._settle, run_id, fate)
 
     def forget(self, run_id: str) -> None:

@@ -3,14 +3,33 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
-from typing import Any, TypeVar
+from collections.abc import Callable, Coroutine, Iterable
+from typing import Any, TypeVar, cast
 
 from wove.errors import DeliveryError
 
-__all__ = ["on_loop"]
+__all__ = ["loop_of_redis", "on_loop"]
 
 T = TypeVar("T")
+
+
+def loop_of_redis(pool: object) -> asyncio.AbstractEventLoop | None:
+    """The event loop that the open connections of *pool* belong to; ``None`` while there are none.
+
+    Args:
+        pool: A connection pool of ``redis.asyncio``, of any version from 4 to 8. It does not know its loop; what its
+            connections write to does.
+    """
+    for name in ("_in_use_connections", "_available_connections"):
+        try:
+            connections = list(cast("Iterable[object]", getattr(pool, name, None) or ()))
+        except RuntimeError:  # its loop, in another thread, is just changing them
+            continue
+        for connection in connections:
+            loop = getattr(getattr(connection, "_writer", None), "_loop", None)
+            if isinstance(loop, asyncio.AbstractEventLoop):
+                return loop
+    return None
 
 
 async def on_loop(

@@ -19,7 +19,7 @@ from wove.protocol.payload import Claim
 from wove.protocol.pickling import Pickled, dumps
 from wove.security import NetworkExecutorSecurity, SecurityConfig
 
-__all__ = ["backoff", "fetch", "may_come_right", "post_event", "shown"]
+__all__ = ["backoff", "fetch", "may_come_right", "nobody_waits_for", "post_event", "shown"]
 
 _log = logging.getLogger("wove.worker")
 
@@ -29,6 +29,8 @@ BACKOFF_SECONDS: Final = (0.1, 2.0)
 """Between two attempts: after the first, and at most."""
 
 _AGAIN: Final = frozenset({408, 425, 429})  # and 5xx: the same request may be taken a little later
+
+GONE: Final = "x-wove-gone"
 
 _now = time.monotonic
 
@@ -42,6 +44,11 @@ def backoff(failures: int) -> float:
 def may_come_right(status: int) -> bool:
     """Whether a request that was answered so is to be sent again, a little later."""
     return status in _AGAIN or status >= 500
+
+
+def nobody_waits_for(head: Head) -> frozenset[str]:
+    """The ids of runs of which an answer that is no refusal says so."""
+    return frozenset((head.get(GONE) or "").replace(",", " ").split())
 
 
 def shown(destination: Destination, head: Head, body: bytes) -> str:
@@ -104,7 +111,7 @@ def post_event(
             return False
         if not 200 <= head.status < 300:
             raise _Refused(shown(destination, head, body), again=may_come_right(head.status))
-        return event["run_id"] not in (head.get("x-wove-gone") or "").replace(",", " ").split()
+        return event["run_id"] not in nobody_waits_for(head)
 
     return _again_and_again(attempt, what, destination, retry_seconds)
 

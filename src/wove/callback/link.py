@@ -161,7 +161,7 @@ class Link:
         while True:
             try:
                 data = self._sock.recv(READ_BYTES)
-            except (BlockingIOError, *_wants):
+            except _nothing_there:
                 return pieces  # TLS has to say something to itself now and then
             if data:
                 pieces += self.parser.feed(data)
@@ -178,7 +178,7 @@ class Link:
         self._sock.settimeout(0.0)
         try:
             self._sock.recv(1)
-        except (BlockingIOError, *_wants):
+        except _nothing_there:
             return True
         except OSError:
             pass
@@ -298,19 +298,19 @@ def _configure(sock: socket.socket) -> None:
 # --- TLS --------------------------------------------------------------------------------------------------
 
 _context: ssl.SSLContext | None = None
-_wants: tuple[type[OSError], ...] = ()
-"""What TLS raises where other sockets raise `BlockingIOError`; nothing as long as there is no TLS here."""
+_nothing_there: tuple[type[OSError], ...] = (BlockingIOError,)
+"""What a socket raises that does not wait."""
 
 
 def _secured(sock: socket.socket, host: str) -> socket.socket:
-    global _context, _wants
+    global _context, _nothing_there
     if _context is None:
         with forks.importing:
             import ssl
 
             from wove.executors.tls import TLSFiles
 
-            _wants = (ssl.SSLWantReadError, ssl.SSLWantWriteError)
+            _nothing_there = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
             _context = TLSFiles().context()
     with _lock:
         secured = _context.wrap_socket(sock, server_hostname=host, do_handshake_on_connect=False)

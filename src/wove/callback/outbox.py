@@ -11,7 +11,9 @@ from wove.protocol.memory import bulk
 from wove.protocol.pickling import Pickled
 
 if TYPE_CHECKING:
+    from wove.callback.link import Destination
     from wove.callback.report import Report
+    from wove.security import NetworkExecutorSecurity
 
 __all__ = ["Event", "Outbox", "Parcel"]
 
@@ -120,6 +122,12 @@ class Outbox:
         self.hush()
         self.end = self.parcel = None
 
+    def goes_with(self, other: Outbox) -> bool:
+        """Whether what both have to say may go in one request."""
+        mine, theirs = self.report, other.report
+        same = mine.security is theirs.security and mine.destination == theirs.destination
+        return same and not self.alone and not other.alone
+
     def take(self, now: float) -> list[Event]:
         """What is to be sent now, to be given to `put_back` if it does not get through."""
         if self.end is not None:
@@ -165,17 +173,29 @@ class Parcel:
     Attributes:
         items: The outboxes they are from.
         chunks: The body.
+        answer: What has come of the answer's body.
         ends: Whether there is the end of a run among them.
         sent_at: When it was sent, in monotonic seconds.
     """
 
-    __slots__ = ("chunks", "ends", "items", "sent_at")
+    __slots__ = ("answer", "chunks", "ends", "items", "sent_at")
 
     def __init__(self, items: list[tuple[Outbox, list[Event]]]) -> None:
         self.items = items
         self.chunks: list[bytes] = []
+        self.answer: list[bytes] = []
         self.ends = any(event["type"] in TERMINAL for _, events in items for event in events)
         self.sent_at = 0.0
+
+    @property
+    def destination(self) -> Destination:
+        """Where it goes."""
+        return self.items[0][0].report.destination
+
+    @property
+    def security(self) -> NetworkExecutorSecurity:
+        """What signs it."""
+        return self.items[0][0].report.security
 
     def encode(self) -> None:
         """Make the body. What is large is only in there afterwards.

@@ -267,6 +267,10 @@ def _at_exit() -> None:
 
 def _shutdown(timeout: float, reason: str) -> None:
     hub.shutdown(timeout, reason)
+    # This process may itself be a backend's worker; then what it runs goes on.
+    worker: Any = sys.modules.get("wove.integrations.worker")
+    if worker is not None:
+        worker.close(min(timeout, 1.0))
     offload.close(min(timeout, 1.0))
 
 

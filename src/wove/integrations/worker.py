@@ -17,10 +17,10 @@ from collections.abc import Generator, Mapping
 from functools import partial
 from typing import Any, Final, cast
 
+from wove.callback import sender
 from wove.callback.client import fetch
 from wove.callback.link import Destination
 from wove.callback.report import Delivered, Report
-from wove.callback.sender import sender_for
 from wove.errors import DeliveryError, SerializationError, WorkerLostError
 from wove.executors.offload import Offload
 from wove.protocol import payload as payloads
@@ -32,7 +32,7 @@ from wove.security import NetworkExecutorSecurity, SecurityConfig
 from wove.worker.runner import Runner
 from wove.worker.runs import BEATS_PER_INTERVAL, SharedCallable
 
-__all__ = ["SECRET_VARIABLE", "arun", "run"]
+__all__ = ["SECRET_VARIABLE", "arun", "close", "run"]
 
 _log = logging.getLogger("wove.worker")
 
@@ -265,12 +265,11 @@ def _set_clocks(frame: dict[str, Any], sent_at: float | None) -> None:
 
 
 def _read(payload: object, security: NetworkExecutorSecurity) -> _Job:
-    worker = _this_worker()
     try:
         content = payloads.parse(payload)
         destination = Destination.parse(content.callback_url)
     except ValueError as error:  # FrameError is one
-        return _unreadable(payload, error, security, worker)
+        return _unreadable(payload, error, security)
     run_id = content.frame["run_id"]
     try:
         security.verify_payload(
@@ -280,7 +279,8 @@ def _read(payload: object, security: NetworkExecutorSecurity) -> _Job:
         _log.error("the payload of run %r is refused: %s", run_id, error)
         raise
     delivery = cast("dict[str, Any]", content.frame.get("delivery") or {})
-    report, is_new = worker.open(
+    return _open(
+        content,
         run_id,
         content.frame["task_id"],
         destination,
@@ -288,10 +288,9 @@ def _read(payload: object, security: NetworkExecutorSecurity) -> _Job:
         retry_seconds=RETRY_SECONDS if content.retry_seconds is None else content.retry_seconds,
         detached=delivery.get("delivery_orphan_policy") == "detach",
     )
-    return _Job(report, content if is_new else None, security, worker)
 
 
-def _unreadable(payload: object, error: ValueError, security: NetworkExecutorSecurity, worker: _Worker) -> _Job:
+def _unreadable(payload: object, error: ValueError, security: NetworkExecutorSecurity) -> _Job:
     """Tell the weave, where the payload says which."""
     try:
         fields: Any = json.loads(payload) if isinstance(payload, (str, bytes, bytearray)) else payload
@@ -302,12 +301,26 @@ def _unreadable(payload: object, error: ValueError, security: NetworkExecutorSec
     except (ValueError, TypeError, LookupError, AttributeError):
         _log.error("a payload cannot be read, and nobody can be told: %s", error)
         raise error from None
-    report, is_new = worker.open(
-        run_id, str(task or "?"), destination, security, retry_seconds=RETRY_SECONDS, detached=False
-    )
-    if is_new:
-        report.fail(error, source="transport", retryable=False)
-    return _Job(report, None, security, worker)
+    job = _open(None, run_id, str(task or "?"), destination, security, retry_seconds=RETRY_SECONDS, detached=False)
+    job.report.fail(error, source="transport", retryable=False)
+    return job
+
+
+def _open(
+    content: Payload | None,
+    run_id: str,
+    task: str,
+    destination: Destination,
+    security: NetworkExecutorSecurity,
+    **options: Any,
+) -> _Job:
+    """What is done about a run: by this call, or by an earlier one, as a backend may hand out a payload twice."""
+    while True:
+        worker = _this_worker()
+        opened = worker.open(run_id, task, destination, security, **options)
+        if opened is not None:
+            report, is_new = opened
+            return _Job(report, content if is_new else None, security, worker)
 
 
 def _is_small(payload: object) -> bool:
@@ -356,12 +369,15 @@ class _Worker:
         self.runner = Runner(self._emit, name="wove-worker")
         self._lock = threading.Lock()
         self._fetching: dict[str, tuple[threading.Lock, int]] = {}
+        self._closed = False
 
     def open(
         self, run_id: str, task: str, destination: Destination, security: NetworkExecutorSecurity, **options: Any
-    ) -> tuple[Report, bool]:
-        """The report of a run, and whether it is a new one: a backend may hand out a payload twice."""
+    ) -> tuple[Report, bool] | None:
+        """The report of a run, and whether it is a new one; ``None`` once this is closed."""
         with self._lock:
+            if self._closed:
+                return None
             report = self.reports.get(run_id)
             if report is not None:
                 return report, False
@@ -369,7 +385,7 @@ class _Worker:
                 run_id, task, destination, security, cancel=partial(self.runner.cancel, {"run_id": run_id}), **options
             )
         report.when_delivered(partial(self._forget, run_id))
-        sender_for(destination).open(report)
+        sender.sender_for(destination).open(report)
         return report, True
 
     @contextlib.contextmanager
@@ -386,6 +402,12 @@ class _Worker:
                 lock, users = self._fetching.pop(name)
                 if users > 1:
                     self._fetching[name] = lock, users - 1
+
+    def retire(self) -> bool:
+        """Take no more runs, if there are none; whether that is so."""
+        with self._lock:
+            self._closed = not self.reports
+            return self._closed
 
     def _forget(self, run_id: str, delivered: Delivered) -> None:
         del delivered, self.reports[run_id]
@@ -408,6 +430,19 @@ def _this_worker() -> _Worker:
             if _worker is None:
                 _worker = _Worker()
     return _worker
+
+
+def close(timeout: float) -> None:
+    """End the threads of this module that have nothing to do, waiting about *timeout* seconds. They start again."""
+    global _worker
+    with _worker_lock:
+        worker, ended = _worker, _worker is not None and _worker.retire()
+        if ended:
+            _worker = None
+    if ended and worker is not None:
+        worker.runner.close(timeout)
+    sender.close(timeout)
+    _fetches.close(timeout)
 
 
 def _renew() -> None:

@@ -1,0 +1,251 @@
+"""The runs of a sender: which events go into the next request, and what an answer means for them. No socket here."""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import logging
+from collections.abc import Iterable, Sequence
+from typing import Final
+
+from wove.callback.client import backoff, may_come_right, nobody_waits_for, shown
+from wove.callback.outbox import Event, Outbox, Parcel
+from wove.callback.report import Delivered
+from wove.errors import DeliveryError, SerializationError
+from wove.executors.http1 import Head
+from wove.protocol.frames import TERMINAL, FrameError
+from wove.protocol.memory import bulk
+
+__all__ = ["Ledger"]
+
+_log = logging.getLogger("wove.worker")
+
+MOST_BYTES: Final = 1024 * 1024
+MOST_RUNS: Final = 1000
+"""What goes in one request. A little more than so many bytes, by what the last run has to say."""
+
+
+class Ledger:
+    """For one thread. Times are monotonic seconds.
+
+    Attributes:
+        alive: The runs whose end is not delivered.
+        ready: Those with something that may be sent.
+        large: Those whose end is to go over a connection of its own.
+    """
+
+    def __init__(self) -> None:
+        self.alive: dict[Outbox, None] = {}
+        self.ready: dict[Outbox, None] = {}
+        self.large: list[Outbox] = []
+        self._later: list[tuple[float, int, Outbox]] = []
+        self._numbers = itertools.count()
+
+    # --- what comes up --------------------------------------------------------------------------------------
+
+    def add(self, outbox: Outbox, event: Event, now: float) -> bool:
+        """Take *event* in. Whether it is one that should not wait."""
+        self.alive[outbox] = None
+        outbox.add(event, now)
+        if event["type"] == "task_started":
+            self._at(outbox, outbox.started_due)
+            return False
+        self._ripen(outbox, now)
+        return event["type"] in TERMINAL
+
+    def ripen(self, now: float) -> None:
+        """Let be ready what is due."""
+        while self._later and self._later[0][0] <= now:
+            self._ripen(heapq.heappop(self._later)[2], now)
+
+    def next_due(self) -> float | None:
+        """When to call `ripen`; ``None``: there is nothing to come."""
+        while self._later and self._later[0][2] not in self.alive:
+            heapq.heappop(self._later)
+        return self._later[0][0] if self._later else None
+
+    def _at(self, outbox: Outbox, moment: float) -> None:
+        heapq.heappush(self._later, (moment, next(self._numbers), outbox))
+
+    def _ripen(self, outbox: Outbox, now: float) -> None:
+        """Something of *outbox* is due: an event, or giving up."""
+        if outbox not in self.alive:
+            return
+        waits = outbox.end is not None and not outbox.end_is_out
+        if waits and outbox.attempts and now >= outbox.give_up_at:
+            self._give_up(outbox)
+        elif waits and outbox.large:
+            self.large.append(outbox)
+        else:
+            self.ready[outbox] = None
+
+    # --- requests -------------------------------------------------------------------------------------------
+
+    def pack(self, now: float) -> Parcel | None:
+        """The next request: what is ready, as far as it may go together; ``None`` if there is nothing."""
+        items: list[tuple[Outbox, list[Event]]] = []
+        size = 0
+        for outbox in list(self.ready):
+            if items and not outbox.goes_with(items[0][0]):
+                continue
+            del self.ready[outbox]
+            if events := outbox.take(now):
+                items.append((outbox, events))
+                size += sum(map(bulk, events))
+                if outbox.alone or size >= MOST_BYTES or len(items) >= MOST_RUNS:
+                    break
+        if not items:
+            return None
+        parcel = Parcel(items)
+        try:
+            parcel.encode()
+        except FrameError as error:
+            self.apart(parcel, f"it cannot be encoded: {error}")
+            return None
+        return parcel
+
+    def pack_end(self, outbox: Outbox, now: float) -> Parcel | None:
+        """A request with the end of one run, not encoded yet, if it is large; ``None`` if it is not its turn."""
+        self.ready.pop(outbox, None)
+        if outbox not in self.alive or not (events := outbox.take(now)):
+            return None
+        parcel = outbox.parcel or Parcel([(outbox, events)])
+        if outbox.large:
+            outbox.keep(parcel)
+        return parcel
+
+    # --- what becomes of them -------------------------------------------------------------------------------
+
+    def answered(self, parcel: Parcel, head: Head, body: bytes, now: float, *, kept: bool) -> None:
+        """An answer came, over the connection that is *kept* or another."""
+        destination = parcel.destination
+        if 200 <= head.status < 300 or head.status == 410:
+            gone = nobody_waits_for(head)
+            for outbox, events in parcel.items:
+                if head.status == 410 or outbox.report.run_id in gone:
+                    self._gone(outbox, events)
+                else:
+                    self._taken(outbox, events, kept=kept)
+        elif may_come_right(head.status):
+            self.again(parcel, shown(destination, head, body), now)
+        elif len(parcel.items) > 1:
+            self.apart(parcel, shown(destination, head, body))
+        else:
+            ((outbox, events),) = parcel.items
+            self._refused(outbox, events, head.status, shown(destination, head, body))
+
+    def again(self, parcel: Parcel, trouble: str, now: float) -> None:
+        """The same request may be taken a little later."""
+        _log.info("%s; trying again", trouble)
+        for outbox, events in parcel.items:
+            outbox.put_back(events)
+            self._missed(outbox, trouble, now)
+            outbox.not_before = now + backoff(outbox.attempts)
+            self._at(outbox, outbox.not_before)
+
+    def unsent(self, parcel: Parcel) -> None:
+        """Nothing is known of the request: it is to be sent again as soon as there is a connection."""
+        for outbox, events in parcel.items:
+            outbox.put_back(events)
+            self.ready[outbox] = None
+
+    def missed(self, outboxes: Iterable[Outbox], trouble: str, now: float) -> None:
+        """An attempt came to nothing, through no fault of what was to be sent."""
+        for outbox in list(outboxes):
+            self._missed(outbox, trouble, now)
+
+    def apart(self, parcel: Parcel, trouble: str) -> None:
+        """Something in the request is not right: each run's events are to be sent by themselves."""
+        for outbox, events in parcel.items:
+            if len(parcel.items) == 1:
+                self.end(outbox, Delivered(error=DeliveryError(f"{_what(outbox)} is lost: {trouble}")))
+            else:
+                outbox.alone = True
+                outbox.put_back(events)
+                self.ready[outbox] = None
+
+    def unannounced(self, *, beat: bool) -> None:
+        """The connection that is kept has ended; *beat*: the receiver is to hear at once that the runs have not."""
+        for outbox in self.alive:
+            if outbox.announced:
+                outbox.announced = False
+                if beat:
+                    outbox.beat()
+                    self.ready[outbox] = None
+
+    def end(self, outbox: Outbox, delivered: Delivered) -> None:
+        """It is over."""
+        if delivered.error is not None:
+            _log.error("%s", delivered.error)
+        self.alive.pop(outbox, None)
+        self.ready.pop(outbox, None)
+        outbox.forget()
+        outbox.report.settle(delivered)
+
+    def end_all(self, error: BaseException) -> None:
+        """The sender failed."""
+        for outbox in list(self.alive):
+            text = f"{_what(outbox)} is lost: the sender of events failed: {error!r}"
+            self.end(outbox, Delivered(error=DeliveryError(text)))
+        self.large.clear()
+
+    def _taken(self, outbox: Outbox, events: Sequence[Event], *, kept: bool) -> None:
+        outbox.alone = False
+        if _has_end(events):
+            self.end(outbox, Delivered())
+        else:
+            outbox.announced = outbox.announced or kept
+
+    def _gone(self, outbox: Outbox, events: Sequence[Event]) -> None:
+        """Nobody waits for the run."""
+        report = outbox.report
+        if _has_end(events):
+            _log.info("%s is dropped: nobody waits for it any more", _what(outbox))
+            self.end(outbox, Delivered(gone=True))
+        elif not outbox.quiet:
+            outbox.hush()
+            if not report.detached:
+                _log.info("run %s of task %r is cancelled: nobody waits for it any more", report.run_id, report.task)
+                report.cancel()
+
+    def _refused(self, outbox: Outbox, events: Sequence[Event], status: int, trouble: str) -> None:
+        if not _has_end(events):
+            _log.warning("%s. Run %s goes on", trouble, outbox.report.run_id)
+            outbox.hush()
+        elif status == 413 and not outbox.shortened:
+            _log.error("%s: %s", _what(outbox), trouble)
+            outbox.replace(_too_large(outbox))
+            self.ready[outbox] = None
+        else:
+            self.end(outbox, Delivered(error=DeliveryError(f"{_what(outbox)} is lost: {trouble}")))
+
+    def _missed(self, outbox: Outbox, trouble: str, now: float) -> None:
+        outbox.attempts += 1
+        outbox.trouble = trouble
+        if outbox.end is None:
+            return
+        if now >= outbox.give_up_at:
+            self._give_up(outbox)
+        else:
+            self._at(outbox, outbox.give_up_at)
+
+    def _give_up(self, outbox: Outbox) -> None:
+        seconds = outbox.report.retry_seconds
+        text = f"{_what(outbox)} could not be reported within {seconds:g} s: {outbox.trouble}"
+        self.end(outbox, Delivered(error=DeliveryError(text)))
+
+
+def _has_end(events: Sequence[Event]) -> bool:
+    return any(event["type"] in TERMINAL for event in events)
+
+
+def _what(outbox: Outbox) -> str:
+    return f"the end of run {outbox.report.run_id} of task {outbox.report.task!r}"
+
+
+def _too_large(outbox: Outbox) -> Event:
+    error = SerializationError(
+        f"what task {outbox.report.task!r} has to report is pickled {outbox.size} bytes, more than the receiver takes "
+        "in one message (executor_config 'max_message_bytes'). Have the task store it, and return where it is"
+    )
+    return outbox.report.failure(error, source="config", retryable=False)

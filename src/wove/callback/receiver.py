@@ -289,7 +289,8 @@ def _listening(places: Sequence[tuple[int, tuple[Any, ...]]], port: int) -> list
     sockets: list[socket.socket] = []
     with contextlib.ExitStack() as undo:
         for family, place in places:
-            sock = socket.socket(family, socket.SOCK_STREAM)
+            # asyncio sets TCP_NODELAY only where the protocol is named.
+            sock = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
             undo.callback(sock.close)
             if os.name == "posix":  # elsewhere it lets two processes have one port
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -322,26 +322,19 @@ class Connection(asyncio.Protocol):
         if visit.claim_id is not None:
             self._send_claim(visit)
         elif self._parser.received <= 2 * INLINE_BYTES:
-            self._settle(visit, visit.read(chunks))
+            self._settle(visit, _read(visit, chunks))
         else:
             self._state = _State.WORK
             self._working = True
             offload.submit(self._read_elsewhere, visit, chunks)
 
     def _read_elsewhere(self, visit: Visit, chunks: list[bytes]) -> None:
-        found: list[dict[str, Any]] | Refusal | BaseException
-        try:
-            found = visit.read(chunks)
-        except BaseException as error:  # memory, above all
-            found = error
+        found = _read(visit, chunks)
         with contextlib.suppress(RuntimeError):  # the loop was closed: nobody waits any more
             self._loop.call_soon_threadsafe(self._worked, visit, found)
 
-    def _worked(self, visit: Visit, found: list[dict[str, Any]] | Refusal | BaseException) -> None:
+    def _worked(self, visit: Visit, found: list[dict[str, Any]] | Refusal) -> None:
         self._working = False
-        if isinstance(found, BaseException) and not isinstance(found, Refusal):
-            self._receiver.report(f"a callback could not be read: {type(found).__name__}: {found}")
-            found = Refusal(500, "This could not be read; the log of the other side says why.")
         self._settle(visit, found)
         if self._lost:
             self._let_go()
@@ -534,6 +527,14 @@ class Connection(asyncio.Protocol):
         else:
             self._refuse(Refusal(408, "This came too slowly: send it again, in one go."), broken=True)
             self._watch()
+
+
+def _read(visit: Visit, chunks: list[bytes]) -> list[dict[str, Any]] | Refusal:
+    try:
+        return visit.read(chunks)
+    except BaseException as error:  # memory, above all
+        why = f"a callback could not be read: {type(error).__name__}: {error}"
+        return Refusal(500, "This could not be read; the log of the other side says why.", why=why)
 
 
 def _pieces(head: bytes, chunks: Sequence[bytes | memoryview]) -> Iterator[bytes | memoryview]:

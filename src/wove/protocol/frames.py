@@ -134,9 +134,11 @@ def check_event(frame: Mapping[str, Any]) -> dict[str, Any]:
     if not isinstance(run_id, str) or not run_id:
         raise FrameError(f"an event without a run_id: {_outline(frame)}")
     kind = frame.get("type")
+    if not isinstance(kind, str):  # it may be something that cannot even be looked up, or shown
+        raise FrameError(f"an event whose type is no text: {_outline(frame)}", run_id)
     if kind not in EVENTS:
         known = ", ".join(sorted(EVENTS))
-        raise FrameError(f"{kind!r} is no type of event (the types are {known}): {_outline(frame)}", run_id)
+        raise FrameError(f"{kind!r:.100} is no type of event (the types are {known}): {_outline(frame)}", run_id)
     return frame if isinstance(frame, dict) else dict(frame)
 
 

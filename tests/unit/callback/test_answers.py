@@ -103,7 +103,7 @@ def test_405_says_what_is_allowed(house: Receiving, method: str) -> None:
     "body",
     [b"", b"{", b"1", b'"x"', b"null", b"[1]", b"\xff", b"{}", b'{"type":"heartbeat"}', b'{"run_id":"x"}',
      b'{"type":"run_task","run_id":"x"}', b'{"type":"heartbeat","run_id":5}', b'{"events":5}', b"[[]]",
-     b'{"type":"task_result","run_id":"x","result_pickle":5}', b"[" * 50_000,
+     b'{"type":"task_result","run_id":"x","result_pickle":5}', b"[" * 50_000, b'{"type":[],"run_id":"x"}',
      b'{"type":"task_result","run_id":"x","result_pickle":"A"}', b'{"type":"heartbeat","run_id":"x"} x'],
 )  # fmt: skip
 def test_400_for_what_are_no_events(house: Receiving, body: bytes) -> None:

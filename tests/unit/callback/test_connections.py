@@ -31,6 +31,17 @@ def test_a_connection_is_kept(house: Receiving) -> None:
     assert [run for _, run in party.taken] == [f"r{number}" for number in range(20)]
 
 
+def test_small_answers_do_not_wait_for_each_other(house: Receiving) -> None:
+    """With Nagle's algorithm the second of two small answers would wait for the acknowledgement of the first: 40 ms."""
+    route = house.open(Waiting())
+    with Wire(route) as wire:
+        assert wire.post(beat("r1")).status == 204
+        (connection,) = receiver_of(route)._connections
+        sock = connection._transport.get_extra_info("socket")
+        assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+        assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+
+
 def test_requests_in_a_row_are_answered_in_their_order(house: Receiving) -> None:
     party = Waiting()
     with Wire(house.open(party)) as wire:

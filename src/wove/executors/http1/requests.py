@@ -23,7 +23,7 @@ __all__ = ["Request", "RequestError", "RequestParser"]
 MOST_METHOD_BYTES: Final = 64
 
 _REQUEST_LINE: Final = re.compile(rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]{1,64}) ([\x21-\x7e]+) HTTP/([0-9])\.([0-9])")
-_BEGINNING: Final = re.compile(rb"(?:\r\n)?[!#$%&'*+\-.^_`|~0-9A-Za-z]*(?: .*)?|\r", re.DOTALL)
+_BEGINNING: Final = re.compile(rb"(?:\r\n)?(?:[!#$%&'*+\-.^_`|~0-9A-Za-z]+(?: .*)?)?|\r", re.DOTALL)
 """What may become a request line: a method, a space, and so on. One empty line before it is skipped."""
 
 # RFC 9112, 3.2.2: a server takes the absolute form, too, which clients use that think of us as of a proxy.

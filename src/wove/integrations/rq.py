@@ -6,21 +6,24 @@ keeps a job as a hash in Redis, which is what is asked here; of that hash nothin
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import importlib
 import math
 import uuid
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from typing import Any, ClassVar, Final, NamedTuple, cast
 from urllib.parse import urlsplit
 
 from wove.errors import DeliveryError
 from wove.executors import forks
 from wove.executors.base import CancelReach, Frame
+from wove.executors.offload import Offload
 from wove.executors.reading import text
-from wove.graph.rules import shown, suggest
+from wove.graph.rules import shown
 from wove.integrations import naming
 from wove.integrations.base import BackendAdapter, Fate, PayloadDict
+from wove.integrations.rq_options import read_options
 from wove.integrations.rq_states import WAITING, Look, Row, read_row
 
 __all__ = ["RQAdapter"]
@@ -33,40 +36,6 @@ DEFAULT_URL: Final = "redis://localhost:6379/0"
 
 SCHEMES: Final = ("redis", "rediss", "unix")
 """What `redis.Redis.from_url` takes (redis/connection.py, `parse_url`)."""
-
-OPTIONS: Final = (
-    "job_timeout",
-    "result_ttl",
-    "failure_ttl",
-    "ttl",
-    "at_front",
-    "depends_on",
-    "meta",
-    "on_success",
-    "on_failure",
-    "on_stopped",
-    "webhooks",
-)
-"""What may be in ``enqueue_options``: options of `rq.Queue.enqueue` (rq/queue.py, `parse_args`)."""
-
-TAKEN: Final = {
-    "job_id": "it is made of the run's id, or of delivery_idempotency_key",
-    "unique": "a job with an idempotency key is",
-    "description": "it names task and run; RQ prints it",
-    "retry": "a job that runs twice would report twice. Use the task's retries, or delivery_orphan_policy='requeue'",
-    "repeat": "a run is one job",
-    "rate_limit": "use delivery_max_in_flight, or limit_per_minute of the task",
-    "pipeline": "it belongs to one submission",
-    "args": "the payload is the only argument",
-    "kwargs": "the payload is the only argument",
-}
-"""Other options of it, and why they cannot be."""
-
-RESULT_TTL: Final = 60
-"""Seconds that a finished job is kept. Its result is elsewhere; this is so that `watch` sees how it ended."""
-
-FAILURE_TTL: Final = 600
-"""Seconds that a failed one is kept: for whoever looks for the reason with RQ's own tools. RQ's default is a year."""
 
 CONNECT_SECONDS: Final = 5.0
 ANSWER_SECONDS: Final = 10.0
@@ -83,6 +52,12 @@ NO_LIMIT: Final = -1
 
 MOST_TRIES: Final = 10
 """How often the job of a key is looked at again because it changed in between."""
+
+KILL_SECONDS: Final = 5.0
+"""How long a cancelled run may take to end in good order before its work-horse is killed."""
+
+CANCELS_AT_ONCE: Final = 2
+LINGER_SECONDS: Final = 0.2
 
 STOP: Final = "stop-job"
 """The command that has a worker kill its work-horse (rq/command.py, `send_stop_job_command`)."""
@@ -149,8 +124,10 @@ class RQAdapter(BackendAdapter):
             if scheme not in SCHEMES:
                 known = ", ".join(f"{each}://" for each in SCHEMES)
                 raise ValueError(f"{what}: executor_config 'redis_url' must begin with one of {known}")
-        self._options = self._read_options(config.get("enqueue_options"))
+        self._options = read_options(config.get("enqueue_options"), what=what)
         self._owner = uuid.uuid4().hex
+        self._condemned: set[Submission] = set()
+        self._calls = Offload(CANCELS_AT_ONCE, "wove-rq")
 
     def _check_queue(self, queue: object) -> None:
         if both := [key for key in ("redis_url", "queue_name") if self.config.get(key) is not None]:
@@ -162,23 +139,6 @@ class RQAdapter(BackendAdapter):
                 f"{self.what}: executor_config 'queue' has is_async=False and would run each task while it is "
                 "enqueued, in this process. For that, use executor 'local'"
             )
-
-    def _read_options(self, value: object) -> dict[str, Any]:
-        label = f"{self.what}: executor_config 'enqueue_options'"
-        if value is None:
-            value = {}
-        if not isinstance(value, dict):
-            raise TypeError(f"{label} must be a dict, not {shown(value)}")
-        given = cast("dict[str, Any]", value)
-        for option in given:
-            if option in TAKEN:
-                raise ValueError(f"{label} cannot set {option!r}: {TAKEN[option]}")
-            if option not in OPTIONS:
-                raise ValueError(
-                    f"{label} has no option {option!r}.{suggest(str(option), OPTIONS)} "
-                    f"Its options are: {', '.join(OPTIONS)}"
-                )
-        return {"result_ttl": RESULT_TTL, "failure_ttl": FAILURE_TTL, **given}
 
     # ------------------------------------------------------------------ start and close
 
@@ -242,6 +202,13 @@ class RQAdapter(BackendAdapter):
             ) from error
 
     def close(self) -> None:
+        self._calls.close(LINGER_SECONDS)
+        try:
+            self._stop(set(self._condemned))  # nobody will be there to tell their workers
+        finally:
+            self._disconnect()
+
+    def _disconnect(self) -> None:
         if self._own is not None:
             self._own.connection_pool.disconnect()
             self._own = None
@@ -249,6 +216,8 @@ class RQAdapter(BackendAdapter):
     # ------------------------------------------------------------------ out
 
     def submit(self, payload: PayloadDict, frame: Frame) -> Submission:
+        if not self.wanted(payload["run_id"]):  # it waited for a Redis that does not answer
+            raise DeliveryError(f"{self.what}: run {payload['run_id']} was given up before it was enqueued")
         with self._reaching("did not take the job"):
             if naming.idempotency_key(frame) is not None:
                 return self._submit_with_key(payload, frame)
@@ -327,14 +296,27 @@ class RQAdapter(BackendAdapter):
 
     # ------------------------------------------------------------------ cancel
 
-    def cancel(self, run_id: str, submission: Any, frame: Frame) -> bool:
+    async def cancel(self, run_id: str, submission: Any, frame: Frame) -> bool:
         if not isinstance(submission, Submission):  # not enqueued yet
             return False
+        if (never := await self._calls.call(self._take_back, submission)) is not None:
+            return never
+        # Its worker hears within a second that nobody waits, and can end the run in good order. If not:
+        self._condemned.add(submission)
+        try:
+            await asyncio.sleep(KILL_SECONDS)
+            await self._calls.call(self._stop, [submission])
+        finally:
+            self._condemned.discard(submission)
+        return False
+
+    def _take_back(self, submission: Submission) -> bool | None:
+        """Whether the job never runs, because of this call; ``None``: it runs."""
+        key = self._key(submission)
         with self._reaching("could not be told to cancel"):
-            key = self._key(submission)
-            row = None if submission.mark is None else read_row(self._redis, key)
-            if row is not None and row.mark != submission.mark:
-                return False  # the job of that id is another run's
+            row = read_row(self._redis, key)
+            if row is None or (submission.mark is not None and row.mark != submission.mark):
+                return False  # nothing, or the job of another run
             # Whoever takes the id from the list has the job: a worker, or this.
             if self._redis.lrem(self._queue.key, 1, submission.job_id):
                 self._redis.delete(key, f"{key}:dependents")
@@ -347,9 +329,15 @@ class RQAdapter(BackendAdapter):
                     self._remove(submission, pipe)
                     pipe.execute()
                     return True
-                if row is not None and row.status == "started" and row.worker:
-                    self._send_command(self._redis, row.worker, STOP, job_id=submission.job_id)
-        return False
+        return None if row is not None and (row.status in WAITING or row.status == "started") else False
+
+    def _stop(self, submissions: Iterable[Submission]) -> None:
+        """Have the work-horses of jobs that still run killed. A worker that works by itself does not listen."""
+        with self._reaching("could not be told to stop a job"):
+            for each in submissions:
+                row = read_row(self._redis, self._key(each))
+                if row is not None and row.status == "started" and row.worker and each.mark in (None, row.mark):
+                    self._send_command(self._redis, row.worker, STOP, job_id=each.job_id)
 
     # ------------------------------------------------------------------ watch
 

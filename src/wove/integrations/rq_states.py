@@ -128,7 +128,7 @@ class Look:
         for run_id, row in self._rows(jobs):
             key, mark = jobs[run_id]
             if row is None:
-                fates[run_id] = Fate("lost", "its job is no longer in Redis: removed, expired, or Redis lost its data")
+                fates[run_id] = Fate("missing", "its job is no longer in Redis: removed, expired, or Redis lost it")
             elif mark is not None and row.mark != mark:
                 fates[run_id] = Fate("lost", "its job was replaced by another run's with the same idempotency key")
             elif row.status == "finished":

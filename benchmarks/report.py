@@ -36,7 +36,8 @@ def details(outcome: Outcome) -> str:
 def verdict(outcome: Outcome) -> str:
     """The score, the target and whether it was reached, in one phrase."""
     target, unit = outcome.figure.target, outcome.figure.unit
-    absolute = target is not None and target.rule in ("over by", "within")
+    alone = outcome.best is None  # nothing to compare it with
+    absolute = alone if target is None else target.rule in ("over by", "within")
     score = amount(outcome.score, unit) if absolute else f"{outcome.score:.3g} x"
     if target is None:
         return f"{score:>11}   (no target)"

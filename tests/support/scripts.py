@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -143,6 +144,12 @@ def _settle(process: subprocess.Popen[bytes], grace: float) -> tuple[int, ...]:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
     return tuple(rest)
+
+
+def pytest_configure() -> None:
+    """What a shell starts in the background ignores Ctrl-C, and all that it starts does: not the scripts of the tests."""
+    if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture

@@ -30,7 +30,7 @@ the payload is refused; 143 after SIGTERM and 130 after SIGINT, which stop the t
 """
 
 
-class _Stopped(BaseException):
+class Signal(BaseException):
     """A signal came."""
 
     def __init__(self, number: int) -> None:
@@ -55,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, _stop)
         return _run(_payload(arguments))
-    except _Stopped as stop:
+    except Signal as stop:
         return 128 + stop.number
 
 
@@ -89,7 +89,7 @@ def _run(payload: str | bytes) -> int:
 def _stop(number: int, frame: object) -> None:
     del frame
     signal.signal(number, signal.SIG_IGN)  # once is enough, and what follows is short
-    raise _Stopped(number)
+    raise Signal(number)
 
 
 if __name__ == "__main__":

@@ -320,9 +320,9 @@ class ARQAdapter(BackendAdapter):
     def _fate(self, name: str, result: bytes | None, stored: object) -> Fate:
         job = f"ARQ's job {name!r}"
         if result is None and stored:
-            return Fate("lost", f"{job} was taken out of the queue {self._queue!r}")
+            return Fate("missing", f"{job} was taken out of the queue {self._queue!r}")
         if result is None:
-            return Fate("lost", f"{job} is gone from Redis: it was deleted, or ended and left no result")
+            return Fate("missing", f"{job} is gone from Redis: it was deleted, or ended and left no result")
         try:
             ended = self._read_result(result)
             if ended["s"]:

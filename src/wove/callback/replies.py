@@ -5,7 +5,7 @@ from __future__ import annotations
 from http import HTTPStatus
 from typing import Any, Final, NamedTuple
 
-__all__ = ["TAKEN", "Refusal", "Reply"]
+__all__ = ["TAKEN", "Refusal", "Reply", "bulk_head"]
 
 
 MOST_CHARACTERS: Final = 500
@@ -32,19 +32,32 @@ class Reply(NamedTuple):
             keep: Whether the connection stays open.
             bodiless: Whether it answers a HEAD.
         """
-        lines = [f"HTTP/1.1 {self.status} {HTTPStatus(self.status).phrase}"]
-        lines += [f"{name}: {value}" for name, value in self.fields]
-        if not keep:
-            lines.append("Connection: close")
-        elif minor < 1:
-            lines.append("Connection: keep-alive")
+        fields = [*self.fields, *_persistence(minor, keep)]
         body = b""
         if self.status != 204:  # RFC 9110, 8.6: it has no Content-Length
             # Of what came there may be a part in it.
             text = "".join(character if character.isprintable() else "?" for character in self.text[:MOST_CHARACTERS])
             body = f"{text}\n".encode("utf-8", "replace")
-            lines += ["Content-Type: text/plain; charset=utf-8", f"Content-Length: {len(body)}"]
-        return "\r\n".join([*lines, "", ""]).encode("latin-1") + (b"" if bodiless else body)
+            fields += [("Content-Type", "text/plain; charset=utf-8"), ("Content-Length", str(len(body)))]
+        return _head(self.status, fields) + (b"" if bodiless else body)
+
+
+def bulk_head(size: int, *, minor: int, keep: bool) -> bytes:
+    """What comes before *size* bytes of whatever. For the arguments see `Reply.encode`."""
+    fields = [("Content-Type", "application/octet-stream"), ("Content-Length", str(size))]
+    return _head(200, [*fields, *_persistence(minor, keep)])
+
+
+def _persistence(minor: int, keep: bool) -> list[tuple[str, str]]:
+    """RFC 9112, 9.3: HTTP/1.1 stays, and HTTP/1.0 does not, unless it is said."""
+    if not keep:
+        return [("Connection", "close")]
+    return [("Connection", "keep-alive")] if minor < 1 else []
+
+
+def _head(status: int, fields: list[tuple[str, str]]) -> bytes:
+    lines = [f"HTTP/1.1 {status} {HTTPStatus(status).phrase}", *(f"{name}: {value}" for name, value in fields)]
+    return "\r\n".join([*lines, "", ""]).encode("latin-1")
 
 
 TAKEN: Final = Reply(204)

@@ -25,6 +25,10 @@ GONE: Final = "X-Wove-Gone"
 MOST_GONE_CHARACTERS: Final = 4000
 """Of that list. Those that do not fit in are told the next time."""
 
+MOST_TEXT_BYTES: Final = 8 * 1024 * 1024
+"""Of a request, beside its pickles: what is made of it takes many times as much memory, and its parser holds the
+interpreter lock all the while."""
+
 # In front of it may be what a proxy adds. A claim is below: wove.protocol.payload.claim_url.
 _TARGET: Final = re.compile(rf"(?:/.*)?{PATH}([^/]+)(?:/claims/([^/]+))?/?")
 _LISTED: Final = re.compile(r"[A-Za-z0-9._~:@/+=-]{1,200}")
@@ -197,14 +201,17 @@ class Visit:
         self.most = max(route.max_message_bytes for route in routes)
 
     def read(self, chunks: Sequence[bytes]) -> list[dict[str, Any]] | Refusal:
-        """The events in a body, which is verified first, or why there are none. May be called in any thread."""
+        """The events in a body, which is verified first, or why there are none. For any thread; it does not raise."""
         try:
             self._verify(chunks)
-            return [check_event(frame) for frame in codec.decode(chunks)]
+            return [check_event(frame) for frame in codec.decode(chunks, most_text=MOST_TEXT_BYTES)]
         except Refusal as refusal:
             return refusal
         except FrameError as error:
             return Refusal(400, f"These are no events: {error}.", ends=_unusable(error))
+        except BaseException as error:  # memory, above all
+            why = f"a callback could not be read: {type(error).__name__}: {error}"
+            return Refusal(500, "This could not be read; the log of the other side says why.", why=why)
 
     def claimed(self) -> Sequence[bytes | memoryview]:
         """What is to be fetched.

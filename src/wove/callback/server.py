@@ -9,17 +9,17 @@ import socket
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Final, cast
 
+from wove.callback.body import Body
 from wove.callback.presence import Line
-from wove.callback.replies import Refusal, Reply
+from wove.callback.replies import Refusal, Reply, bulk_head
 from wove.executors import forks, offload
-from wove.executors.gathered import Gathered
 from wove.executors.http1 import Request, RequestError, RequestParser, TooLargeError
 from wove.executors.http_connection import KEEPALIVE
 from wove.protocol.limits import INLINE_BYTES
 
 if TYPE_CHECKING:
     from wove.callback.receiver import Receiver
-    from wove.callback.room import Room, Turn
+    from wove.callback.room import Room
     from wove.callback.routes import Visit
 
 __all__ = ["SMALL_BYTES", "Connection"]
@@ -77,35 +77,6 @@ _READS: Final = frozenset({_State.HEAD, _State.BODY, _State.SKIP, _State.LINGER}
 class Connection(asyncio.Protocol):
     """A connection to *receiver*. One request at a time: what comes meanwhile waits, in the kernel above all."""
 
-    __slots__ = (
-        "_body",
-        "_congested",
-        "_descriptor",
-        "_ended",
-        "_heard",
-        "_held",
-        "_line",
-        "_loop",
-        "_lost",
-        "_out",
-        "_parser",
-        "_paused",
-        "_peer",
-        "_receiver",
-        "_rest",
-        "_room",
-        "_since",
-        "_started",
-        "_state",
-        "_timer",
-        "_transport",
-        "_turn",
-        "_unsent",
-        "_visit",
-        "_working",
-        "known",
-    )
-
     def __init__(self, receiver: Receiver) -> None:
         self.known = False
         """Whether a request has been admitted: it is no stranger's."""
@@ -117,10 +88,7 @@ class Connection(asyncio.Protocol):
         self._state = _State.HEAD
         self._started = False  # of a head: its first byte is there
         self._rest = b""  # what came and was not looked at
-        self._body = Gathered()
-        self._room: Room | None = None  # in which the body has its place
-        self._held = 0  # bytes there
-        self._turn: Turn | None = None
+        self._body = Body()
         self._out: Iterator[bytes | memoryview] | None = None
         self._congested = self._paused = self._ended = self._lost = self._working = False
         self._unsent = 0  # bytes, when last looked at
@@ -157,16 +125,11 @@ class Connection(asyncio.Protocol):
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        if self._turn is not None:
-            assert self._room is not None
-            self._room.withdraw(self._turn)
-            self._turn = self._room = None
         if not self._working:  # what is being decoded is taken all the same
             self._let_go()
 
     def _let_go(self) -> None:
-        self._release()
-        self._body = Gathered()
+        self._body.drop()
         self._receiver.left(self, self._line)
 
     def shut(self) -> None:
@@ -242,8 +205,11 @@ class Connection(asyncio.Protocol):
                 self._body.add(piece)
             if parser.complete:
                 self._received()
-            elif self._held < parser.received and parser.chunked:
-                self._grow()
+            elif parser.chunked and parser.received > SMALL_BYTES and self._body.room is self._receiver.small:
+                # Nobody knows how large it gets, so it needs room for the largest.
+                self._body.release()
+                assert self._visit is not None
+                self._reserve(self._receiver.large, self._visit.most)
 
     def _headed(self, head: Request) -> None:
         parser = self._parser
@@ -268,51 +234,36 @@ class Connection(asyncio.Protocol):
         self._state = _State.BODY
         if size is not None and size <= len(self._rest):  # it is here already
             self._since = self._loop.time()
+        elif size is None or size <= SMALL_BYTES:
+            self._reserve(self._receiver.small, SMALL_BYTES)
         else:
-            self._reserve(SMALL_BYTES if size is None else size)
+            self._reserve(self._receiver.large, size)
 
     # ------------------------------------------------------------------ a body
 
-    def _reserve(self, size: int) -> None:
-        """Go on when there is room for *size* bytes."""
-        self._room = room = self._receiver.small if size <= SMALL_BYTES else self._receiver.large
-        if room.take(size):
-            self._granted(size)
+    def _reserve(self, room: Room, size: int) -> None:
+        """Go on when there is a place for *size* bytes."""
+        if self._body.reserve(room, size, self._come):
+            self._granted()
         else:
             self._state = _State.WAIT
-            self._turn = room.wait(size, lambda: self._come(size))
 
-    def _come(self, size: int) -> None:
+    def _come(self) -> None:
         """It is its turn. Not at once: whoever made room is in the middle of something."""
-        self._turn = None
-        self._granted(size)
+        self._granted()
         self._loop.call_soon(self._resume)
 
     def _resume(self) -> None:
         if not self._lost:
             self._advance()
 
-    def _granted(self, size: int) -> None:
-        self._held = size
+    def _granted(self) -> None:
         self._state = _State.BODY
         self._since = self._heard = self._loop.time()
         head = self._parser.head
         assert head is not None
         if head.get("expect") is not None and head.minor >= 1 and not self._parser.received and not self._rest:
             self._transport.write(_CONTINUE)
-
-    def _grow(self) -> None:
-        """A chunked body is not small. As nobody knows how large it gets, it needs room for the largest."""
-        if self._room is self._receiver.small:
-            self._release()
-            assert self._visit is not None
-            self._reserve(self._visit.most)
-
-    def _release(self) -> None:
-        room, held = self._room, self._held
-        self._room, self._held = None, 0
-        if room is not None and held:
-            room.give_back(held)
 
     def _received(self) -> None:
         """The request is whole."""
@@ -322,14 +273,14 @@ class Connection(asyncio.Protocol):
         if visit.claim_id is not None:
             self._send_claim(visit)
         elif self._parser.received <= 2 * INLINE_BYTES:
-            self._settle(visit, _read(visit, chunks))
+            self._settle(visit, visit.read(chunks))
         else:
             self._state = _State.WORK
             self._working = True
             offload.submit(self._read_elsewhere, visit, chunks)
 
     def _read_elsewhere(self, visit: Visit, chunks: list[bytes]) -> None:
-        found = _read(visit, chunks)
+        found = visit.read(chunks)
         with contextlib.suppress(RuntimeError):  # the loop was closed: nobody waits any more
             self._loop.call_soon_threadsafe(self._worked, visit, found)
 
@@ -351,7 +302,7 @@ class Connection(asyncio.Protocol):
             reply = found.reply
         else:
             reply = self._take(visit, found)
-        self._release()
+        self._body.release()
         if not self._lost:
             self._answer(reply)
 
@@ -387,8 +338,6 @@ class Connection(asyncio.Protocol):
 
     def _too_large(self) -> None:
         assert self._visit is not None
-        self._body = Gathered()
-        self._release()
         most = self._visit.most
         text = f"The body has more than {most} bytes: pass large data by reference, or raise 'max_message_bytes'."
         self._refuse(Refusal(413, text))
@@ -396,8 +345,7 @@ class Connection(asyncio.Protocol):
     def _refuse(self, refusal: Refusal, *, broken: bool = False) -> None:
         """Answer before the request is whole; if it is *broken*, nobody knows where the next one begins."""
         self._log(refusal)
-        self._body = Gathered()
-        self._release()
+        self._body.drop()
         parser, head = self._parser, self._parser.head
         if head is None or broken:
             keep, minor, bodiless = False, 1, head is not None and head.method == "HEAD"
@@ -439,15 +387,9 @@ class Connection(asyncio.Protocol):
             return
         head = self._parser.head
         assert head is not None
-        lines = ["HTTP/1.1 200 OK", "Content-Type: application/octet-stream"]
-        lines.append(f"Content-Length: {sum(map(len, chunks))}")
-        if not head.persistent:
-            lines.append("Connection: close")
-        elif head.minor < 1:
-            lines.append("Connection: keep-alive")
         self._state = _State.SEND
         self._heard = self._loop.time()
-        self._out = _pieces("\r\n".join([*lines, "", ""]).encode("ascii"), chunks)
+        self._out = _pieces(bulk_head(sum(map(len, chunks)), minor=head.minor, keep=head.persistent), chunks)
         self._pump()
 
     def _pump(self) -> None:
@@ -527,14 +469,6 @@ class Connection(asyncio.Protocol):
         else:
             self._refuse(Refusal(408, "This came too slowly: send it again, in one go."), broken=True)
             self._watch()
-
-
-def _read(visit: Visit, chunks: list[bytes]) -> list[dict[str, Any]] | Refusal:
-    try:
-        return visit.read(chunks)
-    except BaseException as error:  # memory, above all
-        why = f"a callback could not be read: {type(error).__name__}: {error}"
-        return Refusal(500, "This could not be read; the log of the other side says why.", why=why)
 
 
 def _pieces(head: bytes, chunks: Sequence[bytes | memoryview]) -> Iterator[bytes | memoryview]:

@@ -99,13 +99,15 @@ def encode_events(events: Sequence[Mapping[str, Any]]) -> list[bytes]:
     return chunks if sum(map(len, chunks)) > 2 * INLINE_BYTES else [b"".join(chunks)]
 
 
-def decode(data: bytes | Sequence[bytes]) -> list[dict[str, Any]]:
+def decode(data: bytes | Sequence[bytes], *, most_text: int | None = None) -> list[dict[str, Any]]:
     """The frames in *data*: one object, a list of them, or ``{"events": [...]}``.
 
     The ``*_pickle`` fields become :class:`Pickled`.
 
     Args:
         data: The text, UTF-8; a sequence is one text in chunks.
+        most_text: Bytes that a large text may have beside its pickles; ``None``: any number. A list of empty lists
+            takes twenty times as much memory as its JSON.
 
     Raises:
         FrameError: It is something else; the message says what, and how it starts.
@@ -113,7 +115,7 @@ def decode(data: bytes | Sequence[bytes]) -> list[dict[str, Any]]:
     chunks: Sequence[bytes] = (data,) if isinstance(data, bytes) else data
     cuts: list[list[memoryview]] = []
     small = sum(map(len, chunks)) <= 2 * INLINE_BYTES
-    text = b"".join(chunks) if small else _without_pickles(chunks, cuts)
+    text = b"".join(chunks) if small else _without_pickles(chunks, cuts, most_text)
     text = text.removeprefix(codecs.BOM_UTF8)  # some encoders begin with one, and it may be ignored: RFC 8259, 8.1
     try:
         found: object = _from_json(text.decode("utf-8"))
@@ -219,7 +221,7 @@ _OPENING: Final = re.compile(rb'_pickle"\s*:\s*"')
 _OVERLAP: Final = 32  # an opening that two chunks share is found if it is shorter than this
 
 
-def _without_pickles(chunks: Sequence[bytes], cuts: list[list[memoryview]]) -> bytes:
+def _without_pickles(chunks: Sequence[bytes], cuts: list[list[memoryview]], most: int | None) -> bytes:
     """The text with ``"@0"``, ``"@1"``, ... for the values of its ``*_pickle`` keys, which go to *cuts*.
 
     Inside a JSON string a quote is escaped, so an unescaped ``_pickle"`` is the end of a string, and one that
@@ -241,6 +243,9 @@ def _without_pickles(chunks: Sequence[bytes], cuts: list[list[memoryview]]) -> b
                 position = stop
                 continue
             known = len(rest)
+            if most is not None and known > most:
+                start = _start(bytes(rest[: 2 * QUOTED_CHARACTERS]))
+                raise FrameError(f"this has more than {most} bytes beside its pickles: {start}")
             rest += view[position : position + INLINE_BYTES]
             opening = _OPENING.search(rest, max(searched, known - _OVERLAP))
             if opening is None:

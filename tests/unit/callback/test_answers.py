@@ -116,6 +116,14 @@ def test_400_for_what_are_no_events(house: Receiving, body: bytes) -> None:
     assert party.taken == [("heartbeat", "r1")]
 
 
+def test_only_pickles_may_be_large(house: Receiving) -> None:
+    """Ten megabytes of empty lists would be two hundred of memory."""
+    with Wire(house.open(Waiting())) as wire:
+        answer = wire.request(body=b"[" + b"[]," * 3_500_000 + b"[]]")
+        assert answer.status == 400 and "more than 8388608 bytes beside its pickles" in answer.text
+        assert wire.post(result("r1", "A" * 16_000_000)).status == 204
+
+
 @pytest.mark.parametrize(
     "event", [{"type": "surprise", "run_id": "r2"}, {"type": "task_result", "run_id": "r2", "result_pickle": "A"}]
 )

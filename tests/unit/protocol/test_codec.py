@@ -129,3 +129,11 @@ def test_a_field_that_is_not_json(value: Any) -> None:
     with pytest.raises(FrameError, match="not JSON") as caught:
         encode({"run_id": "r", "field": value})
     assert caught.value.run_id == "r"
+
+
+@pytest.mark.parametrize("text", [b"[" + b"1," * 2_000_000 + b"1]", b"[" + b'{"args_pickle":""},' * 200_000 + b"{}]"])
+def test_what_is_beside_its_pickles_may_be_limited(text: bytes) -> None:
+    with pytest.raises(FrameError, match="more than 1000000 bytes beside its pickles"):
+        decode(in_chunks(text, 100_000), most_text=1_000_000)
+    (frame,) = decode(b'{"args_pickle":"' + b"A" * 4_000_000 + b'"}', most_text=1_000_000)
+    assert frame["args_pickle"].size == 3_000_000

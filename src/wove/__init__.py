@@ -7,7 +7,7 @@ The names below are imported on first use, so that ``import wove`` costs next to
 TYPE_CHECKING = False
 
 if TYPE_CHECKING:
-    from wove import environment as environment, errors as errors
+    from wove import backend as backend, environment as environment, errors as errors, integrations as integrations
     from wove.block import weave
     from wove.delivery import shutdown
     from wove.errors import (
@@ -25,11 +25,13 @@ if TYPE_CHECKING:
         WorkerLostError,
         WoveError,
     )
+    from wove.executors.adapter import BackendAdapterEnvironmentExecutor
     from wove.executors.base import EnvironmentExecutor
     from wove.executors.grpc import GrpcEnvironmentExecutor
     from wove.executors.http import HttpEnvironmentExecutor
     from wove.executors.websocket import WebSocketEnvironmentExecutor
     from wove.helpers import batch, denone, flatten, fold, redict, sync_to_async, undict
+    from wove.integrations.base import BackendAdapter
     from wove.merging import merge
     from wove.result import WoveResult
     from wove.security import NetworkExecutorSecurity
@@ -39,6 +41,8 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "BackendAdapter",
+    "BackendAdapterEnvironmentExecutor",
     "DeliveryError",
     "DeliveryOrphanedError",
     "DeliveryTimeoutError",
@@ -75,6 +79,8 @@ __all__ = [
 
 # Where each public name lives; what is not listed lives in `errors`.
 _HOMES = {
+    "BackendAdapter": "wove.integrations.base",
+    "BackendAdapterEnvironmentExecutor": "wove.executors.adapter",
     "EnvironmentExecutor": "wove.executors.base",
     "GrpcEnvironmentExecutor": "wove.executors.grpc",
     "HttpEnvironmentExecutor": "wove.executors.http",
@@ -96,7 +102,7 @@ _HOMES = {
 }
 
 # Submodules that are documented import paths: `wove.errors.WorkerLostError` works after `import wove`.
-_MODULES = ("environment", "errors")
+_MODULES = ("backend", "environment", "errors", "integrations")
 
 
 # Hidden from type checkers, which would otherwise believe in every misspelt name.

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from wove.errors import DeliveryOrphanedError, DeliveryTimeoutError, EnvironmentExecutionError
+from wove.executors.adapter import BackendAdapterEnvironmentExecutor
 from wove.executors.base import EnvironmentExecutor
 from wove.executors.grpc import GrpcEnvironmentExecutor
 from wove.executors.http import HttpEnvironmentExecutor
 from wove.executors.websocket import WebSocketEnvironmentExecutor
 
 __all__ = [
+    "BackendAdapterEnvironmentExecutor",
     "DeliveryOrphanedError",
     "DeliveryTimeoutError",
     "EnvironmentExecutionError",

@@ -13,6 +13,7 @@ from typing import Any, TypeAlias
 
 import pytest
 
+from tests.support.line_backend import line_executor
 from tests.support.namespaces import FAR_ADDRESS
 from tests.support.services import Plan, Services
 from wove.delivery import Call, Request, Scope
@@ -203,6 +204,21 @@ LINKS = (
         pickles=False,
         interrupts=False,
         loses=False,
+    ),
+    Link(
+        "backend-adapter",
+        lambda name, services: Environment(name, line_executor()),
+        interrupts=False,  # its tasks are in threads of one process
+        names_signals=True,
+        remembers=True,
+    ),
+    Link(
+        "backend-adapter-signed",
+        lambda name, services: Environment(
+            name, line_executor(), {"security": {"type": "signed", "secret": _SECRET}, "secret": _SECRET}
+        ),
+        interrupts=False,
+        remembers=True,
     ),
     service("http", Plan("http")),
     service("https-signed", Plan("http", _SECRET, tls=True), executor="https"),

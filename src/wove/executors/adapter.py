@@ -12,7 +12,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Final, Literal
 
-from wove.callback.receiver import Route, Standing, open_route, read_address
+from wove.callback.receiver import KEYS as CALLBACK_KEYS, Route, Standing, open_route, read_address
 from wove.errors import MissingDependencyError, MissingDispatchFeatureError, WorkerLostError
 from wove.executors.base import CancelReach, EnvironmentExecutor, Frame
 from wove.executors.endpoints import MAX_MESSAGE_BYTES
@@ -35,10 +35,7 @@ __all__ = ["BackendAdapterEnvironmentExecutor", "for_adapter"]
 logger = logging.getLogger("wove")
 
 KEYS: Final = (
-    "callback_host",
-    "callback_port",
-    "callback_url",
-    "callback_token",
+    *CALLBACK_KEYS,
     "callback_retry_seconds",
     "security",
     "max_message_bytes",
@@ -156,10 +153,10 @@ class BackendAdapterEnvironmentExecutor(EnvironmentExecutor):
         adapter = self.adapter = self._kind(environment_name, config)
         adapter.users_loop = run_config.get("users_loop")
         adapter.configure()
-        adapter.wanted, adapter.begun = self._jobs.__contains__, self._has_begun
         self._check_packages()
         self._inbox = Inbox()
         self._jobs: dict[str, _Job] = {}
+        adapter.wanted, adapter.begun = self._jobs.__contains__, self._is_at_work
         self._ended: OrderedDict[str, None] = OrderedDict()
         self._memory = Memory(runs=REMEMBERED_RUNS, size=REMEMBERED_BYTES, seconds=REMEMBERED_SECONDS)
         self._claims: dict[str, tuple[Pickled, set[str]]] = {}
@@ -277,6 +274,7 @@ class BackendAdapterEnvironmentExecutor(EnvironmentExecutor):
             claims=claims,
             sent_at=time.time(),
             retry_seconds=self.retry_seconds,
+            beat_seconds=self.adapter.beat_seconds,
         )
         digest = payloads.digest(payload) if self.security.authenticates else None
         if digest is not None:
@@ -347,8 +345,11 @@ class BackendAdapterEnvironmentExecutor(EnvironmentExecutor):
     async def _suspect(self, job: _Job, worker: str) -> None:
         """Its worker's connection has ended. Unless it reports again, the run is lost; the backend may know why."""
         await asyncio.sleep(SUSPECT_SECONDS)
-        if self._watcher is not None:  # it may know, and tell `_over`
+        if self._watcher is not None:
             await self._watcher.look_now(WORDS_SECONDS)
+            fate = self._watcher.noted(job.run_id)
+            if fate is not None and fate.state == "lost":
+                self._lose(job, fate.reason)
         self._lose(job, f"its worker ({worker}) is gone: the connection over which it reported has ended")
 
     def _watched(self) -> dict[str, Any]:
@@ -357,6 +358,10 @@ class BackendAdapterEnvironmentExecutor(EnvironmentExecutor):
     def _has_begun(self, run_id: str) -> bool:
         job = self._jobs.get(run_id)
         return job is not None and job.begun
+
+    def _is_at_work(self, run_id: str) -> bool:
+        job = self._jobs.get(run_id)
+        return job is not None and job.begun and job.suspicion is None
 
     def _over(self, run_id: str, fate: Fate) -> None:
         job = self._jobs.get(run_id)

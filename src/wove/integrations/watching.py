@@ -59,7 +59,7 @@ class Watcher:
         self._what = what
         self._interval = self._shortest
         self._failing_since: float | None = None
-        self._known: dict[str, asyncio.TimerHandle] = {}
+        self._known: dict[str, tuple[asyncio.TimerHandle, Fate]] = {}
         self._soon = asyncio.Event()
         self._asked = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
@@ -86,13 +86,18 @@ class Watcher:
         """Note what has become of a job, and tell it when its report has had its time to come."""
         if run_id not in self._known:
             grace = FINISHED_SECONDS if fate.state == "finished" else LOST_SECONDS
-            self._known[run_id] = asyncio.get_running_loop().call_later(grace, self._settle, run_id, fate)
+            timer = asyncio.get_running_loop().call_later(grace, self._settle, run_id, fate)
+            self._known[run_id] = timer, fate
+
+    def noted(self, run_id: str) -> Fate | None:
+        """What is known to have become of a job, and has not been told yet."""
+        return self._known[run_id][1] if run_id in self._known else None
 
     def forget(self, run_id: str) -> None:
         """The run has ended."""
-        timer = self._known.pop(run_id, None)
-        if timer is not None:
-            timer.cancel()
+        known = self._known.pop(run_id, None)
+        if known is not None:
+            known[0].cancel()
 
     async def close(self) -> None:
         """Ask no more."""

@@ -52,6 +52,7 @@ class Payload(NamedTuple):
         claims: What is to be fetched, by the name of its field in the frame.
         sent_at: When it was made, in Unix seconds of its sender's clock; ``None``: unknown.
         retry_seconds: For how long an event that does not get through is sent again; ``None``: as the worker likes.
+        beat_seconds: The longest time between two heartbeats, whatever ``delivery`` wants; ``None``: likewise.
         signature: As it came.
         digest: What the signature is of.
     """
@@ -62,6 +63,7 @@ class Payload(NamedTuple):
     claims: dict[str, Claim]
     sent_at: float | None
     retry_seconds: float | None
+    beat_seconds: float | None
     signature: Mapping[str, Any] | None
     digest: signing.Digest
 
@@ -79,6 +81,7 @@ def build(
     claims: Mapping[str, Claim] | None = None,
     sent_at: float | None = None,
     retry_seconds: float | None = None,
+    beat_seconds: float | None = None,
 ) -> dict[str, Any]:
     """The payload of a ``run_task`` *frame*.
 
@@ -89,6 +92,7 @@ def build(
         claims: What stands for a pickle that is not to be sent along, by field.
         sent_at: Now, in Unix seconds.
         retry_seconds: See `Payload`.
+        beat_seconds: See `Payload`.
     """
     payload: dict[str, Any] = {"version": VERSION, "adapter": adapter, "callback_url": callback_url}
     payload.update((name, frame[name]) for name in _FROM_FRAME if frame.get(name) is not None)
@@ -105,6 +109,8 @@ def build(
         payload["sent_at"] = round(sent_at, 3)
     if retry_seconds is not None:
         payload["retry_seconds"] = retry_seconds
+    if beat_seconds is not None:
+        payload["beat_seconds"] = beat_seconds
     return payload
 
 
@@ -150,6 +156,7 @@ def parse(payload: object) -> Payload:
         claims,
         _number(fields.get("sent_at")),
         _number(fields.get("retry_seconds")),
+        _number(fields.get("beat_seconds")) or None,
         cast("Mapping[str, Any]", signature) if isinstance(signature, Mapping) else None,
         digest(fields),
     )

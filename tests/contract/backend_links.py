@@ -65,8 +65,8 @@ class Backend:
     slots: int | None = 2
     secret: str | None = None
     cancels_queued: bool = True
-    cause: str = ""
-    unknown_words: str = ""
+    cause: str = "."
+    unknown_words: str = "."
     seconds: float = 60.0
 
     def __str__(self) -> str:
@@ -98,23 +98,25 @@ _CELERY = """
 from celery import Celery
 from wove.integrations.celery import register
 
-app = Celery("contract", broker={broker!r}, broker_connection_retry_on_startup=True, worker_prefetch_multiplier=1)
-app.conf.task_default_queue = {queue!r}
+app = Celery("contract", broker={broker!r}, backend={results!r})
+app.conf.update(task_default_queue={queue!r}, worker_prefetch_multiplier=1, broker_connection_retry_on_startup=True)
 register(app)
 """
 
 
-def celery(name: str, broker: str, pool: str, **more: Any) -> Backend:
-    """Celery on that broker, with workers of that pool."""
+def celery(name: str, broker: str, pool: str, *, results: bool = False, **more: Any) -> Backend:
+    """Celery on that broker, with a worker of that pool; with *results*, the broker is its result backend, too."""
 
     @contextmanager
     def opened(servers: Servers, folder: Path) -> Iterator[Site]:
         url, queue = getattr(servers, broker).url, f"contract-{secrets.token_hex(4)}"
         command = workers.celery("contract_app", pool=pool)
-        with _working(folder, command, _CELERY.format(broker=url, queue=queue), more.get("secret")) as found:
-            yield Site({"broker_url": url, "queue": queue}, found, {"task_name": "no.such.task"})
+        config = {"broker_url": url, "queue": queue, **({"result_backend": url} if results else {})}
+        source = _CELERY.format(broker=url, queue=queue, results=config.get("result_backend"))
+        with _working(folder, command, source, more.get("secret")) as found:
+            yield Site(config, found, {"task_name": "no.such.task"})
 
-    return Backend(name, "celery", ("celery", broker), opened, **more)
+    return Backend(name, "celery", ("celery", broker), opened, unknown_words="'no.such.task'", **more)
 
 
 # -------------------------------------------------------------------------------------- rq, arq and taskiq
@@ -138,10 +140,10 @@ def rq(name: str, worker_class: str | None = None, **more: Any) -> Backend:
 
 _ARQ = """
 from arq.connections import RedisSettings
-from wove.integrations.arq import run_backend_payload
+from wove.integrations.arq import worker_function
 
 class WorkerSettings:
-    functions = [run_backend_payload]
+    functions = [worker_function()]
     redis_settings = RedisSettings.from_dsn({url!r})
     queue_name = {queue!r}
     allow_abort_jobs = True
@@ -161,7 +163,7 @@ def arq(name: str, **more: Any) -> Backend:
             config = {"redis_settings": url, "queue_name": queue}
             yield Site(config, found, {"function_name": "no_such_function"})
 
-    return Backend(name, "arq", ("arq",), opened, **more)
+    return Backend(name, "arq", ("arq",), opened, unknown_words="function 'no_such_function' not found", **more)
 
 
 _TASKIQ = """
@@ -186,13 +188,13 @@ def taskiq(name: str, **more: Any) -> Backend:
             broker = ListQueueBroker(url, queue_name=queue)
             yield Site({"broker": broker}, found, {"task_name": "no.such.task"})
 
-    return Backend(name, "taskiq", ("taskiq",), opened, **more)
+    return Backend(name, "taskiq", ("taskiq",), opened, unknown_words=r"knows no task 'no\.such\.task'", **more)
 
 
 # -------------------------------------------------------------------------------------------------- the rows
 
 BACKENDS = (
-    celery("celery-redis-prefork", "redis", "prefork", cause="SIGKILL"),
+    celery("celery-redis-prefork", "redis", "prefork", results=True, cause="SIGKILL"),
     celery("celery-rabbitmq-threads-signed", "rabbitmq", "threads", secret=SECRET),
     rq("rq"),
     rq("rq-simple-signed", "rq.worker.SimpleWorker", secret=SECRET),

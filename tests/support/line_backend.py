@@ -66,7 +66,7 @@ class LineAdapter(BackendAdapter):
                 fates[run_id] = Fate("finished" if said == "ok" else "lost", said)
             elif pid in self.ended or (worker is not None and worker.poll() is not None):
                 status = self.ended.get(pid) or (worker.poll() if worker else None) or 0
-                how = signal.Signals(-status).name if status < 0 else f"status {status}"
+                how = signal.Signals(-status).name if status < 0 else f"exit status {status}"
                 fates[run_id] = Fate("lost", f"process {pid} ended with {how}")
         return fates
 

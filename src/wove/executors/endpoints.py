@@ -155,9 +155,7 @@ class URL:
         return is_local(self.host)
 
 
-def parse_url(
-    value: object, schemes: Sequence[str], *, what: str, key: str = "url", example: str | None = None
-) -> URL:
+def parse_url(value: object, schemes: Sequence[str], *, what: str, key: str = "url", example: str | None = None) -> URL:
     """The checked URL of an endpoint.
 
     Args:

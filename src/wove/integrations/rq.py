@@ -26,7 +26,7 @@ from wove.integrations.base import BackendAdapter, Fate, PayloadDict
 from wove.integrations.rq_options import read_options
 from wove.integrations.rq_states import WAITING, Look, Row, read_row
 
-__all__ = ["RQAdapter"]
+__all__ = ["RQAdapter", "RunId", "Submission", "time_limit"]
 
 FUNCTION: Final = "wove.integrations.worker.run"
 """What a job calls, by name."""
@@ -236,7 +236,7 @@ class RQAdapter(BackendAdapter):
         self._queue.enqueue_call(
             FUNCTION,
             args=(payload,),
-            timeout=options.pop("job_timeout", None) or _limit(payload),
+            timeout=options.pop("job_timeout", None) or time_limit(payload),
             job_id=submission.job_id,
             # RQ's own would hold the arguments, and its workers log it.
             description=f"wove task {payload['task_name']!r}, run {payload['run_id']}"[:200],
@@ -349,7 +349,7 @@ class RQAdapter(BackendAdapter):
         return cast("str", self._job_class.key_for(submission.job_id))
 
 
-def _limit(payload: PayloadDict) -> int:
+def time_limit(payload: PayloadDict) -> int:
     """After how many seconds RQ may end the job: when nobody can be waiting for it any more."""
     delivery = payload["delivery"]
     limits = [payload.get("deadline")]

@@ -65,7 +65,8 @@ def read_options(value: object, *, what: str) -> dict[str, Any]:
             raise ValueError(f"{label} cannot set {option!r}: {TAKEN[option]}")
         if option not in OPTIONS:
             raise ValueError(
-                f"{label} has no option {option!r}.{suggest(str(option), OPTIONS)} Its options are: {', '.join(OPTIONS)}"
+                f"{label} has no option {option!r}.{suggest(str(option), OPTIONS)} "
+                f"Its options are: {', '.join(OPTIONS)}"
             )
     if not isinstance(given.get("meta") or {}, dict):
         raise TypeError(f"{label}: 'meta' must be a dict, not {shown(given['meta'])}")

@@ -11,7 +11,7 @@ from typing import Any, Final, NamedTuple, TypeVar
 
 from wove.integrations.base import Fate
 
-__all__ = ["WAITING", "Look", "Row", "read_row"]
+__all__ = ["WAITING", "Look", "Row", "read_row", "words_of"]
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -38,6 +38,8 @@ two, a worker only forks."""
 
 MOST_WORDS: Final = 500
 """The most characters of an error that are quoted."""
+
+NO_REASON: Final = "RQ has kept no reason"
 
 ABANDONED: Final = "AbandonedJobError"
 """In the words of a job whose worker gave no heartbeat (rq/registry.py, `StartedJobRegistry.cleanup`)."""
@@ -186,7 +188,7 @@ class Look:
                     pipe.xrevrange(self._result_key(_id_in(jobs[run_id][0])), count=1)
                 results = pipe.execute(raise_on_error=False)
             for (run_id, row), result in zip(part.items(), results, strict=True):
-                words = _words(result)
+                words = words_of(_told(result))
                 alive = row.worker in workers and workers[row.worker].gone(row) is None
                 if ABANDONED in words and alive:  # a SimpleWorker gives no heartbeat while it works
                     continue
@@ -234,19 +236,22 @@ def _row(values: list[Any]) -> Row | None:
     return Row(*map(_text, values)) if any(values) else None
 
 
-def _words(result: Any) -> str:
-    """The end of what RQ wrote down about a failure: the exception, without its traceback."""
-    try:
-        packed = result[0][1][b"exc_string"]
-        told = zlib.decompress(base64.b64decode(packed)).decode("utf-8", "replace").rstrip()
-    except (LookupError, TypeError, ValueError, zlib.error):
-        return "RQ has kept no reason"
-    lines = told.splitlines()
+def words_of(told: str) -> str:
+    """The end of what RQ has written down about a failure: the exception, without its traceback."""
+    lines = told.rstrip().splitlines()
     at = next((at for at in range(len(lines), 0, -1) if lines[at - 1].startswith((" ", "\t"))), 0)
     words = " ".join(lines[at:] or lines[-1:]).strip()[:MOST_WORDS]
     if NOT_FOUND in words:
         words += " (the worker cannot import wove.integrations.worker: is Wove installed where it runs?)"
-    return words
+    return words or NO_REASON
+
+
+def _told(result: Any) -> str:
+    """The text of a job's latest failure (rq/results.py, `Result.serialize`)."""
+    try:
+        return zlib.decompress(base64.b64decode(result[0][1][b"exc_string"])).decode("utf-8", "replace")
+    except (LookupError, TypeError, ValueError, zlib.error):
+        return ""
 
 
 def _on(row: Row) -> str:

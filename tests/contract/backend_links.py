@@ -18,7 +18,7 @@ import pytest
 
 from tests.support import workers
 from tests.support.kept import Kept
-from tests.support.servers import Servers
+from tests.support.servers import Servers, dask as dask_server
 from tests.support.workers import Command, Worker
 
 __all__ = ["BACKENDS", "SECRET", "Backend", "Site", "parameters"]
@@ -191,6 +191,20 @@ def taskiq(name: str, **more: Any) -> Backend:
     return Backend(name, "taskiq", ("taskiq",), opened, unknown_words=r"knows no task 'no\.such\.task'", **more)
 
 
+# ------------------------------------------------------------------------------------------- dask and ray
+
+
+def dask(name: str, **more: Any) -> Backend:
+    """A Dask cluster of two workers with two threads each."""
+
+    @contextmanager
+    def opened(servers: Servers, folder: Path) -> Iterator[Site]:
+        with dask_server.running(folder, environ={"WOVE_WORKER_SECRET": more.get("secret")}) as cluster:
+            yield Site({"address": cluster.address}, cluster.workers)
+
+    return Backend(name, "dask", ("dask",), opened, slots=4, cause="all those workers died while running it", **more)
+
+
 # -------------------------------------------------------------------------------------------------- the rows
 
 BACKENDS = (
@@ -200,6 +214,8 @@ BACKENDS = (
     rq("rq-simple-signed", "rq.worker.SimpleWorker", secret=SECRET),
     arq("arq"),
     taskiq("taskiq"),
+    dask("dask"),
+    dask("dask-signed", secret=SECRET),
 )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,12 +29,14 @@ class Dask:
         port: Where it listens.
         folder: For its workers.
         workers: Those that were started with it. Each starts its process again when that dies.
+        environ: More environment variables of its workers; ``None`` takes one away.
     """
 
     scheduler: Kept
     port: int
     folder: Path
     workers: list[Kept] = field(default_factory=list)
+    environ: Mapping[str, str | None] = field(default_factory=dict)
 
     @property
     def address(self) -> str:
@@ -53,7 +55,7 @@ class Dask:
         folder.mkdir()
         command = [of_this_venv("dask"), "worker", self.address, "--host", "127.0.0.1", "--name", name]
         command += ["--dashboard-address", "127.0.0.1:0", "--local-directory", str(folder), *options]
-        environ = {**_QUIET, "PYTHONPATH": None if path is None else str(path)}
+        environ = {**_QUIET, "PYTHONPATH": None if path is None else str(path), **self.environ}
         kept = keep(f"dask worker {name}", command, folder, environ=environ, cwd=folder)
         try:
             kept.until(lambda: re.search(r"Registered to:", kept.log()), "is registered")
@@ -68,8 +70,10 @@ def missing() -> str | None:
 
 
 @contextmanager
-def running(folder: Path, *, port: int | None = None, workers: int = 2) -> Iterator[Dask]:
-    """A scheduler with that many workers of one thread each, registered; they end with the block."""
+def running(
+    folder: Path, *, port: int | None = None, workers: int = 2, environ: Mapping[str, str | None] | None = None
+) -> Iterator[Dask]:
+    """A scheduler with that many workers of two threads each, registered; they end with the block."""
     folder.mkdir(parents=True, exist_ok=True)
     port = port or free_port()
     where = ["--host", "127.0.0.1", "--port", str(port), "--dashboard-address", "127.0.0.1:0"]
@@ -77,7 +81,7 @@ def running(folder: Path, *, port: int | None = None, workers: int = 2) -> Itera
     scheduler = keep("dask scheduler", command, folder / "scheduler", environ=_QUIET, cwd=folder)
     try:
         scheduler.until(lambda: "Scheduler at:" in scheduler.log(), "listens")
-        dask = Dask(scheduler, port, folder)
+        dask = Dask(scheduler, port, folder, environ=environ or {})
         with _workers(dask, workers):
             yield dask
     finally:

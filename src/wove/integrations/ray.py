@@ -1,0 +1,199 @@
+"""Ray: a run is a task of the cluster, and its worker is any process of Ray's.
+
+Nothing has to be registered on the workers' side: a task is `wove.integrations.worker.run`, which is exported once. Ray
+tells this process what becomes of each task, so nothing is asked for; what `watch` looks at is here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
+from typing import Any, ClassVar, Final, NamedTuple, cast
+
+from wove.errors import DeliveryError
+from wove.executors.base import CancelReach, Frame
+from wove.executors.offload import Offload
+from wove.executors.reading import flag, text
+from wove.graph.rules import shown
+from wove.integrations import ray_process
+from wove.integrations.base import BackendAdapter, Fate, PayloadDict
+from wove.integrations.roundtrips import RoundTrips
+from wove.integrations.words import of_exception
+from wove.integrations.worker import run
+
+__all__ = ["RayAdapter"]
+
+TAKEN: Final = {
+    "remote_options": {
+        "num_returns": "a run returns nothing through Ray",
+        "_generator_backpressure_num_objects": "a run is no generator",
+    },
+    "init_options": {
+        "address": "it has a key of its own, 'address'",
+        "ignore_reinit_error": "Ray that is initialised already is used as it is",
+    },
+}
+"""Options that are not the user's to set, and why."""
+
+SETTLE_SECONDS: Final = 2.0
+"""How long a cancelled task may take to say so."""
+
+KILL_SECONDS: Final = 2.0
+"""With ``force_cancel``: how long a cancelled run may take to end in good order before its process is killed."""
+
+LINGER_SECONDS: Final = 0.2
+
+
+class Submission(NamedTuple):
+    """A task that was submitted.
+
+    Attributes:
+        ref: What it returns.
+        future: Done when the task is over.
+        job: The id of the connection to the cluster that it went over.
+    """
+
+    ref: Any
+    future: Future[Any]
+    job: str
+
+
+class RayAdapter(BackendAdapter):
+    """Submits each run as one task of a Ray cluster.
+
+    ``executor_config``: ``address`` of the cluster, as `ray.init` takes it (``"auto"``, ``"127.0.0.1:6379"``,
+    ``"ray://head:10001"``); ``init``, whether Wove may call `ray.init` where the user has not (``True``);
+    ``init_options``, a dict of its further arguments; ``remote_options``, a dict of those of `ray.remote`, among which
+    ``max_retries`` is 0 by default; ``force_cancel``, whether the process of a cancelled run is killed if the run does
+    not end by itself (``False``).
+
+    Example:
+        >>> wove.config(
+        ...     environments={
+        ...         "gpus": {"executor": "ray", "executor_config": {"address": "auto", "remote_options": {"num_gpus": 1}}}
+        ...     }
+        ... )
+    """
+
+    name: ClassVar[str] = "ray"
+    required_modules: ClassVar[tuple[str, ...]] = ("ray",)
+    install_hint: ClassVar[str] = 'pip install "wove[ray]"'
+    keys: ClassVar[tuple[str, ...] | None] = ("address", "init", "init_options", "remote_options", "force_cancel")
+    # Larger arguments go through the object store, from 100 KiB on (ray_config_def.h, max_direct_call_object_size).
+    inline_bytes: ClassVar[int] = 64 * 1024
+    watch_seconds: ClassVar[tuple[float, float]] = (0.25, 1.0)  # a look at what Ray has told
+
+    # ------------------------------------------------------------------ configuration
+
+    def configure(self) -> None:
+        config, what = self.config, self.what
+        self._address = text(config, "address", None, what=what)
+        self._init = flag(config, "init", True, what=what)
+        self._force = flag(config, "force_cancel", False, what=what)
+        self._init_options = self._options("init_options")
+        self._remote_options = {"max_retries": 0, **self._options("remote_options")}
+        if not self._init and (given := [key for key in ("address", "init_options") if config.get(key) is not None]):
+            raise ValueError(
+                f"{what}: executor_config has {' and '.join(given)}, which are for ray.init, and 'init' is False"
+            )
+
+    def _options(self, key: str) -> dict[str, Any]:
+        value, label = self.config.get(key), f"{self.what}: executor_config {key!r}"
+        if value is None:
+            return {}
+        if not isinstance(value, dict):
+            raise TypeError(f"{label} must be a dict, not {shown(value)}")
+        given = cast("dict[str, Any]", value)
+        for option in given:
+            if option in TAKEN[key]:
+                raise ValueError(f"{label} cannot set {option!r}: {TAKEN[key][option]}")
+        return dict(given)
+
+    # ------------------------------------------------------------------ start and close
+
+    async def start(self) -> None:
+        self._threads = Offload(self.threads, "wove-ray")
+        self._trips: RoundTrips[PayloadDict, Submission] = RoundTrips(self._carry)
+        self._condemned: set[Future[Any]] = set()
+        await self._threads.call(self._connect)
+
+    def _connect(self) -> None:
+        options = self._init_options if self._init else None
+        self._ray = ray = ray_process.load()
+        try:
+            # Exported when the first run is submitted, and then in the cluster.
+            self._run: Any = ray.remote(**self._remote_options)(run)
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"{self.what}: ray.remote does not take these remote_options: {of_exception(error)}"
+            ) from error
+        ray_process.connect(id(self), self._address, options, what=self.what)
+
+    async def close(self) -> None:
+        await self._trips.close()
+        try:
+            await self._threads.call(ray_process.leave, id(self))
+        finally:
+            self._threads.close(LINGER_SECONDS)
+
+    # ------------------------------------------------------------------ out
+
+    async def submit(self, payload: PayloadDict, frame: Frame) -> Submission:
+        return await self._trips.put(payload, sum(len(each) for each in payload.values() if isinstance(each, str)))
+
+    async def _carry(self, payloads: Sequence[PayloadDict]) -> list[Submission]:
+        return await self._threads.call(self._hand_over, payloads)
+
+    def _hand_over(self, payloads: Sequence[PayloadDict]) -> list[Submission]:
+        if not self._ray.is_initialized():  # or it would start a cluster of its own, without a word
+            self._connect()
+        job = self._job()
+        try:
+            refs = [self._run.remote(json.dumps(payload).encode()) for payload in payloads]
+        except Exception as error:
+            raise DeliveryError(f"{self.what}: Ray did not take the task: {of_exception(error)}") from error
+        return [Submission(ref, ref.future(), job) for ref in refs]
+
+    def _job(self) -> str:
+        return str(self._ray.get_runtime_context().get_job_id())
+
+    # ------------------------------------------------------------------ cancel
+
+    async def cancel(self, run_id: str, submission: Any, frame: Frame) -> bool:
+        if not isinstance(submission, Submission) or submission.future.done():
+            return False
+        await self._threads.call(self._cancel, submission, False)
+        asked = frame.get("delivery_cancel_mode") == "require_ack"
+        if not (asked or self._force):
+            return False
+        over = asyncio.wrap_future(submission.future)
+        await asyncio.wait({over}, timeout=KILL_SECONDS if self._force else SETTLE_SECONDS)
+        if not over.done() and self._force:
+            await self._threads.call(self._cancel, submission, True)
+        # A worker that has begun it reports before it says so, so that this is news of no run but of one that has not.
+        return over.done() and isinstance(over.exception(), self._ray.exceptions.TaskCancelledError)
+
+    def _cancel(self, submission: Submission, force: bool) -> None:
+        if self._ray.is_initialized() and submission.job == self._job():
+            self._ray.cancel(submission.ref, force=force)
+
+    # ------------------------------------------------------------------ watch
+
+    def watch(self, submissions: Mapping[str, Any]) -> dict[str, Fate]:
+        job = self._job() if self._ray.is_initialized() else None
+        fates: dict[str, Fate] = {}
+        for run_id, (_, future, its_job) in submissions.items():
+            if future.done():
+                error = future.exception()
+                fates[run_id] = Fate("finished", "finished") if error is None else Fate("lost", _words(error))
+            elif its_job != job:
+                fates[run_id] = Fate("lost", "Ray was shut down in this process")
+        return fates
+
+
+def _words(error: BaseException) -> str:
+    """Ray's own words on why a task is over."""
+    cause = getattr(error, "cause", None)  # of what `run` raised, without the traceback
+    return of_exception(cause if isinstance(cause, BaseException) else error)

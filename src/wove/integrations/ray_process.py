@@ -1,0 +1,144 @@
+"""Ray in this process, which is connected to one cluster at most: by the user, or by Wove's environments together."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import logging
+import os
+import socket
+import sys
+import threading
+from collections.abc import Generator, Mapping
+from typing import Any, Final
+
+from wove.errors import DeliveryError
+from wove.executors import forks
+from wove.integrations.words import of_exception
+
+__all__ = ["connect", "leave", "load"]
+
+LOGGER: Final = "ray._private.worker"
+IN_A_THREAD: Final = "SIGTERM handler is not set because current thread is not the main thread"
+"""What Ray warns of where it is initialised in a thread (ray/_private/worker.py, `init`). It is so on purpose: how a
+process ends is its own matter."""
+
+BY_NAME: Final = ("auto", "local")
+"""Addresses that name no place."""
+
+_lock = threading.Lock()
+_users: set[int] = set()
+"""The environments, by id, that use a connection that Wove has made."""
+_forked = False
+"""Whether this process was forked from one that was connected."""
+
+
+def load() -> Any:
+    """The package ``ray``."""
+    with forks.importing:
+        return importlib.import_module("ray")
+
+
+def connect(user: int, address: str | None, options: Mapping[str, Any] | None, *, what: str) -> None:
+    """Be connected: as this process is already, or now.
+
+    Args:
+        user: The id of the environment.
+        address: Where the cluster must be; ``None``: anywhere.
+        options: Of `ray.init`; ``None``: connecting is up to somebody else.
+        what: What messages begin with.
+
+    Raises:
+        ValueError: It is connected to another cluster, or `ray.init` does not take *options*.
+        DeliveryError: It cannot be connected.
+    """
+    ray = load()
+    if _forked:
+        raise DeliveryError(
+            f"{what}: this process was forked from one that was connected to Ray, and Ray does not survive that. Fork "
+            "before the first weave that uses Ray, or start processes with 'spawn'"
+        )
+    with _lock:
+        if ray.is_initialized():
+            _check_place(ray, address, what)
+            if _users:
+                _users.add(user)
+            return
+        _users.clear()  # somebody else has shut it down
+        if options is None:
+            raise DeliveryError(
+                f"{what}: Ray is not initialised in this process, and executor_config 'init' is False. Call ray.init() "
+                "before the weave, or leave 'init' out"
+            )
+        _initialise(ray, address, options, what)
+        _users.add(user)
+
+
+def leave(user: int) -> None:
+    """The environment needs it no more: disconnect, if it was Wove that connected and nobody else uses it."""
+    with _lock:
+        if user not in _users:
+            return
+        _users.discard(user)
+        ray: Any = sys.modules.get("ray")
+        if not _users and ray is not None and ray.is_initialized():
+            ray.shutdown()
+
+
+def _initialise(ray: Any, address: str | None, options: Mapping[str, Any], what: str) -> None:
+    given = {"log_to_driver": False, "logging_level": logging.WARNING, **options}
+    if (address or "").startswith("ray://"):  # a client takes neither
+        given = dict(options)
+    try:
+        with _without_that_warning():
+            ray.init(address=address, **given)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{what}: ray.init does not take this executor_config: {of_exception(error)}") from error
+    except Exception as error:
+        where = f"the Ray cluster at {address}" if address else "Ray"
+        remedy = "Is 'ray start' running there, and on this machine?" if address else "See the log of Ray."
+        raise DeliveryError(f"{what}: {where} could not be reached: {of_exception(error)}. {remedy}") from error
+
+
+def _check_place(ray: Any, address: str | None, what: str) -> None:
+    if address is None or address in BY_NAME or address.startswith("ray://"):
+        return
+    actual = str(ray.get_runtime_context().gcs_address)
+    if _place(address) != _place(actual):
+        raise ValueError(
+            f"{what}: executor_config 'address' is {address!r}, and this process is connected to the Ray cluster at "
+            f"{actual} already. A process has one: leave 'address' out, or use another process"
+        )
+
+
+def _place(address: str) -> tuple[str, str]:
+    host, _, port = address.rpartition(":")
+    with contextlib.suppress(OSError):
+        host = socket.gethostbyname(host)
+    return host, port
+
+
+@contextlib.contextmanager
+def _without_that_warning() -> Generator[None]:
+    def kept(record: logging.LogRecord) -> bool:
+        return IN_A_THREAD not in str(record.msg)
+
+    logger = logging.getLogger(LOGGER)
+    logger.addFilter(kept)
+    try:
+        yield
+    finally:
+        logger.removeFilter(kept)
+
+
+def _renew() -> None:
+    global _lock, _forked
+    _lock = threading.Lock()
+    ray: Any = sys.modules.get("ray")
+    # That of a package whose import is under way does not have it yet.
+    _forked = _forked or (ray is not None and getattr(ray, "is_initialized", bool)())
+    _users.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew)

@@ -199,7 +199,8 @@ def dask(name: str, **more: Any) -> Backend:
 
     @contextmanager
     def opened(servers: Servers, folder: Path) -> Iterator[Site]:
-        with dask_server.running(folder, environ={"WOVE_WORKER_SECRET": more.get("secret")}) as cluster:
+        environ = {"WOVE_WORKER_SECRET": more.get("secret")}
+        with dask_server.running(folder, restarts=True, environ=environ) as cluster:
             yield Site({"address": cluster.address}, cluster.workers)
 
     return Backend(name, "dask", ("dask",), opened, slots=4, cause="all those workers died while running it", **more)

@@ -28,7 +28,8 @@ class Dask:
         scheduler: Its process.
         port: Where it listens.
         folder: For its workers.
-        workers: Those that were started with it. Each starts its process again when that dies.
+        workers: Those that were started with it. Each starts its process again when that dies (Dask's nanny does).
+        restarts: Whether a worker's command is started again, too, when it ends.
         environ: More environment variables of its workers; ``None`` takes one away.
     """
 
@@ -36,6 +37,7 @@ class Dask:
     port: int
     folder: Path
     workers: list[Kept] = field(default_factory=list)
+    restarts: bool = False
     environ: Mapping[str, str | None] = field(default_factory=dict)
 
     @property
@@ -56,7 +58,7 @@ class Dask:
         command = [of_this_venv("dask"), "worker", self.address, "--host", "127.0.0.1", "--name", name]
         command += ["--dashboard-address", "127.0.0.1:0", "--local-directory", str(folder), *options]
         environ = {**_QUIET, "PYTHONPATH": None if path is None else str(path), **self.environ}
-        kept = keep(f"dask worker {name}", command, folder, environ=environ, cwd=folder)
+        kept = keep(f"dask worker {name}", command, folder, restarts=self.restarts, environ=environ, cwd=folder)
         try:
             kept.until(lambda: re.search(r"Registered to:", kept.log()), "is registered")
             yield kept
@@ -71,7 +73,12 @@ def missing() -> str | None:
 
 @contextmanager
 def running(
-    folder: Path, *, port: int | None = None, workers: int = 2, environ: Mapping[str, str | None] | None = None
+    folder: Path,
+    *,
+    port: int | None = None,
+    workers: int = 2,
+    restarts: bool = False,
+    environ: Mapping[str, str | None] | None = None,
 ) -> Iterator[Dask]:
     """A scheduler with that many workers of two threads each, registered; they end with the block."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -81,7 +88,7 @@ def running(
     scheduler = keep("dask scheduler", command, folder / "scheduler", environ=_QUIET, cwd=folder)
     try:
         scheduler.until(lambda: "Scheduler at:" in scheduler.log(), "listens")
-        dask = Dask(scheduler, port, folder, environ=environ or {})
+        dask = Dask(scheduler, port, folder, restarts=restarts, environ=environ or {})
         with _workers(dask, workers):
             yield dask
     finally:

@@ -76,6 +76,8 @@ class Peer:
     def __init__(self, host: str = "127.0.0.1") -> None:
         self.requests: list[Request] = []
         self.claims: dict[str, bytes] = {}
+        self.claims_wait = threading.Event()
+        self.claims_wait.set()
         self.answer: Callable[[Request], Answer] = lambda request: TAKEN
         self.host = host
         self.port = 0
@@ -210,6 +212,7 @@ class Peer:
                 self.answering -= 1
 
     def _claim(self, target: str) -> Answer:
+        self.claims_wait.wait(10)
         found = self.claims.get(target.rpartition("/")[2])
         return Answer(410) if found is None else Answer(200, body=found)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import heapq
 import itertools
 import logging
+import math
 from collections.abc import Iterable, Sequence
 from typing import Final
 
@@ -47,6 +48,8 @@ class Ledger:
         """Take *event* in. Whether it is one that should not wait."""
         self.alive[outbox] = None
         outbox.add(event, now)
+        if outbox.beat_due < math.inf:
+            self._at(outbox, outbox.beat_due)
         if event["type"] == "task_started":
             self._at(outbox, outbox.started_due)
             return False
@@ -74,10 +77,16 @@ class Ledger:
         waits = outbox.end is not None and not outbox.end_is_out
         if waits and outbox.attempts and now >= outbox.give_up_at:
             self._give_up(outbox)
-        elif waits and outbox.large:
-            self.large.append(outbox)
-        else:
+        elif not outbox.large:
             self.ready[outbox] = None
+        else:
+            if waits and now >= outbox.not_before:
+                self.large.append(outbox)
+            if now >= outbox.beat_due:  # the runner does not any more, and a large result may be long on its way
+                outbox.beat_due = now + outbox.report.beat_seconds
+                self._at(outbox, outbox.beat_due)
+                outbox.beat()
+                self.ready[outbox] = None
 
     # --- requests -------------------------------------------------------------------------------------------
 
@@ -106,8 +115,9 @@ class Ledger:
 
     def pack_end(self, outbox: Outbox, now: float) -> Parcel | None:
         """A request with the end of one run, not encoded yet, if it is large; ``None`` if it is not its turn."""
-        self.ready.pop(outbox, None)
-        if outbox not in self.alive or not (events := outbox.take(now)):
+        if not outbox.large:
+            self.ready.pop(outbox, None)
+        if outbox not in self.alive or not (events := outbox.take_end(now)):
             return None
         parcel = outbox.parcel or Parcel([(outbox, events)])
         if outbox.large:

@@ -12,7 +12,7 @@ import select
 import socket
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from urllib.parse import urlsplit
 
@@ -119,13 +119,22 @@ class Link:
         """The descriptor, for polling."""
         return self._sock.fileno()
 
-    def send(self, head: bytes, chunks: Sequence[bytes], *, seconds: float, most_answer: int = ANSWER_BYTES) -> None:
+    def send(
+        self,
+        head: bytes,
+        chunks: Sequence[bytes],
+        *,
+        seconds: float,
+        patience: Callable[[], bool] = bool,
+        most_answer: int = ANSWER_BYTES,
+    ) -> None:
         """Send a request, small ones in one piece. If an answer comes meanwhile, the rest is not sent.
 
         Args:
             head: Up to and including the empty line.
             chunks: The body.
-            seconds: For each chunk.
+            seconds: How long no byte may move.
+            patience: Asked after so long; if it says so, it may be as long once more. No, by default.
             most_answer: The most bytes of an answer's body.
 
         Raises:
@@ -137,11 +146,16 @@ class Link:
             self._sock.sendall(b"".join((head, *chunks)))
             return
         try:
-            self._sock.sendall(head)
-            for chunk in chunks:
-                if self._readable():
-                    return
-                self._sock.sendall(chunk)
+            for chunk in (head, *chunks):
+                view = memoryview(chunk)
+                while view:
+                    if self._readable():
+                        return
+                    try:
+                        view = view[self._sock.send(view) :]
+                    except TimeoutError:
+                        if not patience():
+                            raise
         except TimeoutError:
             raise
         except OSError:
@@ -201,7 +215,12 @@ class Link:
 
 
 def exchange(
-    destination: Destination, head: bytes, chunks: Sequence[bytes], *, stall_seconds: float
+    destination: Destination,
+    head: bytes,
+    chunks: Sequence[bytes],
+    *,
+    stall_seconds: float,
+    patience: Callable[[], bool] = bool,
 ) -> tuple[Head, bytes]:
     """One request over a connection of its own, and its answer.
 
@@ -209,7 +228,8 @@ def exchange(
         destination: Where to.
         head: As `Link.send`.
         chunks: As `Link.send`.
-        stall_seconds: How long no byte may move.
+        stall_seconds: As the ``seconds`` of `Link.send`, and for the answer.
+        patience: As `Link.send`.
 
     Raises:
         OSError: No connection, or it was lost, or nothing moved.
@@ -217,10 +237,14 @@ def exchange(
     """
     link = Link(destination)
     try:
-        link.send(head, chunks, seconds=stall_seconds)
+        link.send(head, chunks, seconds=stall_seconds, patience=patience)
         body: list[bytes] = []
         while not link.parser.complete:
-            body += link.receive(stall_seconds)
+            try:
+                body += link.receive(stall_seconds)
+            except TimeoutError:
+                if not patience():
+                    raise
         assert link.parser.head is not None
         return link.parser.head, b"".join(body)
     finally:

@@ -43,7 +43,8 @@ RETRY_SECONDS: Final = 60.0
 """For how long the end of a run is sent again where the payload does not say."""
 
 BEAT_SECONDS: Final = 5.0
-"""The longest time between two heartbeats: the answer to one is how a worker learns of a cancel."""
+"""The longest time between two heartbeats where the payload does not say: the answer to one is how a worker learns
+of a cancel."""
 
 STOP_SECONDS: Final = 2.0
 """How long an interrupted run may take to end before its worker reports without it."""
@@ -197,7 +198,11 @@ class _Job:
         except (DeliveryError, FrameError) as error:
             self.report.fail(error, source="transport", retryable=isinstance(error, DeliveryError))
             return
-        _set_clocks(frame, content.sent_at)
+        frame["deadline"] = _left(content)
+        # Also where its weave wants none: the answer to one is how a worker learns of a cancel.
+        delivery = cast("dict[str, Any]", frame.get("delivery") or {})
+        interval = self.report.beat_seconds * BEATS_PER_INTERVAL
+        frame["delivery"] = {**delivery, "delivery_heartbeat_seconds": interval}
         with self._lock:
             if not self._stopped:
                 self._submitted = True
@@ -249,16 +254,24 @@ class _Job:
         )
 
 
-def _set_clocks(frame: dict[str, Any], sent_at: float | None) -> None:
-    """What is left of the deadline; and heartbeats, wanted or not."""
-    deadline: object = frame.get("deadline")
-    if sent_at is not None and isinstance(deadline, (int, float)):
-        frame["deadline"] = deadline - min(max(time.time() - sent_at, 0.0), deadline)
-    delivery = dict(cast("dict[str, Any]", frame.get("delivery") or {}))
+def _left(content: Payload) -> float | None:
+    """What is left of the deadline, in seconds; ``None``: there is none."""
+    deadline: object = content.frame.get("deadline")
+    if isinstance(deadline, bool) or not isinstance(deadline, (int, float)):
+        return None
+    if content.sent_at is None:
+        return deadline
+    # The clocks of two machines: if they disagree, it is neither longer than it was nor over before it began.
+    return deadline - min(max(time.time() - content.sent_at, 0.0), deadline)
+
+
+def _beat_seconds(content: Payload, delivery: Mapping[str, Any]) -> float:
+    """The time between two heartbeats."""
+    longest = content.beat_seconds or BEAT_SECONDS
     interval: object = delivery.get("delivery_heartbeat_seconds")
-    longest = BEAT_SECONDS * BEATS_PER_INTERVAL
-    wanted = isinstance(interval, (int, float)) and 0 < interval < longest
-    frame["delivery"] = {**delivery, "delivery_heartbeat_seconds": interval if wanted else longest}
+    if isinstance(interval, bool) or not isinstance(interval, (int, float)) or interval <= 0:
+        return longest
+    return min(longest, interval / BEATS_PER_INTERVAL)
 
 
 # --- reading payloads -------------------------------------------------------------------------------------
@@ -286,6 +299,7 @@ def _read(payload: object, security: NetworkExecutorSecurity) -> _Job:
         destination,
         security,
         retry_seconds=RETRY_SECONDS if content.retry_seconds is None else content.retry_seconds,
+        beat_seconds=_beat_seconds(content, delivery),
         detached=delivery.get("delivery_orphan_policy") == "detach",
     )
 
@@ -301,7 +315,16 @@ def _unreadable(payload: object, error: ValueError, security: NetworkExecutorSec
     except (ValueError, TypeError, LookupError, AttributeError):
         _log.error("a payload cannot be read, and nobody can be told: %s", error)
         raise error from None
-    job = _open(None, run_id, str(task or "?"), destination, security, retry_seconds=RETRY_SECONDS, detached=False)
+    job = _open(
+        None,
+        run_id,
+        str(task or "?"),
+        destination,
+        security,
+        retry_seconds=RETRY_SECONDS,
+        beat_seconds=BEAT_SECONDS,
+        detached=False,
+    )
     job.report.fail(error, source="transport", retryable=False)
     return job
 
@@ -439,7 +462,9 @@ def close(timeout: float) -> None:
         worker, ended = _worker, _worker is not None and _worker.retire()
         if ended:
             _worker = None
-    if ended and worker is not None:
+    if worker is not None:
+        if not ended:
+            return
         worker.runner.close(timeout)
     sender.close(timeout)
     _fetches.close(timeout)

@@ -196,7 +196,7 @@ def taskiq(name: str, **more: Any) -> Backend:
 BACKENDS = (
     celery("celery-redis-prefork", "redis", "prefork", results=True, cause="SIGKILL"),
     celery("celery-rabbitmq-threads-signed", "rabbitmq", "threads", secret=SECRET),
-    rq("rq"),
+    rq("rq", cause=r"signal 9"),
     rq("rq-simple-signed", "rq.worker.SimpleWorker", secret=SECRET),
     arq("arq"),
     taskiq("taskiq"),

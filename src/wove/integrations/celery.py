@@ -114,7 +114,7 @@ class CeleryAdapter(BackendAdapter):
         self._app_name = text(config, "app_name", "wove", what=what)
         self.task_name = text(config, "task_name", TASK_NAME, what=what)
         self._terminate = flag(config, "terminate_on_cancel", False, what=what)
-        self._options = self._read_options()
+        self.options = self._read_options()
 
     def _read_options(self) -> dict[str, Any]:
         given: object = self.config.get("send_task_options")
@@ -145,7 +145,7 @@ class CeleryAdapter(BackendAdapter):
 
             if self._app is None:
                 self._app = make_app(self._app_name, self._broker_url, self._backend_url)
-            self._broker: Broker = Broker(self._app, self.task_name, self._options, what=self.what)
+            self._broker: Broker = Broker(self._app, self.task_name, self.options, what=self.what)
             self._results: Results | None = Results.of(self._app)
         self._sightings: Sightings = Sightings()
         # One thread for each connection: kombu's are for one at a time.
@@ -204,7 +204,7 @@ class CeleryAdapter(BackendAdapter):
             # What monitors show of the arguments, instead of the beginning of a pickle.
             argsrepr=f"(<run {payload['run_id']} of task {frame['task_id']!r}>,)",
             kwargsrepr="{}",
-            **self._options,
+            **self.options,
         )
         return submission
 

@@ -154,14 +154,16 @@ class Sightings:
 
 
 def _failed(waiting: Mapping[str, Submission], answers: Mapping[str, Mapping[str, tuple[str, str]]]) -> dict[str, Fate]:
-    """Those of which a worker says that they have failed there."""
-    said = {
-        task: f"{host} says: {words}" for host, tasks in answers.items() for task, (_, words) in tasks.items() if words
-    }
+    """Those of which a worker says that they have failed there, and that no other has now."""
+    said: dict[str, str] = {}
+    alive: set[str] = set()
+    for host, tasks in answers.items():
+        said.update((task, f"{host} says: {words}") for task, (_, words) in tasks.items() if words)
+        alive.update(task for task, (state, _) in tasks.items() if state != "failed")
     return {
         run_id: Fate("lost", said[submission.task_id])
         for run_id, submission in waiting.items()
-        if submission.task_id in said
+        if submission.task_id in said and submission.task_id not in alive
     }
 
 

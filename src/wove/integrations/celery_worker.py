@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import logging
+import sys
+from collections.abc import Container
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
@@ -9,6 +12,8 @@ if TYPE_CHECKING:
     from wove.security import SecurityConfig
 
 __all__ = ["COMMAND", "TASK_NAME", "register"]
+
+logger = logging.getLogger("wove.worker")
 
 TASK_NAME: Final = "wove.run_backend_payload"
 """The task's name, unless the environment and its workers agree on another."""
@@ -40,13 +45,24 @@ def register(app: Any, *, name: str = TASK_NAME, security: SecurityConfig = None
 
     del cloudpickle  # all that a run needs is imported here, before the pool forks
 
-    def run_backend_payload(payload: PayloadDict) -> None:
-        run(payload, security=security)
+    def run_backend_payload(task: Any, payload: PayloadDict) -> None:
+        # Celery looks before it hands a task to its pool, and a pool of threads has a queue of its own.
+        if task.request.id in _revoked():
+            logger.info("task %s was revoked before it began", task.request.id)
+        else:
+            run(payload, security=security)
 
     options: dict[str, Any] = {
         "ignore_result": True,
         "store_errors_even_if_ignored": True,
         "shared": False,
+        "bind": True,
         "Request": "wove.integrations.celery_request:Request",
     }
     return app.task(name=name, **{**options, **task_options})(run_backend_payload)
+
+
+def _revoked() -> Container[str]:
+    """The tasks that this process knows to be revoked."""
+    state: Any = sys.modules.get("celery.worker.state")
+    return () if state is None else state.revoked

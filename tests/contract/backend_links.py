@@ -31,12 +31,13 @@ class Site:
     """A backend that runs, with workers that take work.
 
     Attributes:
-        config: The ``executor_config`` that leads there.
+        config: The ``executor_config`` that leads there; or what makes one, where it holds an object that is for one
+            environment only.
         workers: The processes of its workers, which are started again when they die; none where each job has its own.
         unknown: What to change in `config` to ask for a task that no worker knows; ``None``: workers know none by name.
     """
 
-    config: Mapping[str, Any]
+    config: Mapping[str, Any] | Callable[[], Mapping[str, Any]]
     workers: Sequence[Kept] = ()
     unknown: Mapping[str, Any] | None = None
 
@@ -75,7 +76,7 @@ class Backend:
     def config(self, site: Site, **more: Any) -> dict[str, Any]:
         """The ``executor_config``, with *more*."""
         security = {} if self.secret is None else {"security": {"type": "signed", "secret": self.secret}}
-        return {**site.config, **security, **more}
+        return {**(site.config() if callable(site.config) else site.config), **security, **more}
 
     def environment(self, site: Site, **more: Any) -> dict[str, Any]:
         """An environment, with *more* in its ``executor_config``."""
@@ -185,8 +186,8 @@ def taskiq(name: str, **more: Any) -> Backend:
         url, queue = servers.redis.url, f"contract-{secrets.token_hex(4)}"
         command = workers.taskiq("contract_app:broker", "--max-async-tasks", "1", "--max-prefetch", "0")
         with _working(folder, command, _TASKIQ.format(url=url, queue=queue), more.get("secret")) as found:
-            broker = ListQueueBroker(url, queue_name=queue)
-            yield Site({"broker": broker}, found, {"task_name": "no.such.task"})
+            # A broker belongs to the event loop on which it is used.
+            yield Site(lambda: {"broker": ListQueueBroker(url, queue_name=queue)}, found, {"task_name": "no.such.task"})
 
     return Backend(name, "taskiq", ("taskiq",), opened, unknown_words=r"knows no task 'no\.such\.task'", **more)
 

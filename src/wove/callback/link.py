@@ -103,16 +103,19 @@ class Link:
     Attributes:
         parser: Of the answer to the request that was sent last.
         answers: How many there have been.
+        cut: A request was not sent to its end: there cannot be another.
 
     Raises:
         OSError: There is no connection to be had.
     """
 
-    __slots__ = ("_sock", "answers", "parser")
+    __slots__ = ("_early", "_sock", "answers", "cut", "parser")
 
     def __init__(self, destination: Destination) -> None:
         self.parser = ResponseParser(ANSWER_BYTES)
         self.answers = 0
+        self.cut = False
+        self._early: list[bytes] = []
         self._sock = _connected(destination)
 
     def fileno(self) -> int:
@@ -139,8 +142,10 @@ class Link:
 
         Raises:
             OSError: The connection is gone, and there is no answer to be read.
+            ProtocolError: What came meanwhile is no answer.
         """
         self.parser = ResponseParser(most_answer)
+        self._early.clear()
         self._sock.settimeout(seconds)
         if sum(map(len, chunks)) <= INLINE_BYTES:
             self._sock.sendall(b"".join((head, *chunks)))
@@ -149,8 +154,10 @@ class Link:
             for chunk in (head, *chunks):
                 view = memoryview(chunk)
                 while view:
-                    if self._readable():
+                    if self._readable() and self._answering():
+                        self.cut = True
                         return
+                    self._sock.settimeout(seconds)
                     try:
                         view = view[self._sock.send(view) :]
                     except TimeoutError:
@@ -162,6 +169,7 @@ class Link:
             # A receiver that does not want the body answers and closes: what it said may still be here.
             if not self._readable():
                 raise
+            self.cut = True
 
     def receive(self, seconds: float = 0.0) -> list[bytes]:
         """What there is of the answer's body, after waiting for at most *seconds*; the head goes to the parser.
@@ -170,32 +178,29 @@ class Link:
             ProtocolError: What came is no answer, or not a whole one.
             OSError: The connection is gone, or (`TimeoutError`) nothing came.
         """
+        pieces, self._early = self._early, []
         self._sock.settimeout(seconds)
-        pieces: list[bytes] = []
-        while True:
+        while not self.parser.complete:
             try:
                 data = self._sock.recv(READ_BYTES)
             except _nothing_there:
-                return pieces  # TLS has to say something to itself now and then
+                break  # TLS has to say something to itself now and then
             if data:
                 pieces += self.parser.feed(data)
             else:
                 self.parser.close()
-            if self.parser.complete:
-                self.answers += 1
-                return pieces
+            self.answers += self.parser.complete
             if not self._pending():
-                return pieces
+                break
+        return pieces
 
     def quiet(self) -> bool:
         """Whether the connection, of which it is said that it is readable, is open and has nothing to say."""
         self._sock.settimeout(0.0)
         try:
             self._sock.recv(1)
-        except _nothing_there:
-            return True
-        except OSError:
-            pass
+        except OSError as error:
+            return isinstance(error, _nothing_there)
         return False
 
     def close(self) -> None:
@@ -205,6 +210,11 @@ class Link:
     def _pending(self) -> bool:
         pending: Any = getattr(self._sock, "pending", None)  # of TLS: what was decrypted and not yet read
         return pending is not None and pending() > 0
+
+    def _answering(self) -> bool:
+        """Whether what can be read is the answer. Over TLS it may be nothing but the protocol's own."""
+        self._early = self.receive()
+        return self.parser.begun
 
     def _readable(self) -> bool:
         if self._pending():
@@ -238,7 +248,7 @@ def exchange(
     link = Link(destination)
     try:
         link.send(head, chunks, seconds=stall_seconds, patience=patience)
-        body: list[bytes] = []
+        body = link.receive()
         while not link.parser.complete:
             try:
                 body += link.receive(stall_seconds)

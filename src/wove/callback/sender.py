@@ -185,8 +185,11 @@ class Sender:
         self._parcel = parcel
         try:
             link.send(_head(parcel, ("X-Wove-Worker", self._worker)), parcel.chunks, seconds=REPLY_SECONDS)
-        except OSError as error:
+        except (OSError, ProtocolError) as error:
             self._broke(f"{self._destination}: {error}")
+        else:
+            if link.cut:
+                self._read(link)
 
     def _mind_unanswered(self, parcel: Parcel, now: float) -> None:
         if now >= parcel.sent_at + REPLY_SECONDS:
@@ -212,7 +215,7 @@ class Sender:
             self._failures = 0
             self._stays = head.persistent
             self._ledger.answered(parcel, head, b"".join(parcel.answer), _now(), kept=True)
-            if not link.parser.reusable:
+            if link.cut or not link.parser.reusable:
                 self._drop()
 
     def _broke(self, trouble: str, *, stale: bool = True) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import secrets
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -171,7 +172,8 @@ _TASKIQ = """
 from taskiq_redis import ListQueueBroker
 from wove.integrations.taskiq import register
 
-broker = ListQueueBroker({url!r}, queue_name={queue!r})
+# With redis-py 8, a broker that waits for more than five seconds otherwise ends with an error, and its process with it.
+broker = ListQueueBroker({url!r}, queue_name={queue!r}, socket_timeout=None)
 register(broker)
 """
 
@@ -192,6 +194,72 @@ def taskiq(name: str, **more: Any) -> Backend:
     return Backend(name, "taskiq", ("taskiq",), opened, unknown_words=r"knows no task 'no\.such\.task'", **more)
 
 
+# ------------------------------------------------------------------------------------------------- clusters
+
+
+def temporal(name: str, **more: Any) -> Backend:
+    """Temporal, with the worker that Wove has for it."""
+
+    @contextmanager
+    def opened(servers: Servers, folder: Path) -> Iterator[Site]:
+        address, queue = servers.temporal.address, f"contract-{secrets.token_hex(4)}"
+        options = ("--task-queue", queue, "--target-host", address, "--max-concurrent", "2")
+        command = workers.module("wove.integrations.temporal", *options, ready="takes runs from task queue")
+        with _working(folder, command, secret=more.get("secret")) as found:
+            yield Site({"target_host": address, "task_queue": queue}, found, {"workflow": "NoSuchWorkflow"})
+
+    return Backend(name, "temporal", ("temporal",), opened, **more)
+
+
+def dask(name: str, **more: Any) -> Backend:
+    """A Dask scheduler, with two workers of one thread."""
+
+    @contextmanager
+    def opened(servers: Servers, folder: Path) -> Iterator[Site]:
+        yield Site({"address": servers.dask.address}, servers.dask.workers)
+
+    return Backend(name, "dask", ("dask",), opened, **more)
+
+
+def ray(name: str, **more: Any) -> Backend:
+    """A Ray cluster of two CPUs, which starts worker processes as it likes."""
+
+    @contextmanager
+    def opened(servers: Servers, folder: Path) -> Iterator[Site]:
+        yield Site({"address": servers.ray.address})
+
+    return Backend(name, "ray", ("ray",), opened, **more)
+
+
+# ------------------------------------------------------------------------------- a job, a process of its own
+
+
+def slurm(name: str, **more: Any) -> Backend:
+    """A Slurm cluster of two CPUs."""
+
+    @contextmanager
+    def opened(servers: Servers, folder: Path) -> Iterator[Site]:
+        with pytest.MonkeyPatch.context() as patch:
+            for variable, value in servers.slurm.environ.items():
+                patch.setenv(variable, value)
+            yield Site({"command": [sys.executable, "-m", "wove.backend_worker"]})
+
+    return Backend(name, "slurm", ("slurm",), opened, **more)
+
+
+def aws_batch(name: str, **more: Any) -> Backend:
+    """A queue of AWS Batch that runs two jobs at a time."""
+
+    @contextmanager
+    def opened(servers: Servers, folder: Path) -> Iterator[Site]:
+        server, mark = servers.aws_batch, secrets.token_hex(4)
+        queue = server.queue(f"contract-{mark}")
+        definition = server.definition(f"contract-{mark}", ["python", "-m", "wove.backend_worker"])
+        yield Site({"client_options": server.client_options, "job_queue": queue, "job_definition": definition})
+
+    return Backend(name, "aws_batch", ("aws_batch",), opened, **more)
+
+
 # -------------------------------------------------------------------------------------------------- the rows
 
 BACKENDS = (
@@ -200,7 +268,12 @@ BACKENDS = (
     rq("rq", cause=r"signal 9"),
     rq("rq-simple-signed", "rq.worker.SimpleWorker", secret=SECRET),
     arq("arq"),
-    taskiq("taskiq"),
+    taskiq("taskiq", cancels_queued=False),  # it has no way to take a message back
+    temporal("temporal"),
+    dask("dask"),
+    ray("ray"),
+    slurm("slurm"),
+    aws_batch("aws_batch", seconds=120.0),
 )
 
 

@@ -28,7 +28,7 @@ class Dask:
         scheduler: Its process.
         port: Where it listens.
         folder: For its workers.
-        workers: Those that were started with it. Each starts its process again when that dies.
+        workers: Those that were started with it. Each replaces its process when that dies, and is replaced itself.
     """
 
     scheduler: Kept
@@ -54,7 +54,7 @@ class Dask:
         command = [of_this_venv("dask"), "worker", self.address, "--host", "127.0.0.1", "--name", name]
         command += ["--dashboard-address", "127.0.0.1:0", "--local-directory", str(folder), *options]
         environ = {**_QUIET, "PYTHONPATH": None if path is None else str(path)}
-        kept = keep(f"dask worker {name}", command, folder, environ=environ, cwd=folder)
+        kept = keep(f"dask worker {name}", command, folder, environ=environ, cwd=folder, restarts=True)
         try:
             kept.until(lambda: re.search(r"Registered to:", kept.log()), "is registered")
             yield kept
@@ -89,6 +89,6 @@ def _workers(dask: Dask, number: int) -> Iterator[None]:
     if number == 0:
         yield
         return
-    with _workers(dask, number - 1), dask.worker(f"worker-{number}", "--nthreads", "2") as kept:
+    with _workers(dask, number - 1), dask.worker(f"worker-{number}", "--nthreads", "1") as kept:
         dask.workers.append(kept)
         yield

@@ -694,3 +694,28 @@ def test_the_end_of_a_process_is_the_end_of_its_connection(peer: Peer) -> None:
 def test_pickles_are_not_needed_to_read_a_payload(peer: Peer) -> None:
     parsed = payloads.parse(make_payload(peer, lambda: 1))
     assert isinstance(parsed.frame["callable_pickle"], Pickled)
+
+
+def test_a_broken_payload_does_not_end_a_run_of_the_same_id(peer: Peer) -> None:
+    payload = make_payload(peer, lambda: time.sleep(0.4) or "done")
+    thread = threading.Thread(target=run, args=(payload,))
+    thread.start()
+    peer.until(lambda: "task_started" in peer.of(payload["run_id"]))
+    run({**payload, "version": 2})  # returns with the other
+    assert value_of(peer, payload["run_id"]) == "done"
+    thread.join(20)
+
+
+def test_an_interrupt_of_a_call_that_only_waits_stops_nothing(peer: Peer) -> None:
+    payload = make_payload(peer, lambda: time.sleep(0.5) or "done")
+
+    async def main() -> None:
+        first = asyncio.ensure_future(arun(payload))
+        await asyncio.sleep(0.1)
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.1):
+                await arun(payload)
+        await first
+
+    asyncio.run(main())
+    assert value_of(peer, payload["run_id"]) == "done"

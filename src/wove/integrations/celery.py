@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar, Final, NamedTuple, cast
+from typing import Any, ClassVar, Final, NamedTuple, cast
 
 from wove.errors import DeliveryError
 from wove.executors import forks
@@ -17,14 +17,12 @@ from wove.executors.base import Frame
 from wove.executors.offload import Offload, elsewhere
 from wove.executors.reading import flag, text
 from wove.integrations.base import BackendAdapter, Fate, PayloadDict
+from wove.integrations.celery_broker import Broker, LostError, make_app
+from wove.integrations.celery_results import Results
+from wove.integrations.celery_sightings import Sightings
 from wove.integrations.celery_worker import TASK_NAME, register
 from wove.integrations.naming import idempotency_key, job_id
 from wove.integrations.roundtrips import RoundTrips
-
-if TYPE_CHECKING:
-    from wove.integrations.celery_broker import Broker
-    from wove.integrations.celery_results import Results
-    from wove.integrations.celery_sightings import Sightings
 
 __all__ = ["TASK_NAME", "CeleryAdapter", "Submission", "register"]
 
@@ -139,15 +137,11 @@ class CeleryAdapter(BackendAdapter):
 
     def start(self) -> None:
         with forks.importing:
-            from wove.integrations.celery_broker import Broker, make_app
-            from wove.integrations.celery_results import Results
-            from wove.integrations.celery_sightings import Sightings
-
             if self._app is None:
                 self._app = make_app(self._app_name, self._broker_url, self._backend_url)
-            self._broker: Broker = Broker(self._app, self.task_name, self.options, what=self.what)
-            self._results: Results | None = Results.of(self._app)
-        self._sightings: Sightings = Sightings()
+            self._broker = Broker(self._app, self.task_name, self.options, what=self.what)
+            self._results = Results.of(self._app)
+        self._sightings = Sightings()
         # One thread for each connection: kombu's are for one at a time.
         self._sender, self._asker = Offload(1, "wove-celery-send"), Offload(1, "wove-celery-ask")
         self._submissions: RoundTrips[tuple[PayloadDict, Frame], Submission | Exception] = RoundTrips(
@@ -176,6 +170,13 @@ class CeleryAdapter(BackendAdapter):
         return sent
 
     def _send(self, batch: Sequence[tuple[PayloadDict, Frame]]) -> list[Submission | Exception]:
+        try:
+            return self._send_once(batch)
+        except LostError:
+            # The broker has been started again, perhaps. What did arrive is now there twice; that counts once.
+            return self._send_once(batch)
+
+    def _send_once(self, batch: Sequence[tuple[PayloadDict, Frame]]) -> list[Submission | Exception]:
         sent: list[Submission | Exception] = []
         with self._broker.sending(len(batch)) as send:
             for payload, frame in batch:

@@ -13,6 +13,7 @@ import logging
 import select
 import threading
 import time
+import uuid
 from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
@@ -20,7 +21,7 @@ from wove.errors import DeliveryError
 from wove.executors import forks
 from wove.integrations.celery_worker import COMMAND, TASK_NAME
 
-__all__ = ["Broker", "Depth", "make_app"]
+__all__ = ["Broker", "Depth", "LostError", "make_app"]
 
 logger = logging.getLogger("wove")
 
@@ -37,10 +38,17 @@ ANSWER_SECONDS: Final = 1.0
 """How long workers have to answer a question; the default of ``celery inspect``. They are all waited for: nobody
 knows how many there are."""
 
+LISTEN_SECONDS: Final = 0.1
+"""And an environment that stops waits for them no longer than this."""
+
 CLOSE_SECONDS: Final = 1.0
 
 STUCK_CHUNK: Final = 50
 """So many messages are read at a time of those that Redis workers have and have not acknowledged."""
+
+
+class LostError(DeliveryError):
+    """A connection that worked has ended."""
 
 
 class Depth(NamedTuple):
@@ -130,7 +138,8 @@ class Broker:
         """Something that sends messages as `Celery.send_task` does; they are all on their way after the block.
 
         Raises:
-            DeliveryError: The broker cannot be reached, or has become unreachable meanwhile.
+            DeliveryError: The broker cannot be reached; `LostError`: it could, and another attempt may help. What was
+                sent before that may have arrived or not.
         """
         out = self._out
         with out.lock, out.failing():
@@ -189,14 +198,43 @@ class Broker:
             return {}
         line = self._questions
         with line.lock, line.failing():
-            connection = line.ready()
-            mailbox = self._app.control.mailbox(connection)
-            mailbox._producer_pool = _Producers(connection)  # else it takes the app's, and tries for ever
-            if not wait:
-                mailbox.abcast(command, dict(arguments))
-                return {}
-            replies = mailbox.multi_call(command, dict(arguments), timeout=ANSWER_SECONDS)
-        return {host: answer for reply in replies or () for host, answer in reply.items()}
+            return self._broadcast(line.ready(), command, dict(arguments), ANSWER_SECONDS if wait else 0.0)
+
+    def _broadcast(self, connection: Any, command: str, arguments: dict[str, Any], seconds: float) -> dict[str, Any]:
+        """What kombu/pidbox.py does, with two differences: it tries once, and it does not outlast its environment."""
+        mailbox = self._app.control.mailbox(connection)
+        channel = connection.default_channel
+        message: dict[str, Any] = {"method": command, "arguments": arguments, "destination": None}
+        ticket, inbox = uuid.uuid4().hex, mailbox.reply_queue(channel)
+        if seconds:
+            inbox.declare()
+            address = {"exchange": mailbox.reply_exchange.name, "routing_key": mailbox.oid}
+            message.update(ticket=ticket, reply_to=address)
+        connection.Producer(auto_declare=False).publish(
+            message,
+            exchange=mailbox.exchange.name,
+            declare=[mailbox.exchange],
+            serializer=mailbox.serializer,
+            headers={"clock": mailbox.clock.forward(), "expires": time.time() + seconds if seconds else 0},
+        )
+        answers: dict[str, Any] = {}
+        if not seconds:
+            return answers
+
+        def take(body: dict[str, Any], reply: Any) -> None:
+            if reply.headers.get("ticket") == ticket:
+                answers.update(body)
+
+        deadline = time.monotonic() + seconds
+        consumer = connection.Consumer([inbox], callbacks=[take], accept=mailbox.accept, no_ack=True)
+        try:
+            with consumer:
+                while not self._questions.closed and (left := deadline - time.monotonic()) > 0:
+                    with contextlib.suppress(TimeoutError):
+                        connection.drain_events(timeout=min(left, LISTEN_SECONDS))
+        finally:
+            channel.after_reply_message_received(inbox.name)
+        return answers
 
     # ------------------------------------------------------------------ questions to the broker
 
@@ -256,6 +294,7 @@ class _Line:
         lock: To be held by whoever uses it.
         connection: What is connected, or not yet.
         producer: What sends over it, once something was sent.
+        closed: It is not wanted any more.
     """
 
     def __init__(self, app: Any, what: str) -> None:
@@ -265,7 +304,8 @@ class _Line:
         self.connection: Any = self._new()
         self.producer: Any = None
         self._descriptor = -1
-        self._closed = False
+        self._works = False
+        self.closed = False
 
     def _new(self) -> Any:
         conf = self._app.conf
@@ -285,12 +325,13 @@ class _Line:
 
     def ready(self) -> Any:
         """The connection, connected."""
-        if self._closed:
+        if self.closed:
             raise DeliveryError(f"{self._what} has stopped")
         if self.connection.connected and _has_news(self._descriptor):
             self._drop()  # nothing is to be read here: it has been closed, or is about to be
         if not self.connection.connected:
             self._connect()
+        self._works = True
         return self.connection
 
     def _connect(self) -> None:
@@ -320,6 +361,7 @@ class _Line:
     @contextlib.contextmanager
     def failing(self) -> Generator[None]:
         """Turn what a connection that does not work raises into a `DeliveryError`, and let go of the connection."""
+        self._works = False
         try:
             yield
         except DeliveryError:
@@ -330,20 +372,21 @@ class _Line:
                 raise
             where = self.connection.as_uri()  # without the password
             self._drop()
-            said = f"{type(error).__name__}: {error}".rstrip(": ")
+            said = f"{type(error).__name__}: {error}".rstrip(": .")
             if refused:
                 raise DeliveryError(f"{self._what}: the broker at {where} refuses: {said}") from error
-            raise DeliveryError(
+            kind = LostError if self._works and not _is_timeout(error) else DeliveryError
+            raise kind(
                 f"{self._what}: the broker at {where} cannot be used: {said}. Is it running, and can it be reached "
                 f"from here?"
             ) from error
         finally:
-            if self._closed:
+            if self.closed:
                 self._drop()
 
     def close(self) -> None:
         """Close it; a thread that is still using it will, when it comes back."""
-        self._closed = True
+        self.closed = True
         if self.lock.acquire(timeout=CLOSE_SECONDS / 2):
             try:
                 self._drop()
@@ -363,22 +406,11 @@ class _Line:
         self.connection = self._new()
 
 
-class _Producers:
-    """In the place of a pool: producers of one connection that try once."""
-
-    def __init__(self, connection: Any) -> None:
-        self._connection = connection
-
-    @contextlib.contextmanager
-    def acquire(self) -> Generator[Any]:
-        producer: Any = self._connection.Producer(auto_declare=False)
-        publish = producer.publish
-
-        def once(*args: Any, **options: Any) -> Any:
-            return publish(*args, **{**options, "retry": False})
-
-        producer.publish = once
-        yield producer
+def _is_timeout(error: BaseException | None) -> bool:
+    # Of redis-py's errors none is Python's own.
+    while error is not None and not isinstance(error, TimeoutError) and type(error).__name__ != "TimeoutError":
+        error = error.__cause__ or error.__context__
+    return error is not None
 
 
 def _is_error(answer: object) -> bool:

@@ -32,10 +32,10 @@ class Results:
     @classmethod
     def of(cls, app: Any) -> Results | None:
         """Of *app*, if its result backend can be asked about many jobs at once."""
-        from celery.backends.base import KeyValueStoreBackend
+        from celery.backends.base import BaseKeyValueStoreBackend
 
         backend = app.backend
-        return cls(backend) if isinstance(backend, KeyValueStoreBackend) else None
+        return cls(backend) if isinstance(backend, BaseKeyValueStoreBackend) else None
 
     def fates(self, submissions: Mapping[str, Submission], task: str) -> dict[str, Fate]:
         """What has become of those that are over, by run id."""

@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Final
 
-from wove.callback.client import backoff, may_come_right, nobody_waits_for, shown
+from wove.callback.client import CANCELLED, GONE, backoff, listed, may_come_right, shown
 from wove.callback.outbox import Event, Outbox, Parcel
 from wove.callback.report import Delivered
 from wove.errors import DeliveryError, SerializationError
@@ -130,10 +130,10 @@ class Ledger:
         """An answer came, over the connection that is *kept* or another."""
         destination = parcel.destination
         if 200 <= head.status < 300 or head.status == 410:
-            gone = nobody_waits_for(head)
+            gone, cancelled = listed(head, GONE), listed(head, CANCELLED)
             for outbox, events in parcel.items:
                 if head.status == 410 or outbox.report.run_id in gone:
-                    self._gone(outbox, events)
+                    self._gone(outbox, events, cancelled=outbox.report.run_id in cancelled)
                 else:
                     self._taken(outbox, events, kept=kept)
         elif may_come_right(head.status):
@@ -206,15 +206,15 @@ class Ledger:
         else:
             outbox.announced = outbox.announced or kept
 
-    def _gone(self, outbox: Outbox, events: Sequence[Event]) -> None:
-        """Nobody waits for the run."""
+    def _gone(self, outbox: Outbox, events: Sequence[Event], *, cancelled: bool) -> None:
+        """Nobody waits for the run; *cancelled*: it was told to end, and not only left alone."""
         report = outbox.report
         if _has_end(events):
             _log.info("%s is dropped: nobody waits for it any more", _what(outbox))
             self.end(outbox, Delivered(gone=True))
         elif not outbox.quiet:
             outbox.hush()
-            if not report.detached:
+            if cancelled or not report.detached:
                 _log.info("run %s of task %r is cancelled: nobody waits for it any more", report.run_id, report.task)
                 report.cancel()
 

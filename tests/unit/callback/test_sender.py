@@ -264,6 +264,15 @@ def test_a_detached_run_goes_on(peer: Peer, runs: Runs) -> None:
     assert runs.cancelled == [] and peer.of("r")[-1] == "task_result" and peer.of("r").count("task_result") == 1
 
 
+def test_a_detached_run_that_is_told_to_end_does(peer: Peer, runs: Runs) -> None:
+    peer.answer = lambda request: Answer(410, headers={"X-Wove-Cancelled": "r"})
+    report = runs.started(detached=True)
+    report.put(event("heartbeat"))
+    peer.until(lambda: runs.cancelled)
+    report.put(event("task_cancelled"))
+    assert delivered(report).gone
+
+
 # --- trouble ----------------------------------------------------------------------------------------------
 
 

@@ -13,7 +13,19 @@ from .harness import BENCHMARKS, LEAST_ROUNDS, Outcome, run
 from .report import details, heading, summary, write_json
 
 # In the order they run in.
-TOPICS = ("imports", "blocks", "maps", "memory", "graphs", "failures", "stdio", "gaps", "signing", "network")
+TOPICS = (
+    "imports",
+    "blocks",
+    "maps",
+    "memory",
+    "graphs",
+    "failures",
+    "stdio",
+    "gaps",
+    "signing",
+    "network",
+    "backends",
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

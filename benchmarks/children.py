@@ -188,6 +188,79 @@ def _echo(payload: Any, executor: str, address: str) -> dict[str, float]:
     return asyncio.run(main())
 
 
+def hand_out(count: int, executor: str, config: str) -> dict[str, float]:
+    """The longest gap of the loop while *count* small tasks go to a backend and come back."""
+    import asyncio
+    import json
+
+    import wove
+
+    wove.config(environments={"backend": {"executor": executor, "executor_config": json.loads(config)}})
+
+    async def main() -> dict[str, float]:
+        await _small(range(1))
+        return await _beside(_small(range(count)))
+
+    return asyncio.run(main())
+
+
+def hand_out_to_nobody(server: int, executor: str, config: str) -> dict[str, float]:
+    """The same while the process *server* stands still, so that nothing is answered."""
+    import asyncio
+    import json
+    import os
+    import signal
+
+    import wove
+    from wove import DeliveryTimeoutError
+
+    wove.config(environments={"backend": {"executor": executor, "executor_config": json.loads(config)}})
+
+    async def given_up() -> None:
+        try:
+            await _small(range(100), delivery_timeout=3.0)
+        except (DeliveryTimeoutError, wove.errors.DeliveryError):
+            return
+        raise AssertionError("somebody answered")
+
+    async def main() -> dict[str, float]:
+        await _small(range(1))
+        os.kill(server, signal.SIGSTOP)
+        try:
+            return await _beside(given_up())
+        finally:
+            os.kill(server, signal.SIGCONT)
+
+    return asyncio.run(main())
+
+
+async def _small(items: range, **options: Any) -> None:
+    from wove import weave
+
+    async with weave(environment="backend") as w:
+
+        @w.do(items, **options)
+        def small(item: int) -> int:
+            return item
+
+    assert w.result.small == list(items)
+
+
+async def _beside(work: Awaitable[None]) -> dict[str, float]:
+    """The longest gap of the loop while it awaits *work*, and how long that takes."""
+    import asyncio
+    from time import perf_counter
+
+    stop = asyncio.Event()
+    ticker = asyncio.create_task(longest_gap(stop))
+    await asyncio.sleep(0.01)
+    begin = perf_counter()
+    await work
+    elapsed = perf_counter() - begin
+    stop.set()
+    return {"gap": await ticker, "elapsed": elapsed}
+
+
 async def longest_gap(stop: Any) -> float:
     """The longest time, in seconds, between two steps of a coroutine that sleeps a millisecond."""
     import asyncio

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import secrets
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -31,12 +32,13 @@ class Site:
     """A backend that runs, with workers that take work.
 
     Attributes:
-        config: The ``executor_config`` that leads there.
+        config: The ``executor_config`` that leads there; or what makes one, where it holds an object that is for one
+            environment only.
         workers: The processes of its workers, which are started again when they die; none where each job has its own.
         unknown: What to change in `config` to ask for a task that no worker knows; ``None``: workers know none by name.
     """
 
-    config: Mapping[str, Any]
+    config: Mapping[str, Any] | Callable[[], Mapping[str, Any]]
     workers: Sequence[Kept] = ()
     unknown: Mapping[str, Any] | None = None
 
@@ -75,7 +77,7 @@ class Backend:
     def config(self, site: Site, **more: Any) -> dict[str, Any]:
         """The ``executor_config``, with *more*."""
         security = {} if self.secret is None else {"security": {"type": "signed", "secret": self.secret}}
-        return {**site.config, **security, **more}
+        return {**(site.config() if callable(site.config) else site.config), **security, **more}
 
     def environment(self, site: Site, **more: Any) -> dict[str, Any]:
         """An environment, with *more* in its ``executor_config``."""
@@ -170,7 +172,8 @@ _TASKIQ = """
 from taskiq_redis import ListQueueBroker
 from wove.integrations.taskiq import register
 
-broker = ListQueueBroker({url!r}, queue_name={queue!r})
+# With redis-py 8, a broker that waits for more than five seconds otherwise ends with an error, and its process with it.
+broker = ListQueueBroker({url!r}, queue_name={queue!r}, socket_timeout=None)
 register(broker)
 """
 
@@ -185,25 +188,80 @@ def taskiq(name: str, **more: Any) -> Backend:
         url, queue = servers.redis.url, f"contract-{secrets.token_hex(4)}"
         command = workers.taskiq("contract_app:broker", "--max-async-tasks", "1", "--max-prefetch", "0")
         with _working(folder, command, _TASKIQ.format(url=url, queue=queue), more.get("secret")) as found:
-            broker = ListQueueBroker(url, queue_name=queue)
-            yield Site({"broker": broker}, found, {"task_name": "no.such.task"})
+            # A broker belongs to the event loop on which it is used.
+            yield Site(lambda: {"broker": ListQueueBroker(url, queue_name=queue)}, found, {"task_name": "no.such.task"})
 
     return Backend(name, "taskiq", ("taskiq",), opened, unknown_words=r"knows no task 'no\.such\.task'", **more)
 
 
-# ------------------------------------------------------------------------------------------- dask and ray
+# ------------------------------------------------------------------------------------------------- clusters
 
 
-def dask(name: str, **more: Any) -> Backend:
-    """A Dask cluster of two workers with two threads each."""
+def temporal(name: str, **more: Any) -> Backend:
+    """Temporal, with the worker that Wove has for it."""
 
     @contextmanager
     def opened(servers: Servers, folder: Path) -> Iterator[Site]:
-        environ = {"WOVE_WORKER_SECRET": more.get("secret")}
-        with dask_server.running(folder, restarts=True, environ=environ) as cluster:
-            yield Site({"address": cluster.address}, cluster.workers)
+        address, queue = servers.temporal.address, f"contract-{secrets.token_hex(4)}"
+        options = ("--task-queue", queue, "--target-host", address, "--max-concurrent", "2")
+        command = workers.module("wove.integrations.temporal", *options, ready="takes runs from task queue")
+        with _working(folder, command, secret=more.get("secret")) as found:
+            yield Site({"target_host": address, "task_queue": queue}, found, {"workflow": "NoSuchWorkflow"})
 
-    return Backend(name, "dask", ("dask",), opened, slots=4, cause="all those workers died while running it", **more)
+    return Backend(name, "temporal", ("temporal",), opened, **more)
+
+
+def dask(name: str, **more: Any) -> Backend:
+    """A Dask scheduler, with two workers of one thread."""
+
+    @contextmanager
+    def opened(servers: Servers, folder: Path) -> Iterator[Site]:
+        if secret := more.get("secret"):
+            with dask_server.running(folder, environ={"WOVE_WORKER_SECRET": secret}) as cluster:
+                yield Site({"address": cluster.address}, cluster.workers)
+        else:
+            yield Site({"address": servers.dask.address}, servers.dask.workers)
+
+    return Backend(name, "dask", ("dask",), opened, cause="all those workers died while running it", **more)
+
+
+def ray(name: str, **more: Any) -> Backend:
+    """A Ray cluster of two CPUs, which starts worker processes as it likes."""
+
+    @contextmanager
+    def opened(servers: Servers, folder: Path) -> Iterator[Site]:
+        yield Site({"address": servers.ray.address})
+
+    return Backend(name, "ray", ("ray",), opened, cause="The worker died unexpectedly", **more)
+
+
+# ------------------------------------------------------------------------------- a job, a process of its own
+
+
+def slurm(name: str, **more: Any) -> Backend:
+    """A Slurm cluster of two CPUs."""
+
+    @contextmanager
+    def opened(servers: Servers, folder: Path) -> Iterator[Site]:
+        with pytest.MonkeyPatch.context() as patch:
+            for variable, value in servers.slurm.environ.items():
+                patch.setenv(variable, value)
+            yield Site({"command": [sys.executable, "-m", "wove.backend_worker"]})
+
+    return Backend(name, "slurm", ("slurm",), opened, **more)
+
+
+def aws_batch(name: str, **more: Any) -> Backend:
+    """A queue of AWS Batch that runs two jobs at a time."""
+
+    @contextmanager
+    def opened(servers: Servers, folder: Path) -> Iterator[Site]:
+        server, mark = servers.aws_batch, secrets.token_hex(4)
+        queue = server.queue(f"contract-{mark}")
+        definition = server.definition(f"contract-{mark}", ["python", "-m", "wove.backend_worker"])
+        yield Site({"client_options": server.client_options, "job_queue": queue, "job_definition": definition})
+
+    return Backend(name, "aws_batch", ("aws_batch",), opened, **more)
 
 
 # -------------------------------------------------------------------------------------------------- the rows
@@ -211,12 +269,16 @@ def dask(name: str, **more: Any) -> Backend:
 BACKENDS = (
     celery("celery-redis-prefork", "redis", "prefork", results=True, cause="SIGKILL"),
     celery("celery-rabbitmq-threads-signed", "rabbitmq", "threads", secret=SECRET),
-    rq("rq"),
+    rq("rq", cause=r"signal 9"),
     rq("rq-simple-signed", "rq.worker.SimpleWorker", secret=SECRET),
     arq("arq"),
-    taskiq("taskiq"),
+    taskiq("taskiq", cancels_queued=False),  # it has no way to take a message back
+    temporal("temporal"),
     dask("dask"),
     dask("dask-signed", secret=SECRET),
+    ray("ray"),
+    slurm("slurm"),
+    aws_batch("aws_batch", seconds=120.0),
 )
 
 

@@ -89,11 +89,12 @@ def count_up(path: str, seconds: float = 0.0) -> int:
         return len(file.readlines())
 
 
-def die(path: str, times: int) -> str:
-    """End with the process, the first *times* times."""
+def die(path: str, times: int, after: float = 0.0) -> str:
+    """End with the process, the first *times* times; *after* so many seconds."""
     _write(path, os.getpid())
     with open(path) as file:
         if len(file.readlines()) <= times:
+            time.sleep(after)
             os.kill(os.getpid(), signal.SIGKILL)
     return "survived"
 

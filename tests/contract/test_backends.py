@@ -49,6 +49,9 @@ from wove.errors import SerializationError
 
 Configure = Callable[..., None]
 
+TOLD = 0.3
+"""Seconds after which the start of a run has been told. A worker waits a little, as a short run is one message."""
+
 
 @pytest.fixture(scope="module", params=parameters())
 def backend(request: pytest.FixtureRequest) -> Backend:
@@ -211,6 +214,7 @@ def test_a_killed_worker_ends_its_run(
     async def main() -> None:
         running = begin(block, path=str(tmp_path / "pids"), until=str(tmp_path / "until"))
         [number] = await eventually(lambda: lines(tmp_path / "pids"))
+        await asyncio.sleep(TOLD)
         if what == "the process that runs it":
             os.kill(int(number), signal.SIGKILL)
             cause = backend.cause
@@ -228,11 +232,12 @@ def test_a_killed_worker_ends_its_run(
 @pytest.mark.parametrize("policy", ["fail", "detach"])
 def test_the_orphan_policy_of_a_lost_run(there: Configure, tmp_path: Path, policy: str) -> None:
     with pytest.raises(WorkerLostError):
-        there_is(die, path=str(tmp_path / "pids"), times=100, options={"delivery_orphan_policy": policy})
+        there_is(die, path=str(tmp_path / "pids"), times=100, after=TOLD, options={"delivery_orphan_policy": policy})
     assert there_is(add_one, item=1) == 2
 
 
 def test_a_lost_run_is_submitted_again(there: Configure, tmp_path: Path) -> None:
+    """Also one whose worker dies before it has told that it began."""
     options = {"delivery_orphan_policy": "requeue"}
     assert there_is(die, path=str(tmp_path / "pids"), times=1, options=options) == "survived"
     assert len(lines(tmp_path / "pids")) == 2
@@ -375,7 +380,7 @@ def test_connections_that_break_while_runs_go_on(there: Configure, backend: Back
         async def main() -> None:
             running = [begin(block, path=str(tmp_path / "pids"), until=str(tmp_path / "until")) for _ in range(number)]
             await eventually(lambda: len(lines(tmp_path / "pids")) == number)
-            await asyncio.sleep(0.5)  # its start is told by then
+            await asyncio.sleep(TOLD)
             proxy.down()
             await asyncio.sleep(0.2)
             proxy.up()

@@ -8,6 +8,8 @@ The rules a page is written by:
   a line.
 - A ``python`` block whose first line is a comment naming a file (``# wove_config.py``) is written to that file instead,
   before the script starts.
+- A line of a ``bash`` block that starts the worker of a backend (``rq worker ...``) runs beside the script: see
+  stage.py.
 - ``bash`` blocks may hold ``make TARGET``, ``pip install "wove[EXTRA]"``, ``wove ...`` and the like, as `check_command`
   knows them. So may the lines of a ``dockerfile`` block, and ``ExecStart`` of an ``ini`` block, a systemd unit.
 """
@@ -29,6 +31,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 _MARK = "-- block of line "
 _FILE = re.compile(r"# ([\w/]+\.py)\n")
+_WORKER = re.compile(r"(rq worker|celery|arq|taskiq worker) ")
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,12 +70,13 @@ def blocks_of(page: str) -> list[Block]:
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """A page as a script, the files it wants beside it, and what each of its blocks must print."""
+    """A page as a script, the files and workers it wants beside it, and what each of its blocks must print."""
 
     script: str
     files: dict[str, str]
     expected: dict[int, str]
     commands: list[str]
+    workers: list[str]
 
     @classmethod
     def read(cls, text: str) -> Page:
@@ -106,7 +110,9 @@ class Page:
                     pass
                 case other:
                     raise ValueError(f"line {block.line}: nobody knows how to check a block of {other!r}")
-        return cls("\n".join(script) + "\n", files, expected, commands)
+        workers = [command for command in commands if _WORKER.match(command)]
+        others = [command for command in commands if command not in workers]
+        return cls("\n".join(script) + "\n", files, expected, others, workers)
 
     def differences(self, stdout: str) -> list[str]:
         """Where *stdout* is not what the page says."""

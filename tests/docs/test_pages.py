@@ -7,30 +7,42 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.docs.pages import PAGES, ROOT, Page, check_command
+from tests.docs.stage import needs, staged
 from tests.support.scripts import run_script
+from tests.support.servers import Servers
+
+
+def _each() -> list[Any]:
+    """The pages, each with what its workers need."""
+    pages = [(path, Page.read(path.read_text())) for path in PAGES]
+    return [
+        pytest.param(path, page, id=path.name, marks=pytest.mark.backend(*needs(page)) if page.workers else ())
+        for path, page in pages
+    ]
 
 
 @pytest.mark.backend("stdio")
 @pytest.mark.timeout(120)
-@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
-def test_page(path: Path, tmp_path: Path) -> None:
-    page = Page.read(path.read_text())
-    for name, text in page.files.items():
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text(text)
+@pytest.mark.parametrize(("path", "page"), _each())
+def test_page(path: Path, page: Page, tmp_path: Path, servers: Servers) -> None:
     assert [(command, wrong) for command in page.commands if (wrong := check_command(command))] == []
-    if not page.script.strip():
-        return
-    # Not the name of the page alone: the folder is where imports look first, and "http" is a module.
-    script = tmp_path / f"page_{path.stem}.py"
-    script.write_text(page.script)
-    done = run_script(script, cwd=tmp_path, timeout=90)
-    assert page.differences(done.stdout) == []
-    assert "Traceback" not in done.stderr
+    with staged(page, servers, tmp_path) as ready:
+        for name, text in ready.files.items():
+            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / name).write_text(text)
+        if not ready.script.strip():
+            return
+        # Not the name of the page alone: the folder is where imports look first, and "http" is a module.
+        script = tmp_path / f"page_{path.stem}.py"
+        script.write_text(ready.script)
+        done = run_script(script, cwd=tmp_path, timeout=90)
+        assert ready.differences(done.stdout) == []
+        assert "Traceback" not in done.stderr
 
 
 def test_readme_starts_with_the_two_commands() -> None:

@@ -91,7 +91,8 @@ def goes_away(calls: Calls, stream: int) -> None:
 
 
 # What is done, how the run ends, what its error says.
-FAULTS: dict[str, tuple[Fault, type[Exception], list[str]]] = {
+Kinds = type[Exception] | tuple[type[Exception], ...]
+FAULTS: dict[str, tuple[Fault, Kinds, list[str]]] = {
     "a gigabyte announced": (
         gigabyte,
         EnvironmentExecutionError,
@@ -109,7 +110,12 @@ FAULTS: dict[str, tuple[Fault, type[Exception], list[str]]] = {
     "no message": (no_message, EnvironmentExecutionError, ["its service answered"]),
     "no gzip": (compressed, EnvironmentExecutionError, ["its service answered"]),
     "a reset of the stream": (stream_reset, EnvironmentExecutionError, ["INTERNAL", "RST_STREAM"]),
-    "a frame that is none": (breaks_the_protocol, EnvironmentExecutionError, ["its service answered UNKNOWN: "]),
+    # gRPC says UNKNOWN or UNAVAILABLE, as it happens.
+    "a frame that is none": (
+        breaks_the_protocol,
+        (EnvironmentExecutionError, WorkerLostError),
+        ["Stream removed", "settings frames must be"],
+    ),
     "goes away": (goes_away, WorkerLostError, ["UNAVAILABLE"]),
 }
 
@@ -154,6 +160,23 @@ def test_the_next_attempt_succeeds(name: str) -> None:
         assert w.result.bad == "fine"
         assert not left
         assert peer.connections == (2 if name in TAKES_ALL else 1)
+        wove.shutdown()
+
+
+def test_after_a_loss_the_next_attempt_waits_for_a_fresh_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    """gRPC counts a connection as ready for a moment after it has ended a call for good: nothing goes out over it."""
+    monkeypatch.setattr("wove.executors.grpc_link.SUSPECT_SECONDS", 3600.0)
+    left: list[Fault] = [half_a_reply, goes_away]
+
+    def twice(calls: Calls, stream: int) -> None:
+        left.pop()(calls, stream)
+
+    with Peer(lambda line: Calls(line).serve(twice, len(left))) as peer:
+        configure(peer)
+        with weave() as w:
+            w.do(environment="peer", retries=2)(bad)
+        assert w.result.bad == "fine"
+        assert peer.connections == 3
         wove.shutdown()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import socket
+import ssl
 import struct
 import threading
 import time
@@ -14,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from tests.support.certificates import Pair
 from wove.protocol import codec, payload
 from wove.protocol.frames import PYTHON, TERMINAL
 from wove.protocol.payload import Claim
@@ -73,11 +75,17 @@ TAKEN = Answer()
 class Peer:
     """Listens on a port of this machine. `answer` may be replaced at any time."""
 
-    def __init__(self, host: str = "127.0.0.1") -> None:
+    def __init__(self, host: str = "127.0.0.1", tls: Pair | None = None) -> None:
         self.requests: list[Request] = []
         self.claims: dict[str, bytes] = {}
+        self.claims_wait = threading.Event()
+        self.claims_wait.set()
         self.answer: Callable[[Request], Answer] = lambda request: TAKEN
         self.host = host
+        self.tls: ssl.SSLContext | None = None
+        if tls is not None:
+            self.tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            self.tls.load_cert_chain(tls.certificate, tls.key)
         self.port = 0
         self.connections: dict[int, socket.socket] = {}
         self.opened = 0
@@ -91,7 +99,7 @@ class Peer:
     @property
     def url(self) -> str:
         host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"http://{host}:{self.port}/wove/events/{TOKEN}"
+        return f"http{'s' if self.tls else ''}://{host}:{self.port}/wove/events/{TOKEN}"
 
     def start(self) -> None:
         """Listen: the second time on the port of the first."""
@@ -172,6 +180,8 @@ class Peer:
 
     def _serve(self, connection: socket.socket, number: int) -> None:
         try:
+            if self.tls is not None:
+                connection = self.connections[number] = self.tls.wrap_socket(connection, server_side=True)
             with connection, connection.makefile("rb") as stream:
                 while self._one(connection, stream, number):
                     pass
@@ -210,6 +220,7 @@ class Peer:
                 self.answering -= 1
 
     def _claim(self, target: str) -> Answer:
+        self.claims_wait.wait(10)
         found = self.claims.get(target.rpartition("/")[2])
         return Answer(410) if found is None else Answer(200, body=found)
 

@@ -19,7 +19,7 @@ from wove.protocol.payload import Claim
 from wove.protocol.pickling import Pickled, dumps
 from wove.security import NetworkExecutorSecurity, SecurityConfig
 
-__all__ = ["backoff", "fetch", "may_come_right", "nobody_waits_for", "post_event", "shown"]
+__all__ = ["CANCELLED", "GONE", "backoff", "fetch", "listed", "may_come_right", "post_event", "shown"]
 
 _log = logging.getLogger("wove.worker")
 
@@ -31,6 +31,7 @@ BACKOFF_SECONDS: Final = (0.1, 2.0)
 _AGAIN: Final = frozenset({408, 425, 429})  # and 5xx: the same request may be taken a little later
 
 GONE: Final = "x-wove-gone"
+CANCELLED: Final = "x-wove-cancelled"
 
 _now = time.monotonic
 
@@ -46,9 +47,9 @@ def may_come_right(status: int) -> bool:
     return status in _AGAIN or status >= 500
 
 
-def nobody_waits_for(head: Head) -> frozenset[str]:
-    """The ids of runs of which an answer that is no refusal says so."""
-    return frozenset((head.get(GONE) or "").replace(",", " ").split())
+def listed(head: Head, name: str) -> frozenset[str]:
+    """The ids of runs in the field *name* of an answer: `GONE` (nobody waits for them) or `CANCELLED`."""
+    return frozenset((head.get(name) or "").replace(",", " ").split())
 
 
 def shown(destination: Destination, head: Head, body: bytes) -> str:
@@ -111,7 +112,7 @@ def post_event(
             return False
         if not 200 <= head.status < 300:
             raise _Refused(shown(destination, head, body), again=may_come_right(head.status))
-        return event["run_id"] not in nobody_waits_for(head)
+        return event["run_id"] not in listed(head, GONE)
 
     return _again_and_again(attempt, what, destination, retry_seconds)
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import heapq
 import itertools
 import logging
+import math
 from collections.abc import Iterable, Sequence
 from typing import Final
 
-from wove.callback.client import backoff, may_come_right, nobody_waits_for, shown
+from wove.callback.client import CANCELLED, GONE, backoff, listed, may_come_right, shown
 from wove.callback.outbox import Event, Outbox, Parcel
 from wove.callback.report import Delivered
 from wove.errors import DeliveryError, SerializationError
@@ -47,6 +48,8 @@ class Ledger:
         """Take *event* in. Whether it is one that should not wait."""
         self.alive[outbox] = None
         outbox.add(event, now)
+        if outbox.beat_due < math.inf:
+            self._at(outbox, outbox.beat_due)
         if event["type"] == "task_started":
             self._at(outbox, outbox.started_due)
             return False
@@ -74,10 +77,16 @@ class Ledger:
         waits = outbox.end is not None and not outbox.end_is_out
         if waits and outbox.attempts and now >= outbox.give_up_at:
             self._give_up(outbox)
-        elif waits and outbox.large:
-            self.large.append(outbox)
-        else:
+        elif not outbox.large:
             self.ready[outbox] = None
+        else:
+            if waits and now >= outbox.not_before:
+                self.large.append(outbox)
+            if now >= outbox.beat_due:  # the runner does not any more, and a large result may be long on its way
+                outbox.beat_due = now + outbox.report.beat_seconds
+                self._at(outbox, outbox.beat_due)
+                outbox.beat()
+                self.ready[outbox] = None
 
     # --- requests -------------------------------------------------------------------------------------------
 
@@ -106,8 +115,9 @@ class Ledger:
 
     def pack_end(self, outbox: Outbox, now: float) -> Parcel | None:
         """A request with the end of one run, not encoded yet, if it is large; ``None`` if it is not its turn."""
-        self.ready.pop(outbox, None)
-        if outbox not in self.alive or not (events := outbox.take(now)):
+        if not outbox.large:
+            self.ready.pop(outbox, None)
+        if outbox not in self.alive or not (events := outbox.take_end(now)):
             return None
         parcel = outbox.parcel or Parcel([(outbox, events)])
         if outbox.large:
@@ -120,10 +130,10 @@ class Ledger:
         """An answer came, over the connection that is *kept* or another."""
         destination = parcel.destination
         if 200 <= head.status < 300 or head.status == 410:
-            gone = nobody_waits_for(head)
+            gone, cancelled = listed(head, GONE), listed(head, CANCELLED)
             for outbox, events in parcel.items:
                 if head.status == 410 or outbox.report.run_id in gone:
-                    self._gone(outbox, events)
+                    self._gone(outbox, events, cancelled=outbox.report.run_id in cancelled)
                 else:
                     self._taken(outbox, events, kept=kept)
         elif may_come_right(head.status):
@@ -196,15 +206,15 @@ class Ledger:
         else:
             outbox.announced = outbox.announced or kept
 
-    def _gone(self, outbox: Outbox, events: Sequence[Event]) -> None:
-        """Nobody waits for the run."""
+    def _gone(self, outbox: Outbox, events: Sequence[Event], *, cancelled: bool) -> None:
+        """Nobody waits for the run; *cancelled*: it was told to end, and not only left alone."""
         report = outbox.report
         if _has_end(events):
             _log.info("%s is dropped: nobody waits for it any more", _what(outbox))
             self.end(outbox, Delivered(gone=True))
         elif not outbox.quiet:
             outbox.hush()
-            if not report.detached:
+            if cancelled or not report.detached:
                 _log.info("run %s of task %r is cancelled: nobody waits for it any more", report.run_id, report.task)
                 report.cancel()
 

@@ -12,7 +12,7 @@ import select
 import socket
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from urllib.parse import urlsplit
 
@@ -103,51 +103,73 @@ class Link:
     Attributes:
         parser: Of the answer to the request that was sent last.
         answers: How many there have been.
+        cut: A request was not sent to its end: there cannot be another.
 
     Raises:
         OSError: There is no connection to be had.
     """
 
-    __slots__ = ("_sock", "answers", "parser")
+    __slots__ = ("_early", "_sock", "answers", "cut", "parser")
 
     def __init__(self, destination: Destination) -> None:
         self.parser = ResponseParser(ANSWER_BYTES)
         self.answers = 0
+        self.cut = False
+        self._early: list[bytes] = []
         self._sock = _connected(destination)
 
     def fileno(self) -> int:
         """The descriptor, for polling."""
         return self._sock.fileno()
 
-    def send(self, head: bytes, chunks: Sequence[bytes], *, seconds: float, most_answer: int = ANSWER_BYTES) -> None:
+    def send(
+        self,
+        head: bytes,
+        chunks: Sequence[bytes],
+        *,
+        seconds: float,
+        patience: Callable[[], bool] = bool,
+        most_answer: int = ANSWER_BYTES,
+    ) -> None:
         """Send a request, small ones in one piece. If an answer comes meanwhile, the rest is not sent.
 
         Args:
             head: Up to and including the empty line.
             chunks: The body.
-            seconds: For each chunk.
+            seconds: How long no byte may move.
+            patience: Asked after so long; if it says so, it may be as long once more. No, by default.
             most_answer: The most bytes of an answer's body.
 
         Raises:
             OSError: The connection is gone, and there is no answer to be read.
+            ProtocolError: What came meanwhile is no answer.
         """
         self.parser = ResponseParser(most_answer)
+        self._early.clear()
         self._sock.settimeout(seconds)
         if sum(map(len, chunks)) <= INLINE_BYTES:
             self._sock.sendall(b"".join((head, *chunks)))
             return
         try:
-            self._sock.sendall(head)
-            for chunk in chunks:
-                if self._readable():
-                    return
-                self._sock.sendall(chunk)
+            for chunk in (head, *chunks):
+                view = memoryview(chunk)
+                while view:
+                    if self._readable() and self._answering():
+                        self.cut = True
+                        return
+                    self._sock.settimeout(seconds)
+                    try:
+                        view = view[self._sock.send(view) :]
+                    except TimeoutError:
+                        if not patience():
+                            raise
         except TimeoutError:
             raise
         except OSError:
             # A receiver that does not want the body answers and closes: what it said may still be here.
             if not self._readable():
                 raise
+            self.cut = True
 
     def receive(self, seconds: float = 0.0) -> list[bytes]:
         """What there is of the answer's body, after waiting for at most *seconds*; the head goes to the parser.
@@ -156,32 +178,29 @@ class Link:
             ProtocolError: What came is no answer, or not a whole one.
             OSError: The connection is gone, or (`TimeoutError`) nothing came.
         """
+        pieces, self._early = self._early, []
         self._sock.settimeout(seconds)
-        pieces: list[bytes] = []
-        while True:
+        while not self.parser.complete:
             try:
                 data = self._sock.recv(READ_BYTES)
             except _nothing_there:
-                return pieces  # TLS has to say something to itself now and then
+                break  # TLS has to say something to itself now and then
             if data:
                 pieces += self.parser.feed(data)
             else:
                 self.parser.close()
-            if self.parser.complete:
-                self.answers += 1
-                return pieces
+            self.answers += self.parser.complete
             if not self._pending():
-                return pieces
+                break
+        return pieces
 
     def quiet(self) -> bool:
         """Whether the connection, of which it is said that it is readable, is open and has nothing to say."""
         self._sock.settimeout(0.0)
         try:
             self._sock.recv(1)
-        except _nothing_there:
-            return True
-        except OSError:
-            pass
+        except OSError as error:
+            return isinstance(error, _nothing_there)
         return False
 
     def close(self) -> None:
@@ -192,6 +211,11 @@ class Link:
         pending: Any = getattr(self._sock, "pending", None)  # of TLS: what was decrypted and not yet read
         return pending is not None and pending() > 0
 
+    def _answering(self) -> bool:
+        """Whether what can be read is the answer. Over TLS it may be nothing but the protocol's own."""
+        self._early = self.receive()
+        return self.parser.begun
+
     def _readable(self) -> bool:
         if self._pending():
             return True
@@ -201,7 +225,12 @@ class Link:
 
 
 def exchange(
-    destination: Destination, head: bytes, chunks: Sequence[bytes], *, stall_seconds: float
+    destination: Destination,
+    head: bytes,
+    chunks: Sequence[bytes],
+    *,
+    stall_seconds: float,
+    patience: Callable[[], bool] = bool,
 ) -> tuple[Head, bytes]:
     """One request over a connection of its own, and its answer.
 
@@ -209,7 +238,8 @@ def exchange(
         destination: Where to.
         head: As `Link.send`.
         chunks: As `Link.send`.
-        stall_seconds: How long no byte may move.
+        stall_seconds: As the ``seconds`` of `Link.send`, and for the answer.
+        patience: As `Link.send`.
 
     Raises:
         OSError: No connection, or it was lost, or nothing moved.
@@ -217,10 +247,14 @@ def exchange(
     """
     link = Link(destination)
     try:
-        link.send(head, chunks, seconds=stall_seconds)
-        body: list[bytes] = []
+        link.send(head, chunks, seconds=stall_seconds, patience=patience)
+        body = link.receive()
         while not link.parser.complete:
-            body += link.receive(stall_seconds)
+            try:
+                body += link.receive(stall_seconds)
+            except TimeoutError:
+                if not patience():
+                    raise
         assert link.parser.head is not None
         return link.parser.head, b"".join(body)
     finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
@@ -42,6 +43,7 @@ class Outbox:
         shortened: The result was too large, and the end says that now.
         size: Bytes of the end's pickles.
         announced: The receiver knows from this connection that the run runs.
+        beat_due: When to say so again while the end, which is large, is on its way, in monotonic seconds.
         quiet: Nobody wants to hear anything but the end.
     """
 
@@ -52,6 +54,7 @@ class Outbox:
         "alone",
         "announced",
         "attempts",
+        "beat_due",
         "end",
         "end_is_out",
         "give_up_at",
@@ -77,6 +80,7 @@ class Outbox:
         self.parcel: Parcel | None = None
         self.attempts = self.size = 0
         self.not_before = self.give_up_at = 0.0
+        self.beat_due = math.inf
         self.trouble = "no attempt was made"
 
     def add(self, event: Event, now: float) -> None:
@@ -87,6 +91,8 @@ class Outbox:
             self.size = bulk(event)
             self.large = self.size >= LARGE_BYTES
             self.give_up_at = now + self.report.retry_seconds
+            if self.large:
+                self.beat_due = now + self.report.beat_seconds
         elif self.quiet:
             pass
         elif kind == "task_started":
@@ -97,8 +103,8 @@ class Outbox:
             self._others.append(event)
 
     def beat(self) -> None:
-        """Say once more that the run runs."""
-        if self.end is None and self._beat is None:
+        """Say once more that the run is here."""
+        if not self.quiet and (self.end is None or self.large) and self._beat is None:
             self._beat = {"type": "heartbeat", "run_id": self.report.run_id, "task_id": self.report.task}
 
     def hush(self) -> None:
@@ -129,15 +135,9 @@ class Outbox:
         return same and not self.alone and not other.alone
 
     def take(self, now: float) -> list[Event]:
-        """What is to be sent now, to be given to `put_back` if it does not get through."""
-        if self.end is not None:
-            if self.end_is_out or self.not_before > now:
-                return []
-            self.end_is_out = True
-            ended = [event for event in (self._started, *self._others, self.end) if event is not None]
-            self._started = self._beat = None
-            self._others = []
-            return list(condensed(ended))
+        """What is to be sent now, to be given to `put_back` if it does not get through; not an end that is large."""
+        if self.end is not None and not self.large:
+            return self.take_end(now)
         found: list[Event] = []
         if self._started is not None and self.started_due <= now:
             found.append(self._started)
@@ -148,6 +148,16 @@ class Outbox:
         found += self._others
         self._others = []
         return found
+
+    def take_end(self, now: float) -> list[Event]:
+        """As `take`, all up to the end."""
+        if self.end is None or self.end_is_out or self.not_before > now:
+            return []
+        self.end_is_out = True
+        events = [event for event in (self._started, *self._others, self.end) if event is not None]
+        self._started = self._beat = None
+        self._others = []
+        return list(condensed(events))
 
     def put_back(self, events: list[Event]) -> None:
         """*events* did not get through."""

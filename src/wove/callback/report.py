@@ -53,6 +53,7 @@ class Report:
         destination: Where the events go.
         security: Signs them.
         retry_seconds: For how long the end of the run is sent again.
+        beat_seconds: The time between heartbeats while the end is on its way, if it is large.
         detached: The run goes on when nobody waits for it any more.
         cancel: Called, from any thread, when nobody does and it is not to go on. Must neither raise nor block.
 
@@ -68,6 +69,7 @@ class Report:
         security: NetworkExecutorSecurity,
         *,
         retry_seconds: float,
+        beat_seconds: float,
         detached: bool,
         cancel: Callable[[], None],
     ) -> None:
@@ -76,6 +78,7 @@ class Report:
         self.destination = destination
         self.security = security
         self.retry_seconds = retry_seconds
+        self.beat_seconds = beat_seconds
         self.detached = detached
         self.cancel = cancel
         self.last_word: Event | None = None

@@ -22,8 +22,11 @@ __all__ = ["Party", "Route", "Routes", "Standing", "Visit"]
 GONE: Final = "X-Wove-Gone"
 """Lists the runs of a request that nobody waits for, when there are others in it."""
 
+CANCELLED: Final = "X-Wove-Cancelled"
+"""Lists those that were told to end, which holds for detached ones, too."""
+
 MOST_GONE_CHARACTERS: Final = 4000
-"""Of that list. Those that do not fit in are told the next time."""
+"""Of such a list. Those that do not fit in are told the next time."""
 
 MOST_TEXT_BYTES: Final = 8 * 1024 * 1024
 """Of a request, beside its pickles: what is made of it takes many times as much memory, and its parser holds the
@@ -42,9 +45,11 @@ class Standing(enum.Enum):
     AWAITED = enum.auto()
     """It goes on."""
     CANCELLED = enum.auto()
-    """Only its end is of interest."""
+    """It was told to end, and its end is waited for."""
+    STOPPED = enum.auto()
+    """It was told to end, and nobody waits for that."""
     ENDED = enum.auto()
-    """Its end was taken before."""
+    """Its end was taken before. That may come again; who still works on it, though, is to stop."""
     UNKNOWN = enum.auto()
     """Nobody waits for it."""
 
@@ -230,13 +235,15 @@ class Visit:
     def settle(self, events: Sequence[dict[str, Any]], line: Line) -> Reply:
         """Hand *events*, from `read`, to those who wait for them. They came over *line*."""
         gone: dict[str, None] = {}
+        cancelled: dict[str, None] = {}
         taken = 0
         for event in events:
             run_id: str = event["run_id"]
             terminal = event["type"] in TERMINAL
             route, standing = self._find(run_id)
-            if standing is Standing.ENDED:
+            if standing is Standing.ENDED and terminal:
                 taken += 1
+                gone.pop(run_id, None)
             elif standing is Standing.AWAITED or (standing is Standing.CANCELLED and terminal):
                 taken += 1
                 if terminal:
@@ -247,13 +254,17 @@ class Visit:
                 route.party.take(event)
             else:
                 gone[run_id] = None
+                if standing in (Standing.CANCELLED, Standing.STOPPED):
+                    cancelled[run_id] = None
         if not gone:
             return TAKEN
+        fields = ((CANCELLED, _listed(cancelled)),) if cancelled else ()
         if taken:
-            return Reply(204, fields=((GONE, _listed(gone)),))
-        if self._refusal is not None:
+            return Reply(204, fields=((GONE, _listed(gone)), *fields))
+        if self._refusal is not None and not cancelled:
             return self._refusal.reply
-        return Reply(410, "Nobody waits for this any more: it is to be stopped, and nothing is to be sent again.")
+        text = "Nobody waits for this any more: it is to be stopped, and nothing is to be sent again."
+        return Reply(410, text, fields)
 
     def _find(self, run_id: str) -> tuple[Route, Standing]:
         for route in self._routes:

@@ -8,6 +8,7 @@ in the next one, whichever run it is of.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 import os
 import select
@@ -34,8 +35,12 @@ _log = logging.getLogger("wove.worker")
 REPLY_SECONDS: Final = 10.0
 """A receiver that says nothing for so long to a small request is asked again, over a new connection."""
 
-STALL_SECONDS: Final = 60.0
-"""As `REPLY_SECONDS`, for a large one: the receiver takes large bodies one after the other, and decodes them."""
+STALL_SECONDS: Final = 30.0
+"""As `REPLY_SECONDS`, for a large one; and it may be so long again and again, while the receiver answers heartbeats: it
+takes only so many large bodies at a time."""
+
+MOST_STALLS: Final = 20
+"""So often in one request."""
 
 IMPATIENCE_SECONDS: Final = 1.0
 """The end of a run does not wait longer than this behind a heartbeat that is not answered."""
@@ -112,7 +117,12 @@ class Sender:
                 self._wake = socket_pair()
                 _senders.setdefault(self._destination.origin, self)
                 self._thread = threading.Thread(target=self._run, name="wove-sender", daemon=True)
-                self._thread.start()
+                try:
+                    self._thread.start()
+                except RuntimeError:  # the interpreter is ending, or the system has no more threads to give
+                    self._inbox.pop()
+                    self._hang_up()
+                    raise
             else:
                 self._rouse()
 
@@ -175,8 +185,11 @@ class Sender:
         self._parcel = parcel
         try:
             link.send(_head(parcel, ("X-Wove-Worker", self._worker)), parcel.chunks, seconds=REPLY_SECONDS)
-        except OSError as error:
+        except (OSError, ProtocolError) as error:
             self._broke(f"{self._destination}: {error}")
+        else:
+            if link.cut:
+                self._read(link)
 
     def _mind_unanswered(self, parcel: Parcel, now: float) -> None:
         if now >= parcel.sent_at + REPLY_SECONDS:
@@ -202,7 +215,7 @@ class Sender:
             self._failures = 0
             self._stays = head.persistent
             self._ledger.answered(parcel, head, b"".join(parcel.answer), _now(), kept=True)
-            if not link.parser.reusable:
+            if link.cut or not link.parser.reusable:
                 self._drop()
 
     def _broke(self, trouble: str, *, stale: bool = True) -> None:
@@ -256,11 +269,22 @@ class Sender:
         try:
             if not parcel.chunks:
                 parcel.encode()
-            head, body = exchange(parcel.destination, _head(parcel), parcel.chunks, stall_seconds=STALL_SECONDS)
+            head, body = exchange(
+                parcel.destination,
+                _head(parcel),
+                parcel.chunks,
+                stall_seconds=STALL_SECONDS,
+                patience=self._patience(),
+            )
         except Exception as error:
             self._tell(partial(self._lost, parcel, error))
         else:
             self._tell(lambda: self._ledger.answered(parcel, head, body, _now(), kept=False))
+
+    def _patience(self) -> Callable[[], bool]:
+        """Whether to wait on when nothing moves: for the upload that is about to begin, in its thread."""
+        stalls = itertools.count(1)
+        return lambda: not self._failures and next(stalls) < MOST_STALLS
 
     def _lost(self, parcel: Parcel, error: Exception) -> None:
         if isinstance(error, (OSError, ProtocolError)):

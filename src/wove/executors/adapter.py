@@ -158,6 +158,7 @@ class BackendAdapterEnvironmentExecutor(EnvironmentExecutor):
         self._jobs: dict[str, _Job] = {}
         adapter.wanted, adapter.begun = self._jobs.__contains__, self._is_at_work
         self._ended: OrderedDict[str, None] = OrderedDict()
+        self._cancelled: OrderedDict[str, None] = OrderedDict()
         self._memory = Memory(runs=REMEMBERED_RUNS, size=REMEMBERED_BYTES, seconds=REMEMBERED_SECONDS)
         self._claims: dict[str, tuple[Pickled, set[str]]] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -302,7 +303,8 @@ class BackendAdapterEnvironmentExecutor(EnvironmentExecutor):
         if wanted:
             job.cancelled = True
         else:
-            self._forget(job)  # from now on, its worker is told that nobody waits
+            self._forget(job)
+        _remember(self._cancelled, job.run_id)  # its worker is told so when it reports
         never = await self._call(self.adapter.cancel, job.run_id, job.submission, frame)
         if never is True and wanted and job.run_id in self._jobs:
             self._finish(job, {"type": "task_cancelled", "run_id": job.run_id, "task_id": job.task})
@@ -313,7 +315,9 @@ class BackendAdapterEnvironmentExecutor(EnvironmentExecutor):
         job = self._jobs.get(run_id)
         if job is not None:
             return Standing.CANCELLED if job.cancelled else Standing.AWAITED
-        return Standing.ENDED if run_id in self._ended else Standing.UNKNOWN
+        if run_id in self._ended:
+            return Standing.ENDED
+        return Standing.STOPPED if run_id in self._cancelled else Standing.UNKNOWN
 
     def take(self, event: dict[str, Any]) -> None:
         job = self._jobs.get(event["run_id"])
@@ -386,9 +390,7 @@ class BackendAdapterEnvironmentExecutor(EnvironmentExecutor):
 
     def _finish(self, job: _Job, event: dict[str, Any]) -> None:
         self._forget(job)
-        self._ended[job.run_id] = None
-        if len(self._ended) > MOST_ENDED:
-            self._ended.popitem(last=False)
+        _remember(self._ended, job.run_id)
         self._inbox.put([event])
 
     def _forget(self, job: _Job) -> None:
@@ -428,6 +430,12 @@ def for_adapter(adapter: type[BackendAdapter]) -> type[BackendAdapterEnvironment
         (BackendAdapterEnvironmentExecutor,),
         {"adapter_class": adapter, "cancel_reach": kind, "__module__": __name__},
     )
+
+
+def _remember(runs: OrderedDict[str, None], run_id: str) -> None:
+    runs[run_id] = None
+    if len(runs) > MOST_ENDED:
+        runs.popitem(last=False)
 
 
 def _is_there(module: str) -> bool:

@@ -237,7 +237,11 @@ class GrpcEnvironmentExecutor(NetworkExecutor):
         code, status = error.code().name, said(error)
         prefix = f"{self.what}: {exchange}"
         failure: BaseException
-        if code in ("UNAVAILABLE", "CANCELLED"):
+        lost = code in ("UNAVAILABLE", "CANCELLED")
+        # The second is what gRPC says of what it could not read, be it the call's fault or the connection's.
+        if lost or status.startswith("UNKNOWN: Stream removed"):
+            self.link.suspect()
+        if lost:
             failure = WorkerLostError(f"{prefix}: its service was lost before it had answered: {status}")
         elif code == "DEADLINE_EXCEEDED" and self.timeout is not None:
             failure = DeliveryTimeoutError(

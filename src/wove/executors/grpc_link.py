@@ -41,6 +41,10 @@ FIRST_SECONDS: Final = 20.0
 """A first connection comes about or fails sooner, by gRPC's own time limit."""
 
 SETTLE_SECONDS: Final = 0.02
+SUSPECT_SECONDS: Final = 0.05
+"""How long calls are held back after one was lost. Its connection may be about to end, and gRPC counts it as ready
+until it has: another attempt would be lost with it."""
+
 FORK_SECONDS: Final = 1.0
 """How long a fork waits for idle channels to be closed."""
 
@@ -88,6 +92,7 @@ class Link:
         self._heard = 0.0
         self._nudging: asyncio.TimerHandle | None = None
         self._patience: asyncio.TimerHandle | None = None
+        self._suspicion: asyncio.TimerHandle | None = None
         self._nudge: Any = None
         self._closed = False
         _links.add(self)
@@ -107,7 +112,7 @@ class Link:
             raise WorkerLostError("it was stopped")
         channel = self._channel or self._open()
         ready = channel.get_state(try_to_connect=True) is self._ready_state
-        if ready and (urgent or self._under_way < self._most):
+        if ready and self._suspicion is None and (urgent or self._under_way < self._most):
             self._under_way += 1
             return
         turn: asyncio.Future[None] = self._loop.create_future()
@@ -141,7 +146,7 @@ class Link:
 
     def _admit(self) -> None:
         """Let in those that wait, as far as there is room."""
-        if not self._is_ready():
+        if self._suspicion is not None or not self._is_ready():
             return
         while self._queue and self._under_way < self._most:
             turn = next(iter(self._queue))
@@ -149,6 +154,18 @@ class Link:
             if not turn.done():
                 self._under_way += 1
                 turn.set_result(None)
+
+    def suspect(self) -> None:
+        """A call was lost: hold the next ones back until it shows whether its connection goes as well."""
+        if self._suspicion is None and self._channel is not None:
+            self._suspicion = self._loop.call_later(SUSPECT_SECONDS, self._trust)
+
+    def _trust(self) -> None:
+        if self._suspicion is not None:
+            self._suspicion.cancel()
+            self._suspicion = None
+        self._admit()
+        self._be_patient()
 
     async def close(self) -> None:
         """End everything."""
@@ -168,10 +185,10 @@ class Link:
 
     async def _drop(self) -> None:
         """Let go of the channel, and with it of all that gRPC runs for it."""
-        for timer in (self._nudging, self._patience):
+        for timer in (self._nudging, self._patience, self._suspicion):
             if timer is not None:
                 timer.cancel()
-        self._nudging = self._patience = self._nudge = None
+        self._nudging = self._patience = self._suspicion = self._nudge = None
         self._send = _none
         channel, self._channel = self._channel, None
         watcher, self._watcher = self._watcher, None
@@ -194,7 +211,7 @@ class Link:
                 self._had_connection = True
                 self._down_since = math.inf
                 self._calm()
-                self._admit()
+                self._trust()  # it is a fresh one
             elif self._had_connection:
                 self._down_since = min(self._down_since, self._loop.time())
                 self._be_patient()

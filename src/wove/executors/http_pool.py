@@ -32,6 +32,10 @@ EYEBALLS_SECONDS: Final = 0.25
 
 GOODBYE_SECONDS: Final = 1.0
 
+ARRIVAL_SECONDS: Final = 0.25
+"""So long an attempt to connect may still succeed when the pool is closed. One that is cancelled in the moment of its
+success loses its socket: asyncio lets go of it unclosed (`asyncio.staggered`)."""
+
 Failure: TypeAlias = Literal["lost", "late", "refused"]
 """No answer came, it did not come in time, or what came is none."""
 
@@ -176,6 +180,9 @@ class Pool:
 
     async def close(self) -> None:
         """Close all connections. No call may be waiting."""
+        self._closed = self.loop.create_future()  # a connection that comes about now is closed at once
+        if self._connecting:
+            await asyncio.wait(self._connecting, timeout=ARRIVAL_SECONDS)
         for handle in (self._sweep, self._retry):
             if handle is not None:
                 handle.cancel()

@@ -37,6 +37,10 @@ __all__ = ["WebSocketEnvironmentExecutor"]
 OPEN_SECONDS: Final = 10.0
 RECONNECT_SECONDS: Final = 5.0
 
+ARRIVAL_SECONDS: Final = 0.25
+"""So long an attempt to connect may still succeed when the executor is stopped. One that is cancelled in the moment of
+its success loses its socket: asyncio lets go of it unclosed (`asyncio.staggered`)."""
+
 FIRST_DELAY: Final = 0.1
 LONGEST_DELAY: Final = 5.0
 """Seconds between two attempts to connect again: the first, doubled up to the second, with jitter."""
@@ -373,9 +377,10 @@ class WebSocketEnvironmentExecutor(NetworkExecutor):
 
     async def close(self) -> None:
         self._closing = True
-        if self._connecting is not None:
-            self._connecting.cancel()
-            await asyncio.wait({self._connecting})
+        if (connecting := self._connecting) is not None:
+            await asyncio.wait({connecting}, timeout=ARRIVAL_SECONDS)
+            connecting.cancel()
+            await asyncio.wait({connecting})
         if self._link is not None:
             self._link.close()
             self._dying.add(self._link)

@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Final, TypeAlias, cast
 
@@ -28,6 +28,7 @@ from wove.integrations.base import BackendAdapter, Fate, PayloadDict
 from wove.integrations.loops import loop_of_redis, on_loop
 from wove.integrations.naming import idempotency_key, job_id
 from wove.integrations.roundtrips import RoundTrips
+from wove.integrations.unheard import UNHEARD_SECONDS, Unheard
 from wove.security import NetworkExecutorSecurity
 
 if TYPE_CHECKING:
@@ -83,6 +84,7 @@ class ARQAdapter(BackendAdapter):
         "enqueue_options",
     )
     inline_bytes: ClassVar[int] = 64 * 1024
+    watch_seconds: ClassVar[tuple[float, float]] = (0.5, 5.0)
 
     # ------------------------------------------------------------------ configuration
 
@@ -112,6 +114,7 @@ class ARQAdapter(BackendAdapter):
         self._arq = await elsewhere(library)
         self._turns = asyncio.Semaphore(NATIVE_AT_ONCE)
         self._trips: RoundTrips[Sequence[Command], Sequence[Any]] = RoundTrips(self._carry)
+        self._unheard = Unheard()
         self._scores_one_by_one = False
         self._pool = self._given if self._given is not None else await self._connect()
         self._is_redis = isinstance(self._pool, self._arq.ArqRedis)
@@ -141,10 +144,7 @@ class ARQAdapter(BackendAdapter):
         """Where the pool is to be used; ``None``: on Wove's own loop."""
         if self._given is None:
             return None
-        bound = loop_of_redis(getattr(self._pool, "connection_pool", None))
-        if bound is None and self.users_loop is not None and self.users_loop.is_running():
-            return self.users_loop
-        return bound
+        return loop_of_redis(getattr(self._pool, "connection_pool", None))
 
     async def _there(self, make: Callable[[], Any]) -> Any:
         """What *make* makes, awaited on the pool's loop and for not too long; with an error that says whose it is."""
@@ -288,26 +288,42 @@ class ARQAdapter(BackendAdapter):
         if not self._is_redis:
             return {}
         runs = {name: run_id for run_id, name in submissions.items()}
-        names = list(runs)
+        queued: list[str] = []
         left: list[str] = []
-        for start in range(0, len(names), ASKED_AT_ONCE):
-            some = names[start : start + ASKED_AT_ONCE]
-            scores = await self._there(partial(self._scores, some))
-            left += [name for name, score in zip(some, scores, strict=True) if score is None]
-        left = left[:READ_AT_ONCE]
-        # A job is in the queue from its submission to its end: arq/worker.py, Worker.finish_job.
+        for names in _portions(list(runs), ASKED_AT_ONCE):
+            # A job is in the queue from its submission to its end: arq/worker.py, Worker.finish_job.
+            for name, score in zip(names, await self._there(partial(self._scores, names)), strict=True):
+                (left if score is None else queued).append(name)
+        fates = await self._look_at_ends(left[:READ_AT_ONCE])
+        fates.update(await self._look_at_silent([name for name in queued if not self.begun(runs[name])]))
+        return {runs[name]: fate for name, fate in fates.items()}
+
+    async def _look_at_ends(self, names: Sequence[str]) -> dict[str, Fate]:
         commands: list[Command] = []
-        for name in left:
+        for name in names:
             commands += [("EXISTS", RUNNING + name), ("GET", RESULT + name), ("EXISTS", JOB + name)]
-        if not left:
-            return {}
-        replies = iter(self._checked(await self._there(partial(self._transact, commands))))
+        replies = iter(await self._ask(commands))
         fates: dict[str, Fate] = {}
-        for name in left:
+        for name in names:
             running, result, stored = next(replies), next(replies), next(replies)
             if not running:
-                fates[runs[name]] = self._fate(name, result, stored)
+                fates[name] = self._fate(name, result, stored)
         return fates
+
+    async def _look_at_silent(self, names: Sequence[str]) -> dict[str, Fate]:
+        """Those that are in progress, and have not reported."""
+        taken: list[str] = []
+        for some in _portions(names, ASKED_AT_ONCE):
+            [found] = await self._ask([("MGET", *(RUNNING + name for name in some))])
+            taken += [name for name, mark in zip(some, found, strict=True) if mark is not None]
+        reason = (
+            f"a worker has taken it, and has not reported within {UNHEARD_SECONDS:g} s that it began: it was killed in "
+            "that moment, or it cannot reach the callback address"
+        )
+        return {name: Fate("missing", reason) for name in self._unheard.look(taken, names)}
+
+    async def _ask(self, commands: Sequence[Command]) -> Sequence[Any]:
+        return self._checked(await self._there(partial(self._transact, commands))) if commands else ()
 
     async def _scores(self, names: Sequence[str]) -> list[Any]:
         if not self._scores_one_by_one:
@@ -342,6 +358,10 @@ class ARQAdapter(BackendAdapter):
             return deserialize(result)
         except Exception as error:
             raise ValueError(f"{type(error).__name__}: {error}") from error
+
+
+def _portions(names: Sequence[str], size: int) -> Iterator[Sequence[str]]:
+    return (names[start : start + size] for start in range(0, len(names), size))
 
 
 def _note(name: str) -> None:

@@ -12,7 +12,7 @@ import importlib
 import math
 import uuid
 from collections.abc import Callable, Generator, Iterable, Mapping
-from typing import Any, ClassVar, Final, NamedTuple, cast
+from typing import Any, ClassVar, Final, NamedTuple
 from urllib.parse import urlsplit
 
 from wove.errors import DeliveryError
@@ -346,7 +346,8 @@ class RQAdapter(BackendAdapter):
         return self._look.at(jobs)
 
     def _key(self, submission: Submission) -> str:
-        return cast("str", self._job_class.key_for(submission.job_id))
+        key: str | bytes = self._job_class.key_for(submission.job_id)
+        return key if isinstance(key, str) else key.decode()  # bytes in RQ 2.0
 
 
 def time_limit(payload: PayloadDict) -> int:

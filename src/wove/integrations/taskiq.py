@@ -64,6 +64,7 @@ class TaskiqAdapter(BackendAdapter):
     install_hint: ClassVar[str] = 'pip install "wove[taskiq]"'
     keys: ClassVar[tuple[str, ...] | None] = ("task", "broker", "task_name")
     inline_bytes: ClassVar[int] = 64 * 1024
+    watch_seconds: ClassVar[tuple[float, float]] = (0.5, 5.0)
 
     # ------------------------------------------------------------------ configuration
 
@@ -130,10 +131,7 @@ class TaskiqAdapter(BackendAdapter):
         """Where the broker is to be used; ``None``: on Wove's own loop."""
         if self._started_on is not None and not self._started_on.is_closed():
             return self._started_on
-        home = home_of(self._broker)
-        if home is None and self.users_loop is not None and self.users_loop.is_running():
-            return self.users_loop
-        return home
+        return home_of(self._broker)
 
     async def _there(self, make: Callable[[], Coroutine[Any, Any, T]]) -> T:
         async def bounded() -> T:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import re
-import time
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
@@ -17,12 +16,9 @@ from wove.executors import forks
 from wove.integrations import words
 from wove.integrations.base import Fate
 from wove.integrations.taskiq_broker import Sent
+from wove.integrations.unheard import UNHEARD_SECONDS, Unheard
 
 __all__ = ["Traces"]
-
-UNHEARD_SECONDS: Final = 20.0
-"""How long a worker that has taken a message from the queue may take to report that it begins its task. It takes what
-it can begin at once: taskiq/receiver/receiver.py, sem_prefetch (unless it was started with --max-prefetch)."""
 
 ASKED_AT_ONCE: Final = 50
 """Tasks about which a result store without bulk queries is asked at a time."""
@@ -58,7 +54,7 @@ class Traces:
         self._is_list = self._pool is not None and "ListQueueBroker" in kinds
         self._is_stream = self._pool is not None and "RedisStreamBroker" in kinds
         self._asked = 0
-        self._taken: dict[str, float] = {}
+        self._unheard = Unheard()
         self._behind: dict[str, bytes] = {}
         self.any = self._results is not None or self._is_list or self._is_stream
 
@@ -72,16 +68,12 @@ class Traces:
         waiting = {sent.task_id: sent for run_id, sent in submissions.items() if not begun(run_id)}
         if self._is_list or self._is_stream:
             taken = await (self._taken_from_list(waiting) if self._is_list else self._taken_from_stream(waiting))
-            for task_id in self._unheard(taken, waiting):
+            # Workers take what they can begin at once: taskiq/receiver/receiver.py, sem_prefetch.
+            for task_id in self._unheard.look(taken, waiting):
                 fates.setdefault(runs[task_id], Fate("missing", self._unheard_text()))
         return fates
 
     # ------------------------------------------------------------------ the queue
-
-    def _unheard(self, taken: set[str], waiting: Mapping[str, Sent]) -> list[str]:
-        now = time.monotonic()
-        self._taken = {task_id: self._taken.get(task_id, now) for task_id in taken | (self._taken.keys() & waiting)}
-        return [task_id for task_id, since in self._taken.items() if now - since >= UNHEARD_SECONDS]
 
     def _unheard_text(self) -> str:
         return (

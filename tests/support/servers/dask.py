@@ -28,8 +28,7 @@ class Dask:
         scheduler: Its process.
         port: Where it listens.
         folder: For its workers.
-        workers: Those that were started with it. Each starts its process again when that dies (Dask's nanny does).
-        restarts: Whether a worker's command is started again, too, when it ends.
+        workers: Those that were started with it. Each replaces its process when that dies, and is replaced itself.
         environ: More environment variables of its workers; ``None`` takes one away.
     """
 
@@ -37,7 +36,6 @@ class Dask:
     port: int
     folder: Path
     workers: list[Kept] = field(default_factory=list)
-    restarts: bool = False
     environ: Mapping[str, str | None] = field(default_factory=dict)
 
     @property
@@ -58,7 +56,7 @@ class Dask:
         command = [of_this_venv("dask"), "worker", self.address, "--host", "127.0.0.1", "--name", name]
         command += ["--dashboard-address", "127.0.0.1:0", "--local-directory", str(folder), *options]
         environ = {**_QUIET, "PYTHONPATH": None if path is None else str(path), **self.environ}
-        kept = keep(f"dask worker {name}", command, folder, restarts=self.restarts, environ=environ, cwd=folder)
+        kept = keep(f"dask worker {name}", command, folder, environ=environ, cwd=folder, restarts=True)
         try:
             kept.until(lambda: re.search(r"Registered to:", kept.log()), "is registered")
             yield kept
@@ -73,14 +71,9 @@ def missing() -> str | None:
 
 @contextmanager
 def running(
-    folder: Path,
-    *,
-    port: int | None = None,
-    workers: int = 2,
-    restarts: bool = False,
-    environ: Mapping[str, str | None] | None = None,
+    folder: Path, *, port: int | None = None, workers: int = 2, environ: Mapping[str, str | None] | None = None
 ) -> Iterator[Dask]:
-    """A scheduler with that many workers of two threads each, registered; they end with the block."""
+    """A scheduler with that many workers of one thread each, registered; they end with the block."""
     folder.mkdir(parents=True, exist_ok=True)
     port = port or free_port()
     where = ["--host", "127.0.0.1", "--port", str(port), "--dashboard-address", "127.0.0.1:0"]
@@ -88,7 +81,7 @@ def running(
     scheduler = keep("dask scheduler", command, folder / "scheduler", environ=_QUIET, cwd=folder)
     try:
         scheduler.until(lambda: "Scheduler at:" in scheduler.log(), "listens")
-        dask = Dask(scheduler, port, folder, restarts=restarts, environ=environ or {})
+        dask = Dask(scheduler, port, folder, environ=environ or {})
         with _workers(dask, workers):
             yield dask
     finally:
@@ -100,6 +93,6 @@ def _workers(dask: Dask, number: int) -> Iterator[None]:
     if number == 0:
         yield
         return
-    with _workers(dask, number - 1), dask.worker(f"worker-{number}", "--nthreads", "2") as kept:
+    with _workers(dask, number - 1), dask.worker(f"worker-{number}", "--nthreads", "1") as kept:
         dask.workers.append(kept)
         yield

@@ -58,7 +58,7 @@ CompleteWait=0
 InactiveLimit=0
 MinJobAge=300
 ReturnToService=2
-DefMemPerCPU=100
+DefMemPerCPU=1500
 NodeName={host} NodeAddr=127.0.0.1 CPUs={cpus} Boards=1 SocketsPerBoard=1 CoresPerSocket={cpus} ThreadsPerCore=1 \
 RealMemory=4000 State=UNKNOWN
 PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP

@@ -42,18 +42,22 @@ def test_events_are_taken_in_their_order(house: Receiving, form: object) -> None
 
 
 def test_runs_of_every_standing(house: Receiving) -> None:
-    party = Waiting(cancelled=Standing.CANCELLED, ended=Standing.ENDED)
+    party = Waiting(cancelled=Standing.CANCELLED, ended=Standing.ENDED, stopped=Standing.STOPPED)
     with Wire(house.open(party)) as wire:
         assert wire.post(result("ended")).status == 204, "a duplicate is as good as the first"
-        assert wire.post(beat("ended")).status == 204
+        assert wire.post(beat("ended")).status == 410, "who still works on it is to stop"
         gone = wire.post(beat("cancelled"))
         assert gone.status == 410 and "Nobody waits" in gone.text
+        assert gone.fields["x-wove-cancelled"] == "cancelled"
         assert wire.post(result("x")).status == 410
+        for event in beat("stopped"), result("stopped"):
+            stopped = wire.post(event)
+            assert (stopped.status, stopped.fields["x-wove-cancelled"]) == (410, "stopped")
         assert party.taken == []
         assert wire.post(result("cancelled")).status == 204
         assert party.taken == [("task_result", "cancelled")]
         mixed = wire.post([beat("r1"), beat("cancelled"), beat("x"), result("ended"), beat("x")])
-        assert (mixed.status, mixed.fields) == (204, {"x-wove-gone": "cancelled,x"})
+        assert (mixed.status, mixed.fields) == (204, {"x-wove-gone": "cancelled,x", "x-wove-cancelled": "cancelled"})
         assert wire.post([beat("cancelled"), result("cancelled")]).fields == {}
         assert wire.post([]).status == 204
 

@@ -37,6 +37,7 @@ class Runs:
         run_id: str = "r",
         *,
         retry_seconds: float = 20,
+        beat_seconds: float = 5,
         detached: bool = False,
         security: NetworkExecutorSecurity | None = None,
     ) -> Report:
@@ -47,6 +48,7 @@ class Runs:
             destination,
             security or NONE,
             retry_seconds=retry_seconds,
+            beat_seconds=beat_seconds,
             detached=detached,
             cancel=lambda: self.cancelled.append(run_id),
         )
@@ -260,6 +262,15 @@ def test_a_detached_run_goes_on(peer: Peer, runs: Runs) -> None:
     report.put(result(1))
     assert delivered(report).gone
     assert runs.cancelled == [] and peer.of("r")[-1] == "task_result" and peer.of("r").count("task_result") == 1
+
+
+def test_a_detached_run_that_is_told_to_end_does(peer: Peer, runs: Runs) -> None:
+    peer.answer = lambda request: Answer(410, headers={"X-Wove-Cancelled": "r"})
+    report = runs.started(detached=True)
+    report.put(event("heartbeat"))
+    peer.until(lambda: runs.cancelled)
+    report.put(event("task_cancelled"))
+    assert delivered(report).gone
 
 
 # --- trouble ----------------------------------------------------------------------------------------------
@@ -512,6 +523,36 @@ def test_a_large_result_that_is_refused_before_it_is_read(peer: Peer, runs: Runs
     failed = peer.end("r")
     arrives(report)
     assert failed["type"] == "task_error" and "'max_message_bytes'" in failed["error"]["message"]
+
+
+def test_heartbeats_go_on_while_a_large_result_is_on_its_way(peer: Peer, runs: Runs) -> None:
+    taken = threading.Event()
+
+    def slow(request: Request) -> Answer:
+        if "task_result" in request.types:
+            taken.wait(10)
+        return TAKEN
+
+    peer.answer = slow
+    report = runs.started(beat_seconds=0.05)
+    report.put(result(os.urandom(2 * LARGE)))
+    peer.until(lambda: peer.of("r").count("heartbeat") >= 3)
+    taken.set()
+    arrives(report)
+    count = peer.of("r").count("heartbeat")
+    time.sleep(0.2)
+    assert peer.of("r").count("heartbeat") <= count + 1
+    assert peer.of("r").count("task_result") == 1
+
+
+def test_a_receiver_that_has_no_room_is_waited_for(peer: Peer, runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sender, "STALL_SECONDS", 0.05)
+    peer.answer = lambda request: Answer(wait=1) if "task_result" in request.types else TAKEN
+    report = runs.started(beat_seconds=0.05)
+    report.put(result(os.urandom(2 * LARGE)))
+    monkeypatch.setattr(sender, "MOST_STALLS", 1000)
+    arrives(report)
+    assert peer.of("r").count("task_result") == 1
 
 
 def test_large_results_of_several_runs(peer: Peer, runs: Runs) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import json
 import socket
 import ssl
@@ -11,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,7 @@ from wove.delivery.portal import Portal
 from wove.executors import http_connection, http_pool
 from wove.executors.gathered import Gathered
 from wove.executors.http import HttpsEnvironmentExecutor
+from wove.executors.http_pool import Call, Origin, Pool
 
 pytestmark = [pytest.mark.backend("stdio"), pytest.mark.timeout(60)]
 
@@ -605,3 +608,38 @@ def test_closing_leaves_no_connection_behind(no_leaks: None) -> None:
             configure(peer.url)
             assert one(1) == 1
         wove.shutdown()
+
+
+class _Unanswered(Call):
+    def begin(self) -> tuple[bytes, list[bytes]]:
+        return b"GET / HTTP/1.1\r\n\r\n", []
+
+    def streams(self, head: object) -> bool:
+        return False
+
+    def part(self, piece: bytes) -> int:
+        return 0
+
+    def answered(self, *_: object, **__: object) -> None: ...
+
+    def failed(self, *_: object) -> None: ...
+
+
+def test_closing_while_it_connects_leaves_no_socket_behind() -> None:
+    """In whatever turn of the loop that is: a socket that is lost warns when it is collected."""
+
+    async def main(port: int) -> None:
+        for turns in range(25):
+            pool = Pool(Origin("127.0.0.1", port, None, 1000), most=1, connect_seconds=None, reconnect_seconds=None)
+            call = _Unanswered(urgent=False, limit=None)
+            pool.submit(call)
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            pool.withdraw(call)
+            await pool.close()
+            with warnings.catch_warnings(record=True, action="always") as caught:
+                gc.collect()
+            assert [str(warning.message) for warning in caught] == [], turns
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        asyncio.run(main(listener.getsockname()[1]))

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+import gc
 import json
 import os
 import threading
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +22,7 @@ import wove
 from wove import SerializationError, WorkerLostError, weave
 from wove.executors import network, wslink
 from wove.protocol import sockets
+from wove.protocol.pickling import dumps
 
 pytestmark = [pytest.mark.backend("websocket"), pytest.mark.timeout(60)]
 
@@ -599,3 +603,23 @@ def test_what_is_not_signed_has_no_signature(message: bytes) -> None:
 
 def test_objects_are_joined() -> None:
     assert b"".join(sockets.joined([b'{"a":1', b"}"], [b'{"b":"', b'2"}'])) == b'{"a":1,"b":"2"}'
+
+
+def test_stopping_while_it_connects_leaves_no_socket_behind() -> None:
+    """In whatever turn of the loop that is: a socket that is lost warns when it is collected."""
+
+    async def main(url: str) -> None:
+        for turns in range(25):
+            executor = wove.WebSocketEnvironmentExecutor()
+            await executor.start(environment_name="far", environment_config={"url": url}, run_config={})
+            pickles = {"callable_pickle": dumps(dict, what="dict"), "args_pickle": dumps({}, what="nothing")}
+            executor.send_nowait({"type": "run_task", "run_id": "r", "task_id": "t", **pickles, "delivery": {}})
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            await executor.stop()
+            with warnings.catch_warnings(record=True, action="always") as caught:
+                gc.collect()
+            assert [str(warning.message) for warning in caught] == [], turns
+
+    with Peer(serve_sockets) as peer:
+        asyncio.run(main(ws(peer.url)))

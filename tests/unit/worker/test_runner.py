@@ -345,6 +345,19 @@ def in_this_process(thing: Any) -> int:
     return id(thing)
 
 
+def test_callables_that_are_kept_for_frames_of_many_connections() -> None:
+    bench = Bench()
+    pickled = dumps(double, what="f")
+    assert bench.runner.shared("id") is None
+    kept = bench.runner.shared("id", pickled)
+    assert kept is not None and bench.runner.shared("id") is kept
+    assert bench.runner.shared("id", dumps(len, what="f")) is kept
+    frame = {"type": "run_task", "run_id": "r", "task_id": "pdf", "args_pickle": dumps({"x": 21}, what="a")}
+    bench.runner.submit(frame, kept)
+    assert bench.outcome() == 42
+    bench.runner.close(5)
+
+
 def shared(key: int) -> Any:
     return SHARED[key]
 

@@ -1,0 +1,209 @@
+"""The backends, each beside its own way to hand out work and wait for the result, with the same server and worker.
+
+A backend is one more row in `ROWS`: how it is opened, and what its native way is. Servers and workers are those of the
+tests, started as users start them.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from time import perf_counter
+from typing import Any, Final
+
+from tests.support import workers
+from tests.support.kept import Kept
+from tests.support.servers import redis
+from tests.support.workers import Command, Worker
+
+import wove
+from wove import weave
+
+from .gaps import ELAPSED, SUBJECT, gap_probe
+from .harness import Figure, Probe, Target, Values, benchmark, timed
+
+MANY: Final = 1_000
+CALLS: Final = 5
+
+SMALL: Final = """
+def small(item):
+    return item
+"""
+"""A module of the worker's, for the native way; what weaves hand out goes by value."""
+
+
+@dataclass(frozen=True)
+class Native:
+    """A backend that runs, with a worker.
+
+    Attributes:
+        executor: The built-in executor's name.
+        config: Its ``executor_config``: JSON, because other processes get it as well.
+        one: Hands out one small task, and waits for its result.
+        many: Ways to hand out one for each item, and to wait for all results.
+        server: The process of its server.
+        pause: Seconds after which a worker that has ended one task waits for the next.
+    """
+
+    executor: str
+    config: Mapping[str, Any]
+    one: Callable[[int], int]
+    many: Mapping[str, Callable[[Sequence[int]], list[int]]] = field(repr=False)
+    server: Kept = field(repr=False)
+    pause: float = 0.02
+
+
+def weave_one(item: int) -> int:
+    with weave(environment="backend", item=item) as w:
+
+        @w.do
+        def small(item: int) -> int:
+            return item
+
+    return int(w.result.small)
+
+
+def weave_many(items: Sequence[int]) -> Any:
+    with weave(environment="backend") as w:
+
+        @w.do(items)
+        def small(item: int) -> int:
+            return item
+
+    return w.result.small
+
+
+def alone(label: str, work: Callable[[int], int], pause: float) -> Probe:
+    """The seconds of one call, each with the worker at rest before it: the median of a few."""
+
+    def probe() -> Values:
+        seconds: list[float] = []
+        gc.collect()
+        for number in range(CALLS):
+            time.sleep(pause)
+            begin = perf_counter()
+            answer = work(number)
+            seconds.append(perf_counter() - begin)
+            assert answer == number, f"{label}: {answer!r}"
+        return {label: statistics.median(seconds)}
+
+    return probe
+
+
+@contextmanager
+def configured(native: Native) -> Iterator[None]:
+    wove.config(
+        environments={"backend": {"executor": native.executor, "executor_config": dict(native.config)}},
+    )
+    try:
+        yield
+    finally:
+        wove.shutdown()
+
+
+# ------------------------------------------------------------------------------------------------------- rq
+
+
+@contextmanager
+def rq(worker_class: str | None = None) -> Iterator[Native]:
+    """RQ on Redis: `enqueue` and `latest_result`, which blocks until there is one."""
+    from redis import Redis
+    from rq import Queue
+
+    command = partial(workers.rq, worker_class=worker_class)
+    with on_redis(command, SMALL) as server, Redis.from_url(server.url) as client:
+        queue = Queue(connection=client)
+
+        def results(jobs: Sequence[Any]) -> list[int]:
+            return [job.latest_result(timeout=60).return_value for job in jobs]
+
+        def many(items: Sequence[int]) -> list[int]:
+            return results([queue.enqueue("app.small", item) for item in items])
+
+        def at_once(items: Sequence[int]) -> list[int]:
+            return results(queue.enqueue_many([Queue.prepare_data("app.small", (item,)) for item in items]))
+
+        yield Native(
+            "rq",
+            {"redis_url": server.url},
+            lambda item: many([item])[0],
+            {"enqueue": many, "enqueue_many": at_once},
+            server.kept,
+            0.2 if worker_class is None else 0.02,
+        )
+
+
+@contextmanager
+def on_redis(command: Callable[[str], Command], source: str) -> Iterator[redis.Redis]:
+    """A Redis, and a worker with a module ``app`` of that source."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        with (
+            redis.running(folder / "redis") as server,
+            Worker.start(command(server.url), folder / "worker", modules={"app": source}),
+        ):
+            yield server
+
+
+# ----------------------------------------------------------------------------------------------- the figures
+
+ROWS: Final[dict[str, Callable[[], AbstractContextManager[Native]]]] = {
+    "rq, SimpleWorker": partial(rq, "rq.worker.SimpleWorker"),
+    "rq, forking": rq,
+}
+
+
+@benchmark("backend-latency")
+def latencies() -> Iterator[Figure]:
+    """One small task on a backend, and its result."""
+    for name, opened in ROWS.items():
+        with opened() as native, configured(native):
+            probes = [alone("wove", weave_one, native.pause), alone("native", native.one, native.pause)]
+            yield Figure(f"{name}: one small task", "wove", probes, Target(1.0))
+
+
+@benchmark("backend-small")
+def small_tasks() -> Iterator[Figure]:
+    """Many small tasks, mapped, beside the native way to hand out as many."""
+    items = list(range(MANY))
+    for name, opened in ROWS.items():
+        with opened() as native, configured(native):
+            probes = [timed("wove", partial(weave_many, items), expect=items)]
+            probes += [timed(label, partial(work, items), expect=items) for label, work in native.many.items()]
+            yield Figure(f"{name}: {MANY:,} small tasks", "wove", probes, Target(1.3), rounds=7)
+
+
+@benchmark("backend-gap")
+def gaps() -> Iterator[Figure]:
+    """The longest gap of the loop while many tasks are handed out, and while the server does not answer."""
+    for name, opened in ROWS.items():
+        with opened() as native:
+            arguments = (native.executor, json.dumps(native.config))
+            for what, function, number in (
+                (f"{MANY:,} small tasks are handed out", "hand_out", MANY),
+                ("its server does not answer", "hand_out_to_nobody", native.server.pid),
+            ):
+                probe = gap_probe(function, number, *arguments)
+                yield Figure(f"{name}: {what}", SUBJECT, [probe], Target(0.1, "over by"), aside=(ELAPSED,), rounds=5)
+
+
+@benchmark("backend-again")
+def again() -> Iterator[Figure]:
+    """The first weave of an environment, and its second."""
+    for name, opened in ROWS.items():
+        with opened() as native:
+
+            def probe(native: Native = native) -> Values:
+                with configured(native):
+                    seconds = [timed("", partial(weave_one, 1))()[""] for _ in range(2)]
+                return {"second": seconds[1], "first": seconds[0]}
+
+            yield Figure(f"{name}: the second weave", "second", [probe])

@@ -141,14 +141,60 @@ def rq(worker_class: str | None = None) -> Iterator[Native]:
         )
 
 
+# --------------------------------------------------------------------------------------------------- celery
+
+CELERY: Final = """
+from celery import Celery
+from wove.integrations.celery import register
+
+app = Celery("app", broker={url!r}, backend={url!r})
+register(app)
+
+@app.task(name="app.small")
+def small(item):
+    return item
+"""
+
+
+@contextmanager
+def celery() -> Iterator[Native]:
+    """Celery on Redis, which is its result backend too: `delay` and `group`, each with `get`."""
+    from celery import Celery, group
+
+    with on_redis(lambda url: workers.celery("app"), CELERY) as server:
+        app = Celery("app", broker=server.url, backend=server.url, set_as_current=False)
+
+        @app.task(name="app.small")
+        def small(item: int) -> int:
+            return item
+
+        def many(items: Sequence[int]) -> list[int]:
+            found = group(small.s(item) for item in items)().get(timeout=60)
+            assert isinstance(found, list)
+            return found
+
+        try:
+            yield Native(
+                "celery",
+                {"broker_url": server.url, "result_backend": server.url},
+                lambda item: int(small.delay(item).get(timeout=60)),
+                {"group": many},
+                server.kept,
+            )
+        finally:
+            app.close()
+
+
 @contextmanager
 def on_redis(command: Callable[[str], Command], source: str) -> Iterator[redis.Redis]:
-    """A Redis, and a worker with a module ``app`` of that source."""
+    """A Redis, and a worker with a module ``app`` of that source, which may have a ``{url!r}`` in it."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         with (
             redis.running(folder / "redis") as server,
-            Worker.start(command(server.url), folder / "worker", modules={"app": source}),
+            Worker.start(
+                command(server.url), folder / "worker", modules={"app": source.replace("{url!r}", repr(server.url))}
+            ),
         ):
             yield server
 
@@ -158,6 +204,7 @@ def on_redis(command: Callable[[str], Command], source: str) -> Iterator[redis.R
 ROWS: Final[dict[str, Callable[[], AbstractContextManager[Native]]]] = {
     "rq, SimpleWorker": partial(rq, "rq.worker.SimpleWorker"),
     "rq, forking": rq,
+    "celery": celery,
 }
 
 

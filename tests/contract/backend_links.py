@@ -169,27 +169,28 @@ def arq(name: str, **more: Any) -> Backend:
 
 
 _TASKIQ = """
-from taskiq_redis import ListQueueBroker
+from taskiq_redis import {kind}
 from wove.integrations.taskiq import register
 
 # With redis-py 8, a broker that waits for more than five seconds otherwise ends with an error, and its process with it.
-broker = ListQueueBroker({url!r}, queue_name={queue!r}, socket_timeout=None)
+broker = {kind}({url!r}, queue_name={queue!r}, socket_timeout=None)
 register(broker)
 """
 
 
-def taskiq(name: str, **more: Any) -> Backend:
-    """Taskiq on Redis, with one worker of two processes."""
+def taskiq(name: str, kind: str, **more: Any) -> Backend:
+    """Taskiq on Redis, with that broker and one worker of two processes."""
 
     @contextmanager
     def opened(servers: Servers, folder: Path) -> Iterator[Site]:
-        from taskiq_redis import ListQueueBroker
+        import taskiq_redis
 
         url, queue = servers.redis.url, f"contract-{secrets.token_hex(4)}"
         command = workers.taskiq("contract_app:broker", "--max-async-tasks", "1", "--max-prefetch", "0")
-        with _working(folder, command, _TASKIQ.format(url=url, queue=queue), more.get("secret")) as found:
+        with _working(folder, command, _TASKIQ.format(kind=kind, url=url, queue=queue), more.get("secret")) as found:
             # A broker belongs to the event loop on which it is used.
-            yield Site(lambda: {"broker": ListQueueBroker(url, queue_name=queue)}, found, {"task_name": "no.such.task"})
+            broker = getattr(taskiq_redis, kind)
+            yield Site(lambda: {"broker": broker(url, queue_name=queue)}, found, {"task_name": "no.such.task"})
 
     return Backend(name, "taskiq", ("taskiq",), opened, unknown_words=r"knows no task 'no\.such\.task'", **more)
 
@@ -272,8 +273,9 @@ BACKENDS = (
     rq("rq", cause=r"signal 9"),
     rq("rq-simple-signed", "rq.worker.SimpleWorker", secret=SECRET),
     arq("arq"),
-    taskiq("taskiq", cancels_queued=False),  # it has no way to take a message back
-    temporal("temporal"),
+    taskiq("taskiq", "ListQueueBroker"),
+    taskiq("taskiq-stream-signed", "RedisStreamBroker", secret=SECRET),
+    temporal("temporal", unknown_words="NoSuchWorkflow is not registered"),
     dask("dask"),
     dask("dask-signed", secret=SECRET),
     ray("ray"),

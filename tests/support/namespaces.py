@@ -27,11 +27,13 @@ class TwoHosts:
         near: Name of the namespace for weaves.
         far: Name of the namespace for services; there, `address` is.
         address: Where a service is to listen.
+        near_address: Where `near` can be called back.
     """
 
     near: str
     far: str
     address: str = FAR_ADDRESS
+    near_address: str = _NEAR_ADDRESS
 
     def inside(self, namespace: str) -> tuple[str, ...]:
         """What to put before a command so that it runs in there. Its process id is the command's own."""
@@ -74,7 +76,7 @@ def two_hosts() -> Iterator[TwoHosts]:
             _ip("-n", namespace, "link", "set", "lo", "up")
         cable = ("link", "add", "cable", "netns", hosts.near, "type", "veth", "peer", "name", "cable")
         _ip(*cable, "netns", hosts.far)
-        for namespace, address in ((hosts.near, _NEAR_ADDRESS), (hosts.far, hosts.address)):
+        for namespace, address in ((hosts.near, hosts.near_address), (hosts.far, hosts.address)):
             _ip("-n", namespace, "address", "add", f"{address}/24", "dev", "cable")
             _ip("-n", namespace, "link", "set", "cable", "up")
         yield hosts

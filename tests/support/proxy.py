@@ -6,6 +6,7 @@ import contextlib
 import socket
 import struct
 import threading
+import time
 
 from tests.support.kept import free_port
 
@@ -37,11 +38,7 @@ class Proxy:
 
     def down(self) -> None:
         """Refuse new connections, and reset those that there are."""
-        listener, self._listener = self._listener, None
-        if listener is not None:
-            with contextlib.suppress(OSError):
-                listener.shutdown(socket.SHUT_RDWR)
-            listener.close()
+        self._refuse()
         with self._lock:
             for each in self._open:
                 with contextlib.suppress(OSError):
@@ -53,9 +50,21 @@ class Proxy:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._refuse()
+        # What has been said is to arrive: a connection that one side has closed ends by itself.
+        deadline = time.monotonic() + 2.0
+        for thread in self._threads:
+            thread.join(max(0.0, deadline - time.monotonic()))
         self.down()
         for thread in self._threads:
             thread.join(10)
+
+    def _refuse(self) -> None:
+        listener, self._listener = self._listener, None
+        if listener is not None:
+            with contextlib.suppress(OSError):
+                listener.shutdown(socket.SHUT_RDWR)
+            listener.close()
 
     def _begin(self, work: object, *args: object) -> None:
         thread = threading.Thread(target=work, args=args, daemon=True)  # type: ignore[arg-type]

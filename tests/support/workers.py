@@ -10,7 +10,9 @@ what the tests can, so that their tasks go by reference. With ``path=None`` it k
 from __future__ import annotations
 
 import re
+import shutil
 import sys
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -76,9 +78,12 @@ class Worker(Kept):
 
     Attributes:
         command: How it was started.
+        temporary: Where its temporary files are; they go with it. Not in its folder: the paths of the sockets among
+            them have to fit in 107 characters (unix(7)).
     """
 
     command: Command = field(repr=False)
+    temporary: Path
 
     @classmethod
     def start(
@@ -108,9 +113,10 @@ class Worker(Kept):
         for name, source in (modules or {}).items():
             (code / f"{name}.py").write_text(source)
         places = ":".join(str(place) for place in (code, path) if place is not None)
-        variables = {"PYTHONPATH": places, **(environ or {})}
+        temporary = Path(tempfile.mkdtemp(prefix="worker-", dir="/tmp"))
+        variables = {"PYTHONPATH": places, "TMPDIR": str(temporary), **(environ or {})}
         process = launch(command.line, folder, restarts=restarts, environ=variables, cwd=cwd or code)
-        worker = cls(command.name, folder, restarts, process, command)
+        worker = cls(command.name, folder, restarts, process, command, temporary)
         try:
             worker.ready()
         except BaseException:
@@ -132,6 +138,12 @@ class Worker(Kept):
         pid = pid or self.until(self.children, "has a child")[-1]
         kill(pid)
         return pid
+
+    def stop(self, *, now: bool = False) -> int:
+        try:
+            return super().stop(now=now)
+        finally:
+            shutil.rmtree(self.temporary, ignore_errors=True)
 
     def __exit__(self, *_: object) -> None:
         # What it still does, nobody waits for.

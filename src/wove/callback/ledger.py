@@ -205,6 +205,7 @@ class Ledger:
             self.end(outbox, Delivered())
         else:
             outbox.announced = outbox.announced or kept
+            outbox.report.answered()
 
     def _gone(self, outbox: Outbox, events: Sequence[Event], *, cancelled: bool) -> None:
         """Nobody waits for the run; *cancelled*: it was told to end, and not only left alone."""
@@ -217,11 +218,14 @@ class Ledger:
             if cancelled or not report.detached:
                 _log.info("run %s of task %r is cancelled: nobody waits for it any more", report.run_id, report.task)
                 report.cancel()
+            else:
+                report.answered()
 
     def _refused(self, outbox: Outbox, events: Sequence[Event], status: int, trouble: str) -> None:
         if not _has_end(events):
             _log.warning("%s. Run %s goes on", trouble, outbox.report.run_id)
             outbox.hush()
+            outbox.report.answered()
         elif status == 413 and not outbox.shortened:
             _log.error("%s: %s", _what(outbox), trouble)
             outbox.replace(_too_large(outbox))
@@ -233,6 +237,7 @@ class Ledger:
         outbox.attempts += 1
         outbox.trouble = trouble
         if outbox.end is None:
+            outbox.report.answered()
             return
         if now >= outbox.give_up_at:
             self._give_up(outbox)

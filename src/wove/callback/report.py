@@ -82,6 +82,7 @@ class Report:
         self.detached = detached
         self.cancel = cancel
         self.last_word: Event | None = None
+        self._begin: Callable[[], None] | None = None
         self.way: Way | None = None
         self._lock = threading.Lock()
         self._ended = threading.Event()
@@ -102,6 +103,22 @@ class Report:
                 self._ended.set()
         if self.way is not None:
             self.way.put(self, event)
+
+    def ask(self, begin: Callable[[], None]) -> None:
+        """Ask the receiver whether the run is wanted, and call *begin* if it is, or if there is no telling.
+
+        Args:
+            begin: Called from any thread. Must neither raise nor block. If nobody waits for the run, it is cancelled
+                instead.
+        """
+        self._begin = begin
+        self.put({"type": "heartbeat", "run_id": self.run_id, "task_id": self.task})
+
+    def answered(self) -> None:
+        """The receiver does not mind that the run goes on, or cannot be asked."""
+        begin, self._begin = self._begin, None
+        if begin is not None:
+            begin()
 
     def fail(self, error: BaseException, *, source: str, retryable: bool | None = None) -> None:
         """End the run with *error*."""

@@ -10,7 +10,7 @@ import logging
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar, Final, Literal
+from typing import Any, ClassVar, Final, Literal, TypeGuard
 
 from wove.callback.receiver import KEYS as CALLBACK_KEYS, Route, Standing, open_route, read_address
 from wove.errors import MissingDependencyError, MissingDispatchFeatureError, WorkerLostError
@@ -123,9 +123,9 @@ class BackendAdapterEnvironmentExecutor(EnvironmentExecutor):
 
     def __init__(self, name: str = "", *, adapter_class: type[BackendAdapter] | None = None) -> None:
         kind = adapter_class or self.adapter_class
-        if not (isinstance(kind, type) and issubclass(kind, BackendAdapter)):
+        if not _is_adapter(kind):
             raise TypeError(f"adapter_class must be a subclass of BackendAdapter, not {kind!r}")
-        self._kind = kind
+        self._kind: type[BackendAdapter] = kind
         self.name = name or kind.name or kind.__name__
 
     # ------------------------------------------------------------------ start and stop
@@ -436,6 +436,10 @@ def _remember(runs: OrderedDict[str, None], run_id: str) -> None:
     runs[run_id] = None
     if len(runs) > MOST_ENDED:
         runs.popitem(last=False)
+
+
+def _is_adapter(kind: object) -> TypeGuard[type[BackendAdapter]]:
+    return isinstance(kind, type) and issubclass(kind, BackendAdapter)
 
 
 def _is_there(module: str) -> bool:

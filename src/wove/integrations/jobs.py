@@ -7,6 +7,7 @@ import os
 import threading
 import time
 from collections.abc import Generator
+from functools import partial
 from typing import Any, Final, cast
 
 from wove.callback import sender
@@ -51,6 +52,7 @@ class Job:
     Attributes:
         report: What is said of its run.
         fetches: Something of it is to be fetched first, so that `start` blocks.
+        ask_after: In seconds: if it is older, the receiver is asked before the task is begun. ``None``: it is not.
     """
 
     def __init__(
@@ -78,6 +80,7 @@ class Job:
         self.report.when_delivered(self._leave)
         self.report.way = sender.sender_for(destination)
         self.fetches = isinstance(content, Payload) and bool(content.claims)
+        self.ask_after: float | None = None
         self._content: Payload | ValueError | None = content
         self._worker = _this_worker()
         self._lock = threading.Lock()
@@ -116,6 +119,16 @@ class Job:
         delivery = cast("dict[str, Any]", frame.get("delivery") or {})
         interval = self.report.beat_seconds * BEATS_PER_INTERVAL
         frame["delivery"] = {**delivery, "delivery_heartbeat_seconds": interval}
+        if (
+            self.ask_after is not None
+            and content.sent_at is not None
+            and time.time() - content.sent_at > self.ask_after
+        ):
+            self.report.ask(partial(self._begin, frame, function))
+        else:
+            self._begin(frame, function)
+
+    def _begin(self, frame: dict[str, Any], function: SharedCallable) -> None:
         with self._lock:
             if not self._stopped:
                 self._submitted = True
@@ -147,7 +160,12 @@ class Job:
             self.report.put(self.report.last_word)
 
     def _cancel(self) -> None:
-        self._worker.runner.cancel({"type": "cancel_task", "run_id": self.report.run_id})
+        with self._lock:
+            self._stopped = True
+        if self._submitted:
+            self._worker.runner.cancel({"type": "cancel_task", "run_id": self.report.run_id})
+        else:
+            self.report.put({"type": "task_cancelled", "run_id": self.report.run_id, "task_id": self.report.task})
 
     def _leave(self, delivered: Delivered) -> None:
         del delivered

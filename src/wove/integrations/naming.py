@@ -14,7 +14,8 @@ _RUN_ID: Final = re.compile(r"[A-Za-z0-9_-]+")
 
 def idempotency_key(frame: Mapping[str, Any]) -> str | None:
     """The idempotency key of a ``run_task`` frame, if it has one."""
-    key = (frame.get("delivery") or {}).get("delivery_idempotency_key")
+    delivery: Mapping[str, Any] = frame.get("delivery") or {}
+    key = delivery.get("delivery_idempotency_key")
     return key if isinstance(key, str) and key else None
 
 

@@ -49,6 +49,9 @@ LABELS: Final[Mapping[str, Any]] = {
     "ack_type": "when_received",
 }
 
+ASK_SECONDS: Final = 1.0
+"""So old is a payload whose worker asks whether its run is wanted: messages cannot be taken back."""
+
 AT_ONCE: Final = 16
 """Messages that are handed to the broker at a time: each takes a connection of its pool."""
 
@@ -206,7 +209,7 @@ def register(broker: Any, *, name: str = TASK_NAME, security: SecurityConfig = N
         checked = NetworkExecutorSecurity.from_config(security, what="the security of this worker")
 
     async def run_backend_payload(payload: dict[str, Any]) -> None:
-        await arun(payload, security=checked)
+        await arun(payload, security=checked, ask_after=ASK_SECONDS)
 
     Startups.note(broker)
     return broker.register_task(run_backend_payload, task_name=name, **labels)

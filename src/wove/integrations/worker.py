@@ -81,7 +81,9 @@ def run(payload: Mapping[str, Any] | str | bytes, *, security: SecurityConfig = 
     _conclude(delivered)
 
 
-async def arun(payload: Mapping[str, Any] | str | bytes, *, security: SecurityConfig = None) -> None:
+async def arun(
+    payload: Mapping[str, Any] | str | bytes, *, security: SecurityConfig = None, ask_after: float | None = None
+) -> None:
     """As `run`, for async workers: on any event loop, which is not held up, whatever the task is.
 
     Being cancelled is its way of being interrupted.
@@ -89,6 +91,8 @@ async def arun(payload: Mapping[str, Any] | str | bytes, *, security: SecurityCo
     Args:
         payload: As `run`.
         security: As `run`.
+        ask_after: Seconds. The task of an older payload is begun only if the receiver does not say that nobody waits
+            for it any more: for backends that cannot take back what is in their queues. ``None``: it is always begun.
 
     Raises:
         PermissionError: As `run`.
@@ -107,6 +111,7 @@ async def arun(payload: Mapping[str, Any] | str | bytes, *, security: SecurityCo
     done: asyncio.Future[Delivered] = loop.create_future()
     try:
         job.enter()
+        job.ask_after = ask_after
         job.report.when_delivered(lambda delivered: _settle_on(loop, done, delivered))
         if job.fetches:
             await fetches.call(job.start)

@@ -1,0 +1,137 @@
+"""Workers of backends that are killed and come again, all the time: no run is lost, none comes twice, none hangs.
+
+A new backend is one more row in `DYING`.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.support import workers
+from tests.support.servers import Servers
+from tests.support.workers import Worker
+
+import wove
+from wove import weave
+
+RUNS = int(os.environ.get("WOVE_TEST_BACKEND_RESTART_RUNS", "2000"))
+"""Over each backend."""
+
+EVERY = 3.0
+"""Seconds between two deaths; more only where the worker needs longer to come up."""
+
+ALIVE = 1.0
+"""Seconds that it takes work before it dies."""
+
+AT_LEAST = 3
+"""So many deaths, or the test has not seen what it is about."""
+
+Opened = AbstractContextManager[tuple[Mapping[str, Any], Worker]]
+Open = Callable[[Servers, Path], Opened]
+
+_CELERY = """
+from celery import Celery
+from wove.integrations.celery import register
+
+app = Celery("mortal", broker={url!r}, broker_connection_retry_on_startup=True)
+app.conf.task_default_queue = {queue!r}
+register(app)
+"""
+
+
+def celery(broker: str) -> Open:
+    """Celery on that broker, with a prefork worker of two processes that takes eight messages in advance."""
+
+    @contextmanager
+    def opened(servers: Servers, folder: Path) -> Iterator[tuple[Mapping[str, Any], Worker]]:
+        url, queue = getattr(servers, broker).url, f"mortal-{secrets.token_hex(4)}"
+        modules = {"mortal": _CELERY.format(url=url, queue=queue)}
+        with Worker.start(
+            workers.celery("mortal", "--without-mingle"), folder, modules=modules, restarts=True
+        ) as worker:
+            yield {"executor": "celery", "executor_config": {"broker_url": url, "queue": queue}}, worker
+
+    return opened
+
+
+DYING = [
+    pytest.param(celery("redis"), id="celery-redis", marks=pytest.mark.backend("celery", "redis")),
+    pytest.param(celery("rabbitmq"), id="celery-rabbitmq", marks=pytest.mark.backend("celery", "rabbitmq")),
+]
+
+
+class Killer:
+    """Kills a worker with all of its processes, again and again, in a thread of its own."""
+
+    def __init__(self, worker: Worker) -> None:
+        self.worker = worker
+        self.kills = 0
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._run)
+
+    def _run(self) -> None:
+        while not self._over.wait(EVERY - ALIVE):
+            self.worker.ready()
+            if self._over.wait(ALIVE):
+                return
+            self.worker.kill_all()
+            self.kills += 1
+
+    @contextmanager
+    def at_work(self) -> Iterator[None]:
+        self._thread.start()
+        try:
+            yield
+        finally:
+            self._over.set()
+            self._thread.join()
+
+
+@pytest.mark.timeout(400)
+@pytest.mark.parametrize("opened", DYING)
+def test_runs_on_a_worker_that_is_killed_every_three_seconds(opened: Open, servers: Servers, tmp_path: Path) -> None:
+    began = str(tmp_path / "began")
+    arrived: Counter[int] = Counter()
+
+    def returned(item: int) -> int:
+        # One write() of a few bytes with O_APPEND: it is there as a whole before the process can die.
+        file = os.open(began, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+        try:
+            os.write(file, b"%d\n" % item)
+        finally:
+            os.close(file)
+        time.sleep(0.005)
+        return item
+
+    with opened(servers, tmp_path / "worker") as (environment, worker):
+        wove.config(environments={"mortal": {**environment, "delivery_orphan_policy": "requeue"}})
+        killer = Killer(worker)
+        begin = time.monotonic()
+        with killer.at_work():
+            with weave() as w:
+
+                @w.do(range(RUNS), environment="mortal")
+                def far(item: int) -> int:
+                    return returned(item)
+
+                @w.do("far")
+                def counted(item: int) -> None:
+                    arrived[item] += 1
+
+        seconds = time.monotonic() - begin
+        wove.shutdown()
+    ran = Counter(map(int, Path(began).read_text().split()))
+    print(f"{RUNS} runs, {sum(ran.values())} begun, {killer.kills} deaths, {seconds:.1f} s")
+    assert w.result.far == list(range(RUNS))  # none lost, none twice, each in its place
+    assert arrived == Counter(range(RUNS))
+    assert ran.keys() == set(range(RUNS))  # each was really there, and not only here
+    assert killer.kills >= AT_LEAST

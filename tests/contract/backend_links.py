@@ -57,6 +57,7 @@ class Backend:
         cancels_queued: A run that is cancelled before a worker has it never starts.
         cause: A regular expression for what the backend says of a worker process that got a SIGKILL.
         unknown_words: And for what is said of a task that no worker knows.
+        leaves: A regular expression for descriptors that its client leaves open in this process, and we cannot help it.
         seconds: The most that any of its tests may take.
     """
 
@@ -69,6 +70,7 @@ class Backend:
     cancels_queued: bool = True
     cause: str = "."
     unknown_words: str = "."
+    leaves: str | None = None
     seconds: float = 60.0
 
     def __str__(self) -> str:
@@ -233,6 +235,8 @@ def ray(name: str, **more: Any) -> Backend:
     def opened(servers: Servers, folder: Path) -> Iterator[Site]:
         yield Site({"address": servers.ray.address})
 
+    # After `ray.shutdown`, its log stays open until the next `ray.init`.
+    more.setdefault("leaves", r"/logs/python-core-driver-\w+\.log$")
     return Backend(name, "ray", ("ray",), opened, cause="The worker died unexpectedly", **more)
 
 
@@ -250,6 +254,19 @@ def slurm(name: str, **more: Any) -> Backend:
             yield Site({"command": [sys.executable, "-m", "wove.backend_worker"]})
 
     return Backend(name, "slurm", ("slurm",), opened, **more)
+
+
+def kubernetes_jobs(name: str, **more: Any) -> Backend:
+    """A cluster that runs two pods at a time."""
+
+    @contextmanager
+    def opened(servers: Servers, folder: Path) -> Iterator[Site]:
+        config = servers.kubernetes_jobs.config
+        if secret := more.get("secret"):
+            config["container"] = {"env": [{"name": "WOVE_WORKER_SECRET", "value": secret}]}
+        yield Site(config)
+
+    return Backend(name, "kubernetes_jobs", ("kubernetes_jobs",), opened, cause="exit code 137", **more)
 
 
 def aws_batch(name: str, **more: Any) -> Backend:
@@ -280,6 +297,8 @@ BACKENDS = (
     dask("dask-signed", secret=SECRET),
     ray("ray"),
     slurm("slurm"),
+    kubernetes_jobs("kubernetes_jobs", seconds=120.0),
+    kubernetes_jobs("kubernetes_jobs-signed", secret=SECRET, seconds=120.0),
     aws_batch("aws_batch", seconds=120.0),
 )
 

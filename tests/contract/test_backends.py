@@ -72,7 +72,7 @@ def there(backend: Backend, site: Site, tmp_path: Path, caplog: pytest.LogCaptur
     def configure(**more: Any) -> None:
         wove.config(environments={"there": backend.environment(site, **more)})
 
-    with leak_check(tmp_path / "temporary"):
+    with leak_check(tmp_path / "temporary", leaves=backend.leaves):
         configure()
         yield configure
         wove.shutdown()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import re
 import tempfile
 import threading
 import time
@@ -64,10 +65,11 @@ def _children() -> Iterator[str]:
 
 
 @contextmanager
-def leak_check(temporary: Path, grace: float = 5.0) -> Iterator[None]:
+def leak_check(temporary: Path, grace: float = 5.0, *, leaves: str | None = None) -> Iterator[None]:
     """Fail when the block leaves something behind that is still there after `wove.shutdown()` and *grace* seconds.
 
-    *temporary* is where temporary files go meanwhile; it must be empty in the end.
+    *temporary* is where temporary files go meanwhile; it must be empty in the end. Descriptors that *leaves* matches,
+    a regular expression, may be left.
     """
     import wove
     from wove.engine import threads
@@ -94,6 +96,9 @@ def leak_check(temporary: Path, grace: float = 5.0) -> Iterator[None]:
         while True:
             gc.collect()
             left = Snapshot.take().beyond(before)
+            if leaves is not None and "file descriptors" in left:
+                left["file descriptors"] = [each for each in left["file descriptors"] if not re.search(leaves, each)]
+                left = {kind: names for kind, names in left.items() if names}
             if files := sorted(path.name for path in temporary.iterdir()):
                 left["temporary files"] = files
             if not left:

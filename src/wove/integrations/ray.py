@@ -1,7 +1,7 @@
 """Ray: a run is a task of the cluster, and its worker is any process of Ray's.
 
 Nothing has to be registered on the workers' side: a task is `wove.integrations.worker.run`, which is exported once. Ray
-tells this process what becomes of each task, so nothing is asked for; what `watch` looks at is here.
+tells this process what becomes of each task; `watch` looks at that for all of them together.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Future
 from typing import Any, ClassVar, Final, NamedTuple, cast
 
 from wove.errors import DeliveryError
@@ -43,6 +42,11 @@ SETTLE_SECONDS: Final = 2.0
 KILL_SECONDS: Final = 2.0
 """With ``force_cancel``: how long a cancelled run may take to end in good order before its process is killed."""
 
+ANSWER_SECONDS: Final = 10.0
+"""How long it may take to fetch what a task that is over has returned: nothing, or an error."""
+
+SHUT_DOWN: Final = "Ray was shut down in this process"
+
 LINGER_SECONDS: Final = 0.2
 
 
@@ -50,14 +54,12 @@ class Submission(NamedTuple):
     """A task that was submitted.
 
     Attributes:
-        ref: What it returns.
-        future: Done when the task is over.
+        ref: What it returns, which is nothing; or why it is over.
         job: The id of the connection to the cluster that it went over.
     """
 
     ref: Any
-    future: Future[Any]
-    job: str
+    job: str | None
 
 
 class RayAdapter(BackendAdapter):
@@ -116,14 +118,14 @@ class RayAdapter(BackendAdapter):
     async def start(self) -> None:
         self._threads = Offload(self.threads, "wove-ray")
         self._trips: RoundTrips[PayloadDict, Submission] = RoundTrips(self._carry)
-        self._condemned: set[Future[Any]] = set()
+        self._exported: str | None = None  # the connection over which the function has been exported
         await self._threads.call(self._connect)
 
     def _connect(self) -> None:
         options = self._init_options if self._init else None
         self._ray = ray = ray_process.load()
         try:
-            # Exported when the first run is submitted, and then in the cluster.
+            # Exported to the cluster once, when the first run is submitted.
             self._run: Any = ray.remote(**self._remote_options)(run)
         except (TypeError, ValueError) as error:
             raise ValueError(
@@ -144,56 +146,68 @@ class RayAdapter(BackendAdapter):
         return await self._trips.put(payload, sum(len(each) for each in payload.values() if isinstance(each, str)))
 
     async def _carry(self, payloads: Sequence[PayloadDict]) -> list[Submission]:
+        if len(payloads) == 1 and self._exported and self._exported == self._job():
+            return self._hand_over(payloads)  # that takes no longer than to have it done by a thread
         return await self._threads.call(self._hand_over, payloads)
 
     def _hand_over(self, payloads: Sequence[PayloadDict]) -> list[Submission]:
-        if not self._ray.is_initialized():  # or it would start a cluster of its own, without a word
+        if (job := self._job()) is None:  # it was shut down; asked for a task, it would start a cluster of its own
             self._connect()
-        job = self._job()
+            job = self._job()
         try:
-            refs = [self._run.remote(json.dumps(payload).encode()) for payload in payloads]
+            submissions = [Submission(self._run.remote(json.dumps(each).encode()), job) for each in payloads]
         except Exception as error:
             raise DeliveryError(f"{self.what}: Ray did not take the task: {of_exception(error)}") from error
-        return [Submission(ref, ref.future(), job) for ref in refs]
+        # A client of ray:// has a server do it, and waits for it.
+        self._exported = None if self._ray.util.client.ray.is_connected() else job
+        return submissions
 
-    def _job(self) -> str:
-        return str(self._ray.get_runtime_context().get_job_id())
+    def _job(self) -> str | None:
+        """The id of this process's connection to the cluster; ``None``: it has none."""
+        return str(self._ray.get_runtime_context().get_job_id()) if self._ray.is_initialized() else None
 
     # ------------------------------------------------------------------ cancel
 
     async def cancel(self, run_id: str, submission: Any, frame: Frame) -> bool:
-        if not isinstance(submission, Submission) or submission.future.done():
+        if not isinstance(submission, Submission) or not await self._threads.call(self._cancel, submission, False):
             return False
-        await self._threads.call(self._cancel, submission, False)
         asked = frame.get("delivery_cancel_mode") == "require_ack"
         if not (asked or self._force):
             return False
-        over = asyncio.wrap_future(submission.future)
+        over: asyncio.Future[Any] = asyncio.wrap_future(submission.ref.future())
         await asyncio.wait({over}, timeout=KILL_SECONDS if self._force else SETTLE_SECONDS)
-        if not over.done() and self._force:
-            await self._threads.call(self._cancel, submission, True)
+        if not over.done():
+            if self._force:
+                await self._threads.call(self._cancel, submission, True)
+            over.cancel()
+            return False
         # A worker that has begun it reports before it says so, so that this is news of no run but of one that has not.
-        return over.done() and isinstance(over.exception(), self._ray.exceptions.TaskCancelledError)
+        return isinstance(over.exception(), self._ray.exceptions.TaskCancelledError)
 
-    def _cancel(self, submission: Submission, force: bool) -> None:
-        if self._ray.is_initialized() and submission.job == self._job():
-            self._ray.cancel(submission.ref, force=force)
+    def _cancel(self, submission: Submission, force: bool) -> bool:
+        """Whether there still was something to cancel."""
+        if submission.job is None or submission.job != self._job():
+            return False
+        self._ray.cancel(submission.ref, force=force)
+        return True
 
     # ------------------------------------------------------------------ watch
 
     def watch(self, submissions: Mapping[str, Any]) -> dict[str, Fate]:
-        job = self._job() if self._ray.is_initialized() else None
-        fates: dict[str, Fate] = {}
-        for run_id, (_, future, its_job) in submissions.items():
-            if future.done():
-                error = future.exception()
-                fates[run_id] = Fate("finished", "finished") if error is None else Fate("lost", _words(error))
-            elif its_job != job:
-                fates[run_id] = Fate("lost", "Ray was shut down in this process")
+        job = self._job()
+        there = {} if job is None else {key: each.ref for key, each in submissions.items() if each.job == job}
+        fates = {run_id: Fate("lost", SHUT_DOWN) for run_id in submissions if run_id not in there}
+        if there:
+            refs = list(there.values())
+            over, _ = self._ray.wait(refs, num_returns=len(refs), timeout=0, fetch_local=False)
+            over = set(over)
+            fates |= {run_id: self._fate(ref) for run_id, ref in there.items() if ref in over}
         return fates
 
-
-def _words(error: BaseException) -> str:
-    """Ray's own words on why a task is over."""
-    cause = getattr(error, "cause", None)  # of what `run` raised, without the traceback
-    return of_exception(cause if isinstance(cause, BaseException) else error)
+    def _fate(self, ref: Any) -> Fate:
+        try:
+            self._ray.get(ref, timeout=ANSWER_SECONDS)
+        except Exception as error:
+            cause = getattr(error, "cause", None)  # what `run` has raised; the error itself is its whole traceback
+            return Fate("lost", of_exception(cause if isinstance(cause, BaseException) else error))
+        return Fate("finished", "finished")

@@ -36,6 +36,7 @@ _forked = False
 def load() -> Any:
     """The package ``ray``."""
     with forks.importing:
+        importlib.import_module("ray.util.client")
         return importlib.import_module("ray")
 
 

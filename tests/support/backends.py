@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping
 import pytest
 
 from tests.support import namespaces
-from tests.support.servers import aws_batch, dask, rabbitmq, ray, redis, slurm, temporal
+from tests.support.servers import aws_batch, dask, kubernetes_jobs, rabbitmq, ray, redis, slurm, temporal
 
 # Each row: a name, and a function that says what is missing (`None`: nothing, it can run).
 Missing = Callable[[], "str | None"]
@@ -53,7 +53,7 @@ BACKENDS: Mapping[str, Missing] = {
     "temporal": _all(_packages("cloudpickle"), temporal.missing),
     "slurm": _all(_packages("cloudpickle"), slurm.missing),
     "aws_batch": _all(_packages("cloudpickle"), aws_batch.missing),
-    "kubernetes_jobs": _packages("cloudpickle", "kubernetes"),
+    "kubernetes_jobs": _all(_packages("cloudpickle"), kubernetes_jobs.missing),
 }
 
 _PROPERTY = "wove-backend-missing"

@@ -15,7 +15,7 @@ from typing import TypeVar, cast
 
 import pytest
 
-from tests.support.servers import aws_batch, dask, rabbitmq, ray, redis, slurm, temporal
+from tests.support.servers import aws_batch, dask, kubernetes_jobs, rabbitmq, ray, redis, slurm, temporal
 
 __all__ = ["Servers", "servers"]
 
@@ -57,6 +57,10 @@ class Servers:
     @property
     def aws_batch(self) -> aws_batch.AWSBatch:
         return self._get("aws_batch", aws_batch.running)
+
+    @property
+    def kubernetes_jobs(self) -> kubernetes_jobs.KubernetesJobs:
+        return self._get("kubernetes_jobs", kubernetes_jobs.running)
 
     def _get(self, name: str, running: Callable[[Path], AbstractContextManager[T]]) -> T:
         if name not in self._started:

@@ -269,19 +269,6 @@ def kubernetes_jobs(name: str, **more: Any) -> Backend:
     return Backend(name, "kubernetes_jobs", ("kubernetes_jobs",), opened, cause="exit code 137", **more)
 
 
-def kubernetes_jobs(name: str, **more: Any) -> Backend:
-    """A cluster that runs two pods at a time."""
-
-    @contextmanager
-    def opened(servers: Servers, folder: Path) -> Iterator[Site]:
-        config = servers.kubernetes_jobs.config
-        if secret := more.get("secret"):
-            config["container"] = {"env": [{"name": "WOVE_WORKER_SECRET", "value": secret}]}
-        yield Site(config)
-
-    return Backend(name, "kubernetes_jobs", ("kubernetes_jobs",), opened, cause="exit code 137", **more)
-
-
 def aws_batch(name: str, **more: Any) -> Backend:
     """A queue of AWS Batch that runs two jobs at a time."""
 
@@ -310,8 +297,6 @@ BACKENDS = (
     dask("dask-signed", secret=SECRET),
     ray("ray"),
     slurm("slurm"),
-    kubernetes_jobs("kubernetes_jobs", seconds=120.0),
-    kubernetes_jobs("kubernetes_jobs-signed", secret=SECRET, seconds=120.0),
     kubernetes_jobs("kubernetes_jobs", seconds=120.0),
     kubernetes_jobs("kubernetes_jobs-signed", secret=SECRET, seconds=120.0),
     aws_batch("aws_batch", seconds=120.0),

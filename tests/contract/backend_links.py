@@ -229,14 +229,24 @@ def dask(name: str, **more: Any) -> Backend:
 
 
 def ray(name: str, **more: Any) -> Backend:
-    """A Ray cluster of two CPUs, which starts worker processes as it likes."""
+    """A Ray cluster of two CPUs, which starts worker processes as it likes, and anew for each connection.
+
+    So the tests use one that is there; those of tests/services/test_ray.py have Wove make it.
+    """
 
     @contextmanager
     def opened(servers: Servers, folder: Path) -> Iterator[Site]:
-        yield Site({"address": servers.ray.address})
+        address = servers.ray.address
+        import ray
 
-    # After `ray.shutdown`, its log stays open until the next `ray.init`.
-    more.setdefault("leaves", r"/logs/python-core-driver-\w+\.log$")
+        ray.init(address=address, log_to_driver=False, logging_level="WARNING")
+        try:
+            yield Site({"address": address})
+        finally:
+            ray.shutdown()
+
+    # It holds connections to the workers of the cluster, for as long as it likes.
+    more.setdefault("leaves", r" -> socket:")
     return Backend(name, "ray", ("ray",), opened, cause="The worker died unexpectedly", **more)
 
 

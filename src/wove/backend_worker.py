@@ -12,6 +12,8 @@ import sys
 from collections.abc import Sequence
 from typing import Final
 
+from wove.integrations.statuses import REFUSED, UNREADABLE, UNREPORTED
+
 __all__ = ["PAYLOAD_VARIABLE", "main"]
 
 PAYLOAD_VARIABLE: Final = "WOVE_BACKEND_PAYLOAD"
@@ -25,8 +27,9 @@ The payload, JSON, is taken from the environment variable {PAYLOAD_VARIABLE}; wh
 first argument; without one, from the standard input. If WOVE_WORKER_SECRET is set, only a payload that is signed with
 that secret is run.
 
-The exit status is 0 when the end of the task has been reported, also if the task failed; 1 when it could not be, or
-the payload is refused; 143 after SIGTERM and 130 after SIGINT, which stop the task and have that reported.
+The exit status is 0 when the end of the task has been reported, also if the task failed; {UNREPORTED} when it could not
+be reported, {REFUSED} when the payload is refused, {UNREADABLE} when it cannot be read; 143 after SIGTERM and 130 after
+SIGINT, which stop the task and have that reported; 1 when something else went wrong.
 """
 
 
@@ -82,8 +85,15 @@ def _run(payload: str | bytes) -> int:
     except Exception as error:
         text = " ".join(f"{error}".split()) or type(error).__name__
         print(f"wove.backend_worker: {text}", file=sys.stderr)  # noqa: T201
-        return 1
+        return _status_of(error)
     return 0
+
+
+def _status_of(error: Exception) -> int:
+    from wove.errors import DeliveryError
+
+    kinds = ((PermissionError, REFUSED), (DeliveryError, UNREPORTED), (ValueError, UNREADABLE))
+    return next((status for kind, status in kinds if isinstance(error, kind)), 1)
 
 
 def _stop(number: int, frame: object) -> None:

@@ -10,7 +10,7 @@ import logging
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar, Final, Literal, TypeGuard
+from typing import Any, ClassVar, Final, Literal, TypeGuard, cast
 
 from wove.callback.receiver import KEYS as CALLBACK_KEYS, Route, Standing, open_route, read_address
 from wove.errors import MissingDependencyError, MissingDispatchFeatureError, WorkerLostError
@@ -56,6 +56,9 @@ SUSPECT_SECONDS: Final = 1.5
 WORDS_SECONDS: Final = 3.0
 """How long the backend is asked why a worker is gone."""
 
+STOPPING_SECONDS: Final = 0.5
+"""How long a worker that has reported that it was stopped takes to end: then the backend knows it, too."""
+
 LINGER_SECONDS: Final = 0.2
 """How long a thread of the adapter's that is still in a call is waited for in the end. It is a daemon."""
 
@@ -82,9 +85,21 @@ class _Job:
         cancelled: It was told to end, and its end is still wanted.
         claims: Ids of what its worker may fetch.
         suspicion: Runs when its worker's connection has ended.
+        stopped: Its worker has reported that it was stopped, and the backend is asked why.
     """
 
-    __slots__ = ("begun", "cancelled", "claims", "key", "run_id", "submission", "submitted", "suspicion", "task")
+    __slots__ = (
+        "begun",
+        "cancelled",
+        "claims",
+        "key",
+        "run_id",
+        "stopped",
+        "submission",
+        "submitted",
+        "suspicion",
+        "task",
+    )
 
     def __init__(self, frame: Frame, environment: str) -> None:
         self.run_id: str = frame["run_id"]
@@ -92,7 +107,7 @@ class _Job:
         key = idempotency_key(frame)
         self.key: Key | None = None if key is None else (environment, self.task, key)
         self.submission: Any = None
-        self.submitted = self.begun = self.cancelled = False
+        self.submitted = self.begun = self.cancelled = self.stopped = False
         self.claims: list[str] = []
         self.suspicion: asyncio.Task[None] | None = None
 
@@ -321,7 +336,7 @@ class BackendAdapterEnvironmentExecutor(EnvironmentExecutor):
 
     def take(self, event: dict[str, Any]) -> None:
         job = self._jobs.get(event["run_id"])
-        if job is None:
+        if job is None or job.stopped:
             return
         job.begun = True
         if job.suspicion is not None:
@@ -330,6 +345,10 @@ class BackendAdapterEnvironmentExecutor(EnvironmentExecutor):
         if event["type"] not in TERMINAL:
             self._inbox.put([event])
             return
+        if self.adapter.explains_stops and not job.cancelled and _was_stopped(event):
+            job.stopped = True
+            self._spawn(self._explain(job, event))
+            return
         if job.key is not None and event["type"] == "task_result":
             self._memory.put(job.key, event, asyncio.get_running_loop().time())
         self._finish(job, event)
@@ -337,7 +356,7 @@ class BackendAdapterEnvironmentExecutor(EnvironmentExecutor):
     def gone(self, run_ids: Sequence[str], worker: str) -> None:
         for run_id in run_ids:
             job = self._jobs.get(run_id)
-            if job is not None and job.suspicion is None:
+            if job is not None and job.suspicion is None and not job.stopped:
                 job.suspicion = self._spawn(self._suspect(job, worker))
 
     def claim(self, claim_id: str) -> Sequence[bytes | memoryview] | None:
@@ -355,6 +374,21 @@ class BackendAdapterEnvironmentExecutor(EnvironmentExecutor):
             if fate is not None and fate.state == "lost":
                 self._lose(job, fate.reason)
         self._lose(job, f"its worker ({worker}) is gone: the connection over which it reported has ended")
+
+    async def _explain(self, job: _Job, event: dict[str, Any]) -> None:
+        """Its worker was stopped, and has reported that. The backend may know more, once the worker has ended."""
+        deadline = asyncio.get_running_loop().time() + WORDS_SECONDS
+        while self._watcher is not None and job.run_id in self._jobs:
+            await self._watcher.look_now(max(0.0, deadline - asyncio.get_running_loop().time()))
+            fate = self._watcher.noted(job.run_id)
+            if fate is not None and fate.state == "lost":
+                self._lose(job, fate.reason)
+                return
+            if asyncio.get_running_loop().time() >= deadline - STOPPING_SECONDS:
+                break
+            await asyncio.sleep(STOPPING_SECONDS)
+        if job.run_id in self._jobs:
+            self._finish(job, event)
 
     def _watched(self) -> dict[str, Any]:
         return {run_id: job.submission for run_id, job in self._jobs.items() if job.submitted}
@@ -430,6 +464,16 @@ def for_adapter(adapter: type[BackendAdapter]) -> type[BackendAdapterEnvironment
         (BackendAdapterEnvironmentExecutor,),
         {"adapter_class": adapter, "cancel_reach": kind, "__module__": __name__},
     )
+
+
+def _was_stopped(event: Mapping[str, Any]) -> bool:
+    """Whether a worker was stopped from outside: see `wove.integrations.jobs.Job.interrupt`."""
+    error = event.get("error") if event["type"] == "task_error" else None
+    if not isinstance(error, Mapping):
+        return False
+    report = cast("Mapping[str, object]", error)
+    kind = str(report.get("kind")).rpartition(".")[2]
+    return report.get("source") == "executor" and kind == WorkerLostError.__name__
 
 
 def _remember(runs: OrderedDict[str, None], run_id: str) -> None:

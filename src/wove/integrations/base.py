@@ -101,6 +101,10 @@ class BackendAdapter(abc.ABC):
     threads: ClassVar[int] = 4
     """How many plain functions are called at a time."""
 
+    explains_stops: ClassVar[bool] = False
+    """Whether the backend ends jobs with a signal and knows why: a time limit, an operator, another job. When a worker
+    reports that it was stopped in the middle of a run, `watch` is then asked for the reason first."""
+
     watch_seconds: ClassVar[tuple[float, float]] = (0.5, 10.0)
     """The time between two calls of `watch`: right after something was submitted, and when nothing happens for long."""
 

@@ -16,6 +16,7 @@ import pytest
 from tests.support.callback_peer import Answer, Peer, make_payload
 
 from wove.errors import WorkerLostError
+from wove.integrations.statuses import REFUSED, UNREADABLE, UNREPORTED
 from wove.protocol.faults import to_exception
 from wove.protocol.pickling import loads
 
@@ -111,7 +112,7 @@ def test_what_the_task_prints_is_the_jobs_output(peer: Peer, start: Start) -> No
 )
 def test_one_clear_line(start: Start, text: str, says: str) -> None:
     status, stdout, stderr = ended(start(stdin=text))
-    assert (status, stdout) == (1, "")
+    assert (status, stdout) == (UNREADABLE, "")
     assert stderr.startswith(f"wove.backend_worker: {says}") and stderr.count("\n") == 1
 
 
@@ -119,7 +120,7 @@ def test_an_end_that_could_not_be_reported(peer: Peer, start: Start) -> None:
     payload = make_payload(peer, lambda: 1, retry_seconds=0.2)
     peer.stop()
     status, _, stderr = ended(start(json.dumps(payload)))
-    assert status == 1 and stderr.count("\n") == 1
+    assert status == UNREPORTED and stderr.count("\n") == 1
     assert stderr.startswith(
         f"wove.backend_worker: the end of run {payload['run_id']} of task 'pdf' could not be reported within 0.2 s: "
     )
@@ -128,7 +129,7 @@ def test_an_end_that_could_not_be_reported(peer: Peer, start: Start) -> None:
 def test_a_payload_that_is_refused(peer: Peer, start: Start) -> None:
     payload = make_payload(peer, lambda: 1)
     status, _, stderr = ended(start(json.dumps(payload), env={"WOVE_WORKER_SECRET": "s"}))
-    assert (status, peer.opened) == (1, 0)
+    assert (status, peer.opened) == (REFUSED, 0)
     assert stderr == (
         "wove.backend_worker: the payload is not signed, and this worker takes signed ones only: set 'security' in the "
         "executor_config of its environment as well\n"

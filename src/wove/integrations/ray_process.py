@@ -29,6 +29,8 @@ BY_NAME: Final = ("auto", "local")
 _lock = threading.Lock()
 _users: set[int] = set()
 """The environments, by id, that use a connection that Wove has made."""
+_made: tuple[str, str] | None = None
+"""Which connection that is."""
 _forked = False
 """Whether this process was forked from one that was connected."""
 
@@ -53,6 +55,7 @@ def connect(user: int, address: str | None, options: Mapping[str, Any] | None, *
         ValueError: It is connected to another cluster, or `ray.init` does not take *options*.
         DeliveryError: It cannot be connected.
     """
+    global _made
     ray = load()
     if _forked:
         raise DeliveryError(
@@ -62,16 +65,17 @@ def connect(user: int, address: str | None, options: Mapping[str, Any] | None, *
     with _lock:
         if ray.is_initialized():
             _check_place(ray, address, what)
-            if _users:
+            if _which(ray) == _made:
                 _users.add(user)
             return
-        _users.clear()  # somebody else has shut it down
+        _users.clear()  # if there are any, somebody else has shut it down
         if options is None:
             raise DeliveryError(
                 f"{what}: Ray is not initialised in this process, and executor_config 'init' is False. Call ray.init() "
                 "before the weave, or leave 'init' out"
             )
         _initialise(ray, address, options, what)
+        _made = _which(ray)
         _users.add(user)
 
 
@@ -82,8 +86,14 @@ def leave(user: int) -> None:
             return
         _users.discard(user)
         ray: Any = sys.modules.get("ray")
-        if not _users and ray is not None and ray.is_initialized():
+        if not _users and ray is not None and ray.is_initialized() and _which(ray) == _made:
             ray.shutdown()
+
+
+def _which(ray: Any) -> tuple[str, str]:
+    """The cluster, and the connection to it."""
+    context = ray.get_runtime_context()
+    return str(context.gcs_address), str(context.get_job_id())
 
 
 def _initialise(ray: Any, address: str | None, options: Mapping[str, Any], what: str) -> None:

@@ -7,8 +7,8 @@ the ``executor_config`` that leads there. Whatever differs between backends is a
 from __future__ import annotations
 
 import importlib.util
+import os
 import secrets
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from tests.support import workers
-from tests.support.kept import Kept
+from tests.support.kept import ROOT, Kept
 from tests.support.servers import Servers, dask as dask_server
 from tests.support.workers import Command, Worker
 
@@ -261,9 +261,12 @@ def slurm(name: str, **more: Any) -> Backend:
         with pytest.MonkeyPatch.context() as patch:
             for variable, value in servers.slurm.environ.items():
                 patch.setenv(variable, value)
-            yield Site({"command": [sys.executable, "-m", "wove.backend_worker"]})
+            export = {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+            if secret := more.get("secret"):
+                export["WOVE_WORKER_SECRET"] = secret
+            yield Site({"export": export})
 
-    return Backend(name, "slurm", ("slurm",), opened, **more)
+    return Backend(name, "slurm", ("slurm",), opened, cause="FAILED, .*signal SIGKILL", **more)
 
 
 def kubernetes_jobs(name: str, **more: Any) -> Backend:
@@ -307,6 +310,7 @@ BACKENDS = (
     dask("dask-signed", secret=SECRET),
     ray("ray"),
     slurm("slurm"),
+    slurm("slurm-signed", secret=SECRET),
     kubernetes_jobs("kubernetes_jobs", seconds=120.0),
     kubernetes_jobs("kubernetes_jobs-signed", secret=SECRET, seconds=120.0),
     aws_batch("aws_batch", seconds=120.0),

@@ -113,9 +113,10 @@ class SlurmAdapter(BackendAdapter):
     ``executor_config``: ``command``, the worker's (this interpreter with ``-m wove.backend_worker``);
     ``sbatch_options``, a dict, a list or a text of options for each job; ``output``, a file on a shared file system for
     what jobs print (``/dev/null``); ``export``, what jobs get of this process's environment beside what they need to
-    find programs and modules; ``job_name_prefix`` (``"wove-"``); ``sbatch``, ``scancel``, ``squeue`` and ``sacct``, those commands.
-    Instead of ``sbatch``, ``submit``: a command that takes the script on its standard input and prints the job's id, or
-    a function of payload and frame that returns it. Commands are lists, or texts that are split as a shell's.
+    find programs and modules; ``job_name_prefix`` (``"wove-"``); and ``sbatch``, ``scancel``, ``squeue`` and ``sacct``,
+    where these commands have other names. Instead of ``sbatch``, ``submit``: a command that takes the script on its
+    standard input and prints the job's id, or a function of payload and frame that returns it. Commands are lists, or
+    texts that are split as a shell's.
 
     Example:
         >>> options = {"partition": "gpu", "gres": "gpu:1", "time": "1:00:00"}

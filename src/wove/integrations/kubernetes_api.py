@@ -79,7 +79,10 @@ class Api:
         """Create a Job. Unknown fields in it are an error, where the server can tell (from 1.25 on)."""
         create = self.batch.create_namespaced_job
         doing = f"create Job {job['metadata']['name']}"
-        return self._answer(doing, create, self.namespace, job, field_validation="Strict")
+        try:
+            return self._answer(doing, create, self.namespace, job, field_validation="Strict")
+        except ValueError as error:  # newer versions of the client look at the fields, too: pydantic's errors
+            raise ValueError(f"{self._what}: this is no Job that the Kubernetes API takes: {_fields(error)}") from None
 
     def read(self, name: str) -> dict[str, Any] | None:
         """The Job *name*; ``None``: there is none."""
@@ -192,6 +195,11 @@ def _message(error: Any) -> str:
         said: str = json.loads(error.body)["message"]
         return f"{said} ({error.status} {error.reason})"
     return f"{error.status} {error.reason}"
+
+
+def _fields(error: ValueError) -> str:
+    listed: Any = getattr(error, "errors", list)()
+    return "; ".join(f"{'.'.join(map(str, each['loc'][1:]))}: {each['msg']}" for each in listed) or str(error)
 
 
 def _seconds(headers: Any, default: float) -> float:

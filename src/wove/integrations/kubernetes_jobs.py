@@ -29,7 +29,7 @@ from wove.integrations.kubernetes_api import Api, RefusedError
 from wove.integrations.kubernetes_book import Book, Streams, Verdict
 from wove.integrations.kubernetes_manifest import CONTAINER, MOST_PREFIX, OWNER, Template, name_of
 from wove.integrations.kubernetes_states import job_state
-from wove.integrations.naming import PAYLOAD_VARIABLE, idempotency_key
+from wove.integrations.naming import PAYLOAD_VARIABLE
 
 __all__ = ["COMMAND", "KubernetesJobsAdapter", "Submission"]
 
@@ -40,6 +40,9 @@ COMMAND: Final = ("python", "-m", "wove.backend_worker")
 
 REPLACE_SECONDS: Final = 5.0
 """How long a Job that is in the way may take to go. Then the new one gets another name."""
+
+END_SECONDS: Final = 3.0
+"""How long the Job of another process may take to be over: its result may have come, and its pod be about to end."""
 
 ACK_SECONDS: Final = 5.0
 """How long a cancel that is to be acknowledged waits until no pod is left that could begin."""
@@ -118,6 +121,7 @@ class KubernetesJobsAdapter(BackendAdapter):
     cancel_reach: ClassVar[CancelReach] = "process"
     inline_bytes: ClassVar[int] = 16 * 1024  # each change of a Job or a pod is sent here with all of it
     beat_seconds: ClassVar[float] = 10.0
+    explains_stops: ClassVar[bool] = True
     threads: ClassVar[int] = 8
     watch_seconds: ClassVar[tuple[float, float]] = (0.25, 1.0)  # a look at what the watches have told
 
@@ -275,7 +279,7 @@ class KubernetesJobsAdapter(BackendAdapter):
     def submit(self, payload: PayloadDict, frame: Frame) -> Submission:
         name = name_of(frame, prefix=self._prefix)
         job = self._job(payload, name)
-        made = self._create(job, payload, keyed=idempotency_key(frame) is not None)
+        made = self._create(job, payload)
         submission = Submission(made["metadata"]["name"], made["metadata"]["uid"])
         with self._lock:
             self._uids[payload["run_id"]] = submission.uid
@@ -306,8 +310,8 @@ class KubernetesJobsAdapter(BackendAdapter):
         except ValueError as error:
             raise ValueError(f"{self.what}: what job_factory returned cannot be submitted: {error}") from None
 
-    def _create(self, job: dict[str, Any], payload: PayloadDict, *, keyed: bool) -> dict[str, Any]:
-        api, deadline = self._there[0], time.monotonic() + REPLACE_SECONDS
+    def _create(self, job: dict[str, Any], payload: PayloadDict) -> dict[str, Any]:
+        api, began = self._there[0], time.monotonic()
         name = job["metadata"]["name"]
         while True:
             try:
@@ -321,12 +325,12 @@ class KubernetesJobsAdapter(BackendAdapter):
             elif job_state(found).run_id == payload["run_id"] and job_state(found).owner == self._owner:
                 return found  # the answer to its creation was lost
             else:
-                self._make_room(found, payload)
-            if time.monotonic() > deadline:  # something holds it: a finalizer that nobody takes away
+                self._make_room(found, payload, patient=time.monotonic() - began < END_SECONDS)
+            if time.monotonic() - began > REPLACE_SECONDS:  # something holds it: a finalizer that nobody takes away
                 job["metadata"]["name"] = f"{name[:-13]}-{secrets.token_hex(6)}"
-            time.sleep(0.05)
+            time.sleep(0.1)
 
-    def _make_room(self, job: dict[str, Any], payload: PayloadDict) -> None:
+    def _make_room(self, job: dict[str, Any], payload: PayloadDict, *, patient: bool) -> None:
         """Delete the Job of that name, if it is over or an earlier submission of ours, which is lost by now.
 
         Runs with one key are shared within the process before they get here.
@@ -334,6 +338,8 @@ class KubernetesJobsAdapter(BackendAdapter):
         state = job_state(job)
         leaving = bool(job["metadata"].get("deletionTimestamp"))
         if not state.over and not leaving and state.owner != self._owner:
+            if patient:
+                return
             raise DeliveryError(
                 f"{self.what}: task {payload['task_name']!r} with this idempotency key is already Job {state.name}, "
                 f"created by another process, which gets its result. Wait for it, delete that Job (kubectl delete job "

@@ -113,7 +113,7 @@ def pod_state(pod: Mapping[str, Any]) -> PodState:
         pod["metadata"]["uid"],
         name,
         owners[0] if owners else "",
-        any(_in(each, "state", "running") or _ran(each) for each in everything),
+        any(_in(each, "state", "running") is not None or _ran(each) for each in everything),
         _trouble(everything),
         _waits(pod),
         failed,
@@ -138,7 +138,7 @@ def _items(thing: Any, *path: str) -> list[Any]:
 
 
 def _ran(container: Any) -> bool:
-    return bool(_in(container, "state", "terminated") or _in(container, "lastState", "terminated"))
+    return any(_in(container, state, "terminated") is not None for state in ("state", "lastState"))
 
 
 def _failed(name: str, pod: Any, container: Any) -> str:

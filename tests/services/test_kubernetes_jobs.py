@@ -1,0 +1,367 @@
+"""Kubernetes Jobs on a cluster whose pods are processes: what goes wrong there, and what it costs to notice."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.contract.backend_tasks import add_one, block, count_up, pid
+from tests.contract.test_contract import eventually, lines
+from tests.support.kept import free_port
+from tests.support.leaks import leak_check
+from tests.support.proxy import Proxy
+from tests.support.servers import kubernetes_jobs
+from tests.support.servers.kubernetes_jobs import KubernetesJobs
+
+import wove
+from wove import DeliveryTimeoutError, WorkerLostError, weave
+from wove.errors import DeliveryError
+
+pytestmark = [pytest.mark.backend("kubernetes_jobs"), pytest.mark.timeout(120)]
+
+ALL = ["create jobs", "delete jobs", "get jobs", "list jobs", "watch jobs", "list pods", "watch pods", "get pods/log"]
+Configure = Callable[..., None]
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KubernetesJobs]:
+    tokens = {
+        "reader": [right for right in ALL if not right.startswith("create")],
+        "blind": [right for right in ALL if right != "watch pods"],
+        "least": ALL,
+    }
+    with kubernetes_jobs.running(tmp_path_factory.mktemp("cluster"), slots=4, tokens=tokens) as found:
+        yield found
+
+
+@pytest.fixture
+def client(cluster: KubernetesJobs) -> Iterator[Callable[..., Any]]:
+    """Makes clients, as users have them; their connections are closed in the end."""
+    made: list[Any] = []
+
+    def make(**options: Any) -> Any:
+        made.append(cluster.batch_api(**options))
+        return made[-1]
+
+    yield make
+    wove.shutdown()
+    for api in made:
+        api.api_client.rest_client.pool_manager.clear()
+
+
+@pytest.fixture
+def there(cluster: KubernetesJobs, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> Iterator[Configure]:
+    def configure(**more: Any) -> None:
+        config = {**cluster.config, **more}
+        for key in [key for key, value in config.items() if value is None]:
+            del config[key]
+        wove.config(environments={"there": {"executor": "kubernetes_jobs", "executor_config": config}})
+
+    with leak_check(tmp_path / "temporary"):
+        configure()
+        yield configure
+        wove.shutdown()
+        caplog.get_records("call").clear()
+
+
+def run(fn: Callable[..., Any], /, *, options: dict[str, Any] | None = None, **values: Any) -> Any:
+    with weave(**values) as w:
+        w.do(environment="there", **(options or {}))(fn)
+    return w.result.final
+
+
+async def arun(fn: Callable[..., Any], /, **values: Any) -> Any:
+    async with weave(**values) as w:
+        w.do(environment="there")(fn)
+    return w.result.final
+
+
+def jobs_of(cluster: KubernetesJobs) -> list[Any]:
+    api = cluster.batch_api()
+    try:
+        return list(api.list_namespaced_job("default").items)
+    finally:
+        api.api_client.rest_client.pool_manager.clear()
+
+
+def within(seconds: float, what: str, fn: Callable[..., Any] = add_one, **values: Any) -> None:
+    """*fn* is lost for that reason, in time."""
+    began = time.monotonic()
+    with pytest.raises(WorkerLostError, match=what):
+        run(fn, **(values or {"item": 1}))
+    assert time.monotonic() - began < seconds
+
+
+def hog() -> int:
+    print("about to take it all", flush=True)
+    held = [bytearray(b"x" * (1 << 20)) for _ in range(800)]
+    return len(held)
+
+
+# ------------------------------------------------------------------------------------------ what goes wrong
+
+
+def test_an_image_that_is_not_there(there: Configure, cluster: KubernetesJobs) -> None:
+    there(image="no.such/image:1")
+    within(20, "image 'no.such/image:1' does not start: (ErrImagePull|ImagePullBackOff): ")
+    assert not [job for job in jobs_of(cluster) if job.spec.template.spec.containers[0].image == "no.such/image:1"]
+
+
+def test_a_secret_that_is_not_there(there: Configure) -> None:
+    reference = {"secretKeyRef": {"name": "no-such", "key": "secret"}}
+    there(container={"env": [{"name": "WOVE_WORKER_SECRET", "valueFrom": reference}]})
+    within(20, 'CreateContainerConfigError: secret "no-such" not found')
+
+
+def test_more_memory_than_its_limit(there: Configure) -> None:
+    there(container={"resources": {"limits": {"memory": "300Mi"}}})
+    within(30, r"(?s)exit code 137 \(OOMKilled\); the end of its log: .*about to take it all", hog)
+
+
+def test_a_command_that_fails_says_the_end_of_its_log(there: Configure) -> None:
+    there(command=["sh", "-c", "echo no such luck >&2; exit 7"])
+    within(20, r"(?s)exit code 7; the end of its log: no such luck")
+    # Also where the pod's status does not have it.
+    there(command=["sh", "-c", "echo no such luck; exit 7"], container={"terminationMessagePolicy": "File"})
+    within(20, r"(?s)exit code 7; the end of its log: no such luck")
+
+
+def test_a_command_that_is_not_there(there: Configure) -> None:
+    there(command=["no-such-program"])
+    within(20, "exit code 128 .StartError.")
+
+
+def test_a_deadline_of_the_job(there: Configure, tmp_path: Path) -> None:
+    there(job_spec={"activeDeadlineSeconds": 1})
+    values = {"path": str(tmp_path / "pids"), "until": str(tmp_path / "until")}
+    within(30, "DeadlineExceeded|was stopped", block, **values)
+
+
+@pytest.mark.parametrize("what", ["evicted", "Job deleted", "pod deleted"])
+def test_what_others_do_to_a_running_pod(there: Configure, cluster: KubernetesJobs, tmp_path: Path, what: str) -> None:
+    words = {"evicted": "Evicted: The node was low on resource", "Job deleted": "was deleted|SIGTERM"}
+
+    async def main() -> None:
+        values = {"path": str(tmp_path / "pids"), "until": str(tmp_path / "until")}
+        running = asyncio.create_task(arun(block, **values))
+        await eventually(lambda: lines(tmp_path / "pids"))
+        await asyncio.to_thread(act)
+        with pytest.raises(WorkerLostError, match=words.get(what, "was deleted|SIGTERM|exit code")):
+            await running
+
+    def act() -> None:
+        from kubernetes import client
+
+        api = cluster.batch_api()
+        core = client.CoreV1Api(api.api_client)
+        [pod] = [pod for pod in core.list_namespaced_pod("default").items if pod.status.phase == "Running"]
+        if what == "evicted":
+            cluster.emulate("evict", namespace="default", name=pod.metadata.name)
+        elif what == "Job deleted":
+            name = pod.metadata.labels["job-name"]
+            api.delete_namespaced_job(name, "default", propagation_policy="Background")
+        else:
+            core.delete_namespaced_pod(pod.metadata.name, "default")
+
+    asyncio.run(main())
+    assert run(add_one, item=1) == 2
+
+
+def test_what_cannot_be_scheduled_waits(there: Configure, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "wove")
+
+    async def main() -> None:
+        values = {"path": str(tmp_path / "pids"), "until": str(tmp_path / "until")}
+        held = [asyncio.create_task(arun(block, **values)) for _ in range(4)]
+        await eventually(lambda: len(lines(tmp_path / "pids")) == 4)
+        waiting = asyncio.create_task(arun(add_one, item=1))
+        await asyncio.sleep(5.0)
+        assert not waiting.done()
+        (tmp_path / "until").touch()
+        assert await waiting == 2
+        await asyncio.gather(*held)
+
+    asyncio.run(main())
+    assert "1 of its pods cannot be scheduled, and wait: Unschedulable: 0/1 nodes are available" in caplog.text
+
+
+# ------------------------------------------------------------------------------------------------ preflight
+
+
+def test_a_namespace_that_is_not_there(there: Configure) -> None:
+    there(namespace="nowhere")
+    with pytest.raises(
+        DeliveryError, match=r'create Job wove-add-one-\w+ in namespace .nowhere.: namespaces "nowhere" not'
+    ):
+        run(add_one, item=1)
+
+
+@pytest.mark.parametrize(("token", "words"), [("reader", "create jobs"), ("blind", "watch pods")])
+def test_a_right_that_is_missing(
+    there: Configure, cluster: KubernetesJobs, client: Callable[..., Any], token: str, words: str
+) -> None:
+    there(load_config_options=None, batch_api=client(token=token))
+    with pytest.raises(PermissionError, match=f"may not {words} in namespace 'default'"):
+        run(add_one, item=1)
+
+
+def test_the_least_rights_are_enough(there: Configure, cluster: KubernetesJobs, client: Callable[..., Any]) -> None:
+    there(load_config_options=None, batch_api=client(token="least"))
+    assert run(add_one, item=1) == 2
+
+
+def test_nobody_knows_the_user(there: Configure, cluster: KubernetesJobs, client: Callable[..., Any]) -> None:
+    there(load_config_options=None, batch_api=client(token="who"))
+    with pytest.raises(DeliveryError, match=r"401 Unauthorized.*credentials"):
+        run(add_one, item=1)
+
+
+def test_a_misspelt_field_is_named(there: Configure) -> None:
+    there(pod_spec={"serviceAcountName": "reports"})
+    with pytest.raises((DeliveryError, ValueError), match=r"spec\.template\.spec\.serviceAcountName"):
+        run(add_one, item=1)
+
+
+def test_a_cluster_that_is_not_there(there: Configure, cluster: KubernetesJobs, client: Callable[..., Any]) -> None:
+    port = free_port()
+    there(load_config_options=None, batch_api=client(port=port))
+    with pytest.raises(DeliveryError, match=f"127.0.0.1:{port} could not be asked to list Jobs"):
+        run(add_one, item=1)
+
+
+def test_a_kubeconfig_that_is_not_there(there: Configure) -> None:
+    there(load_config_options={"config_file": "/no/such/file"})
+    with pytest.raises(ValueError, match="no configuration of a cluster could be loaded"):
+        run(add_one, item=1)
+
+
+# ------------------------------------------------------------------------------------------ what users bring
+
+
+def test_a_client_of_the_users_own(there: Configure, cluster: KubernetesJobs, client: Callable[..., Any]) -> None:
+    api = client()
+    there(load_config_options=None, batch_api=api)
+    assert run(add_one, item=1) == 2
+    wove.shutdown()
+    assert api.list_namespaced_job("default").items is not None
+
+
+@pytest.mark.parametrize("kind", ["V1Job", "dict"])
+def test_a_job_factory(there: Configure, cluster: KubernetesJobs, kind: str) -> None:
+    from kubernetes import client
+
+    def make(payload: dict[str, Any], job: dict[str, Any]) -> Any:
+        job["metadata"]["labels"]["task"] = payload["task_name"]
+        if kind == "dict":
+            return job
+        [container] = job["spec"]["template"]["spec"]["containers"]
+        env = [client.V1EnvVar(name=each["name"], value=each["value"]) for each in container["env"]]
+        worker = client.V1Container(name="mine", image=container["image"], command=container["command"], env=env)
+        pod = client.V1PodSpec(containers=[worker], restart_policy="Never")
+        template = client.V1PodTemplateSpec(spec=pod)
+        metadata = client.V1ObjectMeta(labels={"task": payload["task_name"]})
+        return client.V1Job(metadata=metadata, spec=client.V1JobSpec(template=template, backoff_limit=0))
+
+    there(job_factory=make)
+    assert run(add_one, item=1) == 2
+    assert [job for job in jobs_of(cluster) if (job.metadata.labels or {}).get("task") == "add_one"]
+
+    there(job_factory=lambda payload, job: {**job, "metadata": {"namespace": "other"}})
+    with pytest.raises(ValueError, match="job_factory returned cannot be submitted: it is for namespace 'other'"):
+        run(add_one, item=1)
+
+
+def test_what_a_shell_or_kubernetes_would_expand(there: Configure, tmp_path: Path) -> None:
+    options = {"delivery_idempotency_key": "$(HOME) $$ $(WOVE_BACKEND_PAYLOAD) é"}
+    assert run(count_up, path=str(tmp_path / "$(HOME)$$"), options=options) == 1
+
+
+# ---------------------------------------------------------------------------------------- keys and cancels
+
+
+def test_a_key_that_another_process_uses(there: Configure, cluster: KubernetesJobs, tmp_path: Path) -> None:
+    """Another environment is as another process: it does not know of the first one's runs."""
+    environment = {"executor": "kubernetes_jobs", "executor_config": cluster.config}
+    wove.config(environments={"there": environment, "elsewhere": environment})
+    values = {"path": str(tmp_path / "pids"), "until": str(tmp_path / "until")}
+    options = {"delivery_idempotency_key": "one"}
+
+    async def one(where: str) -> Any:
+        async with weave(**values) as w:
+            w.do(environment=where, **options)(block)
+        return w.result.final
+
+    async def main() -> None:
+        first = asyncio.create_task(one("there"))
+        await eventually(lambda: lines(tmp_path / "pids"))
+        with pytest.raises(DeliveryError, match=r"is already Job wove-block-\w+, created by another process"):
+            await one("elsewhere")
+        (tmp_path / "until").touch()
+        assert await first == "done"
+        assert await one("elsewhere") == "done"  # what is over is replaced
+
+    asyncio.run(main())
+
+
+def test_a_cancel_of_what_has_not_begun_is_acknowledged(there: Configure, cluster: KubernetesJobs) -> None:
+    there(image="no.such/image:2")
+    options = {"delivery_timeout": 1.0, "delivery_cancel_mode": "require_ack"}
+    with pytest.raises(DeliveryTimeoutError, match="delivery_timeout"):
+        run(add_one, item=1, options=options)
+    assert not [job for job in jobs_of(cluster) if job.spec.template.spec.containers[0].image == "no.such/image:2"]
+
+
+# ------------------------------------------------------------------------------- the API server is not there
+
+
+def test_an_api_server_that_is_away_for_a_while(
+    there: Configure, cluster: KubernetesJobs, client: Callable[..., Any], tmp_path: Path
+) -> None:
+    with Proxy(cluster.port) as proxy:
+        there(load_config_options=None, batch_api=client(port=proxy.port))
+
+        async def main() -> None:
+            values = {"path": str(tmp_path / "pids"), "until": str(tmp_path / "until")}
+            running = asyncio.create_task(arun(block, **values))
+            [number] = await eventually(lambda: lines(tmp_path / "pids"))
+            proxy.down()
+            await asyncio.sleep(2.0)
+            cluster.emulate("forget")  # and it has forgotten what changed: a watch from then is answered 410
+            proxy.up()
+            await asyncio.sleep(1.0)
+            assert await arun(pid) != number
+            (tmp_path / "until").touch()
+            assert await running == "done"
+
+        asyncio.run(main())
+        wove.shutdown()
+
+
+def test_an_api_server_that_is_too_busy(there: Configure, cluster: KubernetesJobs) -> None:
+    assert run(add_one, item=1) == 2
+    cluster.emulate("busy", requests=2)
+    assert run(add_one, item=1) == 2
+
+
+# -------------------------------------------------------------------------------------------------- figures
+
+
+@pytest.mark.timeout(300)
+def test_two_hundred_jobs_take_few_calls_to_watch(there: Configure, cluster: KubernetesJobs) -> None:
+    def watching() -> int:
+        return sum(number for what, number in cluster.emulate("counts").items() if what.split()[0] in LIVENESS)
+
+    before, began = watching(), time.monotonic()
+    with weave() as w:
+        w.do(range(200), environment="there")(add_one)
+    assert w.result.add_one == list(range(1, 201))
+    minutes = max(1.0, (time.monotonic() - began) / 60)
+    print(f"200 jobs in {minutes * 60:.0f} s at most, {watching() - before} calls to watch them")
+    assert watching() - before <= 20 * minutes
+
+
+LIVENESS = ("list", "watch", "get")

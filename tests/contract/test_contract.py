@@ -400,10 +400,7 @@ def test_max_in_flight(bench: Bench, tmp_path: Path) -> None:
     async def main(scope: Scope) -> list[int]:
         call = Call(busy, "busy")
         return await asyncio.gather(
-            *(
-                scope.run(bench.request(call, {"folder": str(folder), "number": n}, max_in_flight=2))
-                for n in range(20)
-            )
+            *(scope.run(bench.request(call, {"folder": str(folder), "number": n}, max_in_flight=2)) for n in range(20))
         )
 
     folder = tmp_path / "busy"

@@ -63,9 +63,80 @@ def celery(broker: str) -> Open:
     return opened
 
 
+def rq(worker_class: str | None = None) -> Open:
+    """RQ, with a worker that forks for each job, or with one that does not."""
+
+    @contextmanager
+    def opened(servers: Servers, folder: Path) -> Iterator[tuple[Mapping[str, Any], Worker]]:
+        url, queue = servers.redis.url, f"mortal-{secrets.token_hex(4)}"
+        command = workers.rq(url, queue=queue, worker_class=worker_class)
+        with Worker.start(command, folder, restarts=True) as worker:
+            yield {"executor": "rq", "executor_config": {"redis_url": url, "queue_name": queue}}, worker
+
+    return opened
+
+
+_ARQ = """
+from arq.connections import RedisSettings
+from wove.integrations.arq import worker_function
+
+class WorkerSettings:
+    functions = [worker_function()]
+    redis_settings = RedisSettings.from_dsn({url!r})
+    queue_name = {queue!r}
+    poll_delay = 0.05
+"""
+
+
+@contextmanager
+def arq(servers: Servers, folder: Path) -> Iterator[tuple[Mapping[str, Any], Worker]]:
+    """ARQ, with a worker of ten jobs at a time."""
+    url, queue = servers.redis.url, f"mortal-{secrets.token_hex(4)}"
+    modules = {"mortal": _ARQ.format(url=url, queue=queue)}
+    with Worker.start(workers.arq("mortal.WorkerSettings"), folder, modules=modules, restarts=True) as worker:
+        yield {"executor": "arq", "executor_config": {"redis_settings": url, "queue_name": queue}}, worker
+
+
+_TASKIQ = """
+from taskiq_redis import {kind}
+from wove.integrations.taskiq import register
+
+broker = {kind}({url!r}, queue_name={queue!r}, socket_timeout=None, {options})
+register(broker)
+"""
+
+
+def taskiq(kind: str, options: str = "") -> Open:
+    """Taskiq with that broker, and a worker of two processes."""
+
+    @contextmanager
+    def opened(servers: Servers, folder: Path) -> Iterator[tuple[Mapping[str, Any], Worker]]:
+        import taskiq_redis
+
+        url, queue = servers.redis.url, f"mortal-{secrets.token_hex(4)}"
+        modules = {"mortal": _TASKIQ.format(kind=kind, url=url, queue=queue, options=options)}
+        with Worker.start(workers.taskiq("mortal:broker"), folder, modules=modules, restarts=True) as worker:
+            broker = getattr(taskiq_redis, kind)(url, queue_name=queue)
+            yield {"executor": "taskiq", "executor_config": {"broker": broker}}, worker
+
+    return opened
+
+
 DYING = [
     pytest.param(celery("redis"), id="celery-redis", marks=pytest.mark.backend("celery", "redis")),
     pytest.param(celery("rabbitmq"), id="celery-rabbitmq", marks=pytest.mark.backend("celery", "rabbitmq")),
+    pytest.param(rq("rq.worker.SimpleWorker"), id="rq-simple", marks=pytest.mark.backend("rq")),
+    # It forks for each run, and begins to anew after each death: some six minutes on two cores that do other things.
+    pytest.param(rq(), id="rq", marks=[pytest.mark.backend("rq"), pytest.mark.timeout(900)]),
+    pytest.param(arq, id="arq", marks=pytest.mark.backend("arq")),
+    pytest.param(taskiq("ListQueueBroker"), id="taskiq-list", marks=pytest.mark.backend("taskiq")),
+    # What a worker has fetched and not begun, another one takes over: after ten minutes, unless it is told otherwise.
+    # The lock under which it does that outlives a worker that is killed in between.
+    pytest.param(
+        taskiq("RedisStreamBroker", "idle_timeout=5000, unacknowledged_lock_timeout=5"),
+        id="taskiq-stream",
+        marks=pytest.mark.backend("taskiq"),
+    ),
 ]
 
 

@@ -6,6 +6,7 @@ tests, started as users start them.
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import json
 import statistics
@@ -27,6 +28,7 @@ from tests.support.workers import Command, Worker
 import wove
 from wove import weave
 
+from .children import backend
 from .gaps import ELAPSED, SUBJECT, gap_probe
 from .harness import Figure, Probe, Target, Values, benchmark, timed
 
@@ -100,9 +102,7 @@ def alone(label: str, work: Callable[[int], int], pause: float) -> Probe:
 
 @contextmanager
 def configured(native: Native) -> Iterator[None]:
-    wove.config(
-        environments={"backend": {"executor": native.executor, "executor_config": dict(native.config)}},
-    )
+    wove.config(environments={"backend": backend(native.executor, native.config)})
     try:
         yield
     finally:
@@ -185,6 +185,104 @@ def celery() -> Iterator[Native]:
             app.close()
 
 
+# ----------------------------------------------------------------------------------------------------- arq
+
+ARQ: Final = """
+from arq.connections import RedisSettings
+from wove.integrations.arq import worker_function
+
+async def small(ctx, item):
+    return item
+
+class WorkerSettings:
+    functions = [small, worker_function()]
+    redis_settings = RedisSettings.from_dsn({url!r})
+    poll_delay = POLL
+"""
+
+
+@contextmanager
+def arq(poll: float) -> Iterator[Native]:
+    """ARQ: `enqueue_job` and `result`. Its worker and that look for what is new every *poll* seconds."""
+    from arq import create_pool
+    from arq.connections import RedisSettings
+    from arq.jobs import ResultNotFound
+
+    command, source = workers.arq("app.WorkerSettings"), ARQ.replace("POLL", str(poll))
+    with on_redis(lambda url: command, source) as server, asyncio.Runner() as runner:
+        pool = runner.run(create_pool(RedisSettings.from_dsn(server.url)))
+        pool.connection_pool.max_connections = 2 * MANY  # it takes one for each job that is waited for
+
+        async def one(item: int) -> int:
+            job = await pool.enqueue_job("small", item)
+            assert job is not None
+            while True:
+                try:
+                    return int(await job.result(poll_delay=poll))
+                except ResultNotFound:  # ARQ 0.25 does not look for it and for the job at the same time
+                    continue
+
+        async def many(items: Sequence[int]) -> list[int]:
+            return await asyncio.gather(*map(one, items))
+
+        try:
+            yield Native(
+                "arq",
+                {"redis_settings": server.url},
+                lambda item: runner.run(one(item)),
+                {"gather": lambda items: runner.run(many(items))},
+                server.kept,
+            )
+        finally:
+            runner.run(pool.aclose(close_connection_pool=True))
+
+
+# --------------------------------------------------------------------------------------------------- taskiq
+
+TASKIQ: Final = """
+from taskiq_redis import ListQueueBroker, RedisAsyncResultBackend
+from wove.integrations.taskiq import register
+
+broker = ListQueueBroker({url!r}, socket_timeout=None).with_result_backend(RedisAsyncResultBackend({url!r}))
+register(broker)
+
+@broker.task(task_name="app.small")
+async def small(item: int) -> int:
+    return item
+"""
+
+
+@contextmanager
+def taskiq() -> Iterator[Native]:
+    """Taskiq on a list in Redis, which has the results, too: `kiq` and `wait_result`, which looks every 0.2 s."""
+    from taskiq_redis import ListQueueBroker, RedisAsyncResultBackend
+
+    with on_redis(lambda url: workers.taskiq("app:broker"), TASKIQ) as server, asyncio.Runner() as runner:
+        broker = ListQueueBroker(server.url).with_result_backend(RedisAsyncResultBackend(server.url))
+
+        @broker.task(task_name="app.small")
+        async def small(item: int) -> int:
+            return item
+
+        async def one(item: int) -> int:
+            return int((await (await small.kiq(item)).wait_result()).return_value)
+
+        async def many(items: Sequence[int]) -> list[int]:
+            return await asyncio.gather(*map(one, items))
+
+        runner.run(broker.startup())
+        try:
+            yield Native(
+                "taskiq",
+                {"broker": server.url},
+                lambda item: runner.run(one(item)),
+                {"gather": lambda items: runner.run(many(items))},
+                server.kept,
+            )
+        finally:
+            runner.run(broker.shutdown())
+
+
 @contextmanager
 def on_redis(command: Callable[[str], Command], source: str) -> Iterator[redis.Redis]:
     """A Redis, and a worker with a module ``app`` of that source, which may have a ``{url!r}`` in it."""
@@ -205,6 +303,9 @@ ROWS: Final[dict[str, Callable[[], AbstractContextManager[Native]]]] = {
     "rq, SimpleWorker": partial(rq, "rq.worker.SimpleWorker"),
     "rq, forking": rq,
     "celery": celery,
+    "arq": partial(arq, 0.5),
+    "arq, polling every 10 ms": partial(arq, 0.01),
+    "taskiq": taskiq,
 }
 
 

@@ -115,6 +115,7 @@ class ARQAdapter(BackendAdapter):
         self._turns = asyncio.Semaphore(NATIVE_AT_ONCE)
         self._trips: RoundTrips[Sequence[Command], Sequence[Any]] = RoundTrips(self._carry)
         self._unheard = Unheard()
+        self._closed = False
         self._scores_one_by_one = False
         self._pool = self._given if self._given is not None else await self._connect()
         self._is_redis = isinstance(self._pool, self._arq.ArqRedis)
@@ -126,6 +127,7 @@ class ARQAdapter(BackendAdapter):
         )
 
     async def close(self) -> None:
+        self._closed = True
         await self._trips.close()
         if self._given is None:
             try:
@@ -276,7 +278,12 @@ class ARQAdapter(BackendAdapter):
             ("ZREM", self._queue, submission),
             ("DEL", JOB + submission),
         ]
-        running, queued, stored = self._checked(await self._trips.put(commands))
+        try:
+            running, queued, stored = self._checked(await self._trips.put(commands))
+        except DeliveryError:
+            if self._closed:
+                return False  # nobody is left who would want to know
+            raise
         if running:
             # As arq.jobs.Job.abort; heard by workers with allow_abort_jobs = True.
             self._checked(await self._trips.put([("ZADD", ABORT, self._arq.timestamp_ms(), submission)]))

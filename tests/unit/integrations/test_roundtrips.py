@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import pytest
 
+from wove.errors import DeliveryError
 from wove.integrations.roundtrips import MOST_BYTES, MOST_ITEMS, RoundTrips
 
 
@@ -102,7 +103,7 @@ def test_the_end_leaves_nobody_waiting() -> None:
         await asyncio.sleep(0.01)
         await trips.close()
         for each in (first, second):
-            with pytest.raises(asyncio.CancelledError):
+            with pytest.raises(DeliveryError, match="was stopped before there was an answer"):
                 await each
         await trips.close()
 

@@ -111,8 +111,11 @@ class BackendAdapterEnvironmentExecutor(EnvironmentExecutor):
         adapter_class: The adapter.
 
     Example:
+        >>> class QueueAdapter(BackendAdapter):  # as the example of `BackendAdapter` goes on
+        ...     def submit(self, payload, frame): ...
+        ...     def cancel(self, run_id, submission, frame): ...
         >>> executor = BackendAdapterEnvironmentExecutor("queue", adapter_class=QueueAdapter)
-        >>> wove.config(environments={"queue": {"executor": executor, "executor_config": {"folder": "/tmp/q"}}})
+        >>> wove.config(environments={"queue": {"executor": executor}})
     """
 
     scope: ClassVar[Literal["run", "process"]] = "process"

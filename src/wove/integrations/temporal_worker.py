@@ -22,6 +22,7 @@ from temporalio.client import Client
 from temporalio.service import TLSConfig
 from temporalio.worker import Worker
 
+from wove.integrations.temporal_fates import end_of, words_of_end
 from wove.integrations.temporal_workflow import ACTIVITY, HEARTBEAT_SECONDS, RunBackendPayload
 from wove.integrations.worker import arun, close
 from wove.security import NetworkExecutorSecurity, SecurityConfig
@@ -32,6 +33,9 @@ _log = logging.getLogger("wove.worker")
 
 BEAT_SECONDS: Final = HEARTBEAT_SECONDS / 4
 """The time between two heartbeats of an activity, the answer to which tells of a cancel."""
+
+ASK_SECONDS: Final = 2.0
+"""How long Temporal may take to say why a run is over."""
 
 SETTLE_SECONDS: Final = 0.1
 """How long Temporal's threads may take to end what they do: github.com/temporalio/sdk-python, issue 300."""
@@ -79,20 +83,33 @@ async def _run(payload: dict[str, Any], security: NetworkExecutorSecurity | None
         if running.done():
             raise
         # A task of its own, because only now it is known why, and the weave is to be told.
-        running.cancel(_why_cancelled())
+        running.cancel(await _why_cancelled())
         await running
         raise
 
 
-def _why_cancelled() -> str:
+async def _why_cancelled() -> str:
     details = activity.cancellation_details()
     if details is None or details.worker_shutdown:
         return "the worker is shutting down"
-    if details.not_found:
-        return "Temporal has closed its workflow"
     if details.timed_out:
         return "its time in Temporal was over"
-    return "cancelled in Temporal"
+    if details.not_found:
+        return f"its workflow {await _words_of_end() or 'has ended in Temporal'}"
+    return "its workflow was cancelled in Temporal"
+
+
+async def _words_of_end() -> str | None:
+    """How the workflow of this activity ended."""
+    about = activity.info()
+    try:
+        async with asyncio.timeout(ASK_SECONDS):
+            client = activity.client()
+            end = await end_of(client.get_workflow_handle(str(about.workflow_id), run_id=about.workflow_run_id))
+            return None if end is None else await words_of_end(client, end)
+    except Exception as error:  # the weave is told nevertheless
+        _log.debug("Temporal could not be asked how a workflow ended: %s: %s", type(error).__name__, error)
+        return None
 
 
 @contextlib.contextmanager

@@ -409,6 +409,28 @@ def test_a_redis_without_zmscore(url: str, queue: str, redis: Any, monkeypatch: 
     asyncio.run(main())
 
 
+# ----------------------------------------------------------------------------------------------------- fork
+
+
+def test_a_forked_child_and_its_parent(configure: Configure, work: Work) -> None:
+    work()
+    for number in range(3):
+        assert there_is(add_one, item=number) == number + 1
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            os.write(writer, str(there_is(add_one, item=10)).encode())
+            wove.shutdown()
+        finally:
+            os._exit(0)
+    os.close(writer)
+    with open(reader) as pipe:
+        assert pipe.read() == "11"
+    os.waitpid(child, 0)
+    assert there_is(add_one, item=3) == 4
+
+
 # ---------------------------------------------------------------------------------------- the user's own pool
 
 

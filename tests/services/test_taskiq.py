@@ -267,6 +267,29 @@ def test_what_was_cancelled_in_the_queue_is_not_begun(configure: Configure, work
     assert not never.exists()
 
 
+# ----------------------------------------------------------------------------------------------------- fork
+
+
+def test_a_forked_child_and_its_parent(configure: Configure, work: Work, make: Callable[..., Any]) -> None:
+    work()
+    configure(task=register(make()))
+    for number in range(3):
+        assert there_is(add_one, item=number) == number + 1
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            os.write(writer, str(there_is(add_one, item=10)).encode())
+            wove.shutdown()
+        finally:
+            os._exit(0)
+    os.close(writer)
+    with open(reader) as pipe:
+        assert pipe.read() == "11"
+    os.waitpid(child, 0)
+    assert there_is(add_one, item=3) == 4
+
+
 # -------------------------------------------------------------------------------------------- the user's loop
 
 

@@ -25,7 +25,7 @@ from wove.integrations import words
 from wove.integrations.arq_settings import check_dsn, library, read_options, read_settings, shown_address
 from wove.integrations.arq_worker import worker_function, wove_run_backend_payload
 from wove.integrations.base import BackendAdapter, Fate, PayloadDict
-from wove.integrations.loops import loop_of_redis, on_loop
+from wove.integrations.loops import leave_behind, loop_of_redis, on_loop
 from wove.integrations.naming import idempotency_key, job_id
 from wove.integrations.roundtrips import RoundTrips
 from wove.integrations.unheard import UNHEARD_SECONDS, Unheard
@@ -119,6 +119,7 @@ class ARQAdapter(BackendAdapter):
         self._scores_one_by_one = False
         self._pool = self._given if self._given is not None else await self._connect()
         self._is_redis = isinstance(self._pool, self._arq.ArqRedis)
+        leave_behind(getattr(self._pool, "connection_pool", None))
         # One whose `enqueue_job` does something more is to be used through it.
         native: object = self._arq.ArqRedis.enqueue_job
         self._is_plain = self._is_redis and getattr(cast("object", type(self._pool)), "enqueue_job", None) is native

@@ -12,6 +12,7 @@ import json
 import statistics
 import tempfile
 import time
+import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
@@ -22,7 +23,7 @@ from typing import Any, Final
 
 from tests.support import workers
 from tests.support.kept import Kept
-from tests.support.servers import redis
+from tests.support.servers import redis, temporal as servers_temporal
 from tests.support.workers import Command, Worker
 
 import wove
@@ -297,6 +298,86 @@ def on_redis(command: Callable[[str], Command], source: str) -> Iterator[redis.R
             yield server
 
 
+# ------------------------------------------------------------------------------------------------- temporal
+
+TEMPORAL: Final = """
+import asyncio
+import sys
+from datetime import timedelta
+
+from temporalio import activity, workflow
+from temporalio.client import Client
+from temporalio.worker import Worker
+
+from wove.integrations.temporal import activities, workflows
+
+
+@workflow.defn(sandboxed=False)
+class Small:
+    @workflow.run
+    async def run(self, item: int) -> int:
+        return await workflow.execute_activity(
+            "small", item, start_to_close_timeout=timedelta(days=1), heartbeat_timeout=timedelta(seconds=10)
+        )
+
+
+@activity.defn
+async def small(item: int) -> int:
+    return item
+
+
+async def main(address: str) -> None:
+    client = await Client.connect(address)
+    worker = Worker(
+        client, task_queue="small", workflows=[Small, *workflows()], activities=[small, *activities()]
+    )
+    async with worker:
+        print("takes runs", flush=True)
+        await asyncio.Event().wait()
+
+
+asyncio.run(main(sys.argv[1]))
+"""
+
+
+@contextmanager
+def temporal() -> Iterator[Native]:
+    """Temporal: `execute_workflow` of a workflow that is equal to Wove's but for the payload."""
+    from temporalio.client import Client
+
+    with tempfile.TemporaryDirectory() as name, asyncio.Runner() as runner:
+        folder = Path(name)
+        with servers_temporal.running(folder / "temporal") as server:
+            command = workers.module("app", server.address, ready="takes runs")
+            with Worker.start(command, folder / "worker", modules={"app": TEMPORAL}):
+                client = runner.run(Client.connect(server.address))
+
+                async def one(item: int) -> int:
+                    name = f"small-{uuid.uuid4().hex}"
+                    return int(await client.execute_workflow("Small", item, id=name, task_queue="small"))
+
+                # All at once, it is slower, and the server refuses some: "Namespace default is not found".
+                async def many(items: Sequence[int], bound: int) -> list[int]:
+                    room = asyncio.Semaphore(bound)
+
+                    async def in_turn(item: int) -> int:
+                        async with room:
+                            return await one(item)
+
+                    return await asyncio.gather(*map(in_turn, items))
+
+                yield Native(
+                    "temporal",
+                    {"target_host": server.address, "task_queue": "small"},
+                    lambda item: runner.run(one(item)),
+                    {
+                        "gather, 32 at a time": lambda items: runner.run(many(items, 32)),
+                        "gather, 200 at a time": lambda items: runner.run(many(items, 200)),
+                    },
+                    server.kept,
+                )
+
+
 # ----------------------------------------------------------------------------------------------- the figures
 
 ROWS: Final[dict[str, Callable[[], AbstractContextManager[Native]]]] = {
@@ -306,6 +387,7 @@ ROWS: Final[dict[str, Callable[[], AbstractContextManager[Native]]]] = {
     "arq": partial(arq, 0.5),
     "arq, polling every 10 ms": partial(arq, 0.01),
     "taskiq": taskiq,
+    "temporal": temporal,
 }
 
 

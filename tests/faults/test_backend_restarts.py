@@ -26,6 +26,9 @@ from wove import weave
 RUNS = int(os.environ.get("WOVE_TEST_BACKEND_RESTART_RUNS", "2000"))
 """Over each backend."""
 
+FEWER = {"temporal": 500}
+"""Over those that take several seconds to hand out again what a death has left."""
+
 EVERY = 3.0
 """Seconds between two deaths; more only where the worker needs longer to come up."""
 
@@ -122,6 +125,16 @@ def taskiq(kind: str, options: str = "") -> Open:
     return opened
 
 
+@contextmanager
+def temporal(servers: Servers, folder: Path) -> Iterator[tuple[Mapping[str, Any], Worker]]:
+    """Temporal, with the worker that Wove has for it."""
+    address, queue = servers.temporal.address, f"mortal-{secrets.token_hex(4)}"
+    options = ("--task-queue", queue, "--target-host", address, "--max-concurrent", "20")
+    command = workers.module("wove.integrations.temporal", *options, ready="takes runs from task queue")
+    with Worker.start(command, folder, restarts=True) as worker:
+        yield {"executor": "temporal", "executor_config": {"target_host": address, "task_queue": queue}}, worker
+
+
 DYING = [
     pytest.param(celery("redis"), id="celery-redis", marks=pytest.mark.backend("celery", "redis")),
     pytest.param(celery("rabbitmq"), id="celery-rabbitmq", marks=pytest.mark.backend("celery", "rabbitmq")),
@@ -137,6 +150,7 @@ DYING = [
         id="taskiq-stream",
         marks=pytest.mark.backend("taskiq"),
     ),
+    pytest.param(temporal, id="temporal", marks=[pytest.mark.backend("temporal"), pytest.mark.timeout(900)]),
 ]
 
 
@@ -185,12 +199,13 @@ def test_runs_on_a_worker_that_is_killed_every_three_seconds(opened: Open, serve
 
     with opened(servers, tmp_path / "worker") as (environment, worker):
         wove.config(environments={"mortal": {**environment, "delivery_orphan_policy": "requeue"}})
+        runs = min(RUNS, FEWER.get(environment["executor"], RUNS))
         killer = Killer(worker)
         begin = time.monotonic()
         with killer.at_work():
             with weave() as w:
 
-                @w.do(range(RUNS), environment="mortal")
+                @w.do(range(runs), environment="mortal")
                 def far(item: int) -> int:
                     return returned(item)
 
@@ -201,8 +216,8 @@ def test_runs_on_a_worker_that_is_killed_every_three_seconds(opened: Open, serve
         seconds = time.monotonic() - begin
         wove.shutdown()
     ran = Counter(map(int, Path(began).read_text().split()))
-    print(f"{RUNS} runs, {sum(ran.values())} begun, {killer.kills} deaths, {seconds:.1f} s")
-    assert w.result.far == list(range(RUNS))  # none lost, none twice, each in its place
-    assert arrived == Counter(range(RUNS))
-    assert ran.keys() == set(range(RUNS))  # each was really there, and not only here
+    print(f"{runs} runs, {sum(ran.values())} begun, {killer.kills} deaths, {seconds:.1f} s")
+    assert w.result.far == list(range(runs))  # none lost, none twice, each in its place
+    assert arrived == Counter(range(runs))
+    assert ran.keys() == set(range(runs))  # each was really there, and not only here
     assert killer.kills >= AT_LEAST

@@ -7,6 +7,7 @@ import contextlib
 import logging
 import os
 import secrets
+import socket
 import sys
 import textwrap
 import threading
@@ -21,7 +22,7 @@ from tests.contract.test_contract import eventually, lines
 from tests.support import workers
 from tests.support.kept import free_port
 from tests.support.scripts import run_script
-from tests.support.servers import Servers
+from tests.support.servers import Servers, temporal
 from tests.support.servers.temporal import Temporal
 from tests.support.workers import Worker
 
@@ -164,6 +165,47 @@ async def until_status(client: Any, one: Any, status: str) -> None:
 
 
 # ------------------------------------------------------------------------------------- what Temporal is told
+
+
+def test_nothing_but_a_task_queue(tmp_path: Path) -> None:
+    """As in the example with which the documentation of remote environments begins."""
+    with socket.socket() as taken:
+        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            taken.bind(("127.0.0.1", 7233))
+        except OSError:
+            pytest.skip("something listens where Temporal listens by default")
+    command = workers.module("wove.integrations.temporal", "--task-queue", "wove-reports", ready=READY)
+    with temporal.running(tmp_path / "server", port=7233), Worker.start(command, tmp_path / "worker"):
+        wove.config(
+            environments={
+                "default": {"executor": "local", "max_workers": 64},
+                "reports": {
+                    "executor": "temporal",
+                    "executor_config": {"task_queue": "wove-reports"},
+                    "retries": 3,
+                    "timeout": 120.0,
+                    "delivery_timeout": 20.0,
+                    "delivery_cancel_mode": "best_effort",
+                },
+            },
+        )
+        with weave(environment="default") as w:
+
+            @w.do
+            def account_ids() -> list[str]:
+                return ["acct_1", "acct_2", "acct_3"]
+
+            @w.do("account_ids", workers=4, environment="reports")
+            def report(item: str) -> dict[str, str]:
+                return {"account_id": item, "status": "ready"}
+
+            @w.do
+            def report_index(report: list[dict[str, str]]) -> dict[str, dict[str, str]]:
+                return {row["account_id"]: row for row in report}
+
+        wove.shutdown()
+    assert list(w.result.report_index) == ["acct_1", "acct_2", "acct_3"]
 
 
 def test_what_a_workflow_looks_like(

@@ -6,31 +6,59 @@ Its worker is ``python -m wove.integrations.temporal --task-queue reports``, or 
 
     worker = Worker(client, task_queue="reports", workflows=workflows(), activities=activities())
 
-Everything here is imported on first use, so that a workflow's sandbox, which imports a worker's modules once more, gets
-no more than what workflow code needs.
+This may stand in a module with workflows: their sandbox, which imports it anew, gets no more of Wove than workflow code
+needs. All else is imported on first use.
 """
 
 from __future__ import annotations
 
 import importlib
 import sys
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from wove.integrations.temporal_adapter import TemporalAdapter
-    from wove.integrations.temporal_worker import activities, main, workflows
+    from wove.integrations.temporal_worker import main
     from wove.integrations.temporal_workflow import RunBackendPayload, run_payload
+    from wove.security import SecurityConfig
 
 __all__ = ["RunBackendPayload", "TemporalAdapter", "activities", "main", "run_payload", "workflows"]
 
 _HOMES = {
     "RunBackendPayload": "temporal_workflow",
     "TemporalAdapter": "temporal_adapter",
-    "activities": "temporal_worker",
     "main": "temporal_worker",
     "run_payload": "temporal_workflow",
-    "workflows": "temporal_worker",
 }
+
+
+def workflows() -> list[type]:
+    """What belongs into ``Worker(workflows=[...])``."""
+    from wove.integrations.temporal_workflow import RunBackendPayload
+
+    return [RunBackendPayload]
+
+
+def activities(*, security: SecurityConfig = None) -> list[Callable[..., Any]]:
+    """What belongs into ``Worker(activities=[...])``.
+
+    Args:
+        security: As the environment's ``security``; ``None``: the secret in the variable ``WOVE_WORKER_SECRET``, if
+            there is one.
+
+    Raises:
+        ValueError: *security* is not right.
+
+    Example::
+
+        worker = Worker(
+            client, task_queue="reports", workflows=[Mine, *workflows()], activities=[mine, *activities()]
+        )
+    """
+    from wove.integrations.temporal_worker import make_activity
+
+    return [make_activity(security)]
 
 
 # Hidden from type checkers, which would otherwise believe in every misspelt name.

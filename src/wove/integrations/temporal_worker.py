@@ -27,7 +27,7 @@ from wove.integrations.temporal_workflow import ACTIVITY, HEARTBEAT_SECONDS, Run
 from wove.integrations.worker import arun, close
 from wove.security import NetworkExecutorSecurity, SecurityConfig
 
-__all__ = ["activities", "main", "workflows"]
+__all__ = ["main", "make_activity"]
 
 _log = logging.getLogger("wove.worker")
 
@@ -41,26 +41,11 @@ SETTLE_SECONDS: Final = 0.1
 """How long Temporal's threads may take to end what they do: github.com/temporalio/sdk-python, issue 300."""
 
 
-def workflows() -> list[type]:
-    """What belongs into ``Worker(workflows=[...])``."""
-    return [RunBackendPayload]
-
-
-def activities(*, security: SecurityConfig = None) -> list[Callable[..., Any]]:
-    """What belongs into ``Worker(activities=[...])``.
-
-    Args:
-        security: As the environment's ``security``; ``None``: the secret in the variable ``WOVE_WORKER_SECRET``, if
-            there is one.
+def make_activity(security: SecurityConfig) -> Callable[..., Any]:
+    """The activity that runs payloads; see `wove.integrations.temporal.activities`.
 
     Raises:
         ValueError: *security* is not right.
-
-    Example::
-
-        worker = Worker(
-            client, task_queue="reports", workflows=[Mine, *workflows()], activities=[mine, *activities()]
-        )
     """
     checked = None
     if security is not None:
@@ -72,7 +57,7 @@ def activities(*, security: SecurityConfig = None) -> list[Callable[..., Any]]:
         with _beating():
             await _run(payload, checked)
 
-    return [run_backend_payload]
+    return run_backend_payload
 
 
 async def _run(payload: dict[str, Any], security: NetworkExecutorSecurity | None) -> None:
@@ -149,7 +134,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if (here := os.getcwd()) not in sys.path:  # the user's modules are there
         sys.path.insert(0, here)
     try:
-        made = activities(security=chosen.security)
+        made = make_activity(chosen.security)
         options = _connect_options(chosen)
     except (OSError, TypeError, ValueError) as error:
         return _fail(error, 2)
@@ -209,7 +194,7 @@ def _connect_options(chosen: argparse.Namespace) -> dict[str, Any]:
     return options
 
 
-async def _work(chosen: argparse.Namespace, made: list[Callable[..., Any]], options: dict[str, Any]) -> None:
+async def _work(chosen: argparse.Namespace, made: Callable[..., Any], options: dict[str, Any]) -> None:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -220,8 +205,8 @@ async def _work(chosen: argparse.Namespace, made: list[Callable[..., Any]], opti
     worker = Worker(
         client,
         task_queue=chosen.task_queue,
-        workflows=workflows(),
-        activities=made,
+        workflows=[RunBackendPayload],
+        activities=[made],
         max_concurrent_activities=chosen.max_concurrent,
         # Without this, every second heartbeat would be held back (temporalio.worker.Worker).
         max_heartbeat_throttle_interval=timedelta(seconds=BEAT_SECONDS),

@@ -6,8 +6,10 @@ import asyncio
 import contextlib
 import logging
 import os
+import re
 import secrets
 import socket
+import subprocess
 import sys
 import textwrap
 import threading
@@ -584,6 +586,15 @@ def test_a_worker_that_is_stopped(
             assert "Traceback" not in worker.log()
 
     asyncio.run(main())
+
+
+def test_a_worker_without_its_namespace(server: Temporal) -> None:
+    options = ("--task-queue", "q", "--target-host", server.address, "--namespace", "nowhere")
+    command = [sys.executable, "-m", "wove.integrations.temporal", *options]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert re.search(r"Namespace nowhere is not found.*with --namespace", done.stderr)
+    assert "Traceback" not in done.stderr
 
 
 def test_a_worker_that_comes_before_its_server_and_ends_when_told(tmp_path: Path) -> None:

@@ -32,6 +32,7 @@ __all__ = [
     "RPC",
     "Submission",
     "cancel",
+    "check_namespace",
     "check_options",
     "connect",
     "keep",
@@ -149,7 +150,7 @@ async def connect(target: str, options: Mapping[str, Any], *, what: str) -> Clie
     except RuntimeError as error:  # the one kind that Client.connect knows
         raise _nowhere(what, target, str(error)) from error
     keep(client)
-    await _check_namespace(client, what=what)
+    await check_namespace(client, what=what)
     return client
 
 
@@ -189,7 +190,12 @@ def _nowhere(what: str, target: str, said: str) -> DeliveryError:
     )
 
 
-async def _check_namespace(client: Client, *, what: str) -> None:
+async def check_namespace(client: Client, *, what: str) -> None:
+    """Find out whether there is the namespace of *client*.
+
+    Raises:
+        DeliveryError: There is not, or the server refuses this client.
+    """
     request = DescribeNamespaceRequest(namespace=client.namespace)
     try:
         await client.workflow_service.describe_namespace(request, timeout=RPC)
@@ -204,8 +210,8 @@ def unreachable(error: RPCError, client: Client, *, what: str) -> DeliveryError:
     remedy = ""
     if error.status is RPCStatusCode.NOT_FOUND:
         remedy = (
-            f". Create the namespace (`temporal operator namespace create {client.namespace}`), or give another one: "
-            "executor_config connect_options={'namespace': ...}"
+            f". Create it (`temporal operator namespace create {client.namespace}`), or name another one: for an "
+            "environment in executor_config 'connect_options', for Wove's worker with --namespace"
         )
     elif error.status in (RPCStatusCode.PERMISSION_DENIED, RPCStatusCode.UNAUTHENTICATED):
         remedy = ". Are the credentials in executor_config 'connect_options' right?"

@@ -22,6 +22,7 @@ from temporalio.client import Client
 from temporalio.service import TLSConfig
 from temporalio.worker import Worker
 
+from wove.integrations.temporal_client import check_namespace
 from wove.integrations.temporal_fates import end_of, words_of_end
 from wove.integrations.temporal_workflow import ACTIVITY, HEARTBEAT_SECONDS, RunBackendPayload
 from wove.integrations.worker import arun, close
@@ -140,7 +141,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(error, 2)
     try:
         asyncio.run(_work(chosen, made, options))
-    except (RuntimeError, TimeoutError) as error:
+    except RuntimeError as error:  # DeliveryError is one, and so is what Temporal's worker raises
         return _fail(error, 1)
     return 0
 
@@ -202,6 +203,7 @@ async def _work(chosen: argparse.Namespace, made: Callable[..., Any], options: d
     client = await _connect(chosen.target_host, options, stop)
     if client is None:
         return
+    await check_namespace(client, what="the worker")
     worker = Worker(
         client,
         task_queue=chosen.task_queue,

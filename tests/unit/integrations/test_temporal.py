@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import socket
 import subprocess
 import sys
 from datetime import timedelta
@@ -10,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from wove.errors import DeliveryError
 from wove.integrations.temporal import TemporalAdapter
 from wove.integrations.temporal_adapter import PREFIX_CHARACTERS, TAKEN, TARGET_HOST
 from wove.integrations.timing import longest_seconds
@@ -111,6 +114,7 @@ def test_how_long_anybody_waits(delivery: dict[str, Any], deadline: float | None
 def test_configuring_imports_nothing_of_temporal() -> None:
     script = """
 import sys
+from wove.errors import DeliveryError
 from wove.integrations.temporal import TemporalAdapter
 TemporalAdapter("reports", {"task_queue": "q"}).configure()
 assert "temporalio" not in sys.modules
@@ -152,3 +156,12 @@ def test_a_command_that_is_wrong(arguments: list[str], said: str) -> None:
     assert done.returncode == 2
     assert said in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_server_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = pytest.importorskip("wove.integrations.temporal_client", exc_type=ImportError)
+    monkeypatch.setattr(calls, "CONNECT_SECONDS", 0.5)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"127.0.0.1:{silent.getsockname()[1]}"
+        with pytest.raises(DeliveryError, match=rf"could be reached at {address}: no answer within 0\.5 s\. Is it"):
+            asyncio.run(calls.connect(address, {}, what="environment 'reports'"))

@@ -6,11 +6,13 @@ tests, started as users start them.
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import json
 import statistics
 import tempfile
 import time
+import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
@@ -21,12 +23,13 @@ from typing import Any, Final
 
 from tests.support import workers
 from tests.support.kept import Kept
-from tests.support.servers import redis
+from tests.support.servers import redis, temporal as servers_temporal
 from tests.support.workers import Command, Worker
 
 import wove
 from wove import weave
 
+from .children import backend
 from .gaps import ELAPSED, SUBJECT, gap_probe
 from .harness import Figure, Probe, Target, Values, benchmark, timed
 
@@ -100,9 +103,7 @@ def alone(label: str, work: Callable[[int], int], pause: float) -> Probe:
 
 @contextmanager
 def configured(native: Native) -> Iterator[None]:
-    wove.config(
-        environments={"backend": {"executor": native.executor, "executor_config": dict(native.config)}},
-    )
+    wove.config(environments={"backend": backend(native.executor, native.config)})
     try:
         yield
     finally:
@@ -185,6 +186,104 @@ def celery() -> Iterator[Native]:
             app.close()
 
 
+# ----------------------------------------------------------------------------------------------------- arq
+
+ARQ: Final = """
+from arq.connections import RedisSettings
+from wove.integrations.arq import worker_function
+
+async def small(ctx, item):
+    return item
+
+class WorkerSettings:
+    functions = [small, worker_function()]
+    redis_settings = RedisSettings.from_dsn({url!r})
+    poll_delay = POLL
+"""
+
+
+@contextmanager
+def arq(poll: float) -> Iterator[Native]:
+    """ARQ: `enqueue_job` and `result`. Its worker and that look for what is new every *poll* seconds."""
+    from arq import create_pool
+    from arq.connections import RedisSettings
+    from arq.jobs import ResultNotFound
+
+    command, source = workers.arq("app.WorkerSettings"), ARQ.replace("POLL", str(poll))
+    with on_redis(lambda url: command, source) as server, asyncio.Runner() as runner:
+        pool = runner.run(create_pool(RedisSettings.from_dsn(server.url)))
+        pool.connection_pool.max_connections = 2 * MANY  # it takes one for each job that is waited for
+
+        async def one(item: int) -> int:
+            job = await pool.enqueue_job("small", item)
+            assert job is not None
+            while True:
+                try:
+                    return int(await job.result(poll_delay=poll))
+                except ResultNotFound:  # ARQ 0.25 does not look for it and for the job at the same time
+                    continue
+
+        async def many(items: Sequence[int]) -> list[int]:
+            return await asyncio.gather(*map(one, items))
+
+        try:
+            yield Native(
+                "arq",
+                {"redis_settings": server.url},
+                lambda item: runner.run(one(item)),
+                {"gather": lambda items: runner.run(many(items))},
+                server.kept,
+            )
+        finally:
+            runner.run(pool.aclose(close_connection_pool=True))
+
+
+# --------------------------------------------------------------------------------------------------- taskiq
+
+TASKIQ: Final = """
+from taskiq_redis import ListQueueBroker, RedisAsyncResultBackend
+from wove.integrations.taskiq import register
+
+broker = ListQueueBroker({url!r}, socket_timeout=None).with_result_backend(RedisAsyncResultBackend({url!r}))
+register(broker)
+
+@broker.task(task_name="app.small")
+async def small(item: int) -> int:
+    return item
+"""
+
+
+@contextmanager
+def taskiq() -> Iterator[Native]:
+    """Taskiq on a list in Redis, which has the results, too: `kiq` and `wait_result`, which looks every 0.2 s."""
+    from taskiq_redis import ListQueueBroker, RedisAsyncResultBackend
+
+    with on_redis(lambda url: workers.taskiq("app:broker"), TASKIQ) as server, asyncio.Runner() as runner:
+        broker = ListQueueBroker(server.url).with_result_backend(RedisAsyncResultBackend(server.url))
+
+        @broker.task(task_name="app.small")
+        async def small(item: int) -> int:
+            return item
+
+        async def one(item: int) -> int:
+            return int((await (await small.kiq(item)).wait_result()).return_value)
+
+        async def many(items: Sequence[int]) -> list[int]:
+            return await asyncio.gather(*map(one, items))
+
+        runner.run(broker.startup())
+        try:
+            yield Native(
+                "taskiq",
+                {"broker": server.url},
+                lambda item: runner.run(one(item)),
+                {"gather": lambda items: runner.run(many(items))},
+                server.kept,
+            )
+        finally:
+            runner.run(broker.shutdown())
+
+
 @contextmanager
 def on_redis(command: Callable[[str], Command], source: str) -> Iterator[redis.Redis]:
     """A Redis, and a worker with a module ``app`` of that source, which may have a ``{url!r}`` in it."""
@@ -199,12 +298,96 @@ def on_redis(command: Callable[[str], Command], source: str) -> Iterator[redis.R
             yield server
 
 
+# ------------------------------------------------------------------------------------------------- temporal
+
+TEMPORAL: Final = """
+import asyncio
+import sys
+from datetime import timedelta
+
+from temporalio import activity, workflow
+from temporalio.client import Client
+from temporalio.worker import Worker
+
+from wove.integrations.temporal import activities, workflows
+
+
+@workflow.defn(sandboxed=False)
+class Small:
+    @workflow.run
+    async def run(self, item: int) -> int:
+        return await workflow.execute_activity(
+            "small", item, start_to_close_timeout=timedelta(days=1), heartbeat_timeout=timedelta(seconds=10)
+        )
+
+
+@activity.defn
+async def small(item: int) -> int:
+    return item
+
+
+async def main(address: str) -> None:
+    client = await Client.connect(address)
+    worker = Worker(
+        client, task_queue="small", workflows=[Small, *workflows()], activities=[small, *activities()]
+    )
+    async with worker:
+        print("takes runs", flush=True)
+        await asyncio.Event().wait()
+
+
+asyncio.run(main(sys.argv[1]))
+"""
+
+
+@contextmanager
+def temporal() -> Iterator[Native]:
+    """Temporal: `execute_workflow` of a workflow that is equal to Wove's but for the payload."""
+    from temporalio.client import Client
+
+    with tempfile.TemporaryDirectory() as name, asyncio.Runner() as runner:
+        folder = Path(name)
+        with servers_temporal.running(folder / "temporal") as server:
+            command = workers.module("app", server.address, ready="takes runs")
+            with Worker.start(command, folder / "worker", modules={"app": TEMPORAL}):
+                client = runner.run(Client.connect(server.address))
+
+                async def one(item: int) -> int:
+                    name = f"small-{uuid.uuid4().hex}"
+                    return int(await client.execute_workflow("Small", item, id=name, task_queue="small"))
+
+                # All at once, it is slower, and the server refuses some: "Namespace default is not found".
+                async def many(items: Sequence[int], bound: int) -> list[int]:
+                    room = asyncio.Semaphore(bound)
+
+                    async def in_turn(item: int) -> int:
+                        async with room:
+                            return await one(item)
+
+                    return await asyncio.gather(*map(in_turn, items))
+
+                yield Native(
+                    "temporal",
+                    {"target_host": server.address, "task_queue": "small"},
+                    lambda item: runner.run(one(item)),
+                    {
+                        "gather, 32 at a time": lambda items: runner.run(many(items, 32)),
+                        "gather, 200 at a time": lambda items: runner.run(many(items, 200)),
+                    },
+                    server.kept,
+                )
+
+
 # ----------------------------------------------------------------------------------------------- the figures
 
 ROWS: Final[dict[str, Callable[[], AbstractContextManager[Native]]]] = {
     "rq, SimpleWorker": partial(rq, "rq.worker.SimpleWorker"),
     "rq, forking": rq,
     "celery": celery,
+    "arq": partial(arq, 0.5),
+    "arq, polling every 10 ms": partial(arq, 0.01),
+    "taskiq": taskiq,
+    "temporal": temporal,
 }
 
 

@@ -5,7 +5,7 @@ Each function imports what it needs and nothing else, because what it imports is
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 
@@ -188,6 +188,16 @@ def _echo(payload: Any, executor: str, address: str) -> dict[str, float]:
     return asyncio.run(main())
 
 
+def backend(executor: str, config: Mapping[str, Any]) -> dict[str, Any]:
+    """An environment, with the object that stands for the URL of a broker."""
+    found = dict(config)
+    if executor == "taskiq":
+        from taskiq_redis import ListQueueBroker
+
+        found["broker"] = ListQueueBroker(config["broker"])
+    return {"executor": executor, "executor_config": found}
+
+
 def hand_out(count: int, executor: str, config: str) -> dict[str, float]:
     """The longest gap of the loop while *count* small tasks go to a backend and come back."""
     import asyncio
@@ -195,7 +205,7 @@ def hand_out(count: int, executor: str, config: str) -> dict[str, float]:
 
     import wove
 
-    wove.config(environments={"backend": {"executor": executor, "executor_config": json.loads(config)}})
+    wove.config(environments={"backend": backend(executor, json.loads(config))})
 
     async def main() -> dict[str, float]:
         await _small(range(1))
@@ -214,7 +224,7 @@ def hand_out_to_nobody(server: int, executor: str, config: str) -> dict[str, flo
     import wove
     from wove import DeliveryTimeoutError
 
-    wove.config(environments={"backend": {"executor": executor, "executor_config": json.loads(config)}})
+    wove.config(environments={"backend": backend(executor, json.loads(config))})
 
     async def given_up() -> None:
         try:

@@ -361,6 +361,7 @@ def test_a_receiver_that_is_down_while_results_arrive(there: Configure, backend:
 
         async def main() -> None:
             assert await there_will_be(add_one, item=1) == 2
+            await asyncio.sleep(TOLD)  # or its worker has not heard that, and holds its place in the queue
             proxy.down()
             running = [begin(count_up, path=str(tmp_path / "path")) for _ in range(number)]
             await eventually(lambda: len(lines(tmp_path / "path")) == number)

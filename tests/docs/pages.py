@@ -31,7 +31,9 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 _MARK = "-- block of line "
 _FILE = re.compile(r"# ([\w/]+\.py)\n")
-_WORKER = re.compile(r"(rq worker|celery|arq|taskiq worker) ")
+_WORKER = re.compile(
+    r"(rq worker|celery|arq|taskiq worker|python -m wove\.integrations\.\w+|python \w+_worker\.py)( |$)"
+)
 
 
 @dataclass(frozen=True, slots=True)

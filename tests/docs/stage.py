@@ -25,11 +25,14 @@ READY: Final[Mapping[tuple[str, ...], str]] = {
     ("celery",): r"celery@\S+ ready\.",
     ("arq",): r"redis_version=",
     ("taskiq", "worker"): r"Listening started",
+    ("python", "-m", "wove.integrations.temporal"): r"takes runs from task queue",
+    ("python", "reports_worker.py"): r"takes runs",
 }
 """What a worker says when it takes work, by how its command begins."""
 
 ADDRESSES: Final[Mapping[str, tuple[str, Callable[[Servers], str]]]] = {
     "redis://localhost:6379": ("redis", lambda servers: servers.redis.url.rpartition("/")[0]),
+    "localhost:7233": ("temporal", lambda servers: servers.temporal.address),
     "amqp://guest:guest@localhost:5672": ("rabbitmq", lambda servers: servers.rabbitmq.url.rstrip("/")),
 }
 """Servers, by the usual address of each: the backend of tests/support/backends.py, and where ours is."""
@@ -37,9 +40,10 @@ ADDRESSES: Final[Mapping[str, tuple[str, Callable[[Servers], str]]]] = {
 
 def needs(page: Page) -> list[str]:
     """The backends without which the workers of *page* cannot run."""
-    programs = {shlex.split(command)[0] for command in page.workers}
+    programs = {shlex.split(command)[0] for command in page.workers} - {"python"}
     text = " ".join([page.script, *page.files.values(), *page.workers])
-    return sorted({*programs, *(name for usual, (name, _) in ADDRESSES.items() if usual in text)}) if programs else []
+    servers = {name for usual, (name, _) in ADDRESSES.items() if usual in text}
+    return sorted(programs | servers) if page.workers else []
 
 
 @contextmanager

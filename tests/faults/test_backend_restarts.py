@@ -26,6 +26,9 @@ from wove import weave
 RUNS = int(os.environ.get("WOVE_TEST_BACKEND_RESTART_RUNS", "2000"))
 """Over each backend."""
 
+FEWER = {"temporal": 500}
+"""Over those that take several seconds to hand out again what a death has left."""
+
 EVERY = 3.0
 """Seconds between two deaths; more only where the worker needs longer to come up."""
 
@@ -63,9 +66,91 @@ def celery(broker: str) -> Open:
     return opened
 
 
+def rq(worker_class: str | None = None) -> Open:
+    """RQ, with a worker that forks for each job, or with one that does not."""
+
+    @contextmanager
+    def opened(servers: Servers, folder: Path) -> Iterator[tuple[Mapping[str, Any], Worker]]:
+        url, queue = servers.redis.url, f"mortal-{secrets.token_hex(4)}"
+        command = workers.rq(url, queue=queue, worker_class=worker_class)
+        with Worker.start(command, folder, restarts=True) as worker:
+            yield {"executor": "rq", "executor_config": {"redis_url": url, "queue_name": queue}}, worker
+
+    return opened
+
+
+_ARQ = """
+from arq.connections import RedisSettings
+from wove.integrations.arq import worker_function
+
+class WorkerSettings:
+    functions = [worker_function()]
+    redis_settings = RedisSettings.from_dsn({url!r})
+    queue_name = {queue!r}
+    poll_delay = 0.05
+"""
+
+
+@contextmanager
+def arq(servers: Servers, folder: Path) -> Iterator[tuple[Mapping[str, Any], Worker]]:
+    """ARQ, with a worker of ten jobs at a time."""
+    url, queue = servers.redis.url, f"mortal-{secrets.token_hex(4)}"
+    modules = {"mortal": _ARQ.format(url=url, queue=queue)}
+    with Worker.start(workers.arq("mortal.WorkerSettings"), folder, modules=modules, restarts=True) as worker:
+        yield {"executor": "arq", "executor_config": {"redis_settings": url, "queue_name": queue}}, worker
+
+
+_TASKIQ = """
+from taskiq_redis import {kind}
+from wove.integrations.taskiq import register
+
+broker = {kind}({url!r}, queue_name={queue!r}, socket_timeout=None, {options})
+register(broker)
+"""
+
+
+def taskiq(kind: str, options: str = "") -> Open:
+    """Taskiq with that broker, and a worker of two processes."""
+
+    @contextmanager
+    def opened(servers: Servers, folder: Path) -> Iterator[tuple[Mapping[str, Any], Worker]]:
+        import taskiq_redis
+
+        url, queue = servers.redis.url, f"mortal-{secrets.token_hex(4)}"
+        modules = {"mortal": _TASKIQ.format(kind=kind, url=url, queue=queue, options=options)}
+        with Worker.start(workers.taskiq("mortal:broker"), folder, modules=modules, restarts=True) as worker:
+            broker = getattr(taskiq_redis, kind)(url, queue_name=queue)
+            yield {"executor": "taskiq", "executor_config": {"broker": broker}}, worker
+
+    return opened
+
+
+@contextmanager
+def temporal(servers: Servers, folder: Path) -> Iterator[tuple[Mapping[str, Any], Worker]]:
+    """Temporal, with the worker that Wove has for it."""
+    address, queue = servers.temporal.address, f"mortal-{secrets.token_hex(4)}"
+    options = ("--task-queue", queue, "--target-host", address, "--max-concurrent", "20")
+    command = workers.module("wove.integrations.temporal", *options, ready="takes runs from task queue")
+    with Worker.start(command, folder, restarts=True) as worker:
+        yield {"executor": "temporal", "executor_config": {"target_host": address, "task_queue": queue}}, worker
+
+
 DYING = [
     pytest.param(celery("redis"), id="celery-redis", marks=pytest.mark.backend("celery", "redis")),
     pytest.param(celery("rabbitmq"), id="celery-rabbitmq", marks=pytest.mark.backend("celery", "rabbitmq")),
+    pytest.param(rq("rq.worker.SimpleWorker"), id="rq-simple", marks=pytest.mark.backend("rq")),
+    # It forks for each run, and begins to anew after each death: some six minutes on two cores that do other things.
+    pytest.param(rq(), id="rq", marks=[pytest.mark.backend("rq"), pytest.mark.timeout(900)]),
+    pytest.param(arq, id="arq", marks=pytest.mark.backend("arq")),
+    pytest.param(taskiq("ListQueueBroker"), id="taskiq-list", marks=pytest.mark.backend("taskiq")),
+    # What a worker has fetched and not begun, another one takes over: after ten minutes, unless it is told otherwise.
+    # The lock under which it does that outlives a worker that is killed in between.
+    pytest.param(
+        taskiq("RedisStreamBroker", "idle_timeout=5000, unacknowledged_lock_timeout=5"),
+        id="taskiq-stream",
+        marks=pytest.mark.backend("taskiq"),
+    ),
+    pytest.param(temporal, id="temporal", marks=[pytest.mark.backend("temporal"), pytest.mark.timeout(900)]),
 ]
 
 
@@ -114,12 +199,13 @@ def test_runs_on_a_worker_that_is_killed_every_three_seconds(opened: Open, serve
 
     with opened(servers, tmp_path / "worker") as (environment, worker):
         wove.config(environments={"mortal": {**environment, "delivery_orphan_policy": "requeue"}})
+        runs = min(RUNS, FEWER.get(environment["executor"], RUNS))
         killer = Killer(worker)
         begin = time.monotonic()
         with killer.at_work():
             with weave() as w:
 
-                @w.do(range(RUNS), environment="mortal")
+                @w.do(range(runs), environment="mortal")
                 def far(item: int) -> int:
                     return returned(item)
 
@@ -130,8 +216,8 @@ def test_runs_on_a_worker_that_is_killed_every_three_seconds(opened: Open, serve
         seconds = time.monotonic() - begin
         wove.shutdown()
     ran = Counter(map(int, Path(began).read_text().split()))
-    print(f"{RUNS} runs, {sum(ran.values())} begun, {killer.kills} deaths, {seconds:.1f} s")
-    assert w.result.far == list(range(RUNS))  # none lost, none twice, each in its place
-    assert arrived == Counter(range(RUNS))
-    assert ran.keys() == set(range(RUNS))  # each was really there, and not only here
+    print(f"{runs} runs, {sum(ran.values())} begun, {killer.kills} deaths, {seconds:.1f} s")
+    assert w.result.far == list(range(runs))  # none lost, none twice, each in its place
+    assert arrived == Counter(range(runs))
+    assert ran.keys() == set(range(runs))  # each was really there, and not only here
     assert killer.kills >= AT_LEAST

@@ -7,7 +7,7 @@ import atexit
 import os
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 from wove.delivery.mailbox import Mailbox
@@ -16,18 +16,22 @@ from wove.delivery.run import GONE, Ending, Outcome
 from wove.delivery.sessions import Session
 from wove.errors import DeliveryError, WorkerLostError
 from wove.executors import forks, offload
+from wove.executors.base import EnvironmentExecutor
 from wove.executors.registry import executor_class
 
 if TYPE_CHECKING:
     from wove.settings.model import Environment
 
-__all__ = ["hub", "prepare", "process_state", "shutdown"]
+__all__ = ["hub", "is_prepared", "prepare", "process_state", "shutdown"]
 
 NOT_COMPARED: Final = frozenset({"PYTEST_CURRENT_TEST"})
 """Variables that tell nothing to a task and change all the time: no reason to replace its workers."""
 
 EXIT_SECONDS: Final = 5.0
 """How long the end of the interpreter waits for sessions to stop."""
+
+
+_prepared: set[str] = set()
 
 
 def prepare(environment: Environment) -> None:
@@ -39,6 +43,14 @@ def prepare(environment: Environment) -> None:
     """
     with forks.importing:
         executor_class(environment.executor, environment.name)
+    if isinstance(environment.executor, str):
+        _prepared.add(environment.executor)
+
+
+def is_prepared(environment: Environment) -> bool:
+    """Whether `prepare` has nothing left to do, so that it need not be called in another thread."""
+    executor = environment.executor
+    return executor in _prepared if isinstance(executor, str) else isinstance(executor, EnvironmentExecutor)
 
 
 def process_state() -> dict[str, Any]:
@@ -64,7 +76,7 @@ class Hub:
         self,
         environment: Environment,
         loop: asyncio.AbstractEventLoop,
-        state: Mapping[str, Any],
+        state: Callable[[], Mapping[str, Any]],
         *,
         shared: bool = False,
     ) -> Session:
@@ -73,7 +85,7 @@ class Hub:
         Args:
             environment: Where a weave wants to run something.
             loop: The weave's loop.
-            state: The weave's :func:`process_state`.
+            state: Gives the weave's :func:`process_state`; called only where it matters.
             shared: Whether *loop* is the user's own: clients that the user made may be bound to it.
 
         Raises:
@@ -84,7 +96,7 @@ class Hub:
             kind = executor_class(environment.executor, environment.name)
         with self._lock:
             if kind.scope == "process":
-                session = self._shared_session(environment, state if kind.inherits else {}, loop if shared else None)
+                session = self._shared_session(environment, state() if kind.inherits else {}, loop if shared else None)
             else:
                 session = self._own_session(environment, loop)
             session.leases += 1
@@ -104,7 +116,8 @@ class Hub:
                 closing = session.begin_close(GONE)
                 closing.add_done_callback(lambda _: self._forget_own(session))
                 return closing
-        session.home.post(self._close_if_unused, session)
+            if session.retired:  # else it waits for the next weave
+                session.home.post(self._close_if_unused, session)
         return None
 
     def discard(self, session: Session) -> None:

@@ -32,7 +32,7 @@ class Call:
         failure: Why there is none.
     """
 
-    __slots__ = ("_lock", "_settled", "_waiting", "callable_id", "failure", "fn", "pickled", "task")
+    __slots__ = ("_begun", "_lock", "_settled", "_waiting", "callable_id", "failure", "fn", "pickled", "task")
 
     def __init__(self, fn: Callable[..., Any], task: str) -> None:
         self.fn = fn
@@ -41,7 +41,7 @@ class Call:
         self.callable_id = ""
         self.failure: BaseException | None = None
         self._waiting: list[Callable[[], object]] = []
-        self._settled = False
+        self._begun = self._settled = False
         self._lock = threading.Lock()
 
     def when_pickled(self, ready: Callable[[], object]) -> bool:
@@ -50,10 +50,16 @@ class Call:
             if self._settled:
                 return True
             self._waiting.append(ready)
-            if len(self._waiting) > 1:
-                return False
-        offload.submit(self._pickle)
+        self.begin()
         return False
+
+    def begin(self) -> None:
+        """Have it pickled: it is going to be wanted."""
+        with self._lock:
+            if self._begun:
+                return
+            self._begun = True
+        offload.submit(self._pickle)
 
     def _pickle(self) -> None:
         try:

@@ -105,11 +105,14 @@ class Scope:
             if known[1].closed is None:
                 return known[1]
             self._drop(environment)
-        if self._state is None:
-            self._state = process.process_state()
-        session = self._hub.lease(environment, self._loop, self._state, shared=self._shared)
+        session = self._hub.lease(environment, self._loop, self._process_state, shared=self._shared)
         self._sessions[id(environment)] = (environment, session)
         return session
+
+    def _process_state(self) -> Mapping[str, Any]:
+        if self._state is None:
+            self._state = process.process_state()
+        return self._state
 
     def _drop(self, environment: Environment) -> None:
         """Use another session for *environment* from now on."""

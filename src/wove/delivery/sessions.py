@@ -8,6 +8,7 @@ import logging
 import weakref
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from wove.delivery.run import GONE, Ending, Outcome, Run
@@ -139,6 +140,8 @@ class Session:
             here: Whether this is called on the session's own loop. Any thread may call it otherwise.
         """
         if not here:
+            if self._kind.wire:
+                run.request.call.begin()  # meanwhile, the other loop wakes up
             return self.home.post(self._submit, run)
         if self._phase is _Phase.CLOSED:
             return False
@@ -238,30 +241,46 @@ class Session:
         except BaseException as error:
             sent(self._noted(error))
             return
-        task = self._spawn(self._send(executor, frame, sent))
-        self._sending[run_id] = task
-        task.add_done_callback(lambda _: self._sending.pop(run_id, None))
-
-    async def _send(
-        self,
-        executor: EnvironmentExecutor,
-        frame: dict[str, Any],
-        sent: Callable[[BaseException | None], object],
-    ) -> None:
+        # One task and a timer, because this happens for each run.
+        sending = self._spawn(_send(executor, frame))
+        self._sending[run_id] = sending
         seconds = self.limits.send_timeout
-        try:
-            if await bounded(executor.send(frame), seconds):
-                sent(None)
-                return
-            error: BaseException = DeliveryTimeoutError(
-                f"environment {self.environment.name!r}: run {frame['run_id']} could not be handed over "
-                f"within {seconds:g} s (executor_config 'send_timeout')"
+        timer = None if seconds is None else self.home.loop.call_later(seconds, self._overdue, run_id, sending, sent)
+        sending.add_done_callback(partial(self._sent, run_id, timer, sent))
+
+    def _overdue(
+        self, run_id: str, sending: asyncio.Task[None], sent: Callable[[BaseException | None], object]
+    ) -> None:
+        if self._sending.get(run_id) is not sending:
+            return
+        del self._sending[run_id]
+        sending.cancel()
+        sent(
+            DeliveryTimeoutError(
+                f"environment {self.environment.name!r}: run {run_id} could not be handed over "
+                f"within {self.limits.send_timeout:g} s (executor_config 'send_timeout')"
             )
-        except asyncio.CancelledError:
-            raise
-        except BaseException as raised:
-            error = self._noted(raised)
-        sent(error)
+        )
+
+    def _sent(
+        self,
+        run_id: str,
+        timer: asyncio.TimerHandle | None,
+        sent: Callable[[BaseException | None], object],
+        sending: asyncio.Task[None],
+    ) -> None:
+        error: BaseException | None
+        if sending.cancelled():
+            error = DeliveryError("an executor was cancelled by itself")
+        else:
+            error = sending.exception()
+        if self._sending.get(run_id) is not sending:  # it took too long, and that was said
+            return
+        del self._sending[run_id]
+        if timer is not None:
+            timer.cancel()
+        if not (sending.cancelled() and self._phase is _Phase.CLOSED):
+            sent(None if error is None else self._noted(error))
 
     def _noted(self, error: BaseException) -> BaseException:
         error.add_note(f"raised by send() of the executor of environment {self.environment.name!r}")
@@ -355,6 +374,10 @@ class Session:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
+
+
+async def _send(executor: EnvironmentExecutor, frame: dict[str, Any]) -> None:
+    await executor.send(frame)
 
 
 async def bounded(coroutine: Coroutine[Any, Any, object], seconds: float | None) -> bool:

@@ -53,8 +53,8 @@ RETRY_SECONDS: Final = 60.0
 SUSPECT_SECONDS: Final = 1.5
 """How long a worker whose connection has ended may take to open another one."""
 
-WORDS_SECONDS: Final = 3.0
-"""How long the backend is asked why a worker is gone."""
+ASK_SECONDS: Final = 0.5
+"""The time between two questions to the backend why a worker is gone."""
 
 STOPPING_SECONDS: Final = 0.5
 """How long a worker that has reported that it was stopped takes to end: then the backend knows it, too."""
@@ -126,8 +126,11 @@ class BackendAdapterEnvironmentExecutor(EnvironmentExecutor):
         adapter_class: The adapter.
 
     Example:
+        >>> class QueueAdapter(BackendAdapter):  # as the example of `BackendAdapter` goes on
+        ...     def submit(self, payload, frame): ...
+        ...     def cancel(self, run_id, submission, frame): ...
         >>> executor = BackendAdapterEnvironmentExecutor("queue", adapter_class=QueueAdapter)
-        >>> wove.config(environments={"queue": {"executor": executor, "executor_config": {"folder": "/tmp/q"}}})
+        >>> wove.config(environments={"queue": {"executor": executor}})
     """
 
     scope: ClassVar[Literal["run", "process"]] = "process"
@@ -368,11 +371,16 @@ class BackendAdapterEnvironmentExecutor(EnvironmentExecutor):
     async def _suspect(self, job: _Job, worker: str) -> None:
         """Its worker's connection has ended. Unless it reports again, the run is lost; the backend may know why."""
         await asyncio.sleep(SUSPECT_SECONDS)
-        if self._watcher is not None:
-            await self._watcher.look_now(WORDS_SECONDS)
+        loop = asyncio.get_running_loop()
+        until = loop.time() + self.adapter.words_seconds
+        while self._watcher is not None and (left := until - loop.time()) > 0:
+            await self._watcher.look_now(left)
             fate = self._watcher.noted(job.run_id)
             if fate is not None and fate.state == "lost":
                 self._lose(job, fate.reason)
+            if job.run_id not in self._jobs:
+                return
+            await asyncio.sleep(ASK_SECONDS)  # it may not have noticed yet itself
         self._lose(job, f"its worker ({worker}) is gone: the connection over which it reported has ended")
 
     async def _explain(self, job: _Job, event: dict[str, Any]) -> None:

@@ -11,41 +11,26 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from wove.integrations.arq import ARQAdapter
-    from wove.integrations.aws_batch import AWSBatchAdapter
     from wove.integrations.base import BackendAdapter
     from wove.integrations.celery import CeleryAdapter
-    from wove.integrations.dask import DaskAdapter
-    from wove.integrations.kubernetes_jobs import KubernetesJobsAdapter
-    from wove.integrations.ray import RayAdapter
     from wove.integrations.rq import RQAdapter
-    from wove.integrations.slurm import SlurmAdapter
     from wove.integrations.taskiq import TaskiqAdapter
     from wove.integrations.temporal import TemporalAdapter
 
 __all__ = [
     "ARQAdapter",
-    "AWSBatchAdapter",
     "BackendAdapter",
     "CeleryAdapter",
-    "DaskAdapter",
-    "KubernetesJobsAdapter",
     "RQAdapter",
-    "RayAdapter",
-    "SlurmAdapter",
     "TaskiqAdapter",
     "TemporalAdapter",
 ]
 
 _HOMES = {
     "ARQAdapter": "arq",
-    "AWSBatchAdapter": "aws_batch",
     "BackendAdapter": "base",
     "CeleryAdapter": "celery",
-    "DaskAdapter": "dask",
-    "KubernetesJobsAdapter": "kubernetes_jobs",
     "RQAdapter": "rq",
-    "RayAdapter": "ray",
-    "SlurmAdapter": "slurm",
     "TaskiqAdapter": "taskiq",
     "TemporalAdapter": "temporal",
 }

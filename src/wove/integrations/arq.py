@@ -25,7 +25,7 @@ from wove.integrations import words
 from wove.integrations.arq_settings import check_dsn, library, read_options, read_settings, shown_address
 from wove.integrations.arq_worker import worker_function, wove_run_backend_payload
 from wove.integrations.base import BackendAdapter, Fate, PayloadDict
-from wove.integrations.loops import loop_of_redis, on_loop
+from wove.integrations.loops import leave_behind, loop_of_redis, on_loop
 from wove.integrations.naming import idempotency_key, job_id
 from wove.integrations.roundtrips import RoundTrips
 from wove.integrations.unheard import UNHEARD_SECONDS, Unheard
@@ -115,9 +115,11 @@ class ARQAdapter(BackendAdapter):
         self._turns = asyncio.Semaphore(NATIVE_AT_ONCE)
         self._trips: RoundTrips[Sequence[Command], Sequence[Any]] = RoundTrips(self._carry)
         self._unheard = Unheard()
+        self._closed = False
         self._scores_one_by_one = False
         self._pool = self._given if self._given is not None else await self._connect()
         self._is_redis = isinstance(self._pool, self._arq.ArqRedis)
+        leave_behind(getattr(self._pool, "connection_pool", None))
         # One whose `enqueue_job` does something more is to be used through it.
         native: object = self._arq.ArqRedis.enqueue_job
         self._is_plain = self._is_redis and getattr(cast("object", type(self._pool)), "enqueue_job", None) is native
@@ -126,6 +128,7 @@ class ARQAdapter(BackendAdapter):
         )
 
     async def close(self) -> None:
+        self._closed = True
         await self._trips.close()
         if self._given is None:
             try:
@@ -276,7 +279,12 @@ class ARQAdapter(BackendAdapter):
             ("ZREM", self._queue, submission),
             ("DEL", JOB + submission),
         ]
-        running, queued, stored = self._checked(await self._trips.put(commands))
+        try:
+            running, queued, stored = self._checked(await self._trips.put(commands))
+        except DeliveryError:
+            if self._closed:
+                return False  # nobody is left who would want to know
+            raise
         if running:
             # As arq.jobs.Job.abort; heard by workers with allow_abort_jobs = True.
             self._checked(await self._trips.put([("ZADD", ABORT, self._arq.timestamp_ms(), submission)]))

@@ -6,7 +6,7 @@ import importlib
 from collections.abc import Mapping
 from types import SimpleNamespace
 from typing import Any, Final, cast
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qsl, unquote, urlsplit
 
 from wove.executors import forks
 from wove.graph.rules import shown, suggest
@@ -63,17 +63,37 @@ def read_options(value: object, what: str) -> tuple[dict[str, Any], dict[str, An
 
 
 def check_dsn(dsn: str, what: str) -> None:
+    """Refuse a text that is not the address of a Redis.
+
+    Raises:
+        ValueError: It is none. It is not quoted: there may be a password in it.
+    """
     try:
-        parts = urlsplit(dsn)
-        right = parts.scheme in SCHEMES and parts.port != 0
+        _fields_of(dsn)
     except ValueError:
-        right = False
-    if not right:
-        # Not quoted: it may have a password in it.
         raise ValueError(
             f"{what}: executor_config 'redis_settings' is no address of a Redis; as text it is "
             "'redis://[[user]:password@]host[:port][/database]', 'rediss://...' for TLS, or 'unix:///path?db=0'"
-        )
+        ) from None
+
+
+def _fields_of(dsn: str) -> dict[str, Any]:
+    # As RedisSettings.from_dsn, which leaves percent signs in passwords, and in ARQ 0.25 reads a socket's path as a
+    # number.
+    parts = urlsplit(dsn)
+    if parts.scheme not in SCHEMES or (parts.scheme == "unix" and not parts.path):
+        raise ValueError(parts.scheme)
+    fields: dict[str, Any] = {
+        "username": parts.username and unquote(parts.username),
+        "password": parts.password and unquote(parts.password),
+        "database": int(dict(parse_qsl(parts.query)).get("db") or 0),
+    }
+    if parts.scheme == "unix":
+        return {**fields, "unix_socket_path": unquote(parts.path)}
+    fields.update(host=parts.hostname or "localhost", port=parts.port or 6379, ssl=parts.scheme == "rediss")
+    if path := parts.path.strip("/"):
+        fields["database"] = int(path)
+    return fields
 
 
 def read_settings(value: object, kind: Any, what: str) -> Any:
@@ -93,7 +113,7 @@ def read_settings(value: object, kind: Any, what: str) -> Any:
     if isinstance(value, kind):
         return value
     if isinstance(value, str):
-        return _from_dsn(value, kind)
+        return kind(**_fields_of(value))
     label = f"{what}: executor_config 'redis_settings'"
     if not isinstance(value, Mapping):
         # Neither is it quoted: it may have a password in it.
@@ -106,14 +126,6 @@ def read_settings(value: object, kind: Any, what: str) -> Any:
         if name not in known:
             raise ValueError(f"{label}: arq's RedisSettings has no field {name!r}.{suggest(name, known)}")
     return kind(**fields)
-
-
-def _from_dsn(dsn: str, kind: Any) -> Any:
-    settings = kind.from_dsn(dsn)
-    # It leaves them as they stand in the URL, where a password with an @ or a / must be written with percent signs.
-    settings.username = settings.username and unquote(settings.username)
-    settings.password = settings.password and unquote(settings.password)
-    return settings
 
 
 def shown_address(settings: Any) -> str:

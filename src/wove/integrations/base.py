@@ -98,6 +98,10 @@ class BackendAdapter(abc.ABC):
     """The longest time between two signs of life of a worker, which are answered with whether its runs are still
     wanted. Longer for a backend that ends the process of a cancelled job itself, and has thousands of them."""
 
+    words_seconds: ClassVar[float] = 3.0
+    """How long the backend may take to notice that a worker process is gone. So long it is asked for its own words before
+    a run whose worker's connection has ended is given up without them."""
+
     threads: ClassVar[int] = 4
     """How many plain functions are called at a time."""
 

@@ -93,6 +93,7 @@ class CeleryAdapter(BackendAdapter):
     )
     inline_bytes = INLINE_CHARACTERS
     watch_seconds: ClassVar[tuple[float, float]] = (0.5, 5.0)
+    words_seconds: ClassVar[float] = 7.0  # a worker looks after its pool every 5 s: celery.concurrency.asynpool
 
     def configure(self) -> None:
         config, what = self.config, self.what

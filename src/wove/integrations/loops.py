@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Iterable
-from typing import Any, TypeVar, cast
+import contextlib
+import os
+import weakref
+from collections.abc import Callable, Coroutine, Iterable, Iterator
+from typing import Any, Final, TypeVar, cast
 
 from wove.errors import DeliveryError
 
-__all__ = ["loop_of_redis", "on_loop"]
+__all__ = ["leave_behind", "loop_of_redis", "on_loop"]
 
 T = TypeVar("T")
+
+_LISTS: Final = ("_in_use_connections", "_available_connections")
+"""Where a connection pool of ``redis.asyncio`` has its connections: redis/asyncio/connection.py, since 4.2."""
 
 
 def loop_of_redis(pool: object) -> asyncio.AbstractEventLoop | None:
@@ -20,16 +26,23 @@ def loop_of_redis(pool: object) -> asyncio.AbstractEventLoop | None:
         pool: A connection pool of ``redis.asyncio``, of any version from 4 to 8. It does not know its loop; what its
             connections write to does.
     """
-    for name in ("_in_use_connections", "_available_connections"):
+    for writer in _writers(pool):
+        loop = getattr(writer, "_loop", None)
+        if isinstance(loop, asyncio.AbstractEventLoop):
+            return loop
+    return None
+
+
+def _writers(pool: object) -> Iterator[object]:
+    for name in _LISTS:
         try:
             connections = list(cast("Iterable[object]", getattr(pool, name, None) or ()))
         except RuntimeError:  # its loop, in another thread, is just changing them
             continue
         for connection in connections:
-            loop = getattr(getattr(connection, "_writer", None), "_loop", None)
-            if isinstance(loop, asyncio.AbstractEventLoop):
-                return loop
-    return None
+            writer: object = getattr(connection, "_writer", None)
+            if writer is not None:
+                yield writer
 
 
 async def on_loop(
@@ -59,3 +72,48 @@ async def on_loop(
         coroutine.close()
         raise DeliveryError(f"{what} belongs to an event loop that has just been closed") from None
     return await asyncio.wrap_future(future)
+
+
+# --- forks ------------------------------------------------------------------------------------------------
+
+_pools: weakref.WeakSet[Any] = weakref.WeakSet()
+_inherited: list[tuple[Any, list[int]]] = []
+
+
+def leave_behind(pool: object) -> None:
+    """Have a forked child begin without the connections that *pool*, one of ``redis.asyncio``, has on Wove's loop.
+
+    They are the parent's: two processes that talk over one connection get each other's answers. And their loop does
+    not run in the child.
+    """
+    with contextlib.suppress(TypeError):
+        _pools.add(pool)
+
+
+def _before_fork() -> None:
+    _inherited.clear()
+    for pool in list(_pools):
+        if hasattr(loop_of_redis(pool), "dropped"):  # see wove.delivery.portal
+            sockets = (cast("Any", writer).get_extra_info("socket") for writer in _writers(pool))
+            _inherited.append((pool, [sock.fileno() for sock in sockets if sock is not None]))
+
+
+def _after_fork_in_child() -> None:
+    for pool, descriptors in _inherited:
+        # The connections close them when they are garbage, by number: that must not be another file's then.
+        with contextlib.suppress(OSError):
+            nothing = os.open(os.devnull, os.O_RDWR)
+            for descriptor in descriptors:
+                if descriptor >= 0:
+                    os.dup2(nothing, descriptor, inheritable=False)
+            os.close(nothing)
+        for name in _LISTS:
+            getattr(pool, name).clear()
+        for name, kind in (("_lock", asyncio.Lock), ("_condition", asyncio.Condition)):
+            if isinstance(getattr(pool, name, None), kind):
+                setattr(pool, name, kind())
+    _inherited.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_before_fork, after_in_parent=_inherited.clear, after_in_child=_after_fork_in_child)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
-from typing import Final, Generic, TypeVar
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from typing import Any, Final, Generic, TypeVar
+
+from wove.errors import DeliveryError
 
 __all__ = ["RoundTrips"]
 
@@ -43,13 +45,12 @@ class RoundTrips(Generic[Item, Reply]):
         return await replied
 
     async def close(self) -> None:
-        """Let those who wait do so no more."""
+        """Let those who wait do so no more: they get a `DeliveryError`."""
         carrier, self._carrier = self._carrier, None
         if carrier is not None:
             carrier.cancel()
             await asyncio.wait({carrier}, timeout=1.0)
-        for _, _, replied in self._waiting:
-            replied.cancel()
+        _give_up(replied for _, _, replied in self._waiting)
         self._waiting.clear()
 
     async def _carry_all(self) -> None:
@@ -65,8 +66,7 @@ class RoundTrips(Generic[Item, Reply]):
                     if not replied.done():
                         replied.set_exception(error)
             except BaseException:
-                for replied in waiters:
-                    replied.cancel()
+                _give_up(waiters)
                 raise
         self._carrier = None
 
@@ -81,3 +81,9 @@ class RoundTrips(Generic[Item, Reply]):
                 batch.append(each)
                 size += each[1]
         return batch
+
+
+def _give_up(waiters: Iterable[asyncio.Future[Any]]) -> None:
+    for replied in waiters:
+        if not replied.done():
+            replied.set_exception(DeliveryError("the environment was stopped before there was an answer"))

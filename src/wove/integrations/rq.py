@@ -25,6 +25,7 @@ from wove.integrations import naming
 from wove.integrations.base import BackendAdapter, Fate, PayloadDict
 from wove.integrations.rq_options import read_options
 from wove.integrations.rq_states import WAITING, Look, Row, read_row
+from wove.integrations.timing import longest_seconds
 
 __all__ = ["RQAdapter", "RunId", "Submission", "time_limit"]
 
@@ -352,12 +353,7 @@ class RQAdapter(BackendAdapter):
 
 def time_limit(payload: PayloadDict) -> int:
     """After how many seconds RQ may end the job: when nobody can be waiting for it any more."""
-    delivery = payload["delivery"]
-    limits = [payload.get("deadline")]
-    if delivery.get("delivery_orphan_policy") != "detach":
-        limits.append(delivery.get("delivery_timeout"))
-    seconds = min((each for each in limits if each is not None), default=math.inf)
-    seconds += GRACE_SECONDS + payload.get("retry_seconds", 0)
+    seconds = longest_seconds(payload) + GRACE_SECONDS
     return NO_LIMIT if seconds > LONGEST_SECONDS else math.ceil(seconds)
 
 

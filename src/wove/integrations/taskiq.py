@@ -44,8 +44,8 @@ LABELS: Final[Mapping[str, Any]] = {
     # Where runs are retried is said in the weave: taskiq/middlewares/simple_retry_middleware.py.
     "retry_on_error": False,
     # A message that is acknowledged when its task has ended is handed out again while a long one still runs, ten
-    # minutes after it was (RedisStreamBroker, idle_timeout). taskiq/receiver/receiver.py, _get_ack_time; older releases
-    # ignore it.
+    # minutes after it was (RedisStreamBroker, idle_timeout). taskiq/receiver/receiver.py, _get_ack_time; releases
+    # before 0.13 ignore it.
     "ack_type": "when_received",
 }
 

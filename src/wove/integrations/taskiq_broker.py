@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import weakref
 from typing import Any, ClassVar, NamedTuple, cast
 
@@ -59,9 +60,21 @@ class Startups:
         return cls._loops.get(broker)
 
     @classmethod
+    def forget(cls) -> None:
+        """Forget all, in a forked child, but what was started on the loop that goes on there."""
+        here = asyncio._get_running_loop()
+        for broker, loop in list(cls._loops.items()):
+            if loop is not here:
+                del cls._loops[broker]
+
+    @classmethod
     def done(cls, broker: Any) -> bool:
         """Whether *broker* was started: by a worker, by its owner as far as is known, or it is in use already."""
         return bool(getattr(broker, "is_worker_process", False)) or home_of(broker) is not None
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=Startups.forget)
 
 
 def home_of(broker: Any) -> asyncio.AbstractEventLoop | None:

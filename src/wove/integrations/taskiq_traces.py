@@ -15,6 +15,7 @@ from typing import Any, Final
 from wove.executors import forks
 from wove.integrations import words
 from wove.integrations.base import Fate
+from wove.integrations.loops import leave_behind
 from wove.integrations.taskiq_broker import Sent
 from wove.integrations.unheard import UNHEARD_SECONDS, Unheard
 
@@ -56,6 +57,8 @@ class Traces:
         self._asked = 0
         self._unheard = Unheard()
         self._behind: dict[str, bytes] = {}
+        leave_behind(self._pool)
+        leave_behind(getattr(self._results, "redis_pool", None))
         self.any = self._results is not None or self._is_list or self._is_stream
 
     async def look(self, submissions: Mapping[str, Sent], begun: Callable[[str], bool]) -> dict[str, Fate]:

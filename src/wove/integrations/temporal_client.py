@@ -13,6 +13,7 @@ from collections import OrderedDict
 from collections.abc import Mapping
 from datetime import timedelta
 from typing import Any, Final, cast
+from weakref import WeakSet
 
 from temporalio.api.enums.v1 import EventType, PendingActivityState
 from temporalio.api.workflowservice.v1 import DescribeNamespaceRequest
@@ -27,7 +28,18 @@ from wove.errors import DeliveryError
 from wove.graph.rules import shown, suggest
 from wove.integrations.temporal_workflow import WORKFLOW
 
-__all__ = ["RPC", "Submission", "cancel", "check_options", "connect", "name_of", "start_workflow", "unreachable"]
+__all__ = [
+    "RPC",
+    "Submission",
+    "cancel",
+    "check_namespace",
+    "check_options",
+    "connect",
+    "keep",
+    "name_of",
+    "start_workflow",
+    "unreachable",
+]
 
 CONNECT_SECONDS: Final = 15.0
 """How long a server may take to accept a connection and to say that it knows the namespace."""
@@ -35,6 +47,9 @@ CONNECT_SECONDS: Final = 15.0
 RPC: Final = timedelta(seconds=10)
 """How long it may take to answer a call. The client makes some more tries, for ten seconds in all
 (temporalio.service.RetryConfig)."""
+
+START: Final = timedelta(seconds=30)
+"""How long it may take to start a workflow: a server that has a thousand to start makes the last ones wait."""
 
 SUMMARY_BYTES: Final = 200
 """The most bytes of a summary, which is what Temporal's UI shows beside a workflow's id
@@ -50,7 +65,9 @@ _ours: OrderedDict[str, None] = OrderedDict()
 _runtime: Runtime | None = None
 """In a forked child, that of this process."""
 
-_kept: set[int] = set()
+_clients: Final[WeakSet[Client]] = WeakSet()
+_runtimes: Final[set[Runtime]] = set()
+"""What environments of this process use, or have used."""
 
 
 class Submission:
@@ -132,8 +149,8 @@ async def connect(target: str, options: Mapping[str, Any], *, what: str) -> Clie
         raise _nowhere(what, target, f"no answer within {CONNECT_SECONDS:g} s") from None
     except RuntimeError as error:  # the one kind that Client.connect knows
         raise _nowhere(what, target, str(error)) from error
-    _keep(client)
-    await _check_namespace(client, what=what)
+    keep(client)
+    await check_namespace(client, what=what)
     return client
 
 
@@ -149,16 +166,21 @@ async def _connected(target: str, options: Mapping[str, Any]) -> Client:
     return await Client.connect(target, **options, runtime=_runtime)
 
 
-def _keep(client: Client) -> None:
-    """Never let go of what *client* runs on.
+def keep(client: Client) -> None:
+    """Never let go of what *client* runs on; nor, in a forked child, of *client* itself.
 
-    Dropping it waits for its threads; in a forked child, which does not have them, the interpreter would wait for
-    ever when it ends.
+    Dropping a runtime waits for its threads while it holds up all of Python's: an interpreter that does so in the end
+    crashes or hangs, and one that was forked does not even have these threads.
     """
-    runtime = client.service_client.config.runtime or _runtime or Runtime.default()
-    if id(runtime) not in _kept:
-        _kept.add(id(runtime))
-        ctypes.pythonapi.Py_IncRef(ctypes.py_object(runtime))
+    _clients.add(client)
+    runtime = client.service_client.config.runtime or Runtime.default()
+    if runtime not in _runtimes:
+        _runtimes.add(runtime)
+        _leak(runtime)
+
+
+def _leak(thing: object) -> None:
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(thing))
 
 
 def _nowhere(what: str, target: str, said: str) -> DeliveryError:
@@ -168,7 +190,12 @@ def _nowhere(what: str, target: str, said: str) -> DeliveryError:
     )
 
 
-async def _check_namespace(client: Client, *, what: str) -> None:
+async def check_namespace(client: Client, *, what: str) -> None:
+    """Find out whether there is the namespace of *client*.
+
+    Raises:
+        DeliveryError: There is not, or the server refuses this client.
+    """
     request = DescribeNamespaceRequest(namespace=client.namespace)
     try:
         await client.workflow_service.describe_namespace(request, timeout=RPC)
@@ -183,8 +210,8 @@ def unreachable(error: RPCError, client: Client, *, what: str) -> DeliveryError:
     remedy = ""
     if error.status is RPCStatusCode.NOT_FOUND:
         remedy = (
-            f". Create the namespace (`temporal operator namespace create {client.namespace}`), or give another one: "
-            "executor_config connect_options={'namespace': ...}"
+            f". Create it (`temporal operator namespace create {client.namespace}`), or name another one: for an "
+            "environment in executor_config 'connect_options', for Wove's worker with --namespace"
         )
     elif error.status in (RPCStatusCode.PERMISSION_DENIED, RPCStatusCode.UNAUTHENTICATED):
         remedy = ". Are the credentials in executor_config 'connect_options' right?"
@@ -218,7 +245,7 @@ async def start_workflow(
     """
     task = str(payload["task_name"])
     summary = {} if "static_summary" in options else {"static_summary": _cut(task)}
-    given: dict[str, Any] = {"rpc_timeout": RPC, **summary, **options, "id": workflow_id}
+    given: dict[str, Any] = {"rpc_timeout": START, **summary, **options, "id": workflow_id}
     handle: WorkflowHandle[Any, Any]
     try:
         handle = await client.start_workflow(workflow, payload, **given)
@@ -287,9 +314,11 @@ async def _has_begun(handle: WorkflowHandle[Any, Any], *, is_ours: bool) -> bool
 
 def _in_child() -> None:
     global _runtime
+    for client in list(_clients):
+        _leak(client)
+    _clients.clear()
     _runtime = None
     _ours.clear()  # they are the parent's
-    _kept.clear()
 
 
 if hasattr(os, "register_at_fork"):

@@ -16,6 +16,7 @@ from temporalio.client import (
     Client,
     WorkflowExecutionDescription,
     WorkflowExecutionStatus,
+    WorkflowHandle,
     WorkflowHistoryEventFilterType,
 )
 from temporalio.exceptions import ActivityError, ChildWorkflowError
@@ -25,7 +26,7 @@ from wove.integrations.base import Fate
 from wove.integrations.temporal_client import RPC, Submission
 from wove.integrations.words import MOST_CHARACTERS
 
-__all__ = ["Fates", "words_of"]
+__all__ = ["Fates", "end_of", "words_of", "words_of_end"]
 
 logger = logging.getLogger("wove")
 
@@ -117,35 +118,14 @@ class Fates:
         """What became of a closed workflow; ``None``: another run of it has taken over."""
         if status is WorkflowExecutionStatus.COMPLETED:
             return Fate("finished", f"{submission} is completed")
-        last: HistoryEvent | None = None
-        events = submission.handle(self._client).fetch_history_events(
-            event_filter_type=WorkflowHistoryEventFilterType.CLOSE_EVENT, rpc_timeout=RPC
-        )
-        try:
-            async for event in events:
-                last = event
-        except RPCError as error:
-            if error.status is not RPCStatusCode.NOT_FOUND:
-                raise
-        if last is None:
+        end = await end_of(submission.handle(self._client))
+        if end is None:
             return Fate("missing", f"{submission} is gone from Temporal")
-        details: Any = getattr(last, str(last.WhichOneof("attributes")))
+        details: Any = getattr(end, str(end.WhichOneof("attributes")))
         if next_run := getattr(details, "new_execution_run_id", ""):
             submission.run_id = next_run
             return None
-        return Fate("lost", await self._words(submission, status, details))
-
-    async def _words(self, submission: Submission, status: WorkflowExecutionStatus | None, details: Any) -> str:
-        if status is WorkflowExecutionStatus.FAILED:
-            return f"{submission} failed: {words_of(await self._client.data_converter.decode_failure(details.failure))}"
-        if status is WorkflowExecutionStatus.TERMINATED:
-            by = f" by {details.identity}" if details.identity else ""
-            return f"{submission} was terminated{by}: {details.reason or 'no reason was given'}"
-        if status is WorkflowExecutionStatus.CANCELED:
-            return f"{submission} was cancelled in Temporal"
-        if status is WorkflowExecutionStatus.TIMED_OUT:
-            return f"{submission} timed out in Temporal (execution_timeout or run_timeout)"
-        return f"{submission} has ended: {status}"
+        return Fate("lost", f"{submission} {await words_of_end(self._client, end)}")
 
     # ------------------------------------------------------------------ what does not begin
 
@@ -223,6 +203,41 @@ class Fates:
                 self._task_queue,
             )
         self._warned = not answer.pollers
+
+
+async def end_of(handle: WorkflowHandle[Any, Any]) -> HistoryEvent | None:
+    """The last event of a workflow that is closed; ``None``: there is none, or no such workflow.
+
+    Raises:
+        RPCError: Temporal cannot be asked.
+    """
+    last: HistoryEvent | None = None
+    only = WorkflowHistoryEventFilterType.CLOSE_EVENT
+    try:
+        async for event in handle.fetch_history_events(event_filter_type=only, rpc_timeout=RPC):
+            last = event
+    except RPCError as error:
+        if error.status is not RPCStatusCode.NOT_FOUND:
+            raise
+    return last
+
+
+async def words_of_end(client: Client, end: HistoryEvent) -> str:
+    """How a workflow ended, by its last event: ``"was terminated by 7@host: the budget is spent"``."""
+    kind = EventType.Name(end.event_type).removeprefix("EVENT_TYPE_WORKFLOW_EXECUTION_")
+    details: Any = getattr(end, str(end.WhichOneof("attributes")))
+    match kind:
+        case "FAILED":
+            return f"failed: {words_of(await client.data_converter.decode_failure(details.failure))}"
+        case "TERMINATED":
+            by = f" by {details.identity}" if details.identity else ""
+            return f"was terminated{by}: {details.reason or 'no reason was given'}"
+        case "CANCELED":
+            return "was cancelled in Temporal"
+        case "TIMED_OUT":
+            return "timed out in Temporal (execution_timeout or run_timeout)"
+        case _:
+            return f"has ended in Temporal ({kind.lower()})"
 
 
 def words_of(error: BaseException) -> str:

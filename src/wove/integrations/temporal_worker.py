@@ -22,41 +22,31 @@ from temporalio.client import Client
 from temporalio.service import TLSConfig
 from temporalio.worker import Worker
 
+from wove.integrations.temporal_client import check_namespace
+from wove.integrations.temporal_fates import end_of, words_of_end
 from wove.integrations.temporal_workflow import ACTIVITY, HEARTBEAT_SECONDS, RunBackendPayload
 from wove.integrations.worker import arun, close
 from wove.security import NetworkExecutorSecurity, SecurityConfig
 
-__all__ = ["activities", "main", "workflows"]
+__all__ = ["main", "make_activity"]
 
 _log = logging.getLogger("wove.worker")
 
 BEAT_SECONDS: Final = HEARTBEAT_SECONDS / 4
 """The time between two heartbeats of an activity, the answer to which tells of a cancel."""
 
+ASK_SECONDS: Final = 2.0
+"""How long Temporal may take to say why a run is over."""
+
 SETTLE_SECONDS: Final = 0.1
 """How long Temporal's threads may take to end what they do: github.com/temporalio/sdk-python, issue 300."""
 
 
-def workflows() -> list[type]:
-    """What belongs into ``Worker(workflows=[...])``."""
-    return [RunBackendPayload]
-
-
-def activities(*, security: SecurityConfig = None) -> list[Callable[..., Any]]:
-    """What belongs into ``Worker(activities=[...])``.
-
-    Args:
-        security: As the environment's ``security``; ``None``: the secret in the variable ``WOVE_WORKER_SECRET``, if
-            there is one.
+def make_activity(security: SecurityConfig) -> Callable[..., Any]:
+    """The activity that runs payloads; see `wove.integrations.temporal.activities`.
 
     Raises:
         ValueError: *security* is not right.
-
-    Example::
-
-        worker = Worker(
-            client, task_queue="reports", workflows=[Mine, *workflows()], activities=[mine, *activities()]
-        )
     """
     checked = None
     if security is not None:
@@ -68,7 +58,7 @@ def activities(*, security: SecurityConfig = None) -> list[Callable[..., Any]]:
         with _beating():
             await _run(payload, checked)
 
-    return [run_backend_payload]
+    return run_backend_payload
 
 
 async def _run(payload: dict[str, Any], security: NetworkExecutorSecurity | None) -> None:
@@ -79,20 +69,33 @@ async def _run(payload: dict[str, Any], security: NetworkExecutorSecurity | None
         if running.done():
             raise
         # A task of its own, because only now it is known why, and the weave is to be told.
-        running.cancel(_why_cancelled())
+        running.cancel(await _why_cancelled())
         await running
         raise
 
 
-def _why_cancelled() -> str:
+async def _why_cancelled() -> str:
     details = activity.cancellation_details()
     if details is None or details.worker_shutdown:
         return "the worker is shutting down"
-    if details.not_found:
-        return "Temporal has closed its workflow"
     if details.timed_out:
         return "its time in Temporal was over"
-    return "cancelled in Temporal"
+    if details.not_found:
+        return f"its workflow {await _words_of_end() or 'has ended in Temporal'}"
+    return "its workflow was cancelled in Temporal"
+
+
+async def _words_of_end() -> str | None:
+    """How the workflow of this activity ended."""
+    about = activity.info()
+    try:
+        async with asyncio.timeout(ASK_SECONDS):
+            client = activity.client()
+            end = await end_of(client.get_workflow_handle(str(about.workflow_id), run_id=about.workflow_run_id))
+            return None if end is None else await words_of_end(client, end)
+    except Exception as error:  # the weave is told nevertheless
+        _log.debug("Temporal could not be asked how a workflow ended: %s: %s", type(error).__name__, error)
+        return None
 
 
 @contextlib.contextmanager
@@ -132,13 +135,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if (here := os.getcwd()) not in sys.path:  # the user's modules are there
         sys.path.insert(0, here)
     try:
-        made = activities(security=chosen.security)
+        made = make_activity(chosen.security)
         options = _connect_options(chosen)
     except (OSError, TypeError, ValueError) as error:
         return _fail(error, 2)
     try:
         asyncio.run(_work(chosen, made, options))
-    except (RuntimeError, TimeoutError) as error:
+    except RuntimeError as error:  # DeliveryError is one, and so is what Temporal's worker raises
         return _fail(error, 1)
     return 0
 
@@ -192,7 +195,7 @@ def _connect_options(chosen: argparse.Namespace) -> dict[str, Any]:
     return options
 
 
-async def _work(chosen: argparse.Namespace, made: list[Callable[..., Any]], options: dict[str, Any]) -> None:
+async def _work(chosen: argparse.Namespace, made: Callable[..., Any], options: dict[str, Any]) -> None:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -200,11 +203,12 @@ async def _work(chosen: argparse.Namespace, made: list[Callable[..., Any]], opti
     client = await _connect(chosen.target_host, options, stop)
     if client is None:
         return
+    await check_namespace(client, what="the worker")
     worker = Worker(
         client,
         task_queue=chosen.task_queue,
-        workflows=workflows(),
-        activities=made,
+        workflows=[RunBackendPayload],
+        activities=[made],
         max_concurrent_activities=chosen.max_concurrent,
         # Without this, every second heartbeat would be held back (temporalio.worker.Worker).
         max_heartbeat_throttle_interval=timedelta(seconds=BEAT_SECONDS),

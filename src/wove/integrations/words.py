@@ -31,6 +31,9 @@ class _Inert:
 
     def __setstate__(self, state: object) -> None: ...
 
+    def __call__(self, *args: object) -> _Inert:
+        return type(self)(*args)
+
 
 class _InertUnpickler(pickle.Unpickler):
     def find_class(self, module_name: str, global_name: str, /) -> Any:

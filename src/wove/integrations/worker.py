@@ -159,7 +159,10 @@ def _read(payload: object, security: NetworkExecutorSecurity) -> Job:
     run_id = content.frame["run_id"]
     try:
         security.verify_payload(
-            adapter=content.adapter, run_id=run_id, body=content.digest, signature=content.signature
+            adapter=content.adapter,
+            run_id=run_id,
+            body=content.digest if security.authenticates else b"",
+            signature=content.signature,
         )
     except PermissionError as error:
         _log.error("the payload of run %r is refused: %s", run_id, error)

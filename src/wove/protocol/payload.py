@@ -54,7 +54,7 @@ class Payload(NamedTuple):
         retry_seconds: For how long an event that does not get through is sent again; ``None``: as the worker likes.
         beat_seconds: The longest time between two heartbeats, whatever ``delivery`` wants; ``None``: likewise.
         signature: As it came.
-        digest: What the signature is of.
+        fields: As they came.
     """
 
     frame: dict[str, Any]
@@ -65,7 +65,12 @@ class Payload(NamedTuple):
     retry_seconds: float | None
     beat_seconds: float | None
     signature: Mapping[str, Any] | None
-    digest: signing.Digest
+    fields: Mapping[str, Any]
+
+    @property
+    def digest(self) -> signing.Digest:
+        """What the signature is of. Takes a while: not to be asked for where nobody looks at it."""
+        return digest(self.fields)
 
 
 def size_of(frame: Mapping[str, Any]) -> dict[str, int]:
@@ -158,7 +163,7 @@ def parse(payload: object) -> Payload:
         _number(fields.get("retry_seconds")),
         _number(fields.get("beat_seconds")) or None,
         cast("Mapping[str, Any]", signature) if isinstance(signature, Mapping) else None,
-        digest(fields),
+        fields,
     )
 
 

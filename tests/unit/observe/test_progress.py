@@ -599,7 +599,7 @@ def test_weaves_in_weaves_and_at_once_share_the_terminal(terminal: Callable[...,
         import time
         from wove import weave
         with weave(progress=True) as w:
-            @w.do([0.4, 0.8])
+            @w.do([1.5, 2.5])
             def outer(seconds):
                 with weave(progress=True) as v:
                     @v.do
@@ -612,7 +612,7 @@ def test_weaves_in_weaves_and_at_once_share_the_terminal(terminal: Callable[...,
     shared = ["", "● outer", "● inner", "· said", "● inner", "· said"]
     assert any([line[:7].rstrip() for line in frame] == shared for frame in seen.frames)
     assert [line.split("  ")[0] for line in seen.lines] == [
-        "said 0.4", "✓ inner", "✓ said", "said 0.8", "✓ inner", "✓ said", "✓ outer"
+        "said 1.5", "✓ inner", "✓ said", "said 2.5", "✓ inner", "✓ said", "✓ outer"
     ]  # fmt: skip
 
 

@@ -21,9 +21,13 @@ BUILT_IN: Final[dict[str, tuple[str, str]]] = {
     "websocket": ("wove.executors.websocket", "WebSocketEnvironmentExecutor"),
     "celery": ("wove.integrations.celery", "CeleryAdapter"),
     "temporal": ("wove.integrations.temporal", "TemporalAdapter"),
+    "ray": ("wove.integrations.ray", "RayAdapter"),
     "rq": ("wove.integrations.rq", "RQAdapter"),
     "taskiq": ("wove.integrations.taskiq", "TaskiqAdapter"),
     "arq": ("wove.integrations.arq", "ARQAdapter"),
+    "dask": ("wove.integrations.dask", "DaskAdapter"),
+    "kubernetes_jobs": ("wove.integrations.kubernetes_jobs", "KubernetesJobsAdapter"),
+    "slurm": ("wove.integrations.slurm", "SlurmAdapter"),
 }
 """Module and class of each executor, or of the adapter to its backend, by the name that ``executor`` takes."""
 

@@ -13,7 +13,11 @@ if TYPE_CHECKING:
     from wove.integrations.arq import ARQAdapter
     from wove.integrations.base import BackendAdapter
     from wove.integrations.celery import CeleryAdapter
+    from wove.integrations.dask import DaskAdapter
+    from wove.integrations.kubernetes_jobs import KubernetesJobsAdapter
+    from wove.integrations.ray import RayAdapter
     from wove.integrations.rq import RQAdapter
+    from wove.integrations.slurm import SlurmAdapter
     from wove.integrations.taskiq import TaskiqAdapter
     from wove.integrations.temporal import TemporalAdapter
 
@@ -21,7 +25,11 @@ __all__ = [
     "ARQAdapter",
     "BackendAdapter",
     "CeleryAdapter",
+    "DaskAdapter",
+    "KubernetesJobsAdapter",
     "RQAdapter",
+    "RayAdapter",
+    "SlurmAdapter",
     "TaskiqAdapter",
     "TemporalAdapter",
 ]
@@ -30,7 +38,11 @@ _HOMES = {
     "ARQAdapter": "arq",
     "BackendAdapter": "base",
     "CeleryAdapter": "celery",
+    "DaskAdapter": "dask",
+    "KubernetesJobsAdapter": "kubernetes_jobs",
     "RQAdapter": "rq",
+    "RayAdapter": "ray",
+    "SlurmAdapter": "slurm",
     "TaskiqAdapter": "taskiq",
     "TemporalAdapter": "temporal",
 }

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.contract.backend_tasks import add_one, block, count_up, pid
+from tests.contract.backend_tasks import add_one, block, count_up, die, pid
 from tests.contract.test_contract import eventually, lines
 from tests.support.kept import free_port
 from tests.support.leaks import leak_check
@@ -305,6 +305,11 @@ def test_a_key_that_another_process_uses(there: Configure, cluster: KubernetesJo
         assert await one("elsewhere") == "done"  # what is over is replaced
 
     asyncio.run(main())
+
+
+def test_a_lost_run_with_a_key_is_submitted_again(there: Configure, tmp_path: Path) -> None:
+    options = {"delivery_idempotency_key": "again", "delivery_orphan_policy": "requeue"}
+    assert run(die, path=str(tmp_path / "pids"), times=1, after=0.3, options=options) == "survived"
 
 
 def test_a_cancel_of_what_has_not_begun_is_acknowledged(there: Configure, cluster: KubernetesJobs) -> None:

@@ -27,6 +27,7 @@ BUILT_IN: Final[dict[str, tuple[str, str]]] = {
     "arq": ("wove.integrations.arq", "ARQAdapter"),
     "dask": ("wove.integrations.dask", "DaskAdapter"),
     "kubernetes_jobs": ("wove.integrations.kubernetes_jobs", "KubernetesJobsAdapter"),
+    "aws_batch": ("wove.integrations.aws_batch", "AWSBatchAdapter"),
     "slurm": ("wove.integrations.slurm", "SlurmAdapter"),
 }
 """Module and class of each executor, or of the adapter to its backend, by the name that ``executor`` takes."""

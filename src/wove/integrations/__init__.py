@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from wove.integrations.arq import ARQAdapter
+    from wove.integrations.aws_batch import AWSBatchAdapter
     from wove.integrations.base import BackendAdapter
     from wove.integrations.celery import CeleryAdapter
     from wove.integrations.dask import DaskAdapter
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ARQAdapter",
+    "AWSBatchAdapter",
     "BackendAdapter",
     "CeleryAdapter",
     "DaskAdapter",
@@ -36,6 +38,7 @@ __all__ = [
 
 _HOMES = {
     "ARQAdapter": "arq",
+    "AWSBatchAdapter": "aws_batch",
     "BackendAdapter": "base",
     "CeleryAdapter": "celery",
     "DaskAdapter": "dask",

@@ -198,7 +198,8 @@ def _message(error: Any) -> str:
 
 
 def _fields(error: ValueError) -> str:
-    listed: Any = getattr(error, "errors", list)()
+    errors: Any = getattr(error, "errors", None)
+    listed: Any = errors() if errors is not None else ()
     return "; ".join(f"{'.'.join(map(str, each['loc'][1:]))}: {each['msg']}" for each in listed) or str(error)
 
 

@@ -13,8 +13,9 @@ from wove.backend_worker import PAYLOAD_VARIABLE
 from wove.integrations import naming
 from wove.integrations.kubernetes_book import Book
 from wove.integrations.kubernetes_jobs import KubernetesJobsAdapter
-from wove.integrations.kubernetes_manifest import MOST_NAME, MOST_PREFIX, encoded, merged, name_of
+from wove.integrations.kubernetes_manifest import MOST_NAME, MOST_PREFIX, encoded, name_of
 from wove.integrations.kubernetes_states import job_state, pod_state
+from wove.integrations.manifests import merged
 
 PAYLOAD = {"run_id": "abc-1", "task_id": "Täsk 1", "task_name": "Täsk 1", "delivery": {}, "retry_seconds": 60}
 FRAME = {"run_id": "abc-1", "task_id": "Täsk 1", "delivery": {}}

@@ -7,12 +7,12 @@ The scheduler tells the client what becomes of each task, so nothing is asked fo
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import importlib
 import json
-import os
 import warnings
 from collections import OrderedDict
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any, ClassVar, Final, NamedTuple, cast
 
 from wove.errors import DeliveryError
@@ -35,6 +35,9 @@ __all__ = ["DaskAdapter"]
 CONNECT_SECONDS: Final = 10.0
 """How long the scheduler may take to accept a connection, where ``client_options`` have no ``timeout``; also how long
 a scheduler that went away may take to come back before the client gives up (distributed/client.py, `_reconnect`)."""
+
+SPARE_SECONDS: Final = 2.0
+"""What is added to that for a client that does not keep to it, and how long one that failed may take to close."""
 
 MOST_NAME: Final = 100
 """So much of a task's name is in a key: Dask's dashboard groups tasks by what their keys begin with."""
@@ -111,7 +114,7 @@ class DaskAdapter(BackendAdapter):
         self._trips: RoundTrips[_Item, Any] = RoundTrips(self._carry)
         self._connecting = asyncio.Lock()
         self._used: OrderedDict[str, None] = OrderedDict()
-        self._distributed: Any = await elsewhere(_import)
+        self._distributed, self._parse_seconds = await elsewhere(_import)
         await self._connected()
 
     async def close(self) -> None:
@@ -159,14 +162,17 @@ class DaskAdapter(BackendAdapter):
         _warn_only(distributed.versions.VersionMismatchWarning)
         options = {"timeout": CONNECT_SECONDS, "name": "wove", **options}
         where = self._address or options.get("scheduler_file")
-        client: Any = None
+        seconds = self._parse_seconds(options["timeout"]) + SPARE_SECONDS
+        client = distributed.Client(self._address, asynchronous=True, set_as_default=False, **options)
         try:
-            client = distributed.Client(self._address, asynchronous=True, set_as_default=False, **options)
-            await client
+            # By itself, it waits for ever for a peer that takes the connection and says nothing.
+            async with asyncio.timeout(seconds):
+                await client
         except BaseException as error:
-            if client is not None and client.status != "closed":
-                await client.close()
-            if not isinstance(error, (OSError, ImportError)):  # asyncio's and Dask's time limits are OSErrors
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(SPARE_SECONDS):
+                    await client.close()
+            if not isinstance(error, (OSError, ImportError)):  # a TimeoutError is an OSError
                 raise
             raise DeliveryError(
                 f"{self.what}: the Dask scheduler at {where} could not be reached: {of_exception(error)}. Is "
@@ -302,12 +308,13 @@ def _size(payload: PayloadDict) -> int:
     return sum(len(value) for value in payload.values() if isinstance(value, str))
 
 
-def _import() -> Any:
+def _import() -> tuple[Any, Callable[[Any], float]]:
     with forks.importing:
         distributed: Any = importlib.import_module("distributed")
         # A client looks at the versions of packages when it connects, and imports them for that: NumPy, pandas.
         distributed.versions.get_versions()
-    return distributed
+        utils: Any = importlib.import_module("dask.utils")
+    return distributed, utils.parse_timedelta
 
 
 def _warn_only(category: type[Warning]) -> None:

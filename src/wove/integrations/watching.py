@@ -112,7 +112,7 @@ class Watcher:
         self._over(run_id, fate)
 
     async def _watch(self) -> None:
-        while jobs := self._jobs():
+        while self._jobs():
             try:
                 async with asyncio.timeout(self._interval):
                     await self._soon.wait()
@@ -120,9 +120,10 @@ class Watcher:
                 pass
             self._soon.clear()
             self._interval = min(self._longest, self._interval * GROWTH)
-            jobs = self._jobs()
-            if jobs:
+            if jobs := self._jobs():
                 await self._query(jobs)
+            # Not to be kept until the next time: some backends keep a job for as long as there is its submission.
+            del jobs
             self._asked.set()
 
     async def _query(self, jobs: Mapping[str, Any]) -> None:

@@ -55,7 +55,7 @@ class Dask:
         folder.mkdir()
         command = [of_this_venv("dask"), "worker", self.address, "--host", "127.0.0.1", "--name", name]
         command += ["--dashboard-address", "127.0.0.1:0", "--local-directory", str(folder), *options]
-        environ = {**_QUIET, "PYTHONPATH": None if path is None else str(path), **self.environ}
+        environ = {**_QUIET, "TMPDIR": str(folder), "PYTHONPATH": None if path is None else str(path), **self.environ}
         kept = keep(f"dask worker {name}", command, folder, environ=environ, cwd=folder, restarts=True)
         try:
             kept.until(lambda: re.search(r"Registered to:", kept.log()), "is registered")
@@ -78,7 +78,7 @@ def running(
     port = port or free_port()
     where = ["--host", "127.0.0.1", "--port", str(port), "--dashboard-address", "127.0.0.1:0"]
     command = [of_this_venv("dask"), "scheduler", *where]
-    scheduler = keep("dask scheduler", command, folder / "scheduler", environ=_QUIET, cwd=folder)
+    scheduler = keep("dask scheduler", command, folder / "scheduler", environ={**_QUIET, "TMPDIR": str(folder)}, cwd=folder)
     try:
         scheduler.until(lambda: "Scheduler at:" in scheduler.log(), "listens")
         dask = Dask(scheduler, port, folder, environ=environ or {})

@@ -19,7 +19,7 @@ from typing import Any, ClassVar, Final, NamedTuple
 
 from wove.errors import DeliveryError
 from wove.executors.base import CancelReach, Frame
-from wove.executors.offload import Offload
+from wove.executors.offload import Offload, elsewhere
 from wove.executors.reading import text
 from wove.graph.rules import shown
 from wove.integrations import naming, slurm_commands as commands
@@ -156,10 +156,7 @@ class SlurmAdapter(BackendAdapter):
         if self._command is None:
             raise ValueError(f"{what}: this interpreter does not know its own path: set executor_config 'command'")
         self._sbatch = read_command(config, "sbatch", ("sbatch",), what=what) or ()
-        known = self._submit or self._sbatch
-        self._scancel = self._other("scancel", known) or ("scancel",)
-        self._squeue = self._other("squeue", self._scancel) or ("squeue",)
-        self._sacct = self._other("sacct", self._scancel) or ("sacct",)
+        self._others = {name: read_command(config, name, None, what=what) for name in ("scancel", "squeue", "sacct")}
         self._prefix = text(config, "job_name_prefix", "wove-", what=what)
         if not re.fullmatch(r"[A-Za-z0-9_.-]{1,60}", self._prefix):
             raise ValueError(
@@ -187,17 +184,20 @@ class SlurmAdapter(BackendAdapter):
                 f"{self.what}: executor_config 'submit' takes the place of {' and '.join(map(repr, both))}: give one"
             )
 
-    def _other(self, name: str, known: Sequence[str]) -> tuple[str, ...] | None:
-        """The command *name*: as it is configured, or found where another one is."""
-        return read_command(self.config, name, commands.sibling(known, name), what=self.what)
-
     # ------------------------------------------------------------------ start and close
 
     async def start(self) -> None:
         self._cancels: RoundTrips[tuple[Submission, bool], bool] = RoundTrips(self._carry_cancels)
-        await self._queries.call(self._connect)
+        try:
+            await self._queries.call(self._connect)
+        except BaseException:
+            await elsewhere(self._queries.close, LINGER_SECONDS)
+            raise
 
     def _connect(self) -> None:
+        known = self._others["scancel"] or self._submit or self._sbatch
+        found = {name: given or commands.sibling(known, name) for name, given in self._others.items()}
+        self._scancel, self._squeue, self._sacct = found["scancel"], found["squeue"], found["sacct"]
         if self._submit:
             commands.check_program(self._submit, "submit", what=self.what)
         elif not self._function:
@@ -213,7 +213,7 @@ class SlurmAdapter(BackendAdapter):
             if self._unsaid:
                 await self._queries.call(self._tell, list(self._unsaid), LAST_SECONDS)
         finally:
-            self._queries.close(LINGER_SECONDS)
+            await elsewhere(self._queries.close, LINGER_SECONDS)
 
     # ------------------------------------------------------------------ out
 

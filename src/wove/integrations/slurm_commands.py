@@ -108,18 +108,23 @@ def check_program(command: Sequence[str], key: str, *, what: str) -> None:
         )
 
 
-def sibling(command: Sequence[str], name: str) -> tuple[str, ...] | None:
-    """How *name* is called where *command* is a call of another of Slurm's commands; ``None``: that cannot be told.
+def sibling(command: Sequence[str], name: str) -> tuple[str, ...]:
+    """How *name* is called where *command* is a call of another one of Slurm's commands.
 
     Example:
-        >>> sibling(["ssh", "login", "/opt/slurm/bin/scancel", "-Q"], "squeue")
+        >>> sibling(["ssh", "login", "/opt/slurm/bin/sbatch", "--nice"], "squeue")
         ('ssh', 'login', '/opt/slurm/bin/squeue')
+        >>> sibling(["submit-my-way"], "squeue")
+        ('squeue',)
     """
     for position, word in enumerate(command):
         path = PurePath(word)
         if path.name in ("sbatch", "scancel"):
-            return (*command[:position], str(path.with_name(name)) if path.parent.name or path.root else name)
-    return None
+            beside = str(path.with_name(name)) if len(path.parts) > 1 else name
+            if position == 0 and shutil.which(beside) is None:  # a wrapper of the user's own
+                beside = name
+            return (*command[:position], beside)
+    return (name,)
 
 
 class Allowance:

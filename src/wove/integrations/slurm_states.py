@@ -168,8 +168,14 @@ def fate_of(row: Row, said: str = "") -> Fate | None:
     words = f"job {row.job} of Slurm ended: {', '.join(filter(None, facts))}"
     if end == "finished":
         return Fate("finished", words)
-    cause = MEANINGS.get(row.state) or (meaning(row.status) if row.state == "FAILED" else None)
+    cause = MEANINGS.get(row.state) or (_meaning(row.status) if row.state == "FAILED" else None)
     return Fate("lost", ". ".join(filter(None, (words, cause, f"it said: {said}" if said else ""))))
+
+
+def _meaning(status: int) -> str | None:
+    if status == -signal.SIGKILL:
+        return "killed from outside: often because it used more memory than it was given"
+    return meaning(status)
 
 
 def _exit(status: int) -> str:

@@ -106,7 +106,9 @@ class Page:
                     commands += _commands_of_unit(block.text)
                 case "dockerfile":
                     commands += _commands_of_image(block.text)
-                case "text" | "toml" | "json":
+                case "json":
+                    json.loads(block.text)
+                case "text" | "toml" | "yaml":
                     pass
                 case directive if directive.startswith("{"):  # Sphinx checks those
                     pass
@@ -172,7 +174,7 @@ def check_command(command: str) -> str | None:
             extras = set((named[1] or "").split(",")) - {""} if named else {what}
             unknown = extras - set(project["optional-dependencies"])
             return f"there is no extra {', '.join(sorted(unknown))}" if unknown else None
-        case ["python", "-m", "examples.stdlib_report"]:
+        case ["python", "-m", "examples.stdlib_report" | "wove.backend_worker"]:
             return None
         case [program, *arguments] if program.rpartition("/")[2] == "wove":
             return _check_arguments(arguments)

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from tests.docs import clusters
 from tests.docs.pages import PAGES, ROOT, Page, check_command
 from tests.docs.stage import needs, staged
 from tests.support.scripts import run_script
@@ -21,7 +22,7 @@ def _each() -> list[Any]:
     """The pages, each with what its workers need."""
     pages = [(path, Page.read(path.read_text())) for path in PAGES]
     return [
-        pytest.param(path, page, id=path.name, marks=pytest.mark.backend(*needs(page)) if page.workers else ())
+        pytest.param(path, page, id=path.name, marks=pytest.mark.backend(*needs(page), *clusters.needs(page)))
         for path, page in pages
     ]
 
@@ -40,7 +41,7 @@ def test_page(path: Path, page: Page, tmp_path: Path, servers: Servers) -> None:
         # Not the name of the page alone: the folder is where imports look first, and "http" is a module.
         script = tmp_path / f"page_{path.stem}.py"
         script.write_text(ready.script)
-        done = run_script(script, cwd=tmp_path, timeout=90)
+        done = run_script(script, cwd=tmp_path, timeout=90, env=clusters.environ(page, servers))
         assert ready.differences(done.stdout) == []
         assert "Traceback" not in done.stderr
 

@@ -66,10 +66,8 @@ async def arun(fn: Callable[..., Any], /, *, where: str = "there", **values: Any
 def test_a_definition_whose_image_is_not_there(there: Configure, server: AWSBatch) -> None:
     server.definition("no-image", WORKER, image="no.such/image:1")
     there(job_definition="no-image")
-    began = time.monotonic()
     with pytest.raises(WorkerLostError, match=r"job \S+ failed: CannotPullContainerError: pull access denied"):
         run(add_one, item=1)
-    assert time.monotonic() - began < 15 + 15
 
 
 def test_a_command_that_fails_says_how(there: Configure) -> None:

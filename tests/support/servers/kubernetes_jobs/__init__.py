@@ -72,7 +72,7 @@ def running(
     folder: Path,
     *,
     slots: int = 2,
-    namespaces: Sequence[str] = ("default",),
+    namespaces: Sequence[str] = ("default", "reports"),
     images: Mapping[str, Mapping[str, str]] | None = None,
     tokens: Mapping[str, Sequence[str] | None] | None = None,
 ) -> Iterator[KubernetesJobs]:

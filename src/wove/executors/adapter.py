@@ -56,9 +56,6 @@ SUSPECT_SECONDS: Final = 1.5
 ASK_SECONDS: Final = 0.5
 """The time between two questions to the backend why a worker is gone."""
 
-STOPPING_SECONDS: Final = 0.5
-"""How long a worker that has reported that it was stopped takes to end: then the backend knows it, too."""
-
 LINGER_SECONDS: Final = 0.2
 """How long a thread of the adapter's that is still in a call is waited for in the end. It is a daemon."""
 
@@ -371,6 +368,17 @@ class BackendAdapterEnvironmentExecutor(EnvironmentExecutor):
     async def _suspect(self, job: _Job, worker: str) -> None:
         """Its worker's connection has ended. Unless it reports again, the run is lost; the backend may know why."""
         await asyncio.sleep(SUSPECT_SECONDS)
+        await self._lose_with_words(job)
+        self._lose(job, f"its worker ({worker}) is gone: the connection over which it reported has ended")
+
+    async def _explain(self, job: _Job, event: dict[str, Any]) -> None:
+        """Its worker has reported that it was stopped; the backend may know why."""
+        await self._lose_with_words(job)
+        if job.run_id in self._jobs:
+            self._finish(job, event)
+
+    async def _lose_with_words(self, job: _Job) -> None:
+        """Ask the backend what has become of a job until it knows that it is lost, or has had its time to notice."""
         loop = asyncio.get_running_loop()
         until = loop.time() + self.adapter.words_seconds
         while self._watcher is not None and (left := until - loop.time()) > 0:
@@ -381,22 +389,6 @@ class BackendAdapterEnvironmentExecutor(EnvironmentExecutor):
             if job.run_id not in self._jobs:
                 return
             await asyncio.sleep(ASK_SECONDS)  # it may not have noticed yet itself
-        self._lose(job, f"its worker ({worker}) is gone: the connection over which it reported has ended")
-
-    async def _explain(self, job: _Job, event: dict[str, Any]) -> None:
-        """Its worker was stopped, and has reported that. The backend may know more, once the worker has ended."""
-        deadline = asyncio.get_running_loop().time() + WORDS_SECONDS
-        while self._watcher is not None and job.run_id in self._jobs:
-            await self._watcher.look_now(max(0.0, deadline - asyncio.get_running_loop().time()))
-            fate = self._watcher.noted(job.run_id)
-            if fate is not None and fate.state == "lost":
-                self._lose(job, fate.reason)
-                return
-            if asyncio.get_running_loop().time() >= deadline - STOPPING_SECONDS:
-                break
-            await asyncio.sleep(STOPPING_SECONDS)
-        if job.run_id in self._jobs:
-            self._finish(job, event)
 
     def _watched(self) -> dict[str, Any]:
         return {run_id: job.submission for run_id, job in self._jobs.items() if job.submitted}

@@ -273,7 +273,11 @@ class SlurmAdapter(BackendAdapter):
         if not isinstance(submission, Submission):  # not submitted yet
             return False
         self._unsaid.add(submission)
-        never = await self._cancels.put((submission, frame.get("delivery_cancel_mode") == "require_ack"))
+        try:
+            never = await self._cancels.put((submission, frame.get("delivery_cancel_mode") == "require_ack"))
+        except Exception:
+            self._unsaid.discard(submission)
+            raise
         self._unsaid.discard(submission)
         return never
 

@@ -115,11 +115,11 @@ def read_squeue(text: str) -> Iterator[Row]:
         if line.startswith("CLUSTER: "):
             cluster = line.removeprefix("CLUSTER: ").strip()
             continue
-        fields = [field.strip() for field in line.rstrip().removesuffix(";").split(";")]
+        fields = [field.strip() for field in line.rstrip().removesuffix(";").split(";", 6)]
         if len(fields) < 7:
             continue
         job, state, code, requeues, partition, nodes = fields[:6]
-        yield Row(job, cluster, state, "", _status(code), requeues == "1", partition, nodes, ";".join(fields[6:]))
+        yield Row(job, cluster, state, "", _status(code), requeues == "1", partition, nodes, fields[6])
 
 
 def read_sacct(text: str) -> Iterator[Row]:

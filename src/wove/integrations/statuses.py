@@ -17,6 +17,7 @@ _MEANINGS: Final = {
     UNREPORTED: "its worker could not report how the task ended",
     REFUSED: "PermissionError: its worker refused the payload: its WOVE_WORKER_SECRET and the environment's 'security' "
     "do not go together",
+    143: "its worker was told to stop (SIGTERM)",
     # POSIX, Shell Command Language, 2.8.2.
     126: "its command could not be executed",
     127: "its command was not found",

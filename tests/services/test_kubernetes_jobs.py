@@ -107,7 +107,7 @@ def hog() -> int:
 
 def test_an_image_that_is_not_there(there: Configure, cluster: KubernetesJobs) -> None:
     there(image="no.such/image:1")
-    lost("image 'no.such/image:1' does not start: (ErrImagePull|ImagePullBackOff): ")
+    lost("image 'no.such/image:1' does not start: ErrImagePull: .*pull access denied")
     assert not [job for job in jobs_of(cluster) if job.spec.template.spec.containers[0].image == "no.such/image:1"]
 
 
@@ -132,7 +132,7 @@ def test_a_command_that_fails_says_the_end_of_its_log(there: Configure) -> None:
 
 def test_a_command_that_is_not_there(there: Configure) -> None:
     there(command=["no-such-program"])
-    lost("exit code 128 .StartError.")
+    lost("exit code 128 .StartError: .*no-such-program")
 
 
 def test_a_deadline_of_the_job(there: Configure, tmp_path: Path) -> None:

@@ -93,6 +93,9 @@ class Book:
     def put_pod(self, pod: Mapping[str, Any], *, gone: bool = False) -> None:
         state = pod_state(pod)
         with self._lock:
+            before = self._pods.get(state.uid)
+            if before is not None and before.trouble and "ImagePullBackOff" in state.trouble:
+                state = state._replace(trouble=before.trouble)  # which says why
             self._pods[state.uid] = state._replace(leaving=True) if gone else state
             if state.trouble:
                 self._since.setdefault(state.uid, time.monotonic())
@@ -143,7 +146,9 @@ class Book:
         if job is not None and job.over:
             if failed is None and now - self._since.setdefault(uid, now) < WORDS_SECONDS and uid not in self._gone:
                 return None
-            return _lost(f"Job {job.name} failed ({_why(job)})", failed, pods)
+            # That its only pod may not fail is no reason by itself.
+            why = "" if job.one_pod and failed is not None and job.reason == "BackoffLimitExceeded" else _why(job)
+            return _lost(f"Job {job.name} failed{why}", failed, pods)
         if uid in self._gone:
             return _lost(f"Job {job.name if job else uid} {self._gone[uid]}", failed, pods)
         if job is None:
@@ -180,7 +185,8 @@ def _lost(words: str, failed: PodState | None, pods: list[PodState]) -> Verdict:
 
 
 def _why(job: JobState) -> str:
-    return ": ".join(filter(None, (job.reason, job.message))) or "for no reason that it gives"
+    said = ": ".join(filter(None, (job.reason, job.message)))
+    return f" ({said})" if said else ""
 
 
 class Streams:

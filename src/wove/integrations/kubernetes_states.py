@@ -118,7 +118,7 @@ def pod_state(pod: Mapping[str, Any]) -> PodState:
         _waits(pod),
         failed,
         not failed and (phase == "Succeeded" or (bool(workers) and all(map(_ran, workers)))),
-        str(_in(bad, "state", "terminated", "message") or "").strip()[-MOST_MESSAGE:],
+        _message(bad),
         "" if bad is None else bad["name"],
         bool(_in(pod, "metadata", "deletionTimestamp")),
     )
@@ -153,8 +153,17 @@ def _failed(name: str, pod: Any, container: Any) -> str:
         end = _in(container, "state", "terminated")
         words += f": container {container['name']!r} ended with exit code {end['exitCode']}"
         words += f", signal {end['signal']}" if end.get("signal") else ""
-        words += f" ({end['reason']})" if end.get("reason", "Error") != "Error" else ""
+        if (reason := end.get("reason")) == "StartError":  # it has no log, and the runtime says why
+            words += f" ({_sentence(reason, end.get('message'))})"
+        elif reason and reason != "Error":
+            words += f" ({reason})"
     return words
+
+
+def _message(container: Any) -> str:
+    if _in(container, "state", "terminated", "reason") == "StartError":
+        return ""
+    return str(_in(container, "state", "terminated", "message") or "").strip()[-MOST_MESSAGE:]
 
 
 def _trouble(containers: Iterable[Any]) -> str:

@@ -9,7 +9,11 @@ from __future__ import annotations
 import asyncio
 import gc
 import json
+import os
+import pickle
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 import uuid
@@ -23,7 +27,7 @@ from typing import Any, Final
 
 from tests.support import workers
 from tests.support.kept import Kept
-from tests.support.servers import redis, temporal as servers_temporal
+from tests.support.servers import redis, slurm as slurm_server, temporal as servers_temporal
 from tests.support.workers import Command, Worker
 
 import wove
@@ -437,3 +441,81 @@ def again() -> Iterator[Figure]:
                 return {"second": seconds[1], "first": seconds[0]}
 
             yield Figure(f"{name}: the second weave", "second", [probe])
+
+
+# ------------------------------------------------------------------------------ a job, a process of its own
+
+JOBS: Final = 100
+
+STORED: Final = """
+import json, sys
+
+def small(item):
+    return item
+
+with open(sys.argv[2], "w") as file:
+    json.dump(small(int(sys.argv[1])), file)
+"""
+"""The same task as a script: its result is in a file."""
+
+PICKLED: Final = """
+import pickle, sys
+import cloudpickle
+
+with open(sys.argv[1], "rb") as file:
+    function, item = pickle.load(file)
+with open(sys.argv[2], "wb") as file:
+    cloudpickle.dump(function(item), file)
+"""
+"""As a script for any task: function and argument are in one file, the result in another one."""
+
+
+@contextmanager
+def slurm() -> Iterator[Native]:
+    """Slurm on two CPUs: `sbatch` for each task, and `squeue` until there are no more."""
+    import cloudpickle
+
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        with slurm_server.running(folder / "slurm") as cluster:
+            os.environ.update(cluster.environ)
+            (folder / "stored.py").write_text(STORED)
+            (folder / "pickled.py").write_text(PICKLED)
+
+            def submit(script: str, *arguments: object) -> None:
+                line = f"#!/bin/sh\nexec {sys.executable} {folder}/{script} {' '.join(map(str, arguments))}\n"
+                command = ["sbatch", "--parsable", "--output=/dev/null"]
+                subprocess.run(command, input=line, text=True, stdout=subprocess.DEVNULL, check=True)
+
+            def wait() -> None:
+                while cluster.jobs():
+                    time.sleep(0.1)
+
+            def stored(items: Sequence[int]) -> list[int]:
+                for item in items:
+                    submit("stored.py", item, folder / f"result-{item}")
+                wait()
+                return [json.loads((folder / f"result-{item}").read_text()) for item in items]
+
+            def pickled(items: Sequence[int]) -> list[int]:
+                def small(item: int) -> int:
+                    return item
+
+                for item in items:
+                    (folder / f"task-{item}").write_bytes(cloudpickle.dumps((small, item)))
+                    submit("pickled.py", folder / f"task-{item}", folder / f"result-{item}")
+                wait()
+                return [pickle.loads((folder / f"result-{item}").read_bytes()) for item in items]
+
+            many = {"sbatch, a pickle in a file": pickled, "sbatch, a script": stored}
+            yield Native("slurm", {}, lambda item: stored([item])[0], many, cluster.controller)
+
+
+@benchmark("backend-jobs")
+def jobs() -> Iterator[Figure]:
+    """Many tasks that are a job each, beside the native way to submit as many and to wait for them."""
+    items = list(range(JOBS))
+    with slurm() as native, configured(native):
+        probes = [timed("wove", partial(weave_many, items), expect=items)]
+        probes += [timed(label, partial(work, items), expect=items) for label, work in native.many.items()]
+        yield Figure(f"slurm: {JOBS} tasks", "wove", probes, Target(1.3), rounds=3, warm_up=False)

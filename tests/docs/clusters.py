@@ -31,7 +31,11 @@ def _aws(servers: Servers) -> dict[str, str]:
     }
 
 
-CLUSTERS: Final[Mapping[str, Callable[[Servers], dict[str, str]]]] = {"kubernetes_jobs": _kubernetes, "aws_batch": _aws}
+CLUSTERS: Final[Mapping[str, Callable[[Servers], dict[str, str]]]] = {
+    "kubernetes_jobs": _kubernetes,
+    "aws_batch": _aws,
+    "slurm": lambda servers: servers.slurm.environ,
+}
 """By the executor's name, which is that of the backend in tests/support/backends.py."""
 
 

@@ -11,8 +11,8 @@ from wove.integrations.statuses import meaning
 
 __all__ = ["SACCT_FIELDS", "SQUEUE_FIELDS", "Row", "fate_of", "read_sacct", "read_squeue"]
 
-SQUEUE_FIELDS: Final = "jobarrayid:;,state:;,exit_code:;,requeue:;,partition:;,nodelist:;,reason:;"
-"""For ``squeue --Format``: each has a semicolon behind it."""
+SQUEUE_FIELDS: Final = "jobarrayid:@,state:@,exit_code:@,requeue:@,partition:@,nodelist:@,reason:@"
+"""For ``squeue --Format``: each has an @ behind it, which a shell leaves alone that ssh starts."""
 
 SACCT_FIELDS: Final = "JobIDRaw,State,ExitCode,Partition,NodeList,Reason"
 
@@ -115,7 +115,7 @@ def read_squeue(text: str) -> Iterator[Row]:
         if line.startswith("CLUSTER: "):
             cluster = line.removeprefix("CLUSTER: ").strip()
             continue
-        fields = [field.strip() for field in line.rstrip().removesuffix(";").split(";", 6)]
+        fields = [field.strip() for field in line.rstrip().removesuffix("@").split("@", 6)]
         if len(fields) < 7:
             continue
         job, state, code, requeues, partition, nodes = fields[:6]

@@ -159,35 +159,35 @@ def fate(line: str, said: str = "") -> Fate | None:
     ("line", "words"),
     [
         (
-            "7;FAILED;1792;0;main;n1;NonZeroExitCode;",
+            "7@FAILED@1792@0@main@n1@NonZeroExitCode@",
             "job 7 of Slurm ended: FAILED, NonZeroExitCode, exit status 7, on n1",
         ),
         (
-            "7;FAILED;7:0;0;main;n1;NonZeroExitCode;",
+            "7@FAILED@7:0@0@main@n1@NonZeroExitCode@",
             "job 7 of Slurm ended: FAILED, NonZeroExitCode, exit status 7, on n1",
         ),
         (
-            "7;FAILED;9;0;main;n1;JobLaunchFailure;",
+            "7@FAILED@9@0@main@n1@JobLaunchFailure@",
             "FAILED, JobLaunchFailure, signal SIGKILL, on n1. killed from outside",
         ),
-        ("7;FAILED;0:9;0;main;n1;None;", "FAILED, signal SIGKILL, on n1. killed from outside"),
-        ("7;CANCELLED;0;0;main;;Resources;", "CANCELLED, before it had a node. cancelled, and not by Wove"),
-        ("7;TIMEOUT;0:15;0;main;n1;TimeLimit;", "TIMEOUT, TimeLimit, signal SIGTERM, on n1. its time limit is over"),
-        ("7;OUT_OF_MEMORY;125;0;main;n1;OutOfMemory;", "OUT_OF_MEMORY, OutOfMemory, .*more memory than it was given"),
-        ("7;NODE_FAIL;0;0;main;n[1-2];NodeDown;", r"NODE_FAIL, NodeDown, on n\[1-2\]. its node failed"),
-        ("7;PREEMPTED;15;0;main;n1;None;", "PREEMPTED, signal SIGTERM, on n1. another job took its place"),
-        ("7;BOOT_FAIL;0;0;main;n1;None;", "BOOT_FAIL, on n1. its node did not boot"),
+        ("7@FAILED@0:9@0@main@n1@None@", "FAILED, signal SIGKILL, on n1. killed from outside"),
+        ("7@CANCELLED@0@0@main@@Resources@", "CANCELLED, before it had a node. cancelled, and not by Wove"),
+        ("7@TIMEOUT@0:15@0@main@n1@TimeLimit@", "TIMEOUT, TimeLimit, signal SIGTERM, on n1. its time limit is over"),
+        ("7@OUT_OF_MEMORY@125@0@main@n1@OutOfMemory@", "OUT_OF_MEMORY, OutOfMemory, .*more memory than it was given"),
+        ("7@NODE_FAIL@0@0@main@n[1-2]@NodeDown@", r"NODE_FAIL, NodeDown, on n\[1-2\]. its node failed"),
+        ("7@PREEMPTED@15@0@main@n1@None@", "PREEMPTED, signal SIGTERM, on n1. another job took its place"),
+        ("7@BOOT_FAIL@0@0@main@n1@None@", "BOOT_FAIL, on n1. its node did not boot"),
         (
-            "7;DEADLINE;0;0;main;;DeadLine;",
+            "7@DEADLINE@0@0@main@@DeadLine@",
             "DEADLINE, DeadLine, before it had a node. it could not end before its deadline",
         ),
-        (f"7;FAILED;{UNREPORTED << 8};0;main;n1;NonZeroExitCode;", "its worker could not report how the task ended"),
-        (f"7;FAILED;{REFUSED << 8};0;main;n1;NonZeroExitCode;", "PermissionError: its worker refused the payload"),
-        ("7;FAILED;nonsense;0;main;n1;;", "FAILED, on n1$"),
-        ("7;PENDING;0;0;main;;DependencyNeverSatisfied;", "waits in vain .*what it depends on failed"),
-        ("7;PENDING;0;0;main;;launch failed requeued held;", "waits in vain .*its node could not start it"),
-        ("7;REQUEUE_HOLD;0;0;main;;JobHoldMaxRequeue;", "waits in vain .*failed to start too often"),
-        ("7;PENDING;0;0;main;;PartitionTimeLimit;", "waits in vain .*longer than the partition's"),
+        (f"7@FAILED@{UNREPORTED << 8}@0@main@n1@NonZeroExitCode@", "its worker could not report how the task ended"),
+        (f"7@FAILED@{REFUSED << 8}@0@main@n1@NonZeroExitCode@", "PermissionError: its worker refused the payload"),
+        ("7@FAILED@nonsense@0@main@n1@@", "FAILED, on n1$"),
+        ("7@PENDING@0@0@main@@DependencyNeverSatisfied@", "waits in vain .*what it depends on failed"),
+        ("7@PENDING@0@0@main@@launch failed requeued held@", "waits in vain .*its node could not start it"),
+        ("7@REQUEUE_HOLD@0@0@main@@JobHoldMaxRequeue@", "waits in vain .*failed to start too often"),
+        ("7@PENDING@0@0@main@@PartitionTimeLimit@", "waits in vain .*longer than the partition's"),
     ],
 )
 def test_states_that_end_a_run(line: str, words: str) -> None:
@@ -202,15 +202,15 @@ def test_states_that_end_a_run(line: str, words: str) -> None:
     "line",
     [
         *(
-            f"7;{state};0;1;main;n1;None;"
+            f"7@{state}@0@1@main@n1@None@"
             for state in ("RUNNING", "COMPLETING", "CONFIGURING", "SUSPENDED", "STAGE_OUT")
         ),
         *(
-            f"7;{state};0;1;main;;Priority;"
+            f"7@{state}@0@1@main@@Priority@"
             for state in ("PENDING", "REQUEUED", "REQUEUE_FED", "RESIZING", "NO_SUCH_STATE")
         ),
-        "7;PENDING;0;0;main,gpu;;PartitionTimeLimit;",
-        "7;PENDING;0;0;main;;JobHeldUser;",
+        "7@PENDING@0@0@main,gpu@@PartitionTimeLimit@",
+        "7@PENDING@0@0@main@@JobHeldUser@",
     ],
 )
 def test_states_on_the_way(line: str) -> None:
@@ -218,22 +218,22 @@ def test_states_on_the_way(line: str) -> None:
 
 
 def test_what_it_said_is_the_last_word() -> None:
-    found = fate("7;FAILED;256;0;main;n1;None;", "ModuleNotFoundError: No module named 'shop'")
+    found = fate("7@FAILED@256@0@main@n1@None@", "ModuleNotFoundError: No module named 'shop'")
     assert found is not None and found.reason.endswith("it said: ModuleNotFoundError: No module named 'shop'")
-    assert fate("7;COMPLETED;0;0;main;n1;None;") == Fate("finished", "job 7 of Slurm ended: COMPLETED, on n1")
+    assert fate("7@COMPLETED@0@0@main@n1@None@") == Fate("finished", "job 7 of Slurm ended: COMPLETED, on n1")
 
 
 def test_rows() -> None:
     text = (
-        "CLUSTER: alpha\n1;RUNNING;0;1;a,b;n[1,3];None;\n\nnonsense\nCLUSTER: beta\n1_3;PENDING;0;0;a;;odd; reason;\n"
+        "CLUSTER: alpha\n1@RUNNING@0@1@a,b@n[1,3]@None@\n\nnonsense\nCLUSTER: beta\n1_3@PENDING@0@0@a@@odd@ reason@\n"
     )
     one, two = read_squeue(text)
     assert (one.cluster, one.job, one.requeues, one.partition, one.nodes) == ("alpha", "1", True, "a,b", "n[1,3]")
-    assert (two.cluster, two.job, two.reason, two.worries) == ("beta", "1_3", "odd; reason", True)
+    assert (two.cluster, two.job, two.reason, two.worries) == ("beta", "1_3", "odd@ reason", True)
     [three] = read_sacct("12|CANCELLED by 1000|0:15|main|n1|None\n12.batch|x\n")
     assert (three.job, three.state, three.by, three.status, three.nodes) == ("12", "CANCELLED", "1000", -15, "n1")
     assert [
-        row.worries for row in read_squeue("1;PENDING;0;0;a;;QOSMaxCpuPerUserLimit;\n2;PENDING;0;0;a;;JobHeldUser;\n")
+        row.worries for row in read_squeue("1@PENDING@0@0@a@@QOSMaxCpuPerUserLimit@\n2@PENDING@0@0@a@@JobHeldUser@\n")
     ] == [
         False,
         True,
@@ -360,7 +360,7 @@ def test_what_was_given_up_is_not_submitted(adapter: SlurmAdapter, cluster: Clus
 
 def test_jobs_on_several_clusters(adapter: SlurmAdapter, cluster: Cluster) -> None:
     cluster.says(
-        "squeue", "CLUSTER: alpha\n7;RUNNING;0;0;main;n1;None;\nCLUSTER: beta\n7;TIMEOUT;15;0;main;n1;TimeLimit;\n"
+        "squeue", "CLUSTER: alpha\n7@RUNNING@0@0@main@n1@None@\nCLUSTER: beta\n7@TIMEOUT@15@0@main@n1@TimeLimit@\n"
     )
     fates = watched(adapter, a=Submission("7", "alpha"), b=Submission("7", "beta"))
     assert fates.keys() == {"b"} and "TIMEOUT" in fates["b"].reason
@@ -374,13 +374,13 @@ def test_jobs_on_several_clusters(adapter: SlurmAdapter, cluster: Cluster) -> No
 
 
 def test_one_cluster_of_several_has_no_heading(adapter: SlurmAdapter, cluster: Cluster) -> None:
-    cluster.says("squeue", "7;FAILED;256;0;main;n1;NonZeroExitCode;\n")
+    cluster.says("squeue", "7@FAILED@256@0@main@n1@NonZeroExitCode@\n")
     assert watched(adapter, a=Submission("7", "beta"))["a"].state == "lost"
 
 
 def test_a_cancel_that_is_certain(adapter: SlurmAdapter, cluster: Cluster) -> None:
     run = adapter.loop.run  # type: ignore[attr-defined]
-    cluster.says("squeue", "7;CANCELLED;0;0;main;;Priority;\n8;CANCELLED;15;0;main;n1;None;\n")
+    cluster.says("squeue", "7@CANCELLED@0@0@main@@Priority@\n8@CANCELLED@15@0@main@n1@None@\n")
     asked = {**FRAME, "delivery_cancel_mode": "require_ack"}
     assert run(adapter.cancel("a", Submission("7", ""), asked)) is True
     assert run(adapter.cancel("a", Submission("8", ""), asked)) is False
@@ -421,25 +421,25 @@ def test_without_accounting_it_is_not_asked_again(adapter: SlurmAdapter, cluster
 
 def test_a_preempted_job_may_come_again(adapter: SlurmAdapter, cluster: Cluster) -> None:
     job = Submission("7", "")
-    cluster.says("squeue", "7;PREEMPTED;15;1;main;n1;None;\n")
+    cluster.says("squeue", "7@PREEMPTED@15@1@main@n1@None@\n")
     assert watched(adapter, a=job) == {}
-    cluster.says("squeue", "7;PENDING;15;1;main;;BeginTime;\n")
+    cluster.says("squeue", "7@PENDING@15@1@main@@BeginTime@\n")
     assert watched(adapter, a=job) == {}
-    cluster.says("squeue", "7;PREEMPTED;15;1;main;n1;None;\n")
+    cluster.says("squeue", "7@PREEMPTED@15@1@main@n1@None@\n")
     assert watched(adapter, a=job) == {}
     assert "PREEMPTED" in watched(adapter, a=job)["a"].reason
-    cluster.says("squeue", "7;PREEMPTED;15;0;main;n1;None;\n")  # it does not
+    cluster.says("squeue", "7@PREEMPTED@15@0@main@n1@None@\n")  # it does not
     assert "PREEMPTED" in watched(adapter, a=job)["a"].reason
 
 
 def test_a_job_that_waits_in_vain_is_taken_away(adapter: SlurmAdapter, cluster: Cluster) -> None:
-    cluster.says("squeue", "7;PENDING;0;0;main;;JobHoldMaxRequeue;\n")
+    cluster.says("squeue", "7@PENDING@0@0@main@@JobHoldMaxRequeue@\n")
     assert watched(adapter, a=Submission("7", ""))["a"].state == "lost"
     assert cluster.calls("scancel") == ["7"]
 
 
 def test_a_worry_is_a_warning_once(adapter: SlurmAdapter, cluster: Cluster, caplog: pytest.LogCaptureFixture) -> None:
-    cluster.says("squeue", "7;PENDING;0;0;main;;JobHeldUser;\n8;PENDING;0;0;main;;Priority;\n")
+    cluster.says("squeue", "7@PENDING@0@0@main@@JobHeldUser@\n8@PENDING@0@0@main@@Priority@\n")
     with caplog.at_level(logging.WARNING, "wove"):
         for _ in range(2):
             assert watched(adapter, a=Submission("7", ""), b=Submission("8", "")) == {}

@@ -14,7 +14,6 @@ import shlex
 import shutil
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, ClassVar, Final, NamedTuple
 
 from wove.errors import DeliveryError
@@ -67,10 +66,6 @@ MOST_IDS: Final = 1000
 END: Final = "WOVE_PAYLOAD"
 QUERIES_AT_ONCE: Final = 2
 LINGER_SECONDS: Final = 0.2
-
-TAIL_BYTES: Final = 2000
-TAIL_CHARACTERS: Final = 500
-"""What is read of a job's output, and quoted of its last line."""
 
 REMEDIES: Final = (
     ("partition", "the partition is 'partition' of sbatch_options; `sinfo` lists those that there are"),
@@ -382,14 +377,7 @@ class SlurmAdapter(BackendAdapter):
         if self._output == "/dev/null" or row.state in ("COMPLETED", "PENDING", "RUNNING", "COMPLETING"):
             return ""
         values = {"j": submission.job, "A": submission.job, "x": submission.name, "%": "%"}
-        path = re.sub(r"%(.)", lambda found: values.get(found[1], found[0]), self._output)
-        try:
-            with Path(path).open("rb") as file:
-                file.seek(max(0, file.seek(0, 2) - TAIL_BYTES))
-                lines = file.read().decode("utf-8", "replace").split("\n")
-        except (OSError, ValueError):
-            return ""
-        return next((line.strip()[-TAIL_CHARACTERS:] for line in reversed(lines) if line.strip()), "")
+        return commands.last_line(re.sub(r"%(.)", lambda found: values.get(found[1], found[0]), self._output))
 
 
 def job_script(payload: PayloadDict, command: Sequence[str] | None = None, *, options: Sequence[str] = ()) -> str:

@@ -15,10 +15,15 @@ from typing import Final, NamedTuple
 
 from wove.errors import DeliveryError, MissingDependencyError
 
-__all__ = ["Allowance", "Done", "check_program", "run", "sibling"]
+__all__ = ["Allowance", "Done", "check_program", "last_line", "run", "sibling"]
 
 MOST_CHARACTERS: Final = 1000
 """So much of what a command says is in a message."""
+
+
+TAIL_BYTES: Final = 2000
+TAIL_CHARACTERS: Final = 500
+"""What is read of a job's output, and quoted of its last line."""
 
 
 class Done(NamedTuple):
@@ -125,6 +130,17 @@ def sibling(command: Sequence[str], name: str) -> tuple[str, ...]:
                 beside = name
             return (*command[:position], beside)
     return (name,)
+
+
+def last_line(path: str) -> str:
+    """The last line of the file at *path* that is not blank, or what fits into a message of it; empty without one."""
+    try:
+        with open(path, "rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - TAIL_BYTES))
+            lines = file.read().decode("utf-8", "replace").split("\n")
+    except (OSError, ValueError):
+        return ""
+    return next((line.strip()[-TAIL_CHARACTERS:] for line in reversed(lines) if line.strip()), "")
 
 
 class Allowance:

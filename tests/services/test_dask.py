@@ -310,7 +310,12 @@ def test_a_key_that_is_at_work_for_another_process(configure: Configure, address
     options = {"delivery_idempotency_key": "seven"}
     with distributed.Client(address) as client:
         key = job_id(frame, prefix="add_one-wove-", most=200)
-        theirs = client.submit(os.system, f"while ! test -e {until}; do sleep 0.05; done", key=key)
+        hold = f"touch {tmp_path}/begun; while ! test -e {until}; do sleep 0.05; done"
+        theirs = client.submit(os.system, hold, key=key)
+        deadline = time.monotonic() + 20
+        while not (tmp_path / "begun").exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
         with pytest.raises(DeliveryError, match="is already a task of Dask .*submitted by another process"):
             there_is(add_one, item=7, options=options)
         until.touch()

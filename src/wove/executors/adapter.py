@@ -172,8 +172,8 @@ class BackendAdapterEnvironmentExecutor(EnvironmentExecutor):
         self._inbox = Inbox()
         self._jobs: dict[str, _Job] = {}
         adapter.wanted, adapter.begun = self._jobs.__contains__, self._is_at_work
-        self._ended: OrderedDict[str, None] = OrderedDict()
-        self._cancelled: OrderedDict[str, None] = OrderedDict()
+        self._ended: OrderedDict[str, bool] = OrderedDict()
+        self._cancelled: OrderedDict[str, bool] = OrderedDict()  # whether it had begun
         self._memory = Memory(runs=REMEMBERED_RUNS, size=REMEMBERED_BYTES, seconds=REMEMBERED_SECONDS)
         self._claims: dict[str, tuple[Pickled, set[str]]] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -319,7 +319,7 @@ class BackendAdapterEnvironmentExecutor(EnvironmentExecutor):
             job.cancelled = True
         else:
             self._forget(job)
-        _remember(self._cancelled, job.run_id)  # its worker is told so when it reports
+        _remember(self._cancelled, job.run_id, job.begun)  # its worker is told so when it reports
         never = await self._call(self.adapter.cancel, job.run_id, job.submission, frame)
         if never is True and wanted and job.run_id in self._jobs:
             self._finish(job, {"type": "task_cancelled", "run_id": job.run_id, "task_id": job.task})
@@ -399,7 +399,9 @@ class BackendAdapterEnvironmentExecutor(EnvironmentExecutor):
 
     def _is_at_work(self, run_id: str) -> bool:
         job = self._jobs.get(run_id)
-        return job is not None and job.begun and job.suspicion is None
+        if job is None:
+            return self._cancelled.get(run_id, False)
+        return job.begun and job.suspicion is None
 
     def _over(self, run_id: str, fate: Fate) -> None:
         job = self._jobs.get(run_id)
@@ -476,8 +478,8 @@ def _was_stopped(event: Mapping[str, Any]) -> bool:
     return report.get("source") == "executor" and kind == WorkerLostError.__name__
 
 
-def _remember(runs: OrderedDict[str, None], run_id: str) -> None:
-    runs[run_id] = None
+def _remember(runs: OrderedDict[str, bool], run_id: str, begun: bool = True) -> None:
+    runs[run_id] = begun
     if len(runs) > MOST_ENDED:
         runs.popitem(last=False)
 

@@ -55,7 +55,8 @@ class BackendAdapter(abc.ABC):
         users_loop: The event loop of the ``async with weave()`` that needed the environment first, if it was one. A
             client that the user made for such a loop is used there: see `wove.integrations.loops`.
         wanted: Whether a run, by its id, is still waited for: what was given up need not be submitted any more.
-        begun: Whether a worker has reported that it runs it, and is not missed since.
+        begun: Whether a worker has reported that it runs it, and is not missed since; of a run that was cancelled,
+            whether it had.
 
     Example:
         >>> class QueueAdapter(BackendAdapter):

@@ -119,6 +119,7 @@ class RayAdapter(BackendAdapter):
         self._threads = Offload(self.threads, "wove-ray")
         self._trips: RoundTrips[PayloadDict, Submission] = RoundTrips(self._carry)
         self._exported: str | None = None  # the connection over which the function has been exported
+        self._condemned: set[Submission] = set()
         await self._threads.call(self._connect)
 
     def _connect(self) -> None:
@@ -136,6 +137,8 @@ class RayAdapter(BackendAdapter):
     async def close(self) -> None:
         await self._trips.close()
         try:
+            for submission in list(self._condemned):  # nobody will be there to do it later
+                await self._threads.call(self._cancel, submission, True)
             await self._threads.call(ray_process.leave, id(self))
         finally:
             self._threads.close(LINGER_SECONDS)
@@ -169,23 +172,42 @@ class RayAdapter(BackendAdapter):
     # ------------------------------------------------------------------ cancel
 
     async def cancel(self, run_id: str, submission: Any, frame: Frame) -> bool:
-        if not isinstance(submission, Submission) or not await self._threads.call(self._cancel, submission, False):
+        if not isinstance(submission, Submission):
             return False
-        asked = frame.get("delivery_cancel_mode") == "require_ack"
-        if not (asked or self._force):
-            return False
-        over: asyncio.Future[Any] = asyncio.wrap_future(submission.ref.future())
-        await asyncio.wait({over}, timeout=KILL_SECONDS if self._force else SETTLE_SECONDS)
-        if not over.done():
+        if self.begun(run_id):
+            # Its worker hears of it within a second. Ray would interrupt the thread that waits for the task there.
             if self._force:
-                await self._threads.call(self._cancel, submission, True)
-            over.cancel()
+                await self._kill_later(submission)
+            return False
+        if not await self._threads.call(self._cancel, submission, self._force):
+            return False
+        if frame.get("delivery_cancel_mode") != "require_ack":
             return False
         # A worker that has begun it reports before it says so, so that this is news of no run but of one that has not.
-        return isinstance(over.exception(), self._ray.exceptions.TaskCancelledError)
+        error = await self._outcome(submission, SETTLE_SECONDS)
+        return isinstance(error, self._ray.exceptions.TaskCancelledError)
+
+    async def _kill_later(self, submission: Submission) -> None:
+        self._condemned.add(submission)
+        try:
+            await self._outcome(submission, KILL_SECONDS)
+            await self._threads.call(self._cancel, submission, True)  # nothing, if it is over
+        finally:
+            self._condemned.discard(submission)
+
+    async def _outcome(self, submission: Submission, seconds: float) -> BaseException | None:
+        """What became of a task, as an error; ``None`` if that is nothing, or if it is not over after so long."""
+        if submission.job is None or submission.job != self._job():
+            return None
+        over: asyncio.Future[Any] = asyncio.wrap_future(submission.ref.future())
+        await asyncio.wait({over}, timeout=seconds)
+        if not over.done():
+            over.cancel()
+            return None
+        return over.exception()
 
     def _cancel(self, submission: Submission, force: bool) -> bool:
-        """Whether there still was something to cancel."""
+        """Whether this process still has to do with it."""
         if submission.job is None or submission.job != self._job():
             return False
         self._ray.cancel(submission.ref, force=force)

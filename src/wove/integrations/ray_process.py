@@ -23,6 +23,9 @@ IN_A_THREAD: Final = "SIGTERM handler is not set because current thread is not t
 """What Ray warns of where it is initialised in a thread (ray/_private/worker.py, `init`). It is so on purpose: how a
 process ends is its own matter."""
 
+UNKNOWN_OPTION: Final = "Unknown keyword argument"
+"""What begins the error of such a call (ray/_private/worker.py, `init`): a RuntimeError, as others of it are."""
+
 BY_NAME: Final = ("auto", "local")
 """Addresses that name no place."""
 
@@ -104,8 +107,10 @@ def _initialise(ray: Any, address: str | None, options: Mapping[str, Any], what:
         with _without_that_warning():
             ray.init(address=address, **given)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"{what}: ray.init does not take this executor_config: {of_exception(error)}") from error
+        raise ValueError(f"{what}: ray.init does not take these init_options: {of_exception(error)}") from error
     except Exception as error:
+        if UNKNOWN_OPTION in str(error):
+            raise ValueError(f"{what}: ray.init does not take these init_options: {of_exception(error)}") from error
         where = f"the Ray cluster at {address}" if address else "Ray"
         remedy = "Is 'ray start' running there, and on this machine?" if address else "See the log of Ray."
         raise DeliveryError(f"{what}: {where} could not be reached: {of_exception(error)}. {remedy}") from error

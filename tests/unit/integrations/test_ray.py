@@ -158,7 +158,7 @@ def test_nobody_has_initialised_it_and_wove_may_not(ray: Ray) -> None:
     ("error", "kind", "words"),
     [
         (ConnectionError("no node"), DeliveryError, r"at 10\.0\.0\.1:6379 could not be reached: ConnectionError: no node"),
-        (TypeError("no option x"), ValueError, "ray.init does not take this.*no option x"),
+        (TypeError("no option x"), ValueError, "ray.init does not take these init_options.*no option x"),
     ],
 )
 def test_a_connection_that_fails(ray: Ray, error: Exception, kind: type[Exception], words: str) -> None:

@@ -26,8 +26,8 @@ from wove import weave
 RUNS = int(os.environ.get("WOVE_TEST_BACKEND_RESTART_RUNS", "2000"))
 """Over each backend."""
 
-FEWER = {"temporal": 500}
-"""Over those that take several seconds to hand out again what a death has left."""
+FEWER = {"temporal": 500, "rq": 300}
+"""Over those that take several seconds to hand out again what a death has left, or a process for each run."""
 
 EVERY = 3.0
 """Seconds between two deaths; more only where the worker needs longer to come up."""
@@ -139,8 +139,7 @@ DYING = [
     pytest.param(celery("redis"), id="celery-redis", marks=pytest.mark.backend("celery", "redis")),
     pytest.param(celery("rabbitmq"), id="celery-rabbitmq", marks=pytest.mark.backend("celery", "rabbitmq")),
     pytest.param(rq("rq.worker.SimpleWorker"), id="rq-simple", marks=pytest.mark.backend("rq")),
-    # It forks for each run, and begins to anew after each death: some six minutes on two cores that do other things.
-    pytest.param(rq(), id="rq", marks=[pytest.mark.backend("rq"), pytest.mark.timeout(900)]),
+    pytest.param(rq(), id="rq", marks=pytest.mark.backend("rq")),
     pytest.param(arq, id="arq", marks=pytest.mark.backend("arq")),
     pytest.param(taskiq("ListQueueBroker"), id="taskiq-list", marks=pytest.mark.backend("taskiq")),
     # What a worker has fetched and not begun, another one takes over: after ten minutes, unless it is told otherwise.
@@ -183,7 +182,9 @@ class Killer:
 
 @pytest.mark.timeout(400)
 @pytest.mark.parametrize("opened", DYING)
-def test_runs_on_a_worker_that_is_killed_every_three_seconds(opened: Open, servers: Servers, tmp_path: Path) -> None:
+def test_runs_on_a_worker_that_is_killed_every_three_seconds(
+    request: pytest.FixtureRequest, opened: Open, servers: Servers, tmp_path: Path
+) -> None:
     began = str(tmp_path / "began")
     arrived: Counter[int] = Counter()
 
@@ -199,7 +200,7 @@ def test_runs_on_a_worker_that_is_killed_every_three_seconds(opened: Open, serve
 
     with opened(servers, tmp_path / "worker") as (environment, worker):
         wove.config(environments={"mortal": {**environment, "delivery_orphan_policy": "requeue"}})
-        runs = min(RUNS, FEWER.get(environment["executor"], RUNS))
+        runs = min(RUNS, FEWER.get(request.node.callspec.id, RUNS))
         killer = Killer(worker)
         begin = time.monotonic()
         with killer.at_work():

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import functools
 import importlib.util
 import inspect
 import logging
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache, partial
 from typing import Any, ClassVar, Final, Literal, TypeGuard, cast
 
 from wove.callback.receiver import KEYS as CALLBACK_KEYS, Route, Standing, open_route, read_address
@@ -219,7 +219,7 @@ class BackendAdapterEnvironmentExecutor(EnvironmentExecutor):
         finally:
             if self._tasks:
                 await asyncio.wait(set(self._tasks), timeout=1.0)
-            await elsewhere(self._threads.close, LINGER_SECONDS)
+            await elsewhere(partial(self._threads.close, LINGER_SECONDS, for_good=True))
 
     async def _call(self, method: Callable[..., Any], *args: Any) -> Any:
         """What a method of the adapter gives: a coroutine's here, a plain function's in one of its threads."""
@@ -457,7 +457,7 @@ class BackendAdapterEnvironmentExecutor(EnvironmentExecutor):
             logger.warning("%s: %s: %s", self.what, type(error).__name__, error)
 
 
-@functools.cache
+@cache
 def for_adapter(adapter: type[BackendAdapter]) -> type[BackendAdapterEnvironmentExecutor]:
     """The executor class of a built-in *adapter*."""
     kind: CancelReach = adapter.cancel_reach

@@ -95,8 +95,13 @@ class Offload:
         self.submit(call)
         return await done
 
-    def close(self, timeout: float) -> None:
-        """End the threads once they have nothing to do; wait for each at most *timeout* seconds."""
+    def close(self, timeout: float, *, for_good: bool = False) -> None:
+        """End the threads once they have nothing to do; wait for each at most *timeout* seconds.
+
+        Args:
+            timeout: Seconds.
+            for_good: Nothing is to be called any more: one that is still busy then ends right after that.
+        """
         with self._changed:
             self._closing = True
             threads = list(self._threads)
@@ -105,7 +110,7 @@ class Offload:
             if thread is not threading.current_thread() and thread.ident is not None:
                 thread.join(timeout)
         with self._changed:
-            self._closing = False
+            self._closing = for_good
 
     def _work(self) -> None:
         while True:

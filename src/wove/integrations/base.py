@@ -100,8 +100,8 @@ class BackendAdapter(abc.ABC):
     wanted. Longer for a backend that ends the process of a cancelled job itself, and has thousands of them."""
 
     words_seconds: ClassVar[float] = 3.0
-    """How long the backend may take to notice that a worker process is gone. So long it is asked for its own words before
-    a run whose worker's connection has ended is given up without them."""
+    """How long the backend may take to notice that a worker process is gone. So long it is asked for its own words
+    before a run whose worker's connection has ended is given up without them."""
 
     threads: ClassVar[int] = 4
     """How many plain functions are called at a time."""

@@ -158,8 +158,8 @@ class CeleryAdapter(BackendAdapter):
 
     def _end(self) -> None:
         self._broker.close()
-        self._sender.close(_LINGER_SECONDS)
-        self._asker.close(_LINGER_SECONDS)
+        self._sender.close(_LINGER_SECONDS, for_good=True)
+        self._asker.close(_LINGER_SECONDS, for_good=True)
 
     # ------------------------------------------------------------------ out
 

@@ -396,10 +396,14 @@ class _Line:
     def _drop(self) -> None:
         self.producer = None
         sock = getattr(self.connection._connection, "sock", None)
+        channels: list[Any] = list(getattr(self.connection._connection, "channels", None) or ())
         with contextlib.suppress(Exception):  # it may be broken in any way
             if sock is not None:
                 sock.settimeout(CLOSE_SECONDS)
             self.connection.close()
+        for channel in channels:  # of Redis: kombu leaves what is in their pools to the garbage collector
+            with contextlib.suppress(Exception):
+                channel._disconnect_pools()
         if self._descriptor >= 0:
             forks.forget(self._descriptor)
             self._descriptor = -1

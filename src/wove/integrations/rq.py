@@ -203,7 +203,7 @@ class RQAdapter(BackendAdapter):
             ) from error
 
     def close(self) -> None:
-        self._calls.close(LINGER_SECONDS)
+        self._calls.close(LINGER_SECONDS, for_good=True)
         try:
             self._stop(set(self._condemned))  # nobody will be there to tell their workers
         finally:

@@ -78,7 +78,9 @@ def running(
     port = port or free_port()
     where = ["--host", "127.0.0.1", "--port", str(port), "--dashboard-address", "127.0.0.1:0"]
     command = [of_this_venv("dask"), "scheduler", *where]
-    scheduler = keep("dask scheduler", command, folder / "scheduler", environ={**_QUIET, "TMPDIR": str(folder)}, cwd=folder)
+    scheduler = keep(
+        "dask scheduler", command, folder / "scheduler", environ={**_QUIET, "TMPDIR": str(folder)}, cwd=folder
+    )
     try:
         scheduler.until(lambda: "Scheduler at:" in scheduler.log(), "listens")
         dask = Dask(scheduler, port, folder, environ=environ or {})

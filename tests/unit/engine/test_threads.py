@@ -189,6 +189,7 @@ def test_where_there_are_no_more_threads(count: int, monkeypatch: pytest.MonkeyP
         original(thread)
 
     monkeypatch.setattr("wove.engine.threads._pool", _Pool())
+    monkeypatch.setattr("wove.engine.threads.IDLE_SECONDS", 60.0)  # or on a busy machine, the one ends in between
     monkeypatch.setattr(threading.Thread, "start", start)
 
     def declare(w: weave) -> None:

@@ -6,6 +6,7 @@ A new backend is one more row in `DYING`.
 from __future__ import annotations
 
 import os
+import re
 import secrets
 import threading
 import time
@@ -13,11 +14,12 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import pytest
 from tests.support import workers
-from tests.support.servers import Servers
+from tests.support.kept import Kept, kill
+from tests.support.servers import Servers, dask as dask_server, ray as ray_server
 from tests.support.workers import Worker
 
 import wove
@@ -38,7 +40,18 @@ ALIVE = 1.0
 AT_LEAST = 3
 """So many deaths, or the test has not seen what it is about."""
 
-Opened = AbstractContextManager[tuple[Mapping[str, Any], Worker]]
+
+class Mortal(Protocol):
+    """What is killed."""
+
+    def ready(self) -> None:
+        """Wait until it takes work, since it was started last."""
+
+    def kill_all(self) -> object:
+        """Kill it with all of its processes. It comes again by itself."""
+
+
+Opened = AbstractContextManager[tuple[Mapping[str, Any], Mortal]]
 Open = Callable[[Servers, Path], Opened]
 
 _CELERY = """
@@ -55,7 +68,7 @@ def celery(broker: str) -> Open:
     """Celery on that broker, with a prefork worker of two processes that takes eight messages in advance."""
 
     @contextmanager
-    def opened(servers: Servers, folder: Path) -> Iterator[tuple[Mapping[str, Any], Worker]]:
+    def opened(servers: Servers, folder: Path) -> Iterator[tuple[Mapping[str, Any], Mortal]]:
         url, queue = getattr(servers, broker).url, f"mortal-{secrets.token_hex(4)}"
         modules = {"mortal": _CELERY.format(url=url, queue=queue)}
         with Worker.start(
@@ -70,7 +83,7 @@ def rq(worker_class: str | None = None) -> Open:
     """RQ, with a worker that forks for each job, or with one that does not."""
 
     @contextmanager
-    def opened(servers: Servers, folder: Path) -> Iterator[tuple[Mapping[str, Any], Worker]]:
+    def opened(servers: Servers, folder: Path) -> Iterator[tuple[Mapping[str, Any], Mortal]]:
         url, queue = servers.redis.url, f"mortal-{secrets.token_hex(4)}"
         command = workers.rq(url, queue=queue, worker_class=worker_class)
         with Worker.start(command, folder, restarts=True) as worker:
@@ -92,7 +105,7 @@ class WorkerSettings:
 
 
 @contextmanager
-def arq(servers: Servers, folder: Path) -> Iterator[tuple[Mapping[str, Any], Worker]]:
+def arq(servers: Servers, folder: Path) -> Iterator[tuple[Mapping[str, Any], Mortal]]:
     """ARQ, with a worker of ten jobs at a time."""
     url, queue = servers.redis.url, f"mortal-{secrets.token_hex(4)}"
     modules = {"mortal": _ARQ.format(url=url, queue=queue)}
@@ -113,7 +126,7 @@ def taskiq(kind: str, options: str = "") -> Open:
     """Taskiq with that broker, and a worker of two processes."""
 
     @contextmanager
-    def opened(servers: Servers, folder: Path) -> Iterator[tuple[Mapping[str, Any], Worker]]:
+    def opened(servers: Servers, folder: Path) -> Iterator[tuple[Mapping[str, Any], Mortal]]:
         import taskiq_redis
 
         url, queue = servers.redis.url, f"mortal-{secrets.token_hex(4)}"
@@ -126,13 +139,58 @@ def taskiq(kind: str, options: str = "") -> Open:
 
 
 @contextmanager
-def temporal(servers: Servers, folder: Path) -> Iterator[tuple[Mapping[str, Any], Worker]]:
+def temporal(servers: Servers, folder: Path) -> Iterator[tuple[Mapping[str, Any], Mortal]]:
     """Temporal, with the worker that Wove has for it."""
     address, queue = servers.temporal.address, f"mortal-{secrets.token_hex(4)}"
     options = ("--task-queue", queue, "--target-host", address, "--max-concurrent", "20")
     command = workers.module("wove.integrations.temporal", *options, ready="takes runs from task queue")
     with Worker.start(command, folder, restarts=True) as worker:
         yield {"executor": "temporal", "executor_config": {"target_host": address, "task_queue": queue}}, worker
+
+
+class DaskWorker:
+    """A worker of Dask, with its nanny; both are started again."""
+
+    def __init__(self, kept: Kept) -> None:
+        self._kept = kept
+        self.kill_all = kept.kill_all
+
+    def ready(self) -> None:
+        self._kept.until(lambda: "Registered to:" in self._kept.latest_log(), "is registered")
+
+
+@contextmanager
+def dask(servers: Servers, folder: Path) -> Iterator[tuple[Mapping[str, Any], Mortal]]:
+    """Dask, with one worker of one thread."""
+    with dask_server.running(folder, workers=1) as cluster:
+        config = {"executor": "dask", "executor_config": {"address": cluster.address}}
+        yield config, DaskWorker(cluster.workers[0])
+
+
+class RayWorkers:
+    """The worker processes of a Ray cluster, which starts others."""
+
+    def __init__(self, kept: Kept) -> None:
+        self._kept = kept
+
+    def ready(self) -> None:
+        self._kept.until(self._pids, "has worker processes")
+
+    def kill_all(self) -> None:
+        for pid in self._pids():
+            kill(pid)
+
+    def _pids(self) -> list[int]:
+        # The node's agents call themselves alike, and the node does not outlive them.
+        worker = re.compile(r"\(ray::(?!Dashboard|RuntimeEnv)")
+        return [pid for pid, name in self._kept.processes().items() if worker.search(name)]
+
+
+@contextmanager
+def ray(servers: Servers, folder: Path) -> Iterator[tuple[Mapping[str, Any], Mortal]]:
+    """Ray, on two CPUs."""
+    with ray_server.running(folder) as cluster:
+        yield {"executor": "ray", "executor_config": {"address": cluster.address}}, RayWorkers(cluster.kept)
 
 
 DYING = [
@@ -150,13 +208,15 @@ DYING = [
         marks=pytest.mark.backend("taskiq"),
     ),
     pytest.param(temporal, id="temporal", marks=[pytest.mark.backend("temporal"), pytest.mark.timeout(900)]),
+    pytest.param(dask, id="dask", marks=pytest.mark.backend("dask")),
+    pytest.param(ray, id="ray", marks=pytest.mark.backend("ray")),
 ]
 
 
 class Killer:
     """Kills a worker with all of its processes, again and again, in a thread of its own."""
 
-    def __init__(self, worker: Worker) -> None:
+    def __init__(self, worker: Mortal) -> None:
         self.worker = worker
         self.kills = 0
         self._over = threading.Event()

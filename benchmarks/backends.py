@@ -27,7 +27,13 @@ from typing import Any, Final
 
 from tests.support import workers
 from tests.support.kept import Kept
-from tests.support.servers import redis, slurm as slurm_server, temporal as servers_temporal
+from tests.support.servers import (
+    dask as servers_dask,
+    ray as servers_ray,
+    redis,
+    slurm as slurm_server,
+    temporal as servers_temporal,
+)
 from tests.support.workers import Command, Worker
 
 import wove
@@ -382,6 +388,59 @@ def temporal() -> Iterator[Native]:
                 )
 
 
+# -------------------------------------------------------------------------------------------- dask and ray
+
+
+@contextmanager
+def dask() -> Iterator[Native]:
+    """Dask with two workers of one thread: `submit` and `result`, `map` and `gather`."""
+    from distributed import Client
+
+    with (
+        tempfile.TemporaryDirectory() as name,
+        servers_dask.running(Path(name)) as cluster,
+        Client(cluster.address, set_as_default=False) as client,
+    ):
+
+        def small(item: int) -> int:  # by value
+            return item
+
+        def many(items: Sequence[int]) -> list[int]:
+            return client.gather(client.map(small, items, pure=False))
+
+        def one_by_one(items: Sequence[int]) -> list[int]:
+            return client.gather([client.submit(small, item, pure=False) for item in items])
+
+        yield Native(
+            "dask",
+            {"address": cluster.address},
+            lambda item: client.submit(small, item, pure=False).result(),
+            {"map": many, "submit": one_by_one},
+            cluster.scheduler,
+        )
+
+
+@contextmanager
+def ray() -> Iterator[Native]:
+    """Ray on two CPUs: `remote` and `ray.get`."""
+    import ray as native
+
+    with tempfile.TemporaryDirectory() as name, servers_ray.running(Path(name)) as cluster:
+        native.init(cluster.address, log_to_driver=False, logging_level="WARNING")
+        try:
+
+            @native.remote(max_retries=0)
+            def small(item: int) -> int:
+                return item
+
+            def many(items: Sequence[int]) -> list[int]:
+                return native.get([small.remote(item) for item in items])
+
+            yield Native("ray", {}, lambda item: native.get(small.remote(item)), {"remote": many}, cluster.kept)
+        finally:
+            native.shutdown()
+
+
 # ----------------------------------------------------------------------------------------------- the figures
 
 ROWS: Final[dict[str, Callable[[], AbstractContextManager[Native]]]] = {
@@ -392,7 +451,11 @@ ROWS: Final[dict[str, Callable[[], AbstractContextManager[Native]]]] = {
     "arq, polling every 10 ms": partial(arq, 0.01),
     "taskiq": taskiq,
     "temporal": temporal,
+    "dask": dask,
+    "ray": ray,
 }
+LIMITS: Final = {"dask": 1.5, "ray": 1.5}
+"""What is promised over backends that start a task faster than Wove's events make their way back."""
 
 
 @benchmark("backend-latency")
@@ -401,7 +464,7 @@ def latencies() -> Iterator[Figure]:
     for name, opened in ROWS.items():
         with opened() as native, configured(native):
             probes = [alone("wove", weave_one, native.pause), alone("native", native.one, native.pause)]
-            yield Figure(f"{name}: one small task", "wove", probes, Target(1.0))
+            yield Figure(f"{name}: one small task", "wove", probes, Target(LIMITS.get(name, 1.0)))
 
 
 @benchmark("backend-small")
@@ -412,7 +475,7 @@ def small_tasks() -> Iterator[Figure]:
         with opened() as native, configured(native):
             probes = [timed("wove", partial(weave_many, items), expect=items)]
             probes += [timed(label, partial(work, items), expect=items) for label, work in native.many.items()]
-            yield Figure(f"{name}: {MANY:,} small tasks", "wove", probes, Target(1.3), rounds=7)
+            yield Figure(f"{name}: {MANY:,} small tasks", "wove", probes, Target(LIMITS.get(name, 1.3)), rounds=7)
 
 
 @benchmark("backend-gap")
@@ -446,6 +509,7 @@ def again() -> Iterator[Figure]:
 # ------------------------------------------------------------------------------ a job, a process of its own
 
 JOBS: Final = 100
+SCRIPT: Final = "sbatch, a script for this task alone"
 
 STORED: Final = """
 import json, sys
@@ -507,7 +571,7 @@ def slurm() -> Iterator[Native]:
                 wait()
                 return [pickle.loads((folder / f"result-{item}").read_bytes()) for item in items]
 
-            many = {"sbatch, a pickle in a file": pickled, "sbatch, a script": stored}
+            many = {"sbatch, a pickle in a file": pickled, SCRIPT: stored}
             yield Native("slurm", {}, lambda item: stored([item])[0], many, cluster.controller)
 
 
@@ -518,4 +582,6 @@ def jobs() -> Iterator[Figure]:
     with slurm() as native, configured(native):
         probes = [timed("wove", partial(weave_many, items), expect=items)]
         probes += [timed(label, partial(work, items), expect=items) for label, work in native.many.items()]
-        yield Figure(f"slurm: {JOBS} tasks", "wove", probes, Target(1.3), rounds=3, warm_up=False)
+        # The script is no way to run any task. And with the tests' accounting of memory every second, a job takes half a
+        # second or a whole one, whatever it does, so that a tenth of a second less may be worth five.
+        yield Figure(f"slurm: {JOBS} tasks", "wove", probes, Target(1.3), aside=(SCRIPT,), rounds=3, warm_up=False)

@@ -582,6 +582,6 @@ def jobs() -> Iterator[Figure]:
     with slurm() as native, configured(native):
         probes = [timed("wove", partial(weave_many, items), expect=items)]
         probes += [timed(label, partial(work, items), expect=items) for label, work in native.many.items()]
-        # The script is no way to run any task. And with the tests' accounting of memory every second, a job takes half a
+        # The script can do no other task. And with the tests' accounting of memory every second, a job takes half a
         # second or a whole one, whatever it does, so that a tenth of a second less may be worth five.
         yield Figure(f"slurm: {JOBS} tasks", "wove", probes, Target(1.3), aside=(SCRIPT,), rounds=3, warm_up=False)

@@ -423,9 +423,9 @@ def dask() -> Iterator[Native]:
 @contextmanager
 def ray() -> Iterator[Native]:
     """Ray on two CPUs: `remote` and `ray.get`."""
-    import ray as native
-
     with tempfile.TemporaryDirectory() as name, servers_ray.running(Path(name)) as cluster:
+        import ray as native
+
         native.init(cluster.address, log_to_driver=False, logging_level="WARNING")
         try:
 

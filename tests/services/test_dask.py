@@ -1,4 +1,4 @@
-"""Weaves on Dask with a real scheduler and workers: what is special to it. What all backends share is in tests/contract."""
+"""Weaves on Dask with real clusters: what is special to it. What all backends have in common is in tests/contract."""
 
 from __future__ import annotations
 
@@ -42,9 +42,7 @@ def own(tmp_path: Path) -> Iterator[support.Dask]:
 
 
 @pytest.fixture
-def configure(
-    request: pytest.FixtureRequest, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> Iterator[Configure]:
+def configure(request: pytest.FixtureRequest, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> Iterator[Configure]:
     """Configures the environment "cluster"."""
     import distributed  # noqa: F401  # the threads that it starts are not ours
 
@@ -193,7 +191,7 @@ def test_the_address_in_the_configuration_of_dask(configure: Configure, address:
 
 def test_no_scheduler(configure: Configure) -> None:
     configure(address=f"tcp://127.0.0.1:{free_port()}", client_options={"timeout": 0.5})
-    with pytest.raises(DeliveryError, match=r"the Dask scheduler at tcp://127\.0\.0\.1:\d+ could not be reached: .*'dask"):
+    with pytest.raises(DeliveryError, match=r"the Dask scheduler at tcp://127\.0\.0\.1:\d+ could not be reached"):
         there_is(add_one, item=1)
 
 
@@ -280,9 +278,7 @@ def test_a_cancel_of_what_waits_is_certain(configure: Configure, own: support.Da
     asyncio.run(main())
 
 
-def test_a_detached_run_that_waits_is_run_all_the_same(
-    configure: Configure, own: support.Dask, tmp_path: Path
-) -> None:
+def test_a_detached_run_that_waits_is_run_all_the_same(configure: Configure, own: support.Dask, tmp_path: Path) -> None:
     configure(address=own.address, callback_retry_seconds=1.0)
 
     async def main() -> None:

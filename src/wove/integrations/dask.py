@@ -13,11 +13,11 @@ import json
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Coroutine, Mapping, Sequence
-from typing import Any, ClassVar, Final, NamedTuple, cast
+from typing import Any, ClassVar, Final, NamedTuple, TypeVar, cast
 
 from wove.errors import DeliveryError
 from wove.executors import forks
-from wove.executors.base import CancelReach, Frame
+from wove.executors.base import Frame
 from wove.executors.offload import elsewhere
 from wove.executors.reading import text
 from wove.graph.rules import shown
@@ -31,6 +31,8 @@ from wove.integrations.words import of_exception
 from wove.integrations.worker import run
 
 __all__ = ["DaskAdapter"]
+
+T = TypeVar("T")
 
 CONNECT_SECONDS: Final = 10.0
 """How long the scheduler may take to accept a connection, where ``client_options`` have no ``timeout``; also how long
@@ -70,8 +72,8 @@ class _Item(NamedTuple):
 class DaskAdapter(BackendAdapter):
     """Submits each run as one task of a Dask cluster.
 
-    ``executor_config``: ``client``, a `distributed.Client` of the user's own, synchronous or asynchronous; or ``address``
-    of a scheduler (``"tcp://scheduler:8786"``) and ``client_options``, a dict of further arguments of
+    ``executor_config``: ``client``, a `distributed.Client` of the user's own, synchronous or asynchronous; or
+    ``address`` of a scheduler (``"tcp://scheduler:8786"``) and ``client_options``, a dict of further arguments of
     `distributed.Client`; and ``submit_options``, a dict of options of `distributed.Client.submit`. With neither
     ``client`` nor ``address``, the scheduler is the one that Dask's own configuration names (``scheduler-address``).
 
@@ -181,8 +183,8 @@ class DaskAdapter(BackendAdapter):
         self._owned = True
         return client
 
-    async def _there(self, coroutine: Coroutine[Any, Any, Any] | Any, client: Any) -> Any:
-        return await on_loop(_loop_of(client), coroutine, what=f"{self.what}: its client")
+    async def _there(self, make: Callable[[], Coroutine[Any, Any, T]], client: Any) -> T:
+        return await on_loop(_loop_of(client), make, what=f"{self.what}: its client")
 
     # ------------------------------------------------------------------ out
 
@@ -236,13 +238,13 @@ class DaskAdapter(BackendAdapter):
         contents = [json.dumps(item.payload).encode() for item in items]
         keys = [item.key for item in items]
         if len(items) == 1:
-            futures = [client.submit(run, contents[0], key=keys[0], pure=False, **self._submit_options)]
+            futures: list[Any] = [client.submit(run, contents[0], key=keys[0], pure=False, **self._submit_options)]
         else:
             futures = client.map(run, contents, key=keys, pure=False, **self._submit_options)
         for item, future in zip(items, futures, strict=True):
             if item.detached:
                 self._distributed.fire_and_forget(future)
-        return cast("list[Any]", futures)
+        return futures
 
     # ------------------------------------------------------------------ cancel
 

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Final, NamedTuple, cast
 
 from wove.errors import DeliveryError
-from wove.executors.base import CancelReach, Frame
+from wove.executors.base import Frame
 from wove.executors.offload import Offload
 from wove.executors.reading import flag, text
 from wove.graph.rules import shown
@@ -72,11 +72,8 @@ class RayAdapter(BackendAdapter):
     not end by itself (``False``).
 
     Example:
-        >>> wove.config(
-        ...     environments={
-        ...         "gpus": {"executor": "ray", "executor_config": {"address": "auto", "remote_options": {"num_gpus": 1}}}
-        ...     }
-        ... )
+        >>> gpus = {"address": "auto", "remote_options": {"num_gpus": 1}}
+        >>> wove.config(environments={"gpus": {"executor": "ray", "executor_config": gpus}})
     """
 
     name: ClassVar[str] = "ray"

@@ -26,6 +26,12 @@ process ends is its own matter."""
 UNKNOWN_OPTION: Final = "Unknown keyword argument"
 """What begins the error of such a call (ray/_private/worker.py, `init`): a RuntimeError, as others of it are."""
 
+CLIENT: Final = "ray://"
+"""What the address of a Ray Client server begins with."""
+
+CONNECT_SECONDS: Final = 10.0
+"""How long the cluster may take to accept a connection."""
+
 BY_NAME: Final = ("auto", "local")
 """Addresses that name no place."""
 
@@ -101,9 +107,10 @@ def _which(ray: Any) -> tuple[str, str]:
 
 def _initialise(ray: Any, address: str | None, options: Mapping[str, Any], what: str) -> None:
     given = {"log_to_driver": False, "logging_level": logging.WARNING, **options}
-    if (address or "").startswith("ray://"):  # a client takes neither
+    if (address or "").startswith(CLIENT):  # a client takes neither
         given = dict(options)
     try:
+        _knock(address)
         with _without_that_warning():
             ray.init(address=address, **given)
     except (TypeError, ValueError) as error:
@@ -117,7 +124,7 @@ def _initialise(ray: Any, address: str | None, options: Mapping[str, Any], what:
 
 
 def _check_place(ray: Any, address: str | None, what: str) -> None:
-    if address is None or address in BY_NAME or address.startswith("ray://"):
+    if address is None or address in BY_NAME or address.startswith(CLIENT):
         return
     actual = str(ray.get_runtime_context().gcs_address)
     if _place(address) != _place(actual):
@@ -125,6 +132,13 @@ def _check_place(ray: Any, address: str | None, what: str) -> None:
             f"{what}: executor_config 'address' is {address!r}, and this process is connected to the Ray cluster at "
             f"{actual} already. A process has one: leave 'address' out, or use another process"
         )
+
+
+def _knock(address: str | None) -> None:
+    """Find out whether somebody listens there: for that, Ray takes minutes, and does not say so in the end."""
+    host, _, port = (address or "").removeprefix(CLIENT).partition("/")[0].rpartition(":")
+    if host and port.isdecimal():
+        socket.create_connection((host.strip("[]"), int(port)), CONNECT_SECONDS).close()
 
 
 def _place(address: str) -> tuple[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -97,6 +98,7 @@ class Ray:
 @pytest.fixture
 def ray(monkeypatch: pytest.MonkeyPatch) -> Ray:
     ray = Ray()
+    monkeypatch.setattr(ray_process, "_knock", lambda address: None)
     monkeypatch.setattr(ray_process, "load", lambda: ray)
     monkeypatch.setitem(sys.modules, "ray", ray)  # type: ignore[arg-type]
     monkeypatch.setattr(ray_process, "_users", set())
@@ -144,7 +146,7 @@ def test_a_connection_that_somebody_else_has_ended_is_made_again(ray: Ray) -> No
 
 def test_another_cluster_than_that_of_the_process(ray: Ray) -> None:
     ray.connected = True
-    with pytest.raises(ValueError, match=r"one: executor_config 'address' is 'localhost:7000'.*127\.0\.0\.1:6379 alread"):
+    with pytest.raises(ValueError, match=r"one: executor_config 'address' is 'localhost:7000'.*127\.0\.0\.1:6379"):
         ray_process.connect(1, "localhost:7000", {}, what="one")
 
 
@@ -157,7 +159,7 @@ def test_nobody_has_initialised_it_and_wove_may_not(ray: Ray) -> None:
 @pytest.mark.parametrize(
     ("error", "kind", "words"),
     [
-        (ConnectionError("no node"), DeliveryError, r"at 10\.0\.0\.1:6379 could not be reached: ConnectionError: no node"),
+        (ConnectionError("none"), DeliveryError, r"at 10\.0\.0\.1:6379 could not be reached: ConnectionError: none"),
         (TypeError("no option x"), ValueError, "ray.init does not take these init_options.*no option x"),
     ],
 )
@@ -168,6 +170,20 @@ def test_a_connection_that_fails(ray: Ray, error: Exception, kind: type[Exceptio
     ray.error = None
     ray_process.leave(1)
     assert "shutdown" not in ray.calls
+
+
+@pytest.mark.parametrize("scheme", ["", "ray://"])
+def test_an_address_where_nobody_listens(scheme: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"{scheme}127.0.0.1:{server.getsockname()[1]}"
+        ray_process._knock(address)
+    with pytest.raises(ConnectionRefusedError):
+        ray_process._knock(address)
+
+
+@pytest.mark.parametrize("address", [None, "auto", "local", "anyscale://cluster", "ray://name/namespace"])
+def test_addresses_that_name_no_port(address: str | None) -> None:
+    ray_process._knock(address)
 
 
 def test_a_client_takes_no_options_of_logging(ray: Ray) -> None:

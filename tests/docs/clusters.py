@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Final
 
 from tests.docs.pages import Page
-from tests.support.servers import Servers
+from tests.support.servers import Servers, ray
 
 __all__ = ["environ", "needs"]
 
@@ -35,6 +35,7 @@ CLUSTERS: Final[Mapping[str, Callable[[Servers], dict[str, str]]]] = {
     "kubernetes_jobs": _kubernetes,
     "aws_batch": _aws,
     "slurm": lambda servers: servers.slurm.environ,
+    "ray": lambda servers: {"RAY_ADDRESS": servers.ray.address, **ray.ENVIRON},
 }
 """By the executor's name, which is that of the backend in tests/support/backends.py."""
 

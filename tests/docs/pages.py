@@ -32,7 +32,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 _MARK = "-- block of line "
 _FILE = re.compile(r"# ([\w/]+\.py)\n")
 _WORKER = re.compile(
-    r"(rq worker|celery|arq|taskiq worker|python -m wove\.integrations\.\w+|python \w+_worker\.py)( |$)"
+    r"(rq worker|celery|arq|taskiq worker|dask worker|python -m wove\.integrations\.\w+|python \w+_worker\.py)( |$)"
 )
 
 
@@ -174,6 +174,8 @@ def check_command(command: str) -> str | None:
             extras = set((named[1] or "").split(",")) - {""} if named else {what}
             unknown = extras - set(project["optional-dependencies"])
             return f"there is no extra {', '.join(sorted(unknown))}" if unknown else None
+        case ["dask", "scheduler", *_] | [_, "dask", "scheduler", *_] | ["ray", "start", "--head"]:
+            return None
         case ["python", "-m", "examples.stdlib_report" | "wove.backend_worker"]:
             return None
         case [program, *arguments] if program.rpartition("/")[2] == "wove":

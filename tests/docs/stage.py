@@ -25,6 +25,7 @@ READY: Final[Mapping[tuple[str, ...], str]] = {
     ("celery",): r"celery@\S+ ready\.",
     ("arq",): r"redis_version=",
     ("taskiq", "worker"): r"Listening started",
+    ("dask", "worker"): r"Registered to:",
     ("python", "-m", "wove.integrations.temporal"): r"takes runs from task queue",
     ("python", "reports_worker.py"): r"takes runs",
 }
@@ -33,6 +34,7 @@ READY: Final[Mapping[tuple[str, ...], str]] = {
 ADDRESSES: Final[Mapping[str, tuple[str, Callable[[Servers], str]]]] = {
     "redis://localhost:6379": ("redis", lambda servers: servers.redis.url.rpartition("/")[0]),
     "localhost:7233": ("temporal", lambda servers: servers.temporal.address),
+    "tcp://localhost:8786": ("dask", lambda servers: servers.dask.address),
     "amqp://guest:guest@localhost:5672": ("rabbitmq", lambda servers: servers.rabbitmq.url.rstrip("/")),
 }
 """Servers, by the usual address of each: the backend of tests/support/backends.py, and where ours is."""

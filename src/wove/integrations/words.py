@@ -12,6 +12,10 @@ __all__ = ["UnreadableError", "inert", "of_exception"]
 MOST_CHARACTERS: Final = 2000
 """A reason is a line or a few."""
 
+TBLIB: Final = "tblib.pickling_support"
+"""Where Dask has been imported, and so this, a pickled exception is a call of ``unpickle_exception_with_attrs`` with
+its class and its attributes, or of ``unpickle_exception`` with its class and its arguments."""
+
 
 class UnreadableError(ValueError):
     """Bytes that are no pickle, or one of something other than plain values and exceptions."""
@@ -64,7 +68,7 @@ def of_exception(error: object) -> str:
     if isinstance(error, BaseException):
         name, details = type(error).__name__, [str(error)]
     elif isinstance(error, _Inert):
-        name, details = type(error).__name__, list(map(str, error.made_of))
+        name, details = _of_inert(error)
     elif isinstance(error, Mapping):  # taskiq.serialization.prepare_exception
         fields = cast("Mapping[str, object]", error)
         name, message = str(fields.get("exc_type") or "Exception"), fields.get("exc_message")
@@ -75,3 +79,14 @@ def of_exception(error: object) -> str:
         name, details = "", [str(error)]
     text = ": ".join(filter(None, (name, ", ".join(filter(None, details)))))
     return text if len(text) <= MOST_CHARACTERS else f"{text[:MOST_CHARACTERS]}..."
+
+
+def _of_inert(error: _Inert) -> tuple[str, list[str]]:
+    made_of = error.made_of
+    if type(error).__module__ == TBLIB and len(made_of) > 1 and isinstance(made_of[0], type):
+        content = made_of[1]
+        if isinstance(content, Mapping):
+            content = cast("Mapping[str, object]", content).get("args")
+        args = cast("tuple[object, ...]", content) if isinstance(content, tuple) else ()
+        return made_of[0].__name__, list(map(str, args))
+    return type(error).__name__, list(map(str, made_of))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pickle
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -52,3 +54,18 @@ def test_exceptions_in_a_line() -> None:
     assert words.of_exception({"exc_type": "ValueError", "exc_message": "a"}) == "ValueError: a"
     assert words.of_exception("unable to serialize result") == "unable to serialize result"
     assert len(words.of_exception(ValueError("x" * 10_000))) < 2100
+
+
+def test_exceptions_where_dask_has_been_imported(tmp_path: Path) -> None:
+    pytest.importorskip("tblib")
+    source = """
+import pickle, sys
+from tblib import pickling_support
+pickling_support.install()
+for number, error in enumerate([OSError(2, "no"), PermissionError("no signature"), KeyError()]):
+    with open(f"{sys.argv[1]}/{number}", "wb") as file:
+        pickle.dump(error, file)
+"""
+    subprocess.run([sys.executable, "-c", source, str(tmp_path)], check=True, timeout=50)
+    found = [words.of_exception(words.inert((tmp_path / str(number)).read_bytes())) for number in range(3)]
+    assert found == ["FileNotFoundError: 2, no", "PermissionError: no signature", "KeyError"]

@@ -108,10 +108,11 @@ def test_ray(folder: Path) -> None:
         "import sys, ray\nray.init(address=sys.argv[1], log_to_driver=False)\n"
         "print(ray.get(ray.remote(lambda a, b: a**b).remote(2, 5)), ray.util.get_node_ip_address())"
     )
+    before = {name: os.environ.get(name) for name in ray.ENVIRON}  # the session's may run
     with ray.running(folder) as cluster:
         out = subprocess.run([sys.executable, "-c", code, cluster.address], capture_output=True, text=True, timeout=50)
     assert out.stdout == "32 127.0.0.1\n", out.stderr
-    assert not set(ray.ENVIRON) & set(os.environ)
+    assert {name: os.environ.get(name) for name in ray.ENVIRON} == before
 
 
 @pytest.mark.backend("aws_batch")

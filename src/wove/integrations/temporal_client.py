@@ -30,6 +30,7 @@ from wove.integrations.temporal_workflow import WORKFLOW
 
 __all__ = [
     "RPC",
+    "SETTLE_SECONDS",
     "Submission",
     "cancel",
     "check_namespace",
@@ -54,6 +55,10 @@ START: Final = timedelta(seconds=30)
 SUMMARY_BYTES: Final = 200
 """The most bytes of a summary, which is what Temporal's UI shows beside a workflow's id
 (``static_summary`` of temporalio.client.Client.start_workflow)."""
+
+SETTLE_SECONDS: Final = 0.1
+"""How long Temporal's threads may take to end what they do for the last call: interpreters that end earlier crash
+(github.com/temporalio/sdk-python, issue 300)."""
 
 MOST_OURS: Final = 10_000
 
@@ -145,12 +150,15 @@ async def connect(target: str, options: Mapping[str, Any], *, what: str) -> Clie
     try:
         async with asyncio.timeout(CONNECT_SECONDS):
             client = await _connected(target, options)
+        keep(client)
+        await check_namespace(client, what=what)
     except TimeoutError:
         raise _nowhere(what, target, f"no answer within {CONNECT_SECONDS:g} s") from None
+    except DeliveryError:
+        await asyncio.sleep(SETTLE_SECONDS)  # this may be the end of the script
+        raise
     except RuntimeError as error:  # the one kind that Client.connect knows
         raise _nowhere(what, target, str(error)) from error
-    keep(client)
-    await check_namespace(client, what=what)
     return client
 
 

@@ -180,6 +180,8 @@ class TemporalAdapter(BackendAdapter):
             return await calling
         except self._calls.RPCError as error:
             raise self._calls.unreachable(error, self._client, what=self.what) from error
+        except AssertionError as error:
+            raise self._calls.forked(self.what) from error
         except asyncio.CancelledError:
             if self._closed:
                 raise DeliveryError(f"{self.what} was stopped before Temporal had answered") from None

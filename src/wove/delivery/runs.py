@@ -368,7 +368,9 @@ class RunTable:
 
         def sent(error: BaseException | None) -> None:
             if error is not None:
-                logger.warning("%s: its cancel could not be sent: %s: %s", text, type(error).__name__, error)
+                # Of an environment that has stopped meanwhile, with a hundred runs perhaps, that is no news.
+                level = logging.WARNING if self._outlet.ready else logging.DEBUG
+                logger.log(level, "%s: its cancel could not be sent: %s: %s", text, type(error).__name__, error)
 
         if self._outlet.ready:
             self._outlet.transmit(cancel_task(run), sent)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Coroutine, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Final, TypeVar, cast
 
+from wove.errors import DeliveryError
 from wove.executors import forks
 from wove.executors.offload import elsewhere
 from wove.executors.reading import text
@@ -52,9 +53,8 @@ TAKEN: Final[Mapping[str, str]] = {
 STARTS_AT_ONCE: Final = 32
 """Workflows that are being started at a time. More wait here and not in the server, where each would be slower."""
 
-SETTLE_SECONDS: Final = 0.1
-"""How long Temporal's threads may take to end what they do for the last call: interpreters that end earlier crash
-(github.com/temporalio/sdk-python, issue 300)."""
+LAST_SECONDS: Final = 1.0
+"""How long the end waits for answers that are due: what has been cancelled is to hear of it."""
 
 
 class TemporalAdapter(BackendAdapter):
@@ -141,6 +141,8 @@ class TemporalAdapter(BackendAdapter):
         self._type: str = calls.name_of(self._workflow, label=f"{where} 'workflow'")
         self._is_ours = self._workflow is None
         self._turns = asyncio.Semaphore(STARTS_AT_ONCE)
+        self._calling: set[asyncio.Future[Any]] = set()
+        self._closed = False
         if self._given is not None:
             self._client: Client = self._given
             calls.keep(self._client)
@@ -150,7 +152,12 @@ class TemporalAdapter(BackendAdapter):
         self._fates = fates.Fates(self._client, self._task_queue, self.begun, what=self.what)
 
     async def close(self) -> None:
-        await asyncio.sleep(SETTLE_SECONDS)
+        self._closed = True
+        if self._calling:
+            await asyncio.wait(self._calling, timeout=LAST_SECONDS)
+        for each in self._calling:
+            each.cancel()
+        await asyncio.sleep(self._calls.SETTLE_SECONDS)
 
     def _loop(self) -> asyncio.AbstractEventLoop | None:
         """Where the client is to be used; ``None``: on Wove's own loop.
@@ -165,10 +172,20 @@ class TemporalAdapter(BackendAdapter):
         return loop if has_code else None
 
     async def _there(self, make: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        """What *make* makes, awaited where the client is to be used, and no longer than this adapter is open."""
+        calling = asyncio.ensure_future(on_loop(self._loop(), make, what=f"{self.what}: its client"))
+        self._calling.add(calling)
+        calling.add_done_callback(self._calling.discard)
         try:
-            return await on_loop(self._loop(), make, what=f"{self.what}: its client")
+            return await calling
         except self._calls.RPCError as error:
             raise self._calls.unreachable(error, self._client, what=self.what) from error
+        except AssertionError as error:
+            raise self._calls.forked(self.what) from error
+        except asyncio.CancelledError:
+            if self._closed:
+                raise DeliveryError(f"{self.what} was stopped before Temporal had answered") from None
+            raise
 
     # ------------------------------------------------------------------ what is asked of it
 
@@ -184,12 +201,19 @@ class TemporalAdapter(BackendAdapter):
             what=self.what,
         )
         async with self._turns:
+            if self._closed:
+                raise DeliveryError(f"{self.what} was stopped before run {payload['run_id']} was started")
             return await self._there(start)
 
     async def cancel(self, run_id: str, submission: Submission | None, frame: Frame) -> bool:
         if submission is None:  # not started yet
             return False
-        return await self._there(partial(self._calls.cancel, self._client, submission, is_ours=self._is_ours))
+        try:
+            return await self._there(partial(self._calls.cancel, self._client, submission, is_ours=self._is_ours))
+        except DeliveryError:
+            if self._closed:
+                return False  # nobody is left who would want to know
+            raise
 
     async def watch(self, submissions: Mapping[str, Submission]) -> dict[str, Fate]:
         return await self._there(partial(self._fates.ask, submissions))

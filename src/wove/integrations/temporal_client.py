@@ -20,7 +20,7 @@ from temporalio.api.workflowservice.v1 import DescribeNamespaceRequest
 from temporalio.client import Client, WorkflowHandle
 from temporalio.common import WorkflowIDConflictPolicy
 from temporalio.exceptions import WorkflowAlreadyStartedError
-from temporalio.runtime import Runtime, TelemetryConfig
+from temporalio.runtime import Runtime
 from temporalio.service import RPCError, RPCStatusCode
 from temporalio.workflow import _Definition  # pyright: ignore[reportPrivateUsage]
 
@@ -30,11 +30,13 @@ from wove.integrations.temporal_workflow import WORKFLOW
 
 __all__ = [
     "RPC",
+    "SETTLE_SECONDS",
     "Submission",
     "cancel",
     "check_namespace",
     "check_options",
     "connect",
+    "forked",
     "keep",
     "name_of",
     "start_workflow",
@@ -55,15 +57,16 @@ SUMMARY_BYTES: Final = 200
 """The most bytes of a summary, which is what Temporal's UI shows beside a workflow's id
 (``static_summary`` of temporalio.client.Client.start_workflow)."""
 
+SETTLE_SECONDS: Final = 0.1
+"""How long Temporal's threads may take to end what they do for the last call: interpreters that end earlier crash
+(github.com/temporalio/sdk-python, issue 300)."""
+
 MOST_OURS: Final = 10_000
 
 CANCELLED: Final = "its weave has cancelled it before a worker began it"
 
 _ours: OrderedDict[str, None] = OrderedDict()
 """Run ids of workflows with a key that this process has started. Whatever is left of them, nobody else waits for it."""
-
-_runtime: Runtime | None = None
-"""In a forked child, that of this process."""
 
 _clients: Final[WeakSet[Client]] = WeakSet()
 _runtimes: Final[set[Runtime]] = set()
@@ -142,28 +145,22 @@ async def connect(target: str, options: Mapping[str, Any], *, what: str) -> Clie
     Raises:
         DeliveryError: It does not; the message says what to do.
     """
+    _keep_runtime(options.get("runtime"))
     try:
         async with asyncio.timeout(CONNECT_SECONDS):
-            client = await _connected(target, options)
+            client = await Client.connect(target, **options)
+        keep(client)
+        await check_namespace(client, what=what)
+    except AssertionError as error:
+        raise forked(what) from error
     except TimeoutError:
         raise _nowhere(what, target, f"no answer within {CONNECT_SECONDS:g} s") from None
+    except DeliveryError:
+        await asyncio.sleep(SETTLE_SECONDS)  # this may be the end of the script
+        raise
     except RuntimeError as error:  # the one kind that Client.connect knows
         raise _nowhere(what, target, str(error)) from error
-    keep(client)
-    await check_namespace(client, what=what)
     return client
-
-
-async def _connected(target: str, options: Mapping[str, Any]) -> Client:
-    global _runtime
-    if "runtime" in options:
-        return await Client.connect(target, **options)
-    if _runtime is None:
-        try:
-            return await Client.connect(target, **options)
-        except AssertionError:  # this is a child of the process to which Temporal's default runtime belongs
-            _runtime = Runtime(telemetry=TelemetryConfig())
-    return await Client.connect(target, **options, runtime=_runtime)
 
 
 def keep(client: Client) -> None:
@@ -173,7 +170,11 @@ def keep(client: Client) -> None:
     crashes or hangs, and one that was forked does not even have these threads.
     """
     _clients.add(client)
-    runtime = client.service_client.config.runtime or Runtime.default()
+    _keep_runtime(client.service_client.config.runtime)
+
+
+def _keep_runtime(runtime: Runtime | None) -> None:
+    runtime = runtime or Runtime.default()
     if runtime not in _runtimes:
         _runtimes.add(runtime)
         _leak(runtime)
@@ -181,6 +182,18 @@ def keep(client: Client) -> None:
 
 def _leak(thing: object) -> None:
     ctypes.pythonapi.Py_IncRef(ctypes.py_object(thing))
+
+
+def forked(what: str) -> DeliveryError:
+    """What an `AssertionError` of Temporal's library is for a weave: it knows the process that it was used in first.
+
+    A second runtime would work in the child, but for every tenth time: its locks (parking_lot) still have entries for
+    threads that wait in the parent, and follow them when there are more threads than there were.
+    """
+    return DeliveryError(
+        f"{what}: this process was forked from one that had used Temporal's library before, which does not bear that. "
+        "Fork before the first run goes to Temporal, or start processes by 'spawn' or 'forkserver'"
+    )
 
 
 def _nowhere(what: str, target: str, said: str) -> DeliveryError:
@@ -313,11 +326,9 @@ async def _has_begun(handle: WorkflowHandle[Any, Any], *, is_ours: bool) -> bool
 
 
 def _in_child() -> None:
-    global _runtime
     for client in list(_clients):
         _leak(client)
     _clients.clear()
-    _runtime = None
     _ours.clear()  # they are the parent's
 
 

@@ -22,7 +22,7 @@ from temporalio.client import Client
 from temporalio.service import TLSConfig
 from temporalio.worker import Worker
 
-from wove.integrations.temporal_client import check_namespace
+from wove.integrations.temporal_client import SETTLE_SECONDS, check_namespace
 from wove.integrations.temporal_fates import end_of, words_of_end
 from wove.integrations.temporal_workflow import ACTIVITY, HEARTBEAT_SECONDS, RunBackendPayload
 from wove.integrations.worker import arun, close
@@ -37,9 +37,6 @@ BEAT_SECONDS: Final = HEARTBEAT_SECONDS / 4
 
 ASK_SECONDS: Final = 2.0
 """How long Temporal may take to say why a run is over."""
-
-SETTLE_SECONDS: Final = 0.1
-"""How long Temporal's threads may take to end what they do: github.com/temporalio/sdk-python, issue 300."""
 
 
 def make_activity(security: SecurityConfig) -> Callable[..., Any]:
@@ -203,6 +200,14 @@ async def _work(chosen: argparse.Namespace, made: Callable[..., Any], options: d
     client = await _connect(chosen.target_host, options, stop)
     if client is None:
         return
+    try:
+        await _work_with(client, chosen, made, stop)
+    finally:
+        await asyncio.to_thread(close, 1.0)
+        await asyncio.sleep(SETTLE_SECONDS)
+
+
+async def _work_with(client: Client, chosen: argparse.Namespace, made: Callable[..., Any], stop: asyncio.Event) -> None:
     await check_namespace(client, what="the worker")
     worker = Worker(
         client,
@@ -221,8 +226,6 @@ async def _work(chosen: argparse.Namespace, made: Callable[..., Any], options: d
             flush=True,
         )
         await stop.wait()
-    await asyncio.to_thread(close, 1.0)
-    await asyncio.sleep(SETTLE_SECONDS)
 
 
 async def _connect(target: str, options: dict[str, Any], stop: asyncio.Event) -> Client | None:

@@ -14,6 +14,7 @@ __all__ = [
     "count_up",
     "die",
     "fail",
+    "hang",
     "loops_within",
     "pid",
     "reverse",
@@ -87,6 +88,27 @@ def count_up(path: str, seconds: float = 0.0) -> int:
     time.sleep(seconds)
     with open(path) as file:
         return len(file.readlines())
+
+
+def insist(path: str) -> None:
+    """Take no notice of an interrupt: only a signal ends it."""
+    from wove.worker.interrupts import TaskInterrupted
+
+    count_up(path)
+    deadline = time.monotonic() + 50
+    while time.monotonic() < deadline:
+        try:
+            time.sleep(0.005)
+        except TaskInterrupted:
+            continue
+
+
+def hang(path: str) -> None:
+    """Hold on to the interpreter, so that nothing inside of the process can stop it."""
+    import ctypes
+
+    count_up(path)
+    ctypes.PyDLL(None).sleep(40)
 
 
 def die(path: str, times: int, after: float = 0.0) -> str:

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 
-import wove
 from tests.contract.backend_links import Site
 from tests.contract.links import LINKS, Bench, Link, parameters
 from tests.support.leaks import leak_check
@@ -23,11 +22,8 @@ def link(request: pytest.FixtureRequest) -> Link:
 @pytest.fixture
 def bench(link: Link, services: Services, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> Iterator[Bench]:
     bench = Bench(link, services)  # before the check: the service stays for the tests to come
-    with leak_check(tmp_path / "temporary"):
+    with leak_check(tmp_path / "temporary", caplog=caplog):
         yield bench
-        wove.shutdown()
-        # The records hold errors, those hold frames, and frames hold whatever was in use there.
-        caplog.get_records("call").clear()
 
 
 @pytest.hookimpl(wrapper=True)

@@ -40,6 +40,7 @@ from tests.contract.backend_tasks import (
     weaves_within,
 )
 from tests.contract.test_contract import eventually, lines
+from tests.support.elsewhere import ways
 from tests.support.kept import free_port
 from tests.support.leaks import leak_check
 from tests.support.proxy import Proxy
@@ -72,30 +73,12 @@ def there(backend: Backend, site: Site, tmp_path: Path, caplog: pytest.LogCaptur
     def configure(**more: Any) -> None:
         wove.config(environments={"there": backend.environment(site, **more)})
 
-    with leak_check(tmp_path / "temporary", leaves=backend.leaves):
+    with leak_check(tmp_path / "temporary", leaves=backend.leaves, caplog=caplog):
         configure()
         yield configure
-        wove.shutdown()
-        # The records hold errors, those hold frames, and frames hold whatever was in use there.
-        caplog.get_records("call").clear()
 
 
-def there_is(fn: Callable[..., Any], /, *, options: dict[str, Any] | None = None, **values: Any) -> Any:
-    """What *fn* returns, there, as the one task of a weave."""
-    with weave(**values) as w:
-        w.do(environment="there", **(options or {}))(fn)
-    return w.result.final
-
-
-async def there_will_be(fn: Callable[..., Any], /, *, options: dict[str, Any] | None = None, **values: Any) -> Any:
-    """The same, on this loop."""
-    async with weave(**values) as w:
-        w.do(environment="there", **(options or {}))(fn)
-    return w.result.final
-
-
-def begin(fn: Callable[..., Any], /, **values: Any) -> asyncio.Task[Any]:
-    return asyncio.create_task(there_will_be(fn, **values))
+there_is, there_will_be, begin = ways("there")
 
 
 def ended(path: Path, told: Path) -> bool:

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import os
-import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.support.services import Plan, Service, running
+from tests.support.killer import Killer
+from tests.support.services import Plan, running
 
 import wove
 from wove import weave
@@ -27,31 +25,6 @@ AT_LEAST = 3
 """So many deaths, or the test has not seen what it is about."""
 
 
-class Killer:
-    """Kills a supervised service, again and again, in a thread of its own."""
-
-    def __init__(self, service: Service) -> None:
-        self.service = service
-        self.kills = 0
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._run)
-
-    def _run(self) -> None:
-        while not self._over.wait(EVERY):
-            self.service.ready()
-            self.service.kill()
-            self.kills += 1
-
-    @contextmanager
-    def at_work(self) -> Iterator[None]:
-        self._thread.start()
-        try:
-            yield
-        finally:
-            self._over.set()
-            self._thread.join()
-
-
 @pytest.mark.timeout(180)
 @pytest.mark.usefixtures("no_leaks")
 @pytest.mark.parametrize(
@@ -61,7 +34,7 @@ def test_runs_against_a_service_that_dies_every_two_seconds(transport: Any, tmp_
     begun = str(tmp_path / "begun")
     with running(Plan(transport, supervised=True, concurrency=64), tmp_path / "service") as service:
         wove.config(environments={"mortal": {"executor": transport, "executor_config": service.config()}})
-        killer = Killer(service)
+        killer = Killer(service.ready, service.kill, every=EVERY)
         arrived: Counter[int] = Counter()
 
         def returned(item: int) -> int:

@@ -17,6 +17,7 @@ import pytest
 from tests.contract.backend_tasks import add_one, block, count_up
 from tests.contract.test_contract import eventually, lines
 from tests.support import servers as support, workers
+from tests.support.elsewhere import ways
 from tests.support.leaks import leak_check
 from tests.support.servers import Servers
 from tests.support.workers import Worker
@@ -80,11 +81,9 @@ def configure(url: str, queue: str, tmp_path: Path, caplog: pytest.LogCaptureFix
         environment = {"executor": "arq", "executor_config": {**where, "queue_name": queue, **more}}
         wove.config(environments={"jobs": {**environment, "delivery_orphan_policy": policy}})
 
-    with leak_check(tmp_path / "temporary"):
+    with leak_check(tmp_path / "temporary", caplog=caplog):
         configure()
         yield configure
-        wove.shutdown()
-        caplog.get_records("call").clear()
 
 
 @pytest.fixture
@@ -95,20 +94,7 @@ def redis(url: str) -> Iterator[Any]:
         yield client
 
 
-def there_is(fn: Callable[..., Any], /, *, options: dict[str, Any] | None = None, **values: Any) -> Any:
-    with weave(**values) as w:
-        w.do(environment="jobs", **(options or {}))(fn)
-    return w.result.final
-
-
-async def there_will_be(fn: Callable[..., Any], /, *, options: dict[str, Any] | None = None, **values: Any) -> Any:
-    async with weave(**values) as w:
-        w.do(environment="jobs", **(options or {}))(fn)
-    return w.result.final
-
-
-def begin(fn: Callable[..., Any], /, **values: Any) -> asyncio.Task[Any]:
-    return asyncio.create_task(there_will_be(fn, **values))
+there_is, there_will_be, begin = ways("jobs")
 
 
 # ------------------------------------------------------------------------------------------- what Redis sees

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from tests.contract.backend_tasks import add_one, block, die
 from tests.contract.test_contract import eventually, lines
+from tests.support.elsewhere import ways
 from tests.support.kept import free_port
 from tests.support.leaks import leak_check
 from tests.support.servers import aws_batch
@@ -43,43 +44,31 @@ def there(server: AWSBatch, tmp_path: Path, caplog: pytest.LogCaptureFixture) ->
         config = {key: value for key, value in {**base, **more}.items() if value is not None}
         wove.config(environments={"there": {"executor": "aws_batch", "executor_config": config}})
 
-    with leak_check(tmp_path / "temporary"):
+    with leak_check(tmp_path / "temporary", caplog=caplog):
         configure()
         yield configure
-        wove.shutdown()
-        caplog.get_records("call").clear()
 
 
-def run(fn: Callable[..., Any], /, *, options: dict[str, Any] | None = None, **values: Any) -> Any:
-    with weave(**values) as w:
-        w.do(environment="there", **(options or {}))(fn)
-    return w.result.final
-
-
-async def arun(fn: Callable[..., Any], /, *, where: str = "there", **values: Any) -> Any:
-    options = values.pop("options", {})
-    async with weave(**values) as w:
-        w.do(environment=where, **options)(fn)
-    return w.result.final
+there_is, there_will_be, begin = ways("there")
 
 
 def test_a_definition_whose_image_is_not_there(there: Configure, server: AWSBatch) -> None:
     server.definition("no-image", WORKER, image="no.such/image:1")
     there(job_definition="no-image")
     with pytest.raises(WorkerLostError, match=r"job \S+ failed: CannotPullContainerError: pull access denied"):
-        run(add_one, item=1)
+        there_is(add_one, item=1)
 
 
 def test_a_command_that_fails_says_how(there: Configure) -> None:
     there(command="sh -c 'exit 7'")
     with pytest.raises(WorkerLostError, match=r"Essential container in task exited; exit code 7"):
-        run(add_one, item=1)
+        there_is(add_one, item=1)
 
 
 def test_a_command_of_its_own_where_the_definition_has_none(there: Configure, server: AWSBatch) -> None:
     server.definition("bare", [])
     there(job_definition="bare")
-    assert run(add_one, item=1) == 2
+    assert there_is(add_one, item=1) == 2
 
 
 @pytest.mark.parametrize(
@@ -92,29 +81,29 @@ def test_a_command_of_its_own_where_the_definition_has_none(there: Configure, se
 def test_a_wrong_name(there: Configure, config: dict[str, Any], words: str) -> None:
     there(**config)
     with pytest.raises(ValueError, match=words):
-        run(add_one, item=1)
+        there_is(add_one, item=1)
 
 
 def test_a_place_where_nobody_answers(there: Configure, server: AWSBatch) -> None:
     port = free_port()
     there(client_options={**server.client_options, "endpoint_url": f"http://127.0.0.1:{port}"})
     with pytest.raises(DeliveryError, match=f"describe job queue reports: EndpointConnectionError: .*{port}"):
-        run(add_one, item=1)
+        there_is(add_one, item=1)
 
 
 def test_options_that_are_none(there: Configure, server: AWSBatch) -> None:
     there(client_options={**server.client_options, "no_such_option": 1})
     with pytest.raises(ValueError, match="no client of AWS Batch could be made.*no_such_option"):
-        run(add_one, item=1)
+        there_is(add_one, item=1)
     there(submit_job_options={"timeout": {"attemptDurationSeconds": "an hour"}})
     with pytest.raises(ValueError, match=r"(?s)no request that AWS Batch takes.*attemptDurationSeconds"):
-        run(add_one, item=1)
+        there_is(add_one, item=1)
 
 
 def test_a_client_of_the_users_own(there: Configure, server: AWSBatch) -> None:
     client = server.client()
     there(client=client, client_options=None)
-    assert run(add_one, item=1) == 2
+    assert there_is(add_one, item=1) == 2
     wove.shutdown()
     assert client.describe_job_queues()["jobQueues"]
     client.close()
@@ -122,7 +111,7 @@ def test_a_client_of_the_users_own(there: Configure, server: AWSBatch) -> None:
 
 def test_a_job_that_others_terminate(there: Configure, server: AWSBatch, tmp_path: Path) -> None:
     async def main() -> None:
-        running = asyncio.create_task(arun(block, path=str(tmp_path / "pids"), until=str(tmp_path / "until")))
+        running = begin(block, path=str(tmp_path / "pids"), until=str(tmp_path / "until"))
         await eventually(lambda: lines(tmp_path / "pids"))
 
         def terminate() -> None:
@@ -147,12 +136,12 @@ def test_a_key_that_another_process_uses(there: Configure, server: AWSBatch, tmp
     options = {"delivery_idempotency_key": secrets.token_hex(4)}
 
     async def main() -> None:
-        first = asyncio.create_task(arun(block, options=options, **values))
+        first = begin(block, options=options, **values)
         await eventually(lambda: lines(tmp_path / "pids"))
         with pytest.raises(
             DeliveryError, match=r"is already job \S+ of AWS Batch \(\w+\), submitted by another process"
         ):
-            await arun(block, where="elsewhere", options=options, **values)
+            await ways("elsewhere").there_will_be(block, options=options, **values)
         (tmp_path / "until").touch()
         assert await first == "done"
 
@@ -161,7 +150,7 @@ def test_a_key_that_another_process_uses(there: Configure, server: AWSBatch, tmp
 
 def test_a_lost_run_with_a_key_is_submitted_again(there: Configure, tmp_path: Path) -> None:
     options = {"delivery_idempotency_key": secrets.token_hex(4), "delivery_orphan_policy": "requeue"}
-    assert run(die, path=str(tmp_path / "pids"), times=1, after=0.3, options=options) == "survived"
+    assert there_is(die, path=str(tmp_path / "pids"), times=1, after=0.3, options=options) == "survived"
 
 
 @pytest.mark.timeout(400)

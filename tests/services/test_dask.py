@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from tests.contract.backend_tasks import add_one, block, count_up, die, sleep_and_tell
 from tests.contract.test_contract import eventually, lines
+from tests.support.elsewhere import ways
 from tests.support.kept import free_port
 from tests.support.leaks import leak_check
 from tests.support.scripts import Finished
@@ -52,26 +53,11 @@ def configure(request: pytest.FixtureRequest, tmp_path: Path, caplog: pytest.Log
     def configure(**config: Any) -> None:
         wove.config(environments={"cluster": {"executor": "dask", "executor_config": config}})
 
-    with leak_check(tmp_path / "temporary"):
+    with leak_check(tmp_path / "temporary", caplog=caplog):
         yield configure
-        wove.shutdown()
-        caplog.get_records("call").clear()
 
 
-def there_is(fn: Callable[..., Any], /, *, options: dict[str, Any] | None = None, **values: Any) -> Any:
-    with weave(**values) as w:
-        w.do(environment="cluster", **(options or {}))(fn)
-    return w.result.final
-
-
-async def there_will_be(fn: Callable[..., Any], /, *, options: dict[str, Any] | None = None, **values: Any) -> Any:
-    async with weave(**values) as w:
-        w.do(environment="cluster", **(options or {}))(fn)
-    return w.result.final
-
-
-def begin(fn: Callable[..., Any], /, **values: Any) -> asyncio.Task[Any]:
-    return asyncio.create_task(there_will_be(fn, **values))
+there_is, there_will_be, begin = ways("cluster")
 
 
 def where() -> str:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from tests.contract.backend_tasks import add_one, block, count_up, die, pid
 from tests.contract.test_contract import eventually, lines
+from tests.support.elsewhere import ways
 from tests.support.kept import free_port
 from tests.support.leaks import leak_check
 from tests.support.proxy import Proxy
@@ -61,23 +62,12 @@ def there(cluster: KubernetesJobs, tmp_path: Path, caplog: pytest.LogCaptureFixt
             del config[key]
         wove.config(environments={"there": {"executor": "kubernetes_jobs", "executor_config": config}})
 
-    with leak_check(tmp_path / "temporary"):
+    with leak_check(tmp_path / "temporary", caplog=caplog):
         configure()
         yield configure
-        wove.shutdown()
-        caplog.get_records("call").clear()
 
 
-def run(fn: Callable[..., Any], /, *, options: dict[str, Any] | None = None, **values: Any) -> Any:
-    with weave(**values) as w:
-        w.do(environment="there", **(options or {}))(fn)
-    return w.result.final
-
-
-async def arun(fn: Callable[..., Any], /, **values: Any) -> Any:
-    async with weave(**values) as w:
-        w.do(environment="there")(fn)
-    return w.result.final
+there_is, there_will_be, begin = ways("there")
 
 
 def jobs_of(cluster: KubernetesJobs) -> list[Any]:
@@ -92,7 +82,7 @@ def lost(what: str, fn: Callable[..., Any] = add_one, **values: Any) -> None:
     """*fn* is lost for that reason."""
     began = time.monotonic()
     with pytest.raises(WorkerLostError, match=what) as caught:
-        run(fn, **(values or {"item": 1}))
+        there_is(fn, **(values or {"item": 1}))
     print(f"after {time.monotonic() - began:.1f} s: {caught.value}")
 
 
@@ -147,7 +137,7 @@ def test_what_others_do_to_a_running_pod(there: Configure, cluster: KubernetesJo
 
     async def main() -> None:
         values = {"path": str(tmp_path / "pids"), "until": str(tmp_path / "until")}
-        running = asyncio.create_task(arun(block, **values))
+        running = begin(block, **values)
         await eventually(lambda: lines(tmp_path / "pids"))
         await asyncio.to_thread(act)
         with pytest.raises(WorkerLostError, match=words.get(what, "was deleted|SIGTERM|exit code")):
@@ -168,7 +158,7 @@ def test_what_others_do_to_a_running_pod(there: Configure, cluster: KubernetesJo
             core.delete_namespaced_pod(pod.metadata.name, "default")
 
     asyncio.run(main())
-    assert run(add_one, item=1) == 2
+    assert there_is(add_one, item=1) == 2
 
 
 def test_what_cannot_be_scheduled_waits(there: Configure, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -176,9 +166,9 @@ def test_what_cannot_be_scheduled_waits(there: Configure, tmp_path: Path, caplog
 
     async def main() -> None:
         values = {"path": str(tmp_path / "pids"), "until": str(tmp_path / "until")}
-        held = [asyncio.create_task(arun(block, **values)) for _ in range(4)]
+        held = [begin(block, **values) for _ in range(4)]
         await eventually(lambda: len(lines(tmp_path / "pids")) == 4)
-        waiting = asyncio.create_task(arun(add_one, item=1))
+        waiting = begin(add_one, item=1)
         await asyncio.sleep(5.0)
         assert not waiting.done()
         (tmp_path / "until").touch()
@@ -197,7 +187,7 @@ def test_a_namespace_that_is_not_there(there: Configure) -> None:
     with pytest.raises(
         DeliveryError, match=r'create Job wove-add-one-\w+ in namespace .nowhere.: namespaces "nowhere" not'
     ):
-        run(add_one, item=1)
+        there_is(add_one, item=1)
 
 
 @pytest.mark.parametrize(("token", "words"), [("reader", "create jobs"), ("blind", "watch pods")])
@@ -206,37 +196,37 @@ def test_a_right_that_is_missing(
 ) -> None:
     there(load_config_options=None, batch_api=client(token=token))
     with pytest.raises(PermissionError, match=f"may not {words} in namespace 'default'"):
-        run(add_one, item=1)
+        there_is(add_one, item=1)
 
 
 def test_the_least_rights_are_enough(there: Configure, cluster: KubernetesJobs, client: Callable[..., Any]) -> None:
     there(load_config_options=None, batch_api=client(token="least"))
-    assert run(add_one, item=1) == 2
+    assert there_is(add_one, item=1) == 2
 
 
 def test_nobody_knows_the_user(there: Configure, cluster: KubernetesJobs, client: Callable[..., Any]) -> None:
     there(load_config_options=None, batch_api=client(token="who"))
     with pytest.raises(DeliveryError, match=r"401 Unauthorized.*credentials"):
-        run(add_one, item=1)
+        there_is(add_one, item=1)
 
 
 def test_a_misspelt_field_is_named(there: Configure) -> None:
     there(pod_spec={"serviceAcountName": "reports"})
     with pytest.raises((DeliveryError, ValueError), match=r"spec\.template\.spec\.serviceAcountName"):
-        run(add_one, item=1)
+        there_is(add_one, item=1)
 
 
 def test_a_cluster_that_is_not_there(there: Configure, cluster: KubernetesJobs, client: Callable[..., Any]) -> None:
     port = free_port()
     there(load_config_options=None, batch_api=client(port=port))
     with pytest.raises(DeliveryError, match=f"127.0.0.1:{port} could not be asked to list Jobs"):
-        run(add_one, item=1)
+        there_is(add_one, item=1)
 
 
 def test_a_kubeconfig_that_is_not_there(there: Configure) -> None:
     there(load_config_options={"config_file": "/no/such/file"})
     with pytest.raises(ValueError, match="no configuration of a cluster could be loaded"):
-        run(add_one, item=1)
+        there_is(add_one, item=1)
 
 
 # ------------------------------------------------------------------------------------------ what users bring
@@ -245,7 +235,7 @@ def test_a_kubeconfig_that_is_not_there(there: Configure) -> None:
 def test_a_client_of_the_users_own(there: Configure, cluster: KubernetesJobs, client: Callable[..., Any]) -> None:
     api = client()
     there(load_config_options=None, batch_api=api)
-    assert run(add_one, item=1) == 2
+    assert there_is(add_one, item=1) == 2
     wove.shutdown()
     assert api.list_namespaced_job("default").items is not None
 
@@ -267,17 +257,17 @@ def test_a_job_factory(there: Configure, cluster: KubernetesJobs, kind: str) -> 
         return client.V1Job(metadata=metadata, spec=client.V1JobSpec(template=template, backoff_limit=0))
 
     there(job_factory=make)
-    assert run(add_one, item=1) == 2
+    assert there_is(add_one, item=1) == 2
     assert [job for job in jobs_of(cluster) if (job.metadata.labels or {}).get("task") == "add_one"]
 
     there(job_factory=lambda payload, job: {**job, "metadata": {"namespace": "other"}})
     with pytest.raises(ValueError, match="job_factory returned cannot be submitted: it is for namespace 'other'"):
-        run(add_one, item=1)
+        there_is(add_one, item=1)
 
 
 def test_what_a_shell_or_kubernetes_would_expand(there: Configure, tmp_path: Path) -> None:
     options = {"delivery_idempotency_key": "$(HOME) $$ $(WOVE_BACKEND_PAYLOAD) é"}
-    assert run(count_up, path=str(tmp_path / "$(HOME)$$"), options=options) == 1
+    assert there_is(count_up, path=str(tmp_path / "$(HOME)$$"), options=options) == 1
 
 
 # ---------------------------------------------------------------------------------------- keys and cancels
@@ -309,14 +299,14 @@ def test_a_key_that_another_process_uses(there: Configure, cluster: KubernetesJo
 
 def test_a_lost_run_with_a_key_is_submitted_again(there: Configure, tmp_path: Path) -> None:
     options = {"delivery_idempotency_key": "again", "delivery_orphan_policy": "requeue"}
-    assert run(die, path=str(tmp_path / "pids"), times=1, after=0.3, options=options) == "survived"
+    assert there_is(die, path=str(tmp_path / "pids"), times=1, after=0.3, options=options) == "survived"
 
 
 def test_a_cancel_of_what_has_not_begun_is_acknowledged(there: Configure, cluster: KubernetesJobs) -> None:
     there(image="no.such/image:2")
     options = {"delivery_timeout": 1.0, "delivery_cancel_mode": "require_ack"}
     with pytest.raises(DeliveryTimeoutError, match="delivery_timeout"):
-        run(add_one, item=1, options=options)
+        there_is(add_one, item=1, options=options)
     assert not [job for job in jobs_of(cluster) if job.spec.template.spec.containers[0].image == "no.such/image:2"]
 
 
@@ -331,14 +321,14 @@ def test_an_api_server_that_is_away_for_a_while(
 
         async def main() -> None:
             values = {"path": str(tmp_path / "pids"), "until": str(tmp_path / "until")}
-            running = asyncio.create_task(arun(block, **values))
+            running = begin(block, **values)
             [number] = await eventually(lambda: lines(tmp_path / "pids"))
             proxy.down()
             await asyncio.sleep(2.0)
             cluster.emulate("forget")  # and it has forgotten what changed: a watch from then is answered 410
             proxy.up()
             await asyncio.sleep(1.0)
-            assert await arun(pid) != number
+            assert await there_will_be(pid) != number
             (tmp_path / "until").touch()
             assert await running == "done"
 
@@ -347,9 +337,9 @@ def test_an_api_server_that_is_away_for_a_while(
 
 
 def test_an_api_server_that_is_too_busy(there: Configure, cluster: KubernetesJobs) -> None:
-    assert run(add_one, item=1) == 2
+    assert there_is(add_one, item=1) == 2
     cluster.emulate("busy", requests=2)
-    assert run(add_one, item=1) == 2
+    assert there_is(add_one, item=1) == 2
 
 
 # -------------------------------------------------------------------------------------------------- figures

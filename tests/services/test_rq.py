@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.contract.backend_tasks import add_one, block, count_up
+from tests.contract.backend_tasks import add_one, block, hang
 from tests.contract.test_contract import eventually, lines
 from tests.support import servers as support, workers
+from tests.support.elsewhere import ways
 from tests.support.kept import kill
 from tests.support.leaks import leak_check
 from tests.support.servers import Servers
@@ -63,35 +64,12 @@ def configure(servers: Servers, queue: str, tmp_path: Path, caplog: pytest.LogCa
         config = more if "queue" in more else {"redis_url": url, "queue_name": queue, **more}
         wove.config(environments={"jobs": {"executor": "rq", "executor_config": config}})
 
-    with leak_check(tmp_path / "temporary"):
+    with leak_check(tmp_path / "temporary", caplog=caplog):
         configure()
         yield configure
-        wove.shutdown()
-        caplog.get_records("call").clear()
 
 
-def there_is(fn: Callable[..., Any], /, *, options: dict[str, Any] | None = None, **values: Any) -> Any:
-    with weave(**values) as w:
-        w.do(environment="jobs", **(options or {}))(fn)
-    return w.result.final
-
-
-async def there_will_be(fn: Callable[..., Any], /, *, options: dict[str, Any] | None = None, **values: Any) -> Any:
-    async with weave(**values) as w:
-        w.do(environment="jobs", **(options or {}))(fn)
-    return w.result.final
-
-
-def begin(fn: Callable[..., Any], /, **values: Any) -> asyncio.Task[Any]:
-    return asyncio.create_task(there_will_be(fn, **values))
-
-
-def hang(path: str) -> None:
-    """Hold on to the interpreter, so that nothing inside of the process can stop it."""
-    import ctypes
-
-    count_up(path)
-    ctypes.PyDLL(None).sleep(40)
+there_is, there_will_be, begin = ways("jobs")
 
 
 # -------------------------------------------------------------------------------------------------- workers

@@ -15,6 +15,7 @@ import pytest
 from tests.contract.backend_tasks import add_one, block, count_up
 from tests.contract.test_contract import eventually, lines
 from tests.support import servers as support, workers
+from tests.support.elsewhere import ways
 from tests.support.leaks import leak_check
 from tests.support.servers import Servers
 from tests.support.workers import Worker
@@ -109,27 +110,12 @@ def configure(
         wove.config(environments={"jobs": {**environment, "delivery_orphan_policy": policy}})
 
     make()  # imports what it needs
-    with leak_check(tmp_path / "temporary"):
+    with leak_check(tmp_path / "temporary", caplog=caplog):
         configure()
         yield configure
-        wove.shutdown()
-        caplog.get_records("call").clear()
 
 
-def there_is(fn: Callable[..., Any], /, *, options: dict[str, Any] | None = None, **values: Any) -> Any:
-    with weave(**values) as w:
-        w.do(environment="jobs", **(options or {}))(fn)
-    return w.result.final
-
-
-async def there_will_be(fn: Callable[..., Any], /, *, options: dict[str, Any] | None = None, **values: Any) -> Any:
-    async with weave(**values) as w:
-        w.do(environment="jobs", **(options or {}))(fn)
-    return w.result.final
-
-
-def begin(fn: Callable[..., Any], /, **values: Any) -> asyncio.Task[Any]:
-    return asyncio.create_task(there_will_be(fn, **values))
+there_is, there_will_be, begin = ways("jobs")
 
 
 # -------------------------------------------------------------------------------------------------- brokers
@@ -188,6 +174,24 @@ def test_messages_of_unknown_tasks(configure: Configure, work: Work, make: Calla
     configure(broker=make(kind), task_name="no.such.task")
     with pytest.raises(WorkerLostError, match="knows no task 'no.such.task'"):
         there_is(add_one, item=1)
+
+
+def test_a_message_that_a_dead_worker_of_a_stream_holds(
+    configure: Configure, make: Callable[..., Any], url: str, queue: str
+) -> None:
+    """Taskiq's other workers would look for it after the next message, which there may never be."""
+    import redis
+
+    configure(broker=make("RedisStreamBroker", idle_timeout=1000))
+
+    async def main() -> None:
+        waiting = begin(add_one, item=1)
+        with redis.Redis.from_url(url) as dead:
+            await eventually(lambda: dead.exists(queue) and dead.xreadgroup("taskiq", "dead", {queue: ">"}))
+        with pytest.raises(WorkerLostError, match="a worker has taken it from the queue"):
+            await asyncio.wait_for(waiting, 60)
+
+    asyncio.run(main())
 
 
 def test_what_waits_in_a_queue_is_not_lost(configure: Configure, work: Work, tmp_path: Path) -> None:

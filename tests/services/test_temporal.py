@@ -22,6 +22,7 @@ import pytest
 from tests.contract.backend_tasks import add_one, block, count_up, sleep_and_tell
 from tests.contract.test_contract import eventually, lines
 from tests.support import workers
+from tests.support.elsewhere import ways
 from tests.support.kept import free_port
 from tests.support.scripts import run_script
 from tests.support.servers import Servers, temporal
@@ -123,16 +124,7 @@ def own_worker(server: Temporal, queue: str, tmp_path: Path) -> Iterator[Worker]
         yield worker
 
 
-def there_is(fn: Callable[..., Any], /, *, options: dict[str, Any] | None = None, **values: Any) -> Any:
-    with weave(**values) as w:
-        w.do(environment="there", **(options or {}))(fn)
-    return w.result.final
-
-
-async def there_will_be(fn: Callable[..., Any], /, *, options: dict[str, Any] | None = None, **values: Any) -> Any:
-    async with weave(**values) as w:
-        w.do(environment="there", **(options or {}))(fn)
-    return w.result.final
+there_is, there_will_be, _ = ways("there")
 
 
 async def connected(server: Temporal, **options: Any) -> Any:

@@ -99,22 +99,30 @@ class Traces:
         return {task_id for task_id, sent in waiting.items() if sent.ended < first.began}
 
     async def _taken_from_stream(self, waiting: Mapping[str, Sent]) -> set[str]:
-        """What is older than what was delivered last, and than the oldest that is not acknowledged, is taken."""
-        queue, group = self._queue(), self._broker.consumer_group_name
-        async with self._redis().pipeline(transaction=False) as pipe:
+        """What is older than what was delivered last, and than the oldest that a worker still holds, is taken.
+
+        Taskiq's workers look for the messages of those that have died only after they were handed a new one
+        (RedisStreamBroker.listen in taskiq_redis/redis_broker.py), which there may never be.
+        """
+        queue, group, redis = self._queue(), self._broker.consumer_group_name, self._redis()
+        async with redis.pipeline(transaction=False) as pipe:
             pipe.xinfo_stream(queue)
             pipe.xinfo_groups(queue)
-            pipe.xpending(queue, group)
-            stream, groups, pending = await pipe.execute()
+            pipe.xinfo_consumers(queue, group)
+            stream, groups, consumers = await pipe.execute()
         # An entry's id is not known, but that it was there when the stream's last one was this.
         last: bytes = stream["last-generated-id"]
         self._behind = {task_id: self._behind.get(task_id, last) for task_id in waiting}
         delivered = next((each["last-delivered-id"] for each in groups if each["name"] == group.encode()), b"0-0")
-        unacknowledged = pending["min"] if pending["pending"] else None
+        async with redis.pipeline(transaction=False) as pipe:
+            for each in consumers:
+                if each["pending"] and each["idle"] < self._broker.idle_timeout:
+                    pipe.xpending_range(queue, group, "-", "+", 1, consumername=each["name"])
+            oldest = [_entry(held[0]["message_id"]) for held in await pipe.execute() if held]
         return {
             task_id
             for task_id, seen in self._behind.items()
-            if _entry(seen) <= _entry(delivered) and (unacknowledged is None or _entry(seen) < _entry(unacknowledged))
+            if _entry(seen) <= _entry(delivered) and all(_entry(seen) < held for held in oldest)
         }
 
     def _queue(self) -> str:

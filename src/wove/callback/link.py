@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 
 from wove.executors import forks
 from wove.executors.http1 import Head, RequestHead, ResponseParser
+from wove.executors.sockets import keep_alive
 from wove.protocol.limits import INLINE_BYTES
 
 if TYPE_CHECKING:
@@ -27,9 +28,6 @@ __all__ = ["Destination", "Link", "close_socket", "exchange", "request", "socket
 
 CONNECT_SECONDS: Final = 5.0
 """For one address of a host name: a SYN that is lost is sent again after 1 and after 3 seconds (RFC 6298, 2)."""
-
-KEEPALIVE: Final = (("TCP_KEEPIDLE", 15), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 3))
-"""Seconds, seconds and a number: a host that has vanished is noticed after half a minute."""
 
 ANSWER_BYTES: Final = 64 * 1024
 READ_BYTES: Final = 256 * 1024
@@ -323,10 +321,7 @@ def _connected(destination: Destination) -> socket.socket:
 def _configure(sock: socket.socket) -> None:
     sock.settimeout(CONNECT_SECONDS)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    for name, value in KEEPALIVE:
-        if (option := getattr(socket, name, None)) is not None:
-            sock.setsockopt(socket.IPPROTO_TCP, option, value)
+    keep_alive(sock)
 
 
 # --- TLS --------------------------------------------------------------------------------------------------

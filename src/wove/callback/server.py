@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import enum
-import socket
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Final, cast
 
@@ -14,7 +13,7 @@ from wove.callback.presence import Line
 from wove.callback.replies import Refusal, Reply, bulk_head
 from wove.executors import forks, offload
 from wove.executors.http1 import Request, RequestError, RequestParser, TooLargeError
-from wove.executors.http_connection import KEEPALIVE
+from wove.executors.sockets import UNACKNOWLEDGED_SECONDS, keep_alive
 from wove.protocol.limits import INLINE_BYTES
 
 if TYPE_CHECKING:
@@ -103,10 +102,7 @@ class Connection(asyncio.Protocol):
         self._descriptor = sock.fileno()
         forks.blank(self._descriptor)
         with contextlib.suppress(OSError):  # it may be over already
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-            for name, value in KEEPALIVE:
-                if hasattr(socket, name):
-                    sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+            keep_alive(sock, unacknowledged=UNACKNOWLEDGED_SECONDS)
         self._peer = str((transport.get_extra_info("peername") or ("?",))[0])
         self._transport.set_write_buffer_limits(high=PIECE_BYTES)
         self._receiver.arrived(self)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import importlib
 import threading
 from collections.abc import Callable
@@ -64,15 +63,12 @@ class Call:
     def _pickle(self) -> None:
         try:
             with forks.importing:
-                from wove.protocol import pickling
+                from wove.protocol import pickling, signing
 
                 with contextlib.suppress(ImportError):  # `dumps` says so, if it is needed
                     importlib.import_module("cloudpickle")
             pickled = pickling.dumps(self.fn, what=f"the function of task {self.task!r}")
-            digest = hashlib.sha256()
-            for chunk in pickled.chunks:
-                digest.update(chunk)
-            self.callable_id = digest.hexdigest()
+            self.callable_id = str(signing.digest(pickled.chunks))
             self.pickled = pickled
         except BaseException as error:  # whatever it is, it belongs to the runs that need the callable
             self.failure = error

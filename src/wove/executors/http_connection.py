@@ -6,13 +6,13 @@ import asyncio
 import os
 import re
 import select
-import socket
 import ssl
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from wove.executors import forks
 from wove.executors.gathered import Gathered
 from wove.executors.http1 import ProtocolError, ResponseParser, quoted
+from wove.executors.sockets import UNACKNOWLEDGED_SECONDS, keep_alive
 from wove.protocol.limits import INLINE_BYTES
 
 if TYPE_CHECKING:
@@ -36,10 +36,6 @@ for each so many bytes. What has not begun may take as long as the task does."""
 
 REST_SECONDS: Final = 0.1
 """How long the end of an answer is waited for whose last event has come, so that its connection can be kept."""
-
-# A host that is gone tells nobody. It is asked after 15 s of silence, then every 5 s; after 30 s without an answer,
-# also to what was written, the connection is dead (tcp(7): TCP_KEEPIDLE and others, TCP_USER_TIMEOUT).
-KEEPALIVE: Final = (("TCP_KEEPIDLE", 15), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 3), ("TCP_USER_TIMEOUT", 30_000))
 
 HEAD: Final = -1
 BODY: Final = 0
@@ -323,10 +319,7 @@ class Connection(asyncio.Protocol):
         sock: Any = transport.get_extra_info("socket")
         self._descriptor = sock.fileno()
         forks.blank(self._descriptor)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        for name, value in KEEPALIVE:
-            if hasattr(socket, name):
-                sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+        keep_alive(sock, unacknowledged=UNACKNOWLEDGED_SECONDS)
         self._poll: Any = None
         if hasattr(select, "poll"):
             self._poll = select.poll()

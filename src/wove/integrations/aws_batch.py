@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 import inspect
 import json
@@ -23,7 +22,7 @@ from wove.graph.rules import shown, suggest
 from wove.integrations.aws_batch_api import Api, DeniedError, client_of
 from wove.integrations.base import BackendAdapter, Fate, PayloadDict
 from wove.integrations.manifests import merged
-from wove.integrations.naming import PAYLOAD_VARIABLE, idempotency_key, job_id, job_name
+from wove.integrations.naming import PAYLOAD_VARIABLE, idempotency_key, job_mark, job_name
 from wove.integrations.statuses import meaning
 from wove.integrations.timing import longest_seconds
 from wove.protocol.payload import ENVELOPE_BYTES
@@ -291,8 +290,8 @@ class AWSBatchAdapter(BackendAdapter):
         Raises:
             ValueError: It would be larger than Batch takes.
         """
-        mark = hashlib.sha256(job_id(frame).encode("utf-8", "surrogatepass")).hexdigest()[:16]
-        name = job_name(frame["task_id"], prefix=self._prefix, most=MOST_NAME, pattern="A-Za-z0-9_-", suffix=f"-{mark}")
+        suffix = f"-{job_mark(frame, 16)}"
+        name = job_name(frame["task_id"], prefix=self._prefix, most=MOST_NAME, pattern="A-Za-z0-9_-", suffix=suffix)
         variable = {"name": PAYLOAD_VARIABLE, "value": json.dumps(payload, separators=(",", ":"))}
         overrides: dict[str, Any] = {"environment": [variable]}
         if self._command is not None:

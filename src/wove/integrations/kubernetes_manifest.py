@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -11,7 +10,7 @@ from typing import Any, Final, NamedTuple
 
 from wove.integrations.base import PayloadDict
 from wove.integrations.manifests import merged
-from wove.integrations.naming import PAYLOAD_VARIABLE, job_id, job_name
+from wove.integrations.naming import PAYLOAD_VARIABLE, job_mark, job_name
 from wove.integrations.timing import longest_seconds
 
 __all__ = ["CONTAINER", "MOST_PREFIX", "OWNER", "RUN", "TASK", "Template", "encoded", "name_of"]
@@ -50,8 +49,7 @@ def encoded(payload: Mapping[str, Any]) -> str:
 
 def name_of(frame: Mapping[str, Any], *, prefix: str) -> str:
     """The name of a run's Job: a DNS label, and the same for runs of one task with the same idempotency key."""
-    mark = hashlib.sha256(job_id(frame).encode("utf-8", "surrogatepass")).hexdigest()[:12]
-    return job_name(frame["task_id"], prefix=prefix, most=MOST_NAME, suffix=f"-{mark}")
+    return job_name(frame["task_id"], prefix=prefix, most=MOST_NAME, suffix=f"-{job_mark(frame, 12)}")
 
 
 class Template(NamedTuple):

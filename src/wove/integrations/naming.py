@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from typing import Any, Final
 
-__all__ = ["PAYLOAD_VARIABLE", "idempotency_key", "job_id", "job_name"]
+__all__ = ["PAYLOAD_VARIABLE", "idempotency_key", "job_id", "job_mark", "job_name"]
 
 PAYLOAD_VARIABLE: Final = "WOVE_BACKEND_PAYLOAD"
 """The environment variable from which `wove.backend_worker` takes its payload."""
@@ -40,6 +40,11 @@ def job_id(frame: Mapping[str, Any], *, prefix: str = "wove-", most: int = 64) -
     # Hashed always, and with the task's name: two tasks may use one key, and what fits one backend fits another.
     text = f"{frame['task_id']}\n{key}".encode("utf-8", "surrogatepass")
     return f"{prefix}key-{hashlib.sha256(text).hexdigest()[:32]}"[:most]
+
+
+def job_mark(frame: Mapping[str, Any], size: int) -> str:
+    """*size* hexadecimal digits, for a name that is otherwise made to be read: the same for the same `job_id`."""
+    return hashlib.sha256(job_id(frame).encode("utf-8", "surrogatepass")).hexdigest()[:size]
 
 
 def job_name(task: str, *, prefix: str = "wove-", most: int, pattern: str = "a-z0-9-", suffix: str = "") -> str:

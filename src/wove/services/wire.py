@@ -11,7 +11,7 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Final, cast
 
-from wove.protocol import codec
+from wove.protocol import codec, signing
 from wove.protocol.frames import WORKER_BUSY, FrameError
 from wove.protocol.limits import INLINE_BYTES
 from wove.protocol.memory import bulk
@@ -127,10 +127,7 @@ def _keep_small(fields: dict[str, Any], but: Collection[str] = ()) -> None:
 
 def digest_of(pickled: Pickled) -> str:
     """The ``callable_id`` of a callable's pickle."""
-    digest = hashlib.sha256()
-    for chunk in pickled.chunks:
-        digest.update(chunk)
-    return digest.hexdigest()
+    return str(signing.digest(pickled.chunks))
 
 
 def _keep_seconds(fields: dict[str, Any], name: str) -> None:

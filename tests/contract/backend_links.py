@@ -6,7 +6,6 @@ the ``executor_config`` that leads there. Whatever differs between backends is a
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -289,7 +288,9 @@ def aws_batch(name: str, **more: Any) -> Backend:
     def opened(servers: Servers, folder: Path) -> Iterator[Site]:
         server, mark = servers.aws_batch, secrets.token_hex(4)
         queue = server.queue(f"contract-{mark}")
-        definition = server.definition(f"contract-{mark}", ["python", "-m", "wove.backend_worker"])
+        command = ["python", "-m", "wove.backend_worker"]
+        variables = [{"name": "WOVE_WORKER_SECRET", "value": secret}] if (secret := more.get("secret")) else []
+        definition = server.definition(f"contract-{mark}", command, environment=variables)
         yield Site({"client_options": server.client_options, "job_queue": queue, "job_definition": definition})
 
     return Backend(name, "aws_batch", ("aws_batch",), opened, **more)
@@ -306,6 +307,7 @@ BACKENDS = (
     taskiq("taskiq", "ListQueueBroker"),
     taskiq("taskiq-stream-signed", "RedisStreamBroker", secret=SECRET),
     temporal("temporal", unknown_words="NoSuchWorkflow is not registered"),
+    temporal("temporal-signed", secret=SECRET, unknown_words="NoSuchWorkflow is not registered"),
     dask("dask"),
     dask("dask-signed", secret=SECRET),
     ray("ray"),
@@ -314,6 +316,7 @@ BACKENDS = (
     kubernetes_jobs("kubernetes_jobs", seconds=120.0),
     kubernetes_jobs("kubernetes_jobs-signed", secret=SECRET, seconds=120.0),
     aws_batch("aws_batch", seconds=120.0),
+    aws_batch("aws_batch-signed", secret=SECRET, seconds=120.0),
 )
 
 
@@ -326,5 +329,4 @@ def parameters(backends: Sequence[Backend] = BACKENDS) -> list[Any]:
             marks=[pytest.mark.backend(*backend.needs), pytest.mark.timeout(backend.seconds)],
         )
         for backend in backends
-        if importlib.util.find_spec(f"wove.integrations.{backend.executor}") is not None
     ]

@@ -9,7 +9,7 @@ from functools import partial
 from types import TracebackType
 from typing import Any, Final
 
-from wove.integrations.worker import arun
+from wove.integrations.worker import arun, check_security
 from wove.security import NetworkExecutorSecurity, SecurityConfig
 
 __all__ = ["worker_function", "wove_run_backend_payload"]
@@ -74,9 +74,7 @@ def worker_function(
     """
     from arq.worker import func
 
-    checked = None
-    if security is not None:
-        checked = NetworkExecutorSecurity.from_config(security, what="the security of this worker")
+    checked = check_security(security)
 
     async def run_backend_payload(ctx: Mapping[str, Any], payload: Any) -> None:
         await _run(checked, ctx, payload)

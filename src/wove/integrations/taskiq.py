@@ -27,7 +27,7 @@ from wove.integrations.loops import on_loop
 from wove.integrations.naming import idempotency_key, job_id
 from wove.integrations.taskiq_broker import Sent, Startups, home_of
 from wove.integrations.taskiq_traces import Traces
-from wove.integrations.worker import arun
+from wove.integrations.worker import arun, check_security
 from wove.security import NetworkExecutorSecurity, SecurityConfig
 
 if TYPE_CHECKING:
@@ -204,9 +204,7 @@ def register(broker: Any, *, name: str = TASK_NAME, security: SecurityConfig = N
         broker = ListQueueBroker("redis://redis:6379/0")
         task = register(broker)
     """
-    checked = None
-    if security is not None:
-        checked = NetworkExecutorSecurity.from_config(security, what="the security of this worker")
+    checked = check_security(security)
 
     async def run_backend_payload(payload: dict[str, Any]) -> None:
         await arun(payload, security=checked, ask_after=ASK_SECONDS)

@@ -25,7 +25,7 @@ from temporalio.worker import Worker
 from wove.integrations.temporal_client import SETTLE_SECONDS, check_namespace
 from wove.integrations.temporal_fates import end_of, words_of_end
 from wove.integrations.temporal_workflow import ACTIVITY, HEARTBEAT_SECONDS, RunBackendPayload
-from wove.integrations.worker import arun, close
+from wove.integrations.worker import arun, check_security, close
 from wove.security import NetworkExecutorSecurity, SecurityConfig
 
 __all__ = ["main", "make_activity"]
@@ -45,9 +45,7 @@ def make_activity(security: SecurityConfig) -> Callable[..., Any]:
     Raises:
         ValueError: *security* is not right.
     """
-    checked = None
-    if security is not None:
-        checked = NetworkExecutorSecurity.from_config(security, what="the security of this worker")
+    checked = check_security(security)
 
     @activity.defn(name=ACTIVITY)
     async def run_backend_payload(payload: dict[str, Any]) -> None:

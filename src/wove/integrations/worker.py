@@ -21,7 +21,7 @@ from wove.worker.runs import BEATS_PER_INTERVAL
 if TYPE_CHECKING:
     import asyncio  # for `arun` alone: a process that calls `run` starts in half the time without it
 
-__all__ = ["SECRET_VARIABLE", "arun", "close", "run"]
+__all__ = ["SECRET_VARIABLE", "arun", "check_security", "close", "run"]
 
 _log = logging.getLogger("wove.worker")
 
@@ -217,9 +217,19 @@ def _is_small(payload: object) -> bool:
 # --- security ---------------------------------------------------------------------------------------------
 
 MOST_SECURITIES: Final = 16
+_WHAT: Final = "the security of this worker"
 _VARIABLES: Final = re.compile(r'_env": "([^"]*)"|"env:([^"]*)"')
 
 _securities: dict[object, NetworkExecutorSecurity] = {}
+
+
+def check_security(security: SecurityConfig) -> NetworkExecutorSecurity | None:
+    """*security* as `run` takes it, checked once and before there are runs; ``None``: each run looks for the variable.
+
+    Raises:
+        ValueError: It is not right.
+    """
+    return None if security is None else NetworkExecutorSecurity.from_config(security, what=_WHAT)
 
 
 def _security_of(security: SecurityConfig) -> NetworkExecutorSecurity:
@@ -231,11 +241,11 @@ def _security_of(security: SecurityConfig) -> NetworkExecutorSecurity:
     try:
         text = json.dumps(security)
     except TypeError:  # a secret of bytes
-        return NetworkExecutorSecurity.from_config(security, what="the security of this worker")
+        return NetworkExecutorSecurity.from_config(security, what=_WHAT)
     key = (text, *(os.environ.get("".join(names)) for names in _VARIABLES.findall(text)))
     found = _securities.get(key)
     if found is None:
-        found = NetworkExecutorSecurity.from_config(security, what="the security of this worker")
+        found = NetworkExecutorSecurity.from_config(security, what=_WHAT)
         if len(_securities) >= MOST_SECURITIES:
             _securities.clear()
         _securities[key] = found

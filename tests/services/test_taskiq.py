@@ -168,14 +168,6 @@ def test_a_task_of_ones_own_and_its_queue(
 # --------------------------------------------------------------------------------------------------- losses
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_messages_of_unknown_tasks(configure: Configure, work: Work, make: Callable[..., Any], kind: str) -> None:
-    work(kind=kind)
-    configure(broker=make(kind), task_name="no.such.task")
-    with pytest.raises(WorkerLostError, match="knows no task 'no.such.task'"):
-        there_is(add_one, item=1)
-
-
 def test_a_message_that_a_dead_worker_of_a_stream_holds(
     configure: Configure, make: Callable[..., Any], url: str, queue: str
 ) -> None:

@@ -195,6 +195,7 @@ class BackendAdapterEnvironmentExecutor(EnvironmentExecutor):
         try:
             await self._call(adapter.start)
         except BaseException:
+            self._threads.close(0.0, for_good=True)  # without waiting: one may still be in a call that takes too long
             await self.route.close()
             raise
 

@@ -96,7 +96,9 @@ def test_an_adapter_class_must_be_one() -> None:
         BackendAdapterEnvironmentExecutor("x")
 
 
-def test_a_start_that_fails_is_tried_again() -> None:
+def test_a_start_that_fails_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("wove.executors.offload.IDLE_SECONDS", 600.0)
+
     class Hesitant(LineAdapter):
         tries: ClassVar[list[int]] = []
 
@@ -109,6 +111,7 @@ def test_a_start_that_fails_is_tried_again() -> None:
     use(BackendAdapterEnvironmentExecutor("hesitant", adapter_class=Hesitant))
     with pytest.raises(ConnectionError, match="the backend is not there"):
         run(number)
+    until(lambda: "wove-hesitant" not in {thread.name for thread in threading.enumerate()})
     assert run(number) == 7
 
 

@@ -8,7 +8,6 @@ import json
 import logging
 import math
 import re
-import shlex
 import time
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
@@ -21,7 +20,7 @@ from wove.executors.reading import text
 from wove.graph.rules import shown, suggest
 from wove.integrations.aws_batch_api import Api, DeniedError, client_of
 from wove.integrations.base import BackendAdapter, Fate, PayloadDict
-from wove.integrations.manifests import merged
+from wove.integrations.manifests import command_of, mapping_of, merged
 from wove.integrations.naming import PAYLOAD_VARIABLE, idempotency_key, job_mark, job_name
 from wove.integrations.statuses import meaning
 from wove.integrations.timing import longest_seconds
@@ -133,7 +132,7 @@ class AWSBatchAdapter(BackendAdapter):
     def configure(self) -> None:
         config, what = self.config, self.what
         self._given = config.get("client")
-        self._client_options = self._mapping("client_options")
+        self._client_options = mapping_of(self.config, "client_options", what=self.what)
         if self._given is not None:
             self._check_client(self._given)
         queue, definition = text(config, "job_queue", what=what), text(config, "job_definition", what=what)
@@ -147,7 +146,7 @@ class AWSBatchAdapter(BackendAdapter):
                 f"{what}: executor_config 'job_name_prefix' must be at most {MOST_PREFIX} letters, digits, '-' and "
                 f"'_', the first a letter or digit, as names of jobs are; not {shown(self._prefix)}"
             )
-        self._overrides = dict(self._mapping("container_overrides"))
+        self._overrides = dict(mapping_of(self.config, "container_overrides", what=self.what))
         self._command = self._read_command()
         self._options = self._read_options()
         self._check_overrides()
@@ -165,23 +164,16 @@ class AWSBatchAdapter(BackendAdapter):
             )
 
     def _read_command(self) -> Sequence[str] | None:
-        command: Any = self.config.get("command")
-        if command is None:
-            return None
-        if "command" in self._overrides:
+        command = command_of(self.config, what=self.what)
+        if command is not None and "command" in self._overrides:
             raise ValueError(
                 f"{self.what}: executor_config has 'command', and another one in 'container_overrides': leave one out"
             )
-        parts = shlex.split(command) if isinstance(command, str) else command
-        if isinstance(parts, (list, tuple)) and parts and all(isinstance(each, str) for each in cast("Any", parts)):
-            return cast("Sequence[str]", parts)
-        raise TypeError(
-            f"{self.what}: executor_config 'command' must be a text or a list of texts, not {shown(command)}"
-        )
+        return command
 
     def _read_options(self) -> dict[str, Any]:
         label = f"{self.what}: executor_config 'submit_job_options'"
-        given = dict(self._mapping("submit_job_options"))
+        given = dict(mapping_of(self.config, "submit_job_options", what=self.what))
         for option in given:
             if option in TAKEN:
                 raise ValueError(f"{label} cannot set {option!r}: {TAKEN[option]}")
@@ -195,7 +187,9 @@ class AWSBatchAdapter(BackendAdapter):
     def _check_overrides(self) -> None:
         label = f"{self.what}: executor_config 'container_overrides'"
         variables: Any = self._overrides.get("environment") or []
-        if not isinstance(variables, (list, tuple)) or not all("name" in each for each in cast("Any", variables)):
+        if not isinstance(variables, (list, tuple)) or not all(
+            isinstance(each, Mapping) and "name" in each for each in cast("Any", variables)
+        ):
             raise TypeError(f"{label}: 'environment' must be a list of {{'name': ..., 'value': ...}}")
         if any(each["name"] == PAYLOAD_VARIABLE for each in cast("Any", variables)):
             raise ValueError(f"{label} cannot set {PAYLOAD_VARIABLE}: that is the payload")
@@ -209,14 +203,6 @@ class AWSBatchAdapter(BackendAdapter):
             )
         # Quotes in a payload are two characters each there; it has some hundred.
         self.inline_bytes = max(ENVELOPE_BYTES, min(type(self).inline_bytes, room - 512))  # type: ignore[misc]
-
-    def _mapping(self, key: str) -> Mapping[str, Any]:
-        value: object = self.config.get(key)
-        if value is None:
-            return {}
-        if not isinstance(value, Mapping):
-            raise TypeError(f"{self.what}: executor_config {key!r} must be a dict, not {shown(value)}")
-        return cast("Mapping[str, Any]", value)
 
     # ------------------------------------------------------------------ start and close
 
@@ -233,11 +219,11 @@ class AWSBatchAdapter(BackendAdapter):
                         "in executor_config 'client_options', or in AWS_DEFAULT_REGION and ~/.aws"
                     ) from error
         api = self._api = Api(client, what=self.what)
-        try:
-            self._check_queue(api)
-            self._check_definition(api)
-        except DeniedError as error:  # it may be allowed to submit all the same
-            logger.debug("%s: its queue and job definition are not checked beforehand: %s", self.what, error)
+        for check in (self._check_queue, self._check_definition):
+            try:
+                check(api)
+            except DeniedError as error:  # it may be allowed to submit all the same
+                logger.debug("%s: this is not checked beforehand: %s", self.what, error)
 
     def _check_queue(self, api: Api) -> None:
         queue = api.queue(self._queue)
@@ -308,12 +294,13 @@ class AWSBatchAdapter(BackendAdapter):
             limit = max(LEAST_TIMEOUT, math.ceil(seconds) + MARGIN_SECONDS)
             request["timeout"] = {"attemptDurationSeconds": limit}
         request = {**request, **self._options}
-        self._check_size(payload, "container overrides", overrides, MOST_OVERRIDES - OF_BATCH)
-        self._check_size(payload, "SubmitJob request", request, MOST_REQUEST)
+        self._check_size(payload, "container overrides", _compact(overrides), MOST_OVERRIDES - OF_BATCH)
+        # As botocore writes it, with spaces (botocore/serialize.py, RestJSONSerializer).
+        self._check_size(payload, "SubmitJob request", json.dumps(request, default=str), MOST_REQUEST)
         return request
 
-    def _check_size(self, payload: PayloadDict, of: str, content: object, most: int) -> None:
-        if (size := len(_compact(content))) > most:
+    def _check_size(self, payload: PayloadDict, of: str, content: str, most: int) -> None:
+        if (size := len(content)) > most:
             raise ValueError(
                 f"{self.what}: task {payload['task_name']!r} does not fit: the {of} of its job would have {size:,} "
                 f"characters, although its function and arguments are fetched where they are large, and may have "
@@ -407,4 +394,4 @@ def fate_of(job: Mapping[str, Any]) -> Fate | None:
 
 
 def _compact(content: object) -> str:
-    return json.dumps(content, separators=(",", ":"))
+    return json.dumps(content, separators=(",", ":"), default=str)  # botocore says what is wrong with anything else

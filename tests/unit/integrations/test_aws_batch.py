@@ -108,6 +108,22 @@ def test_overrides_are_merged() -> None:
     assert "timeout" not in made
 
 
+@pytest.mark.parametrize("environment", [[], [{"name": "A", "value": "1"}, {"name": "A", "value": "2"}]])
+def test_no_override_takes_the_payloads_place(environment: list[dict[str, str]]) -> None:
+    made = request(container_overrides={"environment": environment})["containerOverrides"]["environment"]
+    assert [each["name"] for each in made] == [PAYLOAD_VARIABLE, *(each["name"] for each in environment)]
+
+
+def test_a_request_is_measured_as_it_is_sent() -> None:
+    """With spaces between its members, of which such a list has many."""
+    tags = {f"key-{number}": "x" for number in range(2000)}
+    made = {"tags": tags, "containerOverrides": request()["containerOverrides"]}
+    compact = len(json.dumps(made, separators=(",", ":")))
+    assert compact < 30 * 1024 < len(json.dumps(made))
+    with pytest.raises(ValueError, match="SubmitJob request of its job would have 3"):
+        request(submit_job_options={"tags": tags})
+
+
 def test_a_time_limit_comes_after_that_of_the_run_and_is_one_that_batch_takes() -> None:
     assert request({**PAYLOAD, "deadline": 12.5})["timeout"] == {"attemptDurationSeconds": 103}
     assert request({**PAYLOAD, "deadline": 1, "retry_seconds": 0})["timeout"] == {"attemptDurationSeconds": 60}
@@ -204,3 +220,74 @@ def test_a_hundred_ids_a_call() -> None:
 
     found = Api(SimpleNamespace(describe_jobs=describe_jobs), what="x").describe(map(str, range(250)))
     assert len(found) == 250 and [len(each) for each in calls] == [100, 100, 50]
+
+
+# ------------------------------------------------------------------------------------------------ preflight
+
+QUEUE = {
+    "jobQueueName": "reports",
+    "jobQueueArn": "a",
+    "state": "ENABLED",
+    "status": "VALID",
+    "priority": 1,
+    "computeEnvironmentOrder": [],
+}
+DEFINITION = {"jobDefinitionName": "worker", "jobDefinitionArn": "a", "revision": 3, "type": "container"}
+
+
+def started(queue: Any, definition: Any = None) -> AWSBatchAdapter:
+    """An adapter that was started with a client of boto3 that is answered so; a text is the code of an error."""
+    import boto3
+    from botocore.stub import Stubber
+
+    keys = {"aws_access_key_id": "x", "aws_secret_access_key": "x"}
+    client = boto3.client("batch", region_name="eu-central-1", **keys)
+    stubber = Stubber(client)
+    lists = {"describe_job_queues": "jobQueues", "describe_job_definitions": "jobDefinitions"}
+    for (method, name), answer in zip(lists.items(), (queue, definition), strict=True):
+        if isinstance(answer, str):
+            stubber.add_client_error(method, answer, "not authorized to perform it", 403)
+        elif answer is not None:
+            stubber.add_response(method, {name: [answer]})
+    adapter = configured(client=client)
+    try:
+        with stubber:
+            adapter.start()
+            stubber.assert_no_pending_responses()
+    finally:
+        client.close()
+    return adapter
+
+
+@pytest.mark.parametrize(
+    ("queue", "definition", "words"),
+    [
+        ({**QUEUE, "state": "DISABLED"}, None, "job queue 'reports' of AWS Batch takes no jobs: it is DISABLED, VALID"),
+        (
+            {**QUEUE, "status": "INVALID", "statusReason": "no compute environment"},
+            None,
+            "takes no jobs: it is ENABLED, INVALID: no compute environment",
+        ),
+        (QUEUE, {**DEFINITION, "type": "multinode"}, "'worker:3' has no containerProperties: .*one container"),
+    ],
+)
+def test_what_can_take_no_job(queue: Any, definition: Any, words: str) -> None:
+    with pytest.raises(ValueError, match=f"environment 'jobs': .*{words}"):
+        started(queue, definition)
+
+
+def test_the_command_is_that_of_the_job_definition_if_it_has_one() -> None:
+    frame = {"run_id": "abc-1", "task_id": "t", "delivery": {}}
+    with_one = started(QUEUE, {**DEFINITION, "containerProperties": {"command": ["worker"]}})
+    assert "command" not in with_one.request(PAYLOAD, frame)["containerOverrides"]
+    without = started(QUEUE, {**DEFINITION, "containerProperties": {"command": []}})
+    command = ["python", "-m", "wove.backend_worker"]
+    assert without.request(PAYLOAD, frame)["containerOverrides"]["command"] == command
+
+
+def test_rights_that_are_for_these_checks_only(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("DEBUG", "wove")
+    started("AccessDeniedException", "AccessDeniedException")
+    assert "not checked beforehand: environment 'jobs': AWS Batch refused to describe job queue reports" in caplog.text
+    with pytest.raises(ValueError, match="no containerProperties"):
+        started("AccessDeniedException", {**DEFINITION, "type": "multinode"})

@@ -22,8 +22,9 @@ def test_the_role_for_kubernetes_has_the_least_rights() -> None:
         for group in rule["apiGroups"]
         for resource in rule["resources"]
     }
-    # Beside what is asked for at the start: whose Job is in the way, and the log of a container without last words.
-    assert allowed == {*RIGHTS, ("get", "batch", "jobs"), ("get", "", "pods/log")}
+    # Beside what is asked for at the start: whose Job is in the way, the log of a container without last words, and why
+    # a Job gets no pod.
+    assert allowed == {*RIGHTS, ("get", "batch", "jobs"), ("get", "", "pods/log"), ("list", "", "events")}
     assert binding["roleRef"]["name"] == role["metadata"]["name"]
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +23,12 @@ from tests.support.servers.kubernetes_jobs import KubernetesJobs
 import wove
 from wove import DeliveryTimeoutError, WorkerLostError, weave
 from wove.errors import DeliveryError
+from wove.integrations.kubernetes_book import TROUBLE_SECONDS
 
 pytestmark = [pytest.mark.backend("kubernetes_jobs"), pytest.mark.timeout(120)]
 
 ALL = ["create jobs", "delete jobs", "get jobs", "list jobs", "watch jobs", "list pods", "watch pods", "get pods/log"]
+ALL += ["list events"]
 Configure = Callable[..., None]
 
 
@@ -32,7 +36,9 @@ Configure = Callable[..., None]
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KubernetesJobs]:
     tokens = {
         "reader": [right for right in ALL if not right.startswith("create")],
+        "unlisted": [right for right in ALL if right != "list pods"],
         "blind": [right for right in ALL if right != "watch pods"],
+        "deaf": [right for right in ALL if right != "list events"],
         "least": ALL,
     }
     with kubernetes_jobs.running(tmp_path_factory.mktemp("cluster"), slots=4, tokens=tokens) as found:
@@ -148,7 +154,13 @@ def test_what_others_do_to_a_running_pod(there: Configure, cluster: KubernetesJo
 
         api = cluster.batch_api()
         core = client.CoreV1Api(api.api_client)
-        [pod] = [pod for pod in core.list_namespaced_pod("default").items if pod.status.phase == "Running"]
+
+        def running() -> list[Any]:
+            pods = core.list_namespaced_pod("default", label_selector="job-name").items
+            ours = [pod for pod in pods if pod.metadata.name.startswith("wove-block-")]
+            return [pod for pod in ours if pod.status.phase == "Running" and not pod.metadata.deletion_timestamp]
+
+        [pod] = asyncio.run(eventually(running))
         if what == "evicted":
             cluster.emulate("evict", namespace="default", name=pod.metadata.name)
         elif what == "Job deleted":
@@ -169,14 +181,60 @@ def test_what_cannot_be_scheduled_waits(there: Configure, tmp_path: Path, caplog
         held = [begin(block, **values) for _ in range(4)]
         await eventually(lambda: len(lines(tmp_path / "pids")) == 4)
         waiting = begin(add_one, item=1)
-        await asyncio.sleep(5.0)
+        words = r"\d of its pods cannot be scheduled, and wait: Unschedulable: 0/1 nodes are available"
+        await eventually(lambda: re.search(words, caplog.text))
+        await asyncio.sleep(TROUBLE_SECONDS + 1.0)
         assert not waiting.done()
         (tmp_path / "until").touch()
         assert await waiting == 2
         await asyncio.gather(*held)
 
     asyncio.run(main())
-    assert "1 of its pods cannot be scheduled, and wait: Unschedulable: 0/1 nodes are available" in caplog.text
+
+
+@contextmanager
+def quota(cluster: KubernetesJobs, of: str) -> Iterator[None]:
+    """None may be made."""
+    cluster.emulate("quota", namespace="default", of=of, most=0)
+    try:
+        yield
+    finally:
+        cluster.emulate("quota", namespace="default", of=of, most=1000)
+
+
+def test_a_service_account_that_is_not_there(there: Configure, cluster: KubernetesJobs) -> None:
+    there(pod_spec={"serviceAccountName": "no-such"})
+    lost(r'no pod is made for Job wove-add-one-\w+: .*forbidden: .*serviceaccount "no-such" not found')
+    assert not [job for job in jobs_of(cluster) if job.spec.template.spec.service_account_name == "no-such"]
+
+
+@pytest.mark.parametrize("token", ["least", "deaf"])
+def test_a_quota_of_pods_is_waited_for(
+    there: Configure, cluster: KubernetesJobs, client: Callable[..., Any], caplog: pytest.LogCaptureFixture, token: str
+) -> None:
+    caplog.set_level("INFO", "wove")
+    there(load_config_options=None, batch_api=client(token=token))
+    words = {
+        "least": "1 Jobs wait for a pod to be made: Error creating: pods .* is forbidden: exceeded quota: pods",
+        "deaf": "why some of its Jobs get no pod cannot be seen: .*cannot list resource .events.",
+    }
+
+    async def main() -> None:
+        waiting = begin(add_one, item=1)
+        await eventually(lambda: re.search(words[token], caplog.text))
+        assert not waiting.done()
+        await asyncio.to_thread(held.close)
+        assert await waiting == 2
+
+    with ExitStack() as held:
+        held.enter_context(quota(cluster, "pods"))
+        asyncio.run(main())
+
+
+def test_a_quota_of_jobs(there: Configure, cluster: KubernetesJobs) -> None:
+    words = r"refused to create Job .* exceeded quota: jobs, .*\(403 Forbidden\) \('workers' of a mapped task bounds"
+    with quota(cluster, "jobs"), pytest.raises(DeliveryError, match=words):
+        there_is(add_one, item=1)
 
 
 # ------------------------------------------------------------------------------------------------ preflight
@@ -190,7 +248,9 @@ def test_a_namespace_that_is_not_there(there: Configure) -> None:
         there_is(add_one, item=1)
 
 
-@pytest.mark.parametrize(("token", "words"), [("reader", "create jobs"), ("blind", "watch pods")])
+@pytest.mark.parametrize(
+    ("token", "words"), [("reader", "create jobs"), ("blind", "watch pods"), ("unlisted", "list pods")]
+)
 def test_a_right_that_is_missing(
     there: Configure, cluster: KubernetesJobs, client: Callable[..., Any], token: str, words: str
 ) -> None:
@@ -263,6 +323,20 @@ def test_a_job_factory(there: Configure, cluster: KubernetesJobs, kind: str) -> 
     there(job_factory=lambda payload, job: {**job, "metadata": {"namespace": "other"}})
     with pytest.raises(ValueError, match="job_factory returned cannot be submitted: it is for namespace 'other'"):
         there_is(add_one, item=1)
+
+
+def test_a_job_factory_that_gives_all_jobs_one_name(there: Configure, tmp_path: Path) -> None:
+    there(job_factory=lambda payload, job: {**job, "metadata": {**job["metadata"], "name": "always"}})
+
+    async def main() -> None:
+        first = begin(block, path=str(tmp_path / "pids"), until=str(tmp_path / "until"))
+        await eventually(lambda: lines(tmp_path / "pids"))
+        with pytest.raises(ValueError, match="cannot have Job always: another run has it"):
+            await there_will_be(add_one, item=1)
+        (tmp_path / "until").touch()
+        assert await first == "done"
+
+    asyncio.run(main())
 
 
 def test_what_a_shell_or_kubernetes_would_expand(there: Configure, tmp_path: Path) -> None:

@@ -33,10 +33,13 @@ PASSING: Final = (429, 500, 502, 503, 504)
 NAMESPACE_FILE: Final = "/var/run/secrets/kubernetes.io/serviceaccount/namespace"
 """Where a pod reads its own namespace (kubernetes.io/docs/tasks/run-application/access-api-from-pod)."""
 
-REMEDIES: Final = {
-    401: "the credentials of this process are not (or no longer) valid",
-    403: "a Role must allow it: docs/kubernetes.md has one with the least rights",
-}
+REMEDIES: Final = (
+    (401, "", "the credentials of this process are not (or no longer) valid"),
+    (403, " cannot ", "a Role must allow it: docs/kubernetes.md has one with the least rights"),
+    (403, "exceeded quota", "'workers' of a mapped task bounds how many Jobs it has at a time"),
+)
+"""What to do about an answer of that status with such words in it. A 403 is not always of the authorizer, whose words
+these are (apiserver/pkg/endpoints/handlers/responsewriters/errors.go): quotas and webhooks refuse with it, too."""
 
 
 class RefusedError(DeliveryError):
@@ -102,7 +105,7 @@ class Api:
             if error.status not in (404, 409):  # 409: another Job has taken the name
                 raise
 
-    def list(self, function: Callable[..., Any], kind: str, selector: str) -> dict[str, Any]:
+    def listed(self, function: Callable[..., Any], kind: str, selector: str) -> dict[str, Any]:
         """All *kind* that *selector* finds."""
         return self._answer(f"list {kind}", function, self.namespace, label_selector=selector)
 
@@ -118,6 +121,16 @@ class Api:
         limits = (CONNECT_SECONDS, seconds + ANSWER_SECONDS)
         with self._explained("watch for changes"):
             return function(self.namespace, **options, _preload_content=False, _request_timeout=limits)
+
+    def events(self, reason: str) -> list[dict[str, Any]]:
+        """Events about Jobs that have this *reason*.
+
+        Raises:
+            RefusedError: They may not be listed.
+        """
+        chosen = f"involvedObject.kind=Job,reason={reason}"
+        listed = self._answer("list events", self.core.list_namespaced_event, self.namespace, field_selector=chosen)
+        return cast("list[dict[str, Any]]", listed.get("items") or [])
 
     def log(self, pod: str, container: str, *, lines: int, seconds: float) -> str:
         """The last lines of a container's log; nothing if they cannot be had."""
@@ -176,10 +189,11 @@ class Api:
                 raise DeliveryError(
                     f"{self._what}: the Kubernetes API could not be asked to {doing}: {answer.reason}"
                 ) from error
-            remedy = f" ({each})" if (each := REMEDIES.get(answer.status)) else ""
+            said = _message(answer)
+            remedies = [text for status, words, text in REMEDIES if status == answer.status and words in said]
             raise RefusedError(
                 f"{self._what}: the Kubernetes API refused to {doing} in namespace {self.namespace!r}: "
-                f"{_message(answer)}{remedy}",
+                f"{said}{f' ({remedies[0]})' if remedies else ''}",
                 answer.status,
             ) from error
         except self._unreached as error:

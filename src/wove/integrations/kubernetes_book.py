@@ -59,12 +59,14 @@ class Book:
         self._pods: dict[str, PodState] = {}
         self._gone: dict[str, str] = {}
         self._since: dict[str, float] = {}
+        self._first: dict[str, float] = {}
         self._told: set[str] = set()
 
     def expect(self, uid: str) -> None:
         """A Job was created, of which nothing may be known yet."""
         with self._lock:
             self._jobs.setdefault(uid, None)
+            self._first.setdefault(uid, time.monotonic())
 
     def keep(self, uids: Iterable[str]) -> None:
         """Forget all Jobs but these."""
@@ -73,6 +75,7 @@ class Book:
             for uid in [uid for uid in self._jobs if uid not in kept]:
                 del self._jobs[uid]
                 self._gone.pop(uid, None)
+                self._first.pop(uid, None)
             self._pods = {uid: pod for uid, pod in self._pods.items() if pod.job in kept}
             known = {*kept, *self._pods}
             self._since = {uid: since for uid, since in self._since.items() if uid in known}
@@ -127,6 +130,16 @@ class Book:
         """Whether it, and all of its pods, have been deleted."""
         with self._lock:
             return uid in self._gone and all(pod.leaving for pod in self._pods.values() if pod.job == uid)
+
+    def podless(self, uids: Iterable[str]) -> dict[str, JobState]:
+        """Those of these Jobs for which no pod was made for a while, although they are there."""
+        before = time.monotonic() - TROUBLE_SECONDS
+        with self._lock:
+            served = {pod.job for pod in self._pods.values()}
+            found = {
+                uid: self._jobs.get(uid) for uid in uids if uid not in served and self._first.get(uid, before) < before
+            }
+            return {uid: job for uid, job in found.items() if job and not job.over and uid not in self._gone}
 
     def verdicts(self, uids: Iterable[str]) -> dict[str, Verdict]:
         """What has become of those of these Jobs that are over, or will never begin."""
@@ -290,7 +303,7 @@ class Streams:
     def _list(self, kind: str) -> None:
         function, put = self._kinds[kind]
         known = self._book.uids(kind)
-        listed = self._api.list(function, kind, self._selector)
+        listed = self._api.listed(function, kind, self._selector)
         for thing in listed["items"]:
             put(thing)
         self._book.lacking(known - {thing["metadata"]["uid"] for thing in listed["items"]})

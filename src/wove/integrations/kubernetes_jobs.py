@@ -12,10 +12,9 @@ import inspect
 import logging
 import re
 import secrets
-import shlex
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar, Final, NamedTuple, cast
 
 from wove.errors import DeliveryError
@@ -27,8 +26,10 @@ from wove.integrations import kubernetes_api
 from wove.integrations.base import BackendAdapter, Fate, PayloadDict
 from wove.integrations.kubernetes_api import Api, RefusedError
 from wove.integrations.kubernetes_book import Book, Streams, Verdict
+from wove.integrations.kubernetes_events import Unmade
 from wove.integrations.kubernetes_manifest import CONTAINER, MOST_PREFIX, OWNER, Template, name_of
 from wove.integrations.kubernetes_states import job_state
+from wove.integrations.manifests import command_of, mapping_of
 from wove.integrations.naming import PAYLOAD_VARIABLE
 
 __all__ = ["COMMAND", "KubernetesJobsAdapter", "Submission"]
@@ -137,7 +138,7 @@ class KubernetesJobsAdapter(BackendAdapter):
             flag(config, "in_cluster", False, what=what) if config.get("in_cluster") is not None else None
         )
         self._load = flag(config, "load_config", True, what=what)
-        self._load_options = dict(self._mapping("load_config_options"))
+        self._load_options = dict(mapping_of(config, "load_config_options", what=what))
         self._namespace = text(config, "namespace", None, what=what)
         self._check_client()
         self._factory = config.get("job_factory")
@@ -153,13 +154,13 @@ class KubernetesJobsAdapter(BackendAdapter):
         self._template = Template(
             self._namespace or "",
             text(config, "image", None, what=what),
-            self._command(),
+            command_of(config, what=what) or COMMAND,
             whole(config, "backoff_limit", 0, what=what, minimum=0),
             cast("Mapping[str, str]", self._texts("labels")),
             cast("Mapping[str, str]", self._texts("annotations")),
-            self._mapping("container"),
-            self._mapping("pod_spec"),
-            self._mapping("job_spec"),
+            mapping_of(config, "container", what=what),
+            mapping_of(config, "pod_spec", what=what),
+            mapping_of(config, "job_spec", what=what),
             self._owner,
         )
         self._check_template()
@@ -188,34 +189,22 @@ class KubernetesJobsAdapter(BackendAdapter):
             raise ValueError(f"{what}: executor_config has 'image', and another one in 'container': leave one out")
         if template.container.get("name", CONTAINER) != CONTAINER:
             raise ValueError(f"{what}: executor_config 'container' is named {CONTAINER!r}; leave its 'name' out")
-        if any(each.get("name") == PAYLOAD_VARIABLE for each in template.container.get("env") or ()):
+        if self.config.get("command") is not None and template.container.get("command"):
+            raise ValueError(f"{what}: executor_config has 'command', and another one in 'container': leave one out")
+        variables: Any = template.container.get("env") or []
+        if not isinstance(variables, (list, tuple)) or not all(
+            isinstance(each, Mapping) for each in cast("Any", variables)
+        ):
+            raise TypeError(
+                f"{what}: executor_config 'container': 'env' must be a list of {{'name': ..., 'value': ...}}"
+            )
+        if any(each.get("name") == PAYLOAD_VARIABLE for each in cast("Any", variables)):
             raise ValueError(f"{what}: executor_config 'container' cannot set {PAYLOAD_VARIABLE}: that is the payload")
         if "template" in template.job_spec:
             raise ValueError(f"{what}: executor_config 'job_spec' has a 'template': that belongs into 'pod_spec'")
 
-    def _command(self) -> Sequence[str]:
-        command: Any = self.config.get("command")
-        if command is None:
-            return COMMAND
-        parts = shlex.split(command) if isinstance(command, str) else command
-        if isinstance(parts, (list, tuple)) and parts and all(isinstance(each, str) for each in cast("Any", parts)):
-            return cast("Sequence[str]", parts)
-        raise TypeError(
-            f"{self.what}: executor_config 'command' must be a text or a list of texts, not {shown(command)}"
-        )
-
-    def _mapping(self, key: str) -> Mapping[str, Any]:
-        value: object = self.config.get(key)
-        if value is None:
-            return {}
-        if not isinstance(value, Mapping):
-            raise TypeError(
-                f"{self.what}: executor_config {key!r} must be a dict, as in a manifest, not {shown(value)}"
-            )
-        return cast("Mapping[str, Any]", value)
-
     def _texts(self, key: str) -> Mapping[str, Any]:
-        found = self._mapping(key)
+        found = mapping_of(self.config, key, what=self.what)
         for name, value in found.items():
             if not isinstance(value, str):
                 raise TypeError(f"{self.what}: executor_config {key!r}: {name!r} must be text, not {shown(value)}")
@@ -250,11 +239,20 @@ class KubernetesJobsAdapter(BackendAdapter):
         self._lock = threading.Lock()
         api = self._api = Api(batch, namespace, what=self.what)
         self._streams = Streams(api, self._book, f"{OWNER}={self._owner}", self._prune)
-        self._streams.start()
+        self._unmade = Unmade(api, self._book, what=self.what)
+        try:
+            self._streams.start()
+        except RefusedError as error:
+            if error.status == 403:
+                self._check_rights(api)  # which says it as for any other right
+            raise
+        self._check_rights(api)
+
+    def _check_rights(self, api: Api) -> None:
         for verb, group, resource in RIGHTS:
             if why := api.may(verb, group, resource):
                 raise PermissionError(
-                    f"{self.what}: this process may not {verb} {resource} in namespace {namespace!r}: {why}. "
+                    f"{self.what}: this process may not {verb} {resource} in namespace {api.namespace!r}: {why}. "
                     "docs/kubernetes.md has a Role with the rights that are needed"
                 )
 
@@ -336,6 +334,11 @@ class KubernetesJobsAdapter(BackendAdapter):
         Runs with one key are shared within the process before they get here.
         """
         state = job_state(job)
+        if self._factory is not None and state.owner == self._owner and self.wanted(state.run_id) and not state.over:
+            raise ValueError(
+                f"{self.what}: task {payload['task_name']!r} cannot have Job {state.name}: another run has it. A "
+                "job_factory must leave names as they are, or give each run another one"
+            )
         leaving = bool(job["metadata"].get("deletionTimestamp"))
         if not state.over and not leaving and state.owner != self._owner:
             if patient:
@@ -368,7 +371,8 @@ class KubernetesJobsAdapter(BackendAdapter):
     def watch(self, submissions: Mapping[str, Any]) -> dict[str, Fate]:
         api, streams = self._there
         runs = {run_id: each for run_id, each in submissions.items() if isinstance(each, Submission)}
-        verdicts = self._book.verdicts({each.uid for each in runs.values()})
+        uids = {each.uid for each in runs.values()}
+        verdicts = {**self._unmade.verdicts(uids), **self._book.verdicts(uids)}
         fates = {run_id: verdicts[each.uid] for run_id, each in runs.items() if each.uid in verdicts}
         if not fates and (trouble := streams.trouble()):
             raise DeliveryError(trouble)

@@ -15,7 +15,6 @@ from wove.integrations.kubernetes_book import Book
 from wove.integrations.kubernetes_jobs import KubernetesJobsAdapter
 from wove.integrations.kubernetes_manifest import MOST_NAME, MOST_PREFIX, encoded, name_of
 from wove.integrations.kubernetes_states import job_state, pod_state
-from wove.integrations.manifests import merged
 
 PAYLOAD = {"run_id": "abc-1", "task_id": "Täsk 1", "task_name": "Täsk 1", "delivery": {}, "retry_seconds": 60}
 FRAME = {"run_id": "abc-1", "task_id": "Täsk 1", "delivery": {}}
@@ -40,6 +39,7 @@ def manifest(payload: dict[str, Any] = PAYLOAD, **config: Any) -> dict[str, Any]
         ({"image": None}, "needs 'image'"),
         ({"image": ""}, "'image' is an empty text"),
         ({"container": {"image": "other:1"}}, "'image', and another one in 'container'"),
+        ({"command": "a", "container": {"command": ["b"]}}, "'command', and another one in 'container'"),
         ({"container": {"name": "mine"}}, "'container' is named 'wove'"),
         ({"container": {"env": [{"name": PAYLOAD_VARIABLE, "value": "x"}]}}, "cannot set WOVE_BACKEND_PAYLOAD"),
         ({"job_spec": {"template": {}}}, "belongs into 'pod_spec'"),
@@ -62,6 +62,7 @@ def test_wrong_values(config: dict[str, Any], words: str) -> None:
         ({"command": ""}, "'command'"),
         ({"command": [1]}, "'command'"),
         ({"container": []}, "'container' must be a dict"),
+        ({"container": {"env": {"A": "1"}}}, "'env' must be a list of"),
         ({"labels": {"a": 1}}, "'labels': 'a' must be text"),
         ({"job_factory": 1}, "'job_factory' must be callable"),
         ({"batch_api": object()}, r"must be a kubernetes\.client\.BatchV1Api"),
@@ -141,14 +142,6 @@ def test_more_of_a_manifest() -> None:
     assert "automountServiceAccountToken" not in pod and pod["restartPolicy"] == "OnFailure"
     assert job["spec"]["ttlSecondsAfterFinished"] == 5
     assert job["metadata"]["labels"]["team"] == job["spec"]["template"]["metadata"]["labels"]["team"] == "data"
-
-
-def test_merging_leaves_what_it_merges() -> None:
-    base = {"a": {"b": [{"name": "x", "v": 1}]}}
-    assert merged(base, {"a": {"b": [{"name": "x", "w": 2}, {"name": "y"}], "c": [1]}}) == {
-        "a": {"b": [{"name": "x", "v": 1, "w": 2}, {"name": "y"}], "c": [1]}
-    }
-    assert base == {"a": {"b": [{"name": "x", "v": 1}]}}
 
 
 def test_a_payload_that_cannot_fit_names_the_limit() -> None:

@@ -53,7 +53,7 @@ class KubernetesJobs:
         return client.BatchV1Api(client.ApiClient(settings))
 
     def emulate(self, what: str, **query: object) -> dict[str, Any]:
-        """Ask for what is not Kubernetes: ``counts``, ``evict``, ``forget``, ``busy``."""
+        """Ask for what is not Kubernetes: ``counts``, ``evict``, ``forget``, ``busy``, ``quota``."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=20)
         try:
             connection.request("GET", f"/emulator/{what}?" + "&".join(f"{key}={value}" for key, value in query.items()))

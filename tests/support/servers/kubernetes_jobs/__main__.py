@@ -27,21 +27,30 @@ MOST_BODY = 3 * 1024 * 1024
 """Bytes of a request (apiserver/pkg/server/config.go, MaxRequestBodyBytes)."""
 
 PATH = re.compile(
-    r"/(?:api/v1|apis/batch/v1)/namespaces/([^/]+)/(jobs|pods|secrets|configmaps)(?:/([^/]+)(?:/(log))?)?"
+    r"/(?:api/v1|apis/batch/v1)/namespaces/([^/]+)/(jobs|pods|secrets|configmaps|events)(?:/([^/]+)(?:/(log))?)?"
 )
-LISTS = {"jobs": "JobList", "pods": "PodList", "secrets": "SecretList", "configmaps": "ConfigMapList"}
+LISTS = {
+    "jobs": "JobList",
+    "pods": "PodList",
+    "secrets": "SecretList",
+    "configmaps": "ConfigMapList",
+    "events": "EventList",
+}
 
 store = Store()
 counts: Counter[str] = Counter()
 settings: dict[str, Any] = {}
 busy = [0]
 """So many requests are answered with a 429 first."""
+most_jobs: dict[str, int] = {}
+"""How many Jobs may be in a namespace, where there is a quota of them."""
 
 
 class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True
     kubelet: Kubelet
+    controller: Controller
 
     def log_message(self, *_: Any) -> None: ...
 
@@ -121,6 +130,11 @@ class Handler(BaseHTTPRequestHandler):
         if namespace not in settings["namespaces"]:
             raise RefusedError(404, "NotFound", f'namespaces "{namespace}" not found')
         check(kind, namespace, body, strict=query.get("fieldValidation") == "Strict")
+        if kind == "jobs" and (used := len(store.find(kind, namespace)[0])) >= most_jobs.get(namespace, 1 << 30):
+            most = most_jobs[namespace]
+            numbers = f"requested: count/jobs.batch=1, used: count/jobs.batch={used}, limited: count/jobs.batch={most}"
+            why = f'jobs.batch "{body["metadata"]["name"]}" is forbidden: exceeded quota: jobs, {numbers}'
+            raise RefusedError(403, "Forbidden", why)
         return 201, store.create(kind, namespace, body)
 
     def get(self, kind: str, namespace: str, name: str, query: Thing, body: Thing) -> tuple[int, Thing]:
@@ -128,6 +142,9 @@ class Handler(BaseHTTPRequestHandler):
 
     def list(self, kind: str, namespace: str, name: str, query: Thing, body: Thing) -> tuple[int, Thing]:
         found, version = store.find(kind, namespace, query.get("labelSelector", ""))
+        for term in filter(None, query.get("fieldSelector", "").split(",")):
+            path, value = term.split("=")
+            found = [each for each in found if _at(each, path) == value]
         api = "batch/v1" if kind == "jobs" else "v1"
         return 200, {
             "kind": LISTS[kind],
@@ -196,7 +213,16 @@ class Handler(BaseHTTPRequestHandler):
             store.forget(10**9)
         elif what == "busy":
             busy[0] = int(query["requests"])
+        elif what == "quota":
+            quota = most_jobs if query["of"] == "jobs" else self.controller.quotas
+            quota[query["namespace"]] = int(query["most"])
         return {}
+
+
+def _at(thing: Any, path: str) -> Any:
+    for name in path.split("."):
+        thing = thing.get(name, {})
+    return thing
 
 
 class Server(ThreadingHTTPServer):
@@ -209,7 +235,8 @@ def main() -> None:
     settings.update(json.loads(given))
     Handler.kubelet = Kubelet(store, int(slots), settings["images"])
     Handler.kubelet.start()
-    Controller(store).start()
+    Handler.controller = Controller(store)
+    Handler.controller.start()
     server = Server(("127.0.0.1", int(port)), Handler)
     signal.signal(signal.SIGTERM, lambda *_: threading.Thread(target=server.shutdown).start())
     try:

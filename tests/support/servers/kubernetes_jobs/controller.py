@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from typing import Any
 
-from store import Store, Thing, now
+from store import RefusedError, Store, Thing, now
+
+ACCOUNTS = ("default", "reports")
+"""The service accounts that there are, in each namespace."""
 
 BACKOFF_SECONDS = 10.0
 """Before a failed pod is replaced; doubled each time (kubernetes.io/docs/concepts/workloads/controllers/job)."""
@@ -21,6 +25,7 @@ class Controller(threading.Thread):
         self.retry_at: dict[str, float] = {}
         self.ended_at: dict[str, float] = {}
         self.began_at: dict[str, float] = {}
+        self.quotas: dict[str, int] = {}
 
     def run(self) -> None:
         version = 0
@@ -46,8 +51,9 @@ class Controller(threading.Thread):
         phases = [(pod.get("status") or {}).get("phase") for pod in pods]
         failed = phases.count("Failed") + status.get("_removed", 0)
         leaving = [pod for pod in pods if pod["metadata"].get("deletionTimestamp")]
-        active = [pod for pod, phase in zip(pods, phases, strict=True) if phase in (None, "Pending", "Running")]
+        active = [pod for pod in pods if _is_active(pod)]
         end: tuple[str, str, str] | None = None
+        refused = False
         if "Succeeded" in phases:
             end = "Complete", "CompletionsReached", "Reached expected number of succeeded pods"
         elif time.monotonic() - began >= spec.get("activeDeadlineSeconds", float("inf")):
@@ -58,10 +64,38 @@ class Controller(threading.Thread):
             for pod in active:
                 delete_pod(self.store, pod)
             self.ended_at[uid] = time.monotonic()
+        elif not active and (why := self.refusal(job)):
+            refused = True
+            self.refuse(job, why)
         elif not active:
             self.start_pod(job, failed)
-        counts = {"active": 0 if end else max(1, len(active)), "failed": failed, "succeeded": phases.count("Succeeded")}
+        counts = {
+            "active": 0 if end or refused else max(1, len(active)),
+            "failed": failed,
+            "succeeded": phases.count("Succeeded"),
+        }
         self.tell(job, {name: number for name, number in counts.items() if number}, end)
+
+    def refusal(self, job: Thing) -> str:
+        """What admission has against a pod of the Job; nothing: it may be made."""
+        namespace = job["metadata"]["namespace"]
+        account = job["spec"]["template"]["spec"].get("serviceAccountName", "default")
+        if account not in ACCOUNTS:
+            return f'error looking up service account {namespace}/{account}: serviceaccount "{account}" not found'
+        used = sum(map(_is_active, self.store.find("pods", namespace)[0]))
+        if used >= (most := self.quotas.get(namespace, 1 << 30)):
+            return f"exceeded quota: pods, requested: pods=1, used: pods={used}, limited: pods={most}"
+        return ""
+
+    def refuse(self, job: Thing, why: str) -> None:
+        """An event says so, and nothing else does."""
+        metadata = job["metadata"]
+        about = {"kind": "Job", **{name: metadata[name] for name in ("namespace", "name", "uid")}}
+        event = {"apiVersion": "v1", "kind": "Event", "type": "Warning", "reason": "FailedCreate"}
+        event |= {"message": f'Error creating: pods "{metadata["name"]}-" is forbidden: {why}'}
+        event |= {"metadata": {"name": f"{metadata['name']}.{metadata['uid'][:8]}"}, "involvedObject": about}
+        with contextlib.suppress(RefusedError):  # it is there already
+            self.store.create("events", metadata["namespace"], event)
 
     def start_pod(self, job: Thing, failed: int) -> None:
         uid, metadata, template = job["metadata"]["uid"], job["metadata"], job["spec"]["template"]
@@ -107,6 +141,10 @@ class Controller(threading.Thread):
             owner = _owner(pod)
             if owner and owner not in uids and not pod["metadata"].get("deletionTimestamp"):
                 delete_pod(self.store, pod)
+
+
+def _is_active(pod: Thing) -> bool:
+    return (pod.get("status") or {}).get("phase") in (None, "Pending", "Running")
 
 
 def _owner(pod: Thing) -> str:

@@ -532,6 +532,26 @@ def test_a_key_that_another_process_uses(
         there_is(add_one, item=1, options={"delivery_idempotency_key": "one"})
 
 
+def test_a_key_that_another_environment_uses(server: Temporal, queue: str, worker: Worker, tmp_path: Path) -> None:
+    there = {"executor": "temporal", "executor_config": {"task_queue": queue, "target_host": server.address}}
+    wove.config(environments={"there": there, "beside": there})
+
+    async def main() -> None:
+        values = {"path": str(tmp_path / "path"), "until": str(tmp_path / "until")}
+        options = {"delivery_idempotency_key": "one"}
+        running = asyncio.create_task(there_will_be(block, **values, options=options))
+        await eventually(lambda: lines(tmp_path / "path"))
+        with pytest.raises(DeliveryError, match="another environment of this process has started"):
+            await ways("beside").there_will_be(block, **values, options=options)
+        (tmp_path / "until").touch()
+        assert await running == "done"
+
+    try:
+        asyncio.run(main())
+    finally:
+        wove.shutdown()
+
+
 def test_a_key_whose_run_was_lost(
     server: Temporal, queue: str, worker: Worker, configure: Callable[..., None], tmp_path: Path
 ) -> None:

@@ -197,6 +197,7 @@ class TemporalAdapter(BackendAdapter):
             payload,
             workflow_id=job_id(frame, prefix=self._prefix, most=ID_CHARACTERS),
             keyed=idempotency_key(frame) is not None,
+            wanted=self.wanted,
             options=self._options_of_start,
             what=self.what,
         )

@@ -10,7 +10,7 @@ import ctypes
 import inspect
 import os
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import timedelta
 from typing import Any, Final, cast
 from weakref import WeakSet
@@ -65,8 +65,12 @@ MOST_OURS: Final = 10_000
 
 CANCELLED: Final = "its weave has cancelled it before a worker began it"
 
-_ours: OrderedDict[str, None] = OrderedDict()
-"""Run ids of workflows with a key that this process has started. Whatever is left of them, nobody else waits for it."""
+Wanted = Callable[[str], bool]
+"""Whether a run of Wove's is still waited for: an adapter's `wanted`."""
+
+_ours: OrderedDict[str, tuple[Wanted, str]] = OrderedDict()
+"""Workflows with a key that this process has started, by Temporal's run id: what their environment says, and of which
+run of its."""
 
 _clients: Final[WeakSet[Client]] = WeakSet()
 _runtimes: Final[set[Runtime]] = set()
@@ -244,13 +248,14 @@ async def start_workflow(
     *,
     workflow_id: str,
     keyed: bool,
+    wanted: Wanted,
     options: Mapping[str, Any],
     what: str,
 ) -> Submission:
     """Start *workflow* with *payload*.
 
-    With a key, the id may be taken: by a workflow that this process has given up, which is replaced, or by that of
-    another process.
+    With a key, the id may be taken: by a workflow that this environment has given up, which is replaced, or by that of
+    another environment or process.
 
     Raises:
         DeliveryError: It is another's.
@@ -263,20 +268,29 @@ async def start_workflow(
     try:
         handle = await client.start_workflow(workflow, payload, **given)
     except WorkflowAlreadyStartedError as error:
-        if error.run_id not in _ours:
+        if (whose := _who_waits(error.run_id, wanted)) is not None:
             raise DeliveryError(
-                f"{what}: task {task!r} with this idempotency key is workflow {workflow_id!r} already, which another "
-                "process has started and which goes on: its result goes there. Wait for it, terminate it, or use "
-                "another key (delivery_idempotency_key)"
+                f"{what}: task {task!r} with this idempotency key is workflow {workflow_id!r} already, which {whose} "
+                "has started and which goes on: its result goes there. Wait for it, terminate it, or use another key "
+                "(delivery_idempotency_key)"
             ) from None
         policy = WorkflowIDConflictPolicy.TERMINATE_EXISTING
         handle = await client.start_workflow(workflow, payload, **given, id_conflict_policy=policy)
     run_id = handle.result_run_id or ""
     if keyed:
-        _ours[run_id] = None
+        _ours[run_id] = wanted, str(payload["run_id"])
         if len(_ours) > MOST_OURS:
             _ours.popitem(last=False)
     return Submission(workflow_id, run_id, asyncio.get_running_loop().time())
+
+
+def _who_waits(temporals: str | None, wanted: Wanted) -> str | None:
+    """Who, beside the environment that has *wanted*, waits for the workflow with that run id; ``None``: nobody."""
+    known = _ours.get(temporals or "")
+    if known is None:
+        return "another process"
+    theirs, run_id = known
+    return "another environment of this process" if theirs != wanted and theirs(run_id) else None
 
 
 def _cut(text: str) -> str:

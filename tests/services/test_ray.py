@@ -148,6 +148,39 @@ assert "ray.init does not take these init_options" in raised(ValueError, there_i
 """)
 
 
+def test_the_function_is_exported_once(ran: Ran) -> None:
+    ran("""
+from ray._private.function_manager import FunctionActorManager
+
+exported, export = [], FunctionActorManager.export
+def noted(self, function):
+    exported.append(function)
+    return export(self, function)
+FunctionActorManager.export = noted
+
+configure(address=ADDRESS)
+for _ in range(2):
+    with weave() as w:
+        w.do(range(20), environment="cluster")(add_one)
+    assert w.result.add_one == list(range(1, 21))
+assert len(exported) == 1, exported
+""")
+
+
+def test_payloads_that_are_signed(ran: Ran) -> None:
+    ran("""
+def signed(secret):
+    theirs = {"runtime_env": {"env_vars": {"WOVE_WORKER_SECRET": "one secret for us"}}}
+    configure(address=ADDRESS, security={"type": "signed", "secret": secret}, remote_options=theirs)
+
+signed("one secret for us")
+assert there_is(add_one, item=1) == 2
+signed("another secret")
+words = raised(WorkerLostError, there_is, add_one, item=1)
+assert "PermissionError" in words and "sign" in words, words
+""")
+
+
 def test_a_worker_that_dies(ran: Ran) -> None:
     ran("""
 configure(address=ADDRESS)
@@ -202,8 +235,48 @@ asyncio.run(main())
 """)
 
 
+def test_memory_runs_out(ran: Ran, tmp_path: Path) -> None:
+    with support.running(tmp_path / "own", environ={"RAY_memory_usage_threshold": "0.001"}) as cluster:
+        ran(
+            """
+configure(address=ADDRESS)
+words = raised(WorkerLostError, there_is, sleep, seconds=100.0)
+assert "task 'sleep' was lost: OutOfMemoryError: " in words and "running low on memory" in words, words
+""",
+            address=cluster.address,
+        )
+
+
 def test_a_node_that_leaves(ran: Ran, tmp_path: Path) -> None:
-    """The only one: its processes are killed all together, as with a machine that loses its power."""
+    with (
+        support.running(tmp_path / "own") as cluster,
+        cluster.node(tmp_path / "leaves", "--resources", '{"there": 1}') as node,
+    ):
+        pids = " ".join(map(str, node.processes()))
+        ran(
+            f"""
+configure(address=ADDRESS, remote_options={{"resources": {{"there": 1}}}})
+async def main():
+    async with weave(path=here("begun"), until=here("never")) as w:
+        w.do(environment="cluster")(block)
+        async def stop():
+            begun = pathlib.Path("begun")
+            await asyncio.to_thread(until, lambda: begun.exists() and begun.read_text().strip())
+            for pid in [*"{pids}".split(), *begun.read_text().split()]:
+                try:
+                    os.kill(int(pid), signal.SIGKILL)
+                except ProcessLookupError:
+                    pass
+        stopping = asyncio.create_task(stop())
+words = raised(WorkerLostError, asyncio.run, main())
+assert "NodeDiedError: Task failed because the node it was running on is dead" in words, words
+""",
+            address=cluster.address,
+        )
+
+
+def test_the_only_node_that_leaves(ran: Ran, tmp_path: Path) -> None:
+    """Its processes are killed all together, as with a machine that loses its power."""
     with support.running(tmp_path / "own") as cluster:
         pids = tmp_path / "pids"
         pids.write_text(" ".join(map(str, cluster.kept.processes())))
@@ -214,13 +287,9 @@ async def main():
     async with weave(path=here("begun"), until=here("never")) as w:
         w.do(environment="cluster")(block)
         async def stop():
-            await asyncio.to_thread(until, lambda: os.path.exists("begun"))
-            for pid in pathlib.Path({str(pids)!r}).read_text().split():
-                try:
-                    os.kill(int(pid), signal.SIGKILL)
-                except ProcessLookupError:
-                    pass
-            for pid in pathlib.Path("begun").read_text().split():
+            begun = pathlib.Path("begun")
+            await asyncio.to_thread(until, lambda: begun.exists() and begun.read_text().strip())
+            for pid in [*pathlib.Path({str(pids)!r}).read_text().split(), *begun.read_text().split()]:
                 try:
                     os.kill(int(pid), signal.SIGKILL)
                 except ProcessLookupError:

@@ -66,6 +66,20 @@ def where() -> str:
     return str(next(iter(Worker._instances)).name)
 
 
+async def until_task(cluster: support.Dask, name: str) -> None:
+    """Wait until the scheduler has a task of Wove's of that *name*."""
+    import distributed
+
+    def keys(dask_scheduler: Any) -> list[str]:
+        return list(dask_scheduler.tasks)
+
+    async with distributed.Client(cluster.address, asynchronous=True, set_as_default=False) as client:
+        deadline = time.monotonic() + 20
+        while not any(key.startswith(f"{name}-wove-") for key in await client.run_on_scheduler(keys)):
+            assert time.monotonic() < deadline
+            await asyncio.sleep(0.02)
+
+
 # -------------------------------------------------------------------------------------------------- clients
 
 
@@ -272,7 +286,7 @@ def test_a_detached_run_that_waits_is_run_all_the_same(configure: Configure, own
         await eventually(lambda: lines(tmp_path / "holding"))
         values = {"path": str(tmp_path / "path"), "told": str(tmp_path / "told"), "seconds": 0.1}
         waiting = begin(sleep_and_tell, **values, options={"delivery_orphan_policy": "detach"})
-        await asyncio.sleep(0.5)
+        await until_task(own, "sleep_and_tell")
         waiting.cancel()
         with pytest.raises(asyncio.CancelledError):
             await waiting

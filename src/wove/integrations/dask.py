@@ -50,9 +50,9 @@ MOST_KEYS: Final = 10_000
 LIVE: Final = ("released", "waiting", "no-worker", "queued", "processing")
 """States of a task whose result is still to come (distributed/scheduler.py, ALL_TASK_STATES)."""
 
-SETTLE_SECONDS: Final = 0.2
-"""How long after a cancel its workers are asked about it. They have heard of it by then: messages to workers are
-collected for 2 ms (distributed/scheduler.py, `add_worker`)."""
+SETTLE_SECONDS: Final = (0.05, 0.15, 0.4, 1.0)
+"""The pauses after a cancel, after each of which its workers are asked about it. They mostly have heard of it by the
+first: messages to workers are collected for 2 ms (distributed/scheduler.py, `add_worker`)."""
 
 
 class _Item(NamedTuple):
@@ -254,14 +254,17 @@ class DaskAdapter(BackendAdapter):
             return False
         asked = frame.get("delivery_cancel_mode") == "require_ack"
 
-        async def cancel() -> list[tuple[Any, ...]]:
+        async def cancel() -> bool:
             await client.cancel([submission], force=True)
-            if not asked:  # nobody wants to know
-                return []
-            await asyncio.sleep(SETTLE_SECONDS)
-            return cast("list[tuple[Any, ...]]", await client.story(submission.key, on_error="ignore"))
+            for pause in SETTLE_SECONDS if asked else ():  # otherwise nobody wants to know
+                await asyncio.sleep(pause)
+                if never_began(submission.key, await client.story(submission.key, on_error="ignore")):
+                    return True
+                if self.begun(run_id):
+                    break
+            return False
 
-        return never_began(submission.key, await self._there(cancel, client))
+        return await self._there(cancel, client)
 
     # ------------------------------------------------------------------ watch
 

@@ -316,7 +316,7 @@ def submitted(found: Any, run_id: str, key: str | None = None) -> Any:
 @pytest.fixture
 def stranger(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
     """From now on this process is another than the one that has submitted jobs before."""
-    return ours._ours.clear
+    return ours._keyed.clear
 
 
 def test_a_kept_result_is_replaced(url: str, queue: str, redis: Any, stranger: Callable[[], None]) -> None:
@@ -345,6 +345,26 @@ def test_a_job_that_lives_for_another_process(url: str, queue: str, redis: Any, 
                 await submitted(found, "r3", "k")
             redis.delete(f"arq:in-progress:{job}", f"arq:job:{job}")  # it has waited for longer than it is kept
             assert await submitted(found, "r4", "k") == job
+
+    asyncio.run(main())
+
+
+def test_a_job_that_another_environment_waits_for(
+    configure: Configure, work: Work, url: str, queue: str, tmp_path: Path
+) -> None:
+    work()
+    there = {"executor": "arq", "executor_config": {"redis_settings": url, "queue_name": queue}}
+    wove.config(environments={"jobs": there, "beside": there})
+
+    async def main() -> None:
+        values = {"path": str(tmp_path / "path"), "until": str(tmp_path / "until")}
+        options = {"delivery_idempotency_key": "one"}
+        running = begin(block, **values, options=options)
+        await eventually(lambda: lines(tmp_path / "path"))
+        with pytest.raises(DeliveryError, match="submitted by another environment of this process"):
+            await ways("beside").there_will_be(block, **values, options=options)
+        (tmp_path / "until").touch()
+        assert await running == "done"
 
     asyncio.run(main())
 

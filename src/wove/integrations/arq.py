@@ -11,8 +11,6 @@ In the module with the worker's settings::
 from __future__ import annotations
 
 import asyncio
-import os
-from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Final, TypeAlias, cast
@@ -25,6 +23,7 @@ from wove.integrations import words
 from wove.integrations.arq_settings import check_dsn, library, read_options, read_settings, shown_address
 from wove.integrations.arq_worker import worker_function, wove_run_backend_payload
 from wove.integrations.base import BackendAdapter, Fate, PayloadDict
+from wove.integrations.keyed import Keyed
 from wove.integrations.loops import leave_behind, loop_of_redis, on_loop
 from wove.integrations.naming import idempotency_key, job_id
 from wove.integrations.roundtrips import RoundTrips
@@ -59,10 +58,7 @@ NATIVE_AT_ONCE: Final = 16
 CLAIMS: Final = 8
 """Tries to enqueue a job of an id while workers and other processes do something with it."""
 
-MOST_OURS: Final = 10_000
-
-_ours: OrderedDict[str, None] = OrderedDict()
-"""Ids of jobs with a key that this process has submitted. Whatever is left of them, nobody else waits for it."""
+_keyed: Final = Keyed()
 
 Command: TypeAlias = "tuple[str | bytes | int, ...]"
 
@@ -183,7 +179,7 @@ class ARQAdapter(BackendAdapter):
             return name
         async with self._turns:
             taken: str = await self._there(partial(self._claim, name, frame["run_id"], payload))
-        _note(name)
+        _keyed.note(name, self.wanted, frame["run_id"])
         return taken
 
     async def _submit_natively(self, payload: PayloadDict, name: str, keyed: bool, frame: Frame) -> str:
@@ -193,9 +189,9 @@ class ARQAdapter(BackendAdapter):
                 taken = await self._there(partial(self._claim, name, frame["run_id"], None))
             job = await self._there(lambda: self._enqueue(taken, payload))
         if job is None:
-            raise self._occupied(taken, "is there already, or a result of it is")
+            raise self._occupied(taken, "is there already, or a result of it is", "another process")
         if keyed:
-            _note(name)
+            _keyed.note(name, self.wanted, frame["run_id"])
         return taken
 
     def _enqueue(self, name: str, payload: PayloadDict) -> Any:
@@ -220,14 +216,14 @@ class ARQAdapter(BackendAdapter):
         Returns:
             The job's id.
         """
-        ours = name in _ours
+        whose = _keyed.who_waits(name, self.wanted)
         for _ in range(CLAIMS):
             async with self._pool.pipeline(transaction=True) as pipe:
                 await pipe.watch(JOB + name, RUNNING + name)
                 running = await pipe.exists(RUNNING + name)
                 waiting = await pipe.exists(JOB + name) and await pipe.zscore(self._queue, name) is not None
-                if (running or waiting) and not ours:
-                    raise self._occupied(name, "runs already" if running else "waits in the queue already")
+                if (running or waiting) and whose is not None:
+                    raise self._occupied(name, "runs already" if running else "waits in the queue already", whose)
                 # The worker of a lost or cancelled run may be alive after all, and would end the new job with its own.
                 taken = f"{name}-{run_id}" if running else name
                 pipe.multi()
@@ -241,12 +237,12 @@ class ARQAdapter(BackendAdapter):
                 except self._arq.WatchError:
                     continue
                 return taken
-        raise self._occupied(name, "changes all the time")
+        raise self._occupied(name, "changes all the time", "another process")
 
-    def _occupied(self, name: str, state: str) -> DeliveryError:
+    def _occupied(self, name: str, state: str, whose: str) -> DeliveryError:
         return DeliveryError(
-            f"{self.what}: ARQ's job {name!r} {state}. It has the same idempotency key and was submitted by another "
-            "process, where its result goes: wait for it there, or use another key (delivery_idempotency_key)"
+            f"{self.what}: ARQ's job {name!r} {state}. It has the same idempotency key and was submitted by {whose}, "
+            "where its result goes: wait for it there, or use another key (delivery_idempotency_key)"
         )
 
     async def _carry(self, batch: Sequence[Sequence[Command]]) -> list[Sequence[Any]]:
@@ -370,14 +366,3 @@ class ARQAdapter(BackendAdapter):
 
 def _portions(names: Sequence[str], size: int) -> Iterator[Sequence[str]]:
     return (names[start : start + size] for start in range(0, len(names), size))
-
-
-def _note(name: str) -> None:
-    """*name* is the id of a job of this process."""
-    _ours[name] = None
-    if len(_ours) > MOST_OURS:
-        _ours.popitem(last=False)
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_ours.clear)  # they are the parent's

@@ -9,8 +9,7 @@ import asyncio
 import ctypes
 import inspect
 import os
-from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from datetime import timedelta
 from typing import Any, Final, cast
 from weakref import WeakSet
@@ -26,6 +25,7 @@ from temporalio.workflow import _Definition  # pyright: ignore[reportPrivateUsag
 
 from wove.errors import DeliveryError
 from wove.graph.rules import shown, suggest
+from wove.integrations.keyed import Keyed, Wanted
 from wove.integrations.temporal_workflow import WORKFLOW
 
 __all__ = [
@@ -61,16 +61,10 @@ SETTLE_SECONDS: Final = 0.1
 """How long Temporal's threads may take to end what they do for the last call: interpreters that end earlier crash
 (github.com/temporalio/sdk-python, issue 300)."""
 
-MOST_OURS: Final = 10_000
-
 CANCELLED: Final = "its weave has cancelled it before a worker began it"
 
-Wanted = Callable[[str], bool]
-"""Whether a run of Wove's is still waited for: an adapter's `wanted`."""
-
-_ours: OrderedDict[str, tuple[Wanted, str]] = OrderedDict()
-"""Workflows with a key that this process has started, by Temporal's run id: what their environment says, and of which
-run of its."""
+_keyed: Final = Keyed()
+"""By Temporal's run ids."""
 
 _clients: Final[WeakSet[Client]] = WeakSet()
 _runtimes: Final[set[Runtime]] = set()
@@ -268,7 +262,7 @@ async def start_workflow(
     try:
         handle = await client.start_workflow(workflow, payload, **given)
     except WorkflowAlreadyStartedError as error:
-        if (whose := _who_waits(error.run_id, wanted)) is not None:
+        if (whose := _keyed.who_waits(error.run_id or "", wanted)) is not None:
             raise DeliveryError(
                 f"{what}: task {task!r} with this idempotency key is workflow {workflow_id!r} already, which {whose} "
                 "has started and which goes on: its result goes there. Wait for it, terminate it, or use another key "
@@ -278,19 +272,8 @@ async def start_workflow(
         handle = await client.start_workflow(workflow, payload, **given, id_conflict_policy=policy)
     run_id = handle.result_run_id or ""
     if keyed:
-        _ours[run_id] = wanted, str(payload["run_id"])
-        if len(_ours) > MOST_OURS:
-            _ours.popitem(last=False)
+        _keyed.note(run_id, wanted, str(payload["run_id"]))
     return Submission(workflow_id, run_id, asyncio.get_running_loop().time())
-
-
-def _who_waits(temporals: str | None, wanted: Wanted) -> str | None:
-    """Who, beside the environment that has *wanted*, waits for the workflow with that run id; ``None``: nobody."""
-    known = _ours.get(temporals or "")
-    if known is None:
-        return "another process"
-    theirs, run_id = known
-    return "another environment of this process" if theirs != wanted and theirs(run_id) else None
 
 
 def _cut(text: str) -> str:
@@ -343,7 +326,6 @@ def _in_child() -> None:
     for client in list(_clients):
         _leak(client)
     _clients.clear()
-    _ours.clear()  # they are the parent's
 
 
 if hasattr(os, "register_at_fork"):

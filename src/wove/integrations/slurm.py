@@ -13,6 +13,7 @@ import re
 import shlex
 import shutil
 import sys
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Final, NamedTuple
 
@@ -33,12 +34,16 @@ from wove.integrations.slurm_options import (
 )
 from wove.integrations.slurm_states import (
     COMES_AGAIN,
+    ENDED,
     SACCT_FIELDS,
+    SINFO_FORMAT,
     SQUEUE_FIELDS,
     Row,
     fate_of,
     read_sacct,
+    read_sinfo,
     read_squeue,
+    stranded,
 )
 
 __all__ = ["SlurmAdapter", "Submission", "job_script"]
@@ -50,6 +55,9 @@ SUBMIT_SECONDS: Final = 50.0
 
 QUERY_SECONDS: Final = 30.0
 """How long the other commands may take."""
+
+NODES_SECONDS: Final = 30.0
+"""The time between two questions about nodes, while jobs wait for them."""
 
 LAST_SECONDS: Final = 5.0
 """And ``scancel`` when this process ends."""
@@ -108,10 +116,10 @@ class SlurmAdapter(BackendAdapter):
     ``executor_config``: ``command``, the worker's (this interpreter with ``-m wove.backend_worker``);
     ``sbatch_options``, a dict, a list or a text of options for each job; ``output``, a file on a shared file system for
     what jobs print (``/dev/null``); ``export``, what jobs get of this process's environment beside what they need to
-    find programs and modules; ``job_name_prefix`` (``"wove-"``); and ``sbatch``, ``scancel``, ``squeue`` and ``sacct``,
-    where these commands have other names. Instead of ``sbatch``, ``submit``: a command that takes the script on its
-    standard input and prints the job's id, or a function of payload and frame that returns it. Commands are lists, or
-    texts that are split as a shell's.
+    find programs and modules; ``job_name_prefix`` (``"wove-"``); and ``sbatch``, ``scancel``, ``squeue``, ``sacct``
+    and ``sinfo``, where these commands have other names. Instead of ``sbatch``, ``submit``: a command that takes the
+    script on its standard input and prints the job's id, or a function of payload and frame that returns it. Commands
+    are lists, or texts that are split as a shell's.
 
     Example:
         >>> options = {"partition": "gpu", "gres": "gpu:1", "time": "1:00:00"}
@@ -130,6 +138,7 @@ class SlurmAdapter(BackendAdapter):
         "export",
         "squeue",
         "sacct",
+        "sinfo",
     )
     cancel_reach: ClassVar[CancelReach] = "process"
     # In a pipe there is room for 64 KiB: what is larger, a shell may put into a temporary file of the node.
@@ -151,7 +160,8 @@ class SlurmAdapter(BackendAdapter):
         if self._command is None:
             raise ValueError(f"{what}: this interpreter does not know its own path: set executor_config 'command'")
         self._sbatch = read_command(config, "sbatch", ("sbatch",), what=what) or ()
-        self._others = {name: read_command(config, name, None, what=what) for name in ("scancel", "squeue", "sacct")}
+        others = ("scancel", "squeue", "sacct", "sinfo")
+        self._others = {name: read_command(config, name, None, what=what) for name in others}
         self._prefix = text(config, "job_name_prefix", "wove-", what=what)
         if not re.fullmatch(r"[A-Za-z0-9_.-]{1,60}", self._prefix):
             raise ValueError(
@@ -168,6 +178,7 @@ class SlurmAdapter(BackendAdapter):
         self._worried: set[str] = set()
         self._unsaid: set[Submission] = set()
         self._allowance = commands.Allowance()
+        self._nodes_at = 0.0
         self._queries = Offload(QUERIES_AT_ONCE, "wove-slurm")
 
     def _check_together(self) -> None:
@@ -192,7 +203,8 @@ class SlurmAdapter(BackendAdapter):
     def _connect(self) -> None:
         known = self._others["scancel"] or self._submit or self._sbatch
         found = {name: given or commands.sibling(known, name) for name, given in self._others.items()}
-        self._scancel, self._squeue, self._sacct = found["scancel"], found["squeue"], found["sacct"]
+        self._scancel, self._squeue = found["scancel"], found["squeue"]
+        self._sacct, self._sinfo = found["sacct"], found["sinfo"]
         if self._submit:
             commands.check_program(self._submit, "submit", what=self.what)
         elif not self._function:
@@ -322,10 +334,30 @@ class SlurmAdapter(BackendAdapter):
                 self._worried.add(row.reason)
                 logger.warning("%s: job %s of Slurm waits: %s", self.what, row.job, row.reason)
         self._again = again
-        if vain := [submissions[run_id] for run_id in fates if rows[submissions[run_id].place].never]:
+        there = {run_id: rows[each.place] for run_id, each in submissions.items() if each.place in rows}
+        waiting = {run_id: row for run_id, row in there.items() if row.wants_nodes}
+        fates.update(self._fates_of_stranded(waiting, submissions))
+        if vain := [submissions[run_id] for run_id in fates if there[run_id].state not in ENDED]:
             self._tell(vain, QUERY_SECONDS)  # or somebody releases it, and it runs for nobody
         if missing:
             fates.update(self._fates_of_missing(missing))
+        return fates
+
+    def _fates_of_stranded(self, waiting: Mapping[str, Row], submissions: Mapping[str, Submission]) -> dict[str, Fate]:
+        """Of jobs that wait for nodes: those in whose partitions there is none any more that takes jobs."""
+        now = time.monotonic()
+        if not waiting or now < self._nodes_at or shutil.which(self._sinfo[0]) is None:
+            return {}
+        self._nodes_at = now + NODES_SECONDS
+        fates: dict[str, Fate] = {}
+        for cluster in {submissions[run_id].cluster for run_id in waiting}:
+            rows = {run_id: row for run_id, row in waiting.items() if submissions[run_id].cluster == cluster}
+            named = ",".join(sorted({row.partition for row in rows.values()}))
+            options = ("--noheader", "--Node", f"--partition={named}", f"--format={SINFO_FORMAT}")
+            done = self._ask((*self._sinfo, *options, *_on(cluster)), QUERY_SECONDS)
+            partitions = read_sinfo(done.stdout)
+            found = {run_id: stranded(row, partitions) for run_id, row in rows.items()}
+            fates.update({run_id: fate for run_id, fate in found.items() if fate is not None})
         return fates
 
     def _fates_of_missing(self, missing: Mapping[str, Submission]) -> dict[str, Fate]:

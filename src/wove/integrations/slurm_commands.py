@@ -144,12 +144,13 @@ def last_line(path: str) -> str:
 
 
 class Allowance:
-    """Says how long to wait before the next question, so that there are never more than 20 in a minute.
+    """Says how long to wait before the next question, so that there are never more than 18 in a minute, which leaves
+    two for those about nodes.
 
     So many can be asked at once; each minute has some more.
     """
 
-    AT_ONCE: Final = 5
+    AT_ONCE: Final = 3
     SECONDS_EACH: Final = 4.0
 
     def __init__(self) -> None:

@@ -3,18 +3,33 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Final, NamedTuple
 
 from wove.integrations.base import Fate
 from wove.integrations.statuses import meaning
 
-__all__ = ["SACCT_FIELDS", "SQUEUE_FIELDS", "Row", "fate_of", "read_sacct", "read_squeue"]
+__all__ = [
+    "COMES_AGAIN",
+    "ENDED",
+    "SACCT_FIELDS",
+    "SINFO_FORMAT",
+    "SQUEUE_FIELDS",
+    "Node",
+    "Row",
+    "fate_of",
+    "read_sacct",
+    "read_sinfo",
+    "read_squeue",
+    "stranded",
+]
 
 SQUEUE_FIELDS: Final = "jobarrayid:@,state:@,exit_code:@,requeue:@,partition:@,nodelist:@,reason:@"
 """For ``squeue --Format``: each has an @ behind it, which a shell leaves alone that ssh starts."""
 
 SACCT_FIELDS: Final = "JobIDRaw,State,ExitCode,Partition,NodeList,Reason"
+SINFO_FORMAT: Final = "%R@%N@%T@%E"
+"""Partition, node, state and why, for ``sinfo --Node``."""
 
 ENDED: Final = {
     "COMPLETED": "finished",
@@ -69,6 +84,30 @@ LIMITS: Final = ("Assoc", "Max", "QOS")
 """Reasons to wait that pass, and what those begin with that are limits of how much may run at a time."""
 
 
+MOST_NODES: Final = 3
+"""So many are named in a message."""
+
+OUT: Final = ("down", "drain", "error", "fail")
+"""What states of nodes begin with that take no more jobs until somebody sees to them (sinfo(1), NODE STATE CODES)."""
+
+
+class Node(NamedTuple):
+    """A node, as Slurm shows it.
+
+    Attributes:
+        name: Its name.
+        state: Such as ``"idle"`` or ``"drained"``.
+        reason: Why somebody has taken it out; else empty.
+    """
+
+    name: str
+    state: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.name} is {self.state}{self.reason and f' ({self.reason})'}"
+
+
 class Row(NamedTuple):
     """A job, as Slurm shows it.
 
@@ -107,6 +146,11 @@ class Row(NamedTuple):
         """It waits for what somebody has to do something about."""
         return self.state == "PENDING" and self.reason not in USUAL and not self.reason.startswith(LIMITS)
 
+    @property
+    def wants_nodes(self) -> bool:
+        """What it waits for are nodes that others do not just use."""
+        return self.worries and "node" in self.reason.lower()
+
 
 def read_squeue(text: str) -> Iterator[Row]:
     """The rows of ``squeue --noheader --Format`` with `SQUEUE_FIELDS`."""
@@ -132,6 +176,32 @@ def read_sacct(text: str) -> Iterator[Row]:
         state, _, by = state.partition(" ")  # "CANCELLED by 1000"
         nodes = "" if nodes == "None assigned" else nodes
         yield Row(job, "", state, by.removeprefix("by ").strip(), _status(code), False, partition, nodes, reason)
+
+
+def read_sinfo(text: str) -> dict[str, list[Node]]:
+    """The nodes of each partition, from ``sinfo --noheader --Node --format`` with `SINFO_FORMAT`."""
+    found: dict[str, list[Node]] = {}
+    for line in text.splitlines():
+        fields = [field.strip() for field in line.split("@", 3)]
+        if len(fields) == 4:
+            partition, name, state, reason = fields
+            found.setdefault(partition, []).append(Node(name, state, "" if reason == "none" else reason))
+    return found
+
+
+def stranded(row: Row, partitions: Mapping[str, Sequence[Node]]) -> Fate | None:
+    """That the job waits in vain, if no node of its partitions takes jobs.
+
+    Args:
+        row: Of the job.
+        partitions: Their nodes.
+    """
+    named = row.partition.split(",")
+    nodes = [node for name in named for node in partitions.get(name, ())]
+    if not all(partitions.get(name) for name in named) or not all(node.state.startswith(OUT) for node in nodes):
+        return None
+    some = "; ".join(map(str, nodes[:MOST_NODES])) + ("; ..." if len(nodes) > MOST_NODES else "")
+    return Fate("lost", f"job {row.job} of Slurm waits in vain ({row.reason}): no node takes jobs there: {some}")
 
 
 def _status(code: str) -> int:

@@ -20,7 +20,7 @@ from wove.integrations import slurm, slurm_commands as commands
 from wove.integrations.base import Fate
 from wove.integrations.slurm import SlurmAdapter, Submission, job_script
 from wove.integrations.slurm_options import directives, environment_of_queries, read_export, read_options
-from wove.integrations.slurm_states import SQUEUE_FIELDS, fate_of, read_sacct, read_squeue
+from wove.integrations.slurm_states import SQUEUE_FIELDS, Row, fate_of, read_sacct, read_sinfo, read_squeue, stranded
 from wove.integrations.statuses import REFUSED, UNREPORTED
 
 WHAT = "environment 'jobs'"
@@ -273,6 +273,29 @@ def test_at_most_twenty_questions_in_any_minute() -> None:
         now += (step % 7) * 0.9
     assert asked[4] - asked[0] < 13.0  # a few at once
     assert max(sum(begin <= each < begin + 60 for each in asked) for begin in asked) <= 20
+
+
+SINFO = """\
+batch@n1@drained*@Not responding
+batch@n2@down@disk @ bay 3
+gpu@n3@idle@none
+"""
+
+
+@pytest.mark.parametrize(
+    ("partition", "words"),
+    [
+        ("batch", "no node takes jobs there: n1 is drained* (Not responding); n2 is down (disk @ bay 3)"),
+        ("gpu", None),
+        ("batch,gpu", None),
+        ("batch,closed", None),  # of which nothing is known
+    ],
+)
+def test_nodes_that_are_not_there(partition: str, words: str | None) -> None:
+    row = Row("17", "", "PENDING", "", 0, False, partition, "", "ReqNodeNotAvail, UnavailableNodes:n[1-2]")
+    assert row.wants_nodes
+    fate = stranded(row, read_sinfo(SINFO))
+    assert (fate and fate.reason.partition("): ")[2]) == words
 
 
 # ------------------------------------------------------------------------------- several clusters, and accounting

@@ -4,7 +4,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 # Most tests wait for processes and sockets, so there is one more at a time than there are cores. To see one at work:
 # make test PYTEST_PARALLEL= PYTEST_ARGS="-s -k name"
-PYTEST_PARALLEL ?= -n $(shell expr $$(getconf _NPROCESSORS_ONLN) + 1) --maxprocesses 4 --dist worksteal
+PYTEST_PARALLEL ?= -n $(shell expr $$(getconf _NPROCESSORS_ONLN) + 1) --maxprocesses 4 --dist loadgroup
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test check bench docs clean

@@ -56,6 +56,10 @@ BACKENDS: Mapping[str, Missing] = {
     "kubernetes_jobs": _all(_packages("cloudpickle"), kubernetes_jobs.missing),
 }
 
+HEAVY = ("ray", "slurm", "dask", "temporal", "kubernetes_jobs", "aws_batch", "rabbitmq")
+"""Backends whose servers cost something even when nothing happens: their tests share one process of pytest-xdist, and
+so one server."""
+
 _PROPERTY = "wove-backend-missing"
 
 
@@ -79,6 +83,14 @@ def required(environ: Mapping[str, str] = os.environ) -> frozenset[str]:
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "backend(*names): the test needs these backends (tests/support/backends.py)")
     required()
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist, which reads the groups
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        names = {name for mark in item.iter_markers("backend") for name in mark.args}
+        if heavy := next((name for name in HEAVY if name in names), None):
+            item.add_marker(pytest.mark.xdist_group(heavy))
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -202,7 +202,7 @@ class Peer:
             name, _, value = line.partition(":")
             headers[name.lower()] = value.strip()
         size = int(headers.get("content-length", 0))
-        if self.refuse_body is not None and size > 1000:
+        if self.refuse_body is not None and size > 4000:
             connection.sendall(self.refuse_body.encode())
             return False
         body = stream.read(size)

@@ -343,7 +343,7 @@ def test_a_start_that_is_refused_changes_nothing(peer: Peer, runs: Runs) -> None
 
 
 def test_a_result_that_is_too_large_is_an_error_of_the_task(peer: Peer, runs: Runs) -> None:
-    peer.answer = lambda request: Answer(413) if len(request.body) > 1000 else TAKEN
+    peer.answer = lambda request: Answer(413) if len(request.body) > 4000 else TAKEN
     report = runs.open()
     report.put(result("x" * 5000))
     arrives(report)

@@ -44,6 +44,20 @@ def until(look, seconds=60):
         time.sleep(0.01)
     return found
 
+async def block_until_killed(pids):
+    # kills these processes, and the task's own, once it has begun
+    async with weave(path=here("begun"), until=here("never")) as w:
+        w.do(environment="cluster")(block)
+        async def stop():
+            begun = pathlib.Path("begun")
+            await asyncio.to_thread(until, lambda: begun.exists() and begun.read_text().strip())
+            for pid in [*pids.split(), *begun.read_text().split()]:
+                try:
+                    os.kill(int(pid), signal.SIGKILL)
+                except ProcessLookupError:
+                    pass
+        stopping = asyncio.create_task(stop())
+
 def raised(kind, call, *args, **values):
     try:
         call(*args, **values)
@@ -256,19 +270,7 @@ def test_a_node_that_leaves(ran: Ran, tmp_path: Path) -> None:
         ran(
             f"""
 configure(address=ADDRESS, remote_options={{"resources": {{"there": 1}}}})
-async def main():
-    async with weave(path=here("begun"), until=here("never")) as w:
-        w.do(environment="cluster")(block)
-        async def stop():
-            begun = pathlib.Path("begun")
-            await asyncio.to_thread(until, lambda: begun.exists() and begun.read_text().strip())
-            for pid in [*"{pids}".split(), *begun.read_text().split()]:
-                try:
-                    os.kill(int(pid), signal.SIGKILL)
-                except ProcessLookupError:
-                    pass
-        stopping = asyncio.create_task(stop())
-words = raised(WorkerLostError, asyncio.run, main())
+words = raised(WorkerLostError, asyncio.run, block_until_killed({pids!r}))
 assert "NodeDiedError: Task failed because the node it was running on is dead" in words, words
 """,
             address=cluster.address,
@@ -278,25 +280,11 @@ assert "NodeDiedError: Task failed because the node it was running on is dead" i
 def test_the_only_node_that_leaves(ran: Ran, tmp_path: Path) -> None:
     """Its processes are killed all together, as with a machine that loses its power."""
     with support.running(tmp_path / "own") as cluster:
-        pids = tmp_path / "pids"
-        pids.write_text(" ".join(map(str, cluster.kept.processes())))
+        pids = " ".join(map(str, cluster.kept.processes()))
         done = ran(
             f"""
 configure(address=ADDRESS)
-async def main():
-    async with weave(path=here("begun"), until=here("never")) as w:
-        w.do(environment="cluster")(block)
-        async def stop():
-            begun = pathlib.Path("begun")
-            await asyncio.to_thread(until, lambda: begun.exists() and begun.read_text().strip())
-            for pid in [*pathlib.Path({str(pids)!r}).read_text().split(), *begun.read_text().split()]:
-                try:
-                    os.kill(int(pid), signal.SIGKILL)
-                except ProcessLookupError:
-                    pass
-        stopping = asyncio.create_task(stop())
-began = time.monotonic()
-print(raised(WorkerLostError, asyncio.run, main()))
+print(raised(WorkerLostError, asyncio.run, block_until_killed({pids!r})))
 os._exit(0)                 # Ray's own threads would wait for the cluster
 """,
             address=cluster.address,

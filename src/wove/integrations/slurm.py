@@ -317,6 +317,7 @@ class SlurmAdapter(BackendAdapter):
         rows = self._rows({each.cluster for each in submissions.values()})
         fates: dict[str, Fate] = {}
         missing: dict[str, Submission] = {}
+        waiting: dict[str, Row] = {}
         again, before = set[tuple[str, str]](), self._again
         for run_id, submission in submissions.items():
             place = submission.place
@@ -330,14 +331,15 @@ class SlurmAdapter(BackendAdapter):
                     continue
             if (fate := fate_of(row, self._said(row, submission))) is not None:
                 fates[run_id] = fate
-            elif row.worries and row.reason not in self._worried:
+                continue
+            if row.worries and row.reason not in self._worried:
                 self._worried.add(row.reason)
                 logger.warning("%s: job %s of Slurm waits: %s", self.what, row.job, row.reason)
+            if row.wants_nodes:
+                waiting[run_id] = row
         self._again = again
-        there = {run_id: rows[each.place] for run_id, each in submissions.items() if each.place in rows}
-        waiting = {run_id: row for run_id, row in there.items() if row.wants_nodes}
         fates.update(self._fates_of_stranded(waiting, submissions))
-        if vain := [submissions[run_id] for run_id in fates if there[run_id].state not in ENDED]:
+        if vain := [submissions[run_id] for run_id in fates if rows[submissions[run_id].place].state not in ENDED]:
             self._tell(vain, QUERY_SECONDS)  # or somebody releases it, and it runs for nobody
         if missing:
             fates.update(self._fates_of_missing(missing))

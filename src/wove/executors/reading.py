@@ -13,7 +13,18 @@ from wove.graph.rules import Rule, shown, suggest
 if TYPE_CHECKING:
     from wove.security import NetworkExecutorSecurity
 
-__all__ = ["check_keys", "flag", "header_items", "metadata_items", "number", "text", "tls_files", "whole"]
+__all__ = [
+    "check_keys",
+    "flag",
+    "header_items",
+    "mapping",
+    "metadata_items",
+    "number",
+    "options",
+    "text",
+    "tls_files",
+    "whole",
+]
 
 # RFC 9110, section 5.6.2.
 _TOKEN: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
@@ -131,6 +142,52 @@ def text(config: Mapping[str, Any], name: str, default: str | None = None, *, wh
     if not value:
         raise ValueError(f"{what}: executor_config {name!r} is an empty text; leave it out instead")
     return value
+
+
+def mapping(config: Mapping[str, Any], name: str, *, what: str) -> Mapping[str, Any]:
+    """The dict under *name*; empty if there is none.
+
+    Raises:
+        TypeError: It is none.
+    """
+    value: object = config.get(name)
+    if value is None:
+        return {}
+    if not isinstance(value, Mapping):
+        raise TypeError(f"{what}: executor_config {name!r} must be a dict, not {shown(value)}")
+    return cast("Mapping[str, Any]", value)
+
+
+def options(
+    value: object, name: str, *, what: str, taken: Mapping[str, str], known: Collection[str] | None = None
+) -> dict[str, Any]:
+    """The options of a library's call that users give under *name*; empty where *value* is ``None``.
+
+    Args:
+        value: What is there.
+        name: The key of ``executor_config``.
+        what: What messages begin with.
+        taken: Those that are not the user's to set, and why.
+        known: All that there are; ``None``: the library knows.
+
+    Raises:
+        TypeError: It is no dict.
+        ValueError: An option is not one, or not the user's to set.
+    """
+    label = f"{what}: executor_config {name!r}"
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise TypeError(f"{label} must be a dict, not {shown(value)}")
+    given = cast("dict[str, Any]", value)
+    for option in given:
+        if option in taken:
+            raise ValueError(f"{label} cannot set {option!r}: {taken[option]}")
+        if known is not None and option not in known:
+            raise ValueError(
+                f"{label} has no option {option!r}.{suggest(str(option), known)} Its options are: {', '.join(known)}"
+            )
+    return dict(given)
 
 
 def tls_files(config: Mapping[str, Any], *, what: str) -> TLSFiles:

@@ -16,11 +16,11 @@ from typing import Any, ClassVar, Final, cast
 from wove.errors import DeliveryError
 from wove.executors import forks
 from wove.executors.base import CancelReach, Frame
-from wove.executors.reading import text
+from wove.executors.reading import mapping, text
 from wove.graph.rules import shown, suggest
 from wove.integrations.aws_batch_api import Api, DeniedError, client_of
 from wove.integrations.base import BackendAdapter, Fate, PayloadDict
-from wove.integrations.manifests import command_of, mapping_of, merged
+from wove.integrations.manifests import command_of, merged
 from wove.integrations.naming import PAYLOAD_VARIABLE, idempotency_key, job_mark, job_name
 from wove.integrations.statuses import meaning
 from wove.integrations.timing import longest_seconds
@@ -132,7 +132,7 @@ class AWSBatchAdapter(BackendAdapter):
     def configure(self) -> None:
         config, what = self.config, self.what
         self._given = config.get("client")
-        self._client_options = mapping_of(self.config, "client_options", what=self.what)
+        self._client_options = mapping(self.config, "client_options", what=self.what)
         if self._given is not None:
             self._check_client(self._given)
         queue, definition = text(config, "job_queue", what=what), text(config, "job_definition", what=what)
@@ -146,7 +146,7 @@ class AWSBatchAdapter(BackendAdapter):
                 f"{what}: executor_config 'job_name_prefix' must be at most {MOST_PREFIX} letters, digits, '-' and "
                 f"'_', the first a letter or digit, as names of jobs are; not {shown(self._prefix)}"
             )
-        self._overrides = dict(mapping_of(self.config, "container_overrides", what=self.what))
+        self._overrides = dict(mapping(self.config, "container_overrides", what=self.what))
         self._command = self._read_command()
         self._options = self._read_options()
         self._check_overrides()
@@ -173,7 +173,7 @@ class AWSBatchAdapter(BackendAdapter):
 
     def _read_options(self) -> dict[str, Any]:
         label = f"{self.what}: executor_config 'submit_job_options'"
-        given = dict(mapping_of(self.config, "submit_job_options", what=self.what))
+        given = dict(mapping(self.config, "submit_job_options", what=self.what))
         for option in given:
             if option in TAKEN:
                 raise ValueError(f"{label} cannot set {option!r}: {TAKEN[option]}")

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
-from typing import Any, Final, cast
+from typing import Any, Final
 
-from wove.graph.rules import shown, suggest
+from wove.executors.reading import options
 
 __all__ = ["read_client_options", "read_submit_options"]
 
@@ -40,34 +39,15 @@ def read_submit_options(value: object, *, what: str) -> dict[str, Any]:
         TypeError: It is no dict.
         ValueError: An option is not one, or not the user's to set; the message says why.
     """
-    options = _read(value, "submit_options", what, TAKEN_SUBMIT, SUBMIT)
-    workers = options.get("workers")
-    if options.get("allow_other_workers") and not workers:
+    given = options(value, "submit_options", what=what, taken=TAKEN_SUBMIT, known=SUBMIT)
+    workers = given.get("workers")
+    if given.get("allow_other_workers") and not workers:
         raise ValueError(f"{what}: executor_config 'submit_options': 'allow_other_workers' goes with 'workers' only")
     if isinstance(workers, str):  # `submit` takes a name, and `map` a list
-        options["workers"] = [workers]
-    return options
+        given["workers"] = [workers]
+    return given
 
 
 def read_client_options(value: object, *, what: str) -> dict[str, Any]:
     """The options of `distributed.Client`, as `read_submit_options` reads the others. Any but those that are ours."""
-    return _read(value, "client_options", what, TAKEN_CLIENT, None)
-
-
-def _read(
-    value: object, key: str, what: str, taken: Mapping[str, str], known: Collection[str] | None
-) -> dict[str, Any]:
-    label = f"{what}: executor_config {key!r}"
-    if value is None:
-        return {}
-    if not isinstance(value, dict):
-        raise TypeError(f"{label} must be a dict, not {shown(value)}")
-    given = cast("dict[str, Any]", value)
-    for option in given:
-        if option in taken:
-            raise ValueError(f"{label} cannot set {option!r}: {taken[option]}")
-        if known is not None and option not in known:
-            raise ValueError(
-                f"{label} has no option {option!r}.{suggest(str(option), known)} Its options are: {', '.join(known)}"
-            )
-    return dict(given)
+    return options(value, "client_options", what=what, taken=TAKEN_CLIENT)

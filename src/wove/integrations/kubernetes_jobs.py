@@ -20,7 +20,7 @@ from typing import Any, ClassVar, Final, NamedTuple, cast
 from wove.errors import DeliveryError
 from wove.executors import forks
 from wove.executors.base import CancelReach, Frame
-from wove.executors.reading import flag, text, whole
+from wove.executors.reading import flag, mapping, text, whole
 from wove.graph.rules import shown
 from wove.integrations import kubernetes_api
 from wove.integrations.base import BackendAdapter, Fate, PayloadDict
@@ -29,7 +29,7 @@ from wove.integrations.kubernetes_book import Book, Streams, Verdict
 from wove.integrations.kubernetes_events import Unmade
 from wove.integrations.kubernetes_manifest import CONTAINER, MOST_PREFIX, OWNER, Template, name_of
 from wove.integrations.kubernetes_states import job_state
-from wove.integrations.manifests import command_of, mapping_of
+from wove.integrations.manifests import command_of
 from wove.integrations.naming import PAYLOAD_VARIABLE
 
 __all__ = ["COMMAND", "KubernetesJobsAdapter", "Submission"]
@@ -138,7 +138,7 @@ class KubernetesJobsAdapter(BackendAdapter):
             flag(config, "in_cluster", False, what=what) if config.get("in_cluster") is not None else None
         )
         self._load = flag(config, "load_config", True, what=what)
-        self._load_options = dict(mapping_of(config, "load_config_options", what=what))
+        self._load_options = dict(mapping(config, "load_config_options", what=what))
         self._namespace = text(config, "namespace", None, what=what)
         self._check_client()
         self._factory = config.get("job_factory")
@@ -158,9 +158,9 @@ class KubernetesJobsAdapter(BackendAdapter):
             whole(config, "backoff_limit", 0, what=what, minimum=0),
             cast("Mapping[str, str]", self._texts("labels")),
             cast("Mapping[str, str]", self._texts("annotations")),
-            mapping_of(config, "container", what=what),
-            mapping_of(config, "pod_spec", what=what),
-            mapping_of(config, "job_spec", what=what),
+            mapping(config, "container", what=what),
+            mapping(config, "pod_spec", what=what),
+            mapping(config, "job_spec", what=what),
             self._owner,
         )
         self._check_template()
@@ -204,7 +204,7 @@ class KubernetesJobsAdapter(BackendAdapter):
             raise ValueError(f"{what}: executor_config 'job_spec' has a 'template': that belongs into 'pod_spec'")
 
     def _texts(self, key: str) -> Mapping[str, Any]:
-        found = mapping_of(self.config, key, what=self.what)
+        found = mapping(self.config, key, what=self.what)
         for name, value in found.items():
             if not isinstance(value, str):
                 raise TypeError(f"{self.what}: executor_config {key!r}: {name!r} must be text, not {shown(value)}")

@@ -9,7 +9,7 @@ from typing import Any, cast
 
 from wove.graph.rules import shown
 
-__all__ = ["command_of", "mapping_of", "merged"]
+__all__ = ["command_of", "merged"]
 
 
 def merged(base: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:
@@ -44,25 +44,6 @@ def _one_list(ours: Sequence[Mapping[str, Any]], theirs: Sequence[Mapping[str, A
     if (len(known), len(added)) != (len(ours), len(theirs)):  # what comes twice is meant so: two mounts of one volume
         return [*(each for each in ours if each["name"] not in added), *copy.deepcopy(list(theirs))]
     return [merged(known.get(name, {}), added.get(name, {})) for name in {**known, **added}]
-
-
-def mapping_of(config: Mapping[str, Any], key: str, *, what: str) -> Mapping[str, Any]:
-    """The dict under *key*; empty if there is none.
-
-    Args:
-        config: The ``executor_config``.
-        key: In it.
-        what: What messages begin with.
-
-    Raises:
-        TypeError: It is none.
-    """
-    value: object = config.get(key)
-    if value is None:
-        return {}
-    if not isinstance(value, Mapping):
-        raise TypeError(f"{what}: executor_config {key!r} must be a dict, not {shown(value)}")
-    return cast("Mapping[str, Any]", value)
 
 
 def command_of(config: Mapping[str, Any], *, what: str) -> list[str] | None:

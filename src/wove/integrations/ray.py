@@ -9,13 +9,12 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Final, NamedTuple, cast
+from typing import Any, ClassVar, Final, NamedTuple
 
 from wove.errors import DeliveryError
 from wove.executors.base import Frame
 from wove.executors.offload import Offload
-from wove.executors.reading import flag, text
-from wove.graph.rules import shown
+from wove.executors.reading import flag, options, text
 from wove.integrations import ray_process
 from wove.integrations.base import BackendAdapter, Fate, PayloadDict
 from wove.integrations.roundtrips import RoundTrips
@@ -91,24 +90,15 @@ class RayAdapter(BackendAdapter):
         self._address = text(config, "address", None, what=what)
         self._init = flag(config, "init", True, what=what)
         self._force = flag(config, "force_cancel", False, what=what)
-        self._init_options = self._options("init_options")
-        self._remote_options = {"max_retries": 0, **self._options("remote_options")}
+        self._init_options = self._read_options("init_options")
+        self._remote_options = {"max_retries": 0, **self._read_options("remote_options")}
         if not self._init and (given := [key for key in ("address", "init_options") if config.get(key) is not None]):
             raise ValueError(
                 f"{what}: executor_config has {' and '.join(given)}, which are for ray.init, and 'init' is False"
             )
 
-    def _options(self, key: str) -> dict[str, Any]:
-        value, label = self.config.get(key), f"{self.what}: executor_config {key!r}"
-        if value is None:
-            return {}
-        if not isinstance(value, dict):
-            raise TypeError(f"{label} must be a dict, not {shown(value)}")
-        given = cast("dict[str, Any]", value)
-        for option in given:
-            if option in TAKEN[key]:
-                raise ValueError(f"{label} cannot set {option!r}: {TAKEN[key][option]}")
-        return dict(given)
+    def _read_options(self, key: str) -> dict[str, Any]:
+        return options(self.config.get(key), key, what=self.what, taken=TAKEN[key])
 
     # ------------------------------------------------------------------ start and close
 
@@ -120,7 +110,7 @@ class RayAdapter(BackendAdapter):
         await self._threads.call(self._connect)
 
     def _connect(self) -> None:
-        options = self._init_options if self._init else None
+        given = self._init_options if self._init else None
         self._ray = ray = ray_process.load()
         try:
             # Exported to the cluster once, when the first run is submitted.
@@ -129,7 +119,7 @@ class RayAdapter(BackendAdapter):
             raise ValueError(
                 f"{self.what}: ray.remote does not take these remote_options: {of_exception(error)}"
             ) from error
-        ray_process.connect(id(self), self._address, options, what=self.what)
+        ray_process.connect(id(self), self._address, given, what=self.what)
 
     async def close(self) -> None:
         await self._trips.close()

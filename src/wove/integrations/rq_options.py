@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any, Final, cast
+from typing import Any, Final
 
-from wove.graph.rules import shown, suggest
+from wove.executors.reading import options
+from wove.graph.rules import shown
 
 __all__ = ["read_options"]
 
@@ -54,20 +55,7 @@ def read_options(value: object, *, what: str) -> dict[str, Any]:
         TypeError: It is no dict.
         ValueError: An option is not one, or not the user's to set; the message says why.
     """
-    label = f"{what}: executor_config 'enqueue_options'"
-    if value is None:
-        value = {}
-    if not isinstance(value, dict):
-        raise TypeError(f"{label} must be a dict, not {shown(value)}")
-    given = cast("dict[str, Any]", value)
-    for option in given:
-        if option in TAKEN:
-            raise ValueError(f"{label} cannot set {option!r}: {TAKEN[option]}")
-        if option not in OPTIONS:
-            raise ValueError(
-                f"{label} has no option {option!r}.{suggest(str(option), OPTIONS)} "
-                f"Its options are: {', '.join(OPTIONS)}"
-            )
+    given = options(value, "enqueue_options", what=what, taken=TAKEN, known=OPTIONS)
     if not isinstance(given.get("meta") or {}, dict):
-        raise TypeError(f"{label}: 'meta' must be a dict, not {shown(given['meta'])}")
+        raise TypeError(f"{what}: executor_config 'enqueue_options': 'meta' must be a dict, not {shown(given['meta'])}")
     return {"result_ttl": RESULT_TTL, "failure_ttl": FAILURE_TTL, **given}

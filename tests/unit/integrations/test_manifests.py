@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from wove.integrations.manifests import command_of, mapping_of, merged
+from wove.executors.reading import mapping
+from wove.integrations.manifests import command_of, merged
 
 OURS = {"env": [{"name": "PAYLOAD", "value": "{}"}]}
 
@@ -56,6 +57,6 @@ def test_a_command_that_is_none(command: Any) -> None:
 
 
 def test_a_dict_that_is_none() -> None:
-    assert mapping_of({}, "pod_spec", what="x") == {}
+    assert mapping({}, "pod_spec", what="x") == {}
     with pytest.raises(TypeError, match="x: executor_config 'pod_spec' must be a dict"):
-        mapping_of({"pod_spec": []}, "pod_spec", what="x")
+        mapping({"pod_spec": []}, "pod_spec", what="x")

@@ -292,16 +292,22 @@ def dying(times: int, then: Callable[[Line], object] = serve_sockets) -> Callabl
 
 
 def test_connects_again_to_a_service_that_was_there(no_leaks: None) -> None:
+    parted = threading.Event()
+
     def then(line: Line) -> None:
         connection = Socket(line)
         command = connection.command()
         for event in events(command):
             connection.send(event)
-        connection.close(1001, "a restart")
+        try:
+            connection.close(1001, "a restart")
+        finally:
+            parted.set()
 
     with Peer(dying(3, then)) as peer:
         configure(peer.url)
         assert run_one() == 1
+        assert parted.wait(10)  # what is sent before that is lost, as nobody knows whether it was taken
         assert run_one() == 1  # three attempts come to nothing before
         assert peer.connections == 5
         wove.shutdown()

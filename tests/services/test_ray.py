@@ -132,6 +132,29 @@ assert there_is(add_one, item=1) == 2
 """)
 
 
+def test_ray_is_shut_down_while_runs_end(ran: Ran) -> None:
+    """Ray ends the process if anybody lets go of a reference meanwhile."""
+    ran("""
+import threading
+from wove.integrations.ray_process import Submission
+configure(address=ADDRESS)
+assert there_is(add_one, item=1) == 2
+import ray
+job = ray.get_runtime_context().get_job_id()
+submissions = [Submission(ray.put(item), job) for item in range(3_000)]
+def let_go():
+    until(lambda: not ray.is_initialized())
+    while submissions:
+        submissions.pop()
+        time.sleep(0.0002)
+thread = threading.Thread(target=let_go)
+thread.start()
+ray.shutdown()
+thread.join()
+assert there_is(add_one, item=1) == 2
+""")
+
+
 def test_a_loop_is_not_held_up(ran: Ran) -> None:
     ran("""
 configure(address=ADDRESS)

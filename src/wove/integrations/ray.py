@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Final, NamedTuple
+from typing import Any, ClassVar, Final, Literal
 
 from wove.errors import DeliveryError
 from wove.executors.base import Frame
@@ -17,6 +17,7 @@ from wove.executors.offload import Offload
 from wove.executors.reading import flag, options, text
 from wove.integrations import ray_process
 from wove.integrations.base import BackendAdapter, Fate, PayloadDict
+from wove.integrations.ray_process import Submission
 from wove.integrations.roundtrips import RoundTrips
 from wove.integrations.words import of_exception
 from wove.integrations.worker import run
@@ -41,6 +42,9 @@ SETTLE_SECONDS: Final = 2.0
 KILL_SECONDS: Final = 2.0
 """With ``force_cancel``: how long a cancelled run may take to end in good order before its process is killed."""
 
+LOOK_SECONDS: Final = 0.05
+"""How often to look what a cancelled task does."""
+
 ANSWER_SECONDS: Final = 10.0
 """How long it may take to fetch what a task that is over has returned: nothing, or an error."""
 
@@ -48,17 +52,10 @@ SHUT_DOWN: Final = "Ray was shut down in this process"
 
 LINGER_SECONDS: Final = 0.2
 
+ATTEMPTS: Final = 3
+"""How often to connect for a submission, if Ray is shut down each time before it."""
 
-class Submission(NamedTuple):
-    """A task that was submitted.
-
-    Attributes:
-        ref: What it returns, which is nothing; or why it is over.
-        job: The id of the connection to the cluster that it went over.
-    """
-
-    ref: Any
-    job: str | None
+State = Literal["under way", "cancelled", "over"]
 
 
 class RayAdapter(BackendAdapter):
@@ -112,6 +109,7 @@ class RayAdapter(BackendAdapter):
     def _connect(self) -> None:
         given = self._init_options if self._init else None
         self._ray = ray = ray_process.load()
+        self._core = ray_process.shutdown_lock()  # for everything that is asked of Ray but this
         try:
             # Exported to the cluster once, when the first run is submitted.
             self._run: Any = ray.remote(**self._remote_options)(run)
@@ -136,14 +134,24 @@ class RayAdapter(BackendAdapter):
         return await self._trips.put(payload, sum(len(each) for each in payload.values() if isinstance(each, str)))
 
     async def _carry(self, payloads: Sequence[PayloadDict]) -> list[Submission]:
-        if len(payloads) == 1 and self._exported and self._exported == self._job():
-            return self._hand_over(payloads)  # that takes no longer than to have it done by a thread
-        return await self._threads.call(self._hand_over, payloads)
+        # One, and nothing to export: that takes no longer than to have it done by a thread.
+        if len(payloads) == 1 and self._exported and self._core.acquire(blocking=False):
+            try:
+                if self._exported == self._job():
+                    return self._hand_over(payloads, self._exported)
+            finally:
+                self._core.release()
+        return await self._threads.call(self._connect_and_hand_over, payloads)
 
-    def _hand_over(self, payloads: Sequence[PayloadDict]) -> list[Submission]:
-        if (job := self._job()) is None:  # it was shut down; asked for a task, it would start a cluster of its own
-            self._connect()
-            job = self._job()
+    def _connect_and_hand_over(self, payloads: Sequence[PayloadDict]) -> list[Submission]:
+        for _ in range(ATTEMPTS):
+            with self._core:
+                if (job := self._job()) is not None:
+                    return self._hand_over(payloads, job)
+            self._connect()  # it was shut down; asked for a task, it would start a cluster of its own
+        raise DeliveryError(f"{self.what}: {SHUT_DOWN} each time it was connected")
+
+    def _hand_over(self, payloads: Sequence[PayloadDict], job: str) -> list[Submission]:
         try:
             submissions = [Submission(self._run.remote(json.dumps(each).encode()), job) for each in payloads]
         except Exception as error:
@@ -171,38 +179,54 @@ class RayAdapter(BackendAdapter):
         if frame.get("delivery_cancel_mode") != "require_ack":
             return False
         # A worker that has begun it reports before it says so, so that this is news of no run but of one that has not.
-        error = await self._outcome(submission, SETTLE_SECONDS)
-        return isinstance(error, self._ray.exceptions.TaskCancelledError)
+        return await self._settled(submission, SETTLE_SECONDS) == "cancelled"
 
     async def _kill_later(self, submission: Submission) -> None:
         self._condemned.add(submission)
         try:
-            await self._outcome(submission, KILL_SECONDS)
+            await self._settled(submission, KILL_SECONDS)
             await self._threads.call(self._cancel, submission, True)  # nothing, if it is over
         finally:
             self._condemned.discard(submission)
 
-    async def _outcome(self, submission: Submission, seconds: float) -> BaseException | None:
-        """What became of a task, as an error; ``None`` if that is nothing, or if it is not over after so long."""
-        if submission.job is None or submission.job != self._job():
-            return None
-        over: asyncio.Future[Any] = asyncio.wrap_future(submission.ref.future())
-        await asyncio.wait({over}, timeout=seconds)
-        if not over.done():
-            over.cancel()
-            return None
-        return over.exception()
+    async def _settled(self, submission: Submission, seconds: float) -> State:
+        """What becomes of a task within so many seconds."""
+        deadline = asyncio.get_running_loop().time() + seconds
+        while (state := await self._threads.call(self._state, submission)) == "under way":
+            if asyncio.get_running_loop().time() >= deadline:
+                break
+            await asyncio.sleep(LOOK_SECONDS)
+        return state
+
+    def _state(self, submission: Submission) -> State:
+        with self._core:
+            if submission.job != self._job():
+                return "over"
+            if not self._ray.wait([submission.ref], timeout=0, fetch_local=False)[0]:
+                return "under way"
+            try:
+                self._ray.get(submission.ref, timeout=ANSWER_SECONDS)
+            except self._ray.exceptions.TaskCancelledError:
+                return "cancelled"
+            except Exception:
+                return "over"
+            return "over"
 
     def _cancel(self, submission: Submission, force: bool) -> bool:
         """Whether this process still has to do with it."""
-        if submission.job is None or submission.job != self._job():
-            return False
-        self._ray.cancel(submission.ref, force=force)
-        return True
+        with self._core:
+            if submission.job != self._job():
+                return False
+            self._ray.cancel(submission.ref, force=force)
+            return True
 
     # ------------------------------------------------------------------ watch
 
     def watch(self, submissions: Mapping[str, Any]) -> dict[str, Fate]:
+        with self._core:
+            return self._fates(submissions)  # whose references go with its frame
+
+    def _fates(self, submissions: Mapping[str, Submission]) -> dict[str, Fate]:
         job = self._job()
         there = {} if job is None else {key: each.ref for key, each in submissions.items() if each.job == job}
         fates = {run_id: Fate("lost", SHUT_DOWN) for run_id in submissions if run_id not in there}

@@ -9,6 +9,7 @@ import os
 import socket
 import sys
 import threading
+from collections import deque
 from collections.abc import Generator, Mapping
 from typing import Any, Final
 
@@ -16,7 +17,7 @@ from wove.errors import DeliveryError
 from wove.executors import forks
 from wove.integrations.words import of_exception
 
-__all__ = ["connect", "leave", "load"]
+__all__ = ["Submission", "connect", "leave", "load", "shutdown_lock"]
 
 LOGGER: Final = "ray._private.worker"
 IN_A_THREAD: Final = "SIGTERM handler is not set because current thread is not the main thread"
@@ -36,19 +37,61 @@ BY_NAME: Final = ("auto", "local")
 """Addresses that name no place."""
 
 _lock = threading.Lock()
+"""Guards what follows; taken before `shutdown_lock`, never under it."""
 _users: set[int] = set()
 """The environments, by id, that use a connection that Wove has made."""
 _made: tuple[str, str] | None = None
 """Which connection that is."""
+_left: deque[Any] = deque()
+"""References that nobody needs any more."""
+_shutdown_lock: Any = threading.RLock()
+"""That of Ray (ray/_private/worker.py) once it has been loaded, if it has one."""
 _forked = False
 """Whether this process was forked from one that was connected."""
 
 
 def load() -> Any:
     """The package ``ray``."""
+    global _shutdown_lock
     with forks.importing:
         importlib.import_module("ray.util.client")
-        return importlib.import_module("ray")
+        ray = importlib.import_module("ray")
+    _shutdown_lock = getattr(ray._private.worker, "_connect_or_shutdown_lock", _shutdown_lock)
+    return ray
+
+
+def shutdown_lock() -> Any:
+    """The lock, a `threading.RLock`, that Ray holds while it is being shut down in this process, by whomever.
+
+    Whoever asks Ray's core for anything meanwhile has the process end at once, with exit code 1
+    (src/ray/core_worker/core_worker_process.cc, ``GetCoreWorker``); and to let go of an ``ObjectRef`` is to ask
+    (python/ray/includes/object_ref.pxi, ``__dealloc__``). So all of that is done under this lock. It can be held for
+    seconds: a loop must not wait for it.
+    """
+    return _shutdown_lock
+
+
+class Submission:
+    """A task that was submitted. Unlike what it holds, it can be let go of in any thread, at any time.
+
+    Attributes:
+        ref: The ``ObjectRef`` of what the task returns: nothing, or why it is over. Taken from here, it must be let go
+            of under the `shutdown_lock`.
+        job: The id of the connection to the cluster that it went over.
+    """
+
+    __slots__ = ("job", "ref")
+
+    def __init__(self, ref: Any, job: str) -> None:
+        self.ref = ref
+        self.job = job
+
+    def __del__(self) -> None:
+        _left.append(self.ref)
+        del self.ref
+        if _shutdown_lock.acquire(blocking=False):  # else the next one to go does it
+            _left.clear()
+            _shutdown_lock.release()
 
 
 def connect(user: int, address: str | None, options: Mapping[str, Any] | None, *, what: str) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
+import time
 from asyncio import AbstractEventLoop, Future
 from collections import deque
 from collections.abc import Callable, Generator
@@ -22,6 +23,12 @@ __all__ = ["Inbox", "Slots", "ThreadCall", "discard", "is_awaitable", "start_thr
 
 IDLE_SECONDS = 10.0
 """How long a thread without work waits for some before it ends."""
+
+RETURN_SECONDS = 0.25
+"""Where the system has no more threads: how long one of ours may take from the end of a call to being idle."""
+
+REFUSAL_SECONDS = 2.0
+"""How long it is taken for granted, after that time, that no thread is about to be idle."""
 
 
 class Job(Protocol):
@@ -37,18 +44,37 @@ class _Pool:
         self.lock = threading.Lock()
         self.idle: list[_Worker] = []
         self.started = 0
+        self.refused = -REFUSAL_SECONDS
 
-    def start(self, job: Job) -> None:
+    def start(self, job: Job, patient: bool) -> None:
         with self.lock:
             worker = self.idle.pop() if self.idle else None
             self.started += worker is None
             number = self.started
-        if worker is not None:
-            worker.job = job
-            worker.wake.release()
-            return
-        worker = _Worker(self, job)
-        threading.Thread(target=worker.work, name=f"wove-{number}", daemon=True).start()
+        if worker is None:
+            try:
+                threading.Thread(target=_Worker(self, job).work, name=f"wove-{number}", daemon=True).start()
+            except RuntimeError:
+                worker = self._next_idle() if patient else None
+                if worker is None:
+                    raise
+            else:
+                return
+        worker.job = job
+        worker.wake.release()
+
+    def _next_idle(self) -> _Worker | None:
+        """A thread that is just over with its work: its end is told before the thread is idle."""
+        began = time.monotonic()
+        if began < self.refused + REFUSAL_SECONDS:
+            return None
+        while time.monotonic() < began + RETURN_SECONDS:
+            time.sleep(0.001)
+            with self.lock:
+                if self.idle:
+                    return self.idle.pop()
+        self.refused = time.monotonic()
+        return None
 
 
 class _Worker:
@@ -99,13 +125,21 @@ class _Tail(threading.local):
 _tail = _Tail()
 
 
-def start_thread(job: Job) -> None:
-    """Run *job*, which must not raise, in a thread of its own from the process's pool."""
+def start_thread(job: Job, patient: bool = True) -> None:
+    """Run *job*, which must not raise, in a thread of its own from the process's pool.
+
+    Args:
+        job: What to run.
+        patient: Whether to wait a moment for a thread of the pool, should the system have no more.
+
+    Raises:
+        RuntimeError: The system has no more threads.
+    """
     if _tail.open:
         _tail.open = False
         _tail.job = job
         return
-    _pool.start(job)
+    _pool.start(job, patient)
 
 
 class Slots:
@@ -128,8 +162,9 @@ class Slots:
                 self.waiting.append(job)
                 return
             self.active += 1
+            first = self.active == 1
         try:
-            start_thread(job)
+            start_thread(job, patient=first)
         except RuntimeError:
             with self.lock:
                 self.active -= 1

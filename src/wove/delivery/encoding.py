@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from wove.delivery.run import Ending, Outcome
 from wove.errors import EnvironmentExecutionError
-from wove.executors import offload
+from wove.executors import forks, offload
 
 if TYPE_CHECKING:
     from wove.delivery.request import Request
@@ -33,7 +34,11 @@ class Codec:
     __slots__ = ("_inline", "_pickling", "_post")
 
     def __init__(self, post: Post, *, inline: bool) -> None:
-        from wove.protocol import pickling  # here, because a local weave does without
+        with forks.importing:  # here, because a local weave does without
+            from wove.protocol import pickling
+
+            for name in ("wove.protocol.faults", "wove.protocol.frames"):  # for the first outcome
+                importlib.import_module(name)
 
         self._pickling = pickling
         self._post = post

@@ -569,7 +569,10 @@ def _is_prepared(environment: Environment) -> bool:
 
 def _prepare(environment: Environment, tell: Callable[[BaseException | None], object]) -> None:
     try:
-        from wove.delivery import prepare
+        from wove.executors import forks
+
+        with forks.importing:
+            from wove.delivery import prepare
 
         prepare(environment)
     except BaseException as error:  # raised by whoever wants to go there

@@ -213,6 +213,42 @@ print("fine")
     clean(finished)
 
 
+def test_a_fork_while_the_first_run_is_prepared(script: Script) -> None:
+    """What Wove imports in a thread takes long here: a module that is half imported in a child never gets there."""
+    finished = script(
+        PRELUDE
+        + """
+parent = os.getpid()
+
+class Slow:
+    def find_spec(self, name, path, target=None):
+        if os.getpid() == parent and threading.current_thread() is not threading.main_thread():
+            time.sleep(0.03)
+
+sys.meta_path.insert(0, Slow())
+thread = threading.Thread(target=run, args=(pid,))
+thread.start()
+children = []
+while thread.is_alive() and len(children) < 30:
+    child = os.fork()
+    if child == 0:
+        signal.alarm(20)
+        run(pid)
+        os._exit(0)
+    children.append(child)
+    time.sleep(0.01)
+for child in children:
+    _, status = os.waitpid(child, 0)
+    assert status == 0, status
+thread.join()
+print("fine")
+""",
+        flags=("-W", "error", "-W", "ignore:This process:DeprecationWarning"),
+    )
+    assert finished.stdout == "fine\n"
+    clean(finished)
+
+
 def test_a_forked_child_does_not_keep_the_workers_alive(script: Script, tmp_path: Path) -> None:
     finished = script(
         PRELUDE

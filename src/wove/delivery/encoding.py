@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from wove.delivery.run import Ending, Outcome
 from wove.errors import EnvironmentExecutionError
-from wove.executors import forks, offload
+from wove.executors import offload
+from wove.protocol import faults, pickling
+from wove.protocol.frames import check_python
 
 if TYPE_CHECKING:
     from wove.delivery.request import Request
@@ -31,22 +32,14 @@ class Codec:
             for a loop that users' code runs on.
     """
 
-    __slots__ = ("_inline", "_pickling", "_post")
+    __slots__ = ("_inline", "_post")
 
     def __init__(self, post: Post, *, inline: bool) -> None:
-        with forks.importing:  # here, because a local weave does without
-            from wove.protocol import pickling
-
-            for name in ("wove.protocol.faults", "wove.protocol.frames"):  # for the first outcome
-                importlib.import_module(name)
-
-        self._pickling = pickling
         self._post = post
         self._inline = inline
 
     def arguments(self, request: Request, ready: Callable[[Pickled | BaseException], object]) -> None:
         """Have *ready* called on the loop, perhaps at once, with the pickled arguments or with why not."""
-        pickling = self._pickling
         plain = pickling.dumps_plain(request.args) if self._inline else None
         if plain is not None:
             ready(plain)
@@ -75,8 +68,8 @@ class Codec:
                 return
             if self._inline and count == 1 and pickled.size <= SMALL_BYTES:
                 try:
-                    value = self._pickling.loads_plain(pickled)
-                except self._pickling.NotPlainError:
+                    value = pickling.loads_plain(pickled)
+                except pickling.NotPlainError:
                     pass
                 else:
                     ready([Outcome(Ending.VALUE, value)])
@@ -103,13 +96,8 @@ def _live_result(event: dict[str, Any], task: str) -> Outcome:
 def _decode(event: dict[str, Any], task: str) -> Outcome:
     try:
         if event["type"] == "task_result":
-            from wove.protocol import pickling
-            from wove.protocol.frames import check_python
-
             check_python(event, what=f"the result of task {task!r}")
             return Outcome(Ending.VALUE, pickling.loads(event["result_pickle"], what=f"the result of task {task!r}"))
-        from wove.protocol import faults
-
         return Outcome(Ending.ERROR, faults.to_exception(event, task=task))
     except BaseException as error:  # a hostile __setstate__ may raise anything; it ends this run alone
         return Outcome(Ending.ERROR, error)

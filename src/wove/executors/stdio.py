@@ -101,7 +101,7 @@ def _plan(name: str, config: Mapping[str, Any], state: Mapping[str, Any]) -> Pla
         with forks.importing:
             from wove.worker.stdio import child_environment
 
-            environ = child_environment(environ, state.get("path", sys.path))  # which imports, too
+        environ = child_environment(environ, state.get("path", sys.path))
     return Plan(
         environment=name,
         command=worker_command() if command is None else _split(command, what),

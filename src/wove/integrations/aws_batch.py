@@ -16,8 +16,8 @@ from typing import Any, ClassVar, Final, cast
 from wove.errors import DeliveryError
 from wove.executors import forks
 from wove.executors.base import CancelReach, Frame
-from wove.executors.reading import mapping, text
-from wove.graph.rules import shown, suggest
+from wove.executors.reading import mapping, options, text
+from wove.graph.rules import shown
 from wove.integrations.aws_batch_api import Api, DeniedError, client_of
 from wove.integrations.base import BackendAdapter, Fate, PayloadDict
 from wove.integrations.manifests import command_of, merged
@@ -172,17 +172,8 @@ class AWSBatchAdapter(BackendAdapter):
         return command
 
     def _read_options(self) -> dict[str, Any]:
-        label = f"{self.what}: executor_config 'submit_job_options'"
         given = dict(mapping(self.config, "submit_job_options", what=self.what))
-        for option in given:
-            if option in TAKEN:
-                raise ValueError(f"{label} cannot set {option!r}: {TAKEN[option]}")
-            if option not in OPTIONS:
-                raise ValueError(
-                    f"{label} has no option {option!r}.{suggest(str(option), OPTIONS)} "
-                    f"Its options are: {', '.join(OPTIONS)}"
-                )
-        return given
+        return options(given, "submit_job_options", what=self.what, taken=TAKEN, known=OPTIONS)
 
     def _check_overrides(self) -> None:
         label = f"{self.what}: executor_config 'container_overrides'"

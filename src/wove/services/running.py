@@ -82,7 +82,6 @@ class InProcesses:
             from wove.executors.stdio import worker_command
             from wove.worker.stdio import child_environment
 
-            environ = child_environment(os.environ, sys.path)  # which imports, too
         self._tell = tell
         self._tasks: dict[str, str] = {}
         plan = Plan(
@@ -93,7 +92,7 @@ class InProcesses:
             terminate=True,
             start_seconds=60.0,
             cwd=None,
-            environ=environ,
+            environ=child_environment(os.environ, sys.path),
         )
         self._pool = Pool(plan, self._take)
 

@@ -59,13 +59,11 @@ def child_environment(environ: Mapping[str, str], sys_path: Sequence[object]) ->
         environ: The environment variables that the task is to see.
         sys_path: Usually ``sys.path``.
     """
-    from pathlib import Path  # here, because a worker does without
-
     original = environ.get("PYTHONPATH")
     boot = {"sys_path": [entry for entry in sys_path if isinstance(entry, str)], "pythonpath": original}
     environment = {**environ, BOOT_VARIABLE: json.dumps(boot)}
-    root = str(Path(__file__).resolve().parents[2])
-    if root not in (str(Path(entry).resolve()) for entry in site.getsitepackages()):  # it looks there anyway
+    root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.realpath(__file__))))
+    if root not in map(os.path.realpath, site.getsitepackages()):  # it looks there anyway
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, (root, original)))
     return environment
 

@@ -324,7 +324,7 @@ def test_a_body_that_raises_starts_nothing(told: tuple[Told, Callable[[WoveResul
         with weave(background=True, on_done=told[1]) as w:
             w.do(lambda: ran.append(1))
             raise LookupError
-    assert threading.active_count() == before
+    assert threading.active_count() <= before
     assert not ran
     assert not told[0].results
 

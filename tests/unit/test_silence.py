@@ -64,7 +64,7 @@ def said(script: Callable[..., Any], body: str) -> str:
     """What the script prints; it must end well and complain about nothing."""
     source = HEAD + textwrap.dedent(body) + TAIL
     done = script(source, flags=("-X", "dev", "-W", "error"), timeout=60)
-    assert done.stderr == ""
+    assert done.complaints == [], done.stderr
     return str(done.stdout).strip()
 
 

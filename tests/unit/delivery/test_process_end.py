@@ -65,7 +65,7 @@ Script = Callable[..., Finished]
 
 
 def clean(finished: Finished) -> None:
-    assert finished.stderr == "", finished.stderr
+    assert finished.complaints == [], finished.stderr
     assert finished.orphans == ()
 
 

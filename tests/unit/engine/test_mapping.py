@@ -486,14 +486,17 @@ def test_max_pending_counts_the_items_of_a_generator_task(form: str) -> None:
 
 # ---------------------------------------------------------------------- pace
 
-INTERVAL = 0.01
+INTERVAL = 0.04
 PER_MINUTE = 60 / INTERVAL
 
 
 def assert_paced(launches: list[float], count: int) -> None:
-    """Late a launch may be by any time; but then the next one must not follow at once."""
+    """Late a launch may be by any time; but then the next one must not follow at once.
+
+    What is looked at is when the launch was written down, which a busy machine may put off a little.
+    """
     assert len(launches) == count
-    assert min(after - before for before, after in itertools.pairwise(launches)) > 0.8 * INTERVAL
+    assert min(after - before for before, after in itertools.pairwise(launches)) > 0.5 * INTERVAL
 
 
 def launched(result: WoveResult) -> list[float]:

@@ -90,9 +90,12 @@ def test_in_a_log_each_task_that_ends_is_a_line(form: str, capsys: pytest.Captur
 
 @pytest.mark.parametrize("form", FORMS)
 def test_a_failure_is_shown_and_raised(form: str, capsys: pytest.CaptureFixture[str]) -> None:
+    under_way = threading.Event()
+
     def declare(w: weave) -> None:
         @w.do
         def bad() -> None:
+            assert under_way.wait(20)
             raise LookupError("no")
 
         @w.do
@@ -101,6 +104,7 @@ def test_a_failure_is_shown_and_raised(form: str, capsys: pytest.CaptureFixture[
 
         @w.do
         async def slow() -> None:
+            under_way.set()
             await asyncio.sleep(30)
 
     assert isinstance(attempt(form, declare, progress=True).error, LookupError)
@@ -333,8 +337,13 @@ def test_it_costs_nothing_to_speak_of(capsys: pytest.CaptureFixture[str]) -> Non
         assert len(w.result.item) == 100_000
         return time.perf_counter() - began
 
-    without, shown = zip(*[(seconds(False), seconds(True)) for _ in range(4)], strict=True)
-    assert min(shown) <= 1.3 * min(without) + 0.1
+    without, shown = [], []
+    for _ in range(12):  # the least of each: what else the machine does only adds to it
+        without.append(seconds(False))
+        shown.append(seconds(True))
+        if min(shown) <= 1.3 * min(without) + 0.1:
+            return
+    pytest.fail(f"{min(shown):.2f} s with it, and {min(without):.2f} s without")
 
 
 # ---------------------------------------------------------------------- a terminal

@@ -243,12 +243,18 @@ def way(value: Any) -> Any:
 @pytest.mark.parametrize("kind", ["bytes", "rows"])
 def test_other_threads_run_while_large_values_pass(kind: str) -> None:
     value: Any = b"x" * 100_000_000 if kind == "bytes" else [(i, str(i), i * 0.5) for i in range(1_200_000)]
-    with Ticking() as ours:
-        again = way(value)
-    assert again == value
-    with Ticking() as at_once:
-        pickle.loads(pickle.dumps(value))
-    assert ours.gap < at_once.gap
+    ours, at_once = [], []
+    for _ in range(3):  # the least of each: what else the machine does only adds to it
+        with Ticking() as ticking:
+            again = way(value)
+        ours.append(ticking.gap)
+        assert again == value
+        with Ticking() as ticking:
+            pickle.loads(pickle.dumps(value))
+        at_once.append(ticking.gap)
+        if min(ours) < min(at_once):
+            return
+    pytest.fail(f"other threads waited for {min(ours):.3f} s, and for {min(at_once):.3f} s where all is done at once")
 
 
 def test_repr() -> None:

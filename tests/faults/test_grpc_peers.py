@@ -349,7 +349,7 @@ def test_gives_up_only_those_that_wait_too_long() -> None:
         peer.process.kill()
         peer.process.wait()
         with weave(error_mode="continue") as w:
-            # One that is sent before the end of the connection has been noticed is lost with it, and waits on its next try.
+            # What is sent before the end of the connection has been noticed is lost with it, and waits on its next try.
             w.do(environment="peer", retries=1)(named("first"))
 
             @w.do

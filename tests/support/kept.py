@@ -35,6 +35,9 @@ ROOT = Path(__file__).parents[2]
 PATIENCE = 40.0
 """Seconds that a command may take to get somewhere, on a machine that does other things."""
 
+PROCESSES = 8
+"""The most processes of a parallel run that have ports of their own."""
+
 
 @dataclass
 class Kept:
@@ -191,13 +194,15 @@ def free_port() -> int:
     """A port where nobody listens, outside the range from which the system takes those of outgoing connections.
 
     Inside of it, another connection could take the port of a service that is just being restarted; even one *to* that
-    port, which TCP then connects to itself.
+    port, which TCP then connects to itself. Each process of a parallel run has ports of its own, so that none is
+    given away twice before somebody listens there.
     """
     low, high = 20_000, 32_000
     with contextlib.suppress(OSError, ValueError):
         first = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
         high = min(high, first)
-    for port in random.sample(range(low, high), 100):
+    process = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    for port in random.sample(range(low + process % PROCESSES, high, PROCESSES), 100):
         with socket.socket() as trial:
             trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             with contextlib.suppress(OSError):

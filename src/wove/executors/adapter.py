@@ -367,10 +367,12 @@ class BackendAdapterEnvironmentExecutor(EnvironmentExecutor):
     # ------------------------------------------------------------------ losses
 
     async def _suspect(self, job: _Job, worker: str) -> None:
-        """Its worker's connection has ended. Unless it reports again, the run is lost; the backend may know why."""
+        """Its worker's connection has ended. Unless it reports again, the run is lost; the backend may know why, or
+        that another worker will have it."""
         await asyncio.sleep(SUSPECT_SECONDS)
         await self._lose_with_words(job)
-        self._lose(job, f"its worker ({worker}) is gone: the connection over which it reported has ended")
+        if not self.adapter.restarts:
+            self._lose(job, f"its worker ({worker}) is gone: the connection over which it reported has ended")
 
     async def _explain(self, job: _Job, event: dict[str, Any]) -> None:
         """Its worker has reported that it was stopped; the backend may know why."""

@@ -30,6 +30,9 @@ CANCEL_SECONDS: Final = 0.5
 FAREWELL_SECONDS: Final = 1.0
 """How long a process may take to end by itself after its stdin was closed."""
 
+KILLED_SECONDS: Final = 3.0
+"""How long the system may take to end one that was killed: its memory is given back first."""
+
 MOST_SILENT_ENDS: Final = 3
 """So many processes in a row that end without a word, and the runs that wait for one fail as well."""
 
@@ -134,7 +137,7 @@ class Pool(Listener):
         await self._ended_within(FAREWELL_SECONDS)
         for worker in self._workers:
             worker.process.kill()
-        await self._ended_within(FAREWELL_SECONDS)
+        await self._ended_within(KILLED_SECONDS)
         for worker in self._workers:
             logger.warning("environment %r: worker process %d does not end", self._plan.environment, worker.process.pid)
             worker.process.close()

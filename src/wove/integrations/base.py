@@ -103,6 +103,10 @@ class BackendAdapter(abc.ABC):
     """How long the backend may take to notice that a worker process is gone. So long it is asked for its own words
     before a run whose worker's connection has ended is given up without them."""
 
+    restarts: bool = False
+    """Whether the backend itself starts a job again whose worker is gone. Only `watch` then knows what is lost; until
+    it says so, a run whose worker's connection has ended waits for the next worker."""
+
     threads: ClassVar[int] = 4
     """How many plain functions are called at a time."""
 

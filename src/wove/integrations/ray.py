@@ -89,6 +89,7 @@ class RayAdapter(BackendAdapter):
         self._force = flag(config, "force_cancel", False, what=what)
         self._init_options = self._read_options("init_options")
         self._remote_options = {"max_retries": 0, **self._read_options("remote_options")}
+        self.restarts = self._remote_options["max_retries"] != 0
         if not self._init and (given := [key for key in ("address", "init_options") if config.get(key) is not None]):
             raise ValueError(
                 f"{what}: executor_config has {' and '.join(given)}, which are for ray.init, and 'init' is False"

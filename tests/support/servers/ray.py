@@ -114,7 +114,7 @@ def _started(
     variables = {**ENVIRON, "HOME": str(folder), "PYTHONPATH": None if path is None else str(path), **environ}
     kept = keep(name, command, folder, environ=variables, cwd=folder)
     try:
-        kept.until(lambda: "Ray runtime started" in kept.log(), "is up")
+        kept.until(lambda: "Ray runtime started" in kept.log(), "is up", patience=80)
         yield kept
     finally:
         kept.stop(now=True)  # asked nicely, it waits for its workers to drain

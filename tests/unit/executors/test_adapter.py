@@ -24,6 +24,7 @@ from wove import (
     WorkerLostError,
     weave,
 )
+from wove.executors.adapter import SUSPECT_SECONDS
 from wove.integrations.base import Fate
 
 pytestmark = [pytest.mark.backend("stdio"), pytest.mark.usefixtures("no_leaks")]
@@ -260,6 +261,50 @@ def test_a_job_that_ends_without_a_report_is_lost() -> None:
     ) as caught:
         run(number)
     assert "/wove/events/<token>" in str(caught.value)
+
+
+@pytest.mark.parametrize("restarts", [True, False])
+def test_a_backend_that_starts_a_lost_job_again(tmp_path: Path, restarts: bool) -> None:
+    """It does so late, when a run of any other backend has been given up."""
+    given_up = SUSPECT_SECONDS + 0.2 + 1.0
+    restarting, told = restarts, tmp_path / "told"
+
+    class Restarting(LineAdapter):
+        restarts = restarting
+        words_seconds = 0.2
+        again: ClassVar[list[float]] = []
+
+        def watch(self, submissions: Mapping[str, Any]) -> dict[str, Fate]:
+            if submissions and all(map(self.begun, submissions)):
+                told.touch()
+            worker = self.worker
+            if submissions and not self.again and worker is not None and worker.poll() is not None:
+                self.again.append(time.monotonic() + given_up)
+            if len(self.again) == 1 and time.monotonic() > self.again[0]:
+                self.again.append(0.0)
+                self.submit(self.payloads[0], {})
+            return {}
+
+    def die_once(path: str, told: str) -> str:
+        import os
+        import time
+
+        with open(path, "a") as file:
+            file.write("x")
+            if file.tell() == 1:
+                file.flush()
+                while not os.path.exists(told):
+                    time.sleep(0.01)
+                os._exit(1)
+        return "survived"
+
+    values = {"path": str(tmp_path / "deaths"), "told": str(told)}
+    use(BackendAdapterEnvironmentExecutor("restarting", adapter_class=Restarting))
+    if restarts:
+        assert run(die_once, values=values) == "survived"
+    else:
+        with pytest.raises(WorkerLostError, match="the connection over which it reported has ended"):
+            run(die_once, values=values)
 
 
 def test_a_watch_that_fails_is_a_warning_and_no_more(caplog: pytest.LogCaptureFixture) -> None:

@@ -41,7 +41,7 @@ from tests.contract.backend_tasks import (
 )
 from tests.contract.test_contract import eventually, lines
 from tests.support.elsewhere import ways
-from tests.support.kept import free_port
+from tests.support.kept import free_port, gone
 from tests.support.leaks import leak_check
 from tests.support.proxy import Proxy
 from tests.support.servers import Servers
@@ -83,13 +83,7 @@ there_is, there_will_be, begin = ways("there")
 
 def ended(path: Path, told: Path) -> bool:
     """Whether the run that wrote its process's id to *path* has been told of its end, or is gone with its process."""
-    if lines(told):
-        return True
-    try:
-        state = Path(f"/proc/{lines(path)[-1]}/stat").read_text().rpartition(")")[2].split()[0]
-    except FileNotFoundError:
-        return True
-    return state in "ZX"
+    return bool(lines(told)) or gone(int(lines(path)[-1]))
 
 
 def run(main: Callable[[], Coroutine[Any, Any, None]]) -> None:

@@ -244,7 +244,7 @@ configure(address=ADDRESS, force_cancel=True, remote_options={"num_cpus": 2})
 def gone(pid):
     try:
         return pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "ZX"
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):
         return True
 
 async def main():

@@ -26,7 +26,7 @@ import pytest
 
 from tests.support import keeper
 
-__all__ = ["PATIENCE", "ROOT", "Kept", "free_port", "keep", "kill", "launch"]
+__all__ = ["PATIENCE", "ROOT", "Kept", "free_port", "gone", "keep", "kill", "launch"]
 
 T = TypeVar("T")
 
@@ -182,6 +182,14 @@ def keep(
         cwd: Where it runs.
     """
     return Kept(name, folder, restarts, launch(command, folder, restarts=restarts, environ=environ, cwd=cwd))
+
+
+def gone(pid: int) -> bool:
+    """Whether the process has ended, even if nobody has asked for its exit status yet."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "ZX"
+    except (FileNotFoundError, ProcessLookupError):  # the second if it ends while it is read
+        return True
 
 
 def kill(pid: int) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.support.kept import gone
 from tests.support.scripts import Finished
 
 pytest.importorskip("cloudpickle")
@@ -308,15 +309,7 @@ def test_workers_end_when_their_parent_is_killed(tmp_path: Path, task: str) -> N
         parent.send_signal(signal.SIGKILL)
         parent.wait()
     pids = [int(path.name.removeprefix("pid-")) for path in workers]
-    wait_for(lambda: not any(map(running, pids)))
-
-
-def running(pid: int) -> bool:
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except (OSError, IndexError):
-        return False
-    return state not in "ZX"
+    wait_for(lambda: all(map(gone, pids)))
 
 
 def wait_for(condition: Callable[[], Any], seconds: float = 25.0) -> Any:

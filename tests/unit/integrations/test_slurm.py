@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.support.kept import gone
 
 from wove.errors import DeliveryError
 from wove.integrations import slurm, slurm_commands as commands
@@ -258,9 +259,8 @@ def test_a_command_that_takes_too_long_is_killed_with_what_it_started(tmp_path: 
     line = ["/bin/sh", "-c", f"sleep 60 & echo $! > {path}; wait"]
     with pytest.raises(DeliveryError, match=r"jobs: .*sh.* did not answer within 0.5 s"):
         commands.run(line, seconds=0.5, environment=os.environ, what="jobs")
-    state = Path(f"/proc/{path.read_text().strip()}/stat")
     deadline = time.monotonic() + 10
-    while state.exists() and state.read_text().rpartition(")")[2].split()[0] != "Z":
+    while not gone(int(path.read_text())):
         assert time.monotonic() < deadline
         time.sleep(0.01)
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 from tests.support import backends
+from tests.support.kept import gone
 from tests.support.leaks import leak_check
 from tests.support.scripts import Finished, run_script
 
@@ -140,13 +141,6 @@ def status(folder: Path, condition: Callable[[dict[str, Any]], object]) -> dict[
             return found
         assert time.monotonic() < deadline, found
         time.sleep(0.005)
-
-
-def gone(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "ZX"
-    except FileNotFoundError:
-        return True
 
 
 def test_what_is_kept_comes_again_until_its_keeper_is_told_to_stop(tmp_path: Path) -> None:

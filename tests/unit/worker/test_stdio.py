@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.support.kept import gone
 
 import wove
 from wove.protocol import codec
@@ -96,13 +97,6 @@ def worker() -> Iterator[Worker]:
     worker.process.kill()
     worker.process.wait()
     worker.process.stderr and worker.process.stderr.close()
-
-
-def gone(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "ZX"
-    except FileNotFoundError:
-        return True
 
 
 def until(condition: Callable[[], object], seconds: float = 30.0) -> None:

@@ -390,7 +390,7 @@ def test_a_black_hole(configure: Configure, scheme: str) -> None:
     """It takes connections, and says nothing. Nobody waits for long, and threads neither."""
     import socket
 
-    async def main() -> None:
+    async def longest_gap() -> float:
         gap, last = 0.0, time.monotonic()
         running = [begin(add_one, item=n) for n in range(200)]
         while not all(run.done() for run in running):
@@ -400,11 +400,12 @@ def test_a_black_hole(configure: Configure, scheme: str) -> None:
         for run in running:
             with pytest.raises(DeliveryError, match="the broker at .* cannot be used"):
                 await run
-        assert gap < 3.0  # to wait for such a broker takes 4 s
+        return gap
 
     with socket.create_server(("127.0.0.1", 0), backlog=1000) as hole:
         configure(broker_url=f"{scheme}://127.0.0.1:{hole.getsockname()[1]}//")
-        asyncio.run(main())
+        # What holds up the loop does so each time; what a busy machine adds does not.
+        assert any(asyncio.run(longest_gap()) < 1.0 for _ in range(3))
         wove.shutdown()
 
 

@@ -23,6 +23,7 @@ import wove
 from wove import weave, WorkerLostError, DeliveryTimeoutError
 from wove.errors import DeliveryError
 from tests.contract.backend_tasks import *
+from tests.support.kept import gone
 
 ADDRESS = {address!r}
 
@@ -240,12 +241,6 @@ def hang(path):
     ctypes.PyDLL(None).sleep(100)      # nothing inside of the process can stop it
 
 configure(address=ADDRESS, force_cancel=True, remote_options={"num_cpus": 2})
-
-def gone(pid):
-    try:
-        return pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "ZX"
-    except (FileNotFoundError, ProcessLookupError):
-        return True
 
 async def main():
     async def there_will_be(fn, options={}, **values):

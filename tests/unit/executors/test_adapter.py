@@ -266,22 +266,21 @@ def test_a_job_that_ends_without_a_report_is_lost() -> None:
 @pytest.mark.parametrize("restarts", [True, False])
 def test_a_backend_that_starts_a_lost_job_again(tmp_path: Path, restarts: bool) -> None:
     """It does so late, when a run of any other backend has been given up."""
-    given_up = SUSPECT_SECONDS + 0.2 + 1.0
     restarting, told = restarts, tmp_path / "told"
 
     class Restarting(LineAdapter):
         restarts = restarting
         words_seconds = 0.2
-        again: ClassVar[list[float]] = []
+        died: float | None = None
 
         def watch(self, submissions: Mapping[str, Any]) -> dict[str, Fate]:
             if submissions and all(map(self.begun, submissions)):
                 told.touch()
-            worker = self.worker
-            if submissions and not self.again and worker is not None and worker.poll() is not None:
-                self.again.append(time.monotonic() + given_up)
-            if len(self.again) == 1 and time.monotonic() > self.again[0]:
-                self.again.append(0.0)
+            now = time.monotonic()
+            if self.died is None and submissions and self.worker is not None and self.worker.poll() is not None:
+                self.died = now
+            given_up = self.died is not None and now > self.died + SUSPECT_SECONDS + self.words_seconds + 1.0
+            if given_up and len(self.payloads) == 1:
                 self.submit(self.payloads[0], {})
             return {}
 

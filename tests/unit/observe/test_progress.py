@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 from tests.support.forms import FORMS, attempt, run, soon
+from tests.support.measures import least_within
 from tests.support.terminal import Seen, run_in_terminal
 
 from wove import weave
@@ -337,13 +338,7 @@ def test_it_costs_nothing_to_speak_of(capsys: pytest.CaptureFixture[str]) -> Non
         assert len(w.result.item) == 100_000
         return time.perf_counter() - began
 
-    without, shown = [], []
-    for _ in range(12):  # the least of each: what else the machine does only adds to it
-        without.append(seconds(False))
-        shown.append(seconds(True))
-        if min(shown) <= 1.3 * min(without) + 0.1:
-            return
-    pytest.fail(f"{min(shown):.2f} s with it, and {min(without):.2f} s without")
+    least_within(lambda: seconds(True), lambda: seconds(False), lambda without: 1.3 * without + 0.1, tries=12)
 
 
 # ---------------------------------------------------------------------- a terminal

@@ -21,7 +21,7 @@ demo: $(VENV)/.with-worker
 	$(PY) -m examples.stdlib_report
 
 test: $(VENV)/.with-test,dev
-	$(PY) -m pytest $(PYTEST_PARALLEL) $(PYTEST_ARGS)
+	$(PY) -m pytest $(PYTEST_PARALLEL) --durations=25 $(PYTEST_ARGS)
 
 check: $(VENV)/.with-test,dev
 	$(VENV)/bin/ruff check .

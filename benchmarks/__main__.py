@@ -1,4 +1,4 @@
-"""The command line: ``python -m benchmarks [NAME ...] [--list] [--rounds N] [--json FILE]``."""
+"""The command line: ``python -m benchmarks [NAME ...] [--list] [--rounds N] [--json FILE] [--against FILE]``."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from .harness import BENCHMARKS, LEAST_ROUNDS, Outcome, run
-from .report import details, heading, summary, write_json
+from .report import comparison, details, heading, read_scores, summary, write_json
 
 # In the order they run in.
 TOPICS = (
@@ -35,6 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--list", action="store_true", help="print the names and stop")
     parser.add_argument("--rounds", type=int, metavar="N", help="rounds of every figure (default: its own)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every sample to this file")
+    parser.add_argument("--against", type=Path, metavar="FILE", help="compare with what an earlier --json has written")
     options = parser.parse_args(arguments)
     for topic in TOPICS:
         importlib.import_module(f"benchmarks.{topic}")
@@ -50,10 +51,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for wanted in options.names:
         if not any(name.startswith(wanted) for name in selected):
             parser.error(f"no benchmark is called {wanted!r}; there are: {', '.join(BENCHMARKS)}")
+    earlier = read_scores(options.against) if options.against else {}
     # Fresh processes find bytecode, as they do where a package is installed.
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     outcomes = _measure(selected, options.rounds)
     print(summary(outcomes))
+    if options.against:
+        print(comparison(outcomes, earlier))
     if options.json:
         write_json(outcomes, options.json)
     return 0

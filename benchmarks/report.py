@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from .harness import Outcome, Unit
@@ -53,6 +53,29 @@ def summary(outcomes: Sequence[Outcome]) -> str:
     judged = [o.reached for o in outcomes if o.reached is not None]
     lines.append(f"\n  {sum(judged)} of {len(judged)} targets reached")
     return "\n".join(lines)
+
+
+def comparison(outcomes: Sequence[Outcome], earlier: Mapping[tuple[str, str], float]) -> str:
+    """Return one line for each figure: its score, the earlier one, and the ratio of the two.
+
+    Args:
+        outcomes: What was measured now.
+        earlier: As `read_scores` returns it. A figure that is not in it has no earlier score.
+    """
+    lines = [heading("comparison")]
+    for outcome in outcomes:
+        before = earlier.get((outcome.benchmark, outcome.figure.title))
+        told = "new" if before is None else f"{outcome.score:>9.3g} was {before:>9.3g}"
+        if before:
+            told += f"   {outcome.score / before:.2f} x"
+        lines.append(f"  {outcome.benchmark:<14} {outcome.figure.title:<56} {told}")
+    return "\n".join(lines)
+
+
+def read_scores(path: Path) -> dict[tuple[str, str], float]:
+    """Return the scores in a file from `write_json`, by benchmark and title."""
+    figures = json.loads(path.read_text(encoding="utf-8"))["figures"]
+    return {(figure["benchmark"], figure["title"]): figure["score"] for figure in figures}
 
 
 def amount(value: float, unit: Unit) -> str:

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from .harness import BENCHMARKS, LEAST_ROUNDS, Outcome, run
+from .harness import BENCHMARKS, MIN_ROUNDS, Outcome, run
 from .report import comparison, details, heading, read_scores, summary, write_json
 
 # In the order they run in.
@@ -31,11 +31,20 @@ TOPICS = (
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run what was asked for. The exit status says that it ran, not that every target was reached."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("names", nargs="*", metavar="NAME", help="a benchmark, or the start of its name")
+    parser.add_argument(
+        "names", nargs="*", metavar="NAME", help="a benchmark, or the start of its name"
+    )
     parser.add_argument("--list", action="store_true", help="print the names and stop")
-    parser.add_argument("--rounds", type=int, metavar="N", help="rounds of every figure (default: its own)")
+    parser.add_argument(
+        "--rounds", type=int, metavar="N", help="rounds of every figure (default: its own)"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every sample to this file")
-    parser.add_argument("--against", type=Path, metavar="FILE", help="compare with what an earlier --json has written")
+    parser.add_argument(
+        "--against",
+        type=Path,
+        metavar="FILE",
+        help="compare with what an earlier --json has written",
+    )
     options = parser.parse_args(arguments)
     for topic in TOPICS:
         importlib.import_module(f"benchmarks.{topic}")
@@ -45,9 +54,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     if options.rounds is not None and options.rounds < 1:
         parser.error("--rounds must be at least 1")
-    if options.rounds is not None and options.rounds < LEAST_ROUNDS:
-        print(f"note: fewer than {LEAST_ROUNDS} rounds say little", file=sys.stderr)
-    selected = [name for name in BENCHMARKS if not options.names or name.startswith(tuple(options.names))]
+    if options.rounds is not None and options.rounds < MIN_ROUNDS:
+        print(f"note: fewer than {MIN_ROUNDS} rounds say little", file=sys.stderr)
+    selected = [
+        name for name in BENCHMARKS if not options.names or name.startswith(tuple(options.names))
+    ]
     for wanted in options.names:
         if not any(name.startswith(wanted) for name in selected):
             parser.error(f"no benchmark is called {wanted!r}; there are: {', '.join(BENCHMARKS)}")

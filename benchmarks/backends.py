@@ -140,7 +140,9 @@ def rq(worker_class: str | None = None) -> Iterator[Native]:
             return results([queue.enqueue("app.small", item) for item in items])
 
         def at_once(items: Sequence[int]) -> list[int]:
-            return results(queue.enqueue_many([Queue.prepare_data("app.small", (item,)) for item in items]))
+            return results(
+                queue.enqueue_many([Queue.prepare_data("app.small", (item,)) for item in items])
+            )
 
         yield Native(
             "rq",
@@ -222,7 +224,9 @@ def arq(poll: float) -> Iterator[Native]:
     command, source = workers.arq("app.WorkerSettings"), ARQ.replace("POLL", str(poll))
     with on_redis(lambda url: command, source) as server, asyncio.Runner() as runner:
         pool = runner.run(create_pool(RedisSettings.from_dsn(server.url)))
-        pool.connection_pool.max_connections = 2 * MANY  # it takes one for each job that is waited for
+        pool.connection_pool.max_connections = (
+            2 * MANY
+        )  # it takes one for each job that is waited for
 
         async def one(item: int) -> int:
             job = await pool.enqueue_job("small", item)
@@ -230,7 +234,9 @@ def arq(poll: float) -> Iterator[Native]:
             while True:
                 try:
                     return int(await job.result(poll_delay=poll))
-                except ResultNotFound:  # ARQ 0.25 does not look for it and for the job at the same time
+                except (
+                    ResultNotFound
+                ):  # ARQ 0.25 does not look for it and for the job at the same time
                     continue
 
         async def many(items: Sequence[int]) -> list[int]:
@@ -268,8 +274,13 @@ def taskiq() -> Iterator[Native]:
     """Taskiq on a list in Redis, which has the results, too: `kiq` and `wait_result`, which looks every 0.2 s."""
     from taskiq_redis import ListQueueBroker, RedisAsyncResultBackend
 
-    with on_redis(lambda url: workers.taskiq("app:broker"), TASKIQ) as server, asyncio.Runner() as runner:
-        broker = ListQueueBroker(server.url).with_result_backend(RedisAsyncResultBackend(server.url))
+    with (
+        on_redis(lambda url: workers.taskiq("app:broker"), TASKIQ) as server,
+        asyncio.Runner() as runner,
+    ):
+        broker = ListQueueBroker(server.url).with_result_backend(
+            RedisAsyncResultBackend(server.url)
+        )
 
         @broker.task(task_name="app.small")
         async def small(item: int) -> int:
@@ -302,7 +313,9 @@ def on_redis(command: Callable[[str], Command], source: str) -> Iterator[redis.R
         with (
             redis.running(folder / "redis") as server,
             Worker.start(
-                command(server.url), folder / "worker", modules={"app": source.replace("{url!r}", repr(server.url))}
+                command(server.url),
+                folder / "worker",
+                modules={"app": source.replace("{url!r}", repr(server.url))},
             ),
         ):
             yield server
@@ -364,7 +377,9 @@ def temporal() -> Iterator[Native]:
 
                 async def one(item: int) -> int:
                     name = f"small-{uuid.uuid4().hex}"
-                    return int(await client.execute_workflow("Small", item, id=name, task_queue="small"))
+                    return int(
+                        await client.execute_workflow("Small", item, id=name, task_queue="small")
+                    )
 
                 # All at once, it is slower, and the server refuses some: "Namespace default is not found".
                 async def many(items: Sequence[int], bound: int) -> list[int]:
@@ -436,7 +451,13 @@ def ray() -> Iterator[Native]:
             def many(items: Sequence[int]) -> list[int]:
                 return native.get([small.remote(item) for item in items])
 
-            yield Native("ray", {}, lambda item: native.get(small.remote(item)), {"remote": many}, cluster.kept)
+            yield Native(
+                "ray",
+                {},
+                lambda item: native.get(small.remote(item)),
+                {"remote": many},
+                cluster.kept,
+            )
         finally:
             native.shutdown()
 
@@ -465,8 +486,13 @@ def latencies() -> Iterator[Figure]:
     """One small task on a backend, and its result."""
     for name, opened in ROWS.items():
         with opened() as native, configured(native):
-            probes = [alone("wove", weave_one, native.pause), alone("native", native.one, native.pause)]
-            yield Figure(f"{name}: one small task", "wove", probes, Target(LATENCY_LIMITS.get(name, 1.0)))
+            probes = [
+                alone("wove", weave_one, native.pause),
+                alone("native", native.one, native.pause),
+            ]
+            yield Figure(
+                f"{name}: one small task", "wove", probes, Target(LATENCY_LIMITS.get(name, 1.0))
+            )
 
 
 @benchmark("backend-small")
@@ -476,8 +502,17 @@ def small_tasks() -> Iterator[Figure]:
     for name, opened in ROWS.items():
         with opened() as native, configured(native):
             probes = [timed("wove", partial(weave_many, items), expect=items)]
-            probes += [timed(label, partial(work, items), expect=items) for label, work in native.many.items()]
-            yield Figure(f"{name}: {MANY:,} small tasks", "wove", probes, Target(SMALL_LIMITS.get(name, 1.3)), rounds=7)
+            probes += [
+                timed(label, partial(work, items), expect=items)
+                for label, work in native.many.items()
+            ]
+            yield Figure(
+                f"{name}: {MANY:,} small tasks",
+                "wove",
+                probes,
+                Target(SMALL_LIMITS.get(name, 1.3)),
+                rounds=7,
+            )
 
 
 @benchmark("backend-gap")
@@ -491,7 +526,14 @@ def gaps() -> Iterator[Figure]:
                 ("its server does not answer", "hand_out_to_nobody", native.server.pid),
             ):
                 probe = gap_probe(function, number, *arguments)
-                yield Figure(f"{name}: {what}", SUBJECT, [probe], Target(0.1, "over by"), aside=(ELAPSED,), rounds=5)
+                yield Figure(
+                    f"{name}: {what}",
+                    SUBJECT,
+                    [probe],
+                    Target(0.1, "over by"),
+                    aside=(ELAPSED,),
+                    rounds=5,
+                )
 
 
 @benchmark("backend-again")
@@ -550,7 +592,9 @@ def slurm() -> Iterator[Native]:
             def submit(script: str, *arguments: object) -> None:
                 line = f"#!/bin/sh\nexec {sys.executable} {folder}/{script} {' '.join(map(str, arguments))}\n"
                 command = ["sbatch", "--parsable", "--output=/dev/null"]
-                subprocess.run(command, input=line, text=True, stdout=subprocess.DEVNULL, check=True)
+                subprocess.run(
+                    command, input=line, text=True, stdout=subprocess.DEVNULL, check=True
+                )
 
             def wait() -> None:
                 while cluster.jobs():
@@ -572,7 +616,10 @@ def slurm() -> Iterator[Native]:
                 wait()
                 return [pickle.loads((folder / f"result-{item}").read_bytes()) for item in items]
 
-            many = {"sbatch, a pickle in a file": pickled, "sbatch, a script for this task alone": stored}
+            many = {
+                "sbatch, a pickle in a file": pickled,
+                "sbatch, a script for this task alone": stored,
+            }
             yield Native("slurm", {}, lambda item: stored([item])[0], many, cluster.controller)
 
 
@@ -582,5 +629,7 @@ def jobs() -> Iterator[Figure]:
     items = list(range(JOBS))
     with slurm() as native, configured(native):
         probes = [timed("wove", partial(weave_many, items), expect=items)]
-        probes += [timed(label, partial(work, items), expect=items) for label, work in native.many.items()]
+        probes += [
+            timed(label, partial(work, items), expect=items) for label, work in native.many.items()
+        ]
         yield Figure(f"slurm: {JOBS} tasks", "wove", probes, Target(1.3), rounds=3, warm_up=False)

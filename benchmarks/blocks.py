@@ -186,7 +186,12 @@ def blocks() -> Iterator[Figure]:
                 timed("wove", weave_sync_diamond, number=50, expect=5),
                 timed("ThreadPoolExecutor, kept", partial(pool_diamond, pool), number=50, expect=5),
                 timed("ThreadPoolExecutor, per call", own_pool_diamond, number=50, expect=5),
-                timed("kept, join by caller", partial(pool_diamond_and_caller, pool), number=50, expect=5),
+                timed(
+                    "kept, join by caller",
+                    partial(pool_diamond_and_caller, pool),
+                    number=50,
+                    expect=5,
+                ),
             ],
             Target(1.5),
             aside=("kept, join by caller",),

@@ -57,7 +57,9 @@ def weave_chunks(count: int, workers: int) -> None:
     assert w.result.final == [1024] * count
 
 
-async def _pull(work: Callable[[Any], Awaitable[int]], source: Iterable[Any], workers: int) -> list[int]:
+async def _pull(
+    work: Callable[[Any], Awaitable[int]], source: Iterable[Any], workers: int
+) -> list[int]:
     import asyncio
 
     results: list[int] = []

@@ -16,7 +16,9 @@ async def http() -> None:
     import uvicorn
 
     async def app(
-        scope: dict[str, Any], receive: Callable[[], Awaitable[Any]], send: Callable[[Any], Awaitable[None]]
+        scope: dict[str, Any],
+        receive: Callable[[], Awaitable[Any]],
+        send: Callable[[Any], Awaitable[None]],
     ) -> None:
         body = b""
         while True:
@@ -33,7 +35,9 @@ async def http() -> None:
     listener.bind(("127.0.0.1", 0))
     listener.listen(1024)
     server = uvicorn.Server(
-        uvicorn.Config(app, log_level="error", access_log=False, lifespan="off", timeout_keep_alive=600)
+        uvicorn.Config(
+            app, log_level="error", access_log=False, lifespan="off", timeout_keep_alive=600
+        )
     )
     print(listener.getsockname()[1], flush=True)
     await server.serve([listener])

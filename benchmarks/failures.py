@@ -135,13 +135,20 @@ def failures() -> Iterator[Figure]:
     edges: dict[str, list[str]] = {f"t{index}": [] for index in range(SIBLINGS)}
     siblings = graph(edges, lambda name: "await sleep()", sleep=None)
     for title, subject, reference in (
-        ("one task fails beside a map of 1,000 sleeping items", weave_of_items_fails, group_of_items_fails),
+        (
+            "one task fails beside a map of 1,000 sleeping items",
+            weave_of_items_fails,
+            group_of_items_fails,
+        ),
         ("one task fails beside 1,000 sleeping tasks", weave_fails, group_fails),
     ):
         yield Figure(
             title,
             "wove",
-            [until_raised("wove", subject, siblings), until_raised("TaskGroup", reference, siblings)],
+            [
+                until_raised("wove", subject, siblings),
+                until_raised("TaskGroup", reference, siblings),
+            ],
             Target(1.2),
             rounds=21,
         )

@@ -20,7 +20,9 @@ def gap_probe(function: str, *arguments: int | str) -> Probe:
 
     def probe() -> Values:
         command = [sys.executable, "-m", "benchmarks.fresh", "benchmarks.children:idle"]
-        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as idle:
+        with subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        ) as idle:
             assert idle.stdin is not None
             assert idle.stdout is not None
             assert idle.stdout.readline() == "ready\n"

@@ -31,11 +31,16 @@ class Graph:
     names: Mapping[str, Any]
 
     def functions(self) -> dict[str, Callable[..., Any]]:
-        return {name: FunctionType(code, dict(self.names), name) for name, code in self.codes.items()}
+        return {
+            name: FunctionType(code, dict(self.names), name) for name, code in self.codes.items()
+        }
 
 
 def graph(
-    edges: Mapping[str, Sequence[str]], body: Callable[[str], str], sync: Sequence[str] = (), **names: Any
+    edges: Mapping[str, Sequence[str]],
+    body: Callable[[str], str],
+    sync: Sequence[str] = (),
+    **names: Any,
 ) -> Graph:
     """A graph of async tasks (those in *sync* excepted) that run *body* and return a number.
 
@@ -129,8 +134,12 @@ def layers(count: int, width: int, seed: int) -> dict[str, list[str]]:
     choose = random.Random(seed)
     edges: dict[str, list[str]] = {}
     for index in range(count):
-        above = range((index // width - 1) * width, (index // width) * width) if index >= width else ()
-        edges[f"t{index}"] = [f"t{p}" for p in choose.sample(above, choose.randint(1, 3))] if above else []
+        above = (
+            range((index // width - 1) * width, (index // width) * width) if index >= width else ()
+        )
+        edges[f"t{index}"] = (
+            [f"t{p}" for p in choose.sample(above, choose.randint(1, 3))] if above else []
+        )
     return edges
 
 
@@ -146,7 +155,10 @@ def graphs() -> Iterator[Figure]:
         ("a chain of 500 sync tasks", chain(500), True, None),
         ("layers of 20, 1,000 sync tasks", layers(1_000, 20, seed=1), True, None),
     ):
-        work, last = graph(edges, lambda name: "pass", tuple(edges) if is_sync else ()), list(edges)[-1]
+        work, last = (
+            graph(edges, lambda name: "pass", tuple(edges) if is_sync else ()),
+            list(edges)[-1],
+        )
         yield Figure(
             title,
             "wove",
@@ -206,7 +218,9 @@ def planning() -> Iterator[Figure]:
         ("declaring and planning, 100 to 4,000 tasks", planning_probe, Target(1.5)),
         ("the whole weave, 100 to 4,000 tasks", running_probe, None),
     ):
-        yield Figure(title, "a task, of 4,000", [probe(c) for c in counts], target, between, rounds=11)
+        yield Figure(
+            title, "a task, of 4,000", [probe(c) for c in counts], target, between, rounds=11
+        )
 
 
 def critical_path(edges: Mapping[str, Sequence[str]], seconds: Mapping[str, float]) -> float:
@@ -218,17 +232,28 @@ def critical_path(edges: Mapping[str, Sequence[str]], seconds: Mapping[str, floa
 
 
 def path_figure(
-    title: str, edges: Mapping[str, Sequence[str]], seconds: Mapping[str, float], sync: Sequence[str] = ()
+    title: str,
+    edges: Mapping[str, Sequence[str]],
+    seconds: Mapping[str, float],
+    sync: Sequence[str] = (),
 ) -> Figure:
     def body(name: str) -> str:
         return f"{'sleep' if name in sync else 'await asleep'}({seconds[name]})"
 
     work = graph(edges, body, sync, sleep=sleep, asleep=asyncio.sleep)
-    longest, by_hand, last = critical_path(edges, seconds), "graphlib loop over asyncio", list(edges)[-1]
+    longest, by_hand, last = (
+        critical_path(edges, seconds),
+        "graphlib loop over asyncio",
+        list(edges)[-1],
+    )
     return Figure(
         title,
         "wove",
-        [weave_probe(work, last), lambda: {"critical path": longest}, loop_probe(work, last, by_hand)],
+        [
+            weave_probe(work, last),
+            lambda: {"critical path": longest},
+            loop_probe(work, last, by_hand),
+        ],
         Target(0.97, "at least"),
         aside=(by_hand,),
         rounds=7,
@@ -238,7 +263,12 @@ def path_figure(
 @benchmark("critical-path")
 def critical_paths() -> Iterator[Figure]:
     """Whether anything waits for what it does not need: critical path / elapsed."""
-    edges: dict[str, list[str]] = {"quick": [], "slow_after": ["quick"], "slow": [], "quick_after": ["slow"]}
+    edges: dict[str, list[str]] = {
+        "quick": [],
+        "slow_after": ["quick"],
+        "slow": [],
+        "quick_after": ["slow"],
+    }
     seconds = {"quick": 0.1, "slow_after": 0.4, "slow": 0.4, "quick_after": 0.1}
     yield path_figure("fast -> slow beside slow -> fast, async", edges, seconds)
     yield path_figure("fast -> slow beside slow -> fast, sync", edges, seconds, sync=tuple(edges))

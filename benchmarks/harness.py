@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Final, Literal, TypeAlias
 
-LEAST_ROUNDS: Final = 7
+MIN_ROUNDS: Final = 7
 
 Values: TypeAlias = Mapping[str, float]
 Probe: TypeAlias = Callable[[], Values]
@@ -81,7 +81,9 @@ class Outcome:
     def best(self) -> str | None:
         """The reference with the lowest median, or ``None`` where the subject stands alone."""
         references = [
-            label for label in self.medians if label != self.figure.subject and label not in self.figure.aside
+            label
+            for label in self.medians
+            if label != self.figure.subject and label not in self.figure.aside
         ]
         return min(references, key=self.medians.__getitem__, default=None)
 
@@ -102,7 +104,9 @@ class Outcome:
         """Whether the target was reached; ``None`` without one."""
         if (target := self.figure.target) is None:
             return None
-        return self.score >= target.limit if target.rule == "at least" else self.score <= target.limit
+        return (
+            self.score >= target.limit if target.rule == "at least" else self.score <= target.limit
+        )
 
 
 BENCHMARKS: Final[dict[str, Benchmark]] = {}
@@ -118,7 +122,9 @@ def benchmark(name: str) -> Callable[[Benchmark], Benchmark]:
     return register
 
 
-def timed(label: str, work: Callable[[], object], *, number: int = 1, expect: object = None) -> Probe:
+def timed(
+    label: str, work: Callable[[], object], *, number: int = 1, expect: object = None
+) -> Probe:
     """A probe for the seconds that one call of *work* takes, as the mean of *number* calls.
 
     With *expect*, a call that returns anything else is an error: wrong answers are quick ones.

@@ -17,7 +17,9 @@ def inside(statement: str) -> Probe:
     code = f"from time import perf_counter as clock\nbegin = clock()\n{statement}\nprint(clock() - begin)"
 
     def probe() -> Values:
-        done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, check=True)
+        done = subprocess.run(
+            [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, check=True
+        )
         return {statement: float(done.stdout)}
 
     return probe

@@ -47,7 +47,9 @@ def sync_uneven(item: int) -> int:
     return item
 
 
-def weave_map(work: Callable[[int], Any], items: Sequence[int], workers: int | None = None) -> object:
+def weave_map(
+    work: Callable[[int], Any], items: Sequence[int], workers: int | None = None
+) -> object:
     with weave() as w:
         w.do(items, workers=workers)(work)
     return w.result.final
@@ -153,7 +155,11 @@ def bounded() -> Iterator[Figure]:
             "wove",
             [
                 timed("wove", partial(weave_map, work, items, workers=100), expect=items),
-                timed("semaphore + gather", partial(run_semaphore_gather, work, items, 100), expect=items),
+                timed(
+                    "semaphore + gather",
+                    partial(run_semaphore_gather, work, items, 100),
+                    expect=items,
+                ),
                 timed(pulling, partial(run_pull, work, items, 100), expect=items),
             ],
             Target(0.6) if work is no_op else None,
@@ -197,8 +203,16 @@ def threads() -> Iterator[Figure]:
     items = list(range(10_000))
     with ThreadPoolExecutor() as pool:
         references = [
-            timed("ThreadPoolExecutor.map, kept", partial(pool_map, pool, sync_no_op, items), expect=items),
-            timed("ThreadPoolExecutor.map, per call", partial(own_pool_map, sync_no_op, items), expect=items),
+            timed(
+                "ThreadPoolExecutor.map, kept",
+                partial(pool_map, pool, sync_no_op, items),
+                expect=items,
+            ),
+            timed(
+                "ThreadPoolExecutor.map, per call",
+                partial(own_pool_map, sync_no_op, items),
+                expect=items,
+            ),
         ]
         for title, subject in (
             ("10,000 sync no-ops", partial(weave_map, sync_no_op, items)),
@@ -206,7 +220,9 @@ def threads() -> Iterator[Figure]:
             ("merge of 10,000 sync no-ops, in a sync task", partial(weave_merge, items)),
             ("merge of 10,000 sync no-ops, in an async task", partial(weave_merge_awaited, items)),
         ):
-            yield Figure(title, "wove", [timed("wove", subject, expect=items), *references], Target(0.5))
+            yield Figure(
+                title, "wove", [timed("wove", subject, expect=items), *references], Target(0.5)
+            )
     for title, work, count in (
         ("workers=32: 1,000 items of time.sleep(0.002)", sync_napping, 1_000),
         ("workers=32: 1,000 items, each tenth sleeps 0.01", sync_uneven, 1_000),
@@ -217,6 +233,8 @@ def threads() -> Iterator[Figure]:
             "wove",
             [
                 timed("wove", partial(weave_map, work, some, workers=32), expect=some),
-                timed("ThreadPoolExecutor(32).map", partial(own_pool_map, work, some, 32), expect=some),
+                timed(
+                    "ThreadPoolExecutor(32).map", partial(own_pool_map, work, some, 32), expect=some
+                ),
             ],
         )

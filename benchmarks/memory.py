@@ -40,7 +40,11 @@ def memory() -> Iterator[Figure]:
         yield Figure(
             title,
             "wove",
-            [peak("wove", subject, count, workers), peak(pulling, reference, count, workers), floor],
+            [
+                peak("wove", subject, count, workers),
+                peak(pulling, reference, count, workers),
+                floor,
+            ],
             Target(1.5),
             aside=(FLOOR,),
             rounds=7,

@@ -84,7 +84,7 @@ def weave_naps() -> Any:
 
 def frame(args: dict[str, Any]) -> list[bytes]:
     """What one run posts."""
-    function = pickling.dumps(small, what="small")
+    function = pickling.dumps(small, label="small")
     return codec.encode(
         {
             "type": "run_task",
@@ -92,7 +92,7 @@ def frame(args: dict[str, Any]) -> list[bytes]:
             "task_id": "small",
             "callable_pickle": function,
             "callable_id": sha256(b"".join(function.chunks)).hexdigest(),
-            "args_pickle": pickling.dumps(args, what="args"),
+            "args_pickle": pickling.dumps(args, label="args"),
             "delivery": {"delivery_cancel_mode": "best_effort", "delivery_orphan_policy": "cancel"},
             "python": PYTHON,
             "wove": __version__,
@@ -165,7 +165,9 @@ class WebSocketClient:
     async def _open(self, port: int) -> None:
         from websockets.asyncio.client import connect
 
-        self._connection = await connect(f"ws://127.0.0.1:{port}", compression=None, max_size=None, ping_interval=None)
+        self._connection = await connect(
+            f"ws://127.0.0.1:{port}", compression=None, max_size=None, ping_interval=None
+        )
 
     async def _all(self, body: bytes, count: int) -> list[int]:
         waiting: deque[asyncio.Future[int]] = deque()
@@ -205,7 +207,9 @@ def clients(transport: str, port: int) -> dict[str, Client]:
         return {f"http.client, {threads} threads": HttpClient(port, threads) for threads in (4, 32)}
     if transport == "grpc":
         return {f"grpc.aio, {bound} at a time": GrpcClient(port, bound) for bound in (64, SMALL)}
-    return {f"websockets, {bound} at a time": WebSocketClient(port, bound) for bound in (1, 64, SMALL)}
+    return {
+        f"websockets, {bound} at a time": WebSocketClient(port, bound) for bound in (1, 64, SMALL)
+    }
 
 
 @benchmark("network-small")
@@ -244,20 +248,28 @@ def naps() -> Iterator[Figure]:
 @benchmark("network-large")
 def large() -> Iterator[Figure]:
     """A large argument and result through a worker service, beside the same bytes as they are."""
-    raw = os.urandom(512 * 1024).hex().encode() * MEBIBYTES  # text, or a WebSocket message would be invalid
+    raw = (
+        os.urandom(512 * 1024).hex().encode() * MEBIBYTES
+    )  # text, or a WebSocket message would be invalid
     for transport in TRANSPORTS:
         with service(transport) as address, running("-m", "benchmarks.echoes", transport) as port:
             client, *others = clients(transport, int(port)).values()
 
             def through(address: str = address, transport: str = transport) -> Values:
-                return {"wove": call("benchmarks.children:echo_bytes", MEBIBYTES, transport, address)["elapsed"]}
+                return {
+                    "wove": call("benchmarks.children:echo_bytes", MEBIBYTES, transport, address)[
+                        "elapsed"
+                    ]
+                }
 
             def bare(client: Client = client) -> Values:
                 begin = perf_counter()
                 assert client(raw, 1) == [len(raw)]
                 return {"raw send and echo": perf_counter() - begin}
 
-            yield Figure(f"{transport}: {MEBIBYTES} MiB there and back", "wove", [through, bare], rounds=7)
+            yield Figure(
+                f"{transport}: {MEBIBYTES} MiB there and back", "wove", [through, bare], rounds=7
+            )
             for each in (client, *others):
                 each.close()
 
@@ -284,6 +296,16 @@ def flight() -> Iterator[Figure]:
         with service(transport) as address:
 
             def grown(address: str = address, transport: str = transport) -> Values:
-                return {"all together": call("benchmarks.children:in_flight", AT_ONCE, transport, address)["grown"]}
+                return {
+                    "all together": call(
+                        "benchmarks.children:in_flight", AT_ONCE, transport, address
+                    )["grown"]
+                }
 
-            yield Figure(f"{transport}: {AT_ONCE:,} runs in flight", "all together", [grown], rounds=7, unit="MiB")
+            yield Figure(
+                f"{transport}: {AT_ONCE:,} runs in flight",
+                "all together",
+                [grown],
+                rounds=7,
+                unit="MiB",
+            )

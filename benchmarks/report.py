@@ -107,5 +107,11 @@ def write_json(outcomes: Sequence[Outcome], path: Path) -> None:
         }
         for o in outcomes
     ]
-    about = {"python": platform.python_version(), "system": platform.system(), "cpus": os.cpu_count()}
-    path.write_text(json.dumps({"about": about, "figures": figures}, indent=1) + "\n", encoding="utf-8")
+    about = {
+        "python": platform.python_version(),
+        "system": platform.system(),
+        "cpus": os.cpu_count(),
+    }
+    path.write_text(
+        json.dumps({"about": about, "figures": figures}, indent=1) + "\n", encoding="utf-8"
+    )

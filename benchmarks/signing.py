@@ -12,7 +12,11 @@ from wove.security import NetworkExecutorSecurity
 from .harness import Figure, Target, Values, benchmark
 
 TARGET = "/wove/tasks"
-BODY = b'{"type": "run_task", "run_id": "w-0123456789", "args_pickle": "' + b"gAWVBgAAAAAAAABLAS4=" * 20 + b'"}'
+BODY = (
+    b'{"type": "run_task", "run_id": "w-0123456789", "args_pickle": "'
+    + b"gAWVBgAAAAAAAABLAS4=" * 20
+    + b'"}'
+)
 BEFORE = 100_000
 FEW = 100  # requests to a service that is new
 SERVICES = 20  # new services a round, so that both probes take some milliseconds
@@ -49,7 +53,9 @@ def seasoned() -> NetworkExecutorSecurity:
 def early() -> Values:
     batches = [(service(), requests(FEW)) for _ in range(SERVICES)]
     gc.collect()
-    return {EARLY: sum(verify(security, headers) for security, headers in batches) / (FEW * SERVICES)}
+    return {
+        EARLY: sum(verify(security, headers) for security, headers in batches) / (FEW * SERVICES)
+    }
 
 
 def late() -> Values:

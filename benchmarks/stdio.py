@@ -59,8 +59,14 @@ def pools() -> Iterator[Figure]:
             "wove",
             [
                 timed("wove", lambda: weave_following(items), expect=answers),
-                timed("ProcessPoolExecutor.map", lambda: list(pool.map(following, items)), expect=answers),
-                timed(chunked, lambda: list(pool.map(following, items, chunksize=50)), expect=answers),
+                timed(
+                    "ProcessPoolExecutor.map",
+                    lambda: list(pool.map(following, items)),
+                    expect=answers,
+                ),
+                timed(
+                    chunked, lambda: list(pool.map(following, items, chunksize=50)), expect=answers
+                ),
             ],
             Target(1.3),
             aside=(chunked,),

@@ -25,7 +25,10 @@ def main(root: str) -> None:
         # The code below says what is computed; this says where. "stdio" is a pool of Python processes on this machine,
         # and "http" a worker service, which may be on any.
         wove.config(
-            environments={"pool": {"executor": "stdio"}, "service": {"executor": "http", "executor_config": address}}
+            environments={
+                "pool": {"executor": "stdio"},
+                "service": {"executor": "http", "executor_config": address},
+            }
         )
         weave_report(root)
 
@@ -37,7 +40,11 @@ def weave_report(root: str) -> None:
         @w.do
         def files(root: str) -> list[str]:
             paths = Path(root).rglob("*.py")
-            return sorted(str(path) for path in paths if not {"site-packages", "__pycache__"} & set(path.parts))
+            return sorted(
+                str(path)
+                for path in paths
+                if not {"site-packages", "__pycache__"} & set(path.parts)
+            )
 
         # One run per file, in the pool: parsing computes without a pause, so only processes can do it in parallel.
         @w.do("files", environment="pool")
@@ -62,7 +69,9 @@ def weave_report(root: str) -> None:
         # And on the event loop: an async task, which needs no thread.
         @w.do
         async def interpreter() -> str:
-            asked = await asyncio.create_subprocess_exec(sys.executable, "-VV", stdout=asyncio.subprocess.PIPE)
+            asked = await asyncio.create_subprocess_exec(
+                sys.executable, "-VV", stdout=asyncio.subprocess.PIPE
+            )
             answer, _ = await asked.communicate()
             return " ".join(answer.decode().split())
 

@@ -12,7 +12,16 @@ from typing import TypedDict
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 SCOPES = (*FUNCTIONS, ast.ClassDef, ast.Lambda)
 # What adds a way through a function: McCabe's measure counts them, and one for the straight way.
-BRANCHES = (ast.If, ast.IfExp, ast.For, ast.AsyncFor, ast.While, ast.ExceptHandler, ast.match_case, ast.comprehension)
+BRANCHES = (
+    ast.If,
+    ast.IfExp,
+    ast.For,
+    ast.AsyncFor,
+    ast.While,
+    ast.ExceptHandler,
+    ast.match_case,
+    ast.comprehension,
+)
 
 
 class Measured(TypedDict):
@@ -51,16 +60,23 @@ def analyse(path: str) -> FileReport:
     }
     try:
         tree = ast.parse(Path(path).read_bytes(), path)
-    except (SyntaxError, ValueError) as error:  # some of the library's own test files are wrong on purpose
+    except (
+        SyntaxError,
+        ValueError,
+    ) as error:  # some of the library's own test files are wrong on purpose
         report["error"] = f"{type(error).__name__}: {error}"
         return report
     nodes = list(ast.walk(tree))
     measured = [measure(node) for node in nodes if isinstance(node, FUNCTIONS)]
     report["functions"] = len(measured)
     report["classes"] = sum(isinstance(node, ast.ClassDef) for node in nodes)
-    report["imports"] = sum(len(node.names) for node in nodes if isinstance(node, (ast.Import, ast.ImportFrom)))
+    report["imports"] = sum(
+        len(node.names) for node in nodes if isinstance(node, (ast.Import, ast.ImportFrom))
+    )
     report["longest"] = max(measured, key=lambda function: function["lines"], default=None)
-    report["most_complex"] = max(measured, key=lambda function: function["complexity"], default=None)
+    report["most_complex"] = max(
+        measured, key=lambda function: function["complexity"], default=None
+    )
     report["seconds"] = time.thread_time() - began
     return report
 

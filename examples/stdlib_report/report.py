@@ -30,7 +30,9 @@ def summarise(analysed: Sequence[FileReport], copies: int, interpreter: str) -> 
 
 
 def superlative(
-    files: Sequence[FileReport], which: Literal["longest", "most_complex"], by: Literal["lines", "complexity"]
+    files: Sequence[FileReport],
+    which: Literal["longest", "most_complex"],
+    by: Literal["lines", "complexity"],
 ) -> str:
     """The extreme function of all files, with its measure and its place."""
     found: list[tuple[str, Measured]] = []
@@ -55,5 +57,8 @@ def what_ran_where(result: WoveResult, elapsed: float) -> str:
         where = f"{records[0].environment}: {processes}" if workers else "this process"
         lines.append(f"  {name:<11}{len(records):>6,}  {seconds:>8.2f}   {where}")
     computed = sum(file["seconds"] for file in result.analysed)
-    lines += ["", f"  {computed:.1f} seconds of parsing and measuring, in {elapsed:.1f} seconds from start to end."]
+    lines += [
+        "",
+        f"  {computed:.1f} seconds of parsing and measuring, in {elapsed:.1f} seconds from start to end.",
+    ]
     return "\n".join(lines)

@@ -15,7 +15,16 @@ from typing import Any
 def worker_service() -> Generator[dict[str, Any], None, None]:
     """Start it on this machine, give the ``executor_config`` that leads to it, and stop it in the end."""
     secret = secrets.token_urlsafe()
-    command = ["worker", "http", "--bind", "127.0.0.1:0", "--security", "env:REPORT_SECRET", "--log-level", "warning"]
+    command = [
+        "worker",
+        "http",
+        "--bind",
+        "127.0.0.1:0",
+        "--security",
+        "env:REPORT_SECRET",
+        "--log-level",
+        "warning",
+    ]
     with subprocess.Popen(
         [sys.executable, "-m", "wove", *command],
         env={**os.environ, "REPORT_SECRET": secret},

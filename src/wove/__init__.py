@@ -7,7 +7,12 @@ The names below are imported on first use, so that ``import wove`` costs next to
 TYPE_CHECKING = False
 
 if TYPE_CHECKING:
-    from wove import backend as backend, environment as environment, errors as errors, integrations as integrations
+    from wove import (
+        backend as backend,
+        environment as environment,
+        errors as errors,
+        integrations as integrations,
+    )
     from wove.block import weave
     from wove.delivery import shutdown
     from wove.errors import (
@@ -25,11 +30,11 @@ if TYPE_CHECKING:
         WorkerLostError,
         WoveError,
     )
-    from wove.executors.adapter import BackendAdapterEnvironmentExecutor
+    from wove.executors.backend.executor import BackendAdapterEnvironmentExecutor
     from wove.executors.base import EnvironmentExecutor
-    from wove.executors.grpc import GrpcEnvironmentExecutor
-    from wove.executors.http import HttpEnvironmentExecutor
-    from wove.executors.websocket import WebSocketEnvironmentExecutor
+    from wove.executors.grpc.executor import GrpcEnvironmentExecutor
+    from wove.executors.http.executor import HttpEnvironmentExecutor
+    from wove.executors.websocket.executor import WebSocketEnvironmentExecutor
     from wove.helpers import batch, denone, flatten, fold, redict, sync_to_async, undict
     from wove.integrations.base import BackendAdapter
     from wove.merging import merge
@@ -80,13 +85,13 @@ __all__ = [
 # Where each public name lives; what is not listed lives in `errors`.
 _HOMES = {
     "BackendAdapter": "wove.integrations.base",
-    "BackendAdapterEnvironmentExecutor": "wove.executors.adapter",
+    "BackendAdapterEnvironmentExecutor": "wove.executors.backend.executor",
     "EnvironmentExecutor": "wove.executors.base",
-    "GrpcEnvironmentExecutor": "wove.executors.grpc",
-    "HttpEnvironmentExecutor": "wove.executors.http",
+    "GrpcEnvironmentExecutor": "wove.executors.grpc.executor",
+    "HttpEnvironmentExecutor": "wove.executors.http.executor",
     "NetworkExecutorSecurity": "wove.security",
     "Weave": "wove.workflow",
-    "WebSocketEnvironmentExecutor": "wove.executors.websocket",
+    "WebSocketEnvironmentExecutor": "wove.executors.websocket.executor",
     "WoveResult": "wove.result",
     "batch": "wove.helpers",
     "config": "wove.settings",

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from typing import Final
 
-from wove.integrations.statuses import REFUSED, UNREADABLE, UNREPORTED
+from wove.integrations.common.statuses import REFUSED, UNREADABLE, UNREPORTED
 
 __all__ = ["PAYLOAD_VARIABLE", "main"]
 

@@ -113,7 +113,9 @@ def _hold_exit() -> None:
     if _holds_exit:
         return
     import_module("concurrent.futures.thread")  # what is registered last is called first
-    register: Callable[[Callable[[], None]], None] | None = getattr(threading, "_register_atexit", None)
+    register: Callable[[Callable[[], None]], None] | None = getattr(
+        threading, "_register_atexit", None
+    )
     if register is not None:
         with contextlib.suppress(RuntimeError):  # it is shutting down already
             register(_wait_for_all)
@@ -142,7 +144,9 @@ def _run(execution: Execution, on_done: OnDone | None) -> WoveResult:
         except BaseException:  # there is nothing that a SystemExit could end
             _log.exception("on_done failed")
     elif result.exception is not None:
-        _log.error("a weave in the background failed: %r", result.exception, exc_info=result.exception)
+        _log.error(
+            "a weave in the background failed: %r", result.exception, exc_info=result.exception
+        )
     return result
 
 
@@ -239,10 +243,10 @@ class Detached(Background):
         self._ended.set()
 
     def _start(self) -> _Process:
-        from wove.executors.process import interpreter_flags
+        from wove.executors.stdio.process import interpreter_flags
         from wove.protocol.pickling import dumps
 
-        pickled = dumps(self._weave, what="a weave with fork=True")
+        pickled = dumps(self._weave, label="a weave with fork=True")
         del self._weave
         command = [sys.executable, *interpreter_flags(), "-c", _BOOT]
         process = _Process(command, stdin=subprocess.PIPE, start_new_session=True)
@@ -268,6 +272,6 @@ def run_detached(stream: BinaryIO) -> None:
     from wove.settings import install
 
     logging.basicConfig()
-    execution, on_done = loads(stream.read(), what="a weave with fork=True")
+    execution, on_done = loads(stream.read(), label="a weave with fork=True")
     install(execution.configuration)
     _run(execution, on_done)

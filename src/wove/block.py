@@ -29,7 +29,7 @@ from wove.settings.resolution import Resolver
 
 if TYPE_CHECKING:
     from wove.engine.execution import Display
-    from wove.engine.scheduler import Run
+    from wove.engine.scheduler import WeaveRun
     from wove.graph.rules import IdempotencyKey
     from wove.workflow import Weave
 
@@ -166,7 +166,10 @@ class weave:  # noqa: N801 - it is used like a function
 
     @overload
     def do(
-        self, source: str | Iterable[Any] | AsyncIterable[Any] = ..., /, **options: Unpack[TaskOptions]
+        self,
+        source: str | Iterable[Any] | AsyncIterable[Any] = ...,
+        /,
+        **options: Unpack[TaskOptions],
     ) -> Callable[[F], F]: ...
 
     def do(self, source: Any = UNSET, /, **options: Unpack[TaskOptions]) -> Any:
@@ -192,11 +195,15 @@ class weave:  # noqa: N801 - it is used like a function
             TypeError, ValueError: An option is wrong; the message names it.
             WeaveStateError: The block is not open.
         """
-        if not options and (type(source) is FunctionType or (callable(source) and not is_iterable(source))):
+        if not options and (
+            type(source) is FunctionType or (callable(source) and not is_iterable(source))
+        ):
             self._declare(source, UNSET, _NO_OPTIONS)
             return source
         if source is not UNSET and not is_iterable(source):
-            raise TypeError(f"@w.do maps over an iterable or the name of a task, not over {shown(source)}")
+            raise TypeError(
+                f"@w.do maps over an iterable or the name of a task, not over {shown(source)}"
+            )
 
         def decorate(fn: F) -> F:
             self._declare(fn, source, options)
@@ -216,12 +223,14 @@ class weave:  # noqa: N801 - it is used like a function
             self._inherited.discard(name)
             replaces = self._declarations[name]
         elif name in self._declarations:
-            raise NameError(f"task {name!r} is declared twice: one of the two would be lost. Rename one of them")
+            raise NameError(
+                f"task {name!r} is declared twice: one of the two would be lost. Rename one of them"
+            )
         elif name in RESERVED or name == DATA or name in self._values:
             raise _taken("task", name)
         if options:
             maps = mapped or (replaces is not None and replaces.origin() is not None)
-            options = check_task_options(options, mapped=maps, what=f"task {name!r}")
+            options = check_task_options(options, mapped=maps, label=f"task {name!r}")
         if replaces is not None:
             options = {**replaces.options, **options}
         self._declarations[name] = Declaration(
@@ -240,7 +249,10 @@ class weave:  # noqa: N801 - it is used like a function
         return self.__enter__()
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
     ) -> None:
         if kind is not None:
             self._state = _OVER
@@ -260,7 +272,10 @@ class weave:  # noqa: N801 - it is used like a function
         _raise(execution)
 
     async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
     ) -> None:
         if kind is not None:
             self._state = _OVER
@@ -279,13 +294,17 @@ class weave:  # noqa: N801 - it is used like a function
         finally:
             self._conclude(execution)
             if self._on_done is not None and self._result is not None:
-                await report_awaiting(self._on_done, self._result)  # also when the block was cancelled
+                await report_awaiting(
+                    self._on_done, self._result
+                )  # also when the block was cancelled
         _raise(execution)
 
     def _prepare(self) -> Execution | None:
         """Plan; what is to be run here and now, if it is not run in the background."""
         self._state = _OVER  # should planning fail
-        execution = Execution(self._declarations, self._values, self._options, current(), self._watch())
+        execution = Execution(
+            self._declarations, self._values, self._options, current(), self._watch()
+        )
         self._plan = execution.plan
         if self._debug:
             print(describe(execution.plan, execution.resolver))  # noqa: T201 - what debug=True is for
@@ -302,7 +321,7 @@ class weave:  # noqa: N801 - it is used like a function
         self._background = (Detached if settings.fork else Threaded)(execution, self._on_done)
         return None
 
-    def _watch(self) -> Callable[[Run], Display] | None:
+    def _watch(self) -> Callable[[WeaveRun], Display] | None:
         if not self._progress:
             return None
         from wove.observe.progress import Progress
@@ -338,7 +357,9 @@ class weave:  # noqa: N801 - it is used like a function
 
     def explain(self) -> Explanation:
         """Every effective setting of the weave and of each task, and where it came from; runs nothing."""
-        return Explanation.of((node.declaration for node in self._planned().nodes), Resolver(current(), self._options))
+        return Explanation.of(
+            (node.declaration for node in self._planned().nodes), Resolver(current(), self._options)
+        )
 
     def done(self) -> bool:
         """Whether everything has ended."""
@@ -384,9 +405,13 @@ def _raise(execution: Execution) -> None:
             del error, execution  # or the traceback would hold itself alive
 
 
-def _taken(what: str, name: str) -> NameError:
+def _taken(label: str, name: str) -> NameError:
     if name == DATA:
-        return NameError(f"{name!r} cannot name a {what}: it is the dict of all initial values")
+        return NameError(f"{name!r} cannot name a {label}: it is the dict of all initial values")
     if name in RESERVED:
-        return NameError(f"{name!r} cannot name a {what}: it is an attribute of the result. Choose another name")
-    return NameError(f"{name!r} is an initial value and a task: one of the two would be lost. Rename one of them")
+        return NameError(
+            f"{name!r} cannot name a {label}: it is an attribute of the result. Choose another name"
+        )
+    return NameError(
+        f"{name!r} is an initial value and a task: one of the two would be lost. Rename one of them"
+    )

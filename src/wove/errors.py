@@ -98,7 +98,9 @@ class EnvironmentExecutionError(WoveError, RuntimeError):
         self.payload = dict(payload or {})
 
     @classmethod
-    def of_transport(cls, message: str, *, kind: str, retryable: bool = False) -> EnvironmentExecutionError:
+    def of_transport(
+        cls, message: str, *, kind: str, retryable: bool = False
+    ) -> EnvironmentExecutionError:
         """The error for something that came back and cannot be used; *kind* names what it was."""
         report = {"kind": kind, "message": message, "retryable": retryable, "source": "transport"}
         return cls(message, report)

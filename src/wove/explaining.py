@@ -34,7 +34,10 @@ class Explanation(dict[str, dict[str, Setting]]):
         lines: list[str] = []
         for name, settings in self.items():
             lines.append(name)
-            lines += [f"  {setting:<28} {value!r:<24} {origin}" for setting, (value, origin) in settings.items()]
+            lines += [
+                f"  {setting:<28} {value!r:<24} {origin}"
+                for setting, (value, origin) in settings.items()
+            ]
         return "\n".join(lines)
 
 
@@ -46,12 +49,18 @@ def describe(plan: Plan, resolver: Resolver) -> str:
     for depth, tier in enumerate(shown.tiers):
         for name in tier:
             declaration = nodes[name].declaration
-            environment = resolver.task(declaration.options, declaration.mapped, f"task {name!r}").environment
+            environment = resolver.task(
+                declaration.options, declaration.mapped, f"task {name!r}"
+            ).environment
             about = [declaration.kind.value, f"in {environment.name!r}"]
             if declaration.mapped:
-                source = declaration.source if isinstance(declaration.source, str) else "an iterable"
+                source = (
+                    declaration.source if isinstance(declaration.source, str) else "an iterable"
+                )
                 about.insert(0, f"mapped over {source}")
-            after = f" after {', '.join(shown.dependencies[name])}" if shown.dependencies[name] else ""
+            after = (
+                f" after {', '.join(shown.dependencies[name])}" if shown.dependencies[name] else ""
+            )
             lines.append(f"  {depth}: {name} ({', '.join(about)}){after}")
     if plan.error is not None:
         lines.append(f"  wrong: {plan.error}")

@@ -110,7 +110,9 @@ def undict(mapping: Mapping[K, V]) -> list[tuple[K, V]]:
         [('a', 1), ('b', 2)]
     """
     if not isinstance(cast("object", mapping), Mapping):
-        raise TypeError(f"undict: a mapping is needed, such as a dict, not {type(mapping).__name__}")
+        raise TypeError(
+            f"undict: a mapping is needed, such as a dict, not {type(mapping).__name__}"
+        )
     return list(mapping.items())
 
 
@@ -131,7 +133,9 @@ def redict(pairs: Iterable[tuple[K, V]]) -> dict[K, V]:
                 raise TypeError
             key, value = pair
         except (TypeError, ValueError):
-            raise TypeError(f"redict: item {position} is no (key, value) pair: {pair!r:.80}") from None
+            raise TypeError(
+                f"redict: item {position} is no (key, value) pair: {pair!r:.80}"
+            ) from None
         made[key] = value
     return made
 
@@ -150,7 +154,9 @@ def denone(items: Iterable[T | None]) -> list[T]:
 
 
 @overload
-def sync_to_async(fn: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, Coroutine[Any, Any, T]]: ...
+def sync_to_async(
+    fn: Callable[P, Coroutine[Any, Any, T]],
+) -> Callable[P, Coroutine[Any, Any, T]]: ...
 @overload
 def sync_to_async(fn: Callable[P, T]) -> Callable[P, Coroutine[Any, Any, T]]: ...
 def sync_to_async(fn: Callable[P, Any]) -> Callable[P, Coroutine[Any, Any, Any]]:
@@ -244,7 +250,9 @@ def _count(name: str, value: int) -> int:
     try:
         count = index(value)
     except TypeError:
-        raise TypeError(f"{name} must be a whole number, not {value!r:.80} ({type(value).__name__})") from None
+        raise TypeError(
+            f"{name} must be a whole number, not {value!r:.80} ({type(value).__name__})"
+        ) from None
     if count < 1:
         raise ValueError(f"{name} must be at least 1, not {count}")
     return count

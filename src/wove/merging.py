@@ -10,11 +10,11 @@ from contextvars import Context, ContextVar, copy_context
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar, Unpack, overload
 
-from wove.engine.attempts import ERRANDS, Caller, Errands, in_own_task
+from wove.engine.attempts import ERRANDS, Caller, ChildCalls, in_own_task
 from wove.engine.binding import with_item
 from wove.engine.loops import run_awaiting, run_blocking
 from wove.engine.mapping import map_items
-from wove.engine.scheduler import Run, current_run, stopped
+from wove.engine.scheduler import WeaveRun, current_run, stopped
 from wove.graph.options import TaskOptions, check_task_options, shown
 from wove.graph.plan import plan
 from wove.graph.signature import Kind, describe, name_of
@@ -55,12 +55,17 @@ def merge(
 
 @overload
 def merge(
-    fn: Callable[[Any], T], /, iterable: Iterable[Any] | AsyncIterable[Any], **options: Unpack[TaskOptions]
+    fn: Callable[[Any], T],
+    /,
+    iterable: Iterable[Any] | AsyncIterable[Any],
+    **options: Unpack[TaskOptions],
 ) -> Merged[T]: ...
 
 
 @overload
-def merge(fn: Callable[[], Any], /, iterable: None = None, **options: Unpack[TaskOptions]) -> Any: ...
+def merge(
+    fn: Callable[[], Any], /, iterable: None = None, **options: Unpack[TaskOptions]
+) -> Any: ...
 
 
 def merge(fn: Callable[..., Any], /, iterable: Any = None, **options: Unpack[TaskOptions]) -> Any:
@@ -93,7 +98,9 @@ def merge(fn: Callable[..., Any], /, iterable: Any = None, **options: Unpack[Tas
         raise TypeError(f"merge calls a callable, not {shown(fn)}")
     mapped = iterable is not None
     name = name_of(fn)
-    checked = check_task_options(options, mapped=mapped, what=f"merge of {name!r}") if options else {}
+    checked = (
+        check_task_options(options, mapped=mapped, label=f"merge of {name!r}") if options else {}
+    )
     depth = _depth.get() + 1
     if depth > MERGE_DEPTH:
         raise RecursionError(f"merge of {name!r}: merges are nested more than {MERGE_DEPTH} deep")
@@ -112,12 +119,18 @@ def merge(fn: Callable[..., Any], /, iterable: Any = None, **options: Unpack[Tas
 
 
 async def _merge(
-    run: Run, *, fn: Callable[..., Any], name: str, iterable: Any, options: dict[str, Any], context: Context
+    run: WeaveRun,
+    *,
+    fn: Callable[..., Any],
+    name: str,
+    iterable: Any,
+    options: dict[str, Any],
+    context: Context,
 ) -> Any:
     """On the weave's loop."""
     if run.closed:
         raise stopped()
-    errands, context = Errands(), context.copy()
+    errands, context = ChildCalls(), context.copy()
     context.run(ERRANDS.set, errands)
     try:
         return await _call(run, fn, name, iterable, options, context)
@@ -126,7 +139,12 @@ async def _merge(
 
 
 async def _call(
-    run: Run, fn: Callable[..., Any], name: str, iterable: Any, options: dict[str, Any], context: Context
+    run: WeaveRun,
+    fn: Callable[..., Any],
+    name: str,
+    iterable: Any,
+    options: dict[str, Any],
+    context: Context,
 ) -> Any:
     mapped = iterable is not None
     settings = run.resolver.task(options, mapped, f"merge of {name!r}")
@@ -151,7 +169,7 @@ def _item_name(fn: Callable[..., Any], name: str, signature: Signature) -> str:
     return (required or signature.names)[0]
 
 
-def _wait_for(run: Run, call: Callable[[], Coroutine[Any, Any, Any]], context: Context) -> Any:
+def _wait_for(run: WeaveRun, call: Callable[[], Coroutine[Any, Any, Any]], context: Context) -> Any:
     """In a thread: run *call* on the weave's loop, and wait."""
     ended = threading.Lock()
     ended.acquire()
@@ -172,7 +190,9 @@ def _wait_for(run: Run, call: Callable[[], Coroutine[Any, Any, Any]], context: C
     return value
 
 
-async def _from_other_loop(run: Run, call: Callable[[], Coroutine[Any, Any, Any]], context: Context) -> Any:
+async def _from_other_loop(
+    run: WeaveRun, call: Callable[[], Coroutine[Any, Any, Any]], context: Context
+) -> Any:
     """In a loop that is not the weave's, as under `asyncio.run` in a sync task."""
     loop = asyncio.get_running_loop()
     future: asyncio.Future[tuple[bool, Any]] = loop.create_future()
@@ -195,10 +215,12 @@ async def _from_other_loop(run: Run, call: Callable[[], Coroutine[Any, Any, Any]
     return value
 
 
-class _Alone(Run):
+class _Alone(WeaveRun):
     """The weave around a merge that no weave is around."""
 
-    def __init__(self, call: Callable[[Run], Coroutine[Any, Any, Any]], **arguments: Any) -> None:
+    def __init__(
+        self, call: Callable[[WeaveRun], Coroutine[Any, Any, Any]], **arguments: Any
+    ) -> None:
         super().__init__(plan({}, {}), {}, Resolver(current(), {}), **arguments)
         self._call = partial(call, self)
         self._outcome: tuple[bool, Any] | None = None
@@ -221,20 +243,22 @@ class _Alone(Run):
         return value
 
 
-def _alone(call: Callable[[Run], Coroutine[Any, Any, Any]], context: Context) -> Any:
+def _alone(call: Callable[[WeaveRun], Coroutine[Any, Any, Any]], context: Context) -> Any:
     made: list[_Alone] = []
     run_blocking(partial(_make_alone, call, context, made))
     return made[0].outcome()
 
 
-async def _alone_awaiting(call: Callable[[Run], Coroutine[Any, Any, Any]], context: Context) -> Any:
+async def _alone_awaiting(
+    call: Callable[[WeaveRun], Coroutine[Any, Any, Any]], context: Context
+) -> Any:
     made: list[_Alone] = []
     await run_awaiting(partial(_make_alone, call, context, made))
     return made[0].outcome()
 
 
 def _make_alone(
-    call: Callable[[Run], Coroutine[Any, Any, Any]],
+    call: Callable[[WeaveRun], Coroutine[Any, Any, Any]],
     context: Context,
     made: list[_Alone],
     loop: asyncio.AbstractEventLoop,

@@ -174,12 +174,17 @@ class WoveResult:
         return f"<WoveResult {', '.join(parts) or 'of no tasks'}>"
 
     def __getstate__(self) -> dict[str, Any]:
-        state: dict[str, Any] = {**self.__dict__, "_tracebacks": {}, "_run_records": _Kept(self.run_records)}
+        state: dict[str, Any] = {
+            **self.__dict__,
+            "_tracebacks": {},
+            "_run_records": _Kept(self.run_records),
+        }
         rebuilt = {id(error): _portable(error) for error in self._all_errors()}
         state["_errors"] = {name: rebuilt[id(error)] for name, error in self._errors.items()}
         state["exception"] = rebuilt[id(self.exception)] if self.exception is not None else None
         state["failures"] = tuple(
-            Failure(failure.task, failure.item, rebuilt[id(failure.exception)]) for failure in self.failures
+            Failure(failure.task, failure.item, rebuilt[id(failure.exception)])
+            for failure in self.failures
         )
         return state
 
@@ -194,7 +199,9 @@ class WoveResult:
 
     def _raise_cancelled(self, name: str) -> NoReturn:
         reason = f" after {_short(self.exception)}" if self.exception is not None else ""
-        raise TaskCancelledError(f"task {name!r} has no result: it was cancelled{reason}") from self.exception
+        raise TaskCancelledError(
+            f"task {name!r} has no result: it was cancelled{reason}"
+        ) from self.exception
 
     def _unknown(self, name: str) -> str:
         names = ", ".join(map(repr, self._names)) or "none"

@@ -52,10 +52,16 @@ class Weave:
         super().__init_subclass__(**kwargs)
         for name, marks in _marks_of(cls).items():
             if name in RESERVED or name == DATA:
-                what = "the dict of all initial values" if name == DATA else "an attribute of the result"
-                raise NameError(f"{name!r} cannot name a task of {cls.__name__}: it is {what}")
+                label = (
+                    "the dict of all initial values"
+                    if name == DATA
+                    else "an attribute of the result"
+                )
+                raise NameError(f"{name!r} cannot name a task of {cls.__name__}: it is {label}")
             if not any(mark.mapped for mark in marks):
-                check_task_options(_merged(marks), mapped=False, what=f"task {name!r} of {cls.__name__}")
+                check_task_options(
+                    _merged(marks), mapped=False, label=f"task {name!r} of {cls.__name__}"
+                )
 
     @overload
     @staticmethod
@@ -77,7 +83,9 @@ class Weave:
         if not options and _is_method(source) and not is_iterable(source):
             return _mark(source, UNSET, {})
         if source is not UNSET and not is_iterable(source):
-            raise TypeError(f"@Weave.do maps over an iterable or the name of a task, not over {shown(source)}")
+            raise TypeError(
+                f"@Weave.do maps over an iterable or the name of a task, not over {shown(source)}"
+            )
 
         def decorate(fn: F) -> F:
             return _mark(fn, source, options)
@@ -93,7 +101,7 @@ def _mark(fn: F, source: Any, options: Any) -> F:
     name = getattr(fn, "__name__", type(fn).__name__)
     mapped = source is not UNSET
     # A method that replaces a mapped task may leave out the source, so that is not checked here.
-    checked = check_task_options(options, mapped=True, what=f"task {name!r}") if options else {}
+    checked = check_task_options(options, mapped=True, label=f"task {name!r}") if options else {}
     try:
         setattr(fn, _MARK, _Marked(source if mapped else None, mapped, checked))
     except AttributeError:
@@ -144,12 +152,16 @@ def declarations_of(parent: object) -> dict[str, Declaration]:
     for name, marks in _marks_of(cls).items():
         fn = getattr(instance, name)
         if not callable(fn):
-            raise TypeError(f"task {name!r} of {cls.__name__} is replaced by {shown(fn)}, which cannot be called")
+            raise TypeError(
+                f"task {name!r} of {cls.__name__} is replaced by {shown(fn)}, which cannot be called"
+            )
         # The last definition with a source is the one that the later ones replace.
         at = max((i for i, mark in enumerate(marks) if mark.mapped), default=-1)
         mapped: Declaration | None = None
         if at >= 0:
-            mapped = Declaration(fn, _merged(marks[: at + 1]), marks[at].source, mapped=True, name=name)
+            mapped = Declaration(
+                fn, _merged(marks[: at + 1]), marks[at].source, mapped=True, name=name
+            )
         if at < len(marks) - 1:
             declarations[name] = Declaration(fn, _merged(marks), name=name, replaces=mapped)
         elif mapped is not None:

@@ -77,7 +77,9 @@ class Backend:
 
     def config(self, site: Site, **more: Any) -> dict[str, Any]:
         """The ``executor_config``, with *more*."""
-        security = {} if self.secret is None else {"security": {"type": "signed", "secret": self.secret}}
+        security = (
+            {} if self.secret is None else {"security": {"type": "signed", "secret": self.secret}}
+        )
         return {**(site.config() if callable(site.config) else site.config), **security, **more}
 
     def environment(self, site: Site, **more: Any) -> dict[str, Any]:
@@ -86,7 +88,9 @@ class Backend:
 
 
 @contextmanager
-def _working(folder: Path, command: Command, source: str = "", secret: str | None = None) -> Iterator[list[Worker]]:
+def _working(
+    folder: Path, command: Command, source: str = "", secret: str | None = None
+) -> Iterator[list[Worker]]:
     """One worker, with a module ``contract_app`` of that source."""
     environ = {"WOVE_WORKER_SECRET": secret}
     modules = {"contract_app": source}
@@ -119,7 +123,9 @@ def celery(name: str, broker: str, pool: str, *, results: bool = False, **more: 
         with _working(folder, command, source, more.get("secret")) as found:
             yield Site(config, found, {"task_name": "no.such.task"})
 
-    return Backend(name, "celery", ("celery", broker), opened, unknown_words="'no.such.task'", **more)
+    return Backend(
+        name, "celery", ("celery", broker), opened, unknown_words="'no.such.task'", **more
+    )
 
 
 # -------------------------------------------------------------------------------------- rq, arq and taskiq
@@ -135,7 +141,9 @@ def rq(name: str, worker_class: str | None = None, **more: Any) -> Backend:
         with ExitStack() as stack:
             found: list[Worker] = []
             for number in range(2):
-                found += stack.enter_context(_working(folder / str(number), command, secret=more.get("secret")))
+                found += stack.enter_context(
+                    _working(folder / str(number), command, secret=more.get("secret"))
+                )
             yield Site({"redis_url": url, "queue_name": queue}, found)
 
     return Backend(name, "rq", ("rq",), opened, **more)
@@ -162,11 +170,15 @@ def arq(name: str, **more: Any) -> Backend:
     def opened(servers: Servers, folder: Path) -> Iterator[Site]:
         url, queue = servers.redis.url, f"contract-{secrets.token_hex(4)}"
         command = workers.arq("contract_app.WorkerSettings")
-        with _working(folder, command, _ARQ.format(url=url, queue=queue), more.get("secret")) as found:
+        with _working(
+            folder, command, _ARQ.format(url=url, queue=queue), more.get("secret")
+        ) as found:
             config = {"redis_settings": url, "queue_name": queue}
             yield Site(config, found, {"function_name": "no_such_function"})
 
-    return Backend(name, "arq", ("arq",), opened, unknown_words="function 'no_such_function' not found", **more)
+    return Backend(
+        name, "arq", ("arq",), opened, unknown_words="function 'no_such_function' not found", **more
+    )
 
 
 _TASKIQ = """
@@ -187,13 +199,23 @@ def taskiq(name: str, kind: str, **more: Any) -> Backend:
         import taskiq_redis
 
         url, queue = servers.redis.url, f"contract-{secrets.token_hex(4)}"
-        command = workers.taskiq("contract_app:broker", "--max-async-tasks", "1", "--max-prefetch", "0")
-        with _working(folder, command, _TASKIQ.format(kind=kind, url=url, queue=queue), more.get("secret")) as found:
+        command = workers.taskiq(
+            "contract_app:broker", "--max-async-tasks", "1", "--max-prefetch", "0"
+        )
+        with _working(
+            folder, command, _TASKIQ.format(kind=kind, url=url, queue=queue), more.get("secret")
+        ) as found:
             # A broker belongs to the event loop on which it is used.
             broker = getattr(taskiq_redis, kind)
-            yield Site(lambda: {"broker": broker(url, queue_name=queue)}, found, {"task_name": "no.such.task"})
+            yield Site(
+                lambda: {"broker": broker(url, queue_name=queue)},
+                found,
+                {"task_name": "no.such.task"},
+            )
 
-    return Backend(name, "taskiq", ("taskiq",), opened, unknown_words=r"knows no task 'no\.such\.task'", **more)
+    return Backend(
+        name, "taskiq", ("taskiq",), opened, unknown_words=r"knows no task 'no\.such\.task'", **more
+    )
 
 
 # ------------------------------------------------------------------------------------------------- clusters
@@ -206,9 +228,13 @@ def temporal(name: str, **more: Any) -> Backend:
     def opened(servers: Servers, folder: Path) -> Iterator[Site]:
         address, queue = servers.temporal.address, f"contract-{secrets.token_hex(4)}"
         options = ("--task-queue", queue, "--target-host", address, "--max-concurrent", "2")
-        command = workers.module("wove.integrations.temporal", *options, ready="takes runs from task queue")
+        command = workers.module(
+            "wove.integrations.temporal", *options, ready="takes runs from task queue"
+        )
         with _working(folder, command, secret=more.get("secret")) as found:
-            yield Site({"target_host": address, "task_queue": queue}, found, {"workflow": "NoSuchWorkflow"})
+            yield Site(
+                {"target_host": address, "task_queue": queue}, found, {"workflow": "NoSuchWorkflow"}
+            )
 
     return Backend(name, "temporal", ("temporal",), opened, **more)
 
@@ -224,7 +250,9 @@ def dask(name: str, **more: Any) -> Backend:
         else:
             yield Site({"address": servers.dask.address}, servers.dask.workers)
 
-    return Backend(name, "dask", ("dask",), opened, cause="all those workers died while running it", **more)
+    return Backend(
+        name, "dask", ("dask",), opened, cause="all those workers died while running it", **more
+    )
 
 
 def ray(name: str, **more: Any) -> Backend:
@@ -278,7 +306,9 @@ def kubernetes_jobs(name: str, **more: Any) -> Backend:
             config["container"] = {"env": [{"name": "WOVE_WORKER_SECRET", "value": secret}]}
         yield Site(config)
 
-    return Backend(name, "kubernetes_jobs", ("kubernetes_jobs",), opened, cause="exit code 137", **more)
+    return Backend(
+        name, "kubernetes_jobs", ("kubernetes_jobs",), opened, cause="exit code 137", **more
+    )
 
 
 def aws_batch(name: str, **more: Any) -> Backend:
@@ -289,9 +319,19 @@ def aws_batch(name: str, **more: Any) -> Backend:
         server, mark = servers.aws_batch, secrets.token_hex(4)
         queue = server.queue(f"contract-{mark}")
         command = ["python", "-m", "wove.backend_worker"]
-        variables = [{"name": "WOVE_WORKER_SECRET", "value": secret}] if (secret := more.get("secret")) else []
+        variables = (
+            [{"name": "WOVE_WORKER_SECRET", "value": secret}]
+            if (secret := more.get("secret"))
+            else []
+        )
         definition = server.definition(f"contract-{mark}", command, environment=variables)
-        yield Site({"client_options": server.client_options, "job_queue": queue, "job_definition": definition})
+        yield Site(
+            {
+                "client_options": server.client_options,
+                "job_queue": queue,
+                "job_definition": definition,
+            }
+        )
 
     return Backend(name, "aws_batch", ("aws_batch",), opened, **more)
 

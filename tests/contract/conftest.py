@@ -20,7 +20,9 @@ def link(request: pytest.FixtureRequest) -> Link:
 
 
 @pytest.fixture
-def bench(link: Link, services: Services, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> Iterator[Bench]:
+def bench(
+    link: Link, services: Services, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> Iterator[Bench]:
     bench = Bench(link, services)  # before the check: the service stays for the tests to come
     with leak_check(tmp_path / "temporary", caplog=caplog):
         yield bench

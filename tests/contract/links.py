@@ -16,7 +16,7 @@ import pytest
 from tests.support.line_backend import line_executor
 from tests.support.namespaces import FAR_ADDRESS
 from tests.support.services import Plan, Services
-from wove.delivery import Call, Request, Scope
+from wove.delivery import Call, DeliveryClient, Request
 from wove.executors.base import EnvironmentExecutor, Frame
 from wove.graph.options import DeliveryPolicy
 from wove.result import RunRecord
@@ -35,7 +35,11 @@ class InProcess(EnvironmentExecutor):
     """A user's own executor: runs sync callables in threads and coroutines on the loop."""
 
     async def start(
-        self, *, environment_name: str, environment_config: Mapping[str, Any], run_config: Mapping[str, Any]
+        self,
+        *,
+        environment_name: str,
+        environment_config: Mapping[str, Any],
+        run_config: Mapping[str, Any],
     ) -> None:
         self.loop = asyncio.get_running_loop()
         self.events: asyncio.Queue[Frame] = asyncio.Queue()
@@ -215,7 +219,9 @@ LINKS = (
     Link(
         "backend-adapter-signed",
         lambda name, services: Environment(
-            name, line_executor(), {"security": {"type": "signed", "secret": _SECRET}, "secret": _SECRET}
+            name,
+            line_executor(),
+            {"security": {"type": "signed", "secret": _SECRET}, "secret": _SECRET},
         ),
         interrupts=False,
         remembers=True,
@@ -234,7 +240,10 @@ LINKS = (
 
 def parameters(links: Iterable[Link]) -> list[Any]:
     """*links* as the parameters of a fixture, each with what it needs."""
-    return [pytest.param(link, id=str(link), marks=pytest.mark.backend(*link.backends)) for link in links]
+    return [
+        pytest.param(link, id=str(link), marks=pytest.mark.backend(*link.backends))
+        for link in links
+    ]
 
 
 class Bench:
@@ -245,11 +254,11 @@ class Bench:
         self.environment = link.environment(name, services)
         self.records: list[RunRecord] = []
 
-    def drive(self, main: Callable[[Scope], Awaitable[Any]]) -> Any:
+    def drive(self, main: Callable[[DeliveryClient], Awaitable[Any]]) -> Any:
         """What *main* returns, with a scope as one weave has it."""
 
         async def around() -> Any:
-            scope = Scope(asyncio.get_running_loop())
+            scope = DeliveryClient(asyncio.get_running_loop())
             try:
                 return await main(scope)
             finally:
@@ -271,7 +280,11 @@ class Bench:
         return Request(
             call,
             args or {},
-            TaskSettings(environment=self.environment, timeout=attempt_timeout, delivery=DeliveryPolicy(**policy)),
+            TaskSettings(
+                environment=self.environment,
+                timeout=attempt_timeout,
+                delivery=DeliveryPolicy(**policy),
+            ),
             timeout=attempt_timeout,
             record=self.records[-1],
         )

@@ -60,14 +60,18 @@ def backend(request: pytest.FixtureRequest) -> Backend:
 
 
 @pytest.fixture(scope="module")
-def site(backend: Backend, servers: Servers, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+def site(
+    backend: Backend, servers: Servers, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Site]:
     """The backend with its workers, once for all tests of the row."""
     with backend.open(servers, tmp_path_factory.mktemp("backend")) as site:
         yield site
 
 
 @pytest.fixture
-def there(backend: Backend, site: Site, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> Iterator[Configure]:
+def there(
+    backend: Backend, site: Site, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> Iterator[Configure]:
     """Configures the environment "there", with what is given to it in its ``executor_config``."""
 
     def configure(**more: Any) -> None:
@@ -105,7 +109,10 @@ def test_it_runs_in_another_process(there: Configure) -> None:
 
 def test_what_a_main_module_or_a_function_defines_goes_by_value(there: Configure) -> None:
     factor = 3
-    assert there_is(lambda number: {"product": number * factor, "text": "ü"}, number=2) == {"product": 6, "text": "ü"}
+    assert there_is(lambda number: {"product": number * factor, "text": "ü"}, number=2) == {
+        "product": 6,
+        "text": "ü",
+    }
 
 
 def test_an_exception_keeps_its_type_and_its_remote_traceback(there: Configure) -> None:
@@ -152,7 +159,9 @@ def test_a_loop_and_a_weave_inside_of_a_task(there: Configure) -> None:
 # ----------------------------------------------------------------------------------------- what workers lack
 
 
-def test_a_worker_without_the_users_module(there: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_worker_without_the_users_module(
+    there: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "users_own.py").write_text("def task():\n    return 1\n")
     monkeypatch.syspath_prepend(tmp_path)
     task = importlib.import_module("users_own").task
@@ -181,7 +190,9 @@ def test_heartbeats_keep_a_blocking_run_alive(there: Configure) -> None:
     assert there_is(sleep, seconds=4.0, options={"delivery_heartbeat_seconds": 1.0}) == "done"
 
 
-@pytest.mark.parametrize("what", ["the process that runs it", "the worker with all of its processes"])
+@pytest.mark.parametrize(
+    "what", ["the process that runs it", "the worker with all of its processes"]
+)
 def test_a_killed_worker_ends_its_run(
     there: Configure, backend: Backend, site: Site, tmp_path: Path, what: str
 ) -> None:
@@ -209,7 +220,13 @@ def test_a_killed_worker_ends_its_run(
 @pytest.mark.parametrize("policy", ["fail", "detach"])
 def test_the_orphan_policy_of_a_lost_run(there: Configure, tmp_path: Path, policy: str) -> None:
     with pytest.raises(WorkerLostError):
-        there_is(die, path=str(tmp_path / "pids"), times=100, after=TOLD, options={"delivery_orphan_policy": policy})
+        there_is(
+            die,
+            path=str(tmp_path / "pids"),
+            times=100,
+            after=TOLD,
+            options={"delivery_orphan_policy": policy},
+        )
     assert there_is(add_one, item=1) == 2
 
 
@@ -223,7 +240,9 @@ def test_a_lost_run_is_submitted_again(there: Configure, tmp_path: Path) -> None
 # --------------------------------------------------------------------------------------------------- cancel
 
 
-def test_a_run_that_is_cancelled_in_the_queue_never_starts(there: Configure, backend: Backend, tmp_path: Path) -> None:
+def test_a_run_that_is_cancelled_in_the_queue_never_starts(
+    there: Configure, backend: Backend, tmp_path: Path
+) -> None:
     if backend.slots is None:
         pytest.skip("nothing waits there")
     if not backend.cancels_queued:
@@ -243,9 +262,9 @@ def test_a_run_that_is_cancelled_in_the_queue_never_starts(there: Configure, bac
         until.touch()
         assert await asyncio.gather(*held) == ["done"] * slots
         # What comes after it in the queue has had its turn.
-        assert await asyncio.gather(*(there_will_be(add_one, item=n) for n in range(2 * slots))) == [
-            n + 1 for n in range(2 * slots)
-        ]
+        assert await asyncio.gather(
+            *(there_will_be(add_one, item=n) for n in range(2 * slots))
+        ) == [n + 1 for n in range(2 * slots)]
         assert not lines(tmp_path / "never")
 
     run(main)
@@ -280,19 +299,29 @@ def test_a_cancel_that_is_to_be_acknowledged(there: Configure, tmp_path: Path) -
 
 
 @pytest.mark.parametrize("policy", ["cancel", "fail", "requeue", "detach"])
-def test_the_orphan_policy_when_the_weave_stops(there: Configure, tmp_path: Path, policy: str) -> None:
-    there(callback_retry_seconds=1.0)  # a detached run reports when nobody listens any more, and holds its worker
+def test_the_orphan_policy_when_the_weave_stops(
+    there: Configure, tmp_path: Path, policy: str
+) -> None:
+    there(
+        callback_retry_seconds=1.0
+    )  # a detached run reports when nobody listens any more, and holds its worker
 
     async def main() -> None:
         seconds = 1.5 if policy == "detach" else 50.0
-        values = {"path": str(tmp_path / "path"), "told": str(tmp_path / "told"), "seconds": seconds}
+        values = {
+            "path": str(tmp_path / "path"),
+            "told": str(tmp_path / "told"),
+            "seconds": seconds,
+        }
         running = begin(sleep_and_tell, **values, options={"delivery_orphan_policy": policy})
         await eventually(lambda: lines(tmp_path / "path"))
         running.cancel()
         with pytest.raises(asyncio.CancelledError):
             await running
         await eventually(lambda: ended(tmp_path / "path", tmp_path / "told"))
-        assert lines(tmp_path / "told") in ([["finished"]] if policy == "detach" else [["cancelled"], []])
+        assert lines(tmp_path / "told") in (
+            [["finished"]] if policy == "detach" else [["cancelled"], []]
+        )
         assert len(lines(tmp_path / "path")) == 1
 
     run(main)
@@ -306,7 +335,9 @@ def test_one_key_twice_is_one_run(there: Configure, tmp_path: Path) -> None:
     options = {"delivery_idempotency_key": "count-{path}"}
 
     async def main() -> None:
-        both = (there_will_be(count_up, path=str(path), seconds=0.5, options=options) for _ in range(2))
+        both = (
+            there_will_be(count_up, path=str(path), seconds=0.5, options=options) for _ in range(2)
+        )
         assert await asyncio.gather(*both) == [1, 1]
         assert await there_will_be(count_up, path=str(path), seconds=0.5, options=options) == 1
         assert await there_will_be(count_up, path=str(path), seconds=0.0) == 2
@@ -331,14 +362,18 @@ def proxied(there: Configure) -> Iterator[Proxy]:
         wove.shutdown()
 
 
-def test_a_receiver_that_is_down_while_results_arrive(there: Configure, backend: Backend, tmp_path: Path) -> None:
+def test_a_receiver_that_is_down_while_results_arrive(
+    there: Configure, backend: Backend, tmp_path: Path
+) -> None:
     """Down before anything begins: neither starts nor results get through, for five seconds."""
     number = backend.slots or 2
     with proxied(there) as proxy:
 
         async def main() -> None:
             assert await there_will_be(add_one, item=1) == 2
-            await asyncio.sleep(TOLD)  # or its worker has not heard that, and holds its place in the queue
+            await asyncio.sleep(
+                TOLD
+            )  # or its worker has not heard that, and holds its place in the queue
             proxy.down()
             running = [begin(count_up, path=str(tmp_path / "path")) for _ in range(number)]
             await eventually(lambda: len(lines(tmp_path / "path")) == number)
@@ -350,13 +385,18 @@ def test_a_receiver_that_is_down_while_results_arrive(there: Configure, backend:
     assert len(lines(tmp_path / "path")) == number
 
 
-def test_connections_that_break_while_runs_go_on(there: Configure, backend: Backend, tmp_path: Path) -> None:
+def test_connections_that_break_while_runs_go_on(
+    there: Configure, backend: Backend, tmp_path: Path
+) -> None:
     """As when a proxy between worker and receiver is started again: its connections end, and new ones can be made."""
     number = backend.slots or 2
     with proxied(there) as proxy:
 
         async def main() -> None:
-            running = [begin(block, path=str(tmp_path / "pids"), until=str(tmp_path / "until")) for _ in range(number)]
+            running = [
+                begin(block, path=str(tmp_path / "pids"), until=str(tmp_path / "until"))
+                for _ in range(number)
+            ]
             await eventually(lambda: len(lines(tmp_path / "pids")) == number)
             await asyncio.sleep(TOLD)
             proxy.down()
@@ -386,7 +426,9 @@ class Evil:
 def post(port: int, token: str, body: bytes) -> int:
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
     try:
-        connection.request("POST", f"/wove/events/{token}", body, {"Content-Type": "application/json"})
+        connection.request(
+            "POST", f"/wove/events/{token}", body, {"Content-Type": "application/json"}
+        )
         return connection.getresponse().status
     finally:
         connection.close()
@@ -422,7 +464,9 @@ def test_forged_and_replayed_events(there: Configure, backend: Backend, tmp_path
 
         async def main() -> None:
             running = begin(block, path=str(tmp_path / "pids"), until=str(tmp_path / "until"))
-            request = await eventually(lambda: next(filter(None, map(first_request, proxy.sent)), None))
+            request = await eventually(
+                lambda: next(filter(None, map(first_request, proxy.sent)), None)
+            )
             found = re.search(rb'"run_id": *"([A-Za-z0-9_-]+)"', request)
             assert found is not None
             run_id = found[1].decode()
@@ -440,7 +484,10 @@ def test_forged_and_replayed_events(there: Configure, backend: Backend, tmp_path
                     assert post(port, token, forged(run_id)) in refused
                     assert post(port, token, b"{") in refused
                     assert replay(port, request) in refused
-                    assert replay(port, request.replace(b"task_started", b"task_started"[::-1])) in refused
+                    assert (
+                        replay(port, request.replace(b"task_started", b"task_started"[::-1]))
+                        in refused
+                    )
 
             await asyncio.to_thread(attack)
             (tmp_path / "until").touch()

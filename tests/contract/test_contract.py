@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from tests.contract.links import Bench, Link
-from wove.delivery import Call, Scope
+from wove.delivery import Call, DeliveryClient
 from wove.errors import (
     DeliveryOrphanedError,
     DeliveryTimeoutError,
@@ -105,7 +105,7 @@ def lines(path: Path) -> list[str]:
 
 
 def test_round_trip(bench: Bench) -> None:
-    async def main(scope: Scope) -> None:
+    async def main(scope: DeliveryClient) -> None:
         assert await scope.run(bench.request(add, {"left": 1})) == 2
         assert await scope.run(bench.request(add_later, {"left": 1})) == 2
         assert await scope.run(bench.request(lambda: {"a": [1, (2, None)], "b": "ü"})) == {
@@ -121,7 +121,7 @@ def test_round_trip(bench: Bench) -> None:
 def test_the_record_says_where_it_ran(bench: Bench) -> None:
     needs(bench.link, "pickles")
 
-    async def main(scope: Scope) -> int:
+    async def main(scope: DeliveryClient) -> int:
         return await scope.run(bench.request(lambda: __import__("os").getpid()))
 
     pid = bench.drive(main)
@@ -133,9 +133,11 @@ def test_the_record_says_where_it_ran(bench: Bench) -> None:
 
 
 def test_many_runs_of_one_callable_keep_apart(bench: Bench) -> None:
-    async def main(scope: Scope) -> list[int]:
+    async def main(scope: DeliveryClient) -> list[int]:
         call = Call(add, "add")
-        return await asyncio.gather(*(scope.run(bench.request(call, {"left": n, "right": n})) for n in range(300)))
+        return await asyncio.gather(
+            *(scope.run(bench.request(call, {"left": n, "right": n})) for n in range(300))
+        )
 
     assert bench.drive(main) == [2 * n for n in range(300)]
 
@@ -143,7 +145,7 @@ def test_many_runs_of_one_callable_keep_apart(bench: Bench) -> None:
 def test_a_large_value_goes_out_and_back(bench: Bench) -> None:
     data = os.urandom(1 << 20) * 20
 
-    async def main(scope: Scope) -> Any:
+    async def main(scope: DeliveryClient) -> Any:
         small = [scope.run(bench.request(add, {"left": n})) for n in range(20)]
         large = scope.run(bench.request(lambda data: (len(data), data[::-1]), {"data": data}))
         return (await asyncio.gather(large, *small))[0]
@@ -158,7 +160,7 @@ def test_two_threads_at_once(bench: Bench) -> None:
     seen: dict[int, list[int]] = {}
 
     def weave(number: int) -> None:
-        async def main(scope: Scope) -> list[int]:
+        async def main(scope: DeliveryClient) -> list[int]:
             return await asyncio.gather(
                 *(scope.run(bench.request(add, {"left": number, "right": n})) for n in range(50))
             )
@@ -174,7 +176,7 @@ def test_two_threads_at_once(bench: Bench) -> None:
 
 
 def test_one_scope_after_the_other(bench: Bench) -> None:
-    async def main(scope: Scope) -> int:
+    async def main(scope: DeliveryClient) -> int:
         return await scope.run(bench.request(add, {"left": 1}))
 
     assert [bench.drive(main) for _ in range(5)] == [2] * 5
@@ -184,7 +186,7 @@ def test_one_scope_after_the_other(bench: Bench) -> None:
 
 
 def test_an_exception_keeps_type_and_remote_traceback(bench: Bench) -> None:
-    async def main(scope: Scope) -> None:
+    async def main(scope: DeliveryClient) -> None:
         await scope.run(bench.request(fail, {"left": 7}))
 
     with pytest.raises(Unfair) as caught:
@@ -202,7 +204,7 @@ def test_an_exception_that_cannot_travel_still_says_what_it_was(bench: Bench) ->
         error.lock = __import__("threading").Lock()  # type: ignore[attr-defined]
         raise error
 
-    async def main(scope: Scope) -> None:
+    async def main(scope: DeliveryClient) -> None:
         await scope.run(bench.request(fail_badly))
 
     with pytest.raises(EnvironmentExecutionError, match="no way") as caught:
@@ -214,13 +216,15 @@ def test_an_exception_that_cannot_travel_still_says_what_it_was(bench: Bench) ->
 def test_what_cannot_be_pickled_is_named(bench: Bench) -> None:
     needs(bench.link, "pickles")
 
-    async def arguments(scope: Scope) -> None:
+    async def arguments(scope: DeliveryClient) -> None:
         await scope.run(bench.request(add, {"left": threading.Lock()}))
 
-    async def function(scope: Scope) -> None:
+    async def function(scope: DeliveryClient) -> None:
         lock = threading.Lock()
         call = Call(lambda: lock, "locked")
-        results = await asyncio.gather(*(scope.run(bench.request(call)) for _ in range(3)), return_exceptions=True)
+        results = await asyncio.gather(
+            *(scope.run(bench.request(call)) for _ in range(3)), return_exceptions=True
+        )
         assert all(isinstance(result, SerializationError) for result in results)
         raise results[0]  # type: ignore[misc]
 
@@ -237,8 +241,10 @@ def test_a_cancel_reaches_a_coroutine(bench: Bench, tmp_path: Path) -> None:
     needs(bench.link, "cancels")
     started, told = tmp_path / "started", tmp_path / "told"
 
-    async def main(scope: Scope) -> None:
-        run = asyncio.create_task(scope.run(bench.request(sleep_and_tell, {"path": str(started), "told": str(told)})))
+    async def main(scope: DeliveryClient) -> None:
+        run = asyncio.create_task(
+            scope.run(bench.request(sleep_and_tell, {"path": str(started), "told": str(told)}))
+        )
         await eventually(started.exists)
         run.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -253,8 +259,10 @@ def test_require_ack_waits_for_the_end(bench: Bench, tmp_path: Path) -> None:
     needs(bench.link, "cancels")
     started, told = tmp_path / "started", tmp_path / "told"
 
-    async def main(scope: Scope) -> None:
-        request = bench.request(sleep_and_tell, {"path": str(started), "told": str(told)}, cancel_mode="require_ack")
+    async def main(scope: DeliveryClient) -> None:
+        request = bench.request(
+            sleep_and_tell, {"path": str(started), "told": str(told)}, cancel_mode="require_ack"
+        )
         run = asyncio.create_task(scope.run(request))
         await eventually(started.exists)
         run.cancel()
@@ -265,7 +273,9 @@ def test_require_ack_waits_for_the_end(bench: Bench, tmp_path: Path) -> None:
     bench.drive(main)
 
 
-def test_a_cancelled_sync_task_that_blocks_does_not_hold_up_others(bench: Bench, tmp_path: Path) -> None:
+def test_a_cancelled_sync_task_that_blocks_does_not_hold_up_others(
+    bench: Bench, tmp_path: Path
+) -> None:
     needs(bench.link, "interrupts")
     started, never = tmp_path / "started", tmp_path / "never"
 
@@ -277,13 +287,15 @@ def test_a_cancelled_sync_task_that_blocks_does_not_hold_up_others(bench: Bench,
             file.write(f"{os.getpid()}\n")
         time.sleep(60)
 
-    async def main(scope: Scope) -> None:
+    async def main(scope: DeliveryClient) -> None:
         run = asyncio.create_task(scope.run(bench.request(block, {"path": str(started)})))
         await eventually(lambda: lines(started))
         run.cancel()
         with pytest.raises(asyncio.CancelledError):
             await run
-        results = await asyncio.gather(*(scope.run(bench.request(add, {"left": n})) for n in range(10)))
+        results = await asyncio.gather(
+            *(scope.run(bench.request(add, {"left": n})) for n in range(10))
+        )
         assert results == [n + 1 for n in range(10)]
 
         def gone() -> bool:
@@ -299,11 +311,13 @@ def test_a_cancelled_sync_task_that_blocks_does_not_hold_up_others(bench: Bench,
     assert not never.exists()
 
 
-def test_a_run_whose_own_time_is_over_is_cancelled_whatever_the_policy(bench: Bench, tmp_path: Path) -> None:
+def test_a_run_whose_own_time_is_over_is_cancelled_whatever_the_policy(
+    bench: Bench, tmp_path: Path
+) -> None:
     needs(bench.link, "cancels")
     started, told = tmp_path / "started", tmp_path / "told"
 
-    async def main(scope: Scope) -> None:
+    async def main(scope: DeliveryClient) -> None:
         request = bench.request(
             sleep_and_tell,
             {"path": str(started), "told": str(told)},
@@ -327,9 +341,11 @@ def test_a_run_whose_own_time_is_over_is_cancelled_whatever_the_policy(bench: Be
 def test_delivery_timeout(bench: Bench, tmp_path: Path) -> None:
     until = tmp_path / "until"
 
-    async def main(scope: Scope) -> None:
+    async def main(scope: DeliveryClient) -> None:
         args = {"path": str(tmp_path / "started"), "until": str(until)}
-        with pytest.raises(DeliveryTimeoutError, match=r"task 'mark_and_wait'.*delivery_timeout") as caught:
+        with pytest.raises(
+            DeliveryTimeoutError, match=r"task 'mark_and_wait'.*delivery_timeout"
+        ) as caught:
             await scope.run(bench.request(mark_and_wait, args, timeout=0.3))
         assert isinstance(caught.value, TimeoutError)
         assert await scope.run(bench.request(add, {"left": 1})) == 2
@@ -341,7 +357,7 @@ def test_delivery_timeout(bench: Bench, tmp_path: Path) -> None:
 def test_heartbeats_keep_a_blocking_run_alive(bench: Bench) -> None:
     needs(bench.link, "beats")
 
-    async def main(scope: Scope) -> str:
+    async def main(scope: DeliveryClient) -> str:
         def block() -> str:
             import time
 
@@ -358,7 +374,7 @@ def test_silence_counts_as_a_dead_worker(bench: Bench, tmp_path: Path) -> None:
     if bench.link.beats:
         pytest.skip("its worker beats; tests/unit/delivery has one that stops")
 
-    async def main(scope: Scope) -> None:
+    async def main(scope: DeliveryClient) -> None:
         args = {"path": str(tmp_path / "started"), "until": str(tmp_path / "until")}
         with pytest.raises(DeliveryTimeoutError, match="no sign of life"):
             await scope.run(bench.request(mark_and_wait, args, heartbeat_seconds=0.3))
@@ -376,7 +392,7 @@ def test_heartbeats_that_cannot_come_are_not_missed(bench: Bench) -> None:
         time.sleep(1.0)
         return "done"
 
-    async def main(scope: Scope) -> str:
+    async def main(scope: DeliveryClient) -> str:
         return await scope.run(bench.request(block, heartbeat_seconds=0.3))
 
     assert bench.drive(main) == "done"
@@ -397,10 +413,15 @@ def test_max_in_flight(bench: Bench, tmp_path: Path) -> None:
         os.unlink(path)
         return most
 
-    async def main(scope: Scope) -> list[int]:
+    async def main(scope: DeliveryClient) -> list[int]:
         call = Call(busy, "busy")
         return await asyncio.gather(
-            *(scope.run(bench.request(call, {"folder": str(folder), "number": n}, max_in_flight=2)) for n in range(20))
+            *(
+                scope.run(
+                    bench.request(call, {"folder": str(folder), "number": n}, max_in_flight=2)
+                )
+                for n in range(20)
+            )
         )
 
     folder = tmp_path / "busy"
@@ -414,10 +435,12 @@ def test_max_in_flight(bench: Bench, tmp_path: Path) -> None:
 def test_runs_with_one_key_are_one_run(bench: Bench, tmp_path: Path) -> None:
     path, until = tmp_path / "path", tmp_path / "until"
 
-    async def main(scope: Scope) -> None:
+    async def main(scope: DeliveryClient) -> None:
         args = {"path": str(path), "until": str(until)}
         runs = [
-            asyncio.create_task(scope.run(bench.request(mark_and_wait, args, idempotency_key="once-{path}")))
+            asyncio.create_task(
+                scope.run(bench.request(mark_and_wait, args, idempotency_key="once-{path}"))
+            )
             for _ in range(5)
         ]
         await eventually(lambda: lines(path))
@@ -427,7 +450,10 @@ def test_runs_with_one_key_are_one_run(bench: Bench, tmp_path: Path) -> None:
         until.touch()
         assert await asyncio.gather(*runs[1:]) == ["done"] * 4
         assert len(lines(path)) == 1
-        assert await scope.run(bench.request(mark_and_wait, args, idempotency_key="once-{path}")) == "done"
+        assert (
+            await scope.run(bench.request(mark_and_wait, args, idempotency_key="once-{path}"))
+            == "done"
+        )
         # Here it is one run as long as it is in flight; a worker may know it for longer.
         assert len(lines(path)) == (1 if bench.link.remembers else 2)
 
@@ -435,8 +461,11 @@ def test_runs_with_one_key_are_one_run(bench: Bench, tmp_path: Path) -> None:
 
 
 def test_runs_with_one_key_share_the_error(bench: Bench) -> None:
-    async def main(scope: Scope) -> list[Any]:
-        requests = (bench.request(fail, {"left": 3}, idempotency_key=lambda left: f"k{left}") for _ in range(3))
+    async def main(scope: DeliveryClient) -> list[Any]:
+        requests = (
+            bench.request(fail, {"left": 3}, idempotency_key=lambda left: f"k{left}")
+            for _ in range(3)
+        )
         return await asyncio.gather(*map(scope.run, requests), return_exceptions=True)
 
     assert [type(error) for error in bench.drive(main)] == [Unfair] * 3
@@ -452,9 +481,11 @@ def test_the_orphan_policy_when_the_weave_stops(bench: Bench, tmp_path: Path, po
         pytest.skip("it ends with its weave, and with it what it runs")
     started, told = tmp_path / "started", tmp_path / "told"
 
-    async def main(scope: Scope) -> None:
+    async def main(scope: DeliveryClient) -> None:
         args = {"path": str(started), "told": str(told)}
-        run = asyncio.create_task(scope.run(bench.request(sleep_and_tell, args, orphan_policy=policy)))
+        run = asyncio.create_task(
+            scope.run(bench.request(sleep_and_tell, args, orphan_policy=policy))
+        )
         await eventually(started.exists)
         run.cancel()
         expected = DeliveryOrphanedError if policy in ("fail", "detach") else asyncio.CancelledError
@@ -485,7 +516,7 @@ def kill_worker(path: str, times: int) -> str:
 def test_a_lost_worker_ends_its_run(bench: Bench, tmp_path: Path, policy: str) -> None:
     needs(bench.link, "loses")
 
-    async def main(scope: Scope) -> None:
+    async def main(scope: DeliveryClient) -> None:
         args = {"path": str(tmp_path / "pids"), "times": 100}
         death = "SIGKILL" if bench.link.names_signals else ""
         with pytest.raises(WorkerLostError, match=f"task 'kill_worker'.*{death}"):
@@ -499,7 +530,7 @@ def test_a_lost_worker_ends_its_run(bench: Bench, tmp_path: Path, policy: str) -
 def test_a_lost_run_is_submitted_again(bench: Bench, tmp_path: Path) -> None:
     needs(bench.link, "loses")
 
-    async def main(scope: Scope) -> str:
+    async def main(scope: DeliveryClient) -> str:
         args = {"path": str(tmp_path / "pids"), "times": 2}
         return await scope.run(bench.request(kill_worker, args, orphan_policy="requeue"))
 
@@ -507,10 +538,12 @@ def test_a_lost_run_is_submitted_again(bench: Bench, tmp_path: Path) -> None:
     assert len(set(lines(tmp_path / "pids"))) == 3
 
 
-def test_a_run_that_kills_every_worker_is_not_submitted_for_ever(bench: Bench, tmp_path: Path) -> None:
+def test_a_run_that_kills_every_worker_is_not_submitted_for_ever(
+    bench: Bench, tmp_path: Path
+) -> None:
     needs(bench.link, "loses")
 
-    async def main(scope: Scope) -> None:
+    async def main(scope: DeliveryClient) -> None:
         args = {"path": str(tmp_path / "pids"), "times": 1000}
         with pytest.raises(WorkerLostError):
             await scope.run(bench.request(kill_worker, args, orphan_policy="requeue"))

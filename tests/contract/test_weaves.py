@@ -37,7 +37,9 @@ class InThreads(EnvironmentExecutor):
     def __init__(self) -> None:
         self.log: list[str] = []
 
-    async def start(self, *, environment_name: str, environment_config: Any, run_config: Any) -> None:
+    async def start(
+        self, *, environment_name: str, environment_config: Any, run_config: Any
+    ) -> None:
         self.log.append("start")
         self.events: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
         self.loop = asyncio.get_running_loop()
@@ -64,7 +66,11 @@ class InThreads(EnvironmentExecutor):
 
 def configure(name: str, link: Link, services: Services) -> None:
     found = link.environment(name, services)
-    wove.config(environments={name: {"executor": found.executor, "executor_config": dict(found.executor_config)}})
+    wove.config(
+        environments={
+            name: {"executor": found.executor, "executor_config": dict(found.executor_config)}
+        }
+    )
 
 
 @pytest.fixture
@@ -175,7 +181,11 @@ def test_retries_are_new_runs(form: str, environment: str, tmp_path: Any) -> Non
     assert result.third == 3
     assert [record.attempt for record in result.run_records] == [1, 2, 3]
     assert len({record.run_id for record in result.run_records}) == 3
-    assert [record.error for record in result.run_records] == ["OSError: not yet", "OSError: not yet", None]
+    assert [record.error for record in result.run_records] == [
+        "OSError: not yet",
+        "OSError: not yet",
+        None,
+    ]
 
 
 def test_records_say_where(form: str, pool: Link) -> None:
@@ -186,7 +196,9 @@ def test_records_say_where(form: str, pool: Link) -> None:
 
     result = attempt(form, declare).result
     assert [record.pid for record in result.run_records] == result.pid
-    assert all(record.bytes_out and record.bytes_in and record.host for record in result.run_records)
+    assert all(
+        record.bytes_out and record.bytes_in and record.host for record in result.run_records
+    )
     assert {record.environment for record in result.run_records} == {"pool"}
 
 
@@ -302,7 +314,9 @@ def test_an_unknown_executor_is_named(form: str) -> None:
     assert "Did you mean 'stdio'?" in str(tried.error)
 
 
-def test_an_executor_of_ones_own_lives_as_long_as_the_weave(form: str, own_executor: InThreads) -> None:
+def test_an_executor_of_ones_own_lives_as_long_as_the_weave(
+    form: str, own_executor: InThreads
+) -> None:
     def declare(w: weave) -> None:
         @w.do(range(3), environment="own")
         def twice(item: int) -> int:
@@ -345,6 +359,10 @@ def test_a_task_in_the_pool_may_weave_there(pool: Link) -> None:
                 def times(item: int, n: int) -> int:
                     return item * n
 
-            return inner.result.final, merge(lambda item: item + 1, [1, 2]), asyncio.run(asyncio.sleep(0, "ran"))
+            return (
+                inner.result.final,
+                merge(lambda item: item + 1, [1, 2]),
+                asyncio.run(asyncio.sleep(0, "ran")),
+            )
 
     assert w.result.outer == ([0, 2, 4], [2, 3], "ran")

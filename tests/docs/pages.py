@@ -63,7 +63,9 @@ def blocks_of(page: str) -> list[Block]:
             found.append(Block(match[2].strip(), number + 1, text, not between.strip()))
             number, between = end + 1, ""
         elif re.match(r"\s+`{3,}", line):
-            raise ValueError(f"line {number + 1}: an indented block would not be run; start it at the margin")
+            raise ValueError(
+                f"line {number + 1}: an indented block would not be run; start it at the margin"
+            )
         else:
             between += line
             number += 1
@@ -95,12 +97,16 @@ class Page:
                     files[named[1]] = block.text
                 case "python":
                     script[block.line - 1] = f"print('{_MARK}{block.line}', flush=True)"
-                    script[block.line : block.line + block.text.count("\n")] = block.text.splitlines()
+                    script[block.line : block.line + block.text.count("\n")] = (
+                        block.text.splitlines()
+                    )
                     ran = block
                 case "text" if previous and block.adjacent:
                     expected[previous.line] = block.text
                 case "bash":
-                    lines = (line.partition("#")[0].strip() for line in joined(block.text).splitlines())
+                    lines = (
+                        line.partition("#")[0].strip() for line in joined(block.text).splitlines()
+                    )
                     commands += [line for line in lines if line]
                 case "ini":
                     commands += _commands_of_unit(block.text)
@@ -113,7 +119,9 @@ class Page:
                 case directive if directive.startswith("{"):  # Sphinx checks those
                     pass
                 case other:
-                    raise ValueError(f"line {block.line}: nobody knows how to check a block of {other!r}")
+                    raise ValueError(
+                        f"line {block.line}: nobody knows how to check a block of {other!r}"
+                    )
         workers = [command for command in commands if _WORKER.match(command)]
         others = [command for command in commands if command not in workers]
         return cls("\n".join(script) + "\n", files, expected, others, workers)
@@ -125,13 +133,18 @@ class Page:
         found = []
         for line, expected in self.expected.items():
             if not _agrees(expected, printed.get(line, "")):
-                found.append(f"the block of line {line} should print\n{expected}but prints\n{printed.get(line)}")
+                found.append(
+                    f"the block of line {line} should print\n{expected}but prints\n{printed.get(line)}"
+                )
         return found
 
 
 def _agrees(expected: str, printed: str) -> bool:
     pattern = ".*?".join(re.escape(part) for part in expected.rstrip().split("..."))
-    return re.fullmatch(pattern, "\n".join(line.rstrip() for line in printed.rstrip().splitlines())) is not None
+    return (
+        re.fullmatch(pattern, "\n".join(line.rstrip() for line in printed.rstrip().splitlines()))
+        is not None
+    )
 
 
 def joined(text: str) -> str:

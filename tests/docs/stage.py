@@ -35,7 +35,10 @@ ADDRESSES: Final[Mapping[str, tuple[str, Callable[[Servers], str]]]] = {
     "redis://localhost:6379": ("redis", lambda servers: servers.redis.url.rpartition("/")[0]),
     "localhost:7233": ("temporal", lambda servers: servers.temporal.address),
     "tcp://localhost:8786": ("dask", lambda servers: servers.dask.address),
-    "amqp://guest:guest@localhost:5672": ("rabbitmq", lambda servers: servers.rabbitmq.url.rstrip("/")),
+    "amqp://guest:guest@localhost:5672": (
+        "rabbitmq",
+        lambda servers: servers.rabbitmq.url.rstrip("/"),
+    ),
 }
 """Servers, by the usual address of each: the backend of tests/support/backends.py, and where ours is."""
 
@@ -69,8 +72,14 @@ def staged(page: Page, servers: Servers, folder: Path) -> Iterator[Page]:
     with ExitStack() as stack:
         for number, command in enumerate(page.workers):
             program, *arguments = shlex.split(moved(command))
-            ready = next(words for begin, words in READY.items() if [program, *arguments][: len(begin)] == list(begin))
+            ready = next(
+                words
+                for begin, words in READY.items()
+                if [program, *arguments][: len(begin)] == list(begin)
+            )
             line = (str(Path(sys.executable).with_name(program)), *arguments)
             place = folder / f"worker-{number}"
-            stack.enter_context(Worker.start(Command(command, line, ready), place, path=folder, cwd=folder))
+            stack.enter_context(
+                Worker.start(Command(command, line, ready), place, path=folder, cwd=folder)
+            )
         yield Page(moved(page.script), files, page.expected, page.commands, page.workers)

@@ -59,7 +59,12 @@ def test_other_output_is_a_difference(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "page", ["```python\nnever = 'ends'\n", "- item\n  ```python\n  indented\n  ```\n", "```pyhton\n1\n```\n"]
+    "page",
+    [
+        "```python\nnever = 'ends'\n",
+        "- item\n  ```python\n  indented\n  ```\n",
+        "```pyhton\n1\n```\n",
+    ],
 )
 def test_a_block_that_would_be_overlooked_is_an_error(page: str) -> None:
     with pytest.raises(ValueError, match=r"line \d+:"):
@@ -76,6 +81,8 @@ def test_commands_that_work(command: str) -> None:
     assert check_command(command) is None
 
 
-@pytest.mark.parametrize("command", ["make coffee", 'pip install "wove[nothing]"', "pip install requests", "rm -rf /"])
+@pytest.mark.parametrize(
+    "command", ["make coffee", 'pip install "wove[nothing]"', "pip install requests", "rm -rf /"]
+)
 def test_commands_that_do_not(command: str) -> None:
     assert check_command(command)

@@ -22,7 +22,9 @@ def _each() -> list[Any]:
     """The pages, each with what its workers need."""
     pages = [(path, Page.read(path.read_text())) for path in PAGES]
     return [
-        pytest.param(path, page, id=path.name, marks=pytest.mark.backend(*needs(page), *clusters.needs(page)))
+        pytest.param(
+            path, page, id=path.name, marks=pytest.mark.backend(*needs(page), *clusters.needs(page))
+        )
         for path, page in pages
     ]
 
@@ -31,7 +33,9 @@ def _each() -> list[Any]:
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize(("path", "page"), _each())
 def test_page(path: Path, page: Page, tmp_path: Path, servers: Servers) -> None:
-    assert [(command, wrong) for command in page.commands if (wrong := check_command(command))] == []
+    assert [
+        (command, wrong) for command in page.commands if (wrong := check_command(command))
+    ] == []
     with staged(page, servers, tmp_path) as ready:
         for name, text in ready.files.items():
             (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
@@ -54,7 +58,9 @@ def test_readme_starts_with_the_two_commands() -> None:
 def test_links_lead_somewhere(path: Path) -> None:
     text = re.sub(r"^```.*?^```$", "", path.read_text(), flags=re.MULTILINE | re.DOTALL)
     targets = re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", text)
-    missing = [target for target in targets if "://" not in target and not (path.parent / target).exists()]
+    missing = [
+        target for target in targets if "://" not in target and not (path.parent / target).exists()
+    ]
     assert missing == []
 
 

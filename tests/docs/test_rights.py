@@ -11,9 +11,13 @@ from tests.docs.pages import ROOT, blocks_of
 
 def test_the_role_for_kubernetes_has_the_least_rights() -> None:
     yaml = pytest.importorskip("yaml")
-    from wove.integrations.kubernetes_jobs import RIGHTS
+    from wove.integrations.kubernetes_jobs.adapter import RIGHTS
 
-    [block] = [each for each in blocks_of((ROOT / "docs/kubernetes.md").read_text()) if each.language == "yaml"]
+    [block] = [
+        each
+        for each in blocks_of((ROOT / "docs/kubernetes.md").read_text())
+        if each.language == "yaml"
+    ]
     role, binding = yaml.safe_load_all(block.text)
     allowed = {
         (verb, group, resource)
@@ -24,14 +28,21 @@ def test_the_role_for_kubernetes_has_the_least_rights() -> None:
     }
     # Beside what is asked for at the start: whose Job is in the way, the log of a container without last words, and why
     # a Job gets no pod.
-    assert allowed == {*RIGHTS, ("get", "batch", "jobs"), ("get", "", "pods/log"), ("list", "", "events")}
+    assert allowed == {
+        *RIGHTS,
+        ("get", "batch", "jobs"),
+        ("get", "", "pods/log"),
+        ("list", "", "events"),
+    }
     assert binding["roleRef"]["name"] == role["metadata"]["name"]
 
 
 def test_the_policy_for_aws_batch_has_the_least_rights() -> None:
-    source = (ROOT / "src/wove/integrations/aws_batch_api.py").read_text()
+    source = (ROOT / "src/wove/integrations/aws_batch/client.py").read_text()
     blocks = [
-        json.loads(each.text) for each in blocks_of((ROOT / "docs/aws-batch.md").read_text()) if each.language == "json"
+        json.loads(each.text)
+        for each in blocks_of((ROOT / "docs/aws-batch.md").read_text())
+        if each.language == "json"
     ]
     [policy] = [each for each in blocks if "Statement" in each]
     actions: set[str] = set()
@@ -39,6 +50,9 @@ def test_the_policy_for_aws_batch_has_the_least_rights() -> None:
         given = statement["Action"]
         actions |= {given} if isinstance(given, str) else set(given)
     calls = {action.removeprefix("batch:") for action in actions}
-    names = {"".join(f"_{letter.lower()}" if letter.isupper() else letter for letter in call)[1:] for call in calls}
+    names = {
+        "".join(f"_{letter.lower()}" if letter.isupper() else letter for letter in call)[1:]
+        for call in calls
+    }
     assert all(f"self.client.{name}" in source for name in names)
     assert source.count("self.client.") == len(names)

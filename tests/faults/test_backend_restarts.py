@@ -74,7 +74,10 @@ def celery(broker: str) -> Open:
         with Worker.start(
             workers.celery("mortal", "--without-mingle"), folder, modules=modules, restarts=True
         ) as worker:
-            yield {"executor": "celery", "executor_config": {"broker_url": url, "queue": queue}}, worker
+            yield (
+                {"executor": "celery", "executor_config": {"broker_url": url, "queue": queue}},
+                worker,
+            )
 
     return opened
 
@@ -87,7 +90,10 @@ def rq(worker_class: str | None = None) -> Open:
         url, queue = servers.redis.url, f"mortal-{secrets.token_hex(4)}"
         command = workers.rq(url, queue=queue, worker_class=worker_class)
         with Worker.start(command, folder, restarts=True) as worker:
-            yield {"executor": "rq", "executor_config": {"redis_url": url, "queue_name": queue}}, worker
+            yield (
+                {"executor": "rq", "executor_config": {"redis_url": url, "queue_name": queue}},
+                worker,
+            )
 
     return opened
 
@@ -109,8 +115,13 @@ def arq(servers: Servers, folder: Path) -> Iterator[tuple[Mapping[str, Any], Mor
     """ARQ, with a worker of ten jobs at a time."""
     url, queue = servers.redis.url, f"mortal-{secrets.token_hex(4)}"
     modules = {"mortal": _ARQ.format(url=url, queue=queue)}
-    with Worker.start(workers.arq("mortal.WorkerSettings"), folder, modules=modules, restarts=True) as worker:
-        yield {"executor": "arq", "executor_config": {"redis_settings": url, "queue_name": queue}}, worker
+    with Worker.start(
+        workers.arq("mortal.WorkerSettings"), folder, modules=modules, restarts=True
+    ) as worker:
+        yield (
+            {"executor": "arq", "executor_config": {"redis_settings": url, "queue_name": queue}},
+            worker,
+        )
 
 
 _TASKIQ = """
@@ -131,7 +142,9 @@ def taskiq(kind: str, **options: Any) -> Open:
 
         url, queue = servers.redis.url, f"mortal-{secrets.token_hex(4)}"
         modules = {"mortal": _TASKIQ.format(kind=kind, url=url, queue=queue, options=options)}
-        with Worker.start(workers.taskiq("mortal:broker"), folder, modules=modules, restarts=True) as worker:
+        with Worker.start(
+            workers.taskiq("mortal:broker"), folder, modules=modules, restarts=True
+        ) as worker:
             broker = getattr(taskiq_redis, kind)(url, queue_name=queue, **options)
             yield {"executor": "taskiq", "executor_config": {"broker": broker}}, worker
 
@@ -143,9 +156,17 @@ def temporal(servers: Servers, folder: Path) -> Iterator[tuple[Mapping[str, Any]
     """Temporal, with the worker that Wove has for it."""
     address, queue = servers.temporal.address, f"mortal-{secrets.token_hex(4)}"
     options = ("--task-queue", queue, "--target-host", address, "--max-concurrent", "20")
-    command = workers.module("wove.integrations.temporal", *options, ready="takes runs from task queue")
+    command = workers.module(
+        "wove.integrations.temporal", *options, ready="takes runs from task queue"
+    )
     with Worker.start(command, folder, restarts=True) as worker:
-        yield {"executor": "temporal", "executor_config": {"target_host": address, "task_queue": queue}}, worker
+        yield (
+            {
+                "executor": "temporal",
+                "executor_config": {"target_host": address, "task_queue": queue},
+            },
+            worker,
+        )
 
 
 class DaskWorker:
@@ -190,12 +211,17 @@ class RayWorkers:
 def ray(servers: Servers, folder: Path) -> Iterator[tuple[Mapping[str, Any], Mortal]]:
     """Ray, on two CPUs."""
     with ray_server.running(folder) as cluster:
-        yield {"executor": "ray", "executor_config": {"address": cluster.address}}, RayWorkers(cluster.kept)
+        yield (
+            {"executor": "ray", "executor_config": {"address": cluster.address}},
+            RayWorkers(cluster.kept),
+        )
 
 
 DYING = [
     pytest.param(celery("redis"), id="celery-redis", marks=pytest.mark.backend("celery", "redis")),
-    pytest.param(celery("rabbitmq"), id="celery-rabbitmq", marks=pytest.mark.backend("celery", "rabbitmq")),
+    pytest.param(
+        celery("rabbitmq"), id="celery-rabbitmq", marks=pytest.mark.backend("celery", "rabbitmq")
+    ),
     pytest.param(rq("rq.worker.SimpleWorker"), id="rq-simple", marks=pytest.mark.backend("rq")),
     pytest.param(rq(), id="rq", marks=pytest.mark.backend("rq")),
     pytest.param(arq, id="arq", marks=pytest.mark.backend("arq")),
@@ -207,7 +233,9 @@ DYING = [
         id="taskiq-stream",
         marks=pytest.mark.backend("taskiq"),
     ),
-    pytest.param(temporal, id="temporal", marks=[pytest.mark.backend("temporal"), pytest.mark.timeout(900)]),
+    pytest.param(
+        temporal, id="temporal", marks=[pytest.mark.backend("temporal"), pytest.mark.timeout(900)]
+    ),
     pytest.param(dask, id="dask", marks=pytest.mark.backend("dask")),
     pytest.param(ray, id="ray", marks=pytest.mark.backend("ray")),
 ]
@@ -238,7 +266,9 @@ def test_runs_on_a_worker_that_is_killed_every_three_seconds(
         begin = time.monotonic()
         items, results = range(0), list[int]()
         with killer.at_work():
-            while killer.kills < AT_LEAST:  # a quick machine is through before that, and gets as many again
+            while (
+                killer.kills < AT_LEAST
+            ):  # a quick machine is through before that, and gets as many again
                 more = range(len(items), len(items) + runs)
                 with weave() as w:
 

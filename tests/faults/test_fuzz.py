@@ -31,7 +31,11 @@ REQUESTS = int(os.environ.get("WOVE_TEST_FUZZ", "102000"))
 SEED = int(os.environ.get("WOVE_TEST_FUZZ_SEED", "0")) or int(time.time())
 
 SECRET = "not to be guessed"
-TARGET = {"http": "/wove/tasks", "grpc": "/wove.network_executor.WorkerService/Send", "websocket": "/wove/tasks"}
+TARGET = {
+    "http": "/wove/tasks",
+    "grpc": "/wove.network_executor.WorkerService/Send",
+    "websocket": "/wove/tasks",
+}
 
 AT_ONCE = 12
 """Connections, or calls, at a time."""
@@ -39,7 +43,7 @@ AT_ONCE = 12
 PATIENCE = 30.0
 """Seconds after which an answer is taken to be missing."""
 
-MOST_BYTES = 1 << 20
+MAX_BYTES = 1 << 20
 GROWTH = 256 << 20
 """So many bytes more than before a service may hold in the end."""
 
@@ -78,7 +82,9 @@ class Fuzz:
     def signed(self, content: bytes) -> list[tuple[str, str]]:
         self._nonce += 1
         nonce = f"{self.rng.getrandbits(64):x}-{self._nonce}"
-        return list(malformed.signature(SECRET, self.transport, self.target, content, nonce=nonce).items())
+        return list(
+            malformed.signature(SECRET, self.transport, self.target, content, nonce=nonce).items()
+        )
 
     def unverified(self) -> tuple[list[tuple[str, str]], bytes]:
         """A frame that would be right, but not from whoever signed it; loading it would leave the marker."""
@@ -86,11 +92,15 @@ class Fuzz:
         if self.rng.random() < 0.1:
             content = malformed.body(self.rng, json.loads(content))
         signed = b"" if self.transport == "websocket" else content
-        return malformed.bad_signature(self.rng, SECRET, self.transport, self.target, signed), content
+        return malformed.bad_signature(
+            self.rng, SECRET, self.transport, self.target, signed
+        ), content
 
     def verified(self) -> tuple[list[tuple[str, str]], bytes]:
         """Nonsense from whoever knows the secret."""
-        content = malformed.body(self.rng, malformed.frame(self.rng, self._function, self._arguments))
+        content = malformed.body(
+            self.rng, malformed.frame(self.rng, self._function, self._arguments)
+        )
         return self.signed(content), content
 
     def good(self) -> bytes:
@@ -210,14 +220,22 @@ class Socket:
     @classmethod
     async def connect(cls, fuzz: Fuzz, headers: list[tuple[str, str]]) -> tuple[int, Socket]:
         key = base64.b64encode(fuzz.rng.randbytes(16)).decode()
-        lines = [f"GET {fuzz.target} HTTP/1.1", "Host: x", "Upgrade: websocket", "Connection: Upgrade"]
+        lines = [
+            f"GET {fuzz.target} HTTP/1.1",
+            "Host: x",
+            "Upgrade: websocket",
+            "Connection: Upgrade",
+        ]
         lines += [f"Sec-WebSocket-Key: {key}", "Sec-WebSocket-Version: 13"]
         lines += [f"{name}: {value}" for name, value in headers]
         reader, writer = await asyncio.open_connection("127.0.0.1", fuzz.service.port)
         writer.write("\r\n".join([*lines, "", ""]).encode("latin-1"))
         try:
             head = await reader.readuntil(b"\r\n\r\n")
-        except (OSError, asyncio.IncompleteReadError):  # headers that are no HTTP, or too large for it
+        except (
+            OSError,
+            asyncio.IncompleteReadError,
+        ):  # headers that are no HTTP, or too large for it
             head = b"HTTP/1.1 000 "
         return int(head[9:12]), cls(reader, writer)
 
@@ -353,7 +371,9 @@ async def fuzz_grpc(fuzz: Fuzz, count: int) -> None:
         assert fuzz.answers["replayed", "UNAUTHENTICATED"] == fuzz.sent["replayed"]
         await fuzz.many("not verified", count // 20 * 8, unverified)
         await fuzz.many("verified nonsense", count // 20 * 8, verified)
-    await fuzz.many("broken HTTP/2", count // 20 * 3, lambda: fuzz.raw(malformed.raw_http2(fuzz.rng)))
+    await fuzz.many(
+        "broken HTTP/2", count // 20 * 3, lambda: fuzz.raw(malformed.raw_http2(fuzz.rng))
+    )
 
 
 # ------------------------------------------------------------------------------------------------------- all
@@ -361,7 +381,9 @@ async def fuzz_grpc(fuzz: Fuzz, count: int) -> None:
 
 FUZZERS = {"http": fuzz_http, "grpc": fuzz_grpc, "websocket": fuzz_websocket}
 
-LINE = re.compile(r"\d{4}-\d\d-\d\d [\d:,]+ (DEBUG|INFO|WARNING|ERROR) (wove|uvicorn)\.|wove worker ")
+LINE = re.compile(
+    r"\d{4}-\d\d-\d\d [\d:,]+ (DEBUG|INFO|WARNING|ERROR) (wove|uvicorn)\.|wove worker "
+)
 """How each line of the log begins: nothing that was sent may begin one of its own."""
 
 
@@ -371,14 +393,16 @@ def service(transport: Any, tmp_path: Path) -> Iterator[Service]:
         transport,
         SECRET,
         concurrency=8,
-        options=("--max-message-bytes", str(MOST_BYTES), "--drain-timeout", "1"),
+        options=("--max-message-bytes", str(MAX_BYTES), "--drain-timeout", "1"),
     )
     with running(plan, tmp_path / "service") as found:
         yield found
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("transport", [pytest.param(name, marks=pytest.mark.backend(name)) for name in FUZZERS])
+@pytest.mark.parametrize(
+    "transport", [pytest.param(name, marks=pytest.mark.backend(name)) for name in FUZZERS]
+)
 def test_malformed_requests(transport: Any, service: Service, tmp_path: Path) -> None:
     wove.config(environments={"far": {"executor": transport, "executor_config": service.config()}})
 
@@ -391,14 +415,21 @@ def test_malformed_requests(transport: Any, service: Service, tmp_path: Path) ->
     pid = service.pid
     assert runs() == pid
     fuzz = Fuzz(service, tmp_path)
-    asyncio.run(FUZZERS[transport](fuzz, 400))  # a little of everything, so that all that is made once has been made
+    asyncio.run(
+        FUZZERS[transport](fuzz, 400)
+    )  # a little of everything, so that all that is made once has been made
     before, files = resident(pid), descriptors(pid)
     began = time.monotonic()
     asyncio.run(FUZZERS[transport](fuzz, REQUESTS // 3))
     seconds = time.monotonic() - began
 
-    print(f"{transport}, seed {SEED}: {sum(fuzz.sent.values())} requests in {seconds:.1f} s: {dict(fuzz.sent)}")
-    print("  ", {f"{kind}: {answer}": number for (kind, answer), number in fuzz.answers.most_common(14)})
+    print(
+        f"{transport}, seed {SEED}: {sum(fuzz.sent.values())} requests in {seconds:.1f} s: {dict(fuzz.sent)}"
+    )
+    print(
+        "  ",
+        {f"{kind}: {answer}": number for (kind, answer), number in fuzz.answers.most_common(14)},
+    )
     assert service.status()["ended"] == []
     assert service.pid == pid
     assert not fuzz.marker.exists(), f"seed {SEED}: something was unpickled before it was verified"

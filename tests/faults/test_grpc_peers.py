@@ -19,8 +19,14 @@ from typing import Any
 import pytest
 
 import wove
-from wove import DeliveryError, DeliveryTimeoutError, EnvironmentExecutionError, WorkerLostError, weave
-from wove.executors import grpc_link
+from wove import (
+    DeliveryError,
+    DeliveryTimeoutError,
+    EnvironmentExecutionError,
+    WorkerLostError,
+    weave,
+)
+from wove.executors.grpc import channel as grpc_link
 
 pytestmark = [pytest.mark.backend("grpc"), pytest.mark.timeout(60)]
 
@@ -40,7 +46,9 @@ class Peer:
 
     def __init__(self, port: int = 0) -> None:
         command = [sys.executable, str(PEER), str(port)]
-        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+        self.process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        )
         assert self.process.stdout is not None
         self.port = int(self.process.stdout.readline())
         self.target = f"127.0.0.1:{self.port}"
@@ -65,7 +73,9 @@ def lasting() -> Iterator[Peer]:
 def _sessions_end(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
     yield
     wove.shutdown()
-    assert [record.message for record in caplog.get_records("call") if record.name == "asyncio"] == []
+    assert [
+        record.message for record in caplog.get_records("call") if record.name == "asyncio"
+    ] == []
 
 
 def configure(target: str, **config: Any) -> None:
@@ -134,7 +144,10 @@ BODIES: dict[str, tuple[type[BaseException], list[str]]] = {
     "empty": (EnvironmentExecutionError, ["answered OK with nothing"]),
     "pickle": (Exception, ["the result of task 'bad_pickle'"]),
     "base64": (EnvironmentExecutionError, ["result_pickle is not base64"]),
-    "too_large": (EnvironmentExecutionError, ["RESOURCE_EXHAUSTED", "3000000", "1000000", "'max_message_bytes'"]),
+    "too_large": (
+        EnvironmentExecutionError,
+        ["RESOURCE_EXHAUSTED", "3000000", "1000000", "'max_message_bytes'"],
+    ),
     "long_details": (EnvironmentExecutionError, ["INTERNAL: a long story a long", "..."]),
 }
 
@@ -150,7 +163,9 @@ def test_a_reply_that_is_none(lasting: Peer, name: str) -> None:
     assert len(str(error)) < 1500
 
 
-@pytest.mark.parametrize("name", ["invalid_json", "empty", "only_started", "unavailable", "internal", "raises"])
+@pytest.mark.parametrize(
+    "name", ["invalid_json", "empty", "only_started", "unavailable", "internal", "raises"]
+)
 def test_retries_then_work(name: str) -> None:
     with Peer() as peer:
         configure(peer.target)
@@ -179,7 +194,9 @@ def test_killed_in_the_middle_of_a_task() -> None:
             with weave() as w:
                 w.do(environment="peer")(named("bad_killed"))
         # And nobody listens there any more: said soon, though there was a connection before.
-        with pytest.raises(WorkerLostError, match=r"cannot be reached: UNAVAILABLE: .*refused.*reconnect_timeout"):
+        with pytest.raises(
+            WorkerLostError, match=r"cannot be reached: UNAVAILABLE: .*refused.*reconnect_timeout"
+        ):
             with weave() as w:
                 w.do(environment="peer")(named("never"))
 
@@ -207,7 +224,9 @@ def test_killed_and_started_again() -> None:
 
 def test_a_method_that_it_has_not(lasting: Peer) -> None:
     configure(lasting.target, method="/other.Service/Send")
-    with pytest.raises(EnvironmentExecutionError, match="UNIMPLEMENTED: .*Is executor_config 'method' the one"):
+    with pytest.raises(
+        EnvironmentExecutionError, match="UNIMPLEMENTED: .*Is executor_config 'method' the one"
+    ):
         with weave() as w:
             w.do(environment="peer")(named("never"))
 
@@ -265,23 +284,29 @@ def greet(connection: socket.socket) -> None:
     connection.sendall(b"220 mail.example ESMTP\r\n")
 
 
-@pytest.mark.parametrize("behave", [reset, speak_http, greet, socket.socket.close], ids=lambda fn: fn.__name__)
+@pytest.mark.parametrize(
+    "behave", [reset, speak_http, greet, socket.socket.close], ids=lambda fn: fn.__name__
+)
 def test_no_grpc_service(behave: Callable[[socket.socket], object]) -> None:
     with raw_peer(behave) as target:
         configure(target)
         began = time.monotonic()
-        with pytest.raises(WorkerLostError, match=r"its service cannot be reached: UNAVAILABLE: \w+"):
+        with pytest.raises(
+            WorkerLostError, match=r"its service cannot be reached: UNAVAILABLE: \w+"
+        ):
             with weave() as w:
                 w.do(environment="peer")(named("never"))
         assert time.monotonic() - began < SOON
 
 
 def test_accepts_and_answers_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("wove.executors.grpc.CONNECT_SECONDS", 1.0)
+    monkeypatch.setattr("wove.executors.grpc.executor.CONNECT_SECONDS", 1.0)
     with raw_peer(lambda connection: None) as target:
         configure(target)
         began = time.monotonic()
-        with pytest.raises(WorkerLostError, match=r"its service cannot be reached: UNAVAILABLE: \w+"):
+        with pytest.raises(
+            WorkerLostError, match=r"its service cannot be reached: UNAVAILABLE: \w+"
+        ):
             with weave() as w:
                 w.do(environment="peer")(named("never"))
         assert time.monotonic() - began < SOON
@@ -304,7 +329,9 @@ def test_refused_at_once_and_then_there() -> None:
 
 def test_no_such_name() -> None:
     configure("no-such-host.invalid:1", insecure=True)
-    with pytest.raises(WorkerLostError, match=r"cannot be reached: UNAVAILABLE: .*no-such-host\.invalid"):
+    with pytest.raises(
+        WorkerLostError, match=r"cannot be reached: UNAVAILABLE: .*no-such-host\.invalid"
+    ):
         with weave() as w:
             w.do(environment="peer")(named("never"))
 

@@ -163,9 +163,11 @@ def test_the_next_attempt_succeeds(name: str) -> None:
         wove.shutdown()
 
 
-def test_after_a_loss_the_next_attempt_waits_for_a_fresh_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_after_a_loss_the_next_attempt_waits_for_a_fresh_connection(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """gRPC counts a connection as ready for a moment after it has ended a call for good: nothing goes out over it."""
-    monkeypatch.setattr("wove.executors.grpc_link.SUSPECT_SECONDS", 3600.0)
+    monkeypatch.setattr("wove.executors.grpc.channel.SUSPECT_SECONDS", 3600.0)
     left: list[Fault] = [half_a_reply, goes_away]
 
     def twice(calls: Calls, stream: int) -> None:
@@ -222,8 +224,10 @@ def test_a_reply_of_which_grpc_shows_nothing_ends_with_the_timeout(fault: Fault)
         wove.shutdown()
 
 
-def test_a_service_that_trickles_its_first_frame_is_no_service(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("wove.executors.grpc.CONNECT_SECONDS", 1.0)
+def test_a_service_that_trickles_its_first_frame_is_no_service(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("wove.executors.grpc.executor.CONNECT_SECONDS", 1.0)
 
     def trickle(line: Line) -> None:
         for byte in frame(SETTINGS, 0, 0, bytes([0, 3, 0, 0, 0, 100]) * 100):
@@ -232,7 +236,9 @@ def test_a_service_that_trickles_its_first_frame_is_no_service(monkeypatch: pyte
 
     with Peer(trickle) as peer:
         configure(peer)
-        with pytest.raises(WorkerLostError, match=r"its service cannot be reached: UNAVAILABLE: \w+"):
+        with pytest.raises(
+            WorkerLostError, match=r"its service cannot be reached: UNAVAILABLE: \w+"
+        ):
             with weave() as w:
                 w.do(environment="peer")(bad)
         wove.shutdown()

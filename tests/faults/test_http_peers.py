@@ -24,11 +24,21 @@ from tests.support.certificates import Certificates
 from tests.support.peers import GoneError, Line, Peer, Request, answer, events, serve
 
 import wove
-from wove import DeliveryError, DeliveryTimeoutError, EnvironmentExecutionError, WorkerLostError, weave
-from wove.executors import http_connection
+from wove import (
+    DeliveryError,
+    DeliveryTimeoutError,
+    EnvironmentExecutionError,
+    WorkerLostError,
+    weave,
+)
+from wove.executors.http import connection as http_connection
 from wove.security import NetworkExecutorSecurity
 
-pytestmark = [pytest.mark.backend("http"), pytest.mark.timeout(60), pytest.mark.usefixtures("no_leaks")]
+pytestmark = [
+    pytest.mark.backend("http"),
+    pytest.mark.timeout(60),
+    pytest.mark.usefixtures("no_leaks"),
+]
 
 Fault = Callable[[Line, Request], object]
 
@@ -139,7 +149,9 @@ def half_a_stream(line: Line, request: Request) -> None:
 
 
 CHUNKS = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
-GIGABYTE = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 1073741824\r\n\r\n"
+GIGABYTE = (
+    b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 1073741824\r\n\r\n"
+)
 
 
 def endless_chunks(line: Line) -> None:
@@ -150,7 +162,11 @@ def endless_chunks(line: Line) -> None:
 Expected = tuple[Fault, type[BaseException], list[str]]
 
 FAULTS: dict[str, Expected] = {
-    "reset": (reset, WorkerLostError, ["lost the connection (ConnectionResetError", "without an answer"]),
+    "reset": (
+        reset,
+        WorkerLostError,
+        ["lost the connection (ConnectionResetError", "without an answer"],
+    ),
     "dropped mid-task": (close, WorkerLostError, ["closed the connection without an answer"]),
     "dropped in the head": (
         sending(b"HTTP/1.1 200 O", then=gone),
@@ -167,11 +183,26 @@ FAULTS: dict[str, Expected] = {
         WorkerLostError,
         ["after 8 bytes of the body of its answer 200 OK"],
     ),
-    "dropped in a stream": (half_a_stream, WorkerLostError, ["bytes of the body of its answer 200 OK"]),
+    "dropped in a stream": (
+        half_a_stream,
+        WorkerLostError,
+        ["bytes of the body of its answer 200 OK"],
+    ),
     "redirect": (
-        sending(answer(b"over there", "307 Temporary Redirect", "text/plain", Location="http://127.0.0.1:9/x")),
+        sending(
+            answer(
+                b"over there",
+                "307 Temporary Redirect",
+                "text/plain",
+                Location="http://127.0.0.1:9/x",
+            )
+        ),
         EnvironmentExecutionError,
-        ["307 Temporary Redirect", "'over there'", "Redirects to 'http://127.0.0.1:9/x' are not followed"],
+        [
+            "307 Temporary Redirect",
+            "'over there'",
+            "Redirects to 'http://127.0.0.1:9/x' are not followed",
+        ],
     ),
     "400 with a text": (
         sending(answer(b"what is this?", "400 Bad Request", "text/plain")),
@@ -199,7 +230,9 @@ FAULTS: dict[str, Expected] = {
         ["500 Oh", "'the disk is'"],
     ),
     "502 of a proxy": (
-        sending(b"HTTP/1.1 502 Bad Gateway\r\nConnection: close\r\n\r\n<html>nginx</html>", then=gone),
+        sending(
+            b"HTTP/1.1 502 Bad Gateway\r\nConnection: close\r\n\r\n<html>nginx</html>", then=gone
+        ),
         EnvironmentExecutionError,
         ["502 Bad Gateway", "<html>nginx</html>"],
     ),
@@ -209,7 +242,9 @@ FAULTS: dict[str, Expected] = {
         ["503 Service Unavailable", "'upstream is down'"],
     ),
     "500 and a gigabyte": (
-        sending(b"HTTP/1.1 500 Oh\r\nContent-Length: 1073741824\r\n\r\n" + b"a long story " * 10_000),
+        sending(
+            b"HTTP/1.1 500 Oh\r\nContent-Length: 1073741824\r\n\r\n" + b"a long story " * 10_000
+        ),
         EnvironmentExecutionError,
         ["500 Oh", "'a long story a long"],
     ),
@@ -233,19 +268,43 @@ FAULTS: dict[str, Expected] = {
         EnvironmentExecutionError,
         ["200 OK", "without a run_id", "ok=True"],
     ),
-    "an unknown event": (unknown_event, EnvironmentExecutionError, ["200 OK", "'task_pending' is no type of event"]),
-    "an event of another run": (foreign, EnvironmentExecutionError, ["another run, 'somebody-elses'"]),
-    "only task_started": (only_started, EnvironmentExecutionError, ["200 OK", "without telling how the run ended"]),
-    "nothing": (sending(answer(b"", "204 No Content")), EnvironmentExecutionError, ["204 No Content", "with nothing"]),
+    "an unknown event": (
+        unknown_event,
+        EnvironmentExecutionError,
+        ["200 OK", "'task_pending' is no type of event"],
+    ),
+    "an event of another run": (
+        foreign,
+        EnvironmentExecutionError,
+        ["another run, 'somebody-elses'"],
+    ),
+    "only task_started": (
+        only_started,
+        EnvironmentExecutionError,
+        ["200 OK", "without telling how the run ended"],
+    ),
+    "nothing": (
+        sending(answer(b"", "204 No Content")),
+        EnvironmentExecutionError,
+        ["204 No Content", "with nothing"],
+    ),
     "an empty body": (sending(answer(b"")), EnvironmentExecutionError, ["200 OK", "with nothing"]),
     "a pickle that does not load": (bad_pickle, Exception, ["the result of task 'bad'"]),
-    "a pickle that is no base64": (bad_base64, EnvironmentExecutionError, ["result_pickle is not base64"]),
+    "a pickle that is no base64": (
+        bad_base64,
+        EnvironmentExecutionError,
+        ["result_pickle is not base64"],
+    ),
     "compressed": (
         sending(answer(b"\x1f\x8b", Content_Encoding="gzip")),
         EnvironmentExecutionError,
         ["200 OK", "in the encoding 'gzip', unasked"],
     ),
-    "a gigabyte announced": (sending(GIGABYTE), EnvironmentExecutionError, ["1073741824 bytes", "'max_message_bytes'"]),
+    "a gigabyte announced": (
+        sending(GIGABYTE),
+        EnvironmentExecutionError,
+        ["1073741824 bytes", "'max_message_bytes'"],
+    ),
     "a gigabyte in a chunk": (
         sending(CHUNKS + b"40000000\r\n"),
         EnvironmentExecutionError,
@@ -304,7 +363,10 @@ def test_the_next_attempt_succeeds_on_a_fresh_connection(name: str) -> None:
 def test_a_service_that_answers_nothing_ends_with_the_timeout() -> None:
     with Peer(Faulty(lambda line, _: line.until_gone())) as peer:
         configure(peer.url, timeout=0.3)
-        with pytest.raises(DeliveryTimeoutError, match=r"no whole answer within 0\.3 s \(executor_config 'timeout'\)"):
+        with pytest.raises(
+            DeliveryTimeoutError,
+            match=r"no whole answer within 0\.3 s \(executor_config 'timeout'\)",
+        ):
             with weave() as w:
 
                 @w.do(environment="peer")
@@ -323,14 +385,19 @@ def trickle(data: bytes, pause: float) -> Fault:
     return fault
 
 
-LINES = b"HTTP/1.1 200 OK\r\nContent-Type: application/x-ndjson\r\nTransfer-Encoding: chunked\r\n\r\n"
+LINES = (
+    b"HTTP/1.1 200 OK\r\nContent-Type: application/x-ndjson\r\nTransfer-Encoding: chunked\r\n\r\n"
+)
 
 
 @pytest.mark.parametrize(
     ("start", "says"),
     [
         (b"", "in the head of its answer: 'HTTP"),
-        (b"HTTP/1.1 200 OK\r\nContent-Length: 400\r\n\r\n", "of 400 bytes of the body of its answer 200 OK"),
+        (
+            b"HTTP/1.1 200 OK\r\nContent-Length: 400\r\n\r\n",
+            "of 400 bytes of the body of its answer 200 OK",
+        ),
         (CHUNKS + b"1000\r\n", "bytes of the body of its answer 200 OK"),
         (b"HTTP/1.1 200 OK\r\n\r\n", "bytes of the body of its answer 200 OK"),
         (LINES + b"1000\r\n", "bytes of the body of its answer 200 OK"),
@@ -344,7 +411,9 @@ def test_a_service_that_trickles_is_given_up_without_any_timeout(
 
     def fault(line: Line, request: Request) -> None:
         line.send(start)
-        trickle(b"HTTP/1.1 200 OK\r\nX-A: " + b"b" * 300 if not start else b'{"a": "' + b"b" * 300, 0.1)(line, request)
+        trickle(
+            b"HTTP/1.1 200 OK\r\nX-A: " + b"b" * 300 if not start else b'{"a": "' + b"b" * 300, 0.1
+        )(line, request)
 
     with Peer(Faulty(fault)) as peer:
         error = ending(peer)
@@ -401,7 +470,9 @@ def test_a_refused_connection_ends_the_run_at_once() -> None:
         port = listener.getsockname()[1]
     configure(f"http://127.0.0.1:{port}/")
     began = time.monotonic()
-    with pytest.raises(WorkerLostError, match="no connection to http://127.0.0.1:.*ConnectionRefusedError"):
+    with pytest.raises(
+        WorkerLostError, match="no connection to http://127.0.0.1:.*ConnectionRefusedError"
+    ):
         with weave() as w:
 
             @w.do(range(300), environment="peer")
@@ -413,7 +484,9 @@ def test_a_refused_connection_ends_the_run_at_once() -> None:
 
 def test_a_name_that_does_not_exist_ends_the_run_at_once() -> None:
     configure("http://nobody-is-called.invalid/", insecure=True)
-    with pytest.raises(WorkerLostError, match=r"no connection to http://nobody-is-called\.invalid:80: gaierror"):
+    with pytest.raises(
+        WorkerLostError, match=r"no connection to http://nobody-is-called\.invalid:80: gaierror"
+    ):
         with weave() as w:
 
             @w.do(environment="peer")
@@ -431,7 +504,9 @@ def test_a_service_that_never_accepts_ends_with_connect_timeout() -> None:
             raw.setblocking(False)
             raw.connect_ex(listener.getsockname())
         configure(f"http://127.0.0.1:{listener.getsockname()[1]}/", connect_timeout=0.5)
-        with pytest.raises(WorkerLostError, match=r"none within 0\.5 s \(executor_config 'connect_timeout'\)"):
+        with pytest.raises(
+            WorkerLostError, match=r"none within 0\.5 s \(executor_config 'connect_timeout'\)"
+        ):
             with weave() as w:
 
                 @w.do(environment="peer")
@@ -443,7 +518,9 @@ def test_a_service_that_never_accepts_ends_with_connect_timeout() -> None:
 def test_a_service_that_greets_first_is_quoted() -> None:
     with Peer(lambda line: (line.send(b"SSH-2.0-OpenSSH_9.6\r\n"), line.until_gone())) as peer:
         configure(peer.url)
-        with pytest.raises((WorkerLostError, EnvironmentExecutionError), match=r"SSH-2\.0-OpenSSH_9\.6"):
+        with pytest.raises(
+            (WorkerLostError, EnvironmentExecutionError), match=r"SSH-2\.0-OpenSSH_9\.6"
+        ):
             with weave() as w:
 
                 @w.do(environment="peer")
@@ -479,7 +556,9 @@ def test_a_service_that_is_restarted_is_waited_for(answered: bool) -> None:
     with contextlib.ExitStack() as stack:
         stack.callback(lambda: [known.__exit__() for known in again])
         if not answered:
-            stack.enter_context(pytest.raises(WorkerLostError, match="no connection to .*ConnectionRefusedError"))
+            stack.enter_context(
+                pytest.raises(WorkerLostError, match="no connection to .*ConnectionRefusedError")
+            )
         with weave() as w:
 
             @w.do([1, 2, 3], environment="peer")
@@ -533,7 +612,10 @@ def test_a_reused_connection_that_dies_under_a_request_says_that_it_was_one() ->
             def first() -> int:
                 return 1
 
-        with pytest.raises(WorkerLostError, match=r"without an answer\. The connection had been used before.*unasked"):
+        with pytest.raises(
+            WorkerLostError,
+            match=r"without an answer\. The connection had been used before.*unasked",
+        ):
             with weave() as w:
 
                 @w.do(environment="peer")
@@ -584,14 +666,20 @@ def test_an_answer_before_the_request_is_written_is_the_answer(
 
     def refuse(line: Line) -> None:
         line.head()
-        line.send(answer(b"too much for me", "413 Content Too Large", "text/plain", Connection="close"))
+        line.send(
+            answer(b"too much for me", "413 Content Too Large", "text/plain", Connection="close")
+        )
         if linger:
             line.until_gone()
 
     with Peer(refuse, tls=server_context(certificates) if encrypted else None) as peer:
-        configure(peer.url, max_message_bytes=100_000_000, root_certificates=str(certificates.authority))
+        configure(
+            peer.url, max_message_bytes=100_000_000, root_certificates=str(certificates.authority)
+        )
         for _ in range(10):
-            with pytest.raises(EnvironmentExecutionError, match=r"413 Content Too Large: 'too much for me'"):
+            with pytest.raises(
+                EnvironmentExecutionError, match=r"413 Content Too Large: 'too much for me'"
+            ):
                 with weave(block=bytes(20_000_000)) as w:
 
                     @w.do(environment="peer")
@@ -617,7 +705,11 @@ def test_an_answer_that_ends_with_its_connection_is_whole_if_tls_says_so(
 
     with Peer(old, tls=server_context(certificates)) as peer:
         configure(peer.url, root_certificates=str(certificates.authority))
-        expected = contextlib.nullcontext() if orderly else pytest.raises(WorkerLostError, match="close_notify")
+        expected = (
+            contextlib.nullcontext()
+            if orderly
+            else pytest.raises(WorkerLostError, match="close_notify")
+        )
         with expected:
             with weave() as w:
 
@@ -629,7 +721,9 @@ def test_an_answer_that_ends_with_its_connection_is_whole_if_tls_says_so(
         wove.shutdown()
 
 
-@pytest.mark.parametrize("name", ["reset", "dropped mid-task", "dropped in the body", "a gigabyte announced", "a page"])
+@pytest.mark.parametrize(
+    "name", ["reset", "dropped mid-task", "dropped in the body", "a gigabyte announced", "a page"]
+)
 def test_a_fault_over_tls(name: str, certificates: Certificates) -> None:
     fault, kind, says = FAULTS[name]
     with Peer(Faulty(fault, 1), tls=server_context(certificates)) as peer:
@@ -643,7 +737,9 @@ def test_a_fault_over_tls(name: str, certificates: Certificates) -> None:
         error = w.result.exception
         assert isinstance(error, kind)
         # How a connection ended has other words: TLS says when it was not in good order.
-        assert [part for part in says if "connection" not in part and part not in str(error)] == [], str(error)
+        assert [
+            part for part in says if "connection" not in part and part not in str(error)
+        ] == [], str(error)
         with weave() as w:
 
             @w.do(environment="peer")
@@ -676,17 +772,23 @@ def test_bytes_that_are_not_authentic_end_the_run(certificates: Certificates) ->
 # ------------------------------------------------------------------ credentials
 
 
-@pytest.mark.parametrize("status", ["301 Moved", "302 Found", "303 See Other", "307 Temporary", "308 Permanent"])
+@pytest.mark.parametrize(
+    "status", ["301 Moved", "302 Found", "303 See Other", "307 Temporary", "308 Permanent"]
+)
 @pytest.mark.parametrize(
     "security",
     [{"type": "bearer", "token": "the-token"}, {"type": "signed", "secret": "s" * 32}],
     ids=["bearer", "signed"],
 )
-def test_a_redirect_carries_no_credential_and_no_task_anywhere(status: str, security: dict[str, str]) -> None:
+def test_a_redirect_carries_no_credential_and_no_task_anywhere(
+    status: str, security: dict[str, str]
+) -> None:
     with Peer(serve) as other:
         with Peer(Faulty(sending(answer(b"", status, Location=other.url)))) as peer:
             configure(peer.url, security=security)
-            with pytest.raises(EnvironmentExecutionError, match=rf"{status}.*{other.url}.*not followed"):
+            with pytest.raises(
+                EnvironmentExecutionError, match=rf"{status}.*{other.url}.*not followed"
+            ):
                 with weave() as w:
 
                     @w.do(environment="peer")
@@ -709,7 +811,9 @@ class Tripwire:
         return (open, (self.path, "w"))
 
 
-@pytest.mark.parametrize("kind", ["unsigned", "by another", "of another request", "a stream", "an error", "signed"])
+@pytest.mark.parametrize(
+    "kind", ["unsigned", "by another", "of another request", "a stream", "an error", "signed"]
+)
 def test_an_answer_that_is_not_signed_is_not_unpickled(kind: str, tmp_path: Path) -> None:
     """With ``sign_replies``, whoever is on the way can end a run, and do nothing else."""
     config = {"type": "signed", "secret": "of both", "sign_replies": True}
@@ -721,14 +825,24 @@ def test_an_answer_that_is_not_signed_is_not_unpickled(kind: str, tmp_path: Path
     def answering(line: Line) -> None:
         while True:
             request = line.request()
-            first.append({name: held for name, held in request.headers.items() if name.startswith("x-wove")})
+            first.append(
+                {name: held for name, held in request.headers.items() if name.startswith("x-wove")}
+            )
             found = events(request.frame)
             if kind != "signed":
-                found[1]["result_pickle"] = base64.b64encode(cloudpickle.dumps(Tripwire(str(marker)))).decode()
+                found[1]["result_pickle"] = base64.b64encode(
+                    cloudpickle.dumps(Tripwire(str(marker)))
+                ).decode()
             body = json.dumps({"events": found}).encode()
             signer = another if kind == "by another" else ours
-            headers = {**first[-1], "x-wove-nonce": "0" * 32} if kind == "of another request" else first[-1]
-            signature = signer.reply_signature(transport="http", target="/tasks", headers=headers, body=body)
+            headers = (
+                {**first[-1], "x-wove-nonce": "0" * 32}
+                if kind == "of another request"
+                else first[-1]
+            )
+            signature = signer.reply_signature(
+                transport="http", target="/tasks", headers=headers, body=body
+            )
             fields = {} if kind == "unsigned" else {"X_Wove_Reply_Signature": str(signature)}
             if kind == "a stream":
                 body = b"".join(json.dumps(event).encode() + b"\n" for event in found)
@@ -760,7 +874,9 @@ def test_an_answer_that_is_not_signed_is_not_unpickled(kind: str, tmp_path: Path
 
 
 @pytest.mark.parametrize("length", [0, 60, 130])
-def test_a_service_that_repeats_what_it_was_sent_puts_no_credential_into_the_error(length: int) -> None:
+def test_a_service_that_repeats_what_it_was_sent_puts_no_credential_into_the_error(
+    length: int,
+) -> None:
     """As the error pages of web frameworks do while they are being developed."""
 
     def echo(line: Line) -> None:
@@ -788,15 +904,27 @@ def test_a_service_that_repeats_what_it_was_sent_puts_no_credential_into_the_err
 
 
 def busy(line: Line, request: Request) -> None:
-    error = {"kind": "WorkerBusyError", "message": "64 runs are enough", "retryable": True, "source": "executor"}
+    error = {
+        "kind": "WorkerBusyError",
+        "message": "64 runs are enough",
+        "retryable": True,
+        "source": "executor",
+    }
     event = {"type": "task_error", "run_id": request.frame["run_id"], "error": error}
     line.send(answer([event], "503 Service Unavailable", Retry_After="1"))
 
 
 def busy_unread(line: Line, request: Request) -> None:
     """Before it has looked into the request, so that it cannot say which run it was."""
-    error = {"kind": "WorkerBusyError", "message": "too many requests", "retryable": True, "source": "executor"}
-    line.send(answer([{"type": "task_error", "error": error}], "503 Service Unavailable", Retry_After="1"))
+    error = {
+        "kind": "WorkerBusyError",
+        "message": "too many requests",
+        "retryable": True,
+        "source": "executor",
+    }
+    line.send(
+        answer([{"type": "task_error", "error": error}], "503 Service Unavailable", Retry_After="1")
+    )
 
 
 @pytest.mark.parametrize("how", [busy, busy_unread])
@@ -834,8 +962,18 @@ def test_a_service_that_says_busy_twice_is_sent_the_run_once_more() -> None:
             if len(peer.requests) > 1:
                 line.send(answer(events(request.frame)))
                 continue
-            error = {"kind": "WorkerBusyError", "message": "too many", "retryable": True, "source": "executor"}
-            said = json.dumps({"type": "task_error", "run_id": request.frame["run_id"], "error": error}) + "\n"
+            error = {
+                "kind": "WorkerBusyError",
+                "message": "too many",
+                "retryable": True,
+                "source": "executor",
+            }
+            said = (
+                json.dumps(
+                    {"type": "task_error", "run_id": request.frame["run_id"], "error": error}
+                )
+                + "\n"
+            )
             text = (said * 2).encode()
             head = b"HTTP/1.1 200 OK\r\nContent-Type: application/x-ndjson\r\nTransfer-Encoding: chunked\r\n\r\n"
             line.send(head + b"%x\r\n%b\r\n0\r\n\r\n" % (len(text), text))

@@ -27,7 +27,10 @@ class Script:
 
     def __init__(self, source: str, folder: Path, flags: tuple[str, ...]) -> None:
         path = folder / "script.py"
-        path.write_text("import asyncio, signal, sys, threading, time\nfrom wove import *\n" + textwrap.dedent(source))
+        path.write_text(
+            "import asyncio, signal, sys, threading, time\nfrom wove import *\n"
+            + textwrap.dedent(source)
+        )
         self.errors = (folder / "stderr").open("w+")
         self.process = subprocess.Popen(
             [sys.executable, "-u", *flags, str(path)],
@@ -64,9 +67,13 @@ class Script:
     def end(self) -> tuple[int, list[str], str]:
         """Its exit status, the rest of what it printed, and its complaints."""
         assert self.process.stdout is not None
-        overdue = threading.Timer(SOON, self.process.send_signal, [signal.SIGABRT])  # faulthandler prints the stacks
+        overdue = threading.Timer(
+            SOON, self.process.send_signal, [signal.SIGABRT]
+        )  # faulthandler prints the stacks
         overdue.start()
-        out = self.process.stdout.read()  # not communicate(), which knows nothing of what `line` has read ahead
+        out = (
+            self.process.stdout.read()
+        )  # not communicate(), which knows nothing of what `line` has read ahead
         self.process.wait()
         overdue.cancel()
         if self.process.returncode == -signal.SIGABRT:
@@ -111,7 +118,14 @@ def ended_by_interrupt(status: int, errors: str) -> None:
     last = [line for line in errors.splitlines() if not line.startswith(("in task", " "))][-1]
     assert last.startswith("KeyboardInterrupt"), errors
     assert "Traceback (most recent call last)" in errors
-    for complaint in ("never retrieved", "never awaited", "was destroyed", "ResourceWarning", "ignored", "Fatal"):
+    for complaint in (
+        "never retrieved",
+        "never awaited",
+        "was destroyed",
+        "ResourceWarning",
+        "ignored",
+        "Fatal",
+    ):
         assert complaint not in errors, errors
 
 
@@ -325,8 +339,12 @@ def test_the_handler_of_the_user_is_respected(start: Start, block: str) -> None:
 
 
 @pytest.mark.parametrize("loop", ["", "in a loop"])
-@pytest.mark.parametrize("task", ["def task(): time.sleep(60)", "async def task(): await asyncio.sleep(60)"])
-def test_an_alarm_that_raises_ends_the_weave(script: Callable[..., Finished], task: str, loop: str) -> None:
+@pytest.mark.parametrize(
+    "task", ["def task(): time.sleep(60)", "async def task(): await asyncio.sleep(60)"]
+)
+def test_an_alarm_that_raises_ends_the_weave(
+    script: Callable[..., Finished], task: str, loop: str
+) -> None:
     found = script(
         f"""
         import asyncio, signal, time
@@ -438,7 +456,9 @@ def test_sys_exit_in_every_block(start: Start, block: str) -> None:
     assert script.end() == (7, [], "")
 
 
-def test_a_script_whose_weave_raised_fails_with_a_traceback_to_the_line(script: Callable[..., Finished]) -> None:
+def test_a_script_whose_weave_raised_fails_with_a_traceback_to_the_line(
+    script: Callable[..., Finished],
+) -> None:
     found = script(
         """
         from wove import weave

@@ -269,7 +269,12 @@ def test_detached_from_every_kind_of_main(how: str, tmp_path: Path) -> None:
     (tmp_path / "script.py").write_text(DETACHED)
     temporary = tmp_path / "temporary"
     temporary.mkdir()
-    arguments = {"script": ["script.py"], "-c": ["-c", DETACHED], "stdin": ["-"], "-m": ["-m", "script"]}[how]
+    arguments = {
+        "script": ["script.py"],
+        "-c": ["-c", DETACHED],
+        "stdin": ["-"],
+        "-m": ["-m", "script"],
+    }[how]
     done = subprocess.run(
         [sys.executable, "-W", "error", *arguments],
         cwd=tmp_path,
@@ -291,7 +296,9 @@ def test_detached_from_every_kind_of_main(how: str, tmp_path: Path) -> None:
 
 
 @needs_dispatch
-def test_a_detached_weave_has_the_configuration_of_its_parent(script: Script, tmp_path: Path) -> None:
+def test_a_detached_weave_has_the_configuration_of_its_parent(
+    script: Script, tmp_path: Path
+) -> None:
     script(
         """
         import os
@@ -451,7 +458,10 @@ asyncio.run(main())
 """,
             id="in a running loop",
         ),
-        pytest.param("check()\nassert in_child(lambda: in_child() and os._exit(1)) == 0", id="a child of a child"),
+        pytest.param(
+            "check()\nassert in_child(lambda: in_child() and os._exit(1)) == 0",
+            id="a child of a child",
+        ),
     ],
 )
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
@@ -659,7 +669,9 @@ def test_what_user_code_leaves_on_the_loop_is_cleaned_up(script: Script) -> None
         """,
         flags=STRICT,
     )
-    assert sorted(found.stdout.splitlines()) == sorted(["cleaned task", "closed generator", "[]"] * 2)
+    assert sorted(found.stdout.splitlines()) == sorted(
+        ["cleaned task", "closed generator", "[]"] * 2
+    )
     assert not found.complaints
 
 
@@ -689,7 +701,9 @@ def test_a_task_left_behind_that_fails_is_told_as_asyncio_does(script: Script) -
     assert "LookupError: left behind" in found.stderr
 
 
-def test_settings_that_user_code_makes_on_the_loop_do_not_reach_the_next_weave(script: Script) -> None:
+def test_settings_that_user_code_makes_on_the_loop_do_not_reach_the_next_weave(
+    script: Script,
+) -> None:
     found = script(
         """
         import asyncio
@@ -714,7 +728,9 @@ def test_settings_that_user_code_makes_on_the_loop_do_not_reach_the_next_weave(s
     assert found.stdout == "(None, None)\n"
 
 
-def test_nothing_is_said_of_what_was_cancelled_or_failed_beside_the_first_failure(script: Script) -> None:
+def test_nothing_is_said_of_what_was_cancelled_or_failed_beside_the_first_failure(
+    script: Script,
+) -> None:
     found = script(
         """
         import asyncio, gc, time

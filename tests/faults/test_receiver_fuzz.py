@@ -32,7 +32,7 @@ SECRET = "not to be guessed"
 OPEN, SIGNED = "/wove/events/open", "/wove/events/signed"
 AWAITED = "awaited-run"
 
-MOST_BYTES = 32 << 20
+MAX_BYTES = 32 << 20
 SLACK_BYTES = 24 << 20
 """What the receiver may need beside a body and what was in it: an interpreter's heap does not shrink at once."""
 
@@ -44,14 +44,14 @@ PATIENCE = 30.0
 SERVER = """
 import contextlib, logging, sys
 from tests.support.receiving import Waiting, receiving
-from wove.callback.receiver import Standing
+from wove.callback.receiver import RunStatus
 from wove.protocol.pickling import Pickled, loads
 
 logging.basicConfig(level=logging.INFO)
 
 class Believing(Waiting):
     def standing(self, run_id):
-        return Standing.AWAITED if run_id == "awaited-run" else Standing.UNKNOWN
+        return RunStatus.AWAITED if run_id == "awaited-run" else RunStatus.UNKNOWN
 
     def take(self, event):
         for name, value in event.items():
@@ -78,7 +78,7 @@ class Target:
 
     def __init__(self, folder: Path) -> None:
         self.log_file = folder / "log"
-        source = SERVER % {"most": MOST_BYTES, "secret": SECRET}
+        source = SERVER % {"most": MAX_BYTES, "secret": SECRET}
         with self.log_file.open("w") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-W", "error", "-c", source],
@@ -199,12 +199,16 @@ class Fuzz:
         self.replayed_request = self.request(SIGNED, replayed, self.signed(replayed))
 
     def event(self, run_id: str, pickled: str) -> bytes:
-        return json.dumps({"type": "task_result", "run_id": run_id, "task_id": "t", "result_pickle": pickled}).encode()
+        return json.dumps(
+            {"type": "task_result", "run_id": run_id, "task_id": "t", "result_pickle": pickled}
+        ).encode()
 
     def bomb(self, run_id: str) -> bytes:
         return self.event(run_id, self._bomb)
 
-    def request(self, path: str, body: bytes, headers: list[tuple[str, str]] | None = None) -> bytes:
+    def request(
+        self, path: str, body: bytes, headers: list[tuple[str, str]] | None = None
+    ) -> bytes:
         lines = [f"POST {path} HTTP/1.1", "Host: x", f"Content-Length: {len(body)}"]
         lines += [f"{name}: {value}" for name, value in headers or []]
         return "\r\n".join([*lines, "", ""]).encode("latin-1") + body
@@ -217,14 +221,19 @@ class Fuzz:
     def _nonsense(self, pickled: str) -> bytes:
         """An event of a run that nobody waits for, in which something is wrong besides."""
         right: dict[str, Any] = malformed.frame(self.rng, pickled, pickled)
-        right |= {"type": self.rng.choice(["task_result", "task_error", "heartbeat", "log"]), "result_pickle": pickled}
+        right |= {
+            "type": self.rng.choice(["task_result", "task_error", "heartbeat", "log"]),
+            "result_pickle": pickled,
+        }
         return malformed.body(self.rng, right)
 
     # Each is a request that nothing may come of.
 
     def forged(self) -> bytes:
         body = self.bomb(AWAITED) if self.rng.random() < 0.8 else self._nonsense(self._bomb)
-        return self.request(SIGNED, body, malformed.bad_signature(self.rng, SECRET, "http", SIGNED, body))
+        return self.request(
+            SIGNED, body, malformed.bad_signature(self.rng, SECRET, "http", SIGNED, body)
+        )
 
     def unknown(self) -> bytes:
         if self.rng.random() < 0.3:
@@ -237,7 +246,14 @@ class Fuzz:
 
     def misled(self) -> bytes:
         path = self.rng.choice(
-            ["/", "/wove/events/", "/wove/events/opem", SIGNED + "x", "/wove/tasks", "/" + "a" * 5000]
+            [
+                "/",
+                "/wove/events/",
+                "/wove/events/opem",
+                SIGNED + "x",
+                "/wove/tasks",
+                "/" + "a" * 5000,
+            ]
         )
         body = self.bomb(AWAITED)
         return self.request(path, body, self.signed(body, path))
@@ -250,9 +266,11 @@ class Fuzz:
         head = f"POST {OPEN} HTTP/1.1\r\nHost: x\r\n".encode()
         if self.rng.random() < 0.7:
             return (
-                head + b"Content-Length: %d\r\n\r\n" % self.rng.choice([MOST_BYTES + 1, 10**12, 10**17]) + bytes(20_000)
+                head
+                + b"Content-Length: %d\r\n\r\n" % self.rng.choice([MAX_BYTES + 1, 10**12, 10**17])
+                + bytes(20_000)
             )
-        chunk = self.rng.choice([MOST_BYTES + 1, 1 << 40, (1 << 59) + 1])
+        chunk = self.rng.choice([MAX_BYTES + 1, 1 << 40, (1 << 59) + 1])
         return head + b"Transfer-Encoding: chunked\r\n\r\n%x\r\n" % chunk + bytes(20_000)
 
     def broken(self) -> bytes:
@@ -269,7 +287,15 @@ ANSWERS: dict[str, set[int | None]] = {
     "oversized": {413},
     "broken": {None, 400, 401, 404, 405, 408, 410, 413, 431, 501, 505},
 }
-SHARES = {"forged": 6, "unknown": 5, "nonsense": 5, "misled": 1, "replayed": 1, "oversized": 1, "broken": 1}
+SHARES = {
+    "forged": 6,
+    "unknown": 5,
+    "nonsense": 5,
+    "misled": 1,
+    "replayed": 1,
+    "oversized": 1,
+    "broken": 1,
+}
 
 
 def run(fuzz: Fuzz, port: int, count: int) -> Counter[tuple[str, int | None]]:
@@ -311,7 +337,9 @@ def test_malformed_oversized_and_forged_posts(tmp_path: Path) -> None:
         found = run(fuzz, receiver.port, REQUESTS)
         seconds = time.monotonic() - began
         grown = receiver.memory("VmHWM") - before
-        print(f"seed {SEED}: {sum(found.values())} requests in {seconds:.1f} s, {grown / 2**20:.1f} MiB more at most")
+        print(
+            f"seed {SEED}: {sum(found.values())} requests in {seconds:.1f} s, {grown / 2**20:.1f} MiB more at most"
+        )
         print("  ", {f"{kind}: {status}": number for (kind, status), number in found.most_common()})
         assert sum(found.values()) >= REQUESTS * 0.99
         assert not fuzz.marker.exists(), f"seed {SEED}: something was unpickled"
@@ -331,7 +359,9 @@ def test_large_bodies_together_take_the_memory_of_one(tmp_path: Path) -> None:
         fuzz = Fuzz(tmp_path)
         size = 20 << 20
         body = fuzz.event("unknown", "A" * (size - 100))
-        nonsense = b"[" + b"[]," * (size // 3) + b"[]]"  # parsed, it would take twenty times as much
+        nonsense = (
+            b"[" + b"[]," * (size // 3) + b"[]]"
+        )  # parsed, it would take twenty times as much
         before = receiver.memory("VmRSS")
         statuses: list[int] = []
 
@@ -340,7 +370,9 @@ def test_large_bodies_together_take_the_memory_of_one(tmp_path: Path) -> None:
             statuses.extend(client.all([fuzz.request(OPEN, content)]))
             client.close()
 
-        threads = [threading.Thread(target=post, args=(content,)) for content in [body, nonsense] * 6]
+        threads = [
+            threading.Thread(target=post, args=(content,)) for content in [body, nonsense] * 6
+        ]
         for thread in threads:
             thread.start()
         for thread in threads:
@@ -349,4 +381,4 @@ def test_large_bodies_together_take_the_memory_of_one(tmp_path: Path) -> None:
         print(f"{len(threads)} bodies of {size >> 20} MiB: {grown / 2**20:.1f} MiB more at most")
         assert sorted(statuses) == [400] * 6 + [410] * 6
         # A body, and what is made of it: its base64 becomes three quarters of it; other text is copied, and decoded.
-        assert grown < 3 * MOST_BYTES + SLACK_BYTES
+        assert grown < 3 * MAX_BYTES + SLACK_BYTES

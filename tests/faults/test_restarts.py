@@ -28,12 +28,15 @@ AT_LEAST = 3
 @pytest.mark.timeout(180)
 @pytest.mark.usefixtures("no_leaks")
 @pytest.mark.parametrize(
-    "transport", [pytest.param(name, marks=pytest.mark.backend(name)) for name in ("http", "grpc", "websocket")]
+    "transport",
+    [pytest.param(name, marks=pytest.mark.backend(name)) for name in ("http", "grpc", "websocket")],
 )
 def test_runs_against_a_service_that_dies_every_two_seconds(transport: Any, tmp_path: Path) -> None:
     begun = str(tmp_path / "begun")
     with running(Plan(transport, supervised=True, concurrency=64), tmp_path / "service") as service:
-        wove.config(environments={"mortal": {"executor": transport, "executor_config": service.config()}})
+        wove.config(
+            environments={"mortal": {"executor": transport, "executor_config": service.config()}}
+        )
         killer = Killer(service.ready, service.kill, every=EVERY)
         arrived: Counter[int] = Counter()
 

@@ -27,9 +27,13 @@ from wove import (
     WorkerLostError,
     weave,
 )
-from wove.executors import wslink
+from wove.executors.websocket import connection as wslink
 
-pytestmark = [pytest.mark.backend("websocket"), pytest.mark.timeout(60), pytest.mark.usefixtures("no_leaks")]
+pytestmark = [
+    pytest.mark.backend("websocket"),
+    pytest.mark.timeout(60),
+    pytest.mark.usefixtures("no_leaks"),
+]
 
 MOST = 1_000_000
 """`max_message_bytes` of these tests."""
@@ -52,7 +56,9 @@ def check(fault: Fault, kind: type[Exception], says: str, **config: Any) -> None
             serve_sockets(line)
 
     with Peer(behave) as peer, Peer(serve_sockets) as good:
-        wove.config(environments={"bad": environment(peer.url, **config), "good": environment(good.url)})
+        wove.config(
+            environments={"bad": environment(peer.url, **config), "good": environment(good.url)}
+        )
         with weave(error_mode="continue") as w:
 
             @w.do(environment="bad")
@@ -86,7 +92,8 @@ def test_nobody_listens() -> None:
         port = listener.getsockname()[1]
     wove.config(environments={"bad": environment(f"http://127.0.0.1:{port}/")})
     with pytest.raises(
-        WorkerLostError, match=rf"environment 'bad'.*ws://127.0.0.1:{port}/.*(Connect call failed|refused)"
+        WorkerLostError,
+        match=rf"environment 'bad'.*ws://127.0.0.1:{port}/.*(Connect call failed|refused)",
     ):
         with weave() as w:
 
@@ -97,7 +104,11 @@ def test_nobody_listens() -> None:
 
 def test_resets_at_once() -> None:
     # Or even before asyncio has noticed that there is a connection.
-    check(Line.reset, WorkerLostError, "closed the connection before the handshake was done|no connection to it: .*104")
+    check(
+        Line.reset,
+        WorkerLostError,
+        "closed the connection before the handshake was done|no connection to it: .*104",
+    )
 
 
 def test_closes_at_once() -> None:
@@ -105,7 +116,12 @@ def test_closes_at_once() -> None:
 
 
 def test_answers_nothing() -> None:
-    check(Line.until_gone, DeliveryTimeoutError, "handshake did not come within 1 s .*'open_timeout'", open_timeout=1.0)
+    check(
+        Line.until_gone,
+        DeliveryTimeoutError,
+        "handshake did not come within 1 s .*'open_timeout'",
+        open_timeout=1.0,
+    )
 
 
 def test_trickles_the_handshake() -> None:
@@ -161,7 +177,9 @@ def test_repeats_what_it_was_sent() -> None:
             "headers": {"X-Api-Key": "key-of-this"},
         }
         wove.config(environments={"bad": environment(f"{peer.url}?key=of-the-url", **config)})
-        with pytest.raises(EnvironmentExecutionError, match=r"403 Forbidden: 'authorization: Bearer \*\*\*") as caught:
+        with pytest.raises(
+            EnvironmentExecutionError, match=r"403 Forbidden: 'authorization: Bearer \*\*\*"
+        ) as caught:
             with weave() as w:
 
                 @w.do(environment="bad")
@@ -178,7 +196,9 @@ def test_redirects() -> None:
         def redirect(line: Line) -> None:
             line.request()
             where = ws(elsewhere.url)
-            line.send(f"HTTP/1.1 302 Found\r\nLocation: {where}\r\nContent-Length: 0\r\n\r\n".encode())
+            line.send(
+                f"HTTP/1.1 302 Found\r\nLocation: {where}\r\nContent-Length: 0\r\n\r\n".encode()
+            )
             line.until_gone()
 
         security = {"type": "bearer", "token": "for-the-first-origin-alone"}
@@ -202,7 +222,9 @@ def test_accepts_with_a_wrong_key() -> None:
         line.send(re.sub(rb"Accept: .", b"Accept: !", accepted(line.request())))
         line.until_gone()
 
-    check(accept, EnvironmentExecutionError, "not that of a WebSocket server: .*Sec-WebSocket-Accept")
+    check(
+        accept, EnvironmentExecutionError, "not that of a WebSocket server: .*Sec-WebSocket-Accept"
+    )
 
 
 def test_closes_right_after_the_handshake() -> None:
@@ -282,14 +304,19 @@ def test_tells_of_the_start_and_closes(code: int, reason: str, says: str) -> Non
         ([1, 2], "a frame is a JSON object, and this is a number"),
         ({"hello": "world"}, "an event without a run_id: hello='world'"),
         ({"type": "task_result", "run_id": ["x"]}, "an event without a run_id"),
-        ({"type": "task_result", "run_id": "somebody-elses", "result_pickle": ""}, "of run 'somebody-elses'"),
+        (
+            {"type": "task_result", "run_id": "somebody-elses", "result_pickle": ""},
+            "of run 'somebody-elses'",
+        ),
     ],
 )
 def test_sends_what_is_no_event(message: Any, says: str) -> None:
     check(sending(message), EnvironmentExecutionError, says)
 
 
-def check_one(act: Callable[[Socket, dict[str, Any]], object], kind: type[Exception], says: str) -> None:
+def check_one(
+    act: Callable[[Socket, dict[str, Any]], object], kind: type[Exception], says: str
+) -> None:
     """As `check`, for what concerns one run alone: the others on the same connection are untouched."""
 
     def behave(line: Line) -> None:
@@ -339,7 +366,9 @@ def test_sends_an_event_of_unknown_type() -> None:
 def test_sends_a_pickle_that_does_not_load() -> None:
     def act(connection: Socket, command: dict[str, Any]) -> None:
         garbage = base64.b64encode(b"\x80\x05garbage").decode()
-        connection.send({"type": "task_result", "run_id": command["run_id"], "result_pickle": garbage})
+        connection.send(
+            {"type": "task_result", "run_id": command["run_id"], "result_pickle": garbage}
+        )
 
     check_one(act, SerializationError, "the result of task 'one'")
 
@@ -356,7 +385,11 @@ def test_sends_a_message_beyond_the_limit() -> None:
         connection.line.send(frame(b" " * 700_000, fin=False))
         connection.line.send(frame(b" " * 700_000, 0))
 
-    check(after(act), WorkerLostError, "(?s)700000 bytes.*1000000 bytes.*code 1009.*'max_message_bytes'")
+    check(
+        after(act),
+        WorkerLostError,
+        "(?s)700000 bytes.*1000000 bytes.*code 1009.*'max_message_bytes'",
+    )
 
 
 def test_announces_a_gigabyte() -> None:
@@ -438,7 +471,9 @@ def test_trickles_a_message(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("who", ["client", "service"])
-def test_signs_of_life_do_not_make_a_long_task_a_trickle(monkeypatch: pytest.MonkeyPatch, who: str) -> None:
+def test_signs_of_life_do_not_make_a_long_task_a_trickle(
+    monkeypatch: pytest.MonkeyPatch, who: str
+) -> None:
     """Whoever asks for them: a pong, or a ping, is no message that has begun."""
     monkeypatch.setattr(wslink, "TRICKLE_SECONDS", 0.2)
     monkeypatch.setattr(wslink, "LOOK_SECONDS", 0.05)
@@ -480,7 +515,11 @@ def test_signs_of_life_do_not_make_a_long_task_a_trickle(monkeypatch: pytest.Mon
 
 @pytest.mark.parametrize(
     ("head", "says"),
-    [(b"", "not signed"), (b"v1=" + b"0" * 64 + b"\n", "signature of the reply is not right"), (b"v1=", "not signed")],
+    [
+        (b"", "not signed"),
+        (b"v1=" + b"0" * 64 + b"\n", "signature of the reply is not right"),
+        (b"v1=", "not signed"),
+    ],
 )
 def test_does_not_sign_its_replies(head: bytes, says: str) -> None:
     """What is not authentic is not looked into: not even the name of a run in it counts."""
@@ -490,7 +529,9 @@ def test_does_not_sign_its_replies(head: bytes, says: str) -> None:
         run_id = connection.command()["run_id"]
         evil = base64.b64encode(b"cos\nabort\n(tR.").decode()
         connection.send(
-            head + b'{"type":"task_result","run_id":"%s","result_pickle":"%s"}' % (run_id.encode(), evil.encode())
+            head
+            + b'{"type":"task_result","run_id":"%s","result_pickle":"%s"}'
+            % (run_id.encode(), evil.encode())
         )
         connection.until_gone()
 

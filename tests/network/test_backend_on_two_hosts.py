@@ -77,7 +77,9 @@ def far(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Far]:
     with ExitStack() as stack:
         hosts = stack.enter_context(two_hosts())
         inside, port = hosts.inside(hosts.far), free_port()
-        server = stack.enter_context(keep("redis", [*inside, *_redis(folder, hosts.address, port)], folder / "redis"))
+        server = stack.enter_context(
+            keep("redis", [*inside, *_redis(folder, hosts.address, port)], folder / "redis")
+        )
         _until_ready(server)
         broker = f"redis://{hosts.address}:{port}/0"
         command = workers.celery("far_app")
@@ -95,7 +97,13 @@ def _redis(folder: Path, address: str, port: int) -> list[str]:
     (folder / "redis").mkdir()
     found = program("redis-server")
     assert found is not None
-    options = {"port": port, "bind": address, "protected-mode": "no", "save": "", "appendonly": "no"}
+    options = {
+        "port": port,
+        "bind": address,
+        "protected-mode": "no",
+        "save": "",
+        "appendonly": "no",
+    }
     return [found, *(part for name, value in options.items() for part in (f"--{name}", str(value)))]
 
 
@@ -107,7 +115,9 @@ def near(far: Far, folder: Path, config: dict[str, Any]) -> Any:
     """What the script prints on the near host."""
     found = run_script(
         SCRIPT,
-        json.dumps({"broker_url": far.broker, "security": {"type": "signed", "secret": SECRET}, **config}),
+        json.dumps(
+            {"broker_url": far.broker, "security": {"type": "signed", "secret": SECRET}, **config}
+        ),
         cwd=folder,
         timeout=120,
         env={"PYTHONPATH": str(ROOT)},

@@ -37,7 +37,11 @@ def their_service(*args: str) -> Iterator[int]:
 
 
 def configure(target: str, **config: Any) -> None:
-    wove.config(environments={"theirs": {"executor": "grpc", "executor_config": {"target": target, **config}}})
+    wove.config(
+        environments={
+            "theirs": {"executor": "grpc", "executor_config": {"target": target, **config}}
+        }
+    )
 
 
 @pytest.fixture(autouse=True)
@@ -53,7 +57,9 @@ def _sessions_end() -> Iterator[None]:
 @pytest.mark.parametrize("form", ["object", "list", "last"])
 def test_their_service_runs_our_tasks(secret: str | None, form: str) -> None:
     with their_service(*([secret] if secret else [])) as port:
-        configure(f"127.0.0.1:{port}", security=SIGNED if secret else None, metadata={"X-Form": form})
+        configure(
+            f"127.0.0.1:{port}", security=SIGNED if secret else None, metadata={"X-Form": form}
+        )
         with weave(offset=100) as w:
 
             @w.do(range(50), environment="theirs")
@@ -76,7 +82,9 @@ def test_over_tls_with_a_private_ca(certificates: Certificates) -> None:
     pair = certificates.server
     with their_service(SECRET, str(pair.certificate), str(pair.key)) as port:
         target = f"localhost:{port}"
-        configure(target, secure=True, security=SIGNED, root_certificates=str(certificates.authority))
+        configure(
+            target, secure=True, security=SIGNED, root_certificates=str(certificates.authority)
+        )
         with weave() as w:
 
             @w.do(range(10), environment="theirs")
@@ -84,7 +92,12 @@ def test_over_tls_with_a_private_ca(certificates: Certificates) -> None:
                 return -item
 
         assert w.result.negated == [-n for n in range(10)]
-        configure(target, secure=True, security=SIGNED, root_certificates=str(certificates.stranger_authority))
+        configure(
+            target,
+            secure=True,
+            security=SIGNED,
+            root_certificates=str(certificates.stranger_authority),
+        )
         with pytest.raises(WorkerLostError, match=r"(?i)cannot be reached.*certificate"):
             with weave() as w:
 
@@ -108,7 +121,10 @@ def test_an_exception_comes_as_itself_with_their_traceback() -> None:
 def test_a_wrong_secret_is_their_words() -> None:
     with their_service(SECRET) as port:
         configure(f"127.0.0.1:{port}", security={"type": "signed", "secret": "another one"})
-        with pytest.raises(EnvironmentExecutionError, match="UNAUTHENTICATED: that signature is not right.*'security'"):
+        with pytest.raises(
+            EnvironmentExecutionError,
+            match="UNAUTHENTICATED: that signature is not right.*'security'",
+        ):
             with weave() as w:
 
                 @w.do(environment="theirs")
@@ -136,7 +152,12 @@ def test_a_cancel_reaches_a_run_even_beyond_the_bound_of_calls() -> None:
 def test_their_client_drives_our_service(secret: str | None, tmp_path: Path) -> None:
     with running(Plan("grpc", secret=secret), tmp_path) as service:
         found = subprocess.run(
-            [sys.executable, str(THEIRS / "grpc_client.py"), service.address, *([secret] if secret else [])],
+            [
+                sys.executable,
+                str(THEIRS / "grpc_client.py"),
+                service.address,
+                *([secret] if secret else []),
+            ],
             capture_output=True,
             text=True,
             timeout=90,
@@ -144,7 +165,11 @@ def test_their_client_drives_our_service(secret: str | None, tmp_path: Path) -> 
         assert (found.returncode, found.stderr) == (0, "")
         told = json.loads(found.stdout)
     assert told["ends"] == {"one": 42, "two": "21 is too large", "three": "task_cancelled"}
-    assert {kinds[-1] for kinds in told["kinds"].values()} == {"task_result", "task_error", "task_cancelled"}
+    assert {kinds[-1] for kinds in told["kinds"].values()} == {
+        "task_result",
+        "task_error",
+        "task_cancelled",
+    }
     assert told["forged"] == ("UNAUTHENTICATED" if secret else "")
     serving, unknown = "0801", "NOT_FOUND"
     assert list(told["health"].values()) == [serving, serving, serving, unknown]

@@ -39,7 +39,9 @@ def their_service(*args: str) -> Iterator[int]:
 
 
 def configure(url: str, **config: Any) -> None:
-    wove.config(environments={"theirs": {"executor": "http", "executor_config": {"url": url, **config}}})
+    wove.config(
+        environments={"theirs": {"executor": "http", "executor_config": {"url": url, **config}}}
+    )
 
 
 @pytest.fixture(autouse=True)
@@ -87,7 +89,9 @@ def test_over_tls_with_a_private_ca(certificates: Certificates, no_leaks: None) 
 
         assert w.result.negated == [-n for n in range(10)]
         configure(url, security=SIGNED, root_certificates=str(certificates.stranger_authority))
-        with pytest.raises(EnvironmentExecutionError, match="its certificate was not accepted.*'root_certificates'"):
+        with pytest.raises(
+            EnvironmentExecutionError, match="its certificate was not accepted.*'root_certificates'"
+        ):
             with weave() as w:
 
                 @w.do(environment="theirs")
@@ -128,7 +132,9 @@ def test_an_exception_comes_as_itself_with_their_traceback(no_leaks: None) -> No
 def test_a_wrong_secret_is_their_words(no_leaks: None) -> None:
     with their_service(SECRET) as port:
         configure(f"http://127.0.0.1:{port}/", security={"type": "signed", "secret": "another one"})
-        with pytest.raises(EnvironmentExecutionError, match="403 Forbidden: 'that signature is not right'"):
+        with pytest.raises(
+            EnvironmentExecutionError, match="403 Forbidden: 'that signature is not right'"
+        ):
             with weave() as w:
 
                 @w.do(environment="theirs")
@@ -198,7 +204,12 @@ def test_a_saturated_default_thread_pool_delays_nothing(script: Any) -> None:
 def test_their_client_drives_our_service(secret: str | None, tmp_path: Path) -> None:
     with running(Plan("http", secret=secret), tmp_path) as service:
         found = subprocess.run(
-            [sys.executable, str(THEIRS / "http_client.py"), service.address, *([secret] if secret else [])],
+            [
+                sys.executable,
+                str(THEIRS / "http_client.py"),
+                service.address,
+                *([secret] if secret else []),
+            ],
             capture_output=True,
             text=True,
             timeout=90,
@@ -206,7 +217,11 @@ def test_their_client_drives_our_service(secret: str | None, tmp_path: Path) -> 
         assert (found.returncode, found.stderr) == (0, "")
         told = json.loads(found.stdout)
     assert told["ends"] == {"one": 42, "two": "21 is too large", "three": "task_cancelled"}
-    assert {kinds[-1] for kinds in told["kinds"].values()} == {"task_result", "task_error", "task_cancelled"}
+    assert {kinds[-1] for kinds in told["kinds"].values()} == {
+        "task_result",
+        "task_error",
+        "task_cancelled",
+    }
     assert told["forged"] in ((401, 403) if secret else (None,))
 
 

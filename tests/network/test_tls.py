@@ -33,7 +33,8 @@ SECRET = "only for those one trusts"
 
 Transport = Literal["http", "grpc", "websocket"]
 TRANSPORTS: tuple[Any, ...] = tuple(
-    pytest.param(name, marks=pytest.mark.backend(name, "tls")) for name in ("http", "grpc", "websocket")
+    pytest.param(name, marks=pytest.mark.backend(name, "tls"))
+    for name in ("http", "grpc", "websocket")
 )
 
 
@@ -107,9 +108,16 @@ def strict_service(services: Services, transport: Transport, certificates: Certi
 
 
 @pytest.mark.parametrize("form", ["path", "text", "bytes", "Path"])
-def test_a_private_authority(transport: Transport, service: Service, certificates: Certificates, form: str) -> None:
+def test_a_private_authority(
+    transport: Transport, service: Service, certificates: Certificates, form: str
+) -> None:
     path = certificates.authority
-    root: Any = {"path": str(path), "Path": path, "text": path.read_text(), "bytes": path.read_bytes()}[form]
+    root: Any = {
+        "path": str(path),
+        "Path": path,
+        "text": path.read_text(),
+        "bytes": path.read_bytes(),
+    }[form]
     assert run_once(transport, service.config(root_certificates=root)) == service.pid
 
 
@@ -125,16 +133,25 @@ def test_a_client_shows_its_certificate(
     pair = certificates.client
     certificate, key = pair.pem() if form == "text" else (str(pair.certificate), str(pair.key))
     assert (
-        run_once(transport, strict_service.config(client_certificate=certificate, client_key=key)) == strict_service.pid
+        run_once(transport, strict_service.config(client_certificate=certificate, client_key=key))
+        == strict_service.pid
     )
 
 
 @pytest.mark.parametrize("which", ["none", "of another authority"])
 def test_a_client_without_a_good_certificate(
-    transport: Transport, strict_service: Service, certificates: Certificates, which: str, tmp_path: Path
+    transport: Transport,
+    strict_service: Service,
+    certificates: Certificates,
+    which: str,
+    tmp_path: Path,
 ) -> None:
     pair = certificates.stranger_client
-    shown = {"client_certificate": str(pair.certificate), "client_key": str(pair.key)} if which != "none" else {}
+    shown = (
+        {"client_certificate": str(pair.certificate), "client_key": str(pair.key)}
+        if which != "none"
+        else {}
+    )
     message = refusal(transport, strict_service.config(**shown), tmp_path / "ran")
     assert "certificate" in message.lower() or "handshake" in message.lower(), message
 
@@ -215,14 +232,18 @@ def test_a_service_that_is_not_to_be_trusted(
     pair, authority, words = UNTRUSTED[case]
     trusted = {} if authority is None else {"root_certificates": str(authority(certificates))}
     with listening(pair(certificates)) as listener:
-        message = refusal(transport, config_for(transport, listener.port, **trusted), tmp_path / "ran")
+        message = refusal(
+            transport, config_for(transport, listener.port, **trusted), tmp_path / "ran"
+        )
         assert re.search(words, message), message
         assert str(listener.port) in message
     assert listener.connections
     assert not listener.heard
 
 
-def test_tls_to_a_service_without(transport: Transport, certificates: Certificates, tmp_path: Path) -> None:
+def test_tls_to_a_service_without(
+    transport: Transport, certificates: Certificates, tmp_path: Path
+) -> None:
     with listening(None) as listener:
         config = config_for(transport, listener.port, root_certificates=str(certificates.authority))
         began = time.monotonic()
@@ -242,7 +263,9 @@ def test_tls_to_our_service_without(
     assert "TLS" in message or "SSL" in message, message
 
 
-def test_plaintext_to_a_service_with_tls(transport: Transport, service: Service, tmp_path: Path) -> None:
+def test_plaintext_to_a_service_with_tls(
+    transport: Transport, service: Service, tmp_path: Path
+) -> None:
     message = refusal(transport, config_for(transport, service.port, tls=False), tmp_path / "ran")
     assert str(service.port) in message
 

@@ -51,11 +51,14 @@ def far(
         plans[transport, "open"] = replace(safe, secret=None, tls=False, options=("--insecure",))
     with ExitStack() as stack:
         yield {
-            key: stack.enter_context(running(plan, folder / "-".join(key), certificates)) for key, plan in plans.items()
+            key: stack.enter_context(running(plan, folder / "-".join(key), certificates))
+            for key, plan in plans.items()
         }
 
 
-def near(hosts: TwoHosts, folder: Path, transport: Transport, config: dict[str, Any], script: str) -> Any:
+def near(
+    hosts: TwoHosts, folder: Path, transport: Transport, config: dict[str, Any], script: str
+) -> Any:
     """What *script* prints (JSON) on the near host, where the environment "far" is configured."""
     folder.mkdir(exist_ok=True)
     found: Finished = run_script(
@@ -125,7 +128,9 @@ def test_a_task_runs_on_another_host(
     hosts: TwoHosts, far: dict[tuple[Transport, str], Service], transport: Transport, tmp_path: Path
 ) -> None:
     service = far[transport, "safe"]
-    (there, its_network), (here, our_network) = near(hosts, tmp_path, transport, service.config(), WORKS)
+    (there, its_network), (here, our_network) = near(
+        hosts, tmp_path, transport, service.config(), WORKS
+    )
     assert there == service.pid
     assert there != here
     assert its_network != our_network
@@ -136,12 +141,20 @@ def test_an_exposed_way_is_refused_before_anything_is_sent(
     hosts: TwoHosts, far: dict[tuple[Transport, str], Service], transport: Transport, tmp_path: Path
 ) -> None:
     service = far[transport, "open"]
-    refusals = near(hosts, tmp_path, transport, {**far[transport, "safe"].config(), **_address(service)}, REFUSED)
+    refusals = near(
+        hosts,
+        tmp_path,
+        transport,
+        {**far[transport, "safe"].config(), **_address(service)},
+        REFUSED,
+    )
     assert refusals.keys() == {"security", "tls", "security+tls"}
     for lacks, message in refusals.items():
         assert hosts.address in message
         assert "insecure" in message
-        assert ("security" in lacks) == ("no security" in message.lower() or "'security'" in message), message
+        assert ("security" in lacks) == (
+            "no security" in message.lower() or "'security'" in message
+        ), message
         assert "tls" not in lacks or "TLS" in message or "https" in message or "secure" in message
     assert "run " not in service.log()
 
@@ -156,7 +169,9 @@ def test_insecure_says_that_one_knows(
     hosts: TwoHosts, far: dict[tuple[Transport, str], Service], transport: Transport, tmp_path: Path
 ) -> None:
     service = far[transport, "open"]
-    (there, its_network), (_, our_network) = near(hosts, tmp_path, transport, service.config(insecure=True), WORKS)
+    (there, its_network), (_, our_network) = near(
+        hosts, tmp_path, transport, service.config(insecure=True), WORKS
+    )
     assert there == service.pid
     assert its_network != our_network
 
@@ -224,9 +239,13 @@ print(json.dumps([outcome, seconds, run(lambda: "after", retries=5, retry_delay=
 
 
 @pytest.mark.timeout(200)
-def test_a_cut_ends_the_run_and_the_next_one_works(certificates: Certificates, tmp_path: Path) -> None:
+def test_a_cut_ends_the_run_and_the_next_one_works(
+    certificates: Certificates, tmp_path: Path
+) -> None:
     """The cable is pulled, or a firewall begins to drop or to reject, in the middle of a task: nobody is told."""
-    cases: list[tuple[Transport, str]] = [(name, how) for name in TRANSPORTS for how in ("cable", "DROP", "REJECT")]
+    cases: list[tuple[Transport, str]] = [
+        (name, how) for name in TRANSPORTS for how in ("cable", "DROP", "REJECT")
+    ]
 
     def one(case: tuple[Transport, str]) -> list[Any]:
         with two_hosts() as hosts:
@@ -242,7 +261,9 @@ def test_a_cut_ends_the_run_and_the_next_one_works(certificates: Certificates, t
         assert after == "after", case
 
 
-def cut(hosts: TwoHosts, transport: Transport, how: str, certificates: Certificates, folder: Path) -> list[Any]:
+def cut(
+    hosts: TwoHosts, transport: Transport, how: str, certificates: Certificates, folder: Path
+) -> list[Any]:
     """Run `CUT` on the near host, and cut the two apart as soon as its task runs."""
     plan = Plan(
         transport,
@@ -255,7 +276,8 @@ def cut(hosts: TwoHosts, transport: Transport, how: str, certificates: Certifica
     with running(plan, folder / "service", certificates) as service:
         found: list[Any] = []
         weaving = threading.Thread(
-            target=lambda: found.append(near(hosts, folder, transport, service.config(), CUT)), daemon=True
+            target=lambda: found.append(near(hosts, folder, transport, service.config(), CUT)),
+            daemon=True,
         )
         weaving.start()
         waiting(folder / "started", weaving)

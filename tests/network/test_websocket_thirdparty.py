@@ -40,7 +40,9 @@ def their_service(*args: str) -> Iterator[int]:
 
 def configure(port: int, target: str = "/", **config: Any) -> None:
     executor_config = {"url": f"ws://127.0.0.1:{port}{target}", **config}
-    wove.config(environments={"theirs": {"executor": "websocket", "executor_config": executor_config}})
+    wove.config(
+        environments={"theirs": {"executor": "websocket", "executor_config": executor_config}}
+    )
 
 
 @pytest.fixture(autouse=True)
@@ -108,7 +110,9 @@ def test_an_exception_comes_with_its_report(no_leaks: None) -> None:
 def test_a_wrong_secret_is_their_words(no_leaks: None) -> None:
     with their_service(SECRET) as port:
         configure(port, security={"type": "signed", "secret": "another one"})
-        with pytest.raises(EnvironmentExecutionError, match="403 Forbidden: 'that signature is not right'"):
+        with pytest.raises(
+            EnvironmentExecutionError, match="403 Forbidden: 'that signature is not right'"
+        ):
             with weave() as w:
 
                 @w.do(environment="theirs")
@@ -197,7 +201,9 @@ def test_many_threads_share_one_connection(no_leaks: None) -> None:
 def connections_to(port: int) -> int:
     """Established TCP connections of this machine to *port* of 127.0.0.1, as /proc/net/tcp has them."""
     lines = Path("/proc/net/tcp").read_text().splitlines()[1:]
-    return sum(line.split()[2] == f"0100007F:{port:04X}" and line.split()[3] == "01" for line in lines)
+    return sum(
+        line.split()[2] == f"0100007F:{port:04X}" and line.split()[3] == "01" for line in lines
+    )
 
 
 # ------------------------------------------------------------------ their client, our service
@@ -205,18 +211,29 @@ def connections_to(port: int) -> int:
 
 @pytest.mark.parametrize("secret", [None, SECRET], ids=["open", "signed"])
 @pytest.mark.parametrize("processes", [None, 1], ids=["threads", "processes"])
-def test_their_client_drives_our_service(secret: str | None, processes: int | None, tmp_path: Path) -> None:
+def test_their_client_drives_our_service(
+    secret: str | None, processes: int | None, tmp_path: Path
+) -> None:
     with running(Plan("websocket", secret=secret, processes=processes), tmp_path) as service:
         told = drive(service.address, secret)
         assert told["ends"] == {"one": 42, "two": "21 is too large", "three": "task_cancelled"}
-        assert {name: kinds[0] for name, kinds in told["kinds"].items()} == dict.fromkeys(told["ends"], "task_started")
+        assert {name: kinds[0] for name, kinds in told["kinds"].items()} == dict.fromkeys(
+            told["ends"], "task_started"
+        )
         log = service.log()
-        assert len([line for line in log.splitlines() if " run " in line and "from 127.0.0.1:" in line]) == 3
+        assert (
+            len(
+                [line for line in log.splitlines() if " run " in line and "from 127.0.0.1:" in line]
+            )
+            == 3
+        )
 
 
 def test_their_client_over_tls(tmp_path: Path, certificates: Certificates) -> None:
     with running(Plan("websocket", secret=SECRET, tls=True), tmp_path, certificates) as service:
-        told = drive(service.address_at("localhost"), SECRET, SSL_CERT_FILE=str(certificates.authority))
+        told = drive(
+            service.address_at("localhost"), SECRET, SSL_CERT_FILE=str(certificates.authority)
+        )
         assert told["ends"] == {"one": 42, "two": "21 is too large", "three": "task_cancelled"}
 
 

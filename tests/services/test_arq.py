@@ -25,13 +25,13 @@ from tests.support.workers import Worker
 import wove
 from wove import WorkerLostError, weave
 from wove.errors import DeliveryError
-from wove.integrations import arq as ours
+from wove.integrations.arq import adapter as ours
 
 pytestmark = pytest.mark.backend("arq")
 
 MODULE = """
 from arq.connections import RedisSettings
-from wove.integrations.arq import worker_function, wove_run_backend_payload
+from wove.integrations.arq.adapter import worker_function, wove_run_backend_payload
 
 class WorkerSettings:
     functions = [{function}]
@@ -61,10 +61,16 @@ def work(url: str, queue: str, tmp_path: Path) -> Iterator[Work]:
     """Starts workers of the test's queue."""
     started: list[Worker] = []
 
-    def work(function: str = "worker_function()", more: str = "", at: str = url, **options: Any) -> Worker:
+    def work(
+        function: str = "worker_function()", more: str = "", at: str = url, **options: Any
+    ) -> Worker:
         source = MODULE.format(function=function, url=at, queue=queue, more=more)
         folder = tmp_path / f"worker-{len(started)}"
-        started.append(Worker.start(workers.arq("app.WorkerSettings"), folder, modules={"app": source}, **options))
+        started.append(
+            Worker.start(
+                workers.arq("app.WorkerSettings"), folder, modules={"app": source}, **options
+            )
+        )
         return started[-1]
 
     yield work
@@ -73,7 +79,9 @@ def work(url: str, queue: str, tmp_path: Path) -> Iterator[Work]:
 
 
 @pytest.fixture
-def configure(url: str, queue: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> Iterator[Configure]:
+def configure(
+    url: str, queue: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> Iterator[Configure]:
     """Configures the environment "jobs"."""
 
     def configure(*, policy: str = "cancel", **more: Any) -> None:
@@ -144,7 +152,11 @@ def test_what_is_cancelled_in_the_queue_is_taken_out_of_it(
     asyncio.run(main())
     with pytest.raises(wove.DeliveryTimeoutError, match="delivery_timeout"):
         # Nobody has it, so the acknowledgement is Redis's, and comes at once: no worker is there to give one.
-        there_is(add_one, item=1, options={"delivery_timeout": 0.3, "delivery_cancel_mode": "require_ack"})
+        there_is(
+            add_one,
+            item=1,
+            options={"delivery_timeout": 0.3, "delivery_cancel_mode": "require_ack"},
+        )
     assert redis.zcard(queue) == 0
     work()
     assert there_is(add_one, item=1) == 2
@@ -177,7 +189,9 @@ def begin_map(number: int) -> asyncio.Task[None]:
 # -------------------------------------------------------------------------------------------------- workers
 
 
-def test_arqs_own_limit_does_not_hold(configure: Configure, work: Work, redis: Any, tmp_path: Path) -> None:
+def test_arqs_own_limit_does_not_hold(
+    configure: Configure, work: Work, redis: Any, tmp_path: Path
+) -> None:
     """Neither is a long run ended, nor is it handed out again; and the worker's other jobs keep their settings."""
     more = "job_timeout = 1\n    on_startup = staticmethod(__import__('limits').tell)"
     told = tmp_path / "told"
@@ -223,7 +237,9 @@ def test_a_worker_that_is_stopped_hands_back_what_runs(
         with pytest.raises(WorkerLostError, match="stopped in the middle of it"):
             await running
         second = work(function)
-        said = "max retries 1 exceeded" if function == "worker_function()" else "it is not begun twice"
+        said = (
+            "max retries 1 exceeded" if function == "worker_function()" else "it is not begun twice"
+        )
         await eventually(lambda: said in second.log())
         assert len(lines(path)) == 1
 
@@ -231,7 +247,9 @@ def test_a_worker_that_is_stopped_hands_back_what_runs(
     assert first.status()["ended"]
 
 
-def test_a_run_is_submitted_again_when_its_worker_is_stopped(configure: Configure, work: Work, tmp_path: Path) -> None:
+def test_a_run_is_submitted_again_when_its_worker_is_stopped(
+    configure: Configure, work: Work, tmp_path: Path
+) -> None:
     configure(policy="requeue")
     first = work()
     path, until = tmp_path / "pids", tmp_path / "until"
@@ -258,7 +276,10 @@ def test_a_worker_that_refuses(configure: Configure, work: Work) -> None:
 
 def test_queues_that_are_emptied(configure: Configure, redis: Any, queue: str) -> None:
     async def main() -> None:
-        for empty, words in ((lambda: redis.delete(queue), "taken out of the queue"), (redis.flushdb, "gone from")):
+        for empty, words in (
+            (lambda: redis.delete(queue), "taken out of the queue"),
+            (redis.flushdb, "gone from"),
+        ):
             running = begin(add_one, item=1)
             await eventually(lambda: redis.zcard(queue) == 1)
             empty()
@@ -319,7 +340,9 @@ def stranger(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
     return ours._keyed.clear
 
 
-def test_a_kept_result_is_replaced(url: str, queue: str, redis: Any, stranger: Callable[[], None]) -> None:
+def test_a_kept_result_is_replaced(
+    url: str, queue: str, redis: Any, stranger: Callable[[], None]
+) -> None:
     async def main() -> None:
         async with adapter(url, queue) as found:
             job = await submitted(found, "r1", "k")
@@ -333,7 +356,9 @@ def test_a_kept_result_is_replaced(url: str, queue: str, redis: Any, stranger: C
     asyncio.run(main())
 
 
-def test_a_job_that_lives_for_another_process(url: str, queue: str, redis: Any, stranger: Callable[[], None]) -> None:
+def test_a_job_that_lives_for_another_process(
+    url: str, queue: str, redis: Any, stranger: Callable[[], None]
+) -> None:
     async def main() -> None:
         async with adapter(url, queue) as found:
             job = await submitted(found, "r1", "k")
@@ -343,7 +368,9 @@ def test_a_job_that_lives_for_another_process(url: str, queue: str, redis: Any, 
             redis.set(f"arq:in-progress:{job}", b"1", px=60_000)
             with pytest.raises(DeliveryError, match="runs already"):
                 await submitted(found, "r3", "k")
-            redis.delete(f"arq:in-progress:{job}", f"arq:job:{job}")  # it has waited for longer than it is kept
+            redis.delete(
+                f"arq:in-progress:{job}", f"arq:job:{job}"
+            )  # it has waited for longer than it is kept
             assert await submitted(found, "r4", "k") == job
 
     asyncio.run(main())
@@ -390,7 +417,9 @@ def test_a_cancel_that_comes_too_late(url: str, queue: str, redis: Any) -> None:
             job = await submitted(found, "r1")
             redis.set(f"arq:in-progress:{job}", b"1", px=60_000)
             assert await found.cancel("r1", job, {}) is False
-            assert redis.zscore("arq:abort", job) is not None  # heard by workers with allow_abort_jobs
+            assert (
+                redis.zscore("arq:abort", job) is not None
+            )  # heard by workers with allow_abort_jobs
             redis.delete(f"arq:in-progress:{job}")
             assert await found.cancel("r1", job, {}) is False, "it has run"
             assert await found.cancel("r2", await submitted(found, "r2"), {}) is True
@@ -398,14 +427,18 @@ def test_a_cancel_that_comes_too_late(url: str, queue: str, redis: Any) -> None:
     asyncio.run(main())
 
 
-def test_a_redis_without_zmscore(url: str, queue: str, redis: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_redis_without_zmscore(
+    url: str, queue: str, redis: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async def main() -> None:
         async with adapter(url, queue) as found:
             jobs = {each: await submitted(found, each) for each in ("r1", "r2")}
             command = type(found._pool).execute_command
 
             async def older(self: Any, *args: Any, **options: Any) -> Any:
-                return await command(self, *(("ZMSCORES",) if args[0] == "ZMSCORE" else args), **options)
+                return await command(
+                    self, *(("ZMSCORES",) if args[0] == "ZMSCORE" else args), **options
+                )
 
             monkeypatch.setattr(type(found._pool), "execute_command", older)
             assert await found.watch(jobs) == {}
@@ -473,7 +506,9 @@ def test_a_pool_whose_loop_does_not_run(configure: Configure, url: str) -> None:
     loop = asyncio.new_event_loop()
     pool = loop.run_until_complete(create_pool(RedisSettings.from_dsn(url)))
     configure(pool=pool)
-    with pytest.raises(DeliveryError, match="its pool belongs to an event loop that is not running"):
+    with pytest.raises(
+        DeliveryError, match="its pool belongs to an event loop that is not running"
+    ):
         there_is(add_one, item=1)
     loop.run_until_complete(pool.aclose(close_connection_pool=True))
     loop.close()
@@ -492,7 +527,7 @@ def test_a_pool_that_is_not_connected(configure: Configure, work: Work, url: str
         assert await there_will_be(add_one, item=2) == 3
 
     asyncio.run(main())
-    from wove.delivery.hub import hub
+    from wove.delivery.manager import hub
 
     asyncio.run_coroutine_threadsafe(connections.disconnect(), hub._portal.loop).result(10)  # type: ignore[union-attr]
 
@@ -531,8 +566,12 @@ def test_nobody_listens_there(configure: Configure) -> None:
     from tests.support.kept import free_port
 
     port = free_port()
-    configure(redis_settings={"host": "127.0.0.1", "port": port, "password": "sesame", "conn_retries": 0})
-    with pytest.raises(DeliveryError, match=f"Redis at 127.0.0.1:{port}/0 could not be used") as caught:
+    configure(
+        redis_settings={"host": "127.0.0.1", "port": port, "password": "sesame", "conn_retries": 0}
+    )
+    with pytest.raises(
+        DeliveryError, match=f"Redis at 127.0.0.1:{port}/0 could not be used"
+    ) as caught:
         there_is(add_one, item=1)
     assert "sesame" not in str(caught.value)
 
@@ -553,7 +592,9 @@ def test_a_redis_that_does_not_answer(configure: Configure, work: Work, tmp_path
                 await asyncio.sleep(0.005)
                 gaps.append(loop.time() - last)
                 last = loop.time()
-            with pytest.raises((wove.DeliveryTimeoutError, DeliveryError), match="send_timeout|no answer within"):
+            with pytest.raises(
+                (wove.DeliveryTimeoutError, DeliveryError), match="send_timeout|no answer within"
+            ):
                 running.result()
 
         os.kill(server.kept.pid, signal.SIGSTOP)

@@ -37,8 +37,14 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AWSBatch]:
 
 
 @pytest.fixture
-def there(server: AWSBatch, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> Iterator[Configure]:
-    base = {"client_options": server.client_options, "job_queue": "reports", "job_definition": "worker"}
+def there(
+    server: AWSBatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> Iterator[Configure]:
+    base = {
+        "client_options": server.client_options,
+        "job_queue": "reports",
+        "job_definition": "worker",
+    }
 
     def configure(**more: Any) -> None:
         config = {key: value for key, value in {**base, **more}.items() if value is not None}
@@ -55,7 +61,9 @@ there_is, there_will_be, begin = ways("there")
 def test_a_definition_whose_image_is_not_there(there: Configure, server: AWSBatch) -> None:
     server.definition("no-image", WORKER, image="no.such/image:1")
     there(job_definition="no-image")
-    with pytest.raises(WorkerLostError, match=r"job \S+ failed: CannotPullContainerError: pull access denied"):
+    with pytest.raises(
+        WorkerLostError, match=r"job \S+ failed: CannotPullContainerError: pull access denied"
+    ):
         there_is(add_one, item=1)
 
 
@@ -65,7 +73,9 @@ def test_a_command_that_fails_says_how(there: Configure) -> None:
         there_is(add_one, item=1)
 
 
-def test_a_command_of_its_own_where_the_definition_has_none(there: Configure, server: AWSBatch) -> None:
+def test_a_command_of_its_own_where_the_definition_has_none(
+    there: Configure, server: AWSBatch
+) -> None:
     server.definition("bare", [])
     there(job_definition="bare")
     assert there_is(add_one, item=1) == 2
@@ -87,7 +97,9 @@ def test_a_wrong_name(there: Configure, config: dict[str, Any], words: str) -> N
 def test_a_place_where_nobody_answers(there: Configure, server: AWSBatch) -> None:
     port = free_port()
     there(client_options={**server.client_options, "endpoint_url": f"http://127.0.0.1:{port}"})
-    with pytest.raises(DeliveryError, match=f"describe job queue reports: EndpointConnectionError: .*{port}"):
+    with pytest.raises(
+        DeliveryError, match=f"describe job queue reports: EndpointConnectionError: .*{port}"
+    ):
         there_is(add_one, item=1)
 
 
@@ -96,7 +108,9 @@ def test_options_that_are_none(there: Configure, server: AWSBatch) -> None:
     with pytest.raises(ValueError, match="no client of AWS Batch could be made.*no_such_option"):
         there_is(add_one, item=1)
     there(submit_job_options={"timeout": {"attemptDurationSeconds": "an hour"}})
-    with pytest.raises(ValueError, match=r"(?s)no request that AWS Batch takes.*attemptDurationSeconds"):
+    with pytest.raises(
+        ValueError, match=r"(?s)no request that AWS Batch takes.*attemptDurationSeconds"
+    ):
         there_is(add_one, item=1)
 
 
@@ -127,16 +141,23 @@ def test_a_job_that_others_terminate(there: Configure, server: AWSBatch, tmp_pat
 
         await asyncio.to_thread(terminate)
         with pytest.raises(
-            WorkerLostError, match="task 'block' was lost: job .* failed: nobody needs it; exit code 137"
+            WorkerLostError,
+            match="task 'block' was lost: job .* failed: nobody needs it; exit code 137",
         ):
             await running
 
     asyncio.run(main())
 
 
-def test_a_key_that_another_process_uses(there: Configure, server: AWSBatch, tmp_path: Path) -> None:
+def test_a_key_that_another_process_uses(
+    there: Configure, server: AWSBatch, tmp_path: Path
+) -> None:
     """Another environment is as another process: it does not know of the first one's runs."""
-    config = {"client_options": server.client_options, "job_queue": "reports", "job_definition": "worker"}
+    config = {
+        "client_options": server.client_options,
+        "job_queue": "reports",
+        "job_definition": "worker",
+    }
     environment = {"executor": "aws_batch", "executor_config": config}
     wove.config(environments={"there": environment, "elsewhere": environment})
     values = {"path": str(tmp_path / "pids"), "until": str(tmp_path / "until")}
@@ -146,7 +167,8 @@ def test_a_key_that_another_process_uses(there: Configure, server: AWSBatch, tmp
         first = begin(block, options=options, **values)
         await eventually(lambda: lines(tmp_path / "pids"))
         with pytest.raises(
-            DeliveryError, match=r"is already job \S+ of AWS Batch \(\w+\), submitted by another process"
+            DeliveryError,
+            match=r"is already job \S+ of AWS Batch \(\w+\), submitted by another process",
         ):
             await ways("elsewhere").there_will_be(block, options=options, **values)
         (tmp_path / "until").touch()
@@ -156,8 +178,14 @@ def test_a_key_that_another_process_uses(there: Configure, server: AWSBatch, tmp
 
 
 def test_a_lost_run_with_a_key_is_submitted_again(there: Configure, tmp_path: Path) -> None:
-    options = {"delivery_idempotency_key": secrets.token_hex(4), "delivery_orphan_policy": "requeue"}
-    assert there_is(die, path=str(tmp_path / "pids"), times=1, after=0.3, options=options) == "survived"
+    options = {
+        "delivery_idempotency_key": secrets.token_hex(4),
+        "delivery_orphan_policy": "requeue",
+    }
+    assert (
+        there_is(die, path=str(tmp_path / "pids"), times=1, after=0.3, options=options)
+        == "survived"
+    )
 
 
 @pytest.mark.timeout(400)

@@ -69,13 +69,23 @@ def work(broker: str, queue: str, tmp_path: Path) -> Iterator[Work]:
     started: list[Worker] = []
 
     def work(
-        *options: str, pool: str = "prefork", url: str = broker, backend: str | None = None, **more: Any
+        *options: str,
+        pool: str = "prefork",
+        url: str = broker,
+        backend: str | None = None,
+        **more: Any,
     ) -> Worker:
-        source = MODULE.format(broker=url, backend=backend, queue=queue, more=more.pop("module", ""))
-        command = workers.celery("shop", *options, pool=pool, concurrency=more.pop("concurrency", 2))
+        source = MODULE.format(
+            broker=url, backend=backend, queue=queue, more=more.pop("module", "")
+        )
+        command = workers.celery(
+            "shop", *options, pool=pool, concurrency=more.pop("concurrency", 2)
+        )
         folder = tmp_path / f"worker-{len(started)}"
         environ = {"TMPDIR": str(tmp_path), **more.pop("environ", {})}
-        started.append(Worker.start(command, folder, modules={"shop": source}, environ=environ, **more))
+        started.append(
+            Worker.start(command, folder, modules={"shop": source}, environ=environ, **more)
+        )
         return started[-1]
 
     yield work
@@ -84,7 +94,9 @@ def work(broker: str, queue: str, tmp_path: Path) -> Iterator[Work]:
 
 
 @pytest.fixture
-def configure(broker: str, queue: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> Iterator[Configure]:
+def configure(
+    broker: str, queue: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> Iterator[Configure]:
     """Configures the environment "jobs"."""
 
     def configure(**more: Any) -> None:
@@ -110,7 +122,9 @@ def test_pools(configure: Configure, work: Work, pool: str) -> None:
     assert w.result.add_one == list(range(1, 21))
 
 
-def test_a_task_of_the_users_own(configure: Configure, work: Work, servers: Servers, tmp_path: Path) -> None:
+def test_a_task_of_the_users_own(
+    configure: Configure, work: Work, servers: Servers, tmp_path: Path
+) -> None:
     """Without `register`: neither its options nor its remote control command."""
     configure(task_name="shop.wove_task")
     worker = work(module=OWN, backend=servers.redis.database(5))
@@ -128,11 +142,16 @@ def test_a_task_of_the_users_own(configure: Configure, work: Work, servers: Serv
     assert "pidbox command error" not in worker.log()
 
 
-def test_a_task_of_the_users_own_under_our_name(configure: Configure, work: Work, tmp_path: Path) -> None:
+def test_a_task_of_the_users_own_under_our_name(
+    configure: Configure, work: Work, tmp_path: Path
+) -> None:
     worker = work(module=OWN.replace("shop.wove_task", "wove.run_backend_payload"))
 
     async def main() -> None:
-        held = [begin(block, path=str(tmp_path / "pids"), until=str(tmp_path / "until")) for _ in range(2)]
+        held = [
+            begin(block, path=str(tmp_path / "pids"), until=str(tmp_path / "until"))
+            for _ in range(2)
+        ]
         await eventually(lambda: len(lines(tmp_path / "pids")) == 2)
         waiting = begin(add_one, item=1)
         await asyncio.sleep(6.0)  # some questions
@@ -144,7 +163,9 @@ def test_a_task_of_the_users_own_under_our_name(configure: Configure, work: Work
     assert worker.log().count("pidbox command error") <= 1
 
 
-def test_no_result_is_stored_but_failures_are(configure: Configure, work: Work, servers: Servers) -> None:
+def test_no_result_is_stored_but_failures_are(
+    configure: Configure, work: Work, servers: Servers
+) -> None:
     from redis import Redis
 
     url = servers.redis.database(6)
@@ -168,7 +189,9 @@ def test_a_lost_process_in_the_words_of_the_result_backend(
         running = begin(block, path=str(tmp_path / "pids"), until=str(tmp_path / "until"))
         [child] = await eventually(lambda: lines(tmp_path / "pids"))
         worker.kill_child(int(child))
-        with pytest.raises(WorkerLostError, match=r"Celery says FAILURE: WorkerLostError: .*signal 9 \(SIGKILL\)"):
+        with pytest.raises(
+            WorkerLostError, match=r"Celery says FAILURE: WorkerLostError: .*signal 9 \(SIGKILL\)"
+        ):
             await running
         assert await there_will_be(add_one, item=1) == 2
 
@@ -183,9 +206,12 @@ def test_a_worker_with_another_secret(configure: Configure, work: Work) -> None:
 
 
 @pytest.mark.parametrize(
-    ("limit", "words"), [("soft_time_limit", "SoftTimeLimitExceeded"), ("time_limit", "SystemExit|time limit")]
+    ("limit", "words"),
+    [("soft_time_limit", "SoftTimeLimitExceeded"), ("time_limit", "SystemExit|time limit")],
 )
-def test_time_limits_of_celery(configure: Configure, work: Work, tmp_path: Path, limit: str, words: str) -> None:
+def test_time_limits_of_celery(
+    configure: Configure, work: Work, tmp_path: Path, limit: str, words: str
+) -> None:
     configure(send_task_options={limit: 1})
     work()
     with pytest.raises(DeliveryOrphanedError, match=words):
@@ -213,7 +239,9 @@ def test_redis_keeps_what_a_dead_worker_took_in_advance(
         with pytest.raises(WorkerLostError, match="is gone"):
             await running
         for run in taken:
-            with pytest.raises(WorkerLostError, match="was taken by a worker .* that is gone, and not acknowledged"):
+            with pytest.raises(
+                WorkerLostError, match="was taken by a worker .* that is gone, and not acknowledged"
+            ):
                 await run
 
     asyncio.run(main())
@@ -255,7 +283,9 @@ def test_a_queue_without_workers(configure: Configure, work: Work) -> None:
 
 
 @pytest.mark.parametrize("broker", ["redis", RABBITMQ], indirect=True)
-def test_a_queue_that_is_purged(configure: Configure, work: Work, broker: str, queue: str, tmp_path: Path) -> None:
+def test_a_queue_that_is_purged(
+    configure: Configure, work: Work, broker: str, queue: str, tmp_path: Path
+) -> None:
     from celery import Celery
 
     work(concurrency=1, module="app.conf.worker_prefetch_multiplier = 1")
@@ -284,7 +314,9 @@ def test_a_cancel_that_ends_the_process(configure: Configure, work: Work, tmp_pa
     worker = work()
 
     async def main() -> None:
-        running = begin(insist, path=str(tmp_path / "pids"))  # others may hear of the cancel before the signal comes
+        running = begin(
+            insist, path=str(tmp_path / "pids")
+        )  # others may hear of the cancel before the signal comes
         [child] = await eventually(lambda: lines(tmp_path / "pids"))
         running.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -296,7 +328,9 @@ def test_a_cancel_that_ends_the_process(configure: Configure, work: Work, tmp_pa
 
 
 @pytest.mark.parametrize("broker", ["redis", RABBITMQ], indirect=True)
-def test_a_cancel_of_what_waits_is_acknowledged(configure: Configure, work: Work, tmp_path: Path) -> None:
+def test_a_cancel_of_what_waits_is_acknowledged(
+    configure: Configure, work: Work, tmp_path: Path
+) -> None:
     work(concurrency=1)
     options = {"delivery_cancel_mode": "require_ack"}
 
@@ -309,7 +343,9 @@ def test_a_cancel_of_what_waits_is_acknowledged(configure: Configure, work: Work
         waiting.cancel()
         with pytest.raises(asyncio.CancelledError):
             await waiting
-        assert time.monotonic() - began < 20.0  # and not the half minute that it would be waited for
+        assert (
+            time.monotonic() - began < 20.0
+        )  # and not the half minute that it would be waited for
         (tmp_path / "until").touch()
         assert await held == "done"
         assert await there_will_be(add_one, item=1) == 2
@@ -322,7 +358,9 @@ def test_a_cancel_of_what_waits_is_acknowledged(configure: Configure, work: Work
 
 
 @pytest.mark.parametrize("broker", ["redis", RABBITMQ], indirect=True)
-def test_an_app_of_the_users_own_is_left_alone(configure: Configure, work: Work, broker: str, queue: str) -> None:
+def test_an_app_of_the_users_own_is_left_alone(
+    configure: Configure, work: Work, broker: str, queue: str
+) -> None:
     from celery import Celery, current_app
 
     app = Celery("shop", broker=broker, backend="cache+memory://", set_as_current=False)
@@ -380,7 +418,9 @@ def test_connections_that_break(
         proxy.up()
         assert there_is(add_one, item=3) == 4
         proxy.down()
-        with pytest.raises(DeliveryError, match="environment 'jobs': the broker at .* cannot be used: .*refused"):
+        with pytest.raises(
+            DeliveryError, match="environment 'jobs': the broker at .* cannot be used: .*refused"
+        ):
             there_is(add_one, item=4)
         wove.shutdown()
 
@@ -426,7 +466,9 @@ def test_a_broker_that_stops_answering(configure: Configure, work: Work, tmp_pat
 
 def test_a_broker_that_is_not_there(configure: Configure) -> None:
     configure(broker_url="redis://:hunter2@127.0.0.1:1/0")
-    with pytest.raises(DeliveryError, match="the broker at redis://:.*127.0.0.1:1/0 cannot be used") as caught:
+    with pytest.raises(
+        DeliveryError, match="the broker at redis://:.*127.0.0.1:1/0 cannot be used"
+    ) as caught:
         there_is(add_one, item=1)
     assert "hunter2" not in str(caught.value)
 

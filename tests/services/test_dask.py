@@ -43,7 +43,9 @@ def own(tmp_path: Path) -> Iterator[support.Dask]:
 
 
 @pytest.fixture
-def configure(request: pytest.FixtureRequest, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> Iterator[Configure]:
+def configure(
+    request: pytest.FixtureRequest, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> Iterator[Configure]:
     """Configures the environment "cluster"."""
     import distributed  # noqa: F401  # the threads that it starts are not ours
 
@@ -73,9 +75,13 @@ async def until_task(cluster: support.Dask, name: str) -> None:
     def keys(dask_scheduler: Any) -> list[str]:
         return list(dask_scheduler.tasks)
 
-    async with distributed.Client(cluster.address, asynchronous=True, set_as_default=False) as client:
+    async with distributed.Client(
+        cluster.address, asynchronous=True, set_as_default=False
+    ) as client:
         deadline = time.monotonic() + 20
-        while not any(key.startswith(f"{name}-wove-") for key in await client.run_on_scheduler(keys)):
+        while not any(
+            key.startswith(f"{name}-wove-") for key in await client.run_on_scheduler(keys)
+        ):
             assert time.monotonic() < deadline
             await asyncio.sleep(0.02)
 
@@ -115,13 +121,17 @@ def test_nothing_of_a_run_stays_in_the_cluster(configure: Configure, address: st
             time.sleep(0.01)
 
 
-def test_an_asynchronous_client_on_the_loop_of_the_weave(configure: Configure, address: str) -> None:
+def test_an_asynchronous_client_on_the_loop_of_the_weave(
+    configure: Configure, address: str
+) -> None:
     import distributed
 
     async def main() -> None:
         async with distributed.Client(address, asynchronous=True) as client:
             configure(client=client)
-            assert await asyncio.gather(*(there_will_be(add_one, item=n) for n in range(10))) == list(range(1, 11))
+            assert await asyncio.gather(
+                *(there_will_be(add_one, item=n) for n in range(10))
+            ) == list(range(1, 11))
             running = begin(add_one, item=1)
             assert await client.submit(operator.neg, 5) == -5
             assert await running == 2
@@ -129,7 +139,9 @@ def test_an_asynchronous_client_on_the_loop_of_the_weave(configure: Configure, a
     asyncio.run(main())
 
 
-def test_an_asynchronous_client_that_nobody_has_awaited_yet(configure: Configure, address: str) -> None:
+def test_an_asynchronous_client_that_nobody_has_awaited_yet(
+    configure: Configure, address: str
+) -> None:
     import distributed
 
     async def main() -> None:
@@ -152,7 +164,9 @@ def test_an_asynchronous_client_whose_loop_is_gone(configure: Configure, address
     loop = asyncio.new_event_loop()
     client = loop.run_until_complete(make())
     configure(client=client)
-    with pytest.raises(DeliveryError, match="its client belongs to an event loop that is not running"):
+    with pytest.raises(
+        DeliveryError, match="its client belongs to an event loop that is not running"
+    ):
         there_is(add_one, item=1)
     loop.run_until_complete(client.close())
     loop.close()
@@ -165,8 +179,16 @@ def local(tmp_path: Path) -> Iterator[Any]:
 
     size = {"n_workers": 1, "threads_per_worker": 2, "processes": False}
     places = {"dashboard_address": "127.0.0.1:0", "local_directory": str(tmp_path)}
-    with distributed.LocalCluster(**size, **places) as cluster, distributed.Client(cluster) as client:
-        assert client.gather(client.map(operator.neg, range(4))) == [0, -1, -2, -3]  # it has all of its threads
+    with (
+        distributed.LocalCluster(**size, **places) as cluster,
+        distributed.Client(cluster) as client,
+    ):
+        assert client.gather(client.map(operator.neg, range(4))) == [
+            0,
+            -1,
+            -2,
+            -3,
+        ]  # it has all of its threads
         time.sleep(0.1)
         assert client.gather(client.map(time.sleep, [0.2, 0.21])) == [None, None]
         yield client
@@ -191,7 +213,9 @@ def test_the_address_in_the_configuration_of_dask(configure: Configure, address:
 
 def test_no_scheduler(configure: Configure) -> None:
     configure(address=f"tcp://127.0.0.1:{free_port()}", client_options={"timeout": 0.5})
-    with pytest.raises(DeliveryError, match=r"the Dask scheduler at tcp://127\.0\.0\.1:\d+ could not be reached"):
+    with pytest.raises(
+        DeliveryError, match=r"the Dask scheduler at tcp://127\.0\.0\.1:\d+ could not be reached"
+    ):
         there_is(add_one, item=1)
 
 
@@ -199,7 +223,9 @@ def test_a_scheduler_that_says_nothing(configure: Configure) -> None:
     import socket
 
     with socket.create_server(("127.0.0.1", 0)) as silent:
-        configure(address=f"tcp://127.0.0.1:{silent.getsockname()[1]}", client_options={"timeout": 0.5})
+        configure(
+            address=f"tcp://127.0.0.1:{silent.getsockname()[1]}", client_options={"timeout": 0.5}
+        )
         with pytest.raises(DeliveryError, match="could not be reached"):
             there_is(add_one, item=1)
 
@@ -218,8 +244,12 @@ def test_options_of_submit(configure: Configure, servers: Servers) -> None:
 
 
 def test_a_worker_with_another_secret(configure: Configure, tmp_path: Path) -> None:
-    with support.running(tmp_path / "cluster", workers=1, environ={"WOVE_WORKER_SECRET": "another"}) as cluster:
-        configure(address=cluster.address, security={"type": "signed", "secret": "one secret for us"})
+    with support.running(
+        tmp_path / "cluster", workers=1, environ={"WOVE_WORKER_SECRET": "another"}
+    ) as cluster:
+        configure(
+            address=cluster.address, security={"type": "signed", "secret": "one secret for us"}
+        )
         with pytest.raises(WorkerLostError, match="PermissionError"):
             there_is(add_one, item=1)
         wove.shutdown()
@@ -228,9 +258,13 @@ def test_a_worker_with_another_secret(configure: Configure, tmp_path: Path) -> N
 # --------------------------------------------------------------------------------------------------- deaths
 
 
-def test_a_worker_that_dies_with_its_run(configure: Configure, address: str, tmp_path: Path) -> None:
+def test_a_worker_that_dies_with_its_run(
+    configure: Configure, address: str, tmp_path: Path
+) -> None:
     configure(address=address)
-    with pytest.raises(WorkerLostError, match="KilledWorker: .*all those workers died while running it"):
+    with pytest.raises(
+        WorkerLostError, match="KilledWorker: .*all those workers died while running it"
+    ):
         there_is(die, path=str(tmp_path / "path"), times=100)
     assert there_is(add_one, item=1) == 2
 
@@ -259,7 +293,9 @@ def test_the_scheduler_is_lost(configure: Configure, tmp_path: Path) -> None:
 # ---------------------------------------------------------------------------------------- cancels and keys
 
 
-def test_a_cancel_of_what_waits_is_certain(configure: Configure, own: support.Dask, tmp_path: Path) -> None:
+def test_a_cancel_of_what_waits_is_certain(
+    configure: Configure, own: support.Dask, tmp_path: Path
+) -> None:
     configure(address=own.address, cancel_ack_timeout=30)
 
     async def main() -> None:
@@ -278,7 +314,9 @@ def test_a_cancel_of_what_waits_is_certain(configure: Configure, own: support.Da
     asyncio.run(main())
 
 
-def test_a_detached_run_that_waits_is_run_all_the_same(configure: Configure, own: support.Dask, tmp_path: Path) -> None:
+def test_a_detached_run_that_waits_is_run_all_the_same(
+    configure: Configure, own: support.Dask, tmp_path: Path
+) -> None:
     configure(address=own.address, callback_retry_seconds=1.0)
 
     async def main() -> None:
@@ -297,7 +335,9 @@ def test_a_detached_run_that_waits_is_run_all_the_same(configure: Configure, own
     asyncio.run(main())
 
 
-def test_a_key_that_is_at_work_for_another_process(configure: Configure, address: str, tmp_path: Path) -> None:
+def test_a_key_that_is_at_work_for_another_process(
+    configure: Configure, address: str, tmp_path: Path
+) -> None:
     import distributed
 
     configure(address=address)
@@ -312,7 +352,9 @@ def test_a_key_that_is_at_work_for_another_process(configure: Configure, address
         while not (tmp_path / "begun").exists():
             assert time.monotonic() < deadline
             time.sleep(0.01)
-        with pytest.raises(DeliveryError, match="is already a task of Dask .*submitted by another process"):
+        with pytest.raises(
+            DeliveryError, match="is already a task of Dask .*submitted by another process"
+        ):
             there_is(add_one, item=7, options=options)
         until.touch()
         assert theirs.result() == 0

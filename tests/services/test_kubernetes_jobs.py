@@ -23,11 +23,20 @@ from tests.support.servers.kubernetes_jobs import KubernetesJobs
 import wove
 from wove import DeliveryTimeoutError, WorkerLostError, weave
 from wove.errors import DeliveryError
-from wove.integrations.kubernetes_book import TROUBLE_SECONDS
+from wove.integrations.kubernetes_jobs.watch import TROUBLE_SECONDS
 
 pytestmark = [pytest.mark.backend("kubernetes_jobs"), pytest.mark.timeout(120)]
 
-ALL = ["create jobs", "delete jobs", "get jobs", "list jobs", "watch jobs", "list pods", "watch pods", "get pods/log"]
+ALL = [
+    "create jobs",
+    "delete jobs",
+    "get jobs",
+    "list jobs",
+    "watch jobs",
+    "list pods",
+    "watch pods",
+    "get pods/log",
+]
 ALL += ["list events"]
 Configure = Callable[..., None]
 
@@ -41,7 +50,9 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KubernetesJobs
         "deaf": [right for right in ALL if right != "list events"],
         "least": ALL,
     }
-    with kubernetes_jobs.running(tmp_path_factory.mktemp("cluster"), slots=4, tokens=tokens) as found:
+    with kubernetes_jobs.running(
+        tmp_path_factory.mktemp("cluster"), slots=4, tokens=tokens
+    ) as found:
         yield found
 
 
@@ -61,12 +72,16 @@ def client(cluster: KubernetesJobs) -> Iterator[Callable[..., Any]]:
 
 
 @pytest.fixture
-def there(cluster: KubernetesJobs, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> Iterator[Configure]:
+def there(
+    cluster: KubernetesJobs, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> Iterator[Configure]:
     def configure(**more: Any) -> None:
         config = {**cluster.config, **more}
         for key in [key for key, value in config.items() if value is None]:
             del config[key]
-        wove.config(environments={"there": {"executor": "kubernetes_jobs", "executor_config": config}})
+        wove.config(
+            environments={"there": {"executor": "kubernetes_jobs", "executor_config": config}}
+        )
 
     with leak_check(tmp_path / "temporary", caplog=caplog):
         configure()
@@ -104,7 +119,11 @@ def hog() -> int:
 def test_an_image_that_is_not_there(there: Configure, cluster: KubernetesJobs) -> None:
     there(image="no.such/image:1")
     lost("image 'no.such/image:1' does not start: ErrImagePull: .*pull access denied")
-    assert not [job for job in jobs_of(cluster) if job.spec.template.spec.containers[0].image == "no.such/image:1"]
+    assert not [
+        job
+        for job in jobs_of(cluster)
+        if job.spec.template.spec.containers[0].image == "no.such/image:1"
+    ]
 
 
 def test_a_secret_that_is_not_there(there: Configure) -> None:
@@ -122,7 +141,10 @@ def test_a_command_that_fails_says_the_end_of_its_log(there: Configure) -> None:
     there(command=["sh", "-c", "echo no such luck >&2; exit 7"])
     lost(r"(?s)exit code 7; the end of its log: no such luck")
     # Also where the pod's status does not have it.
-    there(command=["sh", "-c", "echo no such luck; exit 7"], container={"terminationMessagePolicy": "File"})
+    there(
+        command=["sh", "-c", "echo no such luck; exit 7"],
+        container={"terminationMessagePolicy": "File"},
+    )
     lost(r"(?s)exit code 7; the end of its log: no such luck")
 
 
@@ -138,8 +160,13 @@ def test_a_deadline_of_the_job(there: Configure, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("what", ["evicted", "Job deleted", "pod deleted"])
-def test_what_others_do_to_a_running_pod(there: Configure, cluster: KubernetesJobs, tmp_path: Path, what: str) -> None:
-    words = {"evicted": "Evicted: The node was low on resource", "Job deleted": "was deleted|SIGTERM"}
+def test_what_others_do_to_a_running_pod(
+    there: Configure, cluster: KubernetesJobs, tmp_path: Path, what: str
+) -> None:
+    words = {
+        "evicted": "Evicted: The node was low on resource",
+        "Job deleted": "was deleted|SIGTERM",
+    }
 
     async def main() -> None:
         values = {"path": str(tmp_path / "pids"), "until": str(tmp_path / "until")}
@@ -158,7 +185,11 @@ def test_what_others_do_to_a_running_pod(there: Configure, cluster: KubernetesJo
         def running() -> list[Any]:
             pods = core.list_namespaced_pod("default", label_selector="job-name").items
             ours = [pod for pod in pods if pod.metadata.name.startswith("wove-block-")]
-            return [pod for pod in ours if pod.status.phase == "Running" and not pod.metadata.deletion_timestamp]
+            return [
+                pod
+                for pod in ours
+                if pod.status.phase == "Running" and not pod.metadata.deletion_timestamp
+            ]
 
         [pod] = asyncio.run(eventually(running))
         if what == "evicted":
@@ -173,7 +204,9 @@ def test_what_others_do_to_a_running_pod(there: Configure, cluster: KubernetesJo
     assert there_is(add_one, item=1) == 2
 
 
-def test_what_cannot_be_scheduled_waits(there: Configure, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_what_cannot_be_scheduled_waits(
+    there: Configure, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     caplog.set_level("INFO", "wove")
 
     async def main() -> None:
@@ -181,7 +214,9 @@ def test_what_cannot_be_scheduled_waits(there: Configure, tmp_path: Path, caplog
         held = [begin(block, **values) for _ in range(4)]
         await eventually(lambda: len(lines(tmp_path / "pids")) == 4)
         waiting = begin(add_one, item=1)
-        words = r"\d of its pods cannot be scheduled, and wait: Unschedulable: 0/1 nodes are available"
+        words = (
+            r"\d of its pods cannot be scheduled, and wait: Unschedulable: 0/1 nodes are available"
+        )
         await eventually(lambda: re.search(words, caplog.text))
         await asyncio.sleep(TROUBLE_SECONDS + 1.0)
         assert not waiting.done()
@@ -204,13 +239,21 @@ def quota(cluster: KubernetesJobs, of: str) -> Iterator[None]:
 
 def test_a_service_account_that_is_not_there(there: Configure, cluster: KubernetesJobs) -> None:
     there(pod_spec={"serviceAccountName": "no-such"})
-    lost(r'no pod is made for Job wove-add-one-\w+: .*forbidden: .*serviceaccount "no-such" not found')
-    assert not [job for job in jobs_of(cluster) if job.spec.template.spec.service_account_name == "no-such"]
+    lost(
+        r'no pod is made for Job wove-add-one-\w+: .*forbidden: .*serviceaccount "no-such" not found'
+    )
+    assert not [
+        job for job in jobs_of(cluster) if job.spec.template.spec.service_account_name == "no-such"
+    ]
 
 
 @pytest.mark.parametrize("token", ["least", "deaf"])
 def test_a_quota_of_pods_is_waited_for(
-    there: Configure, cluster: KubernetesJobs, client: Callable[..., Any], caplog: pytest.LogCaptureFixture, token: str
+    there: Configure,
+    cluster: KubernetesJobs,
+    client: Callable[..., Any],
+    caplog: pytest.LogCaptureFixture,
+    token: str,
 ) -> None:
     caplog.set_level("INFO", "wove")
     there(load_config_options=None, batch_api=client(token=token))
@@ -243,13 +286,15 @@ def test_a_quota_of_jobs(there: Configure, cluster: KubernetesJobs) -> None:
 def test_a_namespace_that_is_not_there(there: Configure) -> None:
     there(namespace="nowhere")
     with pytest.raises(
-        DeliveryError, match=r'create Job wove-add-one-\w+ in namespace .nowhere.: namespaces "nowhere" not'
+        DeliveryError,
+        match=r'create Job wove-add-one-\w+ in namespace .nowhere.: namespaces "nowhere" not',
     ):
         there_is(add_one, item=1)
 
 
 @pytest.mark.parametrize(
-    ("token", "words"), [("reader", "create jobs"), ("blind", "watch pods"), ("unlisted", "list pods")]
+    ("token", "words"),
+    [("reader", "create jobs"), ("blind", "watch pods"), ("unlisted", "list pods")],
 )
 def test_a_right_that_is_missing(
     there: Configure, cluster: KubernetesJobs, client: Callable[..., Any], token: str, words: str
@@ -259,12 +304,16 @@ def test_a_right_that_is_missing(
         there_is(add_one, item=1)
 
 
-def test_the_least_rights_are_enough(there: Configure, cluster: KubernetesJobs, client: Callable[..., Any]) -> None:
+def test_the_least_rights_are_enough(
+    there: Configure, cluster: KubernetesJobs, client: Callable[..., Any]
+) -> None:
     there(load_config_options=None, batch_api=client(token="least"))
     assert there_is(add_one, item=1) == 2
 
 
-def test_nobody_knows_the_user(there: Configure, cluster: KubernetesJobs, client: Callable[..., Any]) -> None:
+def test_nobody_knows_the_user(
+    there: Configure, cluster: KubernetesJobs, client: Callable[..., Any]
+) -> None:
     there(load_config_options=None, batch_api=client(token="who"))
     with pytest.raises(DeliveryError, match=r"401 Unauthorized.*credentials"):
         there_is(add_one, item=1)
@@ -272,11 +321,15 @@ def test_nobody_knows_the_user(there: Configure, cluster: KubernetesJobs, client
 
 def test_a_misspelt_field_is_named(there: Configure) -> None:
     there(pod_spec={"serviceAcountName": "reports"})
-    with pytest.raises((DeliveryError, ValueError), match=r"spec\.template\.spec\.serviceAcountName"):
+    with pytest.raises(
+        (DeliveryError, ValueError), match=r"spec\.template\.spec\.serviceAcountName"
+    ):
         there_is(add_one, item=1)
 
 
-def test_a_cluster_that_is_not_there(there: Configure, cluster: KubernetesJobs, client: Callable[..., Any]) -> None:
+def test_a_cluster_that_is_not_there(
+    there: Configure, cluster: KubernetesJobs, client: Callable[..., Any]
+) -> None:
     port = free_port()
     there(load_config_options=None, batch_api=client(port=port))
     with pytest.raises(DeliveryError, match=f"127.0.0.1:{port} could not be asked to list Jobs"):
@@ -292,7 +345,9 @@ def test_a_kubeconfig_that_is_not_there(there: Configure) -> None:
 # ------------------------------------------------------------------------------------------ what users bring
 
 
-def test_a_client_of_the_users_own(there: Configure, cluster: KubernetesJobs, client: Callable[..., Any]) -> None:
+def test_a_client_of_the_users_own(
+    there: Configure, cluster: KubernetesJobs, client: Callable[..., Any]
+) -> None:
     api = client()
     there(load_config_options=None, batch_api=api)
     assert there_is(add_one, item=1) == 2
@@ -310,23 +365,31 @@ def test_a_job_factory(there: Configure, cluster: KubernetesJobs, kind: str) -> 
             return job
         [container] = job["spec"]["template"]["spec"]["containers"]
         env = [client.V1EnvVar(name=each["name"], value=each["value"]) for each in container["env"]]
-        worker = client.V1Container(name="mine", image=container["image"], command=container["command"], env=env)
+        worker = client.V1Container(
+            name="mine", image=container["image"], command=container["command"], env=env
+        )
         pod = client.V1PodSpec(containers=[worker], restart_policy="Never")
         template = client.V1PodTemplateSpec(spec=pod)
         metadata = client.V1ObjectMeta(labels={"task": payload["task_name"]})
-        return client.V1Job(metadata=metadata, spec=client.V1JobSpec(template=template, backoff_limit=0))
+        return client.V1Job(
+            metadata=metadata, spec=client.V1JobSpec(template=template, backoff_limit=0)
+        )
 
     there(job_factory=make)
     assert there_is(add_one, item=1) == 2
     assert [job for job in jobs_of(cluster) if (job.metadata.labels or {}).get("task") == "add_one"]
 
     there(job_factory=lambda payload, job: {**job, "metadata": {"namespace": "other"}})
-    with pytest.raises(ValueError, match="job_factory returned cannot be submitted: it is for namespace 'other'"):
+    with pytest.raises(
+        ValueError, match="job_factory returned cannot be submitted: it is for namespace 'other'"
+    ):
         there_is(add_one, item=1)
 
 
 def test_a_job_factory_that_gives_all_jobs_one_name(there: Configure, tmp_path: Path) -> None:
-    there(job_factory=lambda payload, job: {**job, "metadata": {**job["metadata"], "name": "always"}})
+    there(
+        job_factory=lambda payload, job: {**job, "metadata": {**job["metadata"], "name": "always"}}
+    )
 
     async def main() -> None:
         first = begin(block, path=str(tmp_path / "pids"), until=str(tmp_path / "until"))
@@ -347,7 +410,9 @@ def test_what_a_shell_or_kubernetes_would_expand(there: Configure, tmp_path: Pat
 # ---------------------------------------------------------------------------------------- keys and cancels
 
 
-def test_a_key_that_another_process_uses(there: Configure, cluster: KubernetesJobs, tmp_path: Path) -> None:
+def test_a_key_that_another_process_uses(
+    there: Configure, cluster: KubernetesJobs, tmp_path: Path
+) -> None:
     """Another environment is as another process: it does not know of the first one's runs."""
     environment = {"executor": "kubernetes_jobs", "executor_config": cluster.config}
     wove.config(environments={"there": environment, "elsewhere": environment})
@@ -362,7 +427,9 @@ def test_a_key_that_another_process_uses(there: Configure, cluster: KubernetesJo
     async def main() -> None:
         first = asyncio.create_task(one("there"))
         await eventually(lambda: lines(tmp_path / "pids"))
-        with pytest.raises(DeliveryError, match=r"is already Job wove-block-\w+, created by another process"):
+        with pytest.raises(
+            DeliveryError, match=r"is already Job wove-block-\w+, created by another process"
+        ):
             await one("elsewhere")
         (tmp_path / "until").touch()
         assert await first == "done"
@@ -373,15 +440,24 @@ def test_a_key_that_another_process_uses(there: Configure, cluster: KubernetesJo
 
 def test_a_lost_run_with_a_key_is_submitted_again(there: Configure, tmp_path: Path) -> None:
     options = {"delivery_idempotency_key": "again", "delivery_orphan_policy": "requeue"}
-    assert there_is(die, path=str(tmp_path / "pids"), times=1, after=0.3, options=options) == "survived"
+    assert (
+        there_is(die, path=str(tmp_path / "pids"), times=1, after=0.3, options=options)
+        == "survived"
+    )
 
 
-def test_a_cancel_of_what_has_not_begun_is_acknowledged(there: Configure, cluster: KubernetesJobs) -> None:
+def test_a_cancel_of_what_has_not_begun_is_acknowledged(
+    there: Configure, cluster: KubernetesJobs
+) -> None:
     there(image="no.such/image:2")
     options = {"delivery_timeout": 1.0, "delivery_cancel_mode": "require_ack"}
     with pytest.raises(DeliveryTimeoutError, match="delivery_timeout"):
         there_is(add_one, item=1, options=options)
-    assert not [job for job in jobs_of(cluster) if job.spec.template.spec.containers[0].image == "no.such/image:2"]
+    assert not [
+        job
+        for job in jobs_of(cluster)
+        if job.spec.template.spec.containers[0].image == "no.such/image:2"
+    ]
 
 
 # ------------------------------------------------------------------------------- the API server is not there
@@ -399,7 +475,9 @@ def test_an_api_server_that_is_away_for_a_while(
             [number] = await eventually(lambda: lines(tmp_path / "pids"))
             proxy.down()
             await asyncio.sleep(2.0)
-            cluster.emulate("forget")  # and it has forgotten what changed: a watch from then is answered 410
+            cluster.emulate(
+                "forget"
+            )  # and it has forgotten what changed: a watch from then is answered 410
             proxy.up()
             await asyncio.sleep(1.0)
             assert await there_will_be(pid) != number
@@ -420,9 +498,15 @@ def test_an_api_server_that_is_too_busy(there: Configure, cluster: KubernetesJob
 
 
 @pytest.mark.timeout(300)
-def test_two_hundred_jobs_take_few_calls_to_watch(there: Configure, cluster: KubernetesJobs) -> None:
+def test_two_hundred_jobs_take_few_calls_to_watch(
+    there: Configure, cluster: KubernetesJobs
+) -> None:
     def watching() -> int:
-        return sum(number for what, number in cluster.emulate("counts").items() if what.split()[0] in LIVENESS)
+        return sum(
+            number
+            for what, number in cluster.emulate("counts").items()
+            if what.split()[0] in LIVENESS
+        )
 
     before, began = watching(), time.monotonic()
     with weave() as w:

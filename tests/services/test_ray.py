@@ -79,7 +79,9 @@ def ran(servers: Servers, tmp_path: Path) -> Ran:
         path = tmp_path / "script.py"
         path.write_text(begin + source)
         places = f"{ROOT}:{Path(sys.modules['wove'].__file__ or '').parents[1]}"
-        return run_script(path, cwd=tmp_path, timeout=150, env={**ENVIRON, "PYTHONPATH": places, **env})
+        return run_script(
+            path, cwd=tmp_path, timeout=150, env={**ENVIRON, "PYTHONPATH": places, **env}
+        )
 
     return ran
 
@@ -137,7 +139,7 @@ def test_ray_is_shut_down_while_runs_end(ran: Ran) -> None:
     """Ray ends the process if anybody lets go of a reference meanwhile."""
     ran("""
 import threading
-from wove.integrations.ray_process import Submission
+from wove.integrations.ray.client import Submission
 configure(address=ADDRESS)
 assert there_is(add_one, item=1) == 2
 import ray
@@ -268,7 +270,9 @@ asyncio.run(main())
 
 
 def test_memory_runs_out(ran: Ran, tmp_path: Path) -> None:
-    with support.running(tmp_path / "own", environ={"RAY_memory_usage_threshold": "0.001"}) as cluster:
+    with support.running(
+        tmp_path / "own", environ={"RAY_memory_usage_threshold": "0.001"}
+    ) as cluster:
         ran(
             """
 configure(address=ADDRESS)

@@ -45,7 +45,9 @@ def work(servers: Servers, queue: str, tmp_path: Path) -> Iterator[Work]:
     started: list[Worker] = []
 
     def work(worker_class: str | None = None, *options: str, **more: Any) -> Worker:
-        command = workers.rq(more.pop("url", servers.redis.url), *options, queue=queue, worker_class=worker_class)
+        command = workers.rq(
+            more.pop("url", servers.redis.url), *options, queue=queue, worker_class=worker_class
+        )
         started.append(Worker.start(command, tmp_path / f"worker-{len(started)}", **more))
         return started[-1]
 
@@ -55,7 +57,9 @@ def work(servers: Servers, queue: str, tmp_path: Path) -> Iterator[Work]:
 
 
 @pytest.fixture
-def configure(servers: Servers, queue: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> Iterator[Configure]:
+def configure(
+    servers: Servers, queue: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> Iterator[Configure]:
     """Configures the environment "jobs"."""
 
     url = servers.redis.url  # it is started here, and not under the leak check
@@ -88,7 +92,11 @@ def test_what_the_worker_prints_and_redis_keeps(
     assert "wove task 'add_one', run " in worker.log()
     assert "token-of-this-test" not in worker.log() and "callable_pickle" not in worker.log()
     with Redis.from_url(servers.redis.url) as redis:
-        kept = [key for key in redis.keys("rq:job:wove-*") if b"add_one" in (redis.hget(key, "description") or b"")]
+        kept = [
+            key
+            for key in redis.keys("rq:job:wove-*")
+            if b"add_one" in (redis.hget(key, "description") or b"")
+        ]
         assert kept and all(0 < redis.ttl(key) <= 60 for key in kept)
 
 
@@ -106,7 +114,9 @@ def test_what_a_run_needs_is_imported_before_the_fork(configure: Configure, work
     assert there_is(add_one, item=1) == 2
 
 
-def test_workers_with_another_serializer(configure: Configure, work: Work, servers: Servers, queue: str) -> None:
+def test_workers_with_another_serializer(
+    configure: Configure, work: Work, servers: Servers, queue: str
+) -> None:
     from redis import Redis
     from rq import Queue
 
@@ -120,7 +130,9 @@ def test_workers_with_another_serializer(configure: Configure, work: Work, serve
 
 def test_a_worker_without_wove(configure: Configure, work: Work) -> None:
     work(modules={"sitecustomize": "import sys\nsys.modules['wove'] = None\n"})
-    with pytest.raises(WorkerLostError, match=r"its job failed on worker \w+: .*is Wove installed where it runs\?"):
+    with pytest.raises(
+        WorkerLostError, match=r"its job failed on worker \w+: .*is Wove installed where it runs\?"
+    ):
         there_is(add_one, item=1)
 
 
@@ -132,7 +144,9 @@ def test_a_worker_with_another_secret(configure: Configure, work: Work) -> None:
 
 
 @pytest.mark.parametrize("worker_class", [None, SIMPLE])
-def test_a_time_limit_of_rq(configure: Configure, work: Work, tmp_path: Path, worker_class: str | None) -> None:
+def test_a_time_limit_of_rq(
+    configure: Configure, work: Work, tmp_path: Path, worker_class: str | None
+) -> None:
     configure(enqueue_options={"job_timeout": 1})
     work(worker_class)
     with pytest.raises(DeliveryOrphanedError, match="JobTimeoutException"):
@@ -151,7 +165,9 @@ def test_a_killed_work_horse(configure: Configure, work: Work, tmp_path: Path) -
         [horse] = await eventually(lambda: lines(tmp_path / "pids"))
         assert worker.children() == [int(horse)]
         kill(int(horse))
-        with pytest.raises(WorkerLostError, match=r"Work-horse terminated unexpectedly; .*\(signal 9\)"):
+        with pytest.raises(
+            WorkerLostError, match=r"Work-horse terminated unexpectedly; .*\(signal 9\)"
+        ):
             await running
         assert await there_will_be(add_one, item=1) == 2
 
@@ -172,7 +188,9 @@ def test_a_work_horse_outlives_its_worker(configure: Configure, work: Work, tmp_
     asyncio.run(main())
 
 
-def test_a_worker_that_dies_before_the_run_has_begun(configure: Configure, work: Work, tmp_path: Path) -> None:
+def test_a_worker_that_dies_before_the_run_has_begun(
+    configure: Configure, work: Work, tmp_path: Path
+) -> None:
     stuck = """
 from rq.worker import SimpleWorker
 
@@ -255,7 +273,9 @@ def test_what_is_cancelled_is_killed_at_the_latest_when_the_process_ends(
 # ---------------------------------------------------------------------------------------------------- Redis
 
 
-def test_a_redis_that_loses_its_data(configure: Configure, work: Work, queue: str, tmp_path: Path) -> None:
+def test_a_redis_that_loses_its_data(
+    configure: Configure, work: Work, queue: str, tmp_path: Path
+) -> None:
     """What runs goes on; what has not begun is lost."""
 
     with support.redis.running(tmp_path / "redis") as redis:
@@ -290,7 +310,10 @@ def test_a_redis_that_is_a_black_hole(configure: Configure, work: Work, tmp_path
             assert await there_will_be(add_one, item=1) == 2
             os.kill(redis.kept.pid, signal.SIGSTOP)
             try:
-                with pytest.raises(DeliveryError, match=r"Redis at 127\.0\.0\.1:\d+ \(.*did not take the job: Timeout"):
+                with pytest.raises(
+                    DeliveryError,
+                    match=r"Redis at 127\.0\.0\.1:\d+ \(.*did not take the job: Timeout",
+                ):
                     await there_will_be(add_one, item=1)
             finally:
                 os.kill(redis.kept.pid, signal.SIGCONT)
@@ -307,7 +330,9 @@ def test_a_black_hole_from_the_start(configure: Configure, tmp_path: Path) -> No
         port = hole.getsockname()[1]
         configure(redis_url=f"redis://127.0.0.1:{port}/0?socket_timeout=0.3")
         began = time.monotonic()
-        with pytest.raises(DeliveryError, match=rf"Redis at .*:{port} .*could not be reached.*Is Redis running"):
+        with pytest.raises(
+            DeliveryError, match=rf"Redis at .*:{port} .*could not be reached.*Is Redis running"
+        ):
             there_is(add_one, item=1)
         assert time.monotonic() - began < 20  # and not the minute of `start_timeout`
 
@@ -348,7 +373,10 @@ def test_one_key_in_two_processes(
         values = {"path": str(tmp_path / "pids"), "until": str(until)}
         running = asyncio.create_task(there_will_be(block, options=options, **values))
         await eventually(lambda: lines(tmp_path / "pids"))
-        other = {"executor": "rq", "executor_config": {"redis_url": servers.redis.url, "queue_name": queue}}
+        other = {
+            "executor": "rq",
+            "executor_config": {"redis_url": servers.redis.url, "queue_name": queue},
+        }
         wove.config(environments={"other": other})
         with pytest.raises(DeliveryError, match="with this idempotency key is already job"):
             async with weave(**values) as w:

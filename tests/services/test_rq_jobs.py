@@ -13,9 +13,9 @@ import pytest
 from tests.support.servers import Servers
 
 from wove.errors import DeliveryError
-from wove.integrations import rq_states
-from wove.integrations.base import Fate
-from wove.integrations.rq import FUNCTION, RQAdapter, Submission
+from wove.integrations.base import JobStatus
+from wove.integrations.rq import states as rq_states
+from wove.integrations.rq.adapter import FUNCTION, RQAdapter, Submission
 
 pytestmark = pytest.mark.backend("rq")
 
@@ -54,7 +54,12 @@ def adapter(make: Make) -> RQAdapter:
 
 def frame_of(key: str | None = None) -> dict[str, Any]:
     delivery = {} if key is None else {"delivery_idempotency_key": key}
-    return {"type": "run_task", "run_id": secrets.token_hex(8), "task_id": "pdf", "delivery": delivery}
+    return {
+        "type": "run_task",
+        "run_id": secrets.token_hex(8),
+        "task_id": "pdf",
+        "delivery": delivery,
+    }
 
 
 def submitted(adapter: RQAdapter, frame: dict[str, Any]) -> Submission:
@@ -63,7 +68,13 @@ def submitted(adapter: RQAdapter, frame: dict[str, Any]) -> Submission:
 
 def payload_of(frame: dict[str, Any]) -> dict[str, Any]:
     names = {name: frame[name] for name in ("run_id", "task_id", "delivery")}
-    return {"version": 1, "adapter": "rq", **names, "task_name": frame["task_id"], "callable_pickle": "c2VjcmV0"}
+    return {
+        "version": 1,
+        "adapter": "rq",
+        **names,
+        "task_name": frame["task_id"],
+        "callable_pickle": "c2VjcmV0",
+    }
 
 
 def redis_of(adapter: RQAdapter) -> Any:
@@ -86,10 +97,16 @@ def take(adapter: RQAdapter, submission: Submission) -> None:
 
 def begin(adapter: RQAdapter, submission: Submission, worker: str = "w1") -> None:
     take(adapter, submission)
-    put(adapter, submission, status="started", worker_name=worker, started_at="2026-01-02T00:00:00.000000Z")
+    put(
+        adapter,
+        submission,
+        status="started",
+        worker_name=worker,
+        started_at="2026-01-02T00:00:00.000000Z",
+    )
 
 
-def fate_of(adapter: RQAdapter, submission: Submission) -> Fate | None:
+def fate_of(adapter: RQAdapter, submission: Submission) -> JobStatus | None:
     return adapter.watch({"r1": submission}).get("r1")
 
 
@@ -122,7 +139,13 @@ def test_what_is_enqueued(adapter: RQAdapter) -> None:
 
 
 def test_options(make: Make) -> None:
-    options = {"job_timeout": "2m", "result_ttl": 7, "at_front": True, "meta": {"mine": 1}, "ttl": 99}
+    options = {
+        "job_timeout": "2m",
+        "result_ttl": 7,
+        "at_front": True,
+        "meta": {"mine": 1},
+        "ttl": 99,
+    }
     adapter = make(enqueue_options=options)
     first, second = submitted(adapter, frame_of()), submitted(adapter, frame_of())
     found = job(adapter, second)
@@ -183,17 +206,23 @@ def test_a_key_makes_the_id(adapter: RQAdapter) -> None:
 
 
 @pytest.mark.parametrize("status", ["queued", "started"])
-def test_a_live_job_of_another_process_with_that_key(make: Make, adapter: RQAdapter, worker: str, status: str) -> None:
+def test_a_live_job_of_another_process_with_that_key(
+    make: Make, adapter: RQAdapter, worker: str, status: str
+) -> None:
     submission = submitted(adapter, frame_of(KEY))
     if status == "started":
         begin(adapter, submission, worker)
-    with pytest.raises(DeliveryError, match=rf"already job {submission.job_id} of RQ \({status}\).*another process"):
+    with pytest.raises(
+        DeliveryError, match=rf"already job {submission.job_id} of RQ \({status}\).*another process"
+    ):
         submitted(make(), frame_of(KEY))
     assert fate_of(adapter, submission) is None
 
 
 @pytest.mark.parametrize("status", ["finished", "failed", "stopped", "canceled", ""])
-def test_a_job_of_that_key_that_is_over_is_replaced(make: Make, adapter: RQAdapter, status: str) -> None:
+def test_a_job_of_that_key_that_is_over_is_replaced(
+    make: Make, adapter: RQAdapter, status: str
+) -> None:
     earlier = submitted(adapter, frame_of(KEY))
     take(adapter, earlier)
     if status:
@@ -207,7 +236,7 @@ def test_a_job_of_that_key_that_is_over_is_replaced(make: Make, adapter: RQAdapt
     found = job(adapter, submission)
     assert found.get_status().value == "queued" and found.args == (payload_of(frame),)
     assert adapter._queue.job_ids == [submission.job_id]
-    assert fate_of(adapter, earlier) == Fate(
+    assert fate_of(adapter, earlier) == JobStatus(
         "lost", "its job was replaced by another run's with the same idempotency key"
     )
 
@@ -228,7 +257,9 @@ def test_an_earlier_submission_of_ours_is_replaced(adapter: RQAdapter) -> None:
     assert adapter._take_back(second) is True
 
 
-def test_what_a_lost_worker_still_writes_does_not_reach_the_new_job(adapter: RQAdapter, worker: str) -> None:
+def test_what_a_lost_worker_still_writes_does_not_reach_the_new_job(
+    adapter: RQAdapter, worker: str
+) -> None:
     first = submitted(adapter, frame_of(KEY))
     begin(adapter, first, worker)
     second = submitted(adapter, frame_of(KEY))
@@ -261,7 +292,9 @@ def test_what_a_worker_has_is_not_taken_back(adapter: RQAdapter) -> None:
 # ----------------------------------------------------------------------------------------------------- watch
 
 
-def test_nothing_is_said_of_jobs_that_wait_or_run(adapter: RQAdapter, worker: str, monkeypatch: Any) -> None:
+def test_nothing_is_said_of_jobs_that_wait_or_run(
+    adapter: RQAdapter, worker: str, monkeypatch: Any
+) -> None:
     monkeypatch.setattr(rq_states, "SILENT_SECONDS", 0.0)
     running, waiting = submitted(adapter, frame_of()), submitted(adapter, frame_of())
     begin(adapter, running, worker)
@@ -272,15 +305,18 @@ def test_nothing_is_said_of_jobs_that_wait_or_run(adapter: RQAdapter, worker: st
 @pytest.mark.parametrize(
     ("status", "fate"),
     [
-        ("finished", Fate("finished", "RQ: finished")),
-        ("stopped", Fate("lost", "its job was stopped on worker w1, from outside the weave")),
-        ("canceled", Fate("lost", "its job was canceled on worker w1, from outside the weave")),
+        ("finished", JobStatus("finished", "RQ: finished")),
+        ("stopped", JobStatus("lost", "its job was stopped on worker w1, from outside the weave")),
+        (
+            "canceled",
+            JobStatus("lost", "its job was canceled on worker w1, from outside the weave"),
+        ),
         ("scheduled", None),
         ("deferred", None),
         ("a state of some later version", None),
     ],
 )
-def test_states(adapter: RQAdapter, status: str, fate: Fate | None) -> None:
+def test_states(adapter: RQAdapter, status: str, fate: JobStatus | None) -> None:
     submission = submitted(adapter, frame_of())
     take(adapter, submission)
     put(adapter, submission, status=status, worker_name="w1")
@@ -301,21 +337,28 @@ def failed(adapter: RQAdapter, submission: Submission, told: str) -> None:
 def test_the_words_of_a_failed_job(adapter: RQAdapter) -> None:
     submission, silent = submitted(adapter, frame_of()), submitted(adapter, frame_of())
     begin(adapter, submission)
-    failed(adapter, submission, "Work-horse terminated unexpectedly; waitpid returned 9 (signal 9); ")
+    failed(
+        adapter, submission, "Work-horse terminated unexpectedly; waitpid returned 9 (signal 9); "
+    )
     take(adapter, silent)
     put(adapter, silent, status="failed")
     assert adapter.watch({"a": submission, "b": silent}) == {
-        "a": Fate(
-            "lost", "its job failed on worker w1: Work-horse terminated unexpectedly; waitpid returned 9 (signal 9);"
+        "a": JobStatus(
+            "lost",
+            "its job failed on worker w1: Work-horse terminated unexpectedly; waitpid returned 9 (signal 9);",
         ),
-        "b": Fate("lost", "its job failed: RQ has kept no reason"),
+        "b": JobStatus("lost", "its job failed: RQ has kept no reason"),
     }
 
 
-def test_a_job_that_counts_as_abandoned_while_its_worker_is_there(adapter: RQAdapter, worker: str) -> None:
+def test_a_job_that_counts_as_abandoned_while_its_worker_is_there(
+    adapter: RQAdapter, worker: str
+) -> None:
     submission = submitted(adapter, frame_of())
     begin(adapter, submission, worker)
-    failed(adapter, submission, "Moved to FailedJobRegistry, due to AbandonedJobError, at 2026-01-02")
+    failed(
+        adapter, submission, "Moved to FailedJobRegistry, due to AbandonedJobError, at 2026-01-02"
+    )
     assert fate_of(adapter, submission) is None
     put(adapter, submission, worker_name="nobody")
     fate = fate_of(adapter, submission)
@@ -327,7 +370,11 @@ def test_a_worker_that_has_shut_down(adapter: RQAdapter, worker: str) -> None:
     begin(adapter, submission, worker)
     redis_of(adapter).hset(f"rq:worker:{worker}", "death", "2026-01-03T00:00:00.000000Z")
     fate = fate_of(adapter, submission)
-    assert fate is not None and fate.state == "lost" and f"worker {worker} shut down at 2026-01-03" in fate.reason
+    assert (
+        fate is not None
+        and fate.state == "lost"
+        and f"worker {worker} shut down at 2026-01-03" in fate.reason
+    )
 
 
 def test_a_worker_that_was_started_anew_under_its_name(adapter: RQAdapter, worker: str) -> None:
@@ -360,15 +407,17 @@ def test_a_worker_that_comes_back(adapter: RQAdapter, worker: str, monkeypatch: 
     assert fate_of(adapter, submission) is not None
 
 
-@pytest.mark.parametrize("longest", [rq_states.LONGEST_LIST, 0])
-def test_a_job_that_a_worker_took_and_did_not_begin(adapter: RQAdapter, longest: int, monkeypatch: Any) -> None:
-    monkeypatch.setattr(rq_states, "LONGEST_LIST", longest)
+@pytest.mark.parametrize("longest", [rq_states.MAX_LIST, 0])
+def test_a_job_that_a_worker_took_and_did_not_begin(
+    adapter: RQAdapter, longest: int, monkeypatch: Any
+) -> None:
+    monkeypatch.setattr(rq_states, "MAX_LIST", longest)
     taken, waiting = submitted(adapter, frame_of()), submitted(adapter, frame_of())
     take(adapter, taken)
     assert adapter.watch({"a": taken, "b": waiting}) == {}  # it may be about to
     monkeypatch.setattr(rq_states, "SILENT_SECONDS", 0.0)
     assert adapter.watch({"a": taken, "b": waiting}) == {
-        "a": Fate("lost", "a worker took its job from the queue, and ended before it began it")
+        "a": JobStatus("lost", "a worker took its job from the queue, and ended before it began it")
     }
 
 

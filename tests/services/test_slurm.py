@@ -26,8 +26,8 @@ from tests.support.servers.slurm import Slurm
 import wove
 from wove import DeliveryTimeoutError, WorkerLostError, weave
 from wove.errors import DeliveryError, MissingDependencyError
-from wove.integrations import slurm as adapter
-from wove.integrations.slurm import job_script
+from wove.integrations.slurm import adapter
+from wove.integrations.slurm.adapter import job_script
 
 pytestmark = pytest.mark.backend("slurm")
 
@@ -51,7 +51,9 @@ def slurm(servers: Servers, monkeypatch: pytest.MonkeyPatch) -> Iterator[Slurm]:
 
 
 @pytest.fixture
-def configure(slurm: Slurm, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> Iterator[Configure]:
+def configure(
+    slurm: Slurm, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> Iterator[Configure]:
     """Configures the environment "jobs"."""
 
     def configure(**config: Any) -> None:
@@ -79,7 +81,9 @@ def occupy(slurm: Slurm, tmp_path: Path) -> None:
     script.write_text("#!/bin/sh\nexec sleep 300\n")
     for _ in range(2):
         slurm.run("sbatch", "--output=/dev/null", str(script))
-    slurm.controller.until(lambda: slurm.run("squeue", "-h", "-t", "R").count("\n") == 2, "runs both")
+    slurm.controller.until(
+        lambda: slurm.run("squeue", "-h", "-t", "R").count("\n") == 2, "runs both"
+    )
 
 
 # ----------------------------------------------------------------------------------------------- what a job is
@@ -89,7 +93,9 @@ def environment() -> dict[str, str]:
     return dict(os.environ)
 
 
-def test_what_a_job_gets_of_the_environment(configure: Configure, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_a_job_gets_of_the_environment(
+    configure: Configure, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("SECRET_OF_MINE", "hunter2")
     monkeypatch.setenv("SHOP_A", "1, 2")
     monkeypatch.setenv("SHOP_B", "3")
@@ -105,23 +111,32 @@ def test_what_a_job_gets_of_the_environment(configure: Configure, monkeypatch: p
     assert there_is(environment)["SECRET_OF_MINE"] == "hunter2"
 
 
-def test_a_login_environment(configure: Configure, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_login_environment(
+    configure: Configure, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setenv("SHOP_A", "1")
     path = shlex.quote(os.environ["PYTHONPATH"])
     worker = tmp_path / "worker.sh"
-    worker.write_text(f"#!/bin/sh\nPYTHONPATH={path} exec {sys.executable} -m wove.backend_worker\n")
+    worker.write_text(
+        f"#!/bin/sh\nPYTHONPATH={path} exec {sys.executable} -m wove.backend_worker\n"
+    )
     configure(export="NONE", command=["/bin/sh", worker])
     found = there_is(environment)
     assert "SHOP_A" not in found and "HOME" in found
 
 
-def test_where_the_payload_is_and_where_not(configure: Configure, slurm: Slurm, tmp_path: Path) -> None:
+def test_where_the_payload_is_and_where_not(
+    configure: Configure, slurm: Slurm, tmp_path: Path
+) -> None:
     async def main() -> None:
         configure(callback_token="token-of-this-test")
         running = begin(block, path=str(tmp_path / "pids"), until=str(tmp_path / "until"))
         [pid] = await eventually(lambda: lines(tmp_path / "pids"))
         job = Path(f"/proc/{pid}")
-        assert b"token-of-this-test" not in (job / "cmdline").read_bytes() + (job / "environ").read_bytes()
+        assert (
+            b"token-of-this-test"
+            not in (job / "cmdline").read_bytes() + (job / "environ").read_bytes()
+        )
         assert "token-of-this-test" not in slurm.run("scontrol", "show", "job")
         [number] = slurm.jobs()
         assert "token-of-this-test" in slurm.run("scontrol", "write", "batch_script", number, "-")
@@ -137,13 +152,21 @@ def test_where_the_payload_is_and_where_not(configure: Configure, slurm: Slurm, 
 
 def test_options_of_jobs(configure: Configure, slurm: Slurm) -> None:
     configure(
-        sbatch_options={"comment": 'all of "it", at once', "t": 7, "nice": True, "exclusive": False, "mem": "100M"},
+        sbatch_options={
+            "comment": 'all of "it", at once',
+            "t": 7,
+            "nice": True,
+            "exclusive": False,
+            "mem": "100M",
+        },
         job_name_prefix="shop.",
     )
     assert there_is(add_one, item=1) == 2
     shown = slurm.run("scontrol", "-o", "show", "job").splitlines()[-1]
     assert (
-        'Comment=all of "it", at once ' in shown and "TimeLimit=00:07:00" in shown and "JobName=shop.add_one-" in shown
+        'Comment=all of "it", at once ' in shown
+        and "TimeLimit=00:07:00" in shown
+        and "JobName=shop.add_one-" in shown
     )
 
 
@@ -180,7 +203,9 @@ def test_a_function_that_submits(configure: Configure, slurm: Slurm) -> None:
     def submit(payload: dict[str, Any], frame: dict[str, Any]) -> int:
         seen.append(payload["task_name"])
         script = job_script(payload, options=["--output=/dev/null", "--job-name=mine"])
-        done = subprocess.run(["sbatch", "--parsable"], input=script, capture_output=True, text=True, check=True)
+        done = subprocess.run(
+            ["sbatch", "--parsable"], input=script, capture_output=True, text=True, check=True
+        )
         return int(done.stdout)
 
     configure(submit=submit)
@@ -203,31 +228,42 @@ def test_a_function_that_submits(configure: Configure, slurm: Slurm) -> None:
         (["--no-such-option"], r"unrecognized option '--no-such-option'.*sbatch_options"),
     ],
 )
-def test_what_slurm_does_not_take(configure: Configure, slurm: Slurm, options: Any, words: str) -> None:
+def test_what_slurm_does_not_take(
+    configure: Configure, slurm: Slurm, options: Any, words: str
+) -> None:
     configure(sbatch_options=options)
-    with pytest.raises(DeliveryError, match=f"environment 'jobs': sbatch did not take the job: .*{words}"):
+    with pytest.raises(
+        DeliveryError, match=f"environment 'jobs': sbatch did not take the job: .*{words}"
+    ):
         there_is(add_one, item=1)
     assert slurm.jobs() == []
 
 
 def test_a_payload_that_cannot_fit(configure: Configure, slurm: Slurm) -> None:
     options = {"delivery_idempotency_key": lambda item: "k" * 5_000_000}
-    with pytest.raises(DeliveryError, match=r"has 50\d{5} bytes, and Slurm takes 4194304.*delivery_idempotency_key"):
+    with pytest.raises(
+        DeliveryError, match=r"has 50\d{5} bytes, and Slurm takes 4194304.*delivery_idempotency_key"
+    ):
         there_is(add_one, item=1, options=options)
 
 
 @pytest.mark.parametrize("key", ["sbatch", "scancel", "squeue", "submit"])
 def test_a_command_that_is_not_there(configure: Configure, key: str) -> None:
     configure(**{key: "/opt/no-slurm/bin/it --x"})
-    with pytest.raises(MissingDependencyError, match=rf"'/opt/no-slurm/bin/it' \(executor_config '{key}'\).*PATH"):
+    with pytest.raises(
+        MissingDependencyError, match=rf"'/opt/no-slurm/bin/it' \(executor_config '{key}'\).*PATH"
+    ):
         there_is(add_one, item=1)
 
 
-def test_no_controller(configure: Configure, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, slurm: Slurm) -> None:
+def test_no_controller(
+    configure: Configure, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, slurm: Slurm
+) -> None:
     elsewhere = tmp_path / "slurm.conf"
     text = slurm.configuration.read_text()
     elsewhere.write_text(
-        "".join(f"{line}\n" for line in text.splitlines() if "Port=" not in line) + "SlurmctldPort=1\n"
+        "".join(f"{line}\n" for line in text.splitlines() if "Port=" not in line)
+        + "SlurmctldPort=1\n"
     )
     monkeypatch.setenv("SLURM_CONF", str(elsewhere))
     with pytest.raises(DeliveryError, match=r"squeue does not answer: .*scontrol ping"):
@@ -253,7 +289,10 @@ def while_it_runs(tmp_path: Path, do: Callable[[], object], seconds: float = PAT
 
 def test_scancel_from_outside(configure: Configure, slurm: Slurm, tmp_path: Path) -> None:
     error = while_it_runs(tmp_path, lambda: slurm.run("scancel", *slurm.jobs()))
-    assert f"Slurm ended: CANCELLED, exit status 143, on {slurm.host}. cancelled, and not by Wove" in error
+    assert (
+        f"Slurm ended: CANCELLED, exit status 143, on {slurm.host}. cancelled, and not by Wove"
+        in error
+    )
     assert lines(tmp_path / "told") == ["cancelled"]  # SIGTERM is heard in the task
 
 
@@ -264,7 +303,9 @@ def test_scancel_of_a_job_that_waits(configure: Configure, slurm: Slurm, tmp_pat
         waiting = begin(count_up, path=str(tmp_path / "path"))
         await eventually(lambda: len(slurm.jobs()) == 3)
         slurm.run("scancel", "--state=PENDING", *slurm.jobs())
-        with pytest.raises(WorkerLostError, match=r"job \d+ of Slurm ended: CANCELLED, before it had a node"):
+        with pytest.raises(
+            WorkerLostError, match=r"job \d+ of Slurm ended: CANCELLED, before it had a node"
+        ):
             await asyncio.wait_for(waiting, PATIENCE)
 
     asyncio.run(main())
@@ -277,7 +318,10 @@ def test_the_time_limit(configure: Configure, slurm: Slurm, tmp_path: Path) -> N
         slurm.run("scontrol", "update", f"jobid={slurm.jobs()[0]}", "EndTime=now")
 
     error = while_it_runs(tmp_path, do, 60.0)
-    assert f"Slurm ended: TIMEOUT, TimeLimit, exit status 143, on {slurm.host}. its time limit is over" in error
+    assert (
+        f"Slurm ended: TIMEOUT, TimeLimit, exit status 143, on {slurm.host}. its time limit is over"
+        in error
+    )
 
 
 def test_too_much_memory(configure: Configure, slurm: Slurm, tmp_path: Path) -> None:
@@ -292,18 +336,26 @@ def test_too_much_memory(configure: Configure, slurm: Slurm, tmp_path: Path) -> 
         there_is(fill, seconds=20.0)
     # With cgroups it would be OUT_OF_MEMORY.
     assert "FAILED, JobLaunchFailure, signal SIGKILL" in str(caught.value)
-    assert re.search(r"it said: slurmstepd.*: error: .*xceeded (job )?memory limit", str(caught.value))
+    assert re.search(
+        r"it said: slurmstepd.*: error: .*xceeded (job )?memory limit", str(caught.value)
+    )
 
 
 def test_a_node_that_is_taken_down(configure: Configure, slurm: Slurm, tmp_path: Path) -> None:
     error = while_it_runs(tmp_path, slurm.lose_the_node)
-    assert "Slurm ended: NODE_FAIL, NodeDown" in error and "its node failed or was taken down" in error
+    assert (
+        "Slurm ended: NODE_FAIL, NodeDown" in error and "its node failed or was taken down" in error
+    )
 
 
-def test_a_lost_node_and_a_run_that_is_submitted_again(configure: Configure, slurm: Slurm, tmp_path: Path) -> None:
+def test_a_lost_node_and_a_run_that_is_submitted_again(
+    configure: Configure, slurm: Slurm, tmp_path: Path
+) -> None:
     async def main() -> None:
         options = {"delivery_orphan_policy": "requeue", "delivery_idempotency_key": "k"}
-        running = begin(block, path=str(tmp_path / "pids"), until=str(tmp_path / "until"), options=options)
+        running = begin(
+            block, path=str(tmp_path / "pids"), until=str(tmp_path / "until"), options=options
+        )
         await eventually(lambda: lines(tmp_path / "pids"))
         slurm.lose_the_node()
         await eventually(lambda: len(lines(tmp_path / "pids")) == 2, PATIENCE)
@@ -315,7 +367,9 @@ def test_a_lost_node_and_a_run_that_is_submitted_again(configure: Configure, slu
     asyncio.run(main())
 
 
-def test_a_node_that_is_drained(configure: Configure, slurm: Slurm, tmp_path: Path, caplog: Any) -> None:
+def test_a_node_that_is_drained(
+    configure: Configure, slurm: Slurm, tmp_path: Path, caplog: Any
+) -> None:
     """What runs there goes on to its end, as Slurm does it; what no other node can take ends with the reason."""
 
     async def main() -> None:
@@ -323,10 +377,15 @@ def test_a_node_that_is_drained(configure: Configure, slurm: Slurm, tmp_path: Pa
         await eventually(lambda: lines(tmp_path / "pids"))
         slurm.run("scontrol", "update", f"nodename={slurm.host}", "state=drain", "reason=test")
         try:
-            with pytest.raises(WorkerLostError, match=r"in vain .*no node takes jobs there: \S+ is drain\w+ \(test\)"):
+            with pytest.raises(
+                WorkerLostError,
+                match=r"in vain .*no node takes jobs there: \S+ is drain\w+ \(test\)",
+            ):
                 await there_will_be(add_one, item=1)
             assert "of Slurm waits: " in caplog.text
-            await eventually(lambda: len(slurm.jobs()) == 1)  # it does not run for nobody when the node is back
+            await eventually(
+                lambda: len(slurm.jobs()) == 1
+            )  # it does not run for nobody when the node is back
             (tmp_path / "until").touch()
             assert await running == "done"
         finally:
@@ -336,12 +395,17 @@ def test_a_node_that_is_drained(configure: Configure, slurm: Slurm, tmp_path: Pa
     asyncio.run(main())
 
 
-def test_a_job_that_waits_for_what_never_comes(configure: Configure, slurm: Slurm, tmp_path: Path) -> None:
+def test_a_job_that_waits_for_what_never_comes(
+    configure: Configure, slurm: Slurm, tmp_path: Path
+) -> None:
     script = tmp_path / "fails.sh"
     script.write_text("#!/bin/sh\nexit 7\n")
     failed = slurm.run("sbatch", "--parsable", "--output=/dev/null", str(script)).strip()
     configure(sbatch_options={"dependency": f"afterok:{failed}"})
-    with pytest.raises(WorkerLostError, match=r"waits in vain \(DependencyNeverSatisfied\): what it depends on failed"):
+    with pytest.raises(
+        WorkerLostError,
+        match=r"waits in vain \(DependencyNeverSatisfied\): what it depends on failed",
+    ):
         there_is(add_one, item=1)
     assert slurm.jobs() == []
 
@@ -353,7 +417,10 @@ def test_a_job_that_waits_for_what_never_comes(configure: Configure, slurm: Slur
     ("command", "words"),
     [
         ("/no/such/python -m wove.backend_worker", "exit status 127.* its command was not found"),
-        (f"{sys.executable} -I -S -m wove.backend_worker", "exit status 1, .* is Wove installed there"),
+        (
+            f"{sys.executable} -I -S -m wove.backend_worker",
+            "exit status 1, .* is Wove installed there",
+        ),
         ("true", "has ended.*COMPLETED.*did not hand the payload"),
     ],
 )
@@ -366,16 +433,24 @@ def test_a_command_that_is_no_worker(configure: Configure, command: str, words: 
 def test_a_worker_that_refuses_the_payload(configure: Configure, tmp_path: Path) -> None:
     security = {"type": "signed", "secret": "ours"}
     configure(security=security, export=["WOVE_WORKER_SECRET=theirs"])
-    with pytest.raises(WorkerLostError, match=r"exit status 77, .*PermissionError: its worker refused the payload"):
+    with pytest.raises(
+        WorkerLostError, match=r"exit status 77, .*PermissionError: its worker refused the payload"
+    ):
         there_is(add_one, item=1)
-    configure(security=security, export=["WOVE_WORKER_SECRET=theirs"], output=str(tmp_path / "%j.txt"))
-    with pytest.raises(WorkerLostError, match=r"it said: wove.backend_worker: the signature of the payload"):
+    configure(
+        security=security, export=["WOVE_WORKER_SECRET=theirs"], output=str(tmp_path / "%j.txt")
+    )
+    with pytest.raises(
+        WorkerLostError, match=r"it said: wove.backend_worker: the signature of the payload"
+    ):
         there_is(add_one, item=1)
 
 
 def test_a_worker_that_cannot_report(configure: Configure) -> None:
     configure(callback_url="http://127.0.0.1:9/wove/events/{token}", callback_retry_seconds=0.5)
-    with pytest.raises(WorkerLostError, match="exit status 69, .*could not report how the task ended"):
+    with pytest.raises(
+        WorkerLostError, match="exit status 69, .*could not report how the task ended"
+    ):
         there_is(add_one, item=1)
 
 
@@ -409,7 +484,9 @@ def test_many_jobs_that_wait(configure: Configure, slurm: Slurm, tmp_path: Path)
     assert sum(map(int, lines(told))) == 200 and len(lines(told)) < 20
 
 
-def test_a_cancel_in_the_queue_that_is_to_be_acknowledged(configure: Configure, slurm: Slurm, tmp_path: Path) -> None:
+def test_a_cancel_in_the_queue_that_is_to_be_acknowledged(
+    configure: Configure, slurm: Slurm, tmp_path: Path
+) -> None:
     occupy(slurm, tmp_path)
     options = {"delivery_timeout": 2.0, "delivery_cancel_mode": "require_ack"}
     began = time.monotonic()
@@ -422,7 +499,9 @@ def test_a_cancel_in_the_queue_that_is_to_be_acknowledged(configure: Configure, 
 # -------------------------------------------------------------------------------------- a controller that is away
 
 
-def test_a_controller_that_does_not_answer(configure: Configure, slurm: Slurm, tmp_path: Path) -> None:
+def test_a_controller_that_does_not_answer(
+    configure: Configure, slurm: Slurm, tmp_path: Path
+) -> None:
     """What runs ends as it should; what is to be submitted is an error, in time, and the loop goes on."""
 
     async def main() -> None:
@@ -433,7 +512,9 @@ def test_a_controller_that_does_not_answer(configure: Configure, slurm: Slurm, t
             with pytest.MonkeyPatch.context() as hurried:
                 hurried.setattr(adapter, "SUBMIT_SECONDS", 2.0)
                 hurried.setattr(adapter, "QUERY_SECONDS", 2.0)
-                with pytest.raises(DeliveryError, match=r"sbatch did not answer within 2 s.*scontrol ping"):
+                with pytest.raises(
+                    DeliveryError, match=r"sbatch did not answer within 2 s.*scontrol ping"
+                ):
                     await there_will_be(add_one, item=1)
                 (tmp_path / "until").touch()
                 assert await asyncio.wait_for(running, PATIENCE) == "done"

@@ -63,7 +63,9 @@ def make(url: str, queue: str) -> Callable[..., Any]:
     """A broker for the weave's side."""
     import taskiq_redis
 
-    def make(kind: str = "ListQueueBroker", at: str = url, *, results: bool = False, **options: Any) -> Any:
+    def make(
+        kind: str = "ListQueueBroker", at: str = url, *, results: bool = False, **options: Any
+    ) -> Any:
         broker = getattr(taskiq_redis, kind)(at, queue_name=queue, **options)
         if results:
             broker.with_result_backend(taskiq_redis.RedisAsyncResultBackend(at, result_ex_time=60))
@@ -123,7 +125,9 @@ there_is, there_will_be, begin = ways("jobs")
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("way", ["task", "broker"])
-def test_brokers(configure: Configure, work: Work, make: Callable[..., Any], kind: str, way: str) -> None:
+def test_brokers(
+    configure: Configure, work: Work, make: Callable[..., Any], kind: str, way: str
+) -> None:
     broker = make(kind)
     configure(**{way: register(broker) if way == "task" else broker})
     work(kind=kind)
@@ -151,7 +155,9 @@ def test_a_broker_in_memory(configure: Configure) -> None:
     async def main() -> None:
         assert await there_will_be(add_one, item=2) == 3
         wove.shutdown()
-        assert (await (await theirs.kiq()).wait_result()).return_value == 7  # what it runs threads with is not closed
+        assert (
+            await (await theirs.kiq()).wait_result()
+        ).return_value == 7  # what it runs threads with is not closed
 
     asyncio.run(main())
     broker.executor.shutdown()
@@ -160,7 +166,9 @@ def test_a_broker_in_memory(configure: Configure) -> None:
 def test_a_task_of_ones_own_and_its_queue(
     configure: Configure, work: Work, make: Callable[..., Any], tmp_path: Path
 ) -> None:
-    work("@broker.task('shop.wove_task')\nasync def wove_task(payload: dict) -> None:\n    await arun(payload)")
+    work(
+        "@broker.task('shop.wove_task')\nasync def wove_task(payload: dict) -> None:\n    await arun(payload)"
+    )
     configure(broker=make(), task_name="shop.wove_task")
     assert there_is(add_one, item=1) == 2
 
@@ -179,14 +187,18 @@ def test_a_message_that_a_dead_worker_of_a_stream_holds(
     async def main() -> None:
         waiting = begin(add_one, item=1)
         with redis.Redis.from_url(url) as dead:
-            await eventually(lambda: dead.exists(queue) and dead.xreadgroup("taskiq", "dead", {queue: ">"}))
+            await eventually(
+                lambda: dead.exists(queue) and dead.xreadgroup("taskiq", "dead", {queue: ">"})
+            )
         with pytest.raises(WorkerLostError, match="a worker has taken it from the queue"):
             await asyncio.wait_for(waiting, 60)
 
     asyncio.run(main())
 
 
-def test_what_waits_in_a_queue_is_not_lost(configure: Configure, work: Work, tmp_path: Path) -> None:
+def test_what_waits_in_a_queue_is_not_lost(
+    configure: Configure, work: Work, tmp_path: Path
+) -> None:
     """However long that takes, and whatever else is taken from it."""
     work("register(broker)", "--max-async-tasks", "1")
     path, until = tmp_path / "pids", tmp_path / "until"
@@ -203,7 +215,9 @@ def test_what_waits_in_a_queue_is_not_lost(configure: Configure, work: Work, tmp
     asyncio.run(main())
 
 
-def test_a_worker_that_refuses(configure: Configure, work: Work, make: Callable[..., Any], url: str) -> None:
+def test_a_worker_that_refuses(
+    configure: Configure, work: Work, make: Callable[..., Any], url: str
+) -> None:
     """Told by the result, a pickle, of which nothing is unpickled: it is not signed."""
     security = ", security={'type': 'signed', 'secret': 'another'}"
     work(RESULTS.format(url=url, security=security))
@@ -222,7 +236,9 @@ def test_a_task_that_ends_without_running_the_payload(
         there_is(add_one, item=1)
 
 
-def test_a_retrying_broker_begins_nothing_twice(configure: Configure, work: Work, tmp_path: Path) -> None:
+def test_a_retrying_broker_begins_nothing_twice(
+    configure: Configure, work: Work, tmp_path: Path
+) -> None:
     """Whether a run is submitted again is the weave's affair."""
     middlewares = "broker.add_middlewares(SimpleRetryMiddleware(default_retry_count=3, default_retry_label=True))"
     worker = work(f"{middlewares}\nregister(broker)")
@@ -247,12 +263,16 @@ def test_a_retrying_broker_begins_nothing_twice(configure: Configure, work: Work
 # --------------------------------------------------------------------------------------------------- cancel
 
 
-def test_what_was_cancelled_in_the_queue_is_not_begun(configure: Configure, work: Work, tmp_path: Path) -> None:
+def test_what_was_cancelled_in_the_queue_is_not_begun(
+    configure: Configure, work: Work, tmp_path: Path
+) -> None:
     never = tmp_path / "never"
 
     async def main() -> None:
         running = [begin(count_up, path=str(never)) for _ in range(20)]
-        await asyncio.sleep(1.2)  # younger ones may have begun by the time that their worker learns of it
+        await asyncio.sleep(
+            1.2
+        )  # younger ones may have begun by the time that their worker learns of it
         for each in running:
             each.cancel()
         await asyncio.wait(running)
@@ -266,7 +286,9 @@ def test_what_was_cancelled_in_the_queue_is_not_begun(configure: Configure, work
 # ----------------------------------------------------------------------------------------------------- fork
 
 
-def test_a_forked_child_and_its_parent(configure: Configure, work: Work, make: Callable[..., Any]) -> None:
+def test_a_forked_child_and_its_parent(
+    configure: Configure, work: Work, make: Callable[..., Any]
+) -> None:
     work()
     configure(task=register(make()))
     for number in range(3):
@@ -290,7 +312,9 @@ def test_a_forked_child_and_its_parent(configure: Configure, work: Work, make: C
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_broker_is_used_on_its_loop(configure: Configure, work: Work, make: Callable[..., Any], kind: str) -> None:
+def test_a_broker_is_used_on_its_loop(
+    configure: Configure, work: Work, make: Callable[..., Any], kind: str
+) -> None:
     work(kind=kind)
     loops: list[Any] = []
     broker = make(kind)
@@ -325,13 +349,18 @@ def test_a_broker_whose_loop_does_not_run(configure: Configure, make: Callable[.
     loop = asyncio.new_event_loop()
     loop.run_until_complete(broker.startup())
     configure(broker=broker)
-    with pytest.raises(DeliveryError, match=r"its broker \(ListQueueBroker\) belongs to an event loop that is not run"):
+    with pytest.raises(
+        DeliveryError,
+        match=r"its broker \(ListQueueBroker\) belongs to an event loop that is not run",
+    ):
         there_is(add_one, item=1)
     loop.run_until_complete(broker.shutdown())
     loop.close()
 
 
-def test_a_broker_that_nobody_has_started(configure: Configure, work: Work, make: Callable[..., Any]) -> None:
+def test_a_broker_that_nobody_has_started(
+    configure: Configure, work: Work, make: Callable[..., Any]
+) -> None:
     """It is started once, and shut down in the end."""
     from taskiq import TaskiqEvents
 
@@ -360,7 +389,9 @@ def test_nobody_listens_there(configure: Configure, make: Callable[..., Any]) ->
     from tests.support.kept import free_port
 
     configure(broker=make(at=f"redis://:sesame@127.0.0.1:{free_port()}"))
-    with pytest.raises(DeliveryError, match=r"its broker \(ListQueueBroker\) did not take the task") as caught:
+    with pytest.raises(
+        DeliveryError, match=r"its broker \(ListQueueBroker\) did not take the task"
+    ) as caught:
         there_is(add_one, item=1)
     assert "sesame" not in str(caught.value)
 
@@ -383,7 +414,10 @@ def test_a_redis_that_does_not_answer(
                 await asyncio.sleep(0.005)
                 gaps.append(loop.time() - last)
                 last = loop.time()
-            with pytest.raises((wove.DeliveryTimeoutError, DeliveryError), match="send_timeout|did not answer within"):
+            with pytest.raises(
+                (wove.DeliveryTimeoutError, DeliveryError),
+                match="send_timeout|did not answer within",
+            ):
                 running.result()
 
         os.kill(server.kept.pid, signal.SIGSTOP)

@@ -95,7 +95,11 @@ def configure(server: Temporal, queue: str) -> Iterator[Callable[..., None]]:
     """Configures the environment "there"."""
 
     def configure(**config: Any) -> None:
-        given = {"task_queue": queue, **({} if "client" in config else {"target_host": server.address}), **config}
+        given = {
+            "task_queue": queue,
+            **({} if "client" in config else {"target_host": server.address}),
+            **config,
+        }
         wove.config(environments={"there": {"executor": "temporal", "executor_config": given}})
 
     configure()
@@ -105,7 +109,13 @@ def configure(server: Temporal, queue: str) -> Iterator[Callable[..., None]]:
 
 def start_worker(server: Temporal, queue: str, folder: Path, *options: str, **more: Any) -> Worker:
     command = workers.module(
-        "wove.integrations.temporal", "--task-queue", queue, "--target-host", server.address, *options, ready=READY
+        "wove.integrations.temporal",
+        "--task-queue",
+        queue,
+        "--target-host",
+        server.address,
+        *options,
+        ready=READY,
     )
     return Worker.start(command, folder / "worker", **more)
 
@@ -169,8 +179,13 @@ def test_nothing_but_a_task_queue(tmp_path: Path) -> None:
             taken.bind(("127.0.0.1", 7233))
         except OSError:
             pytest.skip("something listens where Temporal listens by default")
-    command = workers.module("wove.integrations.temporal", "--task-queue", "wove-reports", ready=READY)
-    with temporal.running(tmp_path / "server", port=7233), Worker.start(command, tmp_path / "worker"):
+    command = workers.module(
+        "wove.integrations.temporal", "--task-queue", "wove-reports", ready=READY
+    )
+    with (
+        temporal.running(tmp_path / "server", port=7233),
+        Worker.start(command, tmp_path / "worker"),
+    ):
         wove.config(
             environments={
                 "default": {"executor": "local", "max_workers": 64},
@@ -261,7 +276,9 @@ def test_a_client_and_a_codec_of_ones_own(
     asyncio.run(main())
 
 
-def test_a_client_whose_loop_has_ended(server: Temporal, worker: Worker, configure: Callable[..., None]) -> None:
+def test_a_client_whose_loop_has_ended(
+    server: Temporal, worker: Worker, configure: Callable[..., None]
+) -> None:
     configure(client=asyncio.run(connected(server)))
     assert there_is(add_one, item=1) == 2
     assert asyncio.run(there_will_be(add_one, item=2)) == 3
@@ -288,14 +305,18 @@ def test_a_workflow_of_ones_own(
 
 def test_something_that_is_no_workflow(configure: Callable[..., None]) -> None:
     configure(workflow=add_one)
-    with pytest.raises(TypeError, match=r"'workflow' must be a workflow's name, a class with @workflow\.defn"):
+    with pytest.raises(
+        TypeError, match=r"'workflow' must be a workflow's name, a class with @workflow\.defn"
+    ):
         there_is(add_one, item=1)
 
 
 @pytest.mark.parametrize("key", ["start_options", "connect_options"])
 def test_an_option_that_temporal_does_not_know(configure: Callable[..., None], key: str) -> None:
     configure(**{key: {"rpc_metadta": {}}})
-    with pytest.raises(ValueError, match=rf"'{key}' has 'rpc_metadta'.*Did you mean 'rpc_metadata'"):
+    with pytest.raises(
+        ValueError, match=rf"'{key}' has 'rpc_metadta'.*Did you mean 'rpc_metadata'"
+    ):
         there_is(add_one, item=1)
 
 
@@ -305,20 +326,30 @@ def test_an_option_that_temporal_does_not_know(configure: Callable[..., None], k
 def test_no_server(configure: Callable[..., None]) -> None:
     address = f"127.0.0.1:{free_port()}"
     configure(target_host=address)
-    with pytest.raises(DeliveryError, match=rf"no Temporal server could be reached at {address}.*start-dev"):
+    with pytest.raises(
+        DeliveryError, match=rf"no Temporal server could be reached at {address}.*start-dev"
+    ):
         there_is(add_one, item=1)
 
 
 def test_no_namespace(configure: Callable[..., None]) -> None:
     configure(connect_options={"namespace": "nowhere"})
-    with pytest.raises(DeliveryError, match=r"namespace 'nowhere'.*temporal operator namespace create nowhere"):
+    with pytest.raises(
+        DeliveryError, match=r"namespace 'nowhere'.*temporal operator namespace create nowhere"
+    ):
         there_is(add_one, item=1)
 
 
-def test_no_worker(configure: Callable[..., None], queue: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_no_worker(
+    configure: Callable[..., None], queue: str, caplog: pytest.LogCaptureFixture
+) -> None:
     with caplog.at_level(logging.WARNING, "wove"), pytest.raises(DeliveryTimeoutError):
         there_is(add_one, item=1, options={"delivery_timeout": 25.0})
-    warnings = [record.getMessage() for record in caplog.records if "no worker takes runs" in record.getMessage()]
+    warnings = [
+        record.getMessage()
+        for record in caplog.records
+        if "no worker takes runs" in record.getMessage()
+    ]
     assert len(warnings) == 1
     assert f"--task-queue {queue}" in warnings[0]
 
@@ -422,7 +453,9 @@ def test_a_workflow_that_is_tried_again(
     configure(
         workflow="Audited",
         connect_options={"data_converter": temporal_codec.CONVERTER},
-        start_options={"retry_policy": RetryPolicy(initial_interval=timedelta(seconds=1), maximum_attempts=5)},
+        start_options={
+            "retry_policy": RetryPolicy(initial_interval=timedelta(seconds=1), maximum_attempts=5)
+        },
     )
     command = workers.module("retrying", server.address, queue, ready=READY)
     with Worker.start(command, tmp_path / "retrying", modules={"retrying": source}):
@@ -454,7 +487,10 @@ def test_an_activity_that_no_worker_knows(
     configure(connect_options={"data_converter": temporal_codec.CONVERTER})
     command = workers.module("lacking", server.address, queue, ready=READY)
     with Worker.start(command, tmp_path / "lacking", modules={"lacking": source}):
-        with pytest.raises(WorkerLostError, match=r"Activity function wove\.run_backend_payload .* is not registered"):
+        with pytest.raises(
+            WorkerLostError,
+            match=r"Activity function wove\.run_backend_payload .* is not registered",
+        ):
             there_is(add_one, item=1)
 
 
@@ -462,7 +498,9 @@ def test_a_stuck_workflow_is_not_left_behind(
     server: Temporal, queue: str, worker: Worker, configure: Callable[..., None]
 ) -> None:
     configure(workflow="Unknown")
-    with pytest.raises(WorkerLostError, match=r"of type 'Unknown' cannot be run: .*Unknown is not registered"):
+    with pytest.raises(
+        WorkerLostError, match=r"of type 'Unknown' cannot be run: .*Unknown is not registered"
+    ):
         there_is(add_one, item=1)
 
     async def look() -> None:
@@ -523,17 +561,28 @@ def test_a_key_that_another_process_uses(
     async def start() -> None:
         from wove.integrations.naming import job_id
 
-        frame = {"run_id": "r", "task_id": "add_one", "delivery": {"delivery_idempotency_key": "one"}}
+        frame = {
+            "run_id": "r",
+            "task_id": "add_one",
+            "delivery": {"delivery_idempotency_key": "one"},
+        }
         client = await connected(server)
-        await client.start_workflow("wove.run_backend_payload", {}, id=job_id(frame, most=255), task_queue=queue)
+        await client.start_workflow(
+            "wove.run_backend_payload", {}, id=job_id(frame, most=255), task_queue=queue
+        )
 
     asyncio.run(start())
     with pytest.raises(DeliveryError, match=r"another process has started"):
         there_is(add_one, item=1, options={"delivery_idempotency_key": "one"})
 
 
-def test_a_key_that_another_environment_uses(server: Temporal, queue: str, worker: Worker, tmp_path: Path) -> None:
-    there = {"executor": "temporal", "executor_config": {"task_queue": queue, "target_host": server.address}}
+def test_a_key_that_another_environment_uses(
+    server: Temporal, queue: str, worker: Worker, tmp_path: Path
+) -> None:
+    there = {
+        "executor": "temporal",
+        "executor_config": {"task_queue": queue, "target_host": server.address},
+    }
     wove.config(environments={"there": there, "beside": there})
 
     async def main() -> None:
@@ -562,7 +611,9 @@ def test_a_key_whose_run_was_lost(
     async def main() -> None:
         options = {"delivery_idempotency_key": "once", "delivery_orphan_policy": "requeue"}
         with start_worker(server, queue, tmp_path, restarts=True) as worker:
-            running = asyncio.create_task(there_will_be(block, path=pids, until=until, options=options))
+            running = asyncio.create_task(
+                there_will_be(block, path=pids, until=until, options=options)
+            )
             await eventually(lambda: lines(Path(pids)))
             await asyncio.to_thread(worker.kill)
             await eventually(lambda: len(lines(Path(pids))) == 2)
@@ -582,9 +633,13 @@ def test_a_worker_that_is_stopped(
     pids, until = str(tmp_path / "pids"), tmp_path / "until"
 
     async def main() -> None:
-        with start_worker(server, queue, tmp_path, "--drain-timeout", "0.5", restarts=True) as worker:
+        with start_worker(
+            server, queue, tmp_path, "--drain-timeout", "0.5", restarts=True
+        ) as worker:
             options = {"delivery_orphan_policy": policy}
-            running = asyncio.create_task(there_will_be(block, path=pids, until=str(until), options=options))
+            running = asyncio.create_task(
+                there_will_be(block, path=pids, until=str(until), options=options)
+            )
             [pid] = await eventually(lambda: lines(Path(pids)))
             os.kill(int(pid), 15)
             if policy == "requeue":
@@ -612,7 +667,12 @@ def test_a_worker_without_its_namespace(server: Temporal) -> None:
 def test_a_worker_that_comes_before_its_server_and_ends_when_told(tmp_path: Path) -> None:
     address = f"127.0.0.1:{free_port()}"
     command = workers.module(
-        "wove.integrations.temporal", "--task-queue", "q", "--target-host", address, ready="cannot be reached"
+        "wove.integrations.temporal",
+        "--task-queue",
+        "q",
+        "--target-host",
+        address,
+        ready="cannot be reached",
     )
     with Worker.start(command, tmp_path / "worker") as worker:
         assert worker.stop() == 0
@@ -640,7 +700,9 @@ if __name__ == "__main__":
 """
 
 
-def test_an_interpreter_ends_well(server: Temporal, queue: str, worker: Worker, tmp_path: Path) -> None:
+def test_an_interpreter_ends_well(
+    server: Temporal, queue: str, worker: Worker, tmp_path: Path
+) -> None:
     script = tmp_path / "ends.py"
     script.write_text(_SCRIPT.format(queue=queue, address=server.address))
     for _ in range(5):
@@ -667,7 +729,10 @@ def test_forks(server: Temporal, queue: str, worker: Worker, tmp_path: Path) -> 
     fork()
     fork()
 """
-    script.write_text(_SCRIPT.format(queue=queue, address=server.address).replace("    print(one())\n", "") + forking)
+    script.write_text(
+        _SCRIPT.format(queue=queue, address=server.address).replace("    print(one())\n", "")
+        + forking
+    )
     done = run_script(script, cwd=tmp_path, timeout=60)
     first, parent, second, parent_again = done.stdout.splitlines()
     assert (first, parent, parent_again) == ("child 2", "parent 0 2", "parent 0 2"), done.stderr

@@ -17,7 +17,16 @@ from collections.abc import Callable, Mapping
 import pytest
 
 from tests.support import namespaces
-from tests.support.servers import aws_batch, dask, kubernetes_jobs, rabbitmq, ray, redis, slurm, temporal
+from tests.support.servers import (
+    aws_batch,
+    dask,
+    kubernetes_jobs,
+    rabbitmq,
+    ray,
+    redis,
+    slurm,
+    temporal,
+)
 
 # Each row: a name, and a function that says what is missing (`None`: nothing, it can run).
 Missing = Callable[[], "str | None"]
@@ -71,17 +80,23 @@ def missing(name: str) -> str | None:
 
 def required(environ: Mapping[str, str] = os.environ) -> frozenset[str]:
     """The backends whose absence is a failure, from ``WOVE_REQUIRE_BACKENDS``."""
-    names = frozenset(name.strip() for name in environ.get("WOVE_REQUIRE_BACKENDS", "").split(",")) - {""}
+    names = frozenset(
+        name.strip() for name in environ.get("WOVE_REQUIRE_BACKENDS", "").split(",")
+    ) - {""}
     if names == {"all"}:
         return frozenset(BACKENDS)
     if unknown := names - set(BACKENDS):
         known = ", ".join(["all", *sorted(BACKENDS)])
-        raise pytest.UsageError(f"WOVE_REQUIRE_BACKENDS names {', '.join(sorted(unknown))}; known are: {known}")
+        raise pytest.UsageError(
+            f"WOVE_REQUIRE_BACKENDS names {', '.join(sorted(unknown))}; known are: {known}"
+        )
     return names
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "backend(*names): the test needs these backends (tests/support/backends.py)")
+    config.addinivalue_line(
+        "markers", "backend(*names): the test needs these backends (tests/support/backends.py)"
+    )
     required()
 
 
@@ -115,4 +130,6 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         if key == _PROPERTY
     )
     for name, tests in sorted(counts.items()):
-        terminalreporter.write_line(f"not run: {name} ({missing(name)}; {tests} test{'s'[: tests > 1]})", yellow=True)
+        terminalreporter.write_line(
+            f"not run: {name} ({missing(name)}; {tests} test{'s'[: tests > 1]})", yellow=True
+        )

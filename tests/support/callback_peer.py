@@ -145,7 +145,11 @@ class Peer:
     def end(self, run_id: str) -> dict[str, Any]:
         """The terminal event of a run, once it is there. Others that came must be the same."""
         self.until(lambda: TERMINAL & set(self.of(run_id)))
-        ends = [event for event in self.events if event["run_id"] == run_id and event["type"] in TERMINAL]
+        ends = [
+            event
+            for event in self.events
+            if event["run_id"] == run_id and event["type"] in TERMINAL
+        ]
         assert {event["type"] for event in ends} == {ends[0]["type"]}
         return ends[0]
 
@@ -181,7 +185,9 @@ class Peer:
     def _serve(self, connection: socket.socket, number: int) -> None:
         try:
             if self.tls is not None:
-                connection = self.connections[number] = self.tls.wrap_socket(connection, server_side=True)
+                connection = self.connections[number] = self.tls.wrap_socket(
+                    connection, server_side=True
+                )
             with connection, connection.makefile("rb") as stream:
                 while self._one(connection, stream, number):
                     pass
@@ -214,7 +220,9 @@ class Peer:
             self.answering += 1
             self._changed.notify_all()
         try:
-            return self._do(connection, self._claim(target) if method == "GET" else self.answer(request))
+            return self._do(
+                connection, self._claim(target) if method == "GET" else self.answer(request)
+            )
         finally:
             with self._changed:
                 self.answering -= 1
@@ -280,8 +288,8 @@ def make_payload(
         "type": "run_task",
         "run_id": run_id or f"run-{next(_numbers)}",
         "task_id": "pdf",
-        "callable_pickle": dumps(function, what="the callable"),
-        "args_pickle": dumps(args, what="the arguments"),
+        "callable_pickle": dumps(function, label="the callable"),
+        "args_pickle": dumps(args, label="the arguments"),
         "delivery": dict(delivery or {}),
         "python": PYTHON,
         **(fields or {}),
@@ -310,5 +318,7 @@ def sign(built: dict[str, Any], security: SecurityConfig) -> None:
     """Sign a payload anew."""
     signer = NetworkExecutorSecurity.from_config(security)
     built.pop(payload.SIGNATURE, None)
-    signature = signer.payload_signature(adapter=built["adapter"], run_id=built["run_id"], body=payload.digest(built))
+    signature = signer.payload_signature(
+        adapter=built["adapter"], run_id=built["run_id"], body=payload.digest(built)
+    )
     built[payload.SIGNATURE] = signature

@@ -32,12 +32,16 @@ class Ways(NamedTuple):
 def ways(environment: str) -> Ways:
     """The ways to have a task run in *environment*."""
 
-    def there_is(fn: Callable[..., Any], /, *, options: dict[str, Any] | None = None, **values: Any) -> Any:
+    def there_is(
+        fn: Callable[..., Any], /, *, options: dict[str, Any] | None = None, **values: Any
+    ) -> Any:
         with weave(**values) as w:
             w.do(environment=environment, **(options or {}))(fn)
         return w.result.final
 
-    async def there_will_be(fn: Callable[..., Any], /, *, options: dict[str, Any] | None = None, **values: Any) -> Any:
+    async def there_will_be(
+        fn: Callable[..., Any], /, *, options: dict[str, Any] | None = None, **values: Any
+    ) -> Any:
         async with weave(**values) as w:
             w.do(environment=environment, **(options or {}))(fn)
         return w.result.final

@@ -30,8 +30,13 @@ def good(frame: dict[str, Any], **changes: Any) -> list[dict[str, Any]]:
         return cloudpickle.loads(base64.b64decode(frame[name]))
 
     names = {"run_id": frame["run_id"], "task_id": frame["task_id"], **changes}
-    result = base64.b64encode(cloudpickle.dumps(load("callable_pickle")(**load("args_pickle")))).decode()
-    return [{"type": "task_started", **names}, {"type": "task_result", **names, "result_pickle": result}]
+    result = base64.b64encode(
+        cloudpickle.dumps(load("callable_pickle")(**load("args_pickle")))
+    ).decode()
+    return [
+        {"type": "task_started", **names},
+        {"type": "task_result", **names, "result_pickle": result},
+    ]
 
 
 def reply(events: Any) -> bytes:
@@ -67,11 +72,16 @@ def signed(frame: dict[str, Any], context: Any, how: str) -> bytes:
     else:
         body = with_pickle(frame, base64.b64encode(b"cos\nabort\n(tR.").decode())
     secret = "of another" if how == "by_another" else SECURITY["secret"]
-    headers = {name: value for name, value in context.invocation_metadata() if name.startswith("x-wove-")}
+    headers = {
+        name: value for name, value in context.invocation_metadata() if name.startswith("x-wove-")
+    }
     if how == "for_another":
         headers["x-wove-nonce"] = "0" * 32
     signature = NetworkExecutorSecurity.from_config({**SECURITY, "secret": secret}).reply_signature(
-        transport="grpc", target=METHOD, headers=headers, body=body + (b" " if how == "and_changed" else b"")
+        transport="grpc",
+        target=METHOD,
+        headers=headers,
+        body=body + (b" " if how == "and_changed" else b""),
     )
     if how != "not_at_all":
         context.set_trailing_metadata((("x-wove-reply-signature", signature),))
@@ -112,7 +122,9 @@ class Handler(grpc.GenericRpcHandler):
 async def main() -> None:
     server = grpc.aio.server()
     server.add_generic_rpc_handlers((Handler(),))
-    print(server.add_insecure_port(f"127.0.0.1:{sys.argv[1] if len(sys.argv) > 1 else 0}"), flush=True)
+    print(
+        server.add_insecure_port(f"127.0.0.1:{sys.argv[1] if len(sys.argv) > 1 else 0}"), flush=True
+    )
     await server.start()
     await server.wait_for_termination()
 

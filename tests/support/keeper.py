@@ -40,10 +40,19 @@ class Keeper:
         stops: Descriptors; when one of them can be read, the command is ended.
     """
 
-    def __init__(self, status: str, log: str, restart: bool, command: list[str], stops: list[int]) -> None:
+    def __init__(
+        self, status: str, log: str, restart: bool, command: list[str], stops: list[int]
+    ) -> None:
         self.path, self.restart, self.command, self.stops = status, restart, command, stops
         self.log = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC)
-        self.status: dict[str, Any] = {"pid": None, "line": None, "offset": 0, "starts": 0, "ended": [], "left": []}
+        self.status: dict[str, Any] = {
+            "pid": None,
+            "line": None,
+            "offset": 0,
+            "starts": 0,
+            "ended": [],
+            "left": [],
+        }
 
     def tell(self, **changed: Any) -> None:
         self.status.update(changed)
@@ -55,7 +64,11 @@ class Keeper:
         while True:
             began, offset = time.monotonic(), os.fstat(self.log).st_size
             process = subprocess.Popen(
-                self.command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=self.log, start_new_session=True
+                self.command,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=self.log,
+                start_new_session=True,
             )
             assert process.stdout is not None
             sessions.add(process.pid)

@@ -85,10 +85,14 @@ class Kept:
         or *patience* seconds have passed."""
         deadline = time.monotonic() + patience
         while not (found := look()):
-            over = self.process.poll() is not None or (self.status().get("ended") and not self.restarts)
+            over = self.process.poll() is not None or (
+                self.status().get("ended") and not self.restarts
+            )
             if over or time.monotonic() > deadline:
                 why = f"has ended: {self.status()}" if over else f"took more than {patience} s"
-                pytest.fail(f"{self.name}, until it {what}: it {why}\n{self.log()[-5000:]}", pytrace=False)
+                pytest.fail(
+                    f"{self.name}, until it {what}: it {why}\n{self.log()[-5000:]}", pytrace=False
+                )
             time.sleep(0.005)
         return found
 
@@ -181,7 +185,9 @@ def keep(
         environ: More environment variables; ``None`` takes one away.
         cwd: Where it runs.
     """
-    return Kept(name, folder, restarts, launch(command, folder, restarts=restarts, environ=environ, cwd=cwd))
+    return Kept(
+        name, folder, restarts, launch(command, folder, restarts=restarts, environ=environ, cwd=cwd)
+    )
 
 
 def gone(pid: int) -> bool:

@@ -23,7 +23,12 @@ class Killer:
     """
 
     def __init__(
-        self, ready: Callable[[], object], kill: Callable[[], object], *, every: float, alive: float = 0.0
+        self,
+        ready: Callable[[], object],
+        kill: Callable[[], object],
+        *,
+        every: float,
+        alive: float = 0.0,
     ) -> None:
         self._ready, self._kill = ready, kill
         self._pause, self._alive = every - alive, alive

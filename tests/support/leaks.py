@@ -79,7 +79,11 @@ def _children() -> Iterator[str]:
 
 @contextmanager
 def leak_check(
-    temporary: Path, grace: float = 5.0, *, leaves: str | None = None, caplog: pytest.LogCaptureFixture | None = None
+    temporary: Path,
+    grace: float = 5.0,
+    *,
+    leaves: str | None = None,
+    caplog: pytest.LogCaptureFixture | None = None,
 ) -> Iterator[None]:
     """Fail when the block leaves something behind that is still there after `wove.shutdown()` and *grace* seconds.
 
@@ -115,7 +119,9 @@ def leak_check(
             gc.collect()
             left = Snapshot.take().beyond(before)
             if leaves is not None and "file descriptors" in left:
-                left["file descriptors"] = [each for each in left["file descriptors"] if not re.search(leaves, each)]
+                left["file descriptors"] = [
+                    each for each in left["file descriptors"] if not re.search(leaves, each)
+                ]
                 left = {kind: names for kind, names in left.items() if names}
             if files := sorted(path.name for path in temporary.iterdir()):
                 left["temporary files"] = files

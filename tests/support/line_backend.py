@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from wove import BackendAdapter, BackendAdapterEnvironmentExecutor
-from wove.integrations.base import Fate
+from wove.integrations.base import JobStatus
 
 __all__ = ["LineAdapter", "line_executor"]
 
@@ -56,18 +56,18 @@ class LineAdapter(BackendAdapter):
     def cancel(self, run_id: str, submission: Any, frame: Mapping[str, Any]) -> None:
         self.cancelled.append(run_id)  # and its worker hears of it from the receiver
 
-    def watch(self, submissions: Mapping[str, tuple[str, int]]) -> dict[str, Fate]:
-        fates: dict[str, Fate] = {}
+    def watch(self, submissions: Mapping[str, tuple[str, int]]) -> dict[str, JobStatus]:
+        fates: dict[str, JobStatus] = {}
         worker = self.worker
         for run_id, (_, pid) in submissions.items():
             ended = self.folder / run_id
             if ended.exists():
                 said = ended.read_text()
-                fates[run_id] = Fate("finished" if said == "ok" else "lost", said)
+                fates[run_id] = JobStatus("finished" if said == "ok" else "lost", said)
             elif pid in self.ended or (worker is not None and worker.poll() is not None):
                 status = self.ended.get(pid) or (worker.poll() if worker else None) or 0
                 how = signal.Signals(-status).name if status < 0 else f"exit status {status}"
-                fates[run_id] = Fate("lost", f"process {pid} ended with {how}")
+                fates[run_id] = JobStatus("lost", f"process {pid} ended with {how}")
         return fates
 
     def close(self) -> None:

@@ -130,7 +130,9 @@ def mutated(rng: Random, right: dict[str, Any]) -> bytes:
     wrong = dict(right)
     kind = rng.randrange(9)
     if kind == 0:  # a wrong type in any field
-        wrong[rng.choice([*right, "callable_id", "python", "error", "events", "result_pickle"])] = rng.choice(ODD)
+        wrong[rng.choice([*right, "callable_id", "python", "error", "events", "result_pickle"])] = (
+            rng.choice(ODD)
+        )
     elif kind == 1:
         del wrong[rng.choice(list(right))]
     elif kind == 2:
@@ -148,12 +150,20 @@ def mutated(rng: Random, right: dict[str, Any]) -> bytes:
             ]
         )
     elif kind == 3:
-        wrong["run_id"] = rng.choice(["", "x" * 100_000, "a b", "a\nb", "\u202e", "../../etc", "a" * 201, "ü"])
+        wrong["run_id"] = rng.choice(
+            ["", "x" * 100_000, "a b", "a\nb", "\u202e", "../../etc", "a" * 201, "ü"]
+        )
     elif kind == 4:
         field = rng.choice(["callable_pickle", "args_pickle"])
-        wrong[field] = b64(_pickle(rng)) if rng.random() < 0.8 else rng.choice(["====", "ü", "AAA", "A" * 5001, "\n"])
+        wrong[field] = (
+            b64(_pickle(rng))
+            if rng.random() < 0.8
+            else rng.choice(["====", "ü", "AAA", "A" * 5001, "\n"])
+        )
     elif kind == 5:
-        wrong["delivery"] = {name: rng.choice(ODD) for name in [*right["delivery"], "delivery_idempotency_key"]}
+        wrong["delivery"] = {
+            name: rng.choice(ODD) for name in [*right["delivery"], "delivery_idempotency_key"]
+        }
         wrong["delivery"]["delivery_idempotency_key"] = rng.choice([*ODD, "k" * 10_000])
     elif kind == 6:
         wrong["deadline"] = rng.choice([*ODD, -5, 1e-9, 1e300])
@@ -202,7 +212,20 @@ def body(rng: Random, right: dict[str, Any]) -> bytes:
         return text.decode().encode(rng.choice(["utf-16", "utf-32", "utf-8-sig", "cp500"]))
     if kind == 5:
         return rng.choice(
-            [b"", b" ", b"null", b"1", b'"', b"NaN", b"{}", b"[{}]", b"\xff\xfe", b"\x80\x04N.", b"-", b"1e9999"]
+            [
+                b"",
+                b" ",
+                b"null",
+                b"1",
+                b'"',
+                b"NaN",
+                b"{}",
+                b"[{}]",
+                b"\xff\xfe",
+                b"\x80\x04N.",
+                b"-",
+                b"1e9999",
+            ]
         )
     if kind == 6:
         return b"1" * rng.choice([100, 5000])  # an int with more digits than Python takes
@@ -217,7 +240,9 @@ def signature(
 ) -> dict[str, str]:
     """The headers of a request in which nothing is wrong."""
     timestamp = str(int(time.time() if at is None else at))
-    text = "\n".join(["wove-v1", transport, target, timestamp, nonce, hashlib.sha256(content).hexdigest()])
+    text = "\n".join(
+        ["wove-v1", transport, target, timestamp, nonce, hashlib.sha256(content).hexdigest()]
+    )
     return {
         "X-Wove-Key": "default",
         "X-Wove-Timestamp": timestamp,
@@ -235,21 +260,32 @@ _SPOILS: tuple[Spoil, ...] = (
     lambda rng, headers: headers.pop(rng.choice(list(headers))) and None,
     lambda rng, headers: headers.update({"X-Wove-Signature": "v1=" + "0" * 64}),
     lambda rng, headers: headers.update({"X-Wove-Signature": headers["X-Wove-Signature"].upper()}),
-    lambda rng, headers: headers.update({"X-Wove-Signature": headers["X-Wove-Signature"].replace("v1", "v2")}),
+    lambda rng, headers: headers.update(
+        {"X-Wove-Signature": headers["X-Wove-Signature"].replace("v1", "v2")}
+    ),
     lambda rng, headers: headers.update({"X-Wove-Signature": headers["X-Wove-Signature"][:-1]}),
-    lambda rng, headers: headers.update({"X-Wove-Signature": rng.choice(["", "v1=", "x" * 5000, "v1=" + "z" * 64])}),
+    lambda rng, headers: headers.update(
+        {"X-Wove-Signature": rng.choice(["", "v1=", "x" * 5000, "v1=" + "z" * 64])}
+    ),
     lambda rng, headers: headers.update(
         {"X-Wove-Key": rng.choice(["", "other", "default,default", "DEFAULT", "a" * 999])}
     ),
-    lambda rng, headers: headers.update({"X-Wove-Nonce": rng.choice(["", "n" * 5000, "a,b", "a b", "another"])}),
     lambda rng, headers: headers.update(
-        {"X-Wove-Timestamp": rng.choice(["", "0", "-1", "1e9", "9" * 500, "0x10", "nan", " 1", "1700000000.5"])}
+        {"X-Wove-Nonce": rng.choice(["", "n" * 5000, "a,b", "a b", "another"])}
+    ),
+    lambda rng, headers: headers.update(
+        {
+            "X-Wove-Timestamp": rng.choice(
+                ["", "0", "-1", "1e9", "9" * 500, "0x10", "nan", " 1", "1700000000.5"]
+            )
+        }
     ),
     lambda rng, headers: headers.update(
         {rng.choice(list(headers)): rng.choice(["\t", "~" * 300, "\x7f", "%00", "==="])}
     ),
     lambda rng, headers: (
-        headers.update({"Authorization": "Bearer guessed"}) or (headers.pop("X-Wove-Signature") and None)
+        headers.update({"Authorization": "Bearer guessed"})
+        or (headers.pop("X-Wove-Signature") and None)
     ),
 )
 
@@ -269,12 +305,18 @@ def bad_signature(rng: Random, secret: str, transport: str, target: str, content
         other = rng.choice([name for name in ("http", "grpc", "websocket") if name != transport])
         return list(signature(secret, other, target, content, nonce=nonce).items())
     if kind == 2:
-        return list(signature(secret, transport, target + rng.choice(["x", "?", "/"]), content, nonce=nonce).items())
+        return list(
+            signature(
+                secret, transport, target + rng.choice(["x", "?", "/"]), content, nonce=nonce
+            ).items()
+        )
     if kind == 3:
         return list(signature(secret, transport, target, content + b" ", nonce=nonce).items())
     if kind == 4:
         off = rng.choice([-1e6, -400.0, 400.0, 1e6])
-        return list(signature(secret, transport, target, content, nonce=nonce, at=time.time() + off).items())
+        return list(
+            signature(secret, transport, target, content, nonce=nonce, at=time.time() + off).items()
+        )
     headers = signature(secret, transport, target, content, nonce=nonce)
     return [*headers.items(), rng.choice(list(headers.items()))]  # one of them twice
 
@@ -290,19 +332,34 @@ def raw_http(rng: Random) -> bytes:
     if kind == 1:
         return (
             b"POST /wove/tasks HTTP/1.1\r\nHost: x\r\nContent-Length: "
-            + rng.choice([b"-1", b"999999999999999999999", b"0x10", b"1, 2", b"abc", b"", b"+5", b"1e3", b"99999999"])
+            + rng.choice(
+                [
+                    b"-1",
+                    b"999999999999999999999",
+                    b"0x10",
+                    b"1, 2",
+                    b"abc",
+                    b"",
+                    b"+5",
+                    b"1e3",
+                    b"99999999",
+                ]
+            )
             + b"\r\n\r\n{}"
         )
     if kind == 2:
-        return b"POST /wove/tasks HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n" + rng.choice(
-            [
-                b"zz\r\n",
-                b"ffffffffffffffffff\r\n",
-                b"-5\r\n{}",
-                b"5\r\n{}\r\n0\r\n\r\n",
-                b"2\r\n{}",
-                b"2;" + b"x" * 9000,
-            ]
+        return (
+            b"POST /wove/tasks HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+            + rng.choice(
+                [
+                    b"zz\r\n",
+                    b"ffffffffffffffffff\r\n",
+                    b"-5\r\n{}",
+                    b"5\r\n{}\r\n0\r\n\r\n",
+                    b"2\r\n{}",
+                    b"2;" + b"x" * 9000,
+                ]
+            )
         )
     if kind == 3:
         return b"GET " + b"/" + b"a" * rng.choice([10, 9000, 70_000]) + b" HTTP/1.1\r\n\r\n"
@@ -317,14 +374,22 @@ def raw_http(rng: Random) -> bytes:
         )
     if kind == 6:
         return rng.choice(
-            [b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", b"\n" * 500]
+            [
+                b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+                b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
+                b"\n" * 500,
+            ]
         )
     if kind == 7:
-        method = rng.choice([b"get", b"CONNECT", b"TRACE", b"\x00", b"P" * 9000, b"OPTIONS *", b"DELETE"])
+        method = rng.choice(
+            [b"get", b"CONNECT", b"TRACE", b"\x00", b"P" * 9000, b"OPTIONS *", b"DELETE"]
+        )
         return method + b" /wove/tasks HTTP/1.1\r\nHost: x\r\n\r\n"
     if kind == 8:
         return (
-            b"POST /wove/tasks HTTP/" + rng.choice([b"9.9", b"1", b"", b"0.9", b"1.1.1", b"2"]) + b"\r\nHost: x\r\n\r\n"
+            b"POST /wove/tasks HTTP/"
+            + rng.choice([b"9.9", b"1", b"", b"0.9", b"1.1.1", b"2"])
+            + b"\r\nHost: x\r\n\r\n"
         )
     if kind == 9:
         return (
@@ -333,10 +398,21 @@ def raw_http(rng: Random) -> bytes:
         )
     if kind == 10:
         path = rng.choice(
-            [b"/%00", b"/%ff%fe", b"//", b"/../..", b"http://x:99999/", b"*", b"/?\xff", b"/healthz/%2e%2e"]
+            [
+                b"/%00",
+                b"/%ff%fe",
+                b"//",
+                b"/../..",
+                b"http://x:99999/",
+                b"*",
+                b"/?\xff",
+                b"/healthz/%2e%2e",
+            ]
         )
         return b"POST " + path + b" HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n{}"
-    return b"POST /wove/tasks HTTP/1.1\r\nHost: x\r\nContent-Length: 500\r\n\r\n" + rng.randbytes(100)  # cut off
+    return b"POST /wove/tasks HTTP/1.1\r\nHost: x\r\nContent-Length: 500\r\n\r\n" + rng.randbytes(
+        100
+    )  # cut off
 
 
 def raw_http2(rng: Random) -> bytes:
@@ -349,9 +425,17 @@ def raw_http2(rng: Random) -> bytes:
         payload = rng.randbytes(rng.randrange(60))
         size = len(payload) if rng.random() < 0.7 else rng.randrange(1 << 24)
         stream = rng.choice([0, 1, 2, 3, 5, 0x7FFFFFFF])
-        head = size.to_bytes(3, "big") + bytes([rng.randrange(12), rng.randrange(256)]) + stream.to_bytes(4, "big")
+        head = (
+            size.to_bytes(3, "big")
+            + bytes([rng.randrange(12), rng.randrange(256)])
+            + stream.to_bytes(4, "big")
+        )
         frames.append(head + payload)
-    return b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + (settings if rng.random() < 0.7 else b"") + b"".join(frames)
+    return (
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+        + (settings if rng.random() < 0.7 else b"")
+        + b"".join(frames)
+    )
 
 
 def raw_websocket(rng: Random) -> bytes:

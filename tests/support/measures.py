@@ -10,7 +10,10 @@ __all__ = ["least_within"]
 
 
 def least_within(
-    subject: Callable[[], float], reference: Callable[[], float], most: Callable[[float], float], tries: int
+    subject: Callable[[], float],
+    reference: Callable[[], float],
+    most: Callable[[float], float],
+    tries: int,
 ) -> None:
     """Fail unless the least that *subject* measures is below what *most* allows for the least of *reference*.
 

@@ -74,7 +74,18 @@ def two_hosts() -> Iterator[TwoHosts]:
             _ip("netns", "add", namespace)
             made.append(namespace)
             _ip("-n", namespace, "link", "set", "lo", "up")
-        cable = ("link", "add", "cable", "netns", hosts.near, "type", "veth", "peer", "name", "cable")
+        cable = (
+            "link",
+            "add",
+            "cable",
+            "netns",
+            hosts.near,
+            "type",
+            "veth",
+            "peer",
+            "name",
+            "cable",
+        )
         _ip(*cable, "netns", hosts.far)
         for namespace, address in ((hosts.near, hosts.near_address), (hosts.far, hosts.address)):
             _ip("-n", namespace, "address", "add", f"{address}/24", "dev", "cable")

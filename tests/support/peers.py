@@ -41,7 +41,10 @@ class Line:
             self._more()
         head, self._buffer = self._buffer[:end].decode("latin-1"), self._buffer[end + 4 :]
         first, *lines = head.split("\r\n")
-        headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+        headers = {
+            name.lower(): value.strip()
+            for name, _, value in (line.partition(":") for line in lines)
+        }
         size = int(headers.get("content-length", 0))
         while len(self._buffer) < size:
             self._more()
@@ -98,7 +101,11 @@ class Peer:
     """Listens on a port of its own, and gives each connection to *behave*, which may raise `GoneError`."""
 
     def __init__(
-        self, behave: Callable[[Line], object], *, tls: ssl.SSLContext | None = None, host: str = "127.0.0.1"
+        self,
+        behave: Callable[[Line], object],
+        *,
+        tls: ssl.SSLContext | None = None,
+        host: str = "127.0.0.1",
     ) -> None:
         self.behave = behave
         self.requests: list[Request] = []
@@ -164,16 +171,26 @@ def events(frame: Mapping[str, Any], **changes: Any) -> list[dict[str, Any]]:
         return cloudpickle.loads(base64.b64decode(frame[name]))
 
     names = {"run_id": frame["run_id"], "task_id": frame["task_id"], **changes}
-    result = base64.b64encode(cloudpickle.dumps(load("callable_pickle")(**load("args_pickle")))).decode()
-    return [{"type": "task_started", **names}, {"type": "task_result", **names, "result_pickle": result}]
+    result = base64.b64encode(
+        cloudpickle.dumps(load("callable_pickle")(**load("args_pickle")))
+    ).decode()
+    return [
+        {"type": "task_started", **names},
+        {"type": "task_result", **names, "result_pickle": result},
+    ]
 
 
 def answer(
-    body: bytes | str | list[dict[str, Any]], status: str = "200 OK", kind: str = "application/json", **fields: str
+    body: bytes | str | list[dict[str, Any]],
+    status: str = "200 OK",
+    kind: str = "application/json",
+    **fields: str,
 ) -> bytes:
     """A whole response."""
     raw = (
-        body if isinstance(body, bytes) else (body if isinstance(body, str) else json.dumps({"events": body})).encode()
+        body
+        if isinstance(body, bytes)
+        else (body if isinstance(body, str) else json.dumps({"events": body})).encode()
     )
     lines = [f"HTTP/1.1 {status}", f"Content-Type: {kind}", f"Content-Length: {len(raw)}"]
     lines += [f"{name.replace('_', '-')}: {value}" for name, value in fields.items()]

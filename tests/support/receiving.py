@@ -13,8 +13,8 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from wove.callback.receiver import Route, Standing, open_route, read_address
-from wove.delivery.portal import Portal
+from wove.callback.receiver import Route, RunStatus, open_route, read_address
+from wove.delivery.background_loop import BackgroundLoop
 from wove.security import NetworkExecutorSecurity
 
 T = TypeVar("T")
@@ -43,14 +43,16 @@ class Waiting:
         claims: What can be fetched.
     """
 
-    def __init__(self, **standings: Standing) -> None:
+    def __init__(self, **standings: RunStatus) -> None:
         self.standings = standings
         self.events: list[dict[str, Any]] = []
         self.lost: list[tuple[list[str], str]] = []
         self.claims: dict[str, Sequence[bytes | memoryview]] = {}
 
-    def standing(self, run_id: str) -> Standing:
-        return self.standings.get(run_id, Standing.AWAITED if run_id.startswith("r") else Standing.UNKNOWN)
+    def standing(self, run_id: str) -> RunStatus:
+        return self.standings.get(
+            run_id, RunStatus.AWAITED if run_id.startswith("r") else RunStatus.UNKNOWN
+        )
 
     def take(self, event: dict[str, Any]) -> None:
         self.events.append(event)
@@ -70,21 +72,25 @@ class Receiving:
     """Routes, opened on a loop in another thread, and closed in the end."""
 
     def __init__(self) -> None:
-        self.portal = Portal()
+        self.portal = BackgroundLoop()
         self.routes: list[Route] = []
 
     def call(self, coroutine: Coroutine[Any, Any, T]) -> T:
         return asyncio.run_coroutine_threadsafe(coroutine, self.portal.loop).result(PATIENCE)
 
-    def open(self, party: Waiting, *, security: object = None, most: int = 1 << 29, **config: object) -> Route:
-        what = "environment 'reports'"
+    def open(
+        self, party: Waiting, *, security: object = None, most: int = 1 << 29, **config: object
+    ) -> Route:
+        label = "environment 'reports'"
         route = self.call(
             open_route(
-                read_address({f"callback_{name}": value for name, value in config.items()}, what=what),
+                read_address(
+                    {f"callback_{name}": value for name, value in config.items()}, label=label
+                ),
                 party,
                 security=NetworkExecutorSecurity.from_config(security),  # type: ignore[arg-type]
                 max_message_bytes=most,
-                what=what,
+                label=label,
             )
         )
         self.routes.append(route)
@@ -143,12 +149,23 @@ class Wire:
     def send(self, data: bytes) -> None:
         self.sock.sendall(data)
 
-    def head(self, method: str, path: str, fields: Mapping[str, str], version: str = "1.1") -> bytes:
-        lines = [f"{method} {path} HTTP/{version}", "Host: x", *(f"{name}: {value}" for name, value in fields.items())]
+    def head(
+        self, method: str, path: str, fields: Mapping[str, str], version: str = "1.1"
+    ) -> bytes:
+        lines = [
+            f"{method} {path} HTTP/{version}",
+            "Host: x",
+            *(f"{name}: {value}" for name, value in fields.items()),
+        ]
         return "\r\n".join([*lines, "", ""]).encode("latin-1")
 
     def request(
-        self, method: str = "POST", body: bytes = b"", path: str | None = None, version: str = "1.1", **fields: str
+        self,
+        method: str = "POST",
+        body: bytes = b"",
+        path: str | None = None,
+        version: str = "1.1",
+        **fields: str,
     ) -> Answer:
         given = {name.replace("_", "-"): value for name, value in fields.items()}
         if body or method == "POST":
@@ -178,7 +195,9 @@ class Wire:
     def answer(self, *, bodiless: bool = False) -> Answer:
         head = self._until(lambda data: end + 4 if (end := data.find(b"\r\n\r\n")) >= 0 else -1)
         first, *lines = head[:-4].decode("latin-1").split("\r\n")
-        fields = {name.lower(): value for name, _, value in (line.partition(": ") for line in lines)}
+        fields = {
+            name.lower(): value for name, _, value in (line.partition(": ") for line in lines)
+        }
         size = 0 if bodiless else int(fields.get("content-length", "0"))
         body = bytearray(self.buffer[:size])
         self.buffer = self.buffer[size:]

@@ -148,7 +148,10 @@ def _settle(process: subprocess.Popen[bytes], grace: float) -> tuple[int, ...]:
 
 def pytest_configure() -> None:
     """What a shell starts in the background ignores Ctrl-C, and so would the scripts that the tests start."""
-    if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    if (
+        threading.current_thread() is threading.main_thread()
+        and signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    ):
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 

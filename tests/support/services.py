@@ -70,7 +70,11 @@ class Plan:
         """What `NetworkExecutorSecurity.from_config` takes for it, on either side."""
         if self.secret is None:
             return None
-        return {"type": "signed", "secret": self.secret, **({"sign_replies": True} if self.sign_replies else {})}
+        return {
+            "type": "signed",
+            "secret": self.secret,
+            **({"sign_replies": True} if self.sign_replies else {}),
+        }
 
 
 @dataclass
@@ -100,7 +104,9 @@ class Service(Kept):
             return where
         return f"{SCHEMES[self.plan.transport][self.plan.tls]}://{where}/wove/tasks"
 
-    def config(self, *, host: str | None = None, port: int | None = None, **more: Any) -> dict[str, Any]:
+    def config(
+        self, *, host: str | None = None, port: int | None = None, **more: Any
+    ) -> dict[str, Any]:
         """An ``executor_config`` for it: address, security, and the CA to trust; and *more*, or other than that."""
         address = self.address_at(host or self.plan.host, port)
         config: dict[str, Any] = {"target" if self.plan.transport == "grpc" else "url": address}
@@ -115,11 +121,22 @@ class Service(Kept):
     def healthy(self) -> bool:
         """Whether it answers its health check (a TCP connection, for gRPC)."""
         if self.plan.transport == "grpc":
-            with contextlib.suppress(OSError), socket.create_connection((self.plan.host, self.port), 5):
+            with (
+                contextlib.suppress(OSError),
+                socket.create_connection((self.plan.host, self.port), 5),
+            ):
                 return True
             return False
-        context = ssl.create_default_context(cafile=str(self.certificates.authority)) if self.certificates else None
-        make = functools.partial(http.client.HTTPSConnection, context=context) if self.plan.tls else None
+        context = (
+            ssl.create_default_context(cafile=str(self.certificates.authority))
+            if self.certificates
+            else None
+        )
+        make = (
+            functools.partial(http.client.HTTPSConnection, context=context)
+            if self.plan.tls
+            else None
+        )
         connection = (make or http.client.HTTPConnection)(self.plan.host, self.port, timeout=10)
         try:
             connection.request("GET", "/healthz")
@@ -150,7 +167,15 @@ def start(
         environ: More environment variables.
     """
     port = port or free_port()
-    command = [*plan.inside, sys.executable, "-m", "wove", "worker", plan.transport, *_options(plan, port)]
+    command = [
+        *plan.inside,
+        sys.executable,
+        "-m",
+        "wove",
+        "worker",
+        plan.transport,
+        *_options(plan, port),
+    ]
     if plan.tls:
         assert certificates is not None
         pair = pair or certificates.server
@@ -163,7 +188,9 @@ def start(
         variables[VARIABLE] = plan.secret if not plan.sign_replies else json.dumps(plan.security)
     # The folder from which a service's tasks are imported is the one it is started in: the default, that of the tests.
     process = launch(command, folder, restarts=plan.supervised, environ=variables)
-    service = Service(f"wove worker {plan.transport}", folder, plan.supervised, process, plan, port, certificates)
+    service = Service(
+        f"wove worker {plan.transport}", folder, plan.supervised, process, plan, port, certificates
+    )
     try:
         service.ready()
     except BaseException:
@@ -184,7 +211,9 @@ def _options(plan: Plan, port: int) -> Iterator[str]:
 
 
 @contextmanager
-def running(plan: Plan, folder: Path, certificates: Certificates | None = None, **options: Any) -> Iterator[Service]:
+def running(
+    plan: Plan, folder: Path, certificates: Certificates | None = None, **options: Any
+) -> Iterator[Service]:
     """As `start`; the service ends with the block."""
     service = start(plan, folder, certificates, **options)
     try:
@@ -219,7 +248,9 @@ class Services:
 
 
 @pytest.fixture(scope="session")
-def services(tmp_path_factory: pytest.TempPathFactory, certificates: Certificates) -> Iterator[Services]:
+def services(
+    tmp_path_factory: pytest.TempPathFactory, certificates: Certificates
+) -> Iterator[Services]:
     """Each `Plan`'s service, one for the whole session."""
     found = Services(tmp_path_factory.mktemp("services"), certificates)
     yield found

@@ -32,7 +32,9 @@ def accepted(request: Request, subprotocol: str | None = None) -> bytes:
     ).encode()
 
 
-def frame(payload: bytes, opcode: int = TEXT, *, fin: bool = True, announced: int | None = None) -> bytes:
+def frame(
+    payload: bytes, opcode: int = TEXT, *, fin: bool = True, announced: int | None = None
+) -> bytes:
     """One frame, unmasked; *announced* is the length that it claims."""
     size = len(payload) if announced is None else announced
     first = bytes([(0x80 if fin else 0) | opcode])
@@ -112,7 +114,9 @@ class Socket:
             (size,) = struct.unpack("!Q", self._read(8))
         mask = self._read(4)
         payload = self._read(size)
-        whole = int.from_bytes(payload, "big") ^ int.from_bytes((mask * (size // 4 + 1))[:size], "big")
+        whole = int.from_bytes(payload, "big") ^ int.from_bytes(
+            (mask * (size // 4 + 1))[:size], "big"
+        )
         return first, whole.to_bytes(size, "big")
 
     def _read(self, size: int) -> bytes:

@@ -33,7 +33,9 @@ class Terminal:
         position = 0
         while position < len(text):
             token = _TOKEN.match(text, position)
-            assert token is not None, f"the terminal does not know {text[position : position + 12]!r}"
+            assert token is not None, (
+                f"the terminal does not know {text[position : position + 12]!r}"
+            )
             position = token.end()
             arguments, letter, plain, control, char = token.groups()
             if char is not None:
@@ -57,7 +59,13 @@ class Terminal:
                 assert letter == "m", f"the terminal does not know {token[0]!r}"
 
     def _put(self, char: str) -> None:
-        width = 2 if unicodedata.east_asian_width(char) in "WF" else 0 if unicodedata.combining(char) else 1
+        width = (
+            2
+            if unicodedata.east_asian_width(char) in "WF"
+            else 0
+            if unicodedata.combining(char)
+            else 1
+        )
         if self.column + width > self.columns:
             self.column = 0
             self.wrapped += 1
@@ -123,10 +131,21 @@ def run_in_terminal(
     path.write_text(textwrap.dedent(source))
     ours, theirs = pty.openpty()
     termios.tcsetwinsize(theirs, (lines, columns))
-    environ = {**os.environ, "TERM": "xterm", "PYTHONUTF8": "1", "PYTHONFAULTHANDLER": "1", **(env or {})}
+    environ = {
+        **os.environ,
+        "TERM": "xterm",
+        "PYTHONUTF8": "1",
+        "PYTHONFAULTHANDLER": "1",
+        **(env or {}),
+    }
     try:
         process = subprocess.Popen(
-            [sys.executable, "-W", "error", str(path)], cwd=cwd, env=environ, stdin=theirs, stdout=theirs, stderr=theirs
+            [sys.executable, "-W", "error", str(path)],
+            cwd=cwd,
+            env=environ,
+            stdin=theirs,
+            stdout=theirs,
+            stderr=theirs,
         )
     finally:
         os.close(theirs)
@@ -141,7 +160,9 @@ def run_in_terminal(
             except BlockingIOError:
                 if time.monotonic() > deadline:
                     process.kill()
-                    raise AssertionError(f"the script did not end within {timeout:g} s\n{seen.raw}") from None
+                    raise AssertionError(
+                        f"the script did not end within {timeout:g} s\n{seen.raw}"
+                    ) from None
                 time.sleep(0.005)
                 continue
             except OSError:  # the other end is closed

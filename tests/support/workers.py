@@ -45,7 +45,19 @@ def _beside(name: str) -> str:
 
 def celery(app: str, *options: str, pool: str = "prefork", concurrency: int = 2) -> Command:
     """``celery -A app worker -P pool -c concurrency``."""
-    line = (_beside("celery"), "-A", app, "worker", "-P", pool, "-c", str(concurrency), "-l", "info", *options)
+    line = (
+        _beside("celery"),
+        "-A",
+        app,
+        "worker",
+        "-P",
+        pool,
+        "-c",
+        str(concurrency),
+        "-l",
+        "info",
+        *options,
+    )
     return Command(f"celery worker -P {pool}", line, r"celery@\S+ ready\.")
 
 
@@ -115,7 +127,9 @@ class Worker(Kept):
         places = ":".join(str(place) for place in (code, path) if place is not None)
         temporary = Path(tempfile.mkdtemp(prefix="worker-", dir="/tmp"))
         variables = {"PYTHONPATH": places, "TMPDIR": str(temporary), **(environ or {})}
-        process = launch(command.line, folder, restarts=restarts, environ=variables, cwd=cwd or code)
+        process = launch(
+            command.line, folder, restarts=restarts, environ=variables, cwd=cwd or code
+        )
         worker = cls(command.name, folder, restarts, process, command, temporary)
         try:
             worker.ready()
@@ -127,7 +141,10 @@ class Worker(Kept):
     def ready(self) -> None:
         """Wait until it takes work, since it was started last."""
         command = self.command
-        self.until(lambda: len(re.findall(command.ready, self.latest_log())) >= command.copies, "takes work")
+        self.until(
+            lambda: len(re.findall(command.ready, self.latest_log())) >= command.copies,
+            "takes work",
+        )
 
     def children(self) -> list[int]:
         """The processes that it has started."""

@@ -26,7 +26,15 @@ Complaints = dict[tuple[str, int], str]
 
 def mypy(paths: list[Path], cwd: Path) -> Complaints:
     """What mypy says, by file name and line."""
-    command = [sys.executable, "-m", "mypy", "--strict", "--no-error-summary", "--hide-error-context", "--no-pretty"]
+    command = [
+        sys.executable,
+        "-m",
+        "mypy",
+        "--strict",
+        "--no-error-summary",
+        "--hide-error-context",
+        "--no-pretty",
+    ]
     command += ["--config-file=", f"--cache-dir={cwd / 'cache'}", *map(str, paths)]
     done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=110)
     assert done.returncode in (0, 1), done.stdout + done.stderr
@@ -44,7 +52,15 @@ def pyright(paths: list[Path], cwd: Path) -> Complaints:
         shutil.copy(path, cwd)
     settings = {"typeCheckingMode": "strict", "pythonVersion": "3.11"}
     (cwd / "pyrightconfig.json").write_text(json.dumps(settings))
-    command = [sys.executable, "-m", "pyright", "--outputjson", f"--pythonpath={sys.executable}", "-p", str(cwd)]
+    command = [
+        sys.executable,
+        "-m",
+        "pyright",
+        "--outputjson",
+        f"--pythonpath={sys.executable}",
+        "-p",
+        str(cwd),
+    ]
     done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=110)
     assert done.returncode in (0, 1), done.stdout + done.stderr
     report = json.loads(done.stdout)
@@ -61,13 +77,17 @@ CHECKERS = pytest.mark.parametrize("checker", [mypy, pyright], ids=lambda checke
 
 @CHECKERS
 @pytest.mark.timeout(120)
-def test_scripts_are_accepted(checker: Callable[[list[Path], Path], Complaints], tmp_path: Path) -> None:
+def test_scripts_are_accepted(
+    checker: Callable[[list[Path], Path], Complaints], tmp_path: Path
+) -> None:
     assert checker(ACCEPTED, tmp_path) == {}
 
 
 @CHECKERS
 @pytest.mark.timeout(120)
-def test_mistakes_are_rejected(checker: Callable[[list[Path], Path], Complaints], tmp_path: Path) -> None:
+def test_mistakes_are_rejected(
+    checker: Callable[[list[Path], Path], Complaints], tmp_path: Path
+) -> None:
     wanted = {
         (path.name, number)
         for path in REJECTED
@@ -76,7 +96,9 @@ def test_mistakes_are_rejected(checker: Callable[[list[Path], Path], Complaints]
     }
     found = checker(REJECTED, tmp_path)
     assert wanted
-    assert {place: found[place] for place in found.keys() - wanted} == {}, "complaints nobody asked for"
+    assert {place: found[place] for place in found.keys() - wanted} == {}, (
+        "complaints nobody asked for"
+    )
     assert wanted - found.keys() == set(), "mistakes that pass"
 
 

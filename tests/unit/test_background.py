@@ -16,7 +16,15 @@ from typing import Any
 
 import pytest
 
-from wove import SerializationError, UnresolvedSignatureError, Weave, WoveResult, config, merge, weave
+from wove import (
+    SerializationError,
+    UnresolvedSignatureError,
+    Weave,
+    WoveResult,
+    config,
+    merge,
+    weave,
+)
 from wove.errors import TaskTimeoutError, WeaveStateError
 
 SOON = 30.0
@@ -59,7 +67,9 @@ def with_in_a_thread(w: weave, declare: Callable[[weave], None]) -> None:
     thread.join(SOON)
 
 
-BLOCKS = pytest.mark.parametrize("block", [with_, async_with, with_in_a_running_loop, with_in_a_thread])
+BLOCKS = pytest.mark.parametrize(
+    "block", [with_, async_with, with_in_a_running_loop, with_in_a_thread]
+)
 
 
 class Told:
@@ -143,7 +153,9 @@ def test_a_weave_that_is_not_in_the_background_is_done_after_its_block() -> None
 
 
 @BLOCKS
-def test_on_done_after_success(block: Block, told: tuple[Told, Callable[[WoveResult], Any]]) -> None:
+def test_on_done_after_success(
+    block: Block, told: tuple[Told, Callable[[WoveResult], Any]]
+) -> None:
     w = weave(background=True, on_done=told[1])
     block(w, lambda w: w.do(_one) and None)
     assert w.wait(SOON)
@@ -158,7 +170,10 @@ def _one() -> int:
 @pytest.mark.parametrize("background", [True, False])
 @BLOCKS
 def test_on_done_after_failure(
-    block: Block, told: tuple[Told, Callable[[WoveResult], Any]], background: bool, caplog: pytest.LogCaptureFixture
+    block: Block,
+    told: tuple[Told, Callable[[WoveResult], Any]],
+    background: bool,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     error = LookupError("mine")
 
@@ -220,7 +235,9 @@ def test_on_done_after_a_cycle(told: tuple[Told, Callable[[WoveResult], Any]]) -
     assert "Circular" in str(told[0].results[0].exception)
 
 
-def test_on_done_after_an_unknown_environment(told: tuple[Told, Callable[[WoveResult], Any]]) -> None:
+def test_on_done_after_an_unknown_environment(
+    told: tuple[Told, Callable[[WoveResult], Any]],
+) -> None:
     with weave(background=True, on_done=told[1]) as w:
 
         @w.do(environment="nowhere")
@@ -232,7 +249,9 @@ def test_on_done_after_an_unknown_environment(told: tuple[Told, Callable[[WoveRe
 
 
 @pytest.mark.parametrize("error", [SystemExit(3), KeyboardInterrupt()])
-def test_on_done_after_a_task_that_exits(told: tuple[Told, Callable[[WoveResult], Any]], error: BaseException) -> None:
+def test_on_done_after_a_task_that_exits(
+    told: tuple[Told, Callable[[WoveResult], Any]], error: BaseException
+) -> None:
     def leave() -> None:
         raise error
 
@@ -268,7 +287,9 @@ def test_an_on_done_that_fails_is_logged(
 
 
 @BLOCKS
-def test_an_on_done_that_fails_spoils_no_block(block: Block, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_on_done_that_fails_spoils_no_block(
+    block: Block, caplog: pytest.LogCaptureFixture
+) -> None:
     def fail(result: WoveResult) -> None:
         raise LookupError("mine")
 
@@ -437,7 +458,9 @@ def on_done_into(path: Path) -> Callable[[WoveResult], Any]:
         text = json.dumps(
             {
                 "error": repr(result.exception) if result.exception is not None else None,
-                "values": None if result.exception is not None else [repr(value) for value in result],
+                "values": None
+                if result.exception is not None
+                else [repr(value) for value in result],
                 "pid": os.getpid(),
                 "session": os.getsid(0),
                 "cwd": os.getcwd(),
@@ -583,7 +606,11 @@ def test_a_large_value_is_handed_over_off_the_loop(tmp_path: Path) -> None:
 
         turning = asyncio.create_task(turn())
         async with weave(
-            background=True, fork=True, on_done=on_done_into(tmp_path / "done"), large=b"x" * 50_000_000, slow=Slow()
+            background=True,
+            fork=True,
+            on_done=on_done_into(tmp_path / "done"),
+            large=b"x" * 50_000_000,
+            slow=Slow(),
         ) as w:
 
             @w.do
@@ -614,7 +641,9 @@ def test_what_cannot_be_pickled_is_an_error_of_the_block(block: Block, no_leaks:
     gc.collect()
 
 
-def test_an_interpreter_that_does_not_start(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_an_interpreter_that_does_not_start(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     pytest.importorskip("cloudpickle")
     monkeypatch.setattr("sys.executable", str(tmp_path / "no-python"))
     with pytest.raises(FileNotFoundError, match="no-python"):

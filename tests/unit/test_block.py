@@ -46,12 +46,19 @@ def test_initial_values_may_have_names_of_python(form: str) -> None:
         def one(fn: int, item: int, source: int, name: int, kwargs: int) -> int:
             return fn + item + source + name + kwargs
 
-    assert run(form, declare, **dict.fromkeys(("fn", "item", "source", "name", "kwargs"), 1)).one == 5
+    assert (
+        run(form, declare, **dict.fromkeys(("fn", "item", "source", "name", "kwargs"), 1)).one == 5
+    )
 
 
-@pytest.mark.parametrize("name", ["data", "final", "timings", "cancelled", "exception", "failures", "run_records"])
+@pytest.mark.parametrize(
+    "name", ["data", "final", "timings", "cancelled", "exception", "failures", "run_records"]
+)
 def test_names_that_are_taken(name: str) -> None:
-    with pytest.raises(NameError, match=f"'{name}' cannot name a initial value|'{name}' cannot name an initial value"):
+    with pytest.raises(
+        NameError,
+        match=f"'{name}' cannot name a initial value|'{name}' cannot name an initial value",
+    ):
         weave(**{name: 1})
     fn: Any = lambda: None  # noqa: E731
     fn.__name__ = name
@@ -363,7 +370,10 @@ class Point:
 )
 def test_callables_of_every_kind(form: str, fn: Callable[..., Any], expected: Any) -> None:
     assert run(form, lambda w: w.do(fn), n=1, unrelated=2).final == expected
-    assert run(form, lambda w: w.do(retries=1, timeout=PATIENCE)(fn), n=1, unrelated=2).final == expected
+    assert (
+        run(form, lambda w: w.do(retries=1, timeout=PATIENCE)(fn), n=1, unrelated=2).final
+        == expected
+    )
 
 
 @pytest.mark.parametrize(
@@ -385,7 +395,9 @@ def test_callables_of_every_kind(form: str, fn: Callable[..., Any], expected: An
         ({"retry_delay": "soon"}, ValueError, "retry_delay"),
     ],
 )
-def test_a_bad_option_is_refused_at_the_declaration(options: dict[str, Any], error: type[Exception], says: str) -> None:
+def test_a_bad_option_is_refused_at_the_declaration(
+    options: dict[str, Any], error: type[Exception], says: str
+) -> None:
     ran: list[int] = []
     with pytest.raises(error, match=says) as caught, weave() as w:
         w.do(lambda: ran.append(1))
@@ -397,7 +409,9 @@ def test_a_bad_option_is_refused_at_the_declaration(options: dict[str, Any], err
     assert ran == []
 
 
-@pytest.mark.parametrize("options", [{"workers": 0}, {"workers": True}, {"limit_per_minute": 0}, {"workers": 1.5}])
+@pytest.mark.parametrize(
+    "options", [{"workers": 0}, {"workers": True}, {"limit_per_minute": 0}, {"workers": 1.5}]
+)
 def test_a_bad_option_of_a_mapped_task(options: dict[str, Any]) -> None:
     with pytest.raises((ValueError, TypeError), match=next(iter(options))), weave() as w:
         w.do([1], **options)(lambda item: item)
@@ -485,7 +499,9 @@ def test_weaves_inside_weaves(form: str, outer: str, inner: str) -> None:
     def sync_one(item: int) -> Any:
         return blocking(item)
 
-    assert run(form, lambda w: w.do([2, 3], workers=2)(one if outer == "async" else sync_one)).final == [[2, 4], [3, 6]]
+    assert run(
+        form, lambda w: w.do([2, 3], workers=2)(one if outer == "async" else sync_one)
+    ).final == [[2, 4], [3, 6]]
 
 
 def test_async_with_does_not_block_the_loop() -> None:
@@ -676,7 +692,9 @@ def test_on_done_is_told_the_result(form: str, asynchronous: bool, mode: str) ->
         raise Boom
 
     for declare in (lambda w: w.do(lambda: 1), lambda w: w.do(bad)):
-        done = attempt(form, declare, on_done=on_done if asynchronous else told.append, error_mode=mode)
+        done = attempt(
+            form, declare, on_done=on_done if asynchronous else told.append, error_mode=mode
+        )
         assert told.pop() is done.result
         assert told == []
 
@@ -753,9 +771,15 @@ def test_a_weave_and_its_results_are_freed(form: str, fails: bool) -> None:
     soon(freed)
 
 
-@pytest.mark.parametrize("options", [{}, {"retries": 1, "timeout": PATIENCE}], ids=["plain", "limited"])
-@pytest.mark.parametrize("kind", ["sync", "async", "mapped", "async mapped", "generator", "async generator"])
-def test_what_succeeded_is_freed_without_the_garbage_collector(form: str, kind: str, options: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    "options", [{}, {"retries": 1, "timeout": PATIENCE}], ids=["plain", "limited"]
+)
+@pytest.mark.parametrize(
+    "kind", ["sync", "async", "mapped", "async mapped", "generator", "async generator"]
+)
+def test_what_succeeded_is_freed_without_the_garbage_collector(
+    form: str, kind: str, options: dict[str, Any]
+) -> None:
     refs: list[weakref.ref[Any]] = []
 
     def make() -> Held:

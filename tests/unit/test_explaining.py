@@ -69,11 +69,20 @@ def test_debug_prints_the_plan(form: str, capsys: pytest.CaptureFixture[str]) ->
     run(form, declare, debug=True)
     printed = capsys.readouterr().out
     assert "weave of 3 task(s)" in printed
-    for part in ("first (sync", "mapped over first", "after first", "after second", "an iterable", "'default'"):
+    for part in (
+        "first (sync",
+        "mapped over first",
+        "after first",
+        "after second",
+        "an iterable",
+        "'default'",
+    ):
         assert part in printed
 
 
-def test_debug_prints_the_plan_when_it_is_wrong(form: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_debug_prints_the_plan_when_it_is_wrong(
+    form: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     done = attempt(form, lambda w: w.do(lambda nowhere: None), debug=True)
     assert isinstance(done.error, NameError)
     assert "nowhere" in capsys.readouterr().out

@@ -102,7 +102,9 @@ def test_sizes(cut: Callable[[Any, Any], Any]) -> None:
         with pytest.raises(ValueError, match=f"{cut.__name__}: .* must be at least 1, not {value}"):
             cut([1], value)
     for wrong in (True, False, 2.0, "2", None):
-        with pytest.raises(TypeError, match=f"{cut.__name__}: .* must be a whole number, not {wrong!r}"):
+        with pytest.raises(
+            TypeError, match=f"{cut.__name__}: .* must be a whole number, not {wrong!r}"
+        ):
             cut([1], wrong)
 
 

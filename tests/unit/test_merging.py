@@ -182,7 +182,9 @@ CALLERS = [
 
 @pytest.mark.parametrize("name", CALLABLES)
 @pytest.mark.parametrize("caller", CALLERS)
-def test_every_callable_from_every_caller(caller: Callable[[Callable[[], Any]], Any], name: str) -> None:
+def test_every_callable_from_every_caller(
+    caller: Callable[[Callable[[], Any]], Any], name: str
+) -> None:
     assert caller(lambda: merge(CALLABLES[name], [1, 2, 3])) == [2, 4, 6]
 
 
@@ -198,7 +200,9 @@ def test_without_iterable(caller: Callable[[Callable[[], Any]], Any]) -> None:
 
 
 @pytest.mark.parametrize("caller", CALLERS)
-def test_the_exception_of_the_callable_comes_out_as_it_is(caller: Callable[[Callable[[], Any]], Any]) -> None:
+def test_the_exception_of_the_callable_comes_out_as_it_is(
+    caller: Callable[[Callable[[], Any]], Any],
+) -> None:
     error = LookupError("mine")
 
     def fail(item: int) -> None:
@@ -214,7 +218,9 @@ def test_the_exception_of_the_callable_comes_out_as_it_is(caller: Callable[[Call
         assert caught.value is error
 
 
-@pytest.mark.parametrize("caller", [in_sync_task, in_async_task, outside, outside_in_a_running_loop])
+@pytest.mark.parametrize(
+    "caller", [in_sync_task, in_async_task, outside, outside_in_a_running_loop]
+)
 def test_any_iterable(caller: Callable[[Callable[[], Any]], Any]) -> None:
     def numbers() -> Iterator[int]:
         yield from (1, 2, 3)
@@ -398,7 +404,9 @@ def test_the_defaults_of_the_configuration_hold() -> None:
 @pytest.mark.parametrize("caller", [in_sync_task, in_async_task, outside])
 def test_in_another_process(caller: Callable[[Callable[[], Any]], Any]) -> None:
     config(environments={"elsewhere": {"executor": "stdio", "executor_config": {"processes": 1}}})
-    assert os.getpid() not in caller(lambda: merge(lambda item: os.getpid(), [1, 2], environment="elsewhere"))
+    assert os.getpid() not in caller(
+        lambda: merge(lambda item: os.getpid(), [1, 2], environment="elsewhere")
+    )
     assert caller(lambda: merge(os.getpid, environment="elsewhere")) != os.getpid()
 
 
@@ -479,7 +487,11 @@ def test_a_hundred_mapped_tasks_that_each_merge() -> None:
         async def outer_async(item: int) -> int:
             return sum(await merge(double, range(item % 5)))
 
-    assert w.result.outer == w.result.outer_async == [sum(2 * i for i in range(item % 5)) for item in range(100)]
+    assert (
+        w.result.outer
+        == w.result.outer_async
+        == [sum(2 * i for i in range(item % 5)) for item in range(100)]
+    )
 
 
 def test_one_thread_that_merges_under_asyncio_run() -> None:
@@ -534,7 +546,10 @@ def test_endless_recursion_is_a_recursion_error(kind: str, form: str) -> None:
             return await merge(async_down, [depth + 1])
         return await merge(partial(async_down, depth + 1))
 
-    with pytest.raises(RecursionError, match="nested more than 200 deep"), weave(max_workers=4) as w:
+    with (
+        pytest.raises(RecursionError, match="nested more than 200 deep"),
+        weave(max_workers=4) as w,
+    ):
         if kind == "sync":
 
             @w.do
@@ -594,7 +609,13 @@ def test_merged_calls_see_the_context_of_the_caller_and_keep_theirs() -> None:
         def sync_task() -> Any:
             before = merge(look, [1, 2])
             variable.set("sync task")
-            return before, merge(look, [1, 2]), merge(look_later, [1, 2]), merge(lambda: look(3)), variable.get()
+            return (
+                before,
+                merge(look, [1, 2]),
+                merge(look_later, [1, 2]),
+                merge(lambda: look(3)),
+                variable.get(),
+            )
 
         @w.do
         async def async_task() -> Any:
@@ -602,7 +623,14 @@ def test_merged_calls_see_the_context_of_the_caller_and_keep_theirs() -> None:
             variable.set("async task")
             single = await merge(lambda: look(3))
             alone = await merge(partial(look_later, 3))
-            return before, await merge(look, [1, 2]), await merge(look_later, [1, 2]), single, alone, variable.get()
+            return (
+                before,
+                await merge(look, [1, 2]),
+                await merge(look_later, [1, 2]),
+                single,
+                alone,
+                variable.get(),
+            )
 
     before = ["caller"] * 2
     own = ["sync task"] * 2
@@ -661,7 +689,9 @@ def test_a_task_can_catch_the_failure_of_its_merge_and_go_on() -> None:
     assert w.result.sync_task == w.result.async_task == [2]
 
 
-@pytest.mark.parametrize("error", [SystemExit(3), KeyboardInterrupt(), StopIteration("x"), GeneratorExit()])
+@pytest.mark.parametrize(
+    "error", [SystemExit(3), KeyboardInterrupt(), StopIteration("x"), GeneratorExit()]
+)
 def test_strange_exceptions_neither_hang_nor_vanish(error: BaseException) -> None:
     def fail(item: int) -> None:
         raise error

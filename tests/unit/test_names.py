@@ -124,7 +124,11 @@ def texts(source: Path) -> Iterator[str]:
         if isinstance(node, ast.Call) and ast.unparse(node.func).endswith("getLogger") and node.args
     }
     for node in ast.walk(tree):
-        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in loggers:
+        if (
+            isinstance(node, ast.Constant)
+            and isinstance(node.value, str)
+            and id(node) not in loggers
+        ):
             yield node.value
 
 
@@ -172,7 +176,9 @@ def test_the_command_of_the_package_is_there() -> None:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_what_a_page_imports_is_there(page: Path) -> None:
     text = page.read_text("utf-8")
-    for module, names in re.findall(r"^\s*(?:>>> )?from (wove[\w.]*) import ([\w, ]+)", text, re.MULTILINE):
+    for module, names in re.findall(
+        r"^\s*(?:>>> )?from (wove[\w.]*) import ([\w, ]+)", text, re.MULTILINE
+    ):
         for name in names.split(","):
             assert resolved(f"{module}.{name.split(' as ')[0].strip()}") is not None
     for module in re.findall(r"(?:^\s*import |python -m )(wove\b(?:\.\w+)*)", text, re.MULTILINE):
@@ -190,12 +196,16 @@ def test_what_the_code_names_in_a_string_is_there(path: str) -> None:
 
 
 def test_strings_are_found() -> None:
-    assert {"wove.integrations.worker.run", "wove.integrations.worker", "wove.stdio_worker"} <= set(IN_STRINGS)
+    assert {"wove.integrations.worker.run", "wove.integrations.worker", "wove.stdio_worker"} <= set(
+        IN_STRINGS
+    )
     assert any(text.endswith(":Request") for text in IN_STRINGS)  # of Celery's workers
     assert "wove.integrations.naming.job_id" in IN_BACKTICKS
 
 
-@pytest.mark.parametrize("name", [info.name for info in pkgutil.walk_packages(wove.__path__, "wove.")])
+@pytest.mark.parametrize(
+    "name", [info.name for info in pkgutil.walk_packages(wove.__path__, "wove.")]
+)
 def test_what_a_module_says_it_has_is_there(name: str) -> None:
     if name.endswith("__main__"):
         return  # it would run
@@ -247,9 +257,15 @@ def test_frames_have_their_types() -> None:
 @pytest.mark.parametrize(
     ("frame", "fields"),
     [
-        (Command, "type run_id task_id callable args callable_pickle args_pickle callable_id delivery deadline"),
+        (
+            Command,
+            "type run_id task_id callable args callable_pickle args_pickle callable_id delivery deadline",
+        ),
         (Command, "delivery_cancel_mode delivery_orphan_policy python wove"),
-        (Event, "type run_id task_id result exception result_pickle exception_pickle error_pickle error"),
+        (
+            Event,
+            "type run_id task_id result exception result_pickle exception_pickle error_pickle error",
+        ),
         (Event, "host pid python wove blocked running level message"),
         (ErrorReport, "kind message traceback retryable source"),
     ],
@@ -299,8 +315,18 @@ def test_a_signature_is_of_the_same_text_as_ever() -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        *("X-Wove-Key", "X-Wove-Timestamp", "X-Wove-Nonce", "X-Wove-Signature", "X-Wove-Reply-Signature"),  # signed
-        *("X-Wove-Worker", "X-Wove-Gone", "X-Wove-Cancelled"),  # between a backend's worker and the receiver
+        *(
+            "X-Wove-Key",
+            "X-Wove-Timestamp",
+            "X-Wove-Nonce",
+            "X-Wove-Signature",
+            "X-Wove-Reply-Signature",
+        ),  # signed
+        *(
+            "X-Wove-Worker",
+            "X-Wove-Gone",
+            "X-Wove-Cancelled",
+        ),  # between a backend's worker and the receiver
         "/wove/events/",  # the path of the receiver
         *("wove", "wove.v1"),  # subprotocols of a WebSocket
         *("WOVE_BACKEND_PAYLOAD", "WOVE_WORKER_SECRET", "WOVE_STDIO_BOOT"),  # environment variables
@@ -318,13 +344,17 @@ def test_a_name_that_travels_is_what_it_was(text: str) -> None:
 
 
 def test_the_tasks_of_workers_have_their_names() -> None:
-    arq, celery, taskiq, temporal = (
-        importlib.import_module(f"wove.integrations.{name}") for name in ("arq", "celery", "taskiq", "temporal")
+    arq, celery, taskiq = (
+        importlib.import_module(f"wove.integrations.{name}.worker")
+        for name in ("arq", "celery", "taskiq")
     )
+    temporal = importlib.import_module("wove.integrations.temporal")
     assert arq.FUNCTION_NAME == arq.wove_run_backend_payload.__name__ == "wove_run_backend_payload"
     assert celery.TASK_NAME == "wove.run_backend_payload"
     assert taskiq.TASK_NAME == "wove.run_backend_payload"
-    assert temporal.RunBackendPayload.__temporal_workflow_definition.name == "wove.run_backend_payload"
+    assert (
+        temporal.RunBackendPayload.__temporal_workflow_definition.name == "wove.run_backend_payload"
+    )
     assert [activity.__temporal_activity_definition.name for activity in temporal.activities()] == [
         "wove.run_backend_payload"
     ]
@@ -335,7 +365,10 @@ def test_the_tasks_of_workers_have_their_names() -> None:
 
 @pytest.mark.parametrize("name", errors.__all__)
 def test_an_error_travels_under_its_documented_path(name: str) -> None:
-    assert (getattr(errors, name).__module__, getattr(errors, name).__qualname__) == ("wove.errors", name)
+    assert (getattr(errors, name).__module__, getattr(errors, name).__qualname__) == (
+        "wove.errors",
+        name,
+    )
 
 
 @pytest.mark.parametrize("name", ["run", "arun"])

@@ -19,7 +19,9 @@ ROOT = Path(__file__).parents[2]
 
 
 def python(*args: str) -> str:
-    return subprocess.run([sys.executable, *args], check=True, capture_output=True, text=True, timeout=60).stdout
+    return subprocess.run(
+        [sys.executable, *args], check=True, capture_output=True, text=True, timeout=60
+    ).stdout
 
 
 def test_it_is_this_checkout_that_is_tested() -> None:
@@ -59,7 +61,9 @@ def test_every_error_is_public() -> None:
     for name in errors.__all__:
         assert getattr(wove, name) is getattr(errors, name)
     classes = {
-        name for name, value in vars(errors).items() if isinstance(value, type) and value.__module__ == "wove.errors"
+        name
+        for name, value in vars(errors).items()
+        if isinstance(value, type) and value.__module__ == "wove.errors"
     }
     assert classes == set(errors.__all__)
 
@@ -67,7 +71,11 @@ def test_every_error_is_public() -> None:
 def test_type_checkers_see_the_same_names() -> None:
     """The imports under TYPE_CHECKING, `__all__` and what is there at run time agree."""
     tree = ast.parse(Path(wove.__file__).read_text())
-    block = next(node for node in tree.body if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING")
+    block = next(
+        node
+        for node in tree.body
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+    )
     told = {}
     for statement in block.body:
         assert isinstance(statement, ast.ImportFrom)
@@ -94,12 +102,19 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
 
 
 def test_submodules_are_reached_through_the_package() -> None:
-    assert python("-I", "-c", "import wove; print(wove.errors.WorkerLostError.__name__)").strip() == "WorkerLostError"
+    assert (
+        python("-I", "-c", "import wove; print(wove.errors.WorkerLostError.__name__)").strip()
+        == "WorkerLostError"
+    )
 
 
 def test_no_submodule_takes_a_public_name_away() -> None:
     """Importing `wove.x` binds `x` in the package; that must never hide a public name."""
-    modules = [info.name for info in pkgutil.walk_packages(wove.__path__, "wove.") if not info.name.endswith("_worker")]
+    modules = [
+        info.name
+        for info in pkgutil.walk_packages(wove.__path__, "wove.")
+        if not info.name.endswith("_worker")
+    ]
     code = (
         "import importlib, types, wove\n"
         f"for name in {modules!r}: importlib.import_module(name)\n"
@@ -116,7 +131,16 @@ def test_no_module_has_a_name_that_users_import() -> None:
 
 def test_the_wheel_holds_the_package_and_nothing_else(tmp_path: Path) -> None:
     subprocess.run(
-        [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(tmp_path), str(ROOT)],
+        [
+            sys.executable,
+            "-m",
+            "build",
+            "--wheel",
+            "--no-isolation",
+            "--outdir",
+            str(tmp_path),
+            str(ROOT),
+        ],
         check=True,
         capture_output=True,
         timeout=60,

@@ -125,7 +125,9 @@ def test_reading_what_failed_or_was_cancelled(form: str) -> None:
     ]
     with pytest.raises(Boom):
         result.final  # noqa: B018
-    assert repr(result) == ("<WoveResult fine=1, sleeps=cancelled, bad=failed: Boom('why'), after=failed: Boom('why')>")
+    assert repr(result) == (
+        "<WoveResult fine=1, sleeps=cancelled, bad=failed: Boom('why'), after=failed: Boom('why')>"
+    )
 
 
 @pytest.mark.parametrize("mode", ["return", "continue"])
@@ -154,7 +156,10 @@ def test_reading_a_failed_task_again_and_again_does_not_lengthen_its_traceback(f
         except Boom as error:
             lengths.append(len(traceback.extract_tb(error.__traceback__)))
     assert len(set(lengths)) == 1
-    assert all(line.name != "with_traceback" for line in traceback.extract_tb(result.exception.__traceback__))  # type: ignore[union-attr]
+    assert all(
+        line.name != "with_traceback"
+        for line in traceback.extract_tb(result.exception.__traceback__)
+    )  # type: ignore[union-attr]
 
 
 def test_many_threads_may_read_a_failed_task() -> None:
@@ -236,7 +241,9 @@ def test_every_attribute_of_a_result_is_a_name_that_is_taken() -> None:
     with weave() as w:
         pass
     attributes = [name for name in object.__dir__(w.result) if not name.startswith("__")]
-    assert {"final", "timings", "cancelled", "exception", "failures", "run_records"} <= set(attributes)
+    assert {"final", "timings", "cancelled", "exception", "failures", "run_records"} <= set(
+        attributes
+    )
     assert set(attributes) <= RESERVED
     for name in attributes:
         with pytest.raises(NameError, match=f"'{name}' cannot name"):

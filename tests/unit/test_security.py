@@ -32,7 +32,7 @@ WHAT = "environment 'x': executor_config 'security'"
 def security(config: Any = None, **keys: Any) -> NetworkExecutorSecurity:
     if config is None:
         config = {"type": "signed", "secret": SECRET, **keys}
-    return NetworkExecutorSecurity.from_config(config, what=WHAT)
+    return NetworkExecutorSecurity.from_config(config, label=WHAT)
 
 
 def by_hand(
@@ -72,15 +72,21 @@ def verify(
 class TestSigned:
     def test_what_we_sign_is_what_the_documentation_says(self) -> None:
         headers = security(key="k1").headers_for(transport="http", target=TARGET, body=BODY)
-        again = by_hand(key="k1", timestamp=headers["X-Wove-Timestamp"], nonce=headers["X-Wove-Nonce"])
+        again = by_hand(
+            key="k1", timestamp=headers["X-Wove-Timestamp"], nonce=headers["X-Wove-Nonce"]
+        )
         assert headers == again
         assert abs(int(headers["X-Wove-Timestamp"]) - time.time()) < 60
 
     def test_what_somebody_else_signs_is_accepted(self) -> None:
         verify(security(), by_hand())
-        verify(security(), by_hand(transport="grpc", target="/a/b"), transport="grpc", target="/a/b")
+        verify(
+            security(), by_hand(transport="grpc", target="/a/b"), transport="grpc", target="/a/b"
+        )
 
-    @pytest.mark.parametrize("body", [BODY, [BODY[:5], BODY[5:]], memoryview(BODY), bytearray(BODY), digest(BODY)])
+    @pytest.mark.parametrize(
+        "body", [BODY, [BODY[:5], BODY[5:]], memoryview(BODY), bytearray(BODY), digest(BODY)]
+    )
     def test_bodies_of_every_kind(self, body: Any) -> None:
         client, service = security(), security()
         verify(service, client.headers_for(transport="http", target=TARGET, body=body), body=BODY)
@@ -148,7 +154,9 @@ class TestSigned:
         for _ in range(20):
             headers, passed, gate = by_hand(), list[int](), threading.Barrier(8)
 
-            def attempt(headers: dict[str, str] = headers, passed: list[int] = passed, gate: Any = gate) -> None:
+            def attempt(
+                headers: dict[str, str] = headers, passed: list[int] = passed, gate: Any = gate
+            ) -> None:
                 gate.wait()
                 try:
                     verify(service, headers)
@@ -163,7 +171,9 @@ class TestSigned:
                 thread.join()
             assert passed == [1]
 
-    @pytest.mark.parametrize(("off", "told"), [(-400, "behind this machine's clock"), (400, "ahead of this machine")])
+    @pytest.mark.parametrize(
+        ("off", "told"), [(-400, "behind this machine's clock"), (400, "ahead of this machine")]
+    )
     def test_clocks_apart(self, off: int, told: str) -> None:
         headers = by_hand(timestamp=int(time.time()) + off)
         with pytest.raises(PermissionError, match=told):
@@ -172,7 +182,9 @@ class TestSigned:
             security().screen_headers(headers=headers)
         verify(security(clock_skew_seconds=500), headers)
 
-    @pytest.mark.parametrize("name", ["X-Wove-Key", "X-Wove-Timestamp", "X-Wove-Nonce", "X-Wove-Signature"])
+    @pytest.mark.parametrize(
+        "name", ["X-Wove-Key", "X-Wove-Timestamp", "X-Wove-Nonce", "X-Wove-Signature"]
+    )
     def test_each_header_once(self, name: str) -> None:
         service, headers = security(), by_hand()
         with pytest.raises(PermissionError, match=f"{name} is missing"):
@@ -255,14 +267,18 @@ class TestRotation:
     def test_tokens(self) -> None:
         service = security({"type": "bearer", "token": "new", "accepted": [{"token": "old"}]})
         for token in ("new", "old"):
-            service.verify_headers(transport="http", target="/", headers={"authorization": f"Bearer {token}"})
+            service.verify_headers(
+                transport="http", target="/", headers={"authorization": f"Bearer {token}"}
+            )
         assert service.headers_for(transport="http", target="/") == {"Authorization": "Bearer new"}
 
 
 class TestBearer:
     SERVICE = NetworkExecutorSecurity.from_config({"type": "bearer", "token": "abc-123"})
 
-    @pytest.mark.parametrize("headers", [{"Authorization": "Bearer abc-123"}, [(b"authorization", b"bearer  abc-123")]])
+    @pytest.mark.parametrize(
+        "headers", [{"Authorization": "Bearer abc-123"}, [(b"authorization", b"bearer  abc-123")]]
+    )
     def test_the_token(self, headers: Headers) -> None:
         self.SERVICE.screen_headers(headers=headers)
         self.SERVICE.verify_headers(transport="http", target="/", body=BODY, headers=headers)
@@ -287,8 +303,12 @@ class TestBearer:
     def test_anything_else(self, headers: Headers) -> None:
         for check in (
             lambda: self.SERVICE.screen_headers(headers=headers),
-            lambda: self.SERVICE.verify_headers(transport="http", target="/", body=BODY, headers=headers),
-            lambda: self.SERVICE.verify_metadata(transport="grpc", target="/", body=BODY, metadata=headers),
+            lambda: self.SERVICE.verify_headers(
+                transport="http", target="/", body=BODY, headers=headers
+            ),
+            lambda: self.SERVICE.verify_metadata(
+                transport="grpc", target="/", body=BODY, metadata=headers
+            ),
         ):
             with pytest.raises(PermissionError) as caught:
                 check()
@@ -296,7 +316,10 @@ class TestBearer:
 
     def test_principals_differ_and_do_not_tell_the_token(self) -> None:
         service = security({"type": "bearer", "token": "abc-123", "accepted": [{"token": "def"}]})
-        one, two = (service.principal(headers={"authorization": f"Bearer {token}"}) for token in ("abc-123", "def"))
+        one, two = (
+            service.principal(headers={"authorization": f"Bearer {token}"})
+            for token in ("abc-123", "def")
+        )
         assert one != two
         assert hashlib.blake2b(b"abc-123", digest_size=16).hexdigest() != one
 
@@ -313,20 +336,43 @@ class TestReplies:
     def test_there_and_back(self) -> None:
         client, service, headers = self.pair()
         for sequence in range(3):
-            signature = service.reply_signature(**self.KEYS, headers=headers, body=b"{}", sequence=sequence)
-            client.verify_reply(**self.KEYS, headers=headers, body=[b"{", b"}"], signature=signature, sequence=sequence)
+            signature = service.reply_signature(
+                **self.KEYS, headers=headers, body=b"{}", sequence=sequence
+            )
+            client.verify_reply(
+                **self.KEYS,
+                headers=headers,
+                body=[b"{", b"}"],
+                signature=signature,
+                sequence=sequence,
+            )
 
     def test_as_the_documentation_says(self) -> None:
         _, service, headers = self.pair()
-        lines = ["wove-v1-reply", "http", TARGET, headers["X-Wove-Nonce"], "2", hashlib.sha256(b"{}").hexdigest()]
+        lines = [
+            "wove-v1-reply",
+            "http",
+            TARGET,
+            headers["X-Wove-Nonce"],
+            "2",
+            hashlib.sha256(b"{}").hexdigest(),
+        ]
         expected = hmac.new(SECRET.encode(), "\n".join(lines).encode(), hashlib.sha256).hexdigest()
         raw = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
-        assert service.reply_signature(**self.KEYS, headers=raw, body=b"{}", sequence=2) == f"v1={expected}"
+        assert (
+            service.reply_signature(**self.KEYS, headers=raw, body=b"{}", sequence=2)
+            == f"v1={expected}"
+        )
 
     def test_whatever_is_changed_is_refused(self) -> None:
         client, service, headers = self.pair()
         good = service.reply_signature(**self.KEYS, headers=headers, body=b"{}")
-        arguments: dict[str, Any] = {**self.KEYS, "headers": headers, "body": b"{}", "signature": good}
+        arguments: dict[str, Any] = {
+            **self.KEYS,
+            "headers": headers,
+            "body": b"{}",
+            "signature": good,
+        }
         client.verify_reply(**arguments)
         others = client.headers_for(**self.KEYS, body=BODY)
         for changed in (
@@ -351,9 +397,13 @@ class TestReplies:
             client.verify_reply(**self.KEYS, headers=headers, body=b"{}", signature=None)
 
     def test_in_the_midst_of_a_rotation_each_client_can_verify(self) -> None:
-        service = security(sign_replies=True, accepted=[{"secret": "old"}, {"key": "older", "secret": "older"}])
+        service = security(
+            sign_replies=True, accepted=[{"secret": "old"}, {"key": "older", "secret": "older"}]
+        )
         for secret, key in ((SECRET, "default"), ("old", "default"), ("older", "older")):
-            client = security({"type": "signed", "secret": secret, "key": key, "sign_replies": True})
+            client = security(
+                {"type": "signed", "secret": secret, "key": key, "sign_replies": True}
+            )
             headers = client.headers_for(**self.KEYS)
             signature = service.reply_signature(**self.KEYS, headers=headers, body=b"{}")
             client.verify_reply(**self.KEYS, headers=headers, body=b"{}", signature=signature)
@@ -380,14 +430,36 @@ ODD_TEXT = st.one_of(
     st.text("0123456789", max_size=40),
     st.text("0123456789abcdefv=", max_size=80),
     st.sampled_from(
-        ["default", "v1=" + "0" * 64, "Bearer abc", "bearer", "NaN", "\x00", "\ud800", "\u0661", "9" * 5000]
+        [
+            "default",
+            "v1=" + "0" * 64,
+            "Bearer abc",
+            "bearer",
+            "NaN",
+            "\x00",
+            "\ud800",
+            "\u0661",
+            "9" * 5000,
+        ]
     ),
     st.builds(lambda: str(int(time.time()))),
 )
-ODD_VALUE = st.one_of(ODD_TEXT, st.binary(max_size=40), st.none(), st.integers(), st.lists(ODD_TEXT, max_size=2))
-NAMES = ["X-Wove-Key", "x-wove-timestamp", "X-WOVE-NONCE", "x-Wove-Signature", "authorization", "Authorization"]
+ODD_VALUE = st.one_of(
+    ODD_TEXT, st.binary(max_size=40), st.none(), st.integers(), st.lists(ODD_TEXT, max_size=2)
+)
+NAMES = [
+    "X-Wove-Key",
+    "x-wove-timestamp",
+    "X-WOVE-NONCE",
+    "x-Wove-Signature",
+    "authorization",
+    "Authorization",
+]
 ODD_NAME = st.one_of(
-    st.sampled_from(NAMES), st.sampled_from([name.encode() for name in NAMES]), st.text(max_size=10), st.none()
+    st.sampled_from(NAMES),
+    st.sampled_from([name.encode() for name in NAMES]),
+    st.text(max_size=10),
+    st.none(),
 )
 ODD_HEADERS = st.one_of(
     st.dictionaries(ODD_NAME, ODD_VALUE, max_size=8),
@@ -400,18 +472,24 @@ ODD_HEADERS = st.one_of(
 
 class TestFuzz:
     SERVICES = (
-        NetworkExecutorSecurity.from_config({"type": "signed", "secret": SECRET, "sign_replies": True}),
+        NetworkExecutorSecurity.from_config(
+            {"type": "signed", "secret": SECRET, "sign_replies": True}
+        ),
         NetworkExecutorSecurity.from_config({"type": "bearer", "token": SECRET.replace(" ", "-")}),
     )
 
     @settings(max_examples=600, deadline=None)
     @given(ODD_HEADERS, ODD_TEXT, st.binary(max_size=20))
-    def test_odd_headers_are_permission_errors_and_nothing_else(self, headers: Any, target: str, body: bytes) -> None:
+    def test_odd_headers_are_permission_errors_and_nothing_else(
+        self, headers: Any, target: str, body: bytes
+    ) -> None:
         for service in self.SERVICES:
             with pytest.raises(PermissionError):
                 service.verify_headers(transport="http", target=target, body=body, headers=headers)
             with pytest.raises(PermissionError):
-                service.verify_metadata(transport="grpc", target=target, body=body, metadata=headers)
+                service.verify_metadata(
+                    transport="grpc", target=target, body=body, metadata=headers
+                )
         with pytest.raises(PermissionError):
             self.SERVICES[1].screen_headers(headers=headers)
 
@@ -452,7 +530,9 @@ class TestConfig:
         monkeypatch.setitem(os.environb, b"WOVE_TEST_SECRET", b"\xff\xfe raw")
         verify(
             security({"type": "signed", "secret": b"\xff\xfe raw"}),
-            security("env:WOVE_TEST_SECRET").headers_for(transport="http", target=TARGET, body=BODY),
+            security("env:WOVE_TEST_SECRET").headers_for(
+                transport="http", target=TARGET, body=BODY
+            ),
         )
 
     def test_an_instance_is_itself(self) -> None:
@@ -463,7 +543,11 @@ class TestConfig:
     @pytest.mark.parametrize(
         ("config", "kind", "told"),
         [
-            ("env:WOVE_TEST_UNSET", ValueError, "environment variable WOVE_TEST_UNSET is not set. Set it"),
+            (
+                "env:WOVE_TEST_UNSET",
+                ValueError,
+                "environment variable WOVE_TEST_UNSET is not set. Set it",
+            ),
             ("env:WOVE_TEST_EMPTY", ValueError, "environment variable WOVE_TEST_EMPTY is empty"),
             ("env:WOVE_TEST_BLANK", ValueError, "environment variable WOVE_TEST_BLANK is empty"),
             ("env:", ValueError, "no name of an environment variable"),
@@ -486,26 +570,80 @@ class TestConfig:
             ({"type": "signed", "secret": "env:NAME"}, ValueError, "give that as 'secret_env'"),
             ({"type": "signed", "secret": "\ud800"}, ValueError, "give it as bytes"),
             ({"type": "signed", "secret_env": b"S"}, TypeError, "'secret_env' must be text"),
-            ({"type": "signed", "secret": "s", "key": ""}, ValueError, "'key' must be 1 to 128 letters"),
-            ({"type": "signed", "secret": "s", "key": "a b"}, ValueError, "'key' must be 1 to 128 letters"),
+            (
+                {"type": "signed", "secret": "s", "key": ""},
+                ValueError,
+                "'key' must be 1 to 128 letters",
+            ),
+            (
+                {"type": "signed", "secret": "s", "key": "a b"},
+                ValueError,
+                "'key' must be 1 to 128 letters",
+            ),
             ({"type": "signed", "secret": "s", "key": 1}, TypeError, "'key' must be text"),
-            ({"type": "signed", "secret": "s", "clock_skew_seconds": 0}, ValueError, "'clock_skew_seconds' must be"),
-            ({"type": "signed", "secret": "s", "clock_skew_seconds": True}, TypeError, "'clock_skew_seconds' must be"),
-            ({"type": "signed", "secret": "s", "clock_skew_seconds": "1"}, TypeError, "'clock_skew_seconds' must be"),
-            ({"type": "signed", "secret": "s", "remember_nonces": 1}, TypeError, "'remember_nonces' must be True"),
-            ({"type": "signed", "secret": "s", "sign_replies": "no"}, TypeError, "'sign_replies' must be True"),
-            ({"type": "signed", "secret": "s", "accepted": "old"}, TypeError, "'accepted' must be a list of dicts"),
-            ({"type": "signed", "secret": "s", "accepted": ["old"]}, TypeError, "entry 0: 'accepted' must be a list"),
-            ({"type": "signed", "secret": "s", "accepted": [{}]}, ValueError, "entry 0 needs either 'secret_env'"),
-            ({"type": "signed", "secret": "s", "accepted": [{"kye": 1}]}, ValueError, "Did you mean 'key'"),
+            (
+                {"type": "signed", "secret": "s", "clock_skew_seconds": 0},
+                ValueError,
+                "'clock_skew_seconds' must be",
+            ),
+            (
+                {"type": "signed", "secret": "s", "clock_skew_seconds": True},
+                TypeError,
+                "'clock_skew_seconds' must be",
+            ),
+            (
+                {"type": "signed", "secret": "s", "clock_skew_seconds": "1"},
+                TypeError,
+                "'clock_skew_seconds' must be",
+            ),
+            (
+                {"type": "signed", "secret": "s", "remember_nonces": 1},
+                TypeError,
+                "'remember_nonces' must be True",
+            ),
+            (
+                {"type": "signed", "secret": "s", "sign_replies": "no"},
+                TypeError,
+                "'sign_replies' must be True",
+            ),
+            (
+                {"type": "signed", "secret": "s", "accepted": "old"},
+                TypeError,
+                "'accepted' must be a list of dicts",
+            ),
+            (
+                {"type": "signed", "secret": "s", "accepted": ["old"]},
+                TypeError,
+                "entry 0: 'accepted' must be a list",
+            ),
+            (
+                {"type": "signed", "secret": "s", "accepted": [{}]},
+                ValueError,
+                "entry 0 needs either 'secret_env'",
+            ),
+            (
+                {"type": "signed", "secret": "s", "accepted": [{"kye": 1}]},
+                ValueError,
+                "Did you mean 'key'",
+            ),
             ({"type": "bearer"}, ValueError, "needs either 'token_env'"),
             ({"type": "bearer", "token": "a\n"}, ValueError, "Look for a line break"),
             ({"type": "bearer", "token": "a b"}, ValueError, "no header can carry"),
-            ({"type": "bearer", "token": "a", "sign_replies": True}, ValueError, "of type bearer has no key"),
-            ({"type": "bearer", "token": "a", "accepted": [{"token": "\xe9"}]}, ValueError, "no header can carry"),
+            (
+                {"type": "bearer", "token": "a", "sign_replies": True},
+                ValueError,
+                "of type bearer has no key",
+            ),
+            (
+                {"type": "bearer", "token": "a", "accepted": [{"token": "\xe9"}]},
+                ValueError,
+                "no header can carry",
+            ),
         ],
     )
-    def test_mistakes(self, config: Any, kind: type[Exception], told: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_mistakes(
+        self, config: Any, kind: type[Exception], told: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         monkeypatch.delenv("WOVE_TEST_UNSET", raising=False)
         monkeypatch.setenv("WOVE_TEST_EMPTY", "")
         monkeypatch.setenv("WOVE_TEST_BLANK", " \n")
@@ -522,15 +660,28 @@ class TestSecretsStayInside:
     def instances(self) -> list[NetworkExecutorSecurity]:
         one, two, token = self.SECRETS
         return [
-            security({"type": "signed", "secret": one, "accepted": [{"key": "old", "secret": two}]}),
+            security(
+                {"type": "signed", "secret": one, "accepted": [{"key": "old", "secret": two}]}
+            ),
             security({"type": "bearer", "token": token, "accepted": [{"token": two}]}),
         ]
 
     def test_in_no_text(self, caplog: pytest.LogCaptureFixture) -> None:
         caplog.set_level(logging.DEBUG)
         for each in self.instances():
-            texts = [repr(each), str(each), f"{each!r}", repr(vars(type(each))), repr({"a": [each]})]
-            for headers in ({}, {"authorization": "Bearer nope"}, by_hand("nope"), by_hand("nope", key="old")):
+            texts = [
+                repr(each),
+                str(each),
+                f"{each!r}",
+                repr(vars(type(each))),
+                repr({"a": [each]}),
+            ]
+            for headers in (
+                {},
+                {"authorization": "Bearer nope"},
+                by_hand("nope"),
+                by_hand("nope", key="old"),
+            ):
                 try:
                     verify(each, headers)
                 except PermissionError as error:
@@ -551,13 +702,22 @@ class TestSecretsStayInside:
                 with pytest.raises(TypeError, match="secret_env"):
                     pickle.dumps(each, protocol)
         with pytest.raises(TypeError, match="secret_env"):
-            pickle.dumps(security({"type": "signed", "secret_env": "PATH", "accepted": [{"secret": "s3cr3t"}]}))
+            pickle.dumps(
+                security(
+                    {"type": "signed", "secret_env": "PATH", "accepted": [{"secret": "s3cr3t"}]}
+                )
+            )
 
     def test_names_of_variables_pickle(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("WOVE_TEST_SECRET", SECRET)
         for config in (
             "env:WOVE_TEST_SECRET",
-            {"type": "signed", "secret_env": "WOVE_TEST_SECRET", "key": "k", "accepted": ["env:WOVE_TEST_SECRET"]},
+            {
+                "type": "signed",
+                "secret_env": "WOVE_TEST_SECRET",
+                "key": "k",
+                "accepted": ["env:WOVE_TEST_SECRET"],
+            },
             "none",
         ):
             each = security(config)
@@ -614,7 +774,11 @@ print("done")
 def test_a_forked_child_can_go_on() -> None:
     """Whatever the other threads did at the moment of the fork."""
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", FORKS], capture_output=True, text=True, timeout=50, check=False
+        [sys.executable, "-W", "ignore", "-c", FORKS],
+        capture_output=True,
+        text=True,
+        timeout=50,
+        check=False,
     )
     assert (done.stdout, done.stderr) == ("done\n", "")
 
@@ -625,9 +789,14 @@ def test_a_digest_is_text_that_says_so() -> None:
 
 def test_a_variable_may_hold_the_whole_configuration(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NEW", "the new secret")
-    monkeypatch.setenv("WHOLE", '{"type": "signed", "secret_env": "NEW", "key": "2", "sign_replies": true}')
+    monkeypatch.setenv(
+        "WHOLE", '{"type": "signed", "secret_env": "NEW", "key": "2", "sign_replies": true}'
+    )
     whole = NetworkExecutorSecurity.from_config("env:WHOLE")
-    assert whole.signs_replies and repr(whole) == "<NetworkExecutorSecurity signed key='2' sign_replies>"
+    assert (
+        whole.signs_replies
+        and repr(whole) == "<NetworkExecutorSecurity signed key='2' sign_replies>"
+    )
     again = pickle.loads(pickle.dumps(whole))
     headers = again.headers_for(transport="http", target="/")
     whole.verify_headers(transport="http", target="/", headers=headers)
@@ -640,4 +809,6 @@ def test_a_secret_may_begin_with_a_brace(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setenv("ODD", "{not JSON")
     odd = NetworkExecutorSecurity.from_config("env:ODD")
     same = NetworkExecutorSecurity.from_config({"type": "signed", "secret": "{not JSON"})
-    same.verify_headers(transport="http", target="/", headers=odd.headers_for(transport="http", target="/"))
+    same.verify_headers(
+        transport="http", target="/", headers=odd.headers_for(transport="http", target="/")
+    )

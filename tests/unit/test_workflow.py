@@ -212,7 +212,12 @@ def test_multi_level_inheritance_and_super() -> None:
     assert run(Base, source=" a ").report == "a"
     assert run(Middle, source=" a ").report == "[a,middle]"
     result = run(Leaf, source=" a ")
-    assert list(result) == [[" a ", " middle ", "leaf"], ["A", "MIDDLE", "LEAF"], "[A,MIDDLE,LEAF]", 15]
+    assert list(result) == [
+        [" a ", " middle ", "leaf"],
+        ["A", "MIDDLE", "LEAF"],
+        "[A,MIDDLE,LEAF]",
+        15,
+    ]
     assert names(Leaf) == ["load", "clean", "report", "audit"]
 
 
@@ -428,7 +433,9 @@ def test_what_cannot_be_called_is_refused() -> None:
     class Broken(Base):
         report = 5  # type: ignore[assignment]
 
-    with pytest.raises(TypeError, match="task 'report' of Broken is replaced by 5, which cannot be called"):
+    with pytest.raises(
+        TypeError, match="task 'report' of Broken is replaced by 5, which cannot be called"
+    ):
         weave(Broken)
 
 
@@ -670,7 +677,9 @@ def test_an_init_that_needs_arguments() -> None:
         def task(self) -> None:
             pass
 
-    with pytest.raises(TypeError, match=r"weave\(Needy\) makes the instance by itself.*'connection'"):
+    with pytest.raises(
+        TypeError, match=r"weave\(Needy\) makes the instance by itself.*'connection'"
+    ):
         weave(Needy)
 
 

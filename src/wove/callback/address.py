@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from typing import Any, Final
 from urllib.parse import urlsplit
 
-from wove.executors.endpoints import parse_url
-from wove.executors.reading import text
+from wove.executors.network.endpoints import parse_url
 from wove.graph.rules import shown
+from wove.settings.config_readers import text
 
 __all__ = ["KEYS", "PATH", "Address", "read_address"]
 
@@ -23,7 +23,7 @@ PATH: Final = "/wove/events/"
 """What comes before the token in the path of every request."""
 
 EVERYWHERE: Final = frozenset({"0.0.0.0", "::", "0:0:0:0:0:0:0:0"})
-MOST_PORTS: Final = 10_000
+MAX_PORTS: Final = 10_000
 HIGHEST_PORT: Final = 65_535
 
 # RFC 3986, 2.3: what no client percent-encodes.
@@ -68,14 +68,14 @@ class Address:
         return f"http://{f'[{host}]' if ':' in host else host}:{port}{PATH}{self.token}"
 
 
-def read_address(config: Mapping[str, Any], *, what: str) -> Address:
+def read_address(config: Mapping[str, Any], *, label: str) -> Address:
     """Read and check the ``callback_*`` keys.
 
     Args:
         config: The ``executor_config``: ``callback_host`` (default ``"127.0.0.1"``); ``callback_port`` (default 0,
             any; a number; or ``"9010-9019"``, the first that is free); ``callback_url`` (default: made of the
             others); ``callback_token`` (default: that of the URL, or else a new one).
-        what: What messages begin with: ``"environment 'reports'"``.
+        label: What messages begin with: ``"environment 'reports'"``.
 
     Raises:
         TypeError: A value is of the wrong type.
@@ -85,24 +85,28 @@ def read_address(config: Mapping[str, Any], *, what: str) -> Address:
         >>> read_address({"callback_port": "9010-9019", "callback_token": "secret"}, what="environment 'reports'")
         Address(host='127.0.0.1', ports=range(9010, 9020), url=None, token='secret')
     """
-    host = text(config, "callback_host", "127.0.0.1", what=what)
+    host = text(config, "callback_host", "127.0.0.1", label=label)
     if host.startswith("[") and host.endswith("]"):
         host = host[1:-1]
     if not re.fullmatch(r"[A-Za-z0-9._:%-]+", host):
-        raise ValueError(f"{what}: executor_config 'callback_host' must be a name or an address, not {host!r:.200}")
-    ports = _ports(config.get("callback_port"), f"{what}: executor_config 'callback_port'")
-    token = text(config, "callback_token", what=what)
+        raise ValueError(
+            f"{label}: executor_config 'callback_host' must be a name or an address, not {host!r:.200}"
+        )
+    ports = _ports(config.get("callback_port"), f"{label}: executor_config 'callback_port'")
+    token = text(config, "callback_token", label=label)
     if token is not None and not _TOKEN.fullmatch(token):
         raise ValueError(
-            f"{what}: executor_config 'callback_token' goes into the path of a URL: it must be 1 to 200 letters, "
+            f"{label}: executor_config 'callback_token' goes into the path of a URL: it must be 1 to 200 letters, "
             "digits or . _ ~ -"
         )
-    url = text(config, "callback_url", what=what)
+    url = text(config, "callback_url", label=label)
     if url is None:
         if "%" in host:  # RFC 4007, 11.2: a zone means something to this machine only
-            raise ValueError(f"{what}: with a zone in 'callback_host' a 'callback_url' is needed, for others to call")
+            raise ValueError(
+                f"{label}: with a zone in 'callback_host' a 'callback_url' is needed, for others to call"
+            )
         return Address(host, ports, None, token or secrets.token_urlsafe(24))
-    url, token = _url(url, token, f"{what}: executor_config 'callback_url'", what)
+    url, token = _url(url, token, f"{label}: executor_config 'callback_url'", label)
     return Address(host, ports, url, token)
 
 
@@ -110,29 +114,37 @@ def _ports(value: object, label: str) -> range:
     if value is None:
         return range(1)
     if isinstance(value, bool) or not isinstance(value, (int, str)):
-        raise TypeError(f'{label} must be a port, 0 for any, or a range such as "9010-9019", not {shown(value)}')
+        raise TypeError(
+            f'{label} must be a port, 0 for any, or a range such as "9010-9019", not {shown(value)}'
+        )
     match = _RANGE.fullmatch(str(value))
     if match is None:
-        raise ValueError(f'{label} must be a port, 0 for any, or a range such as "9010-9019", not {shown(value)}')
+        raise ValueError(
+            f'{label} must be a port, 0 for any, or a range such as "9010-9019", not {shown(value)}'
+        )
     first, last = int(match[1]), int(match[2] or match[1])
     if last > HIGHEST_PORT:
         raise ValueError(f"{label}: {last} is no port; {HIGHEST_PORT} is the highest")
     if match[2] and not 0 < first <= last:
-        raise ValueError(f'{label}: {shown(value)} is no range: give the lower port first, as in "9010-9019"')
-    if last - first >= MOST_PORTS:
-        raise ValueError(f"{label}: {shown(value)} has more than {MOST_PORTS} ports")
+        raise ValueError(
+            f'{label}: {shown(value)} is no range: give the lower port first, as in "9010-9019"'
+        )
+    if last - first >= MAX_PORTS:
+        raise ValueError(f"{label}: {shown(value)} has more than {MAX_PORTS} ports")
     return range(first, last + 1)
 
 
-def _url(url: str, token: str | None, label: str, what: str) -> tuple[str, str]:
+def _url(url: str, token: str | None, key_label: str, label: str) -> tuple[str, str]:
     """The template and the token."""
     filled = url.replace("{port}", "1").replace("{token}", "t")
     if "{" in filled or "}" in filled:
-        raise ValueError(f"{label} may hold {{port}} and {{token}}, and nothing else in braces: {url!r:.200}")
-    parts = parse_url(filled, ("http", "https"), what=what, key="callback_url", example=_EXAMPLE)
+        raise ValueError(
+            f"{key_label} may hold {{port}} and {{token}}, and nothing else in braces: {url!r:.200}"
+        )
+    parts = parse_url(filled, ("http", "https"), label=label, key="callback_url", example=_EXAMPLE)
     if parts.host in EVERYWHERE:
         raise ValueError(
-            f"{label}: {parts.host} is an address to listen on (callback_host), and none that a worker can call: "
+            f"{key_label}: {parts.host} is an address to listen on (callback_host), and none that a worker can call: "
             "give this machine's name or address"
         )
     if urlsplit(url).path in ("", "/"):
@@ -143,16 +155,18 @@ def _url(url: str, token: str | None, label: str, what: str) -> tuple[str, str]:
     if found is not None and found.end() == len(urlsplit(url).path):
         if token is not None and token != found[1]:
             raise ValueError(
-                f"{label} ends in another token than executor_config 'callback_token' says: leave one of the two out, "
-                "or write {token} in the URL"
+                f"{key_label} ends in another token than executor_config 'callback_token' says: leave one of the two "
+                "out, or write {token} in the URL"
             )
         if not _TOKEN.fullmatch(found[1]):
-            raise ValueError(f"{label}: a token is made of letters, digits and . _ ~ -, and what it ends in is not")
+            raise ValueError(
+                f"{key_label}: a token is made of letters, digits and . _ ~ -, and what it ends in is not"
+            )
         return url, found[1]
     if token is None:
         raise ValueError(
-            f"{label} does not end in {PATH}{{token}}: whatever passes its requests on has to know the token, so set "
-            "executor_config 'callback_token' as well"
+            f"{key_label} does not end in {PATH}{{token}}: whatever passes its requests on has to know the token, so "
+            "set executor_config 'callback_token' as well"
         )
     return url, token
 

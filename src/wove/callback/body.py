@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from wove.callback.room import Room, Turn
-from wove.executors.gathered import Gathered
+from wove.callback.byte_limiter import ByteLimiter, Reservation
+from wove.net.chunk_buffer import ChunkBuffer
 
 __all__ = ["Body"]
 
 
 class Body:
-    """What has come of a body. It may be there whole; else it has a place in a `Room`, reserved before it comes.
+    """What has come of a body. It may be there whole; else it has a place in a `ByteLimiter`, reserved before it comes.
 
     Attributes:
         room: Where it has its place, or waits for one.
@@ -20,12 +20,12 @@ class Body:
     __slots__ = ("_bytes", "_held", "_turn", "room")
 
     def __init__(self) -> None:
-        self.room: Room | None = None
-        self._bytes = Gathered()
+        self.room: ByteLimiter | None = None
+        self._bytes = ChunkBuffer()
         self._held = 0  # there
-        self._turn: Turn | None = None
+        self._turn: Reservation | None = None
 
-    def reserve(self, room: Room, size: int, ready: Callable[[], object]) -> bool:
+    def reserve(self, room: ByteLimiter, size: int, ready: Callable[[], object]) -> bool:
         """Whether there is a place for *size* bytes at once. Otherwise *ready* is called when there is."""
         self.room = room
         if room.take(size):
@@ -59,5 +59,5 @@ class Body:
 
     def drop(self) -> None:
         """Forget it."""
-        self._bytes = Gathered()
+        self._bytes = ChunkBuffer()
         self.release()

@@ -11,7 +11,7 @@ from typing import Any, Final, TypeVar
 
 from wove.callback.link import Destination, Link, exchange, request
 from wove.errors import DeliveryError
-from wove.executors.http1 import Head, ProtocolError, quoted
+from wove.net.http1 import Head, ProtocolError, quoted
 from wove.protocol import codec, payload
 from wove.protocol.faults import from_exception
 from wove.protocol.frames import PYTHON, check_event
@@ -19,7 +19,16 @@ from wove.protocol.payload import Claim
 from wove.protocol.pickling import Pickled, dumps
 from wove.security import NetworkExecutorSecurity, SecurityConfig
 
-__all__ = ["CANCELLED", "GONE", "backoff", "fetch", "listed", "may_come_right", "post_event", "shown"]
+__all__ = [
+    "CANCELLED",
+    "GONE",
+    "backoff",
+    "fetch",
+    "listed",
+    "may_come_right",
+    "post_event",
+    "shown",
+]
 
 _log = logging.getLogger("wove.worker")
 
@@ -102,19 +111,26 @@ def post_event(
     destination = Destination.parse(callback_url)
     signer = NetworkExecutorSecurity.from_config(security)
     chunks = codec.encode(_ready(check_event(event)))
-    what = f"the {event['type']} of run {event['run_id']}"
+    label = f"the {event['type']} of run {event['run_id']}"
 
     def attempt() -> bool:
-        fields = [("Content-Type", "application/json"), ("Content-Length", str(sum(map(len, chunks))))]
-        fields += signer.headers_for(transport="http", target=destination.target, body=chunks).items()
-        head, body = exchange(destination, request(destination, "POST", fields), chunks, stall_seconds=timeout)
+        fields = [
+            ("Content-Type", "application/json"),
+            ("Content-Length", str(sum(map(len, chunks)))),
+        ]
+        fields += signer.headers_for(
+            transport="http", target=destination.target, body=chunks
+        ).items()
+        head, body = exchange(
+            destination, request(destination, "POST", fields), chunks, stall_seconds=timeout
+        )
         if head.status == 410:
             return False
         if not 200 <= head.status < 300:
             raise _Refused(shown(destination, head, body), again=may_come_right(head.status))
         return event["run_id"] not in listed(head, GONE)
 
-    return _again_and_again(attempt, what, destination, retry_seconds)
+    return _again_and_again(attempt, label, destination, retry_seconds)
 
 
 def _ready(event: dict[str, Any]) -> dict[str, Any]:
@@ -122,7 +138,7 @@ def _ready(event: dict[str, Any]) -> dict[str, Any]:
     ready = {name: value for name, value in event.items() if name not in ("result", "exception")}
     task = str(event.get("task_id") or "?")
     if "result" in event and "result_pickle" not in event:
-        ready["result_pickle"] = dumps(event["result"], what=f"the result of task {task!r}")
+        ready["result_pickle"] = dumps(event["result"], label=f"the result of task {task!r}")
     exception = event.get("exception")
     if isinstance(exception, BaseException) and "exception_pickle" not in event:
         ready = {**from_exception(exception, task=task), "python": PYTHON, **ready}
@@ -137,7 +153,7 @@ def fetch(
     claim: Claim,
     *,
     security: NetworkExecutorSecurity,
-    what: str,
+    label: str,
     retry_seconds: float,
     stall_seconds: float = 60.0,
 ) -> Pickled:
@@ -147,7 +163,7 @@ def fetch(
         callback_url: The payload's.
         claim: From the payload, which must have been verified.
         security: Signs the request.
-        what: What they are, for messages: ``"the arguments of task 'pdf'"``.
+        label: What they are, for messages: ``"the arguments of task 'pdf'"``.
         retry_seconds: For how many seconds it is tried again.
         stall_seconds: For how many seconds nothing may move.
 
@@ -160,12 +176,17 @@ def fetch(
         fields = security.headers_for(transport="http", target=destination.target).items()
         link = Link(destination)
         try:
-            link.send(request(destination, "GET", fields), (), seconds=stall_seconds, most_answer=claim.size)
+            link.send(
+                request(destination, "GET", fields),
+                (),
+                seconds=stall_seconds,
+                most_answer=claim.size,
+            )
             return _received(link, claim, destination, stall_seconds)
         finally:
             link.close()
 
-    return _again_and_again(attempt, what, destination, retry_seconds)
+    return _again_and_again(attempt, label, destination, retry_seconds)
 
 
 def _received(link: Link, claim: Claim, destination: Destination, stall_seconds: float) -> Pickled:
@@ -180,7 +201,9 @@ def _received(link: Link, claim: Claim, destination: Destination, stall_seconds:
     head = link.parser.head
     assert head is not None
     if head.status != 200:
-        raise _Refused(shown(destination, head, b"".join(chunks)), again=may_come_right(head.status))
+        raise _Refused(
+            shown(destination, head, b"".join(chunks)), again=may_come_right(head.status)
+        )
     if size != claim.size or found.hexdigest() != claim.sha256:
         raise _Refused(
             f"{destination} sent {size} bytes with the SHA-256 {found.hexdigest()}, and the payload says "
@@ -199,7 +222,9 @@ class _Refused(Exception):
         self.again = again
 
 
-def _again_and_again(attempt: Callable[[], T], what: str, destination: Destination, seconds: float) -> T:
+def _again_and_again(
+    attempt: Callable[[], T], label: str, destination: Destination, seconds: float
+) -> T:
     give_up_at = _now() + seconds
     failures = 0
     while True:
@@ -214,6 +239,6 @@ def _again_and_again(attempt: Callable[[], T], what: str, destination: Destinati
         left = give_up_at - _now()
         if not again or left <= 0:
             tried = f" within {seconds:g} s" if again and seconds else ""
-            raise DeliveryError(f"{what} did not get through{tried}: {trouble}") from cause
+            raise DeliveryError(f"{label} did not get through{tried}: {trouble}") from cause
         _log.info("%s; trying again", trouble)
         time.sleep(min(pause, left))

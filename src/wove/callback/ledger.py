@@ -10,23 +10,23 @@ from collections.abc import Iterable, Sequence
 from typing import Final
 
 from wove.callback.client import CANCELLED, GONE, backoff, listed, may_come_right, shown
-from wove.callback.outbox import Event, Outbox, Parcel
-from wove.callback.report import Delivered
+from wove.callback.outbox import Event, EventBatch, RunEvents
+from wove.callback.reporter import Delivered
 from wove.errors import DeliveryError, SerializationError
-from wove.executors.http1 import Head
+from wove.net.http1 import Head
+from wove.protocol.completed_runs import bulk
 from wove.protocol.frames import TERMINAL, FrameError
-from wove.protocol.memory import bulk
 
-__all__ = ["Ledger"]
+__all__ = ["DeliveryQueue"]
 
 _log = logging.getLogger("wove.worker")
 
-MOST_BYTES: Final = 1024 * 1024
-MOST_RUNS: Final = 1000
+MAX_BYTES: Final = 1024 * 1024
+MAX_RUNS: Final = 1000
 """What goes in one request. A little more than so many bytes, by what the last run has to say."""
 
 
-class Ledger:
+class DeliveryQueue:
     """For one thread. Times are monotonic seconds.
 
     Attributes:
@@ -36,15 +36,15 @@ class Ledger:
     """
 
     def __init__(self) -> None:
-        self.alive: dict[Outbox, None] = {}
-        self.ready: dict[Outbox, None] = {}
-        self.large: list[Outbox] = []
-        self._later: list[tuple[float, int, Outbox]] = []
+        self.alive: dict[RunEvents, None] = {}
+        self.ready: dict[RunEvents, None] = {}
+        self.large: list[RunEvents] = []
+        self._later: list[tuple[float, int, RunEvents]] = []
         self._numbers = itertools.count()
 
     # --- what comes up --------------------------------------------------------------------------------------
 
-    def add(self, outbox: Outbox, event: Event, now: float) -> bool:
+    def add(self, outbox: RunEvents, event: Event, now: float) -> bool:
         """Take *event* in. Whether it is one that should not wait."""
         self.alive[outbox] = None
         outbox.add(event, now)
@@ -67,10 +67,10 @@ class Ledger:
             heapq.heappop(self._later)
         return self._later[0][0] if self._later else None
 
-    def _at(self, outbox: Outbox, moment: float) -> None:
+    def _at(self, outbox: RunEvents, moment: float) -> None:
         heapq.heappush(self._later, (moment, next(self._numbers), outbox))
 
-    def _ripen(self, outbox: Outbox, now: float) -> None:
+    def _ripen(self, outbox: RunEvents, now: float) -> None:
         """Something of *outbox* is due: an event, or giving up."""
         if outbox not in self.alive:
             return
@@ -82,7 +82,9 @@ class Ledger:
         else:
             if waits and now >= outbox.not_before:
                 self.large.append(outbox)
-            if now >= outbox.beat_due:  # the runner does not any more, and a large result may be long on its way
+            if (
+                now >= outbox.beat_due
+            ):  # the runner does not any more, and a large result may be long on its way
                 outbox.beat_due = now + outbox.report.beat_seconds
                 self._at(outbox, outbox.beat_due)
                 outbox.beat()
@@ -90,9 +92,9 @@ class Ledger:
 
     # --- requests -------------------------------------------------------------------------------------------
 
-    def pack(self, now: float) -> Parcel | None:
+    def pack(self, now: float) -> EventBatch | None:
         """The next request: what is ready, as far as it may go together; ``None`` if there is nothing."""
-        items: list[tuple[Outbox, list[Event]]] = []
+        items: list[tuple[RunEvents, list[Event]]] = []
         size = 0
         for outbox in list(self.ready):
             if items and not outbox.goes_with(items[0][0]):
@@ -101,11 +103,11 @@ class Ledger:
             if events := outbox.take(now):
                 items.append((outbox, events))
                 size += sum(map(bulk, events))
-                if outbox.alone or size >= MOST_BYTES or len(items) >= MOST_RUNS:
+                if outbox.alone or size >= MAX_BYTES or len(items) >= MAX_RUNS:
                     break
         if not items:
             return None
-        parcel = Parcel(items)
+        parcel = EventBatch(items)
         try:
             parcel.encode()
         except FrameError as error:
@@ -113,20 +115,22 @@ class Ledger:
             return None
         return parcel
 
-    def pack_end(self, outbox: Outbox, now: float) -> Parcel | None:
+    def pack_end(self, outbox: RunEvents, now: float) -> EventBatch | None:
         """A request with the end of one run, not encoded yet, if it is large; ``None`` if it is not its turn."""
         if not outbox.large:
             self.ready.pop(outbox, None)
         if outbox not in self.alive or not (events := outbox.take_end(now)):
             return None
-        parcel = outbox.parcel or Parcel([(outbox, events)])
+        parcel = outbox.parcel or EventBatch([(outbox, events)])
         if outbox.large:
             outbox.keep(parcel)
         return parcel
 
     # --- what becomes of them -------------------------------------------------------------------------------
 
-    def answered(self, parcel: Parcel, head: Head, body: bytes, now: float, *, kept: bool) -> None:
+    def answered(
+        self, parcel: EventBatch, head: Head, body: bytes, now: float, *, kept: bool
+    ) -> None:
         """An answer came, over the connection that is *kept* or another."""
         destination = parcel.destination
         if 200 <= head.status < 300 or head.status == 410:
@@ -144,7 +148,7 @@ class Ledger:
             ((outbox, events),) = parcel.items
             self._refused(outbox, events, head.status, shown(destination, head, body))
 
-    def again(self, parcel: Parcel, trouble: str, now: float) -> None:
+    def again(self, parcel: EventBatch, trouble: str, now: float) -> None:
         """The same request may be taken a little later."""
         _log.info("%s; trying again", trouble)
         for outbox, events in parcel.items:
@@ -153,22 +157,24 @@ class Ledger:
             outbox.not_before = now + backoff(outbox.attempts)
             self._at(outbox, outbox.not_before)
 
-    def unsent(self, parcel: Parcel) -> None:
+    def unsent(self, parcel: EventBatch) -> None:
         """Nothing is known of the request: it is to be sent again as soon as there is a connection."""
         for outbox, events in parcel.items:
             outbox.put_back(events)
             self.ready[outbox] = None
 
-    def missed(self, outboxes: Iterable[Outbox], trouble: str, now: float) -> None:
+    def missed(self, outboxes: Iterable[RunEvents], trouble: str, now: float) -> None:
         """An attempt came to nothing, through no fault of what was to be sent."""
         for outbox in list(outboxes):
             self._missed(outbox, trouble, now)
 
-    def apart(self, parcel: Parcel, trouble: str) -> None:
+    def apart(self, parcel: EventBatch, trouble: str) -> None:
         """Something in the request is not right: each run's events are to be sent by themselves."""
         for outbox, events in parcel.items:
             if len(parcel.items) == 1:
-                self.end(outbox, Delivered(error=DeliveryError(f"{_what(outbox)} is lost: {trouble}")))
+                self.end(
+                    outbox, Delivered(error=DeliveryError(f"{_what(outbox)} is lost: {trouble}"))
+                )
             else:
                 outbox.alone = True
                 outbox.put_back(events)
@@ -183,7 +189,7 @@ class Ledger:
                     outbox.beat()
                     self.ready[outbox] = None
 
-    def end(self, outbox: Outbox, delivered: Delivered) -> None:
+    def end(self, outbox: RunEvents, delivered: Delivered) -> None:
         """It is over."""
         if delivered.error is not None:
             _log.error("%s", delivered.error)
@@ -199,7 +205,7 @@ class Ledger:
             self.end(outbox, Delivered(error=DeliveryError(text)))
         self.large.clear()
 
-    def _taken(self, outbox: Outbox, events: Sequence[Event], *, kept: bool) -> None:
+    def _taken(self, outbox: RunEvents, events: Sequence[Event], *, kept: bool) -> None:
         outbox.alone = False
         if _has_end(events):
             self.end(outbox, Delivered())
@@ -207,7 +213,7 @@ class Ledger:
             outbox.announced = outbox.announced or kept
             outbox.report.answered()
 
-    def _gone(self, outbox: Outbox, events: Sequence[Event], *, cancelled: bool) -> None:
+    def _gone(self, outbox: RunEvents, events: Sequence[Event], *, cancelled: bool) -> None:
         """Nobody waits for the run; *cancelled*: it was told to end, and not only left alone."""
         report = outbox.report
         if _has_end(events):
@@ -216,12 +222,18 @@ class Ledger:
         elif not outbox.quiet:
             outbox.hush()
             if cancelled or not report.detached:
-                _log.info("run %s of task %r is cancelled: nobody waits for it any more", report.run_id, report.task)
+                _log.info(
+                    "run %s of task %r is cancelled: nobody waits for it any more",
+                    report.run_id,
+                    report.task,
+                )
                 report.cancel()
             else:
                 report.answered()
 
-    def _refused(self, outbox: Outbox, events: Sequence[Event], status: int, trouble: str) -> None:
+    def _refused(
+        self, outbox: RunEvents, events: Sequence[Event], status: int, trouble: str
+    ) -> None:
         if not _has_end(events):
             _log.warning("%s. Run %s goes on", trouble, outbox.report.run_id)
             outbox.hush()
@@ -233,7 +245,7 @@ class Ledger:
         else:
             self.end(outbox, Delivered(error=DeliveryError(f"{_what(outbox)} is lost: {trouble}")))
 
-    def _missed(self, outbox: Outbox, trouble: str, now: float) -> None:
+    def _missed(self, outbox: RunEvents, trouble: str, now: float) -> None:
         outbox.attempts += 1
         outbox.trouble = trouble
         if outbox.end is None:
@@ -244,7 +256,7 @@ class Ledger:
         else:
             self._at(outbox, outbox.give_up_at)
 
-    def _give_up(self, outbox: Outbox) -> None:
+    def _give_up(self, outbox: RunEvents) -> None:
         seconds = outbox.report.retry_seconds
         text = f"{_what(outbox)} could not be reported within {seconds:g} s: {outbox.trouble}"
         self.end(outbox, Delivered(error=DeliveryError(text)))
@@ -254,11 +266,11 @@ def _has_end(events: Sequence[Event]) -> bool:
     return any(event["type"] in TERMINAL for event in events)
 
 
-def _what(outbox: Outbox) -> str:
+def _what(outbox: RunEvents) -> str:
     return f"the end of run {outbox.report.run_id} of task {outbox.report.task!r}"
 
 
-def _too_large(outbox: Outbox) -> Event:
+def _too_large(outbox: RunEvents) -> Event:
     error = SerializationError(
         f"what task {outbox.report.task!r} has to report is pickled {outbox.size} bytes, more than the receiver takes "
         "in one message (executor_config 'max_message_bytes'). Have the task store it, and return where it is"

@@ -16,9 +16,9 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from urllib.parse import urlsplit
 
-from wove.executors import forks
-from wove.executors.http1 import Head, RequestHead, ResponseParser
-from wove.executors.sockets import keep_alive
+from wove.concurrency import forks
+from wove.net.http1 import Head, RequestHead, ResponseParser
+from wove.net.keepalive import keep_alive
 from wove.protocol.limits import INLINE_BYTES
 
 if TYPE_CHECKING:
@@ -71,7 +71,9 @@ class Destination(NamedTuple):
         if parts.port is not None:
             authority = f"{authority}:{parts.port}"
         target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-        RequestHead("POST", target, [("Host", authority)])  # complains about what HTTP does not allow
+        RequestHead(
+            "POST", target, [("Host", authority)]
+        )  # complains about what HTTP does not allow
         return cls(secure, host, port, authority, target)
 
     @property
@@ -86,10 +88,16 @@ class Destination(NamedTuple):
 
 
 def request(
-    destination: Destination, method: str, fields: Iterable[tuple[str, str]], *, target: str | None = None
+    destination: Destination,
+    method: str,
+    fields: Iterable[tuple[str, str]],
+    *,
+    target: str | None = None,
 ) -> bytes:
     """The head of a request to *destination*; *target* is another path there."""
-    return RequestHead(method, target or destination.target, [("Host", destination.authority)]).encode(fields)
+    return RequestHead(
+        method, target or destination.target, [("Host", destination.authority)]
+    ).encode(fields)
 
 
 class Link:
@@ -206,7 +214,9 @@ class Link:
         close_socket(self._sock)
 
     def _pending(self) -> bool:
-        pending: Any = getattr(self._sock, "pending", None)  # of TLS: what was decrypted and not yet read
+        pending: Any = getattr(
+            self._sock, "pending", None
+        )  # of TLS: what was decrypted and not yet read
         return pending is not None and pending() > 0
 
     def _answering(self) -> bool:
@@ -294,14 +304,18 @@ def _after_in_child() -> None:
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_after_in_child)
+    os.register_at_fork(
+        before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_after_in_child
+    )
 
 
 def _connected(destination: Destination) -> socket.socket:
     # Bytes: for text Python loads its IDNA codec, an import that a fork could catch half way.
     host = destination.host.encode("ascii")
     failure: OSError = OSError(f"the name {destination.host!r} has no address")
-    for family, kind, protocol, _, address in socket.getaddrinfo(host, destination.port, type=socket.SOCK_STREAM):
+    for family, kind, protocol, _, address in socket.getaddrinfo(
+        host, destination.port, type=socket.SOCK_STREAM
+    ):
         with _lock:
             sock = socket.socket(family, kind, protocol)
             _sockets.add(sock)
@@ -337,7 +351,7 @@ def _secured(sock: socket.socket, host: str) -> socket.socket:
         with forks.importing:
             import ssl
 
-            from wove.executors.tls import TLSFiles
+            from wove.net.tls import TLSFiles
 
             _nothing_there = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
             _context = TLSFiles().context()

@@ -7,16 +7,16 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from wove.protocol.codec import encode_events
+from wove.protocol.completed_runs import bulk
 from wove.protocol.frames import TERMINAL, condensed
-from wove.protocol.memory import bulk
 from wove.protocol.pickling import Pickled
 
 if TYPE_CHECKING:
     from wove.callback.link import Destination
-    from wove.callback.report import Report
+    from wove.callback.reporter import RunReporter
     from wove.security import NetworkExecutorSecurity
 
-__all__ = ["Event", "Outbox", "Parcel"]
+__all__ = ["Event", "EventBatch", "RunEvents"]
 
 HOLD_SECONDS: Final = 0.01
 """So long a ``task_started`` waits for the end of its run: most tasks are short, and then one POST says it all."""
@@ -27,7 +27,7 @@ LARGE_BYTES: Final = 256 * 1024
 Event: TypeAlias = "Mapping[str, Any]"
 
 
-class Outbox:
+class RunEvents:
     """The events of a report that are to be sent, and how far they have come.
 
     Attributes:
@@ -69,15 +69,17 @@ class Outbox:
         "trouble",
     )
 
-    def __init__(self, report: Report) -> None:
+    def __init__(self, report: RunReporter) -> None:
         self.report = report
         self._started: Event | None = None
         self._beat: Event | None = None
         self._others: list[Event] = []
         self.started_due = 0.0
         self.end: Event | None = None
-        self.end_is_out = self.large = self.alone = self.shortened = self.announced = self.quiet = False
-        self.parcel: Parcel | None = None
+        self.end_is_out = self.large = self.alone = self.shortened = self.announced = self.quiet = (
+            False
+        )
+        self.parcel: EventBatch | None = None
         self.attempts = self.size = 0
         self.not_before = self.give_up_at = 0.0
         self.beat_due = math.inf
@@ -105,7 +107,11 @@ class Outbox:
     def beat(self) -> None:
         """Say once more that the run is here."""
         if not self.quiet and (self.end is None or self.large) and self._beat is None:
-            self._beat = {"type": "heartbeat", "run_id": self.report.run_id, "task_id": self.report.task}
+            self._beat = {
+                "type": "heartbeat",
+                "run_id": self.report.run_id,
+                "task_id": self.report.task,
+            }
 
     def hush(self) -> None:
         """Say nothing more but the end."""
@@ -118,7 +124,7 @@ class Outbox:
         self.end, self.end_is_out, self.shortened = event, False, True
         self.large, self.parcel = False, None
 
-    def keep(self, parcel: Parcel) -> None:
+    def keep(self, parcel: EventBatch) -> None:
         """The end is in *parcel*, and needs to be nowhere else."""
         if self.end is not None:
             self.parcel, self.end = parcel, _outline(self.end)
@@ -128,7 +134,7 @@ class Outbox:
         self.hush()
         self.end = self.parcel = None
 
-    def goes_with(self, other: Outbox) -> bool:
+    def goes_with(self, other: RunEvents) -> bool:
         """Whether what both have to say may go in one request."""
         mine, theirs = self.report, other.report
         same = mine.security is theirs.security and mine.destination == theirs.destination
@@ -177,7 +183,7 @@ class Outbox:
         self._others[:0] = others
 
 
-class Parcel:
+class EventBatch:
     """Events on their way in one request.
 
     Attributes:
@@ -190,7 +196,7 @@ class Parcel:
 
     __slots__ = ("answer", "chunks", "ends", "items", "sent_at")
 
-    def __init__(self, items: list[tuple[Outbox, list[Event]]]) -> None:
+    def __init__(self, items: list[tuple[RunEvents, list[Event]]]) -> None:
         self.items = items
         self.chunks: list[bytes] = []
         self.answer: list[bytes] = []

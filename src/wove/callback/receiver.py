@@ -16,19 +16,28 @@ from collections.abc import Sequence
 from typing import Any, Final, TypeAlias
 
 from wove.callback.address import KEYS, Address, read_address
-from wove.callback.presence import Line
-from wove.callback.room import Room
-from wove.callback.routes import Party, Route, Routes, Standing
+from wove.callback.byte_limiter import ByteLimiter
+from wove.callback.liveness import WorkerConnection
+from wove.callback.routes import EventSubscriber, Route, Routes, RunStatus
 from wove.callback.server import Connection
+from wove.concurrency import forks
 from wove.errors import DeliveryError
-from wove.executors import forks
 from wove.security import NetworkExecutorSecurity
 
-__all__ = ["KEYS", "Address", "Party", "Receiver", "Route", "Standing", "open_route", "read_address"]
+__all__ = [
+    "KEYS",
+    "Address",
+    "EventSubscriber",
+    "Receiver",
+    "Route",
+    "RunStatus",
+    "open_route",
+    "read_address",
+]
 
 logger = logging.getLogger("wove")
 
-MOST_STRANGERS: Final = 256
+MAX_STRANGERS: Final = 256
 """Connections that have not shown a token. With one more, the one that came first has to go."""
 
 SMALL_ROOM: Final = 4 * 1024 * 1024
@@ -49,7 +58,12 @@ _receivers: dict[_Key, Receiver] = {}
 
 
 async def open_route(
-    address: Address, party: Party, *, security: NetworkExecutorSecurity, max_message_bytes: int, what: str
+    address: Address,
+    party: EventSubscriber,
+    *,
+    security: NetworkExecutorSecurity,
+    max_message_bytes: int,
+    label: str,
 ) -> Route:
     """Let workers post events to *party*. To be called on Wove's background loop.
 
@@ -58,7 +72,7 @@ async def open_route(
         party: Who waits for events.
         security: What requests must show. Without it, the token alone.
         max_message_bytes: The largest body. So many bytes are also held at most, of all bodies that are on their way.
-        what: Who it is for, in messages: ``"environment 'reports'"``.
+        label: Who it is for, in messages: ``"environment 'reports'"``.
 
     Raises:
         DeliveryError: The port is taken, or the host is not this machine's. The message says what to do.
@@ -78,7 +92,7 @@ async def open_route(
     receiver = _receivers.get(key)
     if receiver is None:
         receiver = _receivers[key] = Receiver(key)
-    return await receiver.open(address, party, security, max_message_bytes, what)
+    return await receiver.open(address, party, security, max_message_bytes, label)
 
 
 class Receiver:
@@ -97,8 +111,8 @@ class Receiver:
     def __init__(self, key: _Key) -> None:
         self.loop, self.host, self._ports = self._key = key
         self.routes = Routes()
-        self.large = Room(0)
-        self.small = Room(SMALL_ROOM)
+        self.large = ByteLimiter(0)
+        self.small = ByteLimiter(SMALL_ROOM)
         self.closed = False
         self._users = 0  # routes that are open, or are being opened
         self._opening = asyncio.Lock()
@@ -113,14 +127,19 @@ class Receiver:
     # ------------------------------------------------------------------ routes
 
     async def open(
-        self, address: Address, party: Party, security: NetworkExecutorSecurity, max_message_bytes: int, what: str
+        self,
+        address: Address,
+        party: EventSubscriber,
+        security: NetworkExecutorSecurity,
+        max_message_bytes: int,
+        label: str,
     ) -> Route:
         """See `open_route`."""
         self._users += 1
         try:
             async with self._opening:
                 if not self._servers:
-                    await self._listen(what)
+                    await self._listen(label)
             route = Route(
                 party,
                 token=address.token,
@@ -128,7 +147,7 @@ class Receiver:
                 port=self.port,
                 security=security,
                 max_message_bytes=max_message_bytes,
-                what=what,
+                label=label,
                 close=self._leave,
             )
         except BaseException:
@@ -179,33 +198,42 @@ class Receiver:
 
     # ------------------------------------------------------------------ listening
 
-    async def _listen(self, what: str) -> None:
+    async def _listen(self, label: str) -> None:
         try:
             found = await self.loop.getaddrinfo(
-                self.host, None, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE | socket.AI_NUMERICSERV
+                self.host,
+                None,
+                type=socket.SOCK_STREAM,
+                flags=socket.AI_PASSIVE | socket.AI_NUMERICSERV,
             )
         except (OSError, UnicodeError) as error:
             raise DeliveryError(
-                f"{what}: there is no host {self.host!r} to listen on (executor_config 'callback_host'): {error}"
+                f"{label}: there is no host {self.host!r} to listen on (executor_config 'callback_host'): {error}"
             ) from error
         places = [(family, place) for family, _, _, _, place in dict.fromkeys(found)]
-        self._sockets = self._bound(places, what)
+        self._sockets = self._bound(places, label)
         self.port = self._sockets[0].getsockname()[1]
         try:
             for sock in self._sockets:
                 forks.blank(sock.fileno())
                 self._servers.append(
-                    await self.loop.create_server(lambda: Connection(self), sock=sock, backlog=BACKLOG)
+                    await self.loop.create_server(
+                        lambda: Connection(self), sock=sock, backlog=BACKLOG
+                    )
                 )
         except BaseException:
             self._deafen()
             raise
 
-    def _bound(self, places: Sequence[tuple[int, tuple[Any, ...]]], what: str) -> list[socket.socket]:
+    def _bound(
+        self, places: Sequence[tuple[int, tuple[Any, ...]]], label: str
+    ) -> list[socket.socket]:
         """Sockets that listen, all on one port: the first that is free."""
         error: OSError | None = None
         for port in self._ports:
-            for _ in range(4 if len(places) > 1 and not port else 1):  # any port: that may be taken on the other one
+            for _ in range(
+                4 if len(places) > 1 and not port else 1
+            ):  # any port: that may be taken on the other one
                 try:
                     return _listening(places, port)
                 except OSError as raised:
@@ -213,13 +241,17 @@ class Receiver:
                     if raised.errno not in (errno.EADDRINUSE, errno.EACCES):
                         break
         assert error is not None
-        raise DeliveryError(f"{what}: {self._explained(error)}") from error
+        raise DeliveryError(f"{label}: {self._explained(error)}") from error
 
     def _explained(self, error: OSError) -> str:
         first, last = self._ports[0], self._ports[-1]
         ports = f"port {first}" if first == last else f"ports {first} to {last}"
         where = f"{ports} on {self.host} (executor_config 'callback_port')"
-        ours = [other for other in _receivers.values() if other is not self and other.port in self._ports]
+        ours = [
+            other
+            for other in _receivers.values()
+            if other is not self and other.port in self._ports
+        ]
         if error.errno == errno.EADDRINUSE and ours:
             return (
                 f"another environment of this process listens on the callback port {ours[0].port} of {ours[0].host}: "
@@ -249,7 +281,7 @@ class Receiver:
         self._strangers[connection] = None
         if self.closed:
             connection.drop()
-        elif len(self._strangers) > MOST_STRANGERS:
+        elif len(self._strangers) > MAX_STRANGERS:
             oldest = next(iter(self._strangers))
             del self._strangers[oldest]
             oldest.drop()
@@ -258,7 +290,7 @@ class Receiver:
         """It is no stranger's."""
         self._strangers.pop(connection, None)
 
-    def left(self, connection: Connection, line: Line) -> None:
+    def left(self, connection: Connection, line: WorkerConnection) -> None:
         """It has ended."""
         self._connections.discard(connection)
         self._strangers.pop(connection, None)
@@ -275,10 +307,18 @@ class Receiver:
     def refused(self, status: int, text: str) -> None:
         """Log a refusal."""
         now = self.loop.time()
-        loud = status in (401, 403, 404, 413, 500) and now - self._reported.get(status, -QUIET_SECONDS) >= QUIET_SECONDS
+        loud = (
+            status in (401, 403, 404, 413, 500)
+            and now - self._reported.get(status, -QUIET_SECONDS) >= QUIET_SECONDS
+        )
         if loud:
             self._reported[status] = now
-        logger.log(logging.WARNING if loud else logging.DEBUG, "callback receiver, port %d: %s", self.port, text)
+        logger.log(
+            logging.WARNING if loud else logging.DEBUG,
+            "callback receiver, port %d: %s",
+            self.port,
+            text,
+        )
 
     def report(self, text: str, error: BaseException | None = None) -> None:
         """Log what should not be."""
@@ -298,8 +338,12 @@ def _listening(places: Sequence[tuple[int, tuple[Any, ...]]], port: int) -> list
                 # All of IPv6 is all of this machine, as 0.0.0.0 cannot be; one address is one address.
                 sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, int(place[0] != "::"))
             sock.setblocking(False)
-            sock.bind((place[0], port or (sockets[0].getsockname()[1] if sockets else 0), *place[2:]))
-            sock.listen(BACKLOG)  # two processes may both have bound it, and only one of them may listen
+            sock.bind(
+                (place[0], port or (sockets[0].getsockname()[1] if sockets else 0), *place[2:])
+            )
+            sock.listen(
+                BACKLOG
+            )  # two processes may both have bound it, and only one of them may listen
             sockets.append(sock)
         undo.pop_all()
     return sockets

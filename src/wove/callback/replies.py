@@ -8,7 +8,7 @@ from typing import Any, Final, NamedTuple
 __all__ = ["TAKEN", "Refusal", "Reply", "bulk_head"]
 
 
-MOST_CHARACTERS: Final = 500
+MAX_CHARACTERS: Final = 500
 
 
 class Reply(NamedTuple):
@@ -36,9 +36,15 @@ class Reply(NamedTuple):
         body = b""
         if self.status != 204:  # RFC 9110, 8.6: it has no Content-Length
             # Of what came there may be a part in it.
-            text = "".join(character if character.isprintable() else "?" for character in self.text[:MOST_CHARACTERS])
+            text = "".join(
+                character if character.isprintable() else "?"
+                for character in self.text[:MAX_CHARACTERS]
+            )
             body = f"{text}\n".encode("utf-8", "replace")
-            fields += [("Content-Type", "text/plain; charset=utf-8"), ("Content-Length", str(len(body)))]
+            fields += [
+                ("Content-Type", "text/plain; charset=utf-8"),
+                ("Content-Length", str(len(body))),
+            ]
         return _head(self.status, fields) + (b"" if bodiless else body)
 
 
@@ -56,7 +62,10 @@ def _persistence(minor: int, keep: bool) -> list[tuple[str, str]]:
 
 
 def _head(status: int, fields: list[tuple[str, str]]) -> bytes:
-    lines = [f"HTTP/1.1 {status} {HTTPStatus(status).phrase}", *(f"{name}: {value}" for name, value in fields)]
+    lines = [
+        f"HTTP/1.1 {status} {HTTPStatus(status).phrase}",
+        *(f"{name}: {value}" for name, value in fields),
+    ]
     return "\r\n".join([*lines, "", ""]).encode("latin-1")
 
 
@@ -73,7 +82,12 @@ class Refusal(Exception):
     """
 
     def __init__(
-        self, status: int, text: str, *fields: tuple[str, str], why: str = "", ends: dict[str, Any] | None = None
+        self,
+        status: int,
+        text: str,
+        *fields: tuple[str, str],
+        why: str = "",
+        ends: dict[str, Any] | None = None,
     ) -> None:
         super().__init__(text)
         self.reply = Reply(status, text, fields)

@@ -10,14 +10,14 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Final, Protocol
 
 from wove.callback.address import PATH
-from wove.callback.presence import Line, Presence
+from wove.callback.liveness import WorkerConnection, WorkerLiveness
 from wove.callback.replies import TAKEN, Refusal, Reply
-from wove.executors.http1 import Request
+from wove.net.http1 import Request
 from wove.protocol import codec, signing
 from wove.protocol.frames import TERMINAL, FrameError, check_event
 from wove.security import NetworkExecutorSecurity
 
-__all__ = ["Party", "Route", "Routes", "Standing", "Visit"]
+__all__ = ["AuthorizedRequest", "EventSubscriber", "Route", "Routes", "RunStatus"]
 
 GONE: Final = "X-Wove-Gone"
 """Lists the runs of a request that nobody waits for, when there are others in it."""
@@ -25,10 +25,10 @@ GONE: Final = "X-Wove-Gone"
 CANCELLED: Final = "X-Wove-Cancelled"
 """Lists those that were told to end, which holds for detached ones, too."""
 
-MOST_GONE_CHARACTERS: Final = 4000
+MAX_GONE_CHARACTERS: Final = 4000
 """Of such a list. Those that do not fit in are told the next time."""
 
-MOST_TEXT_BYTES: Final = 8 * 1024 * 1024
+MAX_TEXT_BYTES: Final = 8 * 1024 * 1024
 """Of a request, beside its pickles: what is made of it takes many times as much memory, and its parser holds the
 interpreter lock all the while."""
 
@@ -39,8 +39,8 @@ _LISTED: Final = re.compile(r"[A-Za-z0-9._~:@/+=-]{1,200}")
 _WRONG_PATH: Final = "There is nothing here: the path is not that of the callback_url."
 
 
-class Standing(enum.Enum):
-    """What a run is to a `Party`."""
+class RunStatus(enum.Enum):
+    """What a run is to a `EventSubscriber`."""
 
     AWAITED = enum.auto()
     """It goes on."""
@@ -54,10 +54,10 @@ class Standing(enum.Enum):
     """Nobody waits for it."""
 
 
-class Party(Protocol):
+class EventSubscriber(Protocol):
     """Who waits for events. Everything is called on the receiver's loop, and must neither block nor raise."""
 
-    def standing(self, run_id: str) -> Standing:
+    def standing(self, run_id: str) -> RunStatus:
         """What the run is to it. Asked for every event, before it is taken."""
         ...
 
@@ -75,26 +75,26 @@ class Party(Protocol):
 
 
 class Route:
-    """A `Party`'s way in. Made by `open_route`.
+    """A `EventSubscriber`'s way in. Made by `open_route`.
 
     Attributes:
         url: What goes into payloads as ``callback_url``.
         port: What is listened on.
-        what: Who it is for, in messages.
+        label: Who it is for, in messages.
     """
 
-    __slots__ = ("_close", "max_message_bytes", "mark", "party", "port", "security", "url", "what")
+    __slots__ = ("_close", "label", "max_message_bytes", "mark", "party", "port", "security", "url")
 
     def __init__(
         self,
-        party: Party,
+        party: EventSubscriber,
         *,
         token: str,
         url: str,
         port: int,
         security: NetworkExecutorSecurity,
         max_message_bytes: int,
-        what: str,
+        label: str,
         close: Callable[[Route], Awaitable[None]],
     ) -> None:
         self.party = party
@@ -103,7 +103,7 @@ class Route:
         self.port = port
         self.security = security
         self.max_message_bytes = max_message_bytes
-        self.what = what
+        self.label = label
         self._close = close
 
     async def close(self) -> None:
@@ -122,7 +122,7 @@ class Routes:
     __slots__ = ("_by_mark", "presence")
 
     def __init__(self) -> None:
-        self.presence = Presence()
+        self.presence = WorkerLiveness()
         self._by_mark: dict[bytes, list[Route]] = {}
 
     def __bool__(self) -> bool:
@@ -131,7 +131,10 @@ class Routes:
     @property
     def max_message_bytes(self) -> int:
         """The largest body that any of them takes."""
-        return max((route.max_message_bytes for routes in self._by_mark.values() for route in routes), default=0)
+        return max(
+            (route.max_message_bytes for routes in self._by_mark.values() for route in routes),
+            default=0,
+        )
 
     def add(self, route: Route) -> None:
         """Open it."""
@@ -148,7 +151,7 @@ class Routes:
         self.presence.forget(route)
         return True
 
-    def visit(self, request: Request) -> Visit:
+    def visit(self, request: Request) -> AuthorizedRequest:
         """Decide about a request by its head.
 
         Raises:
@@ -161,8 +164,8 @@ class Routes:
         claim_id = match[2]
         method = "POST" if claim_id is None else "GET"
         if request.method != method:
-            what = "events come as POST" if claim_id is None else "a claim is fetched with GET"
-            raise Refusal(405, f"Here, {what}.", ("Allow", method))
+            label = "events come as POST" if claim_id is None else "a claim is fetched with GET"
+            raise Refusal(405, f"Here, {label}.", ("Allow", method))
         admitted: list[Route] = []
         refusal = None
         for route in routes:
@@ -174,7 +177,7 @@ class Routes:
                 admitted.append(route)
         if not admitted and refusal is not None:
             raise refusal
-        return Visit(request, admitted, claim_id, self.presence, refusal)
+        return AuthorizedRequest(request, admitted, claim_id, self.presence, refusal)
 
     def _find(self, token: str) -> list[Route]:
         given = _mark(token)
@@ -185,7 +188,7 @@ class Routes:
         return found
 
 
-class Visit:
+class AuthorizedRequest:
     """A request whose body may be read.
 
     Attributes:
@@ -196,7 +199,12 @@ class Visit:
     __slots__ = ("_presence", "_refusal", "_request", "_routes", "claim_id", "most")
 
     def __init__(
-        self, request: Request, routes: list[Route], claim_id: str | None, presence: Presence, refusal: Refusal | None
+        self,
+        request: Request,
+        routes: list[Route],
+        claim_id: str | None,
+        presence: WorkerLiveness,
+        refusal: Refusal | None,
     ) -> None:
         self._request = request
         self._routes = routes
@@ -209,14 +217,16 @@ class Visit:
         """The events in a body, which is verified first, or why there are none. For any thread; it does not raise."""
         try:
             self._verify(chunks)
-            return [check_event(frame) for frame in codec.decode(chunks, most_text=MOST_TEXT_BYTES)]
+            return [check_event(frame) for frame in codec.decode(chunks, most_text=MAX_TEXT_BYTES)]
         except Refusal as refusal:
             return refusal
         except FrameError as error:
             return Refusal(400, f"These are no events: {error}.", ends=_unusable(error))
         except BaseException as error:  # memory, above all
             why = f"a callback could not be read: {type(error).__name__}: {error}"
-            return Refusal(500, "This could not be read; the log of the other side says why.", why=why)
+            return Refusal(
+                500, "This could not be read; the log of the other side says why.", why=why
+            )
 
     def claimed(self) -> Sequence[bytes | memoryview]:
         """What is to be fetched.
@@ -230,9 +240,11 @@ class Visit:
             chunks = route.party.claim(self.claim_id)
             if chunks is not None:
                 return chunks
-        raise Refusal(410, "Nobody waits for this run any more, and what it was to work on is gone.")
+        raise Refusal(
+            410, "Nobody waits for this run any more, and what it was to work on is gone."
+        )
 
-    def settle(self, events: Sequence[dict[str, Any]], line: Line) -> Reply:
+    def settle(self, events: Sequence[dict[str, Any]], line: WorkerConnection) -> Reply:
         """Hand *events*, from `read`, to those who wait for them. They came over *line*."""
         gone: dict[str, None] = {}
         cancelled: dict[str, None] = {}
@@ -241,10 +253,10 @@ class Visit:
             run_id: str = event["run_id"]
             terminal = event["type"] in TERMINAL
             route, standing = self._find(run_id)
-            if standing is Standing.ENDED and terminal:
+            if standing is RunStatus.ENDED and terminal:
                 taken += 1
                 gone.pop(run_id, None)
-            elif standing is Standing.AWAITED or (standing is Standing.CANCELLED and terminal):
+            elif standing is RunStatus.AWAITED or (standing is RunStatus.CANCELLED and terminal):
                 taken += 1
                 if terminal:
                     self._presence.ended(route, run_id)
@@ -254,7 +266,7 @@ class Visit:
                 route.party.take(event)
             else:
                 gone[run_id] = None
-                if standing in (Standing.CANCELLED, Standing.STOPPED):
+                if standing in (RunStatus.CANCELLED, RunStatus.STOPPED):
                     cancelled[run_id] = None
         if not gone:
             return TAKEN
@@ -263,15 +275,17 @@ class Visit:
             return Reply(204, fields=((GONE, _listed(gone)), *fields))
         if self._refusal is not None and not cancelled:
             return self._refusal.reply
-        text = "Nobody waits for this any more: it is to be stopped, and nothing is to be sent again."
+        text = (
+            "Nobody waits for this any more: it is to be stopped, and nothing is to be sent again."
+        )
         return Reply(410, text, fields)
 
-    def _find(self, run_id: str) -> tuple[Route, Standing]:
+    def _find(self, run_id: str) -> tuple[Route, RunStatus]:
         for route in self._routes:
             standing = route.party.standing(run_id)
-            if standing is not Standing.UNKNOWN:
+            if standing is not RunStatus.UNKNOWN:
                 return route, standing
-        return self._routes[0], Standing.UNKNOWN
+        return self._routes[0], RunStatus.UNKNOWN
 
     def _verify(self, body: signing.Body) -> None:
         verified: list[Route] = []
@@ -297,7 +311,7 @@ class Visit:
 
 def _not_allowed(route: Route, request: Request, error: PermissionError) -> Refusal:
     """What exactly is wrong is for the log: it would tell an attacker how far he has come."""
-    why = f"{route.what}: {error}"
+    why = f"{route.label}: {error}"
     if route.security.kind == "bearer":
         header, scheme = signing.AUTHORIZATION, "Bearer"
     else:
@@ -318,7 +332,12 @@ def _unusable(error: FrameError) -> dict[str, Any] | None:
     if error.run_id is None:
         return None
     message = f"what the worker of run {error.run_id} posted is no event: {error}"
-    report = {"kind": "TransportError", "message": message, "retryable": False, "source": "transport"}
+    report = {
+        "kind": "TransportError",
+        "message": message,
+        "retryable": False,
+        "source": "transport",
+    }
     return {"type": "task_error", "run_id": error.run_id, "task_id": "?", "error": report}
 
 
@@ -327,7 +346,7 @@ def _listed(run_ids: dict[str, None]) -> str:
     size = 0
     for run_id in run_ids:
         size += len(run_id) + 1
-        if size > MOST_GONE_CHARACTERS:
+        if size > MAX_GONE_CHARACTERS:
             break
         if _LISTED.fullmatch(run_id):
             shown.append(run_id)

@@ -21,12 +21,12 @@ from functools import partial
 from typing import Any, Final
 
 from wove.callback.client import backoff
-from wove.callback.ledger import Ledger
+from wove.callback.ledger import DeliveryQueue
 from wove.callback.link import Destination, Link, close_socket, exchange, request, socket_pair
-from wove.callback.outbox import Event, Outbox, Parcel
-from wove.callback.report import Report
-from wove.executors.http1 import ProtocolError
-from wove.executors.offload import Offload
+from wove.callback.outbox import Event, EventBatch, RunEvents
+from wove.callback.reporter import RunReporter
+from wove.concurrency.thread_pool import ThreadPool
+from wove.net.http1 import ProtocolError
 
 __all__ = ["Sender", "close", "sender_for"]
 
@@ -39,7 +39,7 @@ STALL_SECONDS: Final = 30.0
 """As `REPLY_SECONDS`, for a large one; and it may be so long again and again, while the receiver answers heartbeats: it
 takes only so many large bodies at a time."""
 
-MOST_STALLS: Final = 20
+MAX_STALLS: Final = 20
 """So often in one request."""
 
 IMPATIENCE_SECONDS: Final = 1.0
@@ -55,7 +55,7 @@ UPLOADS: Final = 4
 """Large events that are under way at a time. The receiver takes one after the other."""
 
 _now = time.monotonic
-_uploads: Final = Offload(UPLOADS, "wove-upload")
+_uploads: Final = ThreadPool(UPLOADS, "wove-upload")
 
 
 class Sender:
@@ -79,22 +79,22 @@ class Sender:
         self._wake: tuple[socket.socket, socket.socket] | None = None
         self._asleep = self._closing = False
         # The thread's own.
-        self._ledger = Ledger()
+        self._ledger = DeliveryQueue()
         self._link: Link | None = None
         self._stays = True  # the receiver has not said that it closes the connection
-        self._parcel: Parcel | None = None  # what was sent, and is not yet answered
+        self._parcel: EventBatch | None = None  # what was sent, and is not yet answered
         self._failures = self._drops = 0
         self._tried_at = self._not_before = self._idle_since = 0.0
 
     # --- for any thread -------------------------------------------------------------------------------------
 
-    def open(self, report: Report) -> None:
+    def open(self, report: RunReporter) -> None:
         """*report* is about to have events, and they go this way. Connects, if that is not so yet."""
         report.way = self
         if self._link is None:
             self._tell(lambda: self._ledger.alive.setdefault(report.outbox))
 
-    def put(self, report: Report, event: Event) -> None:
+    def put(self, report: RunReporter, event: Event) -> None:
         """Send *event* of *report*, soon. Never blocks."""
         self._tell(lambda: self._take_in(report.outbox, event))
 
@@ -108,18 +108,20 @@ class Sender:
             thread.join(timeout)
         self._closing = False
 
-    def _tell(self, what: Callable[[], Any]) -> None:
+    def _tell(self, label: Callable[[], Any]) -> None:
         if self._pid != os.getpid():
             return  # a task has forked, and this is its child: the run is the parent's
         with self._lock:
-            self._inbox.append(what)
+            self._inbox.append(label)
             if self._thread is None:
                 self._wake = socket_pair()
                 _senders.setdefault(self._destination.origin, self)
                 self._thread = threading.Thread(target=self._run, name="wove-sender", daemon=True)
                 try:
                     self._thread.start()
-                except RuntimeError:  # the interpreter is ending, or the system has no more threads to give
+                except (
+                    RuntimeError
+                ):  # the interpreter is ending, or the system has no more threads to give
                     self._inbox.pop()
                     self._hang_up()
                     raise
@@ -163,7 +165,7 @@ class Sender:
                 self._post(self._link, parcel, now)
         return self._wait(now)
 
-    def _take_in(self, outbox: Outbox, event: Event) -> None:
+    def _take_in(self, outbox: RunEvents, event: Event) -> None:
         now = _now()
         if self._ledger.add(outbox, event, now):
             self._not_before = min(self._not_before, max(now, self._tried_at + SOONEST_SECONDS))
@@ -178,22 +180,29 @@ class Sender:
         try:
             self._link = Link(self._destination)
         except OSError as error:
-            self._failed(f"cannot connect to {self._destination}: {error}", list(self._ledger.ready))
+            self._failed(
+                f"cannot connect to {self._destination}: {error}", list(self._ledger.ready)
+            )
 
-    def _post(self, link: Link, parcel: Parcel, now: float) -> None:
+    def _post(self, link: Link, parcel: EventBatch, now: float) -> None:
         self._tried_at = parcel.sent_at = now
         self._parcel = parcel
         try:
-            link.send(_head(parcel, ("X-Wove-Worker", self._worker)), parcel.chunks, seconds=REPLY_SECONDS)
+            link.send(
+                _head(parcel, ("X-Wove-Worker", self._worker)), parcel.chunks, seconds=REPLY_SECONDS
+            )
         except (OSError, ProtocolError) as error:
             self._broke(f"{self._destination}: {error}")
         else:
             if link.cut:
                 self._read(link)
 
-    def _mind_unanswered(self, parcel: Parcel, now: float) -> None:
+    def _mind_unanswered(self, parcel: EventBatch, now: float) -> None:
         if now >= parcel.sent_at + REPLY_SECONDS:
-            self._broke(f"{self._destination} does not answer: nothing came for {REPLY_SECONDS:g} s", stale=False)
+            self._broke(
+                f"{self._destination} does not answer: nothing came for {REPLY_SECONDS:g} s",
+                stale=False,
+            )
         elif not parcel.ends and now >= parcel.sent_at + IMPATIENCE_SECONDS:
             for outbox in [outbox for outbox in self._ledger.ready if outbox.end is not None]:
                 self._upload(outbox, now)
@@ -228,7 +237,9 @@ class Sender:
         assert self._parcel is not None and self._link is not None
         parcel, self._parcel = self._parcel, None
         # Which says nothing of the receiver. To send twice what may have arrived does no harm: it counts once.
-        stale = stale and self._link.answers > 0 and not self._link.parser.begun and not self._failures
+        stale = (
+            stale and self._link.answers > 0 and not self._link.parser.begun and not self._failures
+        )
         self._ledger.unsent(parcel)
         self._drop()
         if stale:
@@ -240,7 +251,9 @@ class Sender:
         young = link.answers == 0 or _now() - self._tried_at < IMPATIENCE_SECONDS
         self._drops = self._drops + 1 if young else 1
         self._drop()
-        if self._drops > 1:  # the first time at once; a peer that does this always is not to be asked all the time
+        if (
+            self._drops > 1
+        ):  # the first time at once; a peer that does this always is not to be asked all the time
             self._not_before = _now() + backoff(self._drops - 1)
 
     def _drop(self) -> None:
@@ -250,7 +263,7 @@ class Sender:
             self._link = None
         self._ledger.unannounced(beat=self._stays)
 
-    def _failed(self, trouble: str, concerned: Sequence[Outbox]) -> None:
+    def _failed(self, trouble: str, concerned: Sequence[RunEvents]) -> None:
         now = _now()
         self._failures += 1
         self._not_before = now + backoff(self._failures)
@@ -259,12 +272,12 @@ class Sender:
 
     # --- connections of their own ---------------------------------------------------------------------------
 
-    def _upload(self, outbox: Outbox, now: float) -> None:
+    def _upload(self, outbox: RunEvents, now: float) -> None:
         parcel = self._ledger.pack_end(outbox, now)
         if parcel is not None:
             _uploads.submit(self._carry, parcel)
 
-    def _carry(self, parcel: Parcel) -> None:
+    def _carry(self, parcel: EventBatch) -> None:
         # In a thread for it.
         try:
             if not parcel.chunks:
@@ -284,9 +297,9 @@ class Sender:
     def _patience(self) -> Callable[[], bool]:
         """Whether to wait on when nothing moves: for the upload that is about to begin, in its thread."""
         stalls = itertools.count(1)
-        return lambda: not self._failures and next(stalls) < MOST_STALLS
+        return lambda: not self._failures and next(stalls) < MAX_STALLS
 
-    def _lost(self, parcel: Parcel, error: Exception) -> None:
+    def _lost(self, parcel: EventBatch, error: Exception) -> None:
         if isinstance(error, (OSError, ProtocolError)):
             self._ledger.again(parcel, f"{self._destination}: {error}", _now())
         else:
@@ -303,7 +316,9 @@ class Sender:
         with self._lock:
             if self._inbox:
                 return True
-            if idle and (self._closing or self._link is None or now >= self._idle_since + IDLE_SECONDS):
+            if idle and (
+                self._closing or self._link is None or now >= self._idle_since + IDLE_SECONDS
+            ):
                 self._hang_up()
                 return False
             self._asleep = True
@@ -336,7 +351,9 @@ class Sender:
     def _hang_up(self) -> None:
         # Called with the lock held.
         self._thread = self._parcel = None
-        if _senders.get(self._destination.origin) is self:  # a worker may see many receivers come and go
+        if (
+            _senders.get(self._destination.origin) is self
+        ):  # a worker may see many receivers come and go
             del _senders[self._destination.origin]
         if self._link is not None:
             self._link.close()
@@ -346,9 +363,11 @@ class Sender:
         self._wake = None
 
 
-def _head(parcel: Parcel, *fields: tuple[str, str]) -> bytes:
+def _head(parcel: EventBatch, *fields: tuple[str, str]) -> bytes:
     destination = parcel.destination
-    signed = parcel.security.headers_for(transport="http", target=destination.target, body=parcel.chunks)
+    signed = parcel.security.headers_for(
+        transport="http", target=destination.target, body=parcel.chunks
+    )
     size = sum(map(len, parcel.chunks))
     common = (("Content-Type", "application/json"), ("Content-Length", str(size)))
     return request(destination, "POST", (*common, *fields, *signed.items()))

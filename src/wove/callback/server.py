@@ -9,17 +9,17 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from wove.callback.body import Body
-from wove.callback.presence import Line
+from wove.callback.liveness import WorkerConnection
 from wove.callback.replies import Refusal, Reply, bulk_head
-from wove.executors import forks, offload
-from wove.executors.http1 import Request, RequestError, RequestParser, TooLargeError
-from wove.executors.sockets import UNACKNOWLEDGED_SECONDS, keep_alive
+from wove.concurrency import forks, thread_pool
+from wove.net.http1 import Request, RequestError, RequestParser, TooLargeError
+from wove.net.keepalive import UNACKNOWLEDGED_SECONDS, keep_alive
 from wove.protocol.limits import INLINE_BYTES
 
 if TYPE_CHECKING:
+    from wove.callback.byte_limiter import ByteLimiter
     from wove.callback.receiver import Receiver
-    from wove.callback.room import Room
-    from wove.callback.routes import Visit
+    from wove.callback.routes import AuthorizedRequest
 
 __all__ = ["SMALL_BYTES", "Connection"]
 
@@ -48,7 +48,7 @@ PIECE_BYTES: Final = 256 * 1024
 BURST_BYTES: Final = 1024 * 1024
 """Large answers are written in pieces; after so many bytes it is somebody else's turn."""
 
-MOST_STEPS: Final = 128
+MAX_STEPS: Final = 128
 """Heads and bodies that came in one go are worked on in a row; then it is somebody else's turn."""
 
 _CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
@@ -81,9 +81,9 @@ class Connection(asyncio.Protocol):
         """Whether a request has been admitted: it is no stranger's."""
         self._receiver = receiver
         self._loop = receiver.loop
-        self._line = Line()
+        self._line = WorkerConnection()
         self._parser = RequestParser()
-        self._visit: Visit | None = None
+        self._visit: AuthorizedRequest | None = None
         self._state = _State.HEAD
         self._started = False  # of a head: its first byte is there
         self._rest = b""  # what came and was not looked at
@@ -130,7 +130,10 @@ class Connection(asyncio.Protocol):
 
     def shut(self) -> None:
         """The receiver closes. In good order, if nothing is under way."""
-        if self._state in (_State.HEAD, _State.LINGER) and not self._transport.get_write_buffer_size():
+        if (
+            self._state in (_State.HEAD, _State.LINGER)
+            and not self._transport.get_write_buffer_size()
+        ):
             self._transport.close()
         else:
             self._transport.abort()
@@ -156,7 +159,7 @@ class Connection(asyncio.Protocol):
                 self._rest = b""
                 break
             steps += 1
-            if steps > MOST_STEPS:
+            if steps > MAX_STEPS:
                 self._loop.call_soon(self._resume)
                 break
             try:
@@ -201,7 +204,11 @@ class Connection(asyncio.Protocol):
                 self._body.add(piece)
             if parser.complete:
                 self._received()
-            elif parser.chunked and parser.received > SMALL_BYTES and self._body.room is self._receiver.small:
+            elif (
+                parser.chunked
+                and parser.received > SMALL_BYTES
+                and self._body.room is self._receiver.small
+            ):
                 # Nobody knows how large it gets, so it needs room for the largest.
                 self._body.release()
                 assert self._visit is not None
@@ -237,7 +244,7 @@ class Connection(asyncio.Protocol):
 
     # ------------------------------------------------------------------ a body
 
-    def _reserve(self, room: Room, size: int) -> None:
+    def _reserve(self, room: ByteLimiter, size: int) -> None:
         """Go on when there is a place for *size* bytes."""
         if self._body.reserve(room, size, self._come):
             self._granted()
@@ -258,7 +265,12 @@ class Connection(asyncio.Protocol):
         self._since = self._heard = self._loop.time()
         head = self._parser.head
         assert head is not None
-        if head.get("expect") is not None and head.minor >= 1 and not self._parser.received and not self._rest:
+        if (
+            head.get("expect") is not None
+            and head.minor >= 1
+            and not self._parser.received
+            and not self._rest
+        ):
             self._transport.write(_CONTINUE)
 
     def _received(self) -> None:
@@ -273,14 +285,14 @@ class Connection(asyncio.Protocol):
         else:
             self._state = _State.WORK
             self._working = True
-            offload.submit(self._read_elsewhere, visit, chunks)
+            thread_pool.submit(self._read_elsewhere, visit, chunks)
 
-    def _read_elsewhere(self, visit: Visit, chunks: list[bytes]) -> None:
+    def _read_elsewhere(self, visit: AuthorizedRequest, chunks: list[bytes]) -> None:
         found = visit.read(chunks)
         with contextlib.suppress(RuntimeError):  # the loop was closed: nobody waits any more
             self._loop.call_soon_threadsafe(self._worked, visit, found)
 
-    def _worked(self, visit: Visit, found: list[dict[str, Any]] | Refusal) -> None:
+    def _worked(self, visit: AuthorizedRequest, found: list[dict[str, Any]] | Refusal) -> None:
         self._working = False
         self._settle(visit, found)
         if self._lost:
@@ -288,7 +300,7 @@ class Connection(asyncio.Protocol):
         else:
             self._advance()
 
-    def _settle(self, visit: Visit, found: list[dict[str, Any]] | Refusal) -> None:
+    def _settle(self, visit: AuthorizedRequest, found: list[dict[str, Any]] | Refusal) -> None:
         if self._receiver.closed:
             return
         if isinstance(found, Refusal):
@@ -302,11 +314,13 @@ class Connection(asyncio.Protocol):
         if not self._lost:
             self._answer(reply)
 
-    def _take(self, visit: Visit, events: list[dict[str, Any]]) -> Reply:
+    def _take(self, visit: AuthorizedRequest, events: list[dict[str, Any]]) -> Reply:
         try:
             return visit.settle(events, self._line)
         except Exception as error:
-            self._receiver.report(f"events could not be taken: {type(error).__name__}: {error}", error)
+            self._receiver.report(
+                f"events could not be taken: {type(error).__name__}: {error}", error
+            )
             return Reply(500, "The events could not be taken; the log of the other side says why.")
 
     # ------------------------------------------------------------------ out
@@ -316,7 +330,9 @@ class Connection(asyncio.Protocol):
         head = self._parser.head
         assert head is not None
         keep = head.persistent
-        self._transport.write(reply.encode(minor=head.minor, keep=keep, bodiless=head.method == "HEAD"))
+        self._transport.write(
+            reply.encode(minor=head.minor, keep=keep, bodiless=head.method == "HEAD")
+        )
         self._finish(keep=keep)
 
     def _finish(self, *, keep: bool) -> None:
@@ -370,11 +386,13 @@ class Connection(asyncio.Protocol):
 
     def _log(self, refusal: Refusal) -> None:
         text = refusal.why or refusal.reply.text
-        self._receiver.refused(refusal.reply.status, f"{refusal.reply.status} to {self._peer}: {text}")
+        self._receiver.refused(
+            refusal.reply.status, f"{refusal.reply.status} to {self._peer}: {text}"
+        )
 
     # ------------------------------------------------------------------ claims
 
-    def _send_claim(self, visit: Visit) -> None:
+    def _send_claim(self, visit: AuthorizedRequest) -> None:
         try:
             chunks = visit.claimed()
         except Refusal as refusal:
@@ -385,7 +403,9 @@ class Connection(asyncio.Protocol):
         assert head is not None
         self._state = _State.SEND
         self._heard = self._loop.time()
-        self._out = _pieces(bulk_head(sum(map(len, chunks)), minor=head.minor, keep=head.persistent), chunks)
+        self._out = _pieces(
+            bulk_head(sum(map(len, chunks)), minor=head.minor, keep=head.persistent), chunks
+        )
         self._pump()
 
     def _pump(self) -> None:
@@ -463,7 +483,9 @@ class Connection(asyncio.Protocol):
         elif self._state is _State.HEAD and not self._started:
             self._transport.close()
         else:
-            self._refuse(Refusal(408, "This came too slowly: send it again, in one go."), broken=True)
+            self._refuse(
+                Refusal(408, "This came too slowly: send it again, in one go."), broken=True
+            )
             self._watch()
 
 

@@ -28,7 +28,9 @@ def make_parser() -> argparse.ArgumentParser:
     from wove import __version__
     from wove.cli import worker
 
-    parser = argparse.ArgumentParser(prog="wove", description="Inline task orchestration for Python.")
+    parser = argparse.ArgumentParser(
+        prog="wove", description="Inline task orchestration for Python."
+    )
     parser.add_argument("--version", action="version", version=f"wove {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     worker.add_parser(commands.add_parser)

@@ -14,7 +14,7 @@ __all__ = ["logging_to_stderr"]
 
 FORMAT: Final = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
-MOST_LINES: Final = 10_000
+MAX_LINES: Final = 10_000
 """So many lines wait for a slow stderr; more are dropped, because a full disk or a stopped terminal must not
 stop the service."""
 
@@ -29,7 +29,7 @@ class _Later(logging.Handler):
         self._thread.start()
 
     def emit(self, record: logging.LogRecord) -> None:
-        if self._records.qsize() < MOST_LINES:
+        if self._records.qsize() < MAX_LINES:
             self._records.put(record)
 
     def finish(self) -> None:

@@ -26,7 +26,7 @@ __all__ = ["add_parser"]
 logger = logging.getLogger("wove.service")
 
 TRANSPORTS: Final = {
-    "http": ("wove.services.serve_http", "127.0.0.1:8800"),
+    "http": ("wove.services.http_server", "127.0.0.1:8800"),
     "grpc": ("wove.services.grpc", "127.0.0.1:8810"),
     "websocket": ("wove.services.websocket", "127.0.0.1:8820"),
 }
@@ -45,26 +45,55 @@ def add_parser(new: Callable[..., argparse.ArgumentParser]) -> None:
     transports = parser.add_subparsers(title="transports", metavar="TRANSPORT", required=True)
     for transport, (_, default) in TRANSPORTS.items():
         one = transports.add_parser(
-            transport, help=f"for executor {transport!r}", description=DESCRIPTION.format(transport=transport)
+            transport,
+            help=f"for executor {transport!r}",
+            description=DESCRIPTION.format(transport=transport),
         )
         one.set_defaults(run=_run, transport=transport)
         _add_service(one, default)
         _add_tls(one)
         if transport == "http":
             one.add_argument(
-                "--root-path", default="", metavar="PATH", help="what a proxy in front takes off the URL's path"
+                "--root-path",
+                default="",
+                metavar="PATH",
+                help="what a proxy in front takes off the URL's path",
             )
 
 
 def _add_service(parser: argparse.ArgumentParser, default: str) -> None:
     add = parser.add_argument
-    add("--bind", default=default, metavar="HOST:PORT", help=f"where to listen; port 0 takes a free one ({default})")
-    add("--security", metavar="SPEC", help='"env:VARIABLE" with the secret, or all in JSON; or "none" (default)')
+    add(
+        "--bind",
+        default=default,
+        metavar="HOST:PORT",
+        help=f"where to listen; port 0 takes a free one ({default})",
+    )
+    add(
+        "--security",
+        metavar="SPEC",
+        help='"env:VARIABLE" with the secret, or all in JSON; or "none" (default)',
+    )
     add("--concurrency", type=int, metavar="N", help="the most runs at a time (64)")
-    add("--processes", type=int, metavar="N", help="run tasks in N worker processes instead of threads")
-    add("--backlog", type=int, metavar="N", help='the most runs that wait; one more is answered "busy" (1024)')
+    add(
+        "--processes",
+        type=int,
+        metavar="N",
+        help="run tasks in N worker processes instead of threads",
+    )
+    add(
+        "--backlog",
+        type=int,
+        metavar="N",
+        help='the most runs that wait; one more is answered "busy" (1024)',
+    )
     add("--max-message-bytes", type=int, metavar="N", help="the largest request (536870912)")
-    add("--drain-timeout", type=float, metavar="S", help="seconds that tasks get to end on SIGTERM (30)")
+    add(
+        "--drain-timeout",
+        type=float,
+        metavar="S",
+        help="seconds that tasks get to end on SIGTERM (30)",
+    )
     add("--log-level", choices=LOG_LEVELS, default="info", help="info: one line a run (info)")
 
 
@@ -72,9 +101,21 @@ def _add_tls(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--tls-cert", metavar="FILE", help="PEM file with the certificate chain")
     add("--tls-key", metavar="FILE", help="PEM file with its private key")
-    add("--client-ca", metavar="FILE", help="PEM file: clients need a certificate of one of these authorities")
-    add("--tls-at-proxy", action="store_true", help="a proxy in front ends TLS: plaintext is fine, --security needed")
-    add("--insecure", action="store_true", help="listen for other machines without TLS, without --security, or both")
+    add(
+        "--client-ca",
+        metavar="FILE",
+        help="PEM file: clients need a certificate of one of these authorities",
+    )
+    add(
+        "--tls-at-proxy",
+        action="store_true",
+        help="a proxy in front ends TLS: plaintext is fine, --security needed",
+    )
+    add(
+        "--insecure",
+        action="store_true",
+        help="listen for other machines without TLS, without --security, or both",
+    )
 
 
 def _run(chosen: argparse.Namespace) -> int:
@@ -108,7 +149,9 @@ def _settings(chosen: argparse.Namespace) -> tuple[ServiceOptions, Bind, ServerT
         raise ValueError("TLS needs both --tls-cert and --tls-key")
     refuse_exposed(bind, tls, options, insecure=chosen.insecure, tls_at_proxy=chosen.tls_at_proxy)
     if importlib.util.find_spec("cloudpickle") is None:
-        raise MissingDependencyError('a worker service needs cloudpickle: pip install "wove[worker]"')
+        raise MissingDependencyError(
+            'a worker service needs cloudpickle: pip install "wove[worker]"'
+        )
     return options, bind, tls
 
 
@@ -159,5 +202,7 @@ def _loop_factory(transport: str) -> Callable[[], asyncio.AbstractEventLoop] | N
     """uvloop where it is installed; not for grpc, whose library brings its own polling."""
     if transport == "grpc" or importlib.util.find_spec("uvloop") is None:
         return None
-    factory: Callable[[], asyncio.AbstractEventLoop] = importlib.import_module("uvloop").new_event_loop
+    factory: Callable[[], asyncio.AbstractEventLoop] = importlib.import_module(
+        "uvloop"
+    ).new_event_loop
     return factory

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from wove.delivery.hub import is_prepared, prepare, shutdown
+from wove.delivery.client import DeliveryClient
+from wove.delivery.manager import is_prepared, prepare, shutdown
 from wove.delivery.request import Call, Request
-from wove.delivery.scope import Scope
 
-__all__ = ["Call", "Request", "Scope", "is_prepared", "prepare", "shutdown"]
+__all__ = ["Call", "DeliveryClient", "Request", "is_prepared", "prepare", "shutdown"]

@@ -11,7 +11,7 @@ from wove.protocol import codec
 from wove.protocol.frames import PYTHON
 
 if TYPE_CHECKING:
-    from wove.delivery.run import Run
+    from wove.delivery.run import RemoteRun
     from wove.graph.options import DeliveryPolicy
 
 __all__ = ["Commands", "cancel_task", "reported_loss", "unknown_event"]
@@ -31,7 +31,7 @@ class Commands:
         self._policy: DeliveryPolicy | None = None
         self._fields: dict[str, Any] = {}
 
-    def run_task(self, run: Run, call: dict[str, Any]) -> dict[str, Any]:
+    def run_task(self, run: RemoteRun, call: dict[str, Any]) -> dict[str, Any]:
         """The frame that hands *run* over; *call* is its callable and arguments, in whatever form."""
         policy = run.request.settings.delivery
         if policy is not self._policy:  # the runs of a map, one after the other, have the same one
@@ -55,7 +55,7 @@ class Commands:
         return frame
 
 
-def cancel_task(run: Run) -> dict[str, Any]:
+def cancel_task(run: RemoteRun) -> dict[str, Any]:
     """The frame that tells the worker of *run* to end it."""
     policy = run.request.settings.delivery
     return {
@@ -70,7 +70,10 @@ def cancel_task(run: Run) -> dict[str, Any]:
 def unknown_event(kind: object) -> dict[str, Any]:
     """The end of a run whose worker sent an event of a type that does not exist."""
     message = f"its worker sent an event of unknown type {kind!r}"
-    return {"type": "task_error", "exception": EnvironmentExecutionError.of_transport(message, kind="FrameError")}
+    return {
+        "type": "task_error",
+        "exception": EnvironmentExecutionError.of_transport(message, kind="FrameError"),
+    }
 
 
 def reported_loss(event: dict[str, Any]) -> WorkerLostError | None:

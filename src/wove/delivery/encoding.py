@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
+from wove.concurrency import thread_pool
 from wove.delivery.run import Ending, Outcome
 from wove.errors import EnvironmentExecutionError
-from wove.executors import offload
 from wove.protocol import faults, pickling
 from wove.protocol.frames import check_python
 
@@ -38,7 +38,9 @@ class Codec:
         self._post = post
         self._inline = inline
 
-    def arguments(self, request: Request, ready: Callable[[Pickled | BaseException], object]) -> None:
+    def arguments(
+        self, request: Request, ready: Callable[[Pickled | BaseException], object]
+    ) -> None:
         """Have *ready* called on the loop, perhaps at once, with the pickled arguments or with why not."""
         plain = pickling.dumps_plain(request.args) if self._inline else None
         if plain is not None:
@@ -48,14 +50,16 @@ class Codec:
         def dump() -> None:
             result: Pickled | BaseException
             try:
-                result = pickling.dumps(request.args, what=f"the arguments of {request}")
+                result = pickling.dumps(request.args, label=f"the arguments of {request}")
             except BaseException as error:  # whatever it is, it belongs to the run
                 result = error
             self._post(ready, result)
 
-        offload.submit(dump)
+        thread_pool.submit(dump)
 
-    def outcomes(self, event: dict[str, Any], task: str, count: int, ready: Callable[[list[Outcome]], object]) -> None:
+    def outcomes(
+        self, event: dict[str, Any], task: str, count: int, ready: Callable[[list[Outcome]], object]
+    ) -> None:
         """Have *ready* called on the loop, perhaps at once, with *count* outcomes made from a terminal event.
 
         Each is made on its own, so that those who share a run share no mutable value. A live value, from an
@@ -83,7 +87,7 @@ class Codec:
         def load() -> None:
             self._post(ready, [_decode(event, task) for _ in range(count)])
 
-        offload.submit(load)
+        thread_pool.submit(load)
 
 
 def _live_result(event: dict[str, Any], task: str) -> Outcome:
@@ -96,8 +100,13 @@ def _live_result(event: dict[str, Any], task: str) -> Outcome:
 def _decode(event: dict[str, Any], task: str) -> Outcome:
     try:
         if event["type"] == "task_result":
-            check_python(event, what=f"the result of task {task!r}")
-            return Outcome(Ending.VALUE, pickling.loads(event["result_pickle"], what=f"the result of task {task!r}"))
+            check_python(event, label=f"the result of task {task!r}")
+            return Outcome(
+                Ending.VALUE,
+                pickling.loads(event["result_pickle"], label=f"the result of task {task!r}"),
+            )
         return Outcome(Ending.ERROR, faults.to_exception(event, task=task))
-    except BaseException as error:  # a hostile __setstate__ may raise anything; it ends this run alone
+    except (
+        BaseException
+    ) as error:  # a hostile __setstate__ may raise anything; it ends this run alone
         return Outcome(Ending.ERROR, error)

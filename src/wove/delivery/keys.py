@@ -10,19 +10,19 @@ from typing import TYPE_CHECKING, Any, Final, cast
 from wove.graph.options import suggest
 
 if TYPE_CHECKING:
-    from wove.delivery.run import Run
+    from wove.delivery.run import RemoteRun
 
 __all__ = ["SharedRuns", "render", "shared"]
 
 
-def render(key: str | Callable[..., str], args: Mapping[str, Any], what: object) -> str:
+def render(key: str | Callable[..., str], args: Mapping[str, Any], label: object) -> str:
     """The text of an idempotency key.
 
     Args:
         key: A template with ``{param}`` fields, formatted as `str.format` does (``{user.id}``,
             ``{day:%Y-%m-%d}``), or a callable, called as ``key(**args)``.
         args: The task's arguments by parameter name.
-        what: The task, for messages.
+        label: The task, for messages.
 
     Raises:
         ValueError: A field names no parameter, or the text is empty.
@@ -32,7 +32,7 @@ def render(key: str | Callable[..., str], args: Mapping[str, Any], what: object)
         text = cast("object", key(**args))
         if not isinstance(text, str):
             raise TypeError(
-                f"{what}: the delivery_idempotency_key callable must return text, not {type(text).__name__}"
+                f"{label}: the delivery_idempotency_key callable must return text, not {type(text).__name__}"
             )
     else:
         try:
@@ -40,11 +40,13 @@ def render(key: str | Callable[..., str], args: Mapping[str, Any], what: object)
         except _UnknownFieldError as error:
             field = error.args[0]
             raise ValueError(
-                f"{what}: delivery_idempotency_key {key!r} has a field {{{field}}}, and the task has no such "
+                f"{label}: delivery_idempotency_key {key!r} has a field {{{field}}}, and the task has no such "
                 f"parameter (it has: {', '.join(args) or 'none'}).{suggest(field, args)}"
             ) from None
     if not text:
-        raise ValueError(f"{what}: its delivery_idempotency_key is an empty text for these arguments")
+        raise ValueError(
+            f"{label}: its delivery_idempotency_key is an empty text for these arguments"
+        )
     return text
 
 
@@ -66,14 +68,14 @@ class SharedRuns:
     def forget(self) -> None:
         """Drop everything: nothing of it is in flight in a forked child."""
         self._lock = threading.Lock()
-        self._runs: dict[tuple[str, str], Run] = {}
+        self._runs: dict[tuple[str, str], RemoteRun] = {}
 
-    def claim(self, environment: str, key: str, run: Run) -> Run:
+    def claim(self, environment: str, key: str, run: RemoteRun) -> RemoteRun:
         """The run in flight with this key; that is *run* itself, from now on, if there was none."""
         with self._lock:
             return self._runs.setdefault((environment, key), run)
 
-    def drop(self, run: Run) -> None:
+    def drop(self, run: RemoteRun) -> None:
         """Let nobody join *run* any more."""
         if run.key is None:
             return

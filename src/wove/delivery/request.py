@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from wove.executors import forks, offload
+from wove.concurrency import forks, thread_pool
 
 if TYPE_CHECKING:
     from wove.protocol.pickling import Pickled
@@ -31,7 +31,17 @@ class Call:
         failure: Why there is none.
     """
 
-    __slots__ = ("_begun", "_lock", "_settled", "_waiting", "callable_id", "failure", "fn", "pickled", "task")
+    __slots__ = (
+        "_begun",
+        "_lock",
+        "_settled",
+        "_waiting",
+        "callable_id",
+        "failure",
+        "fn",
+        "pickled",
+        "task",
+    )
 
     def __init__(self, fn: Callable[..., Any], task: str) -> None:
         self.fn = fn
@@ -58,7 +68,7 @@ class Call:
             if self._begun:
                 return
             self._begun = True
-        offload.submit(self._pickle)
+        thread_pool.submit(self._pickle)
 
     def _pickle(self) -> None:
         try:
@@ -67,10 +77,12 @@ class Call:
 
                 with contextlib.suppress(ImportError):  # `dumps` says so, if it is needed
                     importlib.import_module("cloudpickle")
-            pickled = pickling.dumps(self.fn, what=f"the function of task {self.task!r}")
+            pickled = pickling.dumps(self.fn, label=f"the function of task {self.task!r}")
             self.callable_id = str(signing.digest(pickled.chunks))
             self.pickled = pickled
-        except BaseException as error:  # whatever it is, it belongs to the runs that need the callable
+        except (
+            BaseException
+        ) as error:  # whatever it is, it belongs to the runs that need the callable
             self.failure = error
         with self._lock:
             self._settled = True

@@ -10,12 +10,12 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 if TYPE_CHECKING:
+    from wove.concurrency.mailbox import LoopMailbox
     from wove.delivery.gates import Waiting
-    from wove.delivery.mailbox import Mailbox
     from wove.delivery.request import Request
     from wove.delivery.runs import RunTable
 
-__all__ = ["CANCELLED", "GONE", "Ending", "Outcome", "Run", "State", "Waiter", "new_run_id"]
+__all__ = ["CANCELLED", "GONE", "Ending", "Outcome", "RemoteRun", "State", "Waiter", "new_run_id"]
 
 
 class Ending(enum.Enum):
@@ -61,7 +61,7 @@ class Waiter:
 
     __slots__ = ("_home", "_mailbox", "future")
 
-    def __init__(self, mailbox: Mailbox, home: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, mailbox: LoopMailbox, home: asyncio.AbstractEventLoop) -> None:
         self.future: asyncio.Future[Outcome] = mailbox.loop.create_future()
         self._mailbox = mailbox
         self._home = home
@@ -87,7 +87,7 @@ def _settle(future: asyncio.Future[Outcome], outcome: Outcome) -> None:
         future.set_result(outcome)
 
 
-class Run:
+class RemoteRun:
     """One run. Its fields belong to the loop of its table, once it has been submitted there.
 
     Attributes:
@@ -154,7 +154,9 @@ class Run:
         self.bytes_in = 0
 
     def __str__(self) -> str:
-        return f"run {self.run_id} of {self.request}" if self.run_id else f"the run of {self.request}"
+        return (
+            f"run {self.run_id} of {self.request}" if self.run_id else f"the run of {self.request}"
+        )
 
 
 def _new_ids() -> itertools.count[int]:

@@ -17,7 +17,7 @@ from wove.delivery.commands import Commands, cancel_task, reported_loss, unknown
 from wove.delivery.encoding import Codec
 from wove.delivery.gates import gate
 from wove.delivery.keys import shared
-from wove.delivery.run import CANCELLED, GONE, Ending, Outcome, Run, State, Waiter, new_run_id
+from wove.delivery.run import CANCELLED, GONE, Ending, Outcome, RemoteRun, State, Waiter, new_run_id
 from wove.errors import (
     DeliveryOrphanedError,
     DeliveryTimeoutError,
@@ -26,13 +26,13 @@ from wove.errors import (
 from wove.protocol.frames import TERMINAL
 
 if TYPE_CHECKING:
-    from wove.delivery.mailbox import Mailbox
+    from wove.concurrency.mailbox import LoopMailbox
 
-__all__ = ["MOST_REQUEUES", "Outlet", "RunTable"]
+__all__ = ["MAX_REQUEUES", "Outlet", "RunTable"]
 
 logger = logging.getLogger("wove")
 
-MOST_REQUEUES: Final = 5
+MAX_REQUEUES: Final = 5
 """How often ``delivery_orphan_policy="requeue"`` submits a run again. A task that kills whatever worker
 it gets must end some time; one that is lost to five machines in a row is taken for such a task."""
 
@@ -45,11 +45,13 @@ class Outlet(Protocol):
         """Whether frames can be sent now."""
         ...
 
-    def resubmit(self, run: Run) -> None:
+    def resubmit(self, run: RemoteRun) -> None:
         """Bring *run* back to `RunTable.admit` once frames can be sent, or end it."""
         ...
 
-    def transmit(self, frame: dict[str, Any], sent: Callable[[BaseException | None], object]) -> None:
+    def transmit(
+        self, frame: dict[str, Any], sent: Callable[[BaseException | None], object]
+    ) -> None:
         """Send *frame*; call *sent*, perhaps at once, with what went wrong."""
         ...
 
@@ -73,7 +75,7 @@ class RunTable:
     def __init__(
         self,
         environment: str,
-        home: Mailbox,
+        home: LoopMailbox,
         outlet: Outlet,
         *,
         wire: bool,
@@ -87,8 +89,8 @@ class RunTable:
         self._codec = Codec(home.post, inline=inline)
         self.acknowledge_seconds = acknowledge_seconds
         self._gate = gate(environment)
-        self._sent: dict[str, Run] = {}
-        self._all: set[Run] = set()
+        self._sent: dict[str, RemoteRun] = {}
+        self._all: set[RemoteRun] = set()
         self._commands = Commands(wire=wire)
 
     def __len__(self) -> int:
@@ -97,11 +99,11 @@ class RunTable:
 
     # ------------------------------------------------------------------ on the way out
 
-    def add(self, run: Run) -> None:
+    def add(self, run: RemoteRun) -> None:
         """Count *run* among the table's; it ends here."""
         self._all.add(run)
 
-    def admit(self, run: Run) -> None:
+    def admit(self, run: RemoteRun) -> None:
         """Take *run* up: the session is ready. It waits for a slot, is pickled and handed over."""
         if run.state is not State.WAITING:
             return
@@ -114,11 +116,11 @@ class RunTable:
             run.slot = True
             self._encode(run)
 
-    def _granted_somewhere(self, run: Run) -> None:
+    def _granted_somewhere(self, run: RemoteRun) -> None:
         if not self.home.post(self._granted, run):
             self._gate.leave()
 
-    def _granted(self, run: Run) -> None:
+    def _granted(self, run: RemoteRun) -> None:
         run.place = None
         if run.state is State.OVER:
             self._gate.leave()
@@ -126,7 +128,7 @@ class RunTable:
             run.slot = True
             self._encode(run)
 
-    def _encode(self, run: Run) -> None:
+    def _encode(self, run: RemoteRun) -> None:
         call = run.request.call
         if not self._wire:
             self._hand_over(run, {"callable": call.fn, "args": run.request.args})
@@ -136,17 +138,22 @@ class RunTable:
             else:
                 self._codec.arguments(run.request, partial(self._encoded, run))
 
-    def _encoded(self, run: Run, args: Any) -> None:
+    def _encoded(self, run: RemoteRun, args: Any) -> None:
         call = run.request.call
         if isinstance(args, BaseException):
             self._end(run, Outcome(Ending.ERROR, args))
         elif call.pickled is not None:
             run.bytes_out = call.pickled.size + args.size
             self._hand_over(
-                run, {"callable_pickle": call.pickled, "callable_id": call.callable_id, "args_pickle": args}
+                run,
+                {
+                    "callable_pickle": call.pickled,
+                    "callable_id": call.callable_id,
+                    "args_pickle": args,
+                },
             )
 
-    def _hand_over(self, run: Run, call: dict[str, Any]) -> None:
+    def _hand_over(self, run: RemoteRun, call: dict[str, Any]) -> None:
         if run.state is not State.WAITING:
             return
         if not self._outlet.ready:  # lost since; the run keeps its slot and comes back
@@ -162,7 +169,7 @@ class RunTable:
             self._watch(run)
         self._outlet.transmit(frame, partial(self._transmitted, run, run.run_id))
 
-    def _transmitted(self, run: Run, run_id: str, error: BaseException | None) -> None:
+    def _transmitted(self, run: RemoteRun, run_id: str, error: BaseException | None) -> None:
         if error is None or self._sent.get(run_id) is not run:
             return
         if isinstance(error, WorkerLostError):
@@ -176,7 +183,9 @@ class RunTable:
         """Take an event; whether it was one. What is wrong with it ends its run, if it names one."""
         if not isinstance(event, dict):
             logger.warning(
-                "environment %r: recv() gave %s instead of an event", self._environment, type(event).__name__
+                "environment %r: recv() gave %s instead of an event",
+                self._environment,
+                type(event).__name__,
             )
             return False
         event = cast("dict[str, Any]", event)
@@ -208,7 +217,7 @@ class RunTable:
                 self._watch(run)
         return True
 
-    def _terminal(self, run: Run, event: dict[str, Any]) -> None:
+    def _terminal(self, run: RemoteRun, event: dict[str, Any]) -> None:
         if run.verdict is not None:
             self._end(run, run.verdict)
             return
@@ -224,9 +233,11 @@ class RunTable:
         if pickled is not None:
             run.bytes_in = pickled.size
         self._release(run, State.SETTLING)
-        self._codec.outcomes(event, run.request.call.task, len(run.waiters), partial(self._decoded, run))
+        self._codec.outcomes(
+            event, run.request.call.task, len(run.waiters), partial(self._decoded, run)
+        )
 
-    def _decoded(self, run: Run, outcomes: list[Outcome]) -> None:
+    def _decoded(self, run: RemoteRun, outcomes: list[Outcome]) -> None:
         waiters, run.waiters = run.waiters, []
         # Some may have left meanwhile; nobody joins a run that is settling.
         for waiter, outcome in zip(waiters, outcomes, strict=False):
@@ -238,13 +249,19 @@ class RunTable:
         for run in list(self._sent.values()):
             self._lose(run, error)
 
-    def _lose(self, run: Run, error: WorkerLostError) -> None:
+    def _lose(self, run: RemoteRun, error: WorkerLostError) -> None:
         requeue = run.request.settings.delivery.orphan_policy == "requeue"
         if run.verdict is not None:
             self._end(run, run.verdict)
-        elif requeue and run.waiters and run.losses < MOST_REQUEUES:
+        elif requeue and run.waiters and run.losses < MAX_REQUEUES:
             run.losses += 1
-            logger.warning("%s was lost and is submitted again (%d of %d): %s", run, run.losses, MOST_REQUEUES, error)
+            logger.warning(
+                "%s was lost and is submitted again (%d of %d): %s",
+                run,
+                run.losses,
+                MAX_REQUEUES,
+                error,
+            )
             self._unwatch(run)
             del self._sent[run.run_id]
             run.state = State.WAITING
@@ -255,14 +272,14 @@ class RunTable:
 
     # ------------------------------------------------------------------ limits of time
 
-    def _watch(self, run: Run) -> None:
+    def _watch(self, run: RemoteRun) -> None:
         """Have `_tick` called when the next of the run's limits may have passed."""
         self._unwatch(run)
         due = self._due(run)
         if due is not None:
             run.timer = self.home.loop.call_later(max(0.0, due - monotonic()), self._tick, run)
 
-    def _due(self, run: Run) -> float | None:
+    def _due(self, run: RemoteRun) -> float | None:
         if run.verdict is not None:
             return run.acknowledge_by
         policy = run.request.settings.delivery
@@ -273,12 +290,12 @@ class RunTable:
             limits.append(run.seen_at + policy.heartbeat_seconds)
         return min(limits, default=None)
 
-    def _unwatch(self, run: Run) -> None:
+    def _unwatch(self, run: RemoteRun) -> None:
         if run.timer is not None:
             run.timer.cancel()
             run.timer = None
 
-    def _tick(self, run: Run) -> None:
+    def _tick(self, run: RemoteRun) -> None:
         run.timer = None
         now = monotonic()
         due = self._due(run)
@@ -294,18 +311,20 @@ class RunTable:
             if not run.waiters:  # detached: it goes on, but is not counted any more
                 self._end(run, GONE)
                 return
-            text = f"{run} had no end {policy.timeout:g} s after it was handed over (delivery_timeout)"
+            text = (
+                f"{run} had no end {policy.timeout:g} s after it was handed over (delivery_timeout)"
+            )
             self._give_up(run, Outcome(Ending.ERROR, DeliveryTimeoutError(text)))
         else:
             self._silent(run)
 
-    def _silent(self, run: Run) -> None:
+    def _silent(self, run: RemoteRun) -> None:
         policy = run.request.settings.delivery
         text = (
             f"{run} gave no sign of life for {policy.heartbeat_seconds:g} s (delivery_heartbeat_seconds): "
             f"its worker counts as dead"
         )
-        if policy.orphan_policy == "requeue" and run.waiters and run.losses < MOST_REQUEUES:
+        if policy.orphan_policy == "requeue" and run.waiters and run.losses < MAX_REQUEUES:
             self._send_cancel(run)
             self._lose(run, WorkerLostError(text))
         else:
@@ -313,14 +332,14 @@ class RunTable:
 
     # ------------------------------------------------------------------ giving up
 
-    def attach(self, run: Run, waiter: Waiter) -> None:
+    def attach(self, run: RemoteRun, waiter: Waiter) -> None:
         """Let *waiter* have the outcome of *run* as well, or tell it that it comes too late."""
         if run.state in (State.WAITING, State.SENT) and run.verdict is None:
             run.waiters.append(waiter)
         else:
             waiter.settle(GONE)
 
-    def abandon(self, run: Run, waiter: Waiter, policy: str) -> None:
+    def abandon(self, run: RemoteRun, waiter: Waiter, policy: str) -> None:
         """*waiter* stops waiting. Its answer is how it ends for it.
 
         Args:
@@ -339,8 +358,14 @@ class RunTable:
             return
         ending = CANCELLED
         if policy in ("fail", "detach"):
-            what = "was left running" if policy == "detach" or len(run.waiters) > 1 else "was cancelled"
-            ending = Outcome(Ending.ERROR, DeliveryOrphanedError(f"{run} {what}, because its weave stopped"))
+            label = (
+                "was left running"
+                if policy == "detach" or len(run.waiters) > 1
+                else "was cancelled"
+            )
+            ending = Outcome(
+                Ending.ERROR, DeliveryOrphanedError(f"{run} {label}, because its weave stopped")
+            )
         if run.verdict is not None:
             run.verdict = ending
         elif policy == "detach" or len(run.waiters) > 1:
@@ -349,7 +374,7 @@ class RunTable:
         else:
             self._give_up(run, ending)
 
-    def _give_up(self, run: Run, verdict: Outcome) -> None:
+    def _give_up(self, run: RemoteRun, verdict: Outcome) -> None:
         """Cancel *run*; it ends with *verdict*, at once or when the cancel is acknowledged."""
         shared.drop(run)
         self._send_cancel(run)
@@ -363,19 +388,25 @@ class RunTable:
         else:
             self._end(run, verdict)
 
-    def _send_cancel(self, run: Run) -> None:
+    def _send_cancel(self, run: RemoteRun) -> None:
         text = str(run)
 
         def sent(error: BaseException | None) -> None:
             if error is not None:
                 # Of an environment that has stopped meanwhile, with a hundred runs perhaps, that is no news.
                 level = logging.WARNING if self._outlet.ready else logging.DEBUG
-                logger.log(level, "%s: its cancel could not be sent: %s: %s", text, type(error).__name__, error)
+                logger.log(
+                    level,
+                    "%s: its cancel could not be sent: %s: %s",
+                    text,
+                    type(error).__name__,
+                    error,
+                )
 
         if self._outlet.ready:
             self._outlet.transmit(cancel_task(run), sent)
 
-    def _unacknowledged(self, run: Run, verdict: Outcome) -> None:
+    def _unacknowledged(self, run: RemoteRun, verdict: Outcome) -> None:
         error = DeliveryTimeoutError(
             f"{run} was cancelled, and its worker did not acknowledge that within "
             f"{self.acknowledge_seconds:g} s (delivery_cancel_mode='require_ack'): it may still be running"
@@ -384,7 +415,7 @@ class RunTable:
             error.__cause__ = verdict.value
         self._end(run, Outcome(Ending.ERROR, error))
 
-    def fail(self, run: Run, outcome: Outcome) -> None:
+    def fail(self, run: RemoteRun, outcome: Outcome) -> None:
         """End a run that cannot be handed over."""
         self._end(run, outcome if run.verdict is None else run.verdict)
 
@@ -393,7 +424,7 @@ class RunTable:
         for run in list(self._all):
             self._end(run, outcome if run.verdict is None else run.verdict)
 
-    def _end(self, run: Run, outcome: Outcome) -> None:
+    def _end(self, run: RemoteRun, outcome: Outcome) -> None:
         """Nothing more happens to *run*."""
         if run.state is State.OVER:
             return
@@ -405,7 +436,7 @@ class RunTable:
         if not self._all:
             self._outlet.emptied()
 
-    def _release(self, run: Run, state: State) -> None:
+    def _release(self, run: RemoteRun, state: State) -> None:
         """Let go of everything that a run holds while it is in flight."""
         run.state = state
         if run.timer is not None:

@@ -11,21 +11,21 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, cast
 
-from wove.delivery.run import GONE, Ending, Outcome, Run
+from wove.delivery.run import GONE, Ending, Outcome, RemoteRun
 from wove.delivery.runs import RunTable
 from wove.errors import DeliveryError, DeliveryTimeoutError, WorkerLostError
 from wove.executors.base import EnvironmentExecutor
 from wove.executors.registry import executor_class
 
 if TYPE_CHECKING:
-    from wove.delivery.mailbox import Mailbox
+    from wove.concurrency.mailbox import LoopMailbox
     from wove.settings.model import Environment
 
-__all__ = ["Limits", "Session", "bounded"]
+__all__ = ["ExecutorSession", "Limits", "bounded"]
 
 logger = logging.getLogger("wove")
 
-MOST_GARBAGE: Final = 100
+MAX_GARBAGE: Final = 100
 """So many answers of `recv` in a row that are no events, and the executor counts as broken."""
 
 LAST_WORDS_SECONDS: Final = 2.0
@@ -58,11 +58,11 @@ class Limits:
                 continue
             value = config[name]
             if value is not None:
-                what = f"environment {environment!r}: executor_config {name!r} must be a number of seconds"
+                label = f"environment {environment!r}: executor_config {name!r} must be a number of seconds"
                 if isinstance(value, bool) or not isinstance(value, (int, float)):
-                    raise TypeError(f"{what} or None, not {value!r}")
+                    raise TypeError(f"{label} or None, not {value!r}")
                 if not value > 0:
-                    raise ValueError(f"{what} greater than 0, not {value!r}")
+                    raise ValueError(f"{label} greater than 0, not {value!r}")
             given[name] = value
         return cls(**given)
 
@@ -75,7 +75,7 @@ class _Phase(enum.Enum):
     CLOSED = enum.auto()
 
 
-class Session:
+class ExecutorSession:
     """Starts an executor when the first run comes, reads its events, and stops it.
 
     The methods are called on the loop of *home*, except `submit`.
@@ -93,13 +93,13 @@ class Session:
     def __init__(
         self,
         environment: Environment,
-        home: Mailbox,
+        home: LoopMailbox,
         *,
         background: bool,
         run_config: Mapping[str, Any],
         users_loop: asyncio.AbstractEventLoop | None = None,
-        after: Session | None = None,
-        on_empty: Callable[[Session], object] | None = None,
+        after: ExecutorSession | None = None,
+        on_empty: Callable[[ExecutorSession], object] | None = None,
     ) -> None:
         kind = executor_class(environment.executor, environment.name)
         self.environment = environment
@@ -123,7 +123,7 @@ class Session:
         self._on_empty = on_empty
         self._phase = _Phase.NEW
         self._executor: EnvironmentExecutor | None = None
-        self._queue: list[Run] = []
+        self._queue: list[RemoteRun] = []
         self._sending: dict[str, asyncio.Task[None]] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
         self._starter: asyncio.Task[None] | None = None
@@ -132,7 +132,7 @@ class Session:
 
     # ------------------------------------------------------------------ runs
 
-    def submit(self, run: Run, *, here: bool) -> bool:
+    def submit(self, run: RemoteRun, *, here: bool) -> bool:
         """Take *run*; False if this session will never do so.
 
         Args:
@@ -148,7 +148,7 @@ class Session:
         self._submit(run)
         return True
 
-    def _submit(self, run: Run) -> None:
+    def _submit(self, run: RemoteRun) -> None:
         if self._phase is _Phase.CLOSED:
             for waiter in run.waiters:
                 waiter.settle(GONE)
@@ -156,7 +156,7 @@ class Session:
         self.table.add(run)
         self.resubmit(run)
 
-    def resubmit(self, run: Run) -> None:
+    def resubmit(self, run: RemoteRun) -> None:
         if self._phase is _Phase.READY:
             self.table.admit(run)
         elif self._phase is _Phase.CLOSED:
@@ -224,7 +224,9 @@ class Session:
 
     # ------------------------------------------------------------------ frames
 
-    def transmit(self, frame: dict[str, Any], sent: Callable[[BaseException | None], object]) -> None:
+    def transmit(
+        self, frame: dict[str, Any], sent: Callable[[BaseException | None], object]
+    ) -> None:
         executor = self._executor
         if executor is None:
             sent(WorkerLostError(f"environment {self.environment.name!r} has stopped"))
@@ -245,11 +247,18 @@ class Session:
         sending = self._spawn(_send(executor, frame))
         self._sending[run_id] = sending
         seconds = self.limits.send_timeout
-        timer = None if seconds is None else self.home.loop.call_later(seconds, self._overdue, run_id, sending, sent)
+        timer = (
+            None
+            if seconds is None
+            else self.home.loop.call_later(seconds, self._overdue, run_id, sending, sent)
+        )
         sending.add_done_callback(partial(self._sent, run_id, timer, sent))
 
     def _overdue(
-        self, run_id: str, sending: asyncio.Task[None], sent: Callable[[BaseException | None], object]
+        self,
+        run_id: str,
+        sending: asyncio.Task[None],
+        sent: Callable[[BaseException | None], object],
     ) -> None:
         if self._sending.get(run_id) is not sending:
             return
@@ -299,9 +308,13 @@ class Session:
                     garbage = 0
                     continue
                 garbage += 1
-                if garbage >= MOST_GARBAGE:
-                    raise DeliveryError(f"recv() gave {garbage} times in a row something that is no event")
-                await asyncio.sleep(0)  # a recv() that never waits must not keep the loop for itself
+                if garbage >= MAX_GARBAGE:
+                    raise DeliveryError(
+                        f"recv() gave {garbage} times in a row something that is no event"
+                    )
+                await asyncio.sleep(
+                    0
+                )  # a recv() that never waits must not keep the loop for itself
         except asyncio.CancelledError as error:
             if self._reader is not asyncio.current_task() or self._phase is _Phase.CLOSED:
                 raise
@@ -314,11 +327,15 @@ class Session:
         if self._executor is not executor:
             return
         name = self.environment.name
-        logger.warning("environment %r: its executor is lost: %s: %s", name, type(error).__name__, error)
+        logger.warning(
+            "environment %r: its executor is lost: %s: %s", name, type(error).__name__, error
+        )
         self._phase = _Phase.NEW
         self._executor = self._reader = None
         self._stopping = self._spawn(self._stop(executor))
-        lost = WorkerLostError(f"environment {name!r}: its executor stopped receiving: {type(error).__name__}: {error}")
+        lost = WorkerLostError(
+            f"environment {name!r}: its executor stopped receiving: {type(error).__name__}: {error}"
+        )
         lost.__cause__ = error
         self.table.lose(lost)
 
@@ -363,11 +380,18 @@ class Session:
         limit = self.limits.stop_timeout if limit is None else limit
         try:
             if not await bounded(executor.stop(), limit):
-                logger.warning("environment %r did not stop within %g s", self.environment.name, limit)
+                logger.warning(
+                    "environment %r did not stop within %g s", self.environment.name, limit
+                )
         except asyncio.CancelledError:
             raise
         except BaseException as error:
-            logger.warning("environment %r: stop() failed: %s: %s", self.environment.name, type(error).__name__, error)
+            logger.warning(
+                "environment %r: stop() failed: %s: %s",
+                self.environment.name,
+                type(error).__name__,
+                error,
+            )
 
     def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = self.home.loop.create_task(coroutine)

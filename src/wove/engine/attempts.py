@@ -23,10 +23,10 @@ if TYPE_CHECKING:
     from contextvars import Context
 
     from wove.delivery import Call, Request
-    from wove.engine.scheduler import Run
+    from wove.engine.scheduler import WeaveRun
     from wove.settings.resolution import TaskSettings
 
-__all__ = ["ERRANDS", "Attempts", "Bound", "Caller", "Errands", "Pacer", "retry_delay"]
+__all__ = ["ERRANDS", "Attempts", "Bound", "Caller", "ChildCalls", "Pacer", "retry_delay"]
 
 Bound: TypeAlias = Callable[[], Any] | Mapping[str, Any]
 """A call that is ready to be made: here, a callable without arguments; elsewhere, the arguments by name."""
@@ -73,7 +73,7 @@ def retry_delay(setting: float | str | Callable[[int], float], failed: int) -> f
     return setting
 
 
-class Errands:
+class ChildCalls:
     """What one call has others do for it: merges, and weaves of its own. They end with the call.
 
     A thread cannot be stopped, but what it waits for can.
@@ -107,13 +107,18 @@ class Errands:
             end()
 
 
-ERRANDS: ContextVar[Errands | None] = ContextVar("wove_errands", default=None)
+ERRANDS: ContextVar[ChildCalls | None] = ContextVar("wove_errands", default=None)
 """Those of the call that the current code is part of, if it may end before the weave does."""
 
 
 def is_plain(settings: TaskSettings) -> bool:
     """Whether a call is nothing but the call: here, once, without a limit."""
-    return settings.timeout is None and not settings.retries and settings.limit_per_minute is None and settings.is_local
+    return (
+        settings.timeout is None
+        and not settings.retries
+        and settings.limit_per_minute is None
+        and settings.is_local
+    )
 
 
 class Attempts:
@@ -148,7 +153,7 @@ class Caller:
 
     def __init__(
         self,
-        run: Run,
+        run: WeaveRun,
         name: str,
         fn: Callable[..., Any],
         kind: Kind,
@@ -201,13 +206,21 @@ class Caller:
             bound = partial(_as_list, bound)
         return self._in_thread(bound, attempt, item, limit)
 
-    async def _in_thread(self, bound: Callable[[], Any], attempt: int, item: int | None, limit: float | None) -> Any:
+    async def _in_thread(
+        self, bound: Callable[[], Any], attempt: int, item: int | None, limit: float | None
+    ) -> Any:
         run = self.run
         # A pair instead of a raised exception, because a future cannot carry every one (StopIteration).
         outcome: asyncio.Future[tuple[bool, Any]] = run.loop.create_future()
-        errands, context = Errands(), self.context.copy()
+        errands, context = ChildCalls(), self.context.copy()
         context.run(ERRANDS.set, errands)
-        call = ThreadCall(bound, slots=run.slots, inbox=run.inbox, context=context, ended=partial(_settle, outcome))
+        call = ThreadCall(
+            bound,
+            slots=run.slots,
+            inbox=run.inbox,
+            context=context,
+            ended=partial(_settle, outcome),
+        )
         timer: asyncio.TimerHandle | None = None
         began = perf_counter()
         begun = None if limit is None else call.wait_begun()
@@ -216,7 +229,9 @@ class Caller:
             if begun is not None and limit is not None:
                 await begun  # the time in the queue for a thread is not the task's
                 began = perf_counter()
-                timer = run.loop.call_later(limit, self._expire, call, outcome, attempt, item, limit)
+                timer = run.loop.call_later(
+                    limit, self._expire, call, outcome, attempt, item, limit
+                )
             succeeded, value = await outcome
         except asyncio.CancelledError:
             call.abandon()
@@ -257,7 +272,9 @@ class Caller:
             return await value
         # A task of its own, because one that does not end when it is cancelled must be left behind.
         task = asyncio.Task(_outcome(value), loop=self.run.loop, name=self.name)
-        task.add_done_callback(lambda _: discard(value))  # it may be cancelled before its first step
+        task.add_done_callback(
+            lambda _: discard(value)
+        )  # it may be cancelled before its first step
         if await self._finished(task, limit if left is None else left):
             return _value(task)
         error = TaskTimeoutError.of(self.name, attempt, limit, item)
@@ -299,7 +316,9 @@ class Caller:
         finally:
             record.ended = time()
 
-    def _request(self, arguments: Mapping[str, Any], record: RunRecord, limit: float | None) -> Request:
+    def _request(
+        self, arguments: Mapping[str, Any], record: RunRecord, limit: float | None
+    ) -> Request:
         if self.call is None:
             from wove.delivery import Call, Request  # here, because a local weave does without
 
@@ -327,7 +346,9 @@ class Caller:
         if task.done():
             return _value(task)
         request.expired = True
-        raise TaskTimeoutError.of(self.name, request.attempt, limit, request.item) from await self._part(task)
+        raise TaskTimeoutError.of(
+            self.name, request.attempt, limit, request.item
+        ) from await self._part(task)
 
     async def _part(self, task: asyncio.Task[tuple[bool, Any]]) -> BaseException | None:
         """Cancel a run elsewhere, and wait for what delivery says to that: it sees to an end of its own."""
@@ -346,7 +367,9 @@ def _settle(outcome: asyncio.Future[tuple[bool, Any]], succeeded: bool, value: A
         outcome.set_result((succeeded, value))
 
 
-async def in_own_task(value: Awaitable[Any], loop: asyncio.AbstractEventLoop, context: Context) -> Any:
+async def in_own_task(
+    value: Awaitable[Any], loop: asyncio.AbstractEventLoop, context: Context
+) -> Any:
     """Await *value* inside a task of its own, in *context*."""
     task = asyncio.Task(_outcome(value), loop=loop, context=context)
     await task

@@ -11,7 +11,14 @@ from wove.graph.signature import Kind, Signature
 if TYPE_CHECKING:
     from wove.graph.plan import Node
 
-__all__ = ["call_here", "call_here_per_item", "call_now", "names_elsewhere", "portable", "with_item"]
+__all__ = [
+    "call_here",
+    "call_here_per_item",
+    "call_now",
+    "names_elsewhere",
+    "portable",
+    "with_item",
+]
 
 
 def call_here(node: Node, values: Mapping[str, Any]) -> Callable[[], Any]:
@@ -56,7 +63,9 @@ def call_here_per_item(node: Node, values: Mapping[str, Any]) -> Callable[[Any],
 
 def names_elsewhere(node: Node, values: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments of the node's callable by name, the item's not among them."""
-    arguments = {name: values[name] for name in node.arguments() if name != node.item and name in values}
+    arguments = {
+        name: values[name] for name in node.arguments() if name != node.item and name in values
+    }
     return {**(node.fill or {}), **arguments}
 
 

@@ -7,7 +7,7 @@ from contextvars import copy_context
 from typing import TYPE_CHECKING, Any, Protocol
 
 from wove.engine.outcome import failed_before_running, result_of
-from wove.engine.scheduler import Run
+from wove.engine.scheduler import WeaveRun
 from wove.graph.plan import Declaration, plan
 from wove.settings.resolution import Resolver
 
@@ -56,7 +56,7 @@ class Execution:
         values: Mapping[str, Any],
         options: Mapping[str, Any],
         configuration: Configuration,
-        watch: Callable[[Run], Display] | None = None,
+        watch: Callable[[WeaveRun], Display] | None = None,
     ) -> None:
         self._parts = (declarations, values, options, configuration, watch)
         self.values = values
@@ -65,20 +65,20 @@ class Execution:
         self.resolver = Resolver(configuration, options)
         self.settings = self.resolver.weave()
         self.context = copy_context()
-        self._run: Run | None = None
+        self._run: WeaveRun | None = None
         self._watch = watch
         self._display: Display | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (Execution, self._parts)
 
-    def make_run(self, loop: AbstractEventLoop, finished: Callable[[], object]) -> Run:
+    def make_run(self, loop: AbstractEventLoop, finished: Callable[[], object]) -> WeaveRun:
         """The run, to be started on *loop*.
 
         Raises:
             NameError: The environment of a task is not configured.
         """
-        self._run = Run(
+        self._run = WeaveRun(
             self.plan,
             self.values,
             self.resolver,
@@ -105,7 +105,9 @@ class Execution:
         """The result when *error* kept the weave from running."""
         if self._display is not None:
             self._display.close()
-        return failed_before_running(self.plan, self.values, error, self.settings.error_mode != "raise")
+        return failed_before_running(
+            self.plan, self.values, error, self.settings.error_mode != "raise"
+        )
 
     def error(self) -> BaseException | None:
         """What the block is to raise."""
@@ -114,6 +116,8 @@ class Execution:
             return None
         if run.cancelled_by is None:
             return run.error if self.settings.error_mode == "raise" else None
-        if isinstance(run.cancelled_by, KeyboardInterrupt) and isinstance(run.error, KeyboardInterrupt):
+        if isinstance(run.cancelled_by, KeyboardInterrupt) and isinstance(
+            run.error, KeyboardInterrupt
+        ):
             return run.error  # a second Ctrl-C got into a task, and shows where that was
         return run.cancelled_by

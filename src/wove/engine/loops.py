@@ -305,7 +305,9 @@ async def run_awaiting(make: Make) -> None:
     runnable.start()
     try:
         await ended
-    except GeneratorExit as error:  # the loop was closed under it, and nothing can be awaited any more
+    except (
+        GeneratorExit
+    ) as error:  # the loop was closed under it, and nothing can be awaited any more
         runnable.cancel(error)
         raise
     except asyncio.CancelledError as error:

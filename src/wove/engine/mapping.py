@@ -16,14 +16,14 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from wove.engine.attempts import Bound, Caller
-from wove.engine.lanes import SLICE_SECONDS, Lanes
+from wove.engine.coroutine_pool import SLICE_SECONDS, CoroutinePool
 from wove.engine.sources import END, WAIT, Source, open_source
 from wove.engine.threads import discard, is_awaitable
 from wove.engine.tracebacks import raisable
 from wove.graph.signature import Kind
 
 if TYPE_CHECKING:
-    from wove.engine.scheduler import Run
+    from wove.engine.scheduler import WeaveRun
     from wove.engine.threads import Job
 
 __all__ = ["Items", "ItemsSoFar", "map_items"]
@@ -58,7 +58,7 @@ class ItemsSoFar:
 class Items(ItemsSoFar):
     """The items of one map."""
 
-    def __init__(self, run: Run, caller: Caller, source: Source) -> None:
+    def __init__(self, run: WeaveRun, caller: Caller, source: Source) -> None:
         self._run = run
         self._source = source
         self.caller = caller
@@ -97,12 +97,19 @@ class Items(ItemsSoFar):
             self.finished.set_result(None)
 
 
-class _LanedItems(Lanes, Items):
+class _LanedItems(CoroutinePool, Items):
     """Items that run on the loop, each inside a lane."""
 
-    def __init__(self, run: Run, caller: Caller, source: Source, invoke: Callable[[Any], Bound], limit: float) -> None:
+    def __init__(
+        self,
+        run: WeaveRun,
+        caller: Caller,
+        source: Source,
+        invoke: Callable[[Any], Bound],
+        limit: float,
+    ) -> None:
         Items.__init__(self, run, caller, source)
-        Lanes.__init__(self, run.loop, caller.context, caller.name, limit, self._quiet)
+        CoroutinePool.__init__(self, run.loop, caller.context, caller.name, limit, self._quiet)
         self._invoke: Callable[[Any], Any] = invoke
         self._pacing = False
         source.wake = self.feed
@@ -193,7 +200,7 @@ class _LanedItems(Lanes, Items):
             self.finish()
 
     def stop(self) -> None:
-        Lanes.stop(self)
+        CoroutinePool.stop(self)
         if not self.tasks:
             self.finish()
 
@@ -209,7 +216,14 @@ class _ThreadedItems(Items):
     so items that block get threads up to the limit, and items that do not share one or two.
     """
 
-    def __init__(self, run: Run, caller: Caller, source: Source, invoke: Callable[[Any], Any], limit: float) -> None:
+    def __init__(
+        self,
+        run: WeaveRun,
+        caller: Caller,
+        source: Source,
+        invoke: Callable[[Any], Any],
+        limit: float,
+    ) -> None:
         super().__init__(run, caller, source)
         self._invoke = invoke
         self._limit = limit
@@ -234,7 +248,11 @@ class _ThreadedItems(Items):
         with self._lock:
             self._asked = False
             if not self._source.anywhere:
-                while not self.exhausted and not self._stopped and self._under_way + len(self._buffer) < self._limit:
+                while (
+                    not self.exhausted
+                    and not self._stopped
+                    and self._under_way + len(self._buffer) < self._limit
+                ):
                     item = self._take()
                     if item is WAIT:
                         break
@@ -350,7 +368,9 @@ class _ThreadedItems(Items):
             value: Any = None
             try:
                 value = context.copy().run(invoke, item)
-            except BaseException as caught:  # SystemExit and the like belong to the weave, not to this thread
+            except (
+                BaseException
+            ) as caught:  # SystemExit and the like belong to the weave, not to this thread
                 error = caught
             self.ended[position] = perf_counter()
             if error is not None:
@@ -383,7 +403,9 @@ class _ThreadedItems(Items):
             self.errors.append((position, error))
             if self._run.keeps_going:
                 return
-            self._stopped = True  # at once: the other threads take no more, however long the loop takes
+            self._stopped = (
+                True  # at once: the other threads take no more, however long the loop takes
+            )
         self._run.inbox.post(self.stop)
 
     def _await(self, position: int, value: Awaitable[Any]) -> None:
@@ -391,7 +413,9 @@ class _ThreadedItems(Items):
         if self._abandoned:
             discard(value)
             return
-        task = asyncio.Task(self._awaited(position, value), loop=self._run.loop, context=self.caller.context.copy())
+        task = asyncio.Task(
+            self._awaited(position, value), loop=self._run.loop, context=self.caller.context.copy()
+        )
         self._awaiting.add(task)
         task.add_done_callback(partial(self._await_ended, value))
 
@@ -442,7 +466,7 @@ def _nothing() -> None:
 
 
 async def map_items(
-    run: Run,
+    run: WeaveRun,
     caller: Caller,
     value: Any,
     invoke: Callable[[Any], Any],

@@ -10,7 +10,7 @@ from wove.engine.tasks import CANCELLED, DONE
 from wove.result import Failure, RunRecord, WoveResult, worded
 
 if TYPE_CHECKING:
-    from wove.engine.scheduler import Run
+    from wove.engine.scheduler import WeaveRun
     from wove.engine.tasks import Task
     from wove.graph.plan import Plan
 
@@ -20,8 +20,8 @@ __all__ = ["failed_before_running", "result_of"]
 class _Records:
     """The records of a run, made when they are first read: most weaves are never asked for them."""
 
-    def __init__(self, run: Run) -> None:
-        self._run: Run | None = run
+    def __init__(self, run: WeaveRun) -> None:
+        self._run: WeaveRun | None = run
         self._made: tuple[RunRecord, ...] = ()
 
     def __call__(self) -> tuple[RunRecord, ...]:
@@ -40,7 +40,9 @@ class _Records:
         environment = task.settings.environment.name
         if task.items is not None:
             errors = dict(task.items.errors)
-            for position, (started, ended) in enumerate(zip(task.items.started, task.items.ended, strict=True)):
+            for position, (started, ended) in enumerate(
+                zip(task.items.started, task.items.ended, strict=True)
+            ):
                 error = errors.get(position)
                 yield RunRecord(
                     task.name,
@@ -66,7 +68,7 @@ def _text(error: BaseException | None) -> str | None:
     return None if error is None else worded(error)
 
 
-def result_of(run: Run, initial: Mapping[str, Any]) -> WoveResult:
+def result_of(run: WeaveRun, initial: Mapping[str, Any]) -> WoveResult:
     """The result of *run*, which has ended."""
     values: dict[str, Any] = {}
     errors: dict[str, BaseException] = {}

@@ -22,7 +22,7 @@ from weakref import ReferenceType, ref
 
 from wove.engine.attempts import ERRANDS, Attempts, is_plain
 from wove.engine.binding import call_here, call_here_per_item, call_now, names_elsewhere, with_item
-from wove.engine.lanes import SLICE_SECONDS, Lanes
+from wove.engine.coroutine_pool import SLICE_SECONDS, CoroutinePool
 from wove.engine.loops import is_ours
 from wove.engine.mapping import map_items
 from wove.engine.sources import Stream
@@ -34,16 +34,16 @@ from wove.graph.signature import Kind
 from wove.observe.events import emit, listening
 
 if TYPE_CHECKING:
-    from wove.delivery import Scope
+    from wove.delivery import DeliveryClient
     from wove.graph.plan import Plan
     from wove.settings.model import Environment
     from wove.settings.resolution import Resolver
 
-__all__ = ["CURRENT", "Run", "Settle", "current_run", "stopped"]
+__all__ = ["CURRENT", "Settle", "WeaveRun", "current_run", "stopped"]
 
 _log = logging.getLogger("wove")
 
-CURRENT: ContextVar[ReferenceType[Run] | None] = ContextVar("wove_run", default=None)
+CURRENT: ContextVar[ReferenceType[WeaveRun] | None] = ContextVar("wove_run", default=None)
 """The run whose task the current code is part of. A weak reference: contexts live on in timers and the like."""
 
 Settle: TypeAlias = Callable[[bool, Any], object]
@@ -69,12 +69,12 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forget_run)
 
 
-class _TaskLanes(Lanes):
+class _TaskLanes(CoroutinePool):
     """Lanes for the tasks of a run."""
 
     __slots__ = ("ready", "run")
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: WeaveRun) -> None:
         super().__init__(run.loop, run.context, "wove", float("inf"), run.settled)
         self.run = run
         self.ready: deque[Task] = deque()
@@ -121,7 +121,7 @@ class _TaskLanes(Lanes):
             self.left(lane)
 
 
-class Run:
+class WeaveRun:
     """One run of one weave, on one loop.
 
     Args:
@@ -181,8 +181,8 @@ class Run:
         self._attended: set[asyncio.Task[Any]] = set()
         self._waiting: set[Settle] = set()
         self._calls: dict[Task, ThreadCall] = {}
-        self._children: set[Run] = set()
-        self._scope: Scope | None = None
+        self._children: set[WeaveRun] = set()
+        self._scope: DeliveryClient | None = None
         self._prepared: dict[str, asyncio.Future[BaseException | None]] = {}
         self._closing: asyncio.Task[None] | None = None
         self._patience: asyncio.TimerHandle | None = None
@@ -230,7 +230,12 @@ class Run:
         return self.closed
 
     def _needs_loop(self) -> bool:
-        return self.closed or bool(self.lanes.tasks) or bool(self._attended) or self._closing is not None
+        return (
+            self.closed
+            or bool(self.lanes.tasks)
+            or bool(self._attended)
+            or self._closing is not None
+        )
 
     def cancel(self, error: BaseException) -> None:
         """End the run because of *error*, which the block then raises."""
@@ -253,7 +258,7 @@ class Run:
         """`cancel`, from any thread."""
         self.inbox.post(self.cancel, error)
 
-    def adopt(self, child: Run) -> None:
+    def adopt(self, child: WeaveRun) -> None:
         """Take *child*, a weave inside one of the tasks, along when this run is stopped."""
         with _families:
             self._children.add(child)
@@ -312,7 +317,9 @@ class Run:
             self.stopped = True
             children = list(self._children)
         for child in children:
-            child.cancel_from_anywhere(asyncio.CancelledError("the weave around this one was stopped"))
+            child.cancel_from_anywhere(
+                asyncio.CancelledError("the weave around this one was stopped")
+            )
         for waiting in self.lanes.ready:
             discard(waiting.awaitable)
         for call in self._calls.values():
@@ -330,7 +337,9 @@ class Run:
             return
         names = ", ".join(repr(task.name) for task in self.tasks if task.status is RUNNING)
         _log.error(
-            "a weave ends without its task(s) %s: cancelled %g s ago and still running", names, STOP_GRACE_SECONDS
+            "a weave ends without its task(s) %s: cancelled %g s ago and still running",
+            names,
+            STOP_GRACE_SECONDS,
         )
         self.lanes.tasks.clear()
         self._attended.clear()
@@ -419,7 +428,11 @@ class Run:
         tasks = self.tasks
         for i in task.node.dependents:
             dependent = tasks[i]
-            if task.stream is not None and dependent.node.streams and dependent.node.source == task.node.index:
+            if (
+                task.stream is not None
+                and dependent.node.streams
+                and dependent.node.source == task.node.index
+            ):
                 continue
             dependent.waiting -= 1
             if not dependent.waiting:
@@ -470,7 +483,7 @@ class Run:
 
     # ------------------------------------------------------------------ for those that call, map and merge
 
-    async def scope(self, environment: Environment) -> Scope:
+    async def scope(self, environment: Environment) -> DeliveryClient:
         """This run's way out of the process, when all that *environment* needs is imported.
 
         Raises:
@@ -483,17 +496,21 @@ class Run:
                 prepared.set_result(None)
             else:
                 # In a thread: a first import takes too long for a loop that others live on too.
-                start_thread(partial(_prepare, environment, partial(self.inbox.post, _settle, prepared)))
+                start_thread(
+                    partial(_prepare, environment, partial(self.inbox.post, _settle, prepared))
+                )
         error = prepared.result() if prepared.done() else await asyncio.shield(prepared)
         if error is not None:
             raise error
         if self._scope is None:
-            from wove.delivery import Scope
+            from wove.delivery import DeliveryClient
 
-            self._scope = Scope(self.loop, shared=not is_ours(self.loop))
+            self._scope = DeliveryClient(self.loop, shared=not is_ours(self.loop))
         return self._scope
 
-    def attend(self, call: Callable[[], Coroutine[Any, Any, Any]], context: Context, settle: Settle) -> bool:
+    def attend(
+        self, call: Callable[[], Coroutine[Any, Any, Any]], context: Context, settle: Settle
+    ) -> bool:
         """Run a coroutine for somebody outside of the loop; may be called from any thread.
 
         Args:
@@ -511,7 +528,9 @@ class Run:
         self.inbox.post(self._attend, call, context, settle)
         return True
 
-    def _attend(self, call: Callable[[], Coroutine[Any, Any, Any]], context: Context, settle: Settle) -> None:
+    def _attend(
+        self, call: Callable[[], Coroutine[Any, Any, Any]], context: Context, settle: Settle
+    ) -> None:
         if self.closed:
             return
         task = asyncio.Task(_outcome(call), loop=self.loop, context=context)
@@ -545,11 +564,13 @@ class Run:
 
     def left_behind(self, name: str, task: asyncio.Task[Any]) -> None:
         """A coroutine was cancelled and did not end."""
-        _log.error("task %r does not end though it was cancelled; the weave goes on without it", name)
+        _log.error(
+            "task %r does not end though it was cancelled; the weave goes on without it", name
+        )
         task.add_done_callback(_take_outcome)
 
 
-def current_run() -> Run | None:
+def current_run() -> WeaveRun | None:
     """The run whose task the current code is part of."""
     reference = CURRENT.get()
     return None if reference is None else reference()
@@ -569,7 +590,7 @@ def _is_prepared(environment: Environment) -> bool:
 
 def _prepare(environment: Environment, tell: Callable[[BaseException | None], object]) -> None:
     try:
-        from wove.executors import forks
+        from wove.concurrency import forks
 
         with forks.importing:
             from wove.delivery import prepare

@@ -240,7 +240,9 @@ class _Asynchronous(_Pumped):
 
     __slots__ = ("_context", "_iterator", "_loop", "_task", "_wanted")
 
-    def __init__(self, iterable: AsyncIterable[Any], loop: asyncio.AbstractEventLoop, context: Context) -> None:
+    def __init__(
+        self, iterable: AsyncIterable[Any], loop: asyncio.AbstractEventLoop, context: Context
+    ) -> None:
         super().__init__()
         self._iterator: AsyncIterator[Any] = aiter(iterable)
         self._loop = loop

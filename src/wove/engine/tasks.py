@@ -14,7 +14,7 @@ from wove.graph.signature import Kind
 
 if TYPE_CHECKING:
     from wove.engine.mapping import Items, ItemsSoFar
-    from wove.engine.scheduler import Run
+    from wove.engine.scheduler import WeaveRun
     from wove.engine.sources import Stream
     from wove.engine.threads import Inbox
     from wove.graph.plan import Node
@@ -60,7 +60,7 @@ class Task:
         "settings", "started", "status", "stream", "value", "waiting",
     )  # fmt: skip
 
-    def __init__(self, node: Node, run: Run) -> None:
+    def __init__(self, node: Node, run: WeaveRun) -> None:
         declaration = node.declaration
         self.node = node
         self.name = node.name
@@ -76,19 +76,26 @@ class Task:
         self._caller: Caller | None = None
         self._attempts: Attempts | None = None
         if declaration.options or declaration.mapped:
-            self.settings = run.resolver.task(declaration.options, declaration.mapped, f"task {node.name!r}")
+            self.settings = run.resolver.task(
+                declaration.options, declaration.mapped, f"task {node.name!r}"
+            )
             plain = not declaration.mapped and is_plain(self.settings)
         else:
             self.settings, plain = run.usual
         self.plain_sync = plain and declaration.kind is Kind.SYNC
         self.plain_async = plain and declaration.kind is Kind.ASYNC
 
-    def caller(self, run: Run) -> Caller:
+    def caller(self, run: WeaveRun) -> Caller:
         """Makes the task's calls where more than a call is to be made."""
         if self._caller is None:
             declaration = self.node.declaration
             self._caller = Caller(
-                run, self.name, declaration.fn, declaration.kind, declaration.signature, self.settings
+                run,
+                self.name,
+                declaration.fn,
+                declaration.kind,
+                declaration.signature,
+                self.settings,
             )
             self._attempts = self._caller.attempts
         return self._caller
@@ -133,7 +140,7 @@ class Task:
         """The task is mapped, and these are its items."""
         self.items = items
 
-    async def stream_from(self, call: Callable[[], Any], run: Run) -> list[Any]:
+    async def stream_from(self, call: Callable[[], Any], run: WeaveRun) -> list[Any]:
         """Run a generator, handing on its items as they come; returns all of them."""
         stream = self.stream
         assert stream is not None
@@ -148,7 +155,9 @@ class Task:
                 done.set_result((succeeded, value))
 
         pump = _Pump(call, stream, run.inbox)
-        thread = ThreadCall(pump.run, slots=run.slots, inbox=run.inbox, context=run.context.copy(), ended=ended).start()
+        thread = ThreadCall(
+            pump.run, slots=run.slots, inbox=run.inbox, context=run.context.copy(), ended=ended
+        ).start()
         try:
             succeeded, value = await done
         finally:

@@ -53,7 +53,9 @@ class _Pool:
             number = self.started
         if worker is None:
             try:
-                threading.Thread(target=_Worker(self, job).work, name=f"wove-{number}", daemon=True).start()
+                threading.Thread(
+                    target=_Worker(self, job).work, name=f"wove-{number}", daemon=True
+                ).start()
             except RuntimeError:
                 worker = self._next_idle() if patient else None
                 if worker is None:
@@ -90,7 +92,9 @@ class _Worker:
         pool = self.pool
         while True:
             job, self.job = self.job, None
-            while job is not None:  # ends as None: what a task held must not live as long as an idle thread
+            while (
+                job is not None
+            ):  # ends as None: what a task held must not live as long as an idle thread
                 job = job()
             with pool.lock:
                 pool.idle.append(self)
@@ -365,7 +369,9 @@ class ThreadCall:
             self.inbox.post(self.begun)
         try:
             outcome = (True, self.context.run(fn))
-        except BaseException as error:  # SystemExit and the like belong to the weave, not to this thread
+        except (
+            BaseException
+        ) as error:  # SystemExit and the like belong to the weave, not to this thread
             outcome = (False, error)
         del fn
         with self.lock:

@@ -14,11 +14,11 @@ LOCAL: Final = "local"
 """The name for running in this process: no executor, nothing is delivered."""
 
 BUILT_IN: Final[dict[str, tuple[str, str]]] = {
-    "stdio": ("wove.executors.stdio", "StdioExecutor"),
-    "http": ("wove.executors.http", "HttpEnvironmentExecutor"),
-    "https": ("wove.executors.http", "HttpsEnvironmentExecutor"),
-    "grpc": ("wove.executors.grpc", "GrpcEnvironmentExecutor"),
-    "websocket": ("wove.executors.websocket", "WebSocketEnvironmentExecutor"),
+    "stdio": ("wove.executors.stdio.executor", "StdioExecutor"),
+    "http": ("wove.executors.http.executor", "HttpEnvironmentExecutor"),
+    "https": ("wove.executors.http.executor", "HttpsEnvironmentExecutor"),
+    "grpc": ("wove.executors.grpc.executor", "GrpcEnvironmentExecutor"),
+    "websocket": ("wove.executors.websocket.executor", "WebSocketEnvironmentExecutor"),
     "celery": ("wove.integrations.celery", "CeleryAdapter"),
     "temporal": ("wove.integrations.temporal", "TemporalAdapter"),
     "ray": ("wove.integrations.ray", "RayAdapter"),
@@ -62,7 +62,9 @@ def executor_class(executor: object, environment: str) -> type[EnvironmentExecut
         ) from None
     found = getattr(importlib.import_module(module), name)
     if module.startswith("wove.integrations."):
-        from wove.executors.adapter import for_adapter  # here, because the others do without it
+        from wove.executors.backend.executor import (
+            for_adapter,
+        )  # here, because the others do without it
 
         found = for_adapter(found)
     return cast("type[EnvironmentExecutor]", found)

@@ -235,63 +235,65 @@ def names(scope: Scope) -> Collection[str]:
     return _BY_SCOPE[scope].keys()
 
 
-def check_task_options(options: Mapping[str, object], *, mapped: bool, what: str) -> dict[str, Any]:
+def check_task_options(
+    options: Mapping[str, object], *, mapped: bool, label: str
+) -> dict[str, Any]:
     """A checked copy of the options of a task.
 
     Args:
         options: As given. ``None`` becomes the built-in value ("off"), or drops an option for which it
             means "not set here"; :data:`UNSET` drops any option.
         mapped: Whether the task maps over something.
-        what: What messages call the task: ``"task 'pdf'"``.
+        label: What messages call the task: ``"task 'pdf'"``.
 
     Raises:
         TypeError: An unknown option, or a value of the wrong type.
         ValueError: A value out of range, or an option of mapped tasks on one that is not.
     """
-    checked = _check(options, "task", what)
+    checked = _check(options, "task", label)
     if checked and not mapped:
         for name in MAPPED_ONLY:
             if checked.get(name) is not None:
                 raise ValueError(
-                    f"{what}: {name} concerns mapped tasks, and this one maps over nothing. "
+                    f"{label}: {name} concerns mapped tasks, and this one maps over nothing. "
                     f"Leave {name} out, or give the task something to map over"
                 )
     return checked
 
 
-def check_weave_options(options: Mapping[str, object], what: str = "weave") -> dict[str, Any]:
+def check_weave_options(options: Mapping[str, object], label: str = "weave") -> dict[str, Any]:
     """A checked copy of the settings of a weave; as :func:`check_task_options`."""
-    return _check(options, "weave", what)
+    return _check(options, "weave", label)
 
 
-def check_defaults(options: Mapping[str, object], what: str) -> dict[str, Any]:
+def check_defaults(options: Mapping[str, object], label: str) -> dict[str, Any]:
     """A checked copy of the defaults of an environment or ``wove.config``; as :func:`check_task_options`."""
-    return _check(options, "config", what)
+    return _check(options, "config", label)
 
 
-def _check(options: Mapping[str, object], scope: Scope, what: str) -> dict[str, Any]:
+def _check(options: Mapping[str, object], scope: Scope, label: str) -> dict[str, Any]:
     known = _BY_SCOPE[scope]
     checked: dict[str, Any] = {}
     for name, value in options.items():
         option = known.get(name)
         if option is None:
-            raise unknown_option(name, known, what)
+            raise unknown_option(name, known, label)
         if value is UNSET or (value is None and option.inherits):
             continue
-        checked[name] = option.check(f"{what}: {name}", value)
+        checked[name] = option.check(f"{label}: {name}", value)
     return checked
 
 
-def unknown_option(name: object, known: Collection[str], what: str) -> TypeError:
+def unknown_option(name: object, known: Collection[str], label: str) -> TypeError:
     """The error for an option that is not among the *known* ones, with the nearest of them."""
     if not isinstance(name, str):
-        return TypeError(f"{what}: the names of options are text, not {shown(name)}")
+        return TypeError(f"{label}: the names of options are text, not {shown(name)}")
     option = OPTIONS.get(name)
     if option is not None:
         places = [text for scope, text in _PLACES.items() if scope in option.scopes]
-        return TypeError(f"{what}: {name} is not an option here; it belongs to {either(places)}")
+        return TypeError(f"{label}: {name} is not an option here; it belongs to {either(places)}")
     hint = suggest(name, known) or f" There are: {', '.join(sorted(known))}."
-    return TypeError(f"{what}: unknown option {name!r}.{hint}")
+    return TypeError(f"{label}: unknown option {name!r}.{hint}")
 
 
 class DeliveryPolicy(NamedTuple):

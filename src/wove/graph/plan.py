@@ -58,9 +58,13 @@ class Declaration:
         """As it is when it is known whether it stays mapped, as the one that it replaces is."""
         if mapped and self.replaces is not None:
             return self._with(self.options, self.replaces.source, mapped=True)
-        return self._with({name: value for name, value in self.options.items() if name not in MAPPED_ONLY})
+        return self._with(
+            {name: value for name, value in self.options.items() if name not in MAPPED_ONLY}
+        )
 
-    def _with(self, options: Mapping[str, Any], source: Any = None, *, mapped: bool = False) -> Declaration:
+    def _with(
+        self, options: Mapping[str, Any], source: Any = None, *, mapped: bool = False
+    ) -> Declaration:
         return Declaration(self.fn, options, source, mapped=mapped, name=self.name)
 
 
@@ -128,8 +132,12 @@ class ExecutionPlan(Mapping[str, Any]):
     __slots__ = ("dependencies", "dependents", "sorted_tasks", "tiers")
 
     def __init__(self, nodes: Sequence[Node]) -> None:
-        self.dependencies = {node.name: [nodes[i].name for i in sorted(node.needs)] for node in nodes}
-        self.dependents = {node.name: [nodes[i].name for i in sorted(node.dependents)] for node in nodes}
+        self.dependencies = {
+            node.name: [nodes[i].name for i in sorted(node.needs)] for node in nodes
+        }
+        self.dependents = {
+            node.name: [nodes[i].name for i in sorted(node.dependents)] for node in nodes
+        }
         order, depth = _sort(nodes)
         self.sorted_tasks = [nodes[i].name for i in order]
         tiers: list[list[str]] = [[] for _ in range(max(depth.values(), default=-1) + 1)]
@@ -177,7 +185,9 @@ def plan(declarations: Mapping[str, Declaration], values: Mapping[str, Any]) -> 
         The plan. What is wrong (a name that nothing has, a cycle) is in its ``error``, so that
         the rest of the graph can be shown all the same.
     """
-    nodes = {name: Node(i, declaration) for i, (name, declaration) in enumerate(declarations.items())}
+    nodes = {
+        name: Node(i, declaration) for i, (name, declaration) in enumerate(declarations.items())
+    }
     ordered = tuple(nodes.values())
     error: Exception | None = None
     backwards = True
@@ -192,7 +202,9 @@ def plan(declarations: Mapping[str, Declaration], values: Mapping[str, Any]) -> 
     return Plan(ordered, error if error is not None or backwards else _find_cycle(ordered))
 
 
-def _connect(node: Node, ordered: tuple[Node, ...], nodes: Mapping[str, Node], values: Mapping[str, Any]) -> None:
+def _connect(
+    node: Node, ordered: tuple[Node, ...], nodes: Mapping[str, Node], values: Mapping[str, Any]
+) -> None:
     declaration = node.declaration
     signature = declaration.signature
     if not signature.names and not declaration.mapped:
@@ -211,7 +223,9 @@ def _connect(node: Node, ordered: tuple[Node, ...], nodes: Mapping[str, Node], v
             free.append(name)
     if not declaration.mapped and declaration.replaces is not None:
         # A copy: more may be declared before the block closes, and the answer may then be another.
-        declaration = declaration.settled(mapped=sum(name not in signature.defaults for name in free) == 1)
+        declaration = declaration.settled(
+            mapped=sum(name not in signature.defaults for name in free) == 1
+        )
         node.declaration = declaration
     # Connected before anything is refused: the plan is shown even when it is wrong.
     if declaration.mapped and isinstance(declaration.source, str):
@@ -273,7 +287,9 @@ def _place(node: Node, signature: Signature, given: list[str]) -> None:
     count = 0
     while count < signature.positional and count < len(given) and names[count] == given[count]:
         count += 1
-    if count < signature.positional_only and any(name in given for name in names[count : signature.positional_only]):
+    if count < signature.positional_only and any(
+        name in given for name in names[count : signature.positional_only]
+    ):
         last = max(i for i in range(signature.positional_only) if names[i] in given)
         defaults = signature.default_of or {}
         node.fill = {name: defaults[name] for name in names[: last + 1] if name not in given}
@@ -323,4 +339,6 @@ def _find_cycle(nodes: Sequence[Node]) -> RuntimeError | None:
         i = next(need for need in nodes[i].needs if need not in sorted_nodes)
     circle = [*path[path.index(i) :], i]
     circle.reverse()
-    return RuntimeError(f"Circular dependency detected: {' -> '.join(nodes[i].name for i in circle)}")
+    return RuntimeError(
+        f"Circular dependency detected: {' -> '.join(nodes[i].name for i in circle)}"
+    )

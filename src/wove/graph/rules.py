@@ -91,7 +91,9 @@ def positive(unit: str) -> Rule:
         number = _number(value)
         # Written so that NaN, which is neither less nor greater, is refused as well.
         if not 0 < number < float("inf"):
-            raise ValueError(f"must be a finite number of {unit} greater than 0, not {shown(value)}")
+            raise ValueError(
+                f"must be a finite number of {unit} greater than 0, not {shown(value)}"
+            )
         return number
 
     return rule
@@ -163,10 +165,14 @@ def exceptions(value: Any) -> tuple[type[Exception], ...]:
     several = isinstance(value, (tuple, list, set, frozenset))
     kinds: tuple[object, ...] = tuple(cast("Collection[object]", value)) if several else (value,)
     if not kinds:
-        raise ValueError("must name at least one exception type; to switch retries off, set retries=0")
+        raise ValueError(
+            "must name at least one exception type; to switch retries off, set retries=0"
+        )
     for kind in kinds:
         if not (isinstance(kind, type) and issubclass(kind, BaseException)):
-            raise TypeError(f"must be one exception type or several, not {shown(cast('object', value))}")
+            raise TypeError(
+                f"must be one exception type or several, not {shown(cast('object', value))}"
+            )
         if not issubclass(kind, Exception):
             raise ValueError(
                 f"must not hold {kind.__name__}: what is no Exception (SystemExit, KeyboardInterrupt, "
@@ -192,5 +198,7 @@ def idempotency_key(value: Any) -> IdempotencyKey:
     for field in fields:
         # "{item.id}" and "{item[id]}" are fields of the parameter `item`, as in str.format.
         if not field.split(".")[0].split("[")[0].isidentifier():
-            raise ValueError(f"must name a parameter in every field, and {{{field}}} in {value!r} does not")
+            raise ValueError(
+                f"must name a parameter in every field, and {{{field}}} in {value!r} does not"
+            )
     return value

@@ -124,7 +124,9 @@ def _read_function(fn: FunctionType, skip: int) -> Signature:
         defaults = frozenset((*optional, *(fn.__kwdefaults__ or ())))
         if code.co_posonlyargcount:
             default_of = dict(zip(optional, given, strict=True))
-    return Signature(names, defaults, max(0, code.co_posonlyargcount - skip), positional - skip, default_of)
+    return Signature(
+        names, defaults, max(0, code.co_posonlyargcount - skip), positional - skip, default_of
+    )
 
 
 def _read_any(fn: Callable[..., Any], mapped: bool) -> Signature:
@@ -133,7 +135,9 @@ def _read_any(fn: Callable[..., Any], mapped: bool) -> Signature:
     except ValueError:
         if mapped:
             return _ONE_ITEM
-        raise TypeError(f"{name_of(fn)!r} does not tell its parameters; declare a function that calls it") from None
+        raise TypeError(
+            f"{name_of(fn)!r} does not tell its parameters; declare a function that calls it"
+        ) from None
     bound = fn.keywords if isinstance(fn, functools.partial) else {}
     names: list[str] = []
     default_of: dict[str, Any] = {}

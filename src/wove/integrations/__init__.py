@@ -6,8 +6,9 @@ calls, ``run`` and ``arun``, is in `wove.integrations.worker`.
 
 from __future__ import annotations
 
-import importlib
 from typing import TYPE_CHECKING
+
+from wove.lazy_exports import lazy_exports
 
 if TYPE_CHECKING:
     from wove.integrations.arq import ARQAdapter
@@ -51,13 +52,6 @@ _HOMES = {
 }
 
 
-# Hidden from type checkers, which would otherwise believe in every misspelt name.
+# Type checkers would otherwise believe in every misspelt name.
 if not TYPE_CHECKING:
-
-    def __getattr__(name: str) -> object:
-        if name not in _HOMES:
-            raise AttributeError(f"module 'wove.integrations' has no attribute {name!r}")
-        return getattr(importlib.import_module(f"wove.integrations.{_HOMES[name]}"), name)
-
-    def __dir__() -> list[str]:
-        return sorted({*globals(), *__all__})
+    __getattr__, __dir__ = lazy_exports(__name__, _HOMES)

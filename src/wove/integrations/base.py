@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal, NamedTuple, TypeAlias
 
 from wove.executors.base import CancelReach, Frame
 
-__all__ = ["BackendAdapter", "Fate", "MaybeAwaitable", "PayloadDict"]
+__all__ = ["BackendAdapter", "JobStatus", "MaybeAwaitable", "PayloadDict"]
 
 PayloadDict: TypeAlias = dict[str, Any]
 """What is handed to the backend: a dict of nothing but JSON values; see `wove.protocol.payload`."""
@@ -17,7 +17,7 @@ PayloadDict: TypeAlias = dict[str, Any]
 MaybeAwaitable: TypeAlias = "Awaitable[Any] | Any"
 
 
-class Fate(NamedTuple):
+class JobStatus(NamedTuple):
     """What the backend says has become of a job that is over, or never will be.
 
     Attributes:
@@ -51,9 +51,9 @@ class BackendAdapter(abc.ABC):
         config: Its ``executor_config``, the keys of callbacks and timeouts included.
 
     Attributes:
-        what: What messages should begin with: ``"environment 'reports'"``.
+        label: What messages should begin with: ``"environment 'reports'"``.
         users_loop: The event loop of the ``async with weave()`` that needed the environment first, if it was one. A
-            client that the user made for such a loop is used there: see `wove.integrations.loops`.
+            client that the user made for such a loop is used there: see `wove.integrations.common.client_loops`.
         wanted: Whether a run, by its id, is still waited for: what was given up need not be submitted any more.
         begun: Whether a worker has reported that it runs it, and is not missed since; of a run that was cancelled,
             whether it had.
@@ -120,7 +120,7 @@ class BackendAdapter(abc.ABC):
     def __init__(self, environment: str, config: Mapping[str, Any]) -> None:
         self.environment = environment
         self.config = config
-        self.what = f"environment {environment!r}"
+        self.label = f"environment {environment!r}"
         self.users_loop: asyncio.AbstractEventLoop | None = None
         self.wanted: Callable[[str], bool] = lambda run_id: True
         self.begun: Callable[[str], bool] = lambda run_id: False
@@ -174,7 +174,7 @@ class BackendAdapter(abc.ABC):
             submissions: What `submit` returned, by run id.
 
         Returns:
-            A dict with a `Fate` for each run id whose job is over. Those that wait, run, or are not known are left
+            A dict with a `JobStatus` for each run id whose job is over. Those that wait, run, or are not known are left
             out. What it raises is logged, and it is asked again later.
         """
         raise NotImplementedError

@@ -47,7 +47,9 @@ def job_mark(frame: Mapping[str, Any], size: int) -> str:
     return hashlib.sha256(job_id(frame).encode("utf-8", "surrogatepass")).hexdigest()[:size]
 
 
-def job_name(task: str, *, prefix: str = "wove-", most: int, pattern: str = "a-z0-9-", suffix: str = "") -> str:
+def job_name(
+    task: str, *, prefix: str = "wove-", most: int, pattern: str = "a-z0-9-", suffix: str = ""
+) -> str:
     """A readable name for a job of *task*: the characters that the backend does not take become ``-``.
 
     Args:

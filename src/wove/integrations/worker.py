@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from wove.callback.link import Destination
-from wove.callback.report import Delivered
-from wove.integrations.jobs import BEAT_SECONDS, Job, close, fetches
+from wove.callback.reporter import Delivered
+from wove.integrations.common.jobs import BEAT_SECONDS, Job, close, fetches
 from wove.protocol import payload as payloads
 from wove.protocol.payload import Payload
 from wove.security import NetworkExecutorSecurity, SecurityConfig
@@ -84,7 +84,10 @@ def run(payload: Mapping[str, Any] | str | bytes, *, security: SecurityConfig = 
 
 
 async def arun(
-    payload: Mapping[str, Any] | str | bytes, *, security: SecurityConfig = None, ask_after: float | None = None
+    payload: Mapping[str, Any] | str | bytes,
+    *,
+    security: SecurityConfig = None,
+    ask_after: float | None = None,
 ) -> None:
     """As `run`, for async workers: on any event loop, which is not held up, whatever the task is.
 
@@ -110,7 +113,9 @@ async def arun(
     import asyncio
 
     signer = _security_of(security)
-    job = _read(payload, signer) if _is_small(payload) else await fetches.call(_read, payload, signer)
+    job = (
+        _read(payload, signer) if _is_small(payload) else await fetches.call(_read, payload, signer)
+    )
     loop = asyncio.get_running_loop()
     done: asyncio.Future[Delivered] = loop.create_future()
     try:
@@ -131,7 +136,9 @@ async def arun(
     _conclude(delivered)
 
 
-def _settle_on(loop: asyncio.AbstractEventLoop, done: asyncio.Future[Delivered], delivered: Delivered) -> None:
+def _settle_on(
+    loop: asyncio.AbstractEventLoop, done: asyncio.Future[Delivered], delivered: Delivered
+) -> None:
     def settle() -> None:
         if not done.done():
             done.set_result(delivered)
@@ -187,7 +194,9 @@ def _read(payload: object, security: NetworkExecutorSecurity) -> Job:
 def _unreadable(payload: object, error: ValueError, security: NetworkExecutorSecurity) -> Job:
     """The report of *error*, where the payload says to whom."""
     try:
-        fields: Any = json.loads(payload) if isinstance(payload, (str, bytes, bytearray)) else payload
+        fields: Any = (
+            json.loads(payload) if isinstance(payload, (str, bytes, bytearray)) else payload
+        )
         run_id, task, url = fields["run_id"], fields.get("task_id"), fields["callback_url"]
         destination = Destination.parse(url)
         if security.authenticates or not isinstance(run_id, str):
@@ -216,7 +225,7 @@ def _is_small(payload: object) -> bool:
 
 # --- security ---------------------------------------------------------------------------------------------
 
-MOST_SECURITIES: Final = 16
+MAX_SECURITIES: Final = 16
 _WHAT: Final = "the security of this worker"
 _VARIABLES: Final = re.compile(r'_env": "([^"]*)"|"env:([^"]*)"')
 
@@ -229,7 +238,7 @@ def check_security(security: SecurityConfig) -> NetworkExecutorSecurity | None:
     Raises:
         ValueError: It is not right.
     """
-    return None if security is None else NetworkExecutorSecurity.from_config(security, what=_WHAT)
+    return None if security is None else NetworkExecutorSecurity.from_config(security, label=_WHAT)
 
 
 def _security_of(security: SecurityConfig) -> NetworkExecutorSecurity:
@@ -241,12 +250,12 @@ def _security_of(security: SecurityConfig) -> NetworkExecutorSecurity:
     try:
         text = json.dumps(security)
     except TypeError:  # a secret of bytes
-        return NetworkExecutorSecurity.from_config(security, what=_WHAT)
+        return NetworkExecutorSecurity.from_config(security, label=_WHAT)
     key = (text, *(os.environ.get("".join(names)) for names in _VARIABLES.findall(text)))
     found = _securities.get(key)
     if found is None:
-        found = NetworkExecutorSecurity.from_config(security, what=_WHAT)
-        if len(_securities) >= MOST_SECURITIES:
+        found = NetworkExecutorSecurity.from_config(security, label=_WHAT)
+        if len(_securities) >= MAX_SECURITIES:
             _securities.clear()
         _securities[key] = found
     return found

@@ -44,4 +44,6 @@ def emit(event: str, **fields: Any) -> None:
         except Exception:
             _log.exception("a listener failed on the event %r", event)
     if _log.isEnabledFor(logging.DEBUG):
-        _log.debug("%s %s", event, " ".join(f"{name}={value!r:.200}" for name, value in fields.items()))
+        _log.debug(
+            "%s %s", event, " ".join(f"{name}={value!r:.200}" for name, value in fields.items())
+        )

@@ -76,7 +76,10 @@ class Progress:
             # In the caller's context: a notebook knows by it which cell an output belongs to.
             context = run.context.copy()
             thread = threading.Thread(
-                target=context.run, args=(self._work, sampler, form), name="wove-progress", daemon=True
+                target=context.run,
+                args=(self._work, sampler, form),
+                name="wove-progress",
+                daemon=True,
             )
             thread.start()
             self._thread = thread
@@ -89,7 +92,9 @@ class Progress:
             while not self._over.wait(wait):
                 began = thread_time()
                 form.show(sampler.rows())
-                wait = min(max(form.seconds, (thread_time() - began) / LOOK_SHARE), LOOK_SECONDS_MOST)
+                wait = min(
+                    max(form.seconds, (thread_time() - began) / LOOK_SHARE), LOOK_SECONDS_MOST
+                )
             form.end(sampler.rows())
         except Exception as error:  # a display is not worth a weave
             with contextlib.suppress(Exception):
@@ -185,7 +190,11 @@ class _Plain:
         now = perf_counter()
         ended = [row for row in rows if row.state in ENDED and row.name not in self._told]
         self._told.update(row.name for row in ended)
-        lines = [plain_line(row) for row in sorted(ended, key=lambda row: row.ended) if row.state != "skipped"]
+        lines = [
+            plain_line(row)
+            for row in sorted(ended, key=lambda row: row.ended)
+            if row.state != "skipped"
+        ]
         for row in rows:
             if row.mapped and row.state == "running":
                 due = self._next.setdefault(row.name, now - row.seconds + SUMMARY_SECONDS)
@@ -197,7 +206,11 @@ class _Plain:
     def end(self, rows: list[Row]) -> None:
         self.show(rows)
         if len(rows) > 1:
-            self._write([f"wove: {summary(rows)} of {len(rows):,} tasks, {duration(perf_counter() - self._began)}"])
+            self._write(
+                [
+                    f"wove: {summary(rows)} of {len(rows):,} tasks, {duration(perf_counter() - self._began)}"
+                ]
+            )
 
     def abandon(self) -> None:
         pass
@@ -253,7 +266,10 @@ class _Notebook:
 
     def show(self, rows: list[Row]) -> None:
         text = "\n".join(live_lines(rows, 100, NOTEBOOK_LINES, FANCY))
-        data = {"text/plain": text, "text/html": f'<pre style="line-height:1.3">{escape(text)}</pre>'}
+        data = {
+            "text/plain": text,
+            "text/html": f'<pre style="line-height:1.3">{escape(text)}</pre>',
+        }
         show = self._update if self._shown else self._display
         show(data, raw=True, display_id=self._id)
         self._shown = True

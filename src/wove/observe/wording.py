@@ -8,7 +8,17 @@ from unicodedata import category, combining, east_asian_width
 
 from wove.observe.sampling import ENDED, Row
 
-__all__ = ["ASCII", "FANCY", "Style", "chosen", "duration", "fit", "live_lines", "plain_line", "summary"]
+__all__ = [
+    "ASCII",
+    "FANCY",
+    "Style",
+    "chosen",
+    "duration",
+    "fit",
+    "live_lines",
+    "plain_line",
+    "summary",
+]
 
 NAME_COLUMNS = 28
 BAR_COLUMNS = 20
@@ -27,13 +37,26 @@ class Style:
 
 
 FANCY = Style(
-    {"waiting": "·", "running": "●", "done": "✓", "failed": "✗", "cancelled": "-", "skipped": "-"}, "█", "░", "…"
+    {"waiting": "·", "running": "●", "done": "✓", "failed": "✗", "cancelled": "-", "skipped": "-"},
+    "█",
+    "░",
+    "…",
 )
 ASCII = Style(
-    {"waiting": ".", "running": "*", "done": "+", "failed": "x", "cancelled": "-", "skipped": "-"}, "#", ".", "~"
+    {"waiting": ".", "running": "*", "done": "+", "failed": "x", "cancelled": "-", "skipped": "-"},
+    "#",
+    ".",
+    "~",
 )
 
-_COLORS = {"running": "36", "done": "32", "failed": "31", "cancelled": "33", "waiting": "2", "skipped": "2"}
+_COLORS = {
+    "running": "36",
+    "done": "32",
+    "failed": "31",
+    "cancelled": "33",
+    "waiting": "2",
+    "skipped": "2",
+}
 
 
 def duration(seconds: float) -> str:
@@ -89,7 +112,11 @@ def live_lines(rows: Sequence[Row], columns: int, most: int, style: Style) -> li
     if not rows:
         return []
     shown = chosen(rows, most if len(rows) <= most else max(0, most - 1))
-    width = min(NAME_COLUMNS, max((sum(map(_columns, row.name)) for row in shown), default=0), max(4, columns // 3))
+    width = min(
+        NAME_COLUMNS,
+        max((sum(map(_columns, row.name)) for row in shown), default=0),
+        max(4, columns // 3),
+    )
     lines = [_live_line(row, width, columns, style) for row in shown]
     if len(shown) < len(rows):
         lines.append(fit(f"  +{len(rows) - len(shown)} more: {summary(rows)}", columns, style.cut))
@@ -159,7 +186,9 @@ def plain_line(row: Row) -> str:
     parts: list[str] = []
     if row.mapped:
         count = _count(row, " of ")
-        share = f" ({100 * row.items // row.total}%)" if row.state == "running" and row.total else ""
+        share = (
+            f" ({100 * row.items // row.total}%)" if row.state == "running" and row.total else ""
+        )
         parts.append(f"{count} {'item' if count == '1' else 'items'}{share}")
     parts += _rate(row) + _rest(row)
     state = f"failed with {row.error}" if row.state == "failed" and row.error else row.state
@@ -173,4 +202,6 @@ def summary(rows: Iterable[Row]) -> str:
         counts[row.state] = counts.get(row.state, 0) + 1
     said = {"skipped": "not run"}
     order = ("running", "done", "failed", "cancelled", "waiting", "skipped")
-    return ", ".join(f"{counts[state]:,} {said.get(state, state)}" for state in order if state in counts)
+    return ", ".join(
+        f"{counts[state]:,} {said.get(state, state)}" for state in order if state in counts
+    )

@@ -2,7 +2,7 @@
 
 A mapped task sends the same callable with every item. A sender that talks to one worker process over one
 ordered connection leaves it out once it has been sent: the frame then has only its ``callable_id``. Sender
-and worker each keep one :class:`Kept` and treat every frame alike, in the order of the connection, so that
+and worker each keep one :class:`CallableCache` and treat every frame alike, in the order of the connection, so that
 both forget the same callables at the same time.
 """
 
@@ -13,12 +13,12 @@ from typing import Generic, TypeVar
 
 from wove.protocol.limits import CALLABLES_KEPT, CALLABLES_KEPT_BYTES
 
-__all__ = ["Kept"]
+__all__ = ["CallableCache"]
 
 V = TypeVar("V")
 
 
-class Kept(Generic[V]):
+class CallableCache(Generic[V]):
     """The most recently used callables, by id.
 
     The sender, for every ``run_task`` frame::

@@ -20,7 +20,13 @@ from wove.protocol.pickling import Pickled
 
 __all__ = ["Encoded", "FrameError", "decode", "encode", "encode_events"]
 
-_PICKLES: Final = ("result_pickle", "args_pickle", "callable_pickle", "exception_pickle", "error_pickle")
+_PICKLES: Final = (
+    "result_pickle",
+    "args_pickle",
+    "callable_pickle",
+    "exception_pickle",
+    "error_pickle",
+)
 _WINDOW: Final = 8 * PIECE_BYTES  # searched at a time: about a millisecond
 
 _to_json = json.JSONEncoder(separators=(",", ":")).encode
@@ -60,9 +66,13 @@ def encode(frame: Mapping[str, Any]) -> list[bytes]:
             elif kind is Pickled:
                 pickles.append((name, value))
             else:
-                fields.append(f"{_quoted(name)}:{value.text if kind is Encoded else _to_json(value)}")
+                fields.append(
+                    f"{_quoted(name)}:{value.text if kind is Encoded else _to_json(value)}"
+                )
     except (TypeError, ValueError) as error:
-        raise FrameError(f"a frame has a field that is not JSON: {error}", _run_id(frame)) from error
+        raise FrameError(
+            f"a frame has a field that is not JSON: {error}", _run_id(frame)
+        ) from error
     text = "{" + ",".join(fields)
     if not pickles:
         return [f"{text}}}".encode("ascii")]
@@ -116,18 +126,24 @@ def decode(data: bytes | Sequence[bytes], *, most_text: int | None = None) -> li
     cuts: list[list[memoryview]] = []
     small = sum(map(len, chunks)) <= 2 * INLINE_BYTES
     text = b"".join(chunks) if small else _without_pickles(chunks, cuts, most_text)
-    text = text.removeprefix(codecs.BOM_UTF8)  # some encoders begin with one, and it may be ignored: RFC 8259, 8.1
+    text = text.removeprefix(
+        codecs.BOM_UTF8
+    )  # some encoders begin with one, and it may be ignored: RFC 8259, 8.1
     try:
         found: object = _from_json(text.decode("utf-8"))
     except (ValueError, RecursionError) as error:
         raise FrameError(f"this is not JSON ({error}): {_start(text)}", _run_id_in(text)) from error
-    if isinstance(found, dict) and isinstance(events := cast(dict[str, object], found).get("events"), list):
+    if isinstance(found, dict) and isinstance(
+        events := cast(dict[str, object], found).get("events"), list
+    ):
         found = cast(list[object], events)
     frames: list[dict[str, Any]] = []
     items: list[object] = cast(list[object], found) if isinstance(found, list) else [found]
     for item in items:
         if not isinstance(item, dict):
-            raise FrameError(f"a frame is a JSON object, and this is {_json_type(item)}: {_start(text)}")
+            raise FrameError(
+                f"a frame is a JSON object, and this is {_json_type(item)}: {_start(text)}"
+            )
         frame = cast(dict[str, Any], item)
         _unpack_pickles(frame, cuts)
         frames.append(frame)
@@ -160,7 +176,9 @@ def _unpack_pickles(frame: dict[str, Any], cuts: Sequence[list[memoryview]]) -> 
             frame[name] = _unpacked(name, value, cuts, frame)
 
 
-def _unpacked(name: str, value: object, cuts: Sequence[list[memoryview]], frame: Mapping[str, Any]) -> Pickled:
+def _unpacked(
+    name: str, value: object, cuts: Sequence[list[memoryview]], frame: Mapping[str, Any]
+) -> Pickled:
     if not isinstance(value, str):
         raise FrameError(f"{name} is not base64 text but {_json_type(value)}", _run_id(frame))
     try:
@@ -221,7 +239,9 @@ _OPENING: Final = re.compile(rb'_pickle"\s*:\s*"')
 _OVERLAP: Final = 32  # an opening that two chunks share is found if it is shorter than this
 
 
-def _without_pickles(chunks: Sequence[bytes], cuts: list[list[memoryview]], most: int | None) -> bytes:
+def _without_pickles(
+    chunks: Sequence[bytes], cuts: list[list[memoryview]], most: int | None
+) -> bytes:
     """The text with ``"@0"``, ``"@1"``, ... for the values of its ``*_pickle`` keys, which go to *cuts*.
 
     Inside a JSON string a quote is escaped, so an unescaped ``_pickle"`` is the end of a string, and one that
@@ -298,5 +318,11 @@ def _json_type(value: object) -> str:
         return "null"
     if isinstance(value, bool):
         return "a boolean"
-    names = {"int": "a number", "float": "a number", "str": "a text", "list": "a list", "dict": "an object"}
+    names = {
+        "int": "a number",
+        "float": "a number",
+        "str": "a text",
+        "list": "a list",
+        "dict": "an object",
+    }
     return names.get(type(value).__name__, type(value).__name__)

@@ -38,7 +38,9 @@ def from_exception(
         ``error``, always, and ``exception_pickle`` if the exception survives being pickled and unpickled.
     """
     if retryable is None:
-        retryable = isinstance(exception, Exception) and not isinstance(exception, SerializationError)
+        retryable = isinstance(exception, Exception) and not isinstance(
+            exception, SerializationError
+        )
     report: ErrorReport = {
         "kind": _kind(exception),
         "message": _message(exception),
@@ -73,7 +75,9 @@ def to_exception(event: Mapping[str, Any], *, task: str) -> BaseException:
             trouble = f"it was pickled by Python {theirs}, and this is Python {PYTHON}"
         else:
             try:
-                exception = loads(event["exception_pickle"], what=f"the exception of task {task!r}")
+                exception = loads(
+                    event["exception_pickle"], label=f"the exception of task {task!r}"
+                )
             except SerializationError as error:
                 trouble = str(error)
     if isinstance(exception, BaseException):
@@ -83,7 +87,9 @@ def to_exception(event: Mapping[str, Any], *, task: str) -> BaseException:
     return _without_object(report, trouble, task, exception)
 
 
-def _without_object(report: dict[str, Any], trouble: str, task: str, exception: object) -> BaseException:
+def _without_object(
+    report: dict[str, Any], trouble: str, task: str, exception: object
+) -> BaseException:
     kind, message = report.get("kind"), report.get("message")
     if exception is not None and not message:
         message = str(exception)
@@ -104,23 +110,27 @@ def _report(event: Mapping[str, Any], task: str) -> tuple[dict[str, Any], str]:
     pickled = event.get("error_pickle")
     if report is None and isinstance(pickled, (Pickled, bytes)):
         try:
-            report = loads(pickled, what=f"the error of task {task!r}")
+            report = loads(pickled, label=f"the error of task {task!r}")
         except SerializationError as error:
             trouble = str(error)
     if isinstance(report, BaseException):
         return {"kind": _kind(report), "message": _message(report)}, trouble
     if isinstance(report, Mapping):
-        return {str(name): value for name, value in cast(Mapping[object, object], report).items()}, trouble
+        return {
+            str(name): value for name, value in cast(Mapping[object, object], report).items()
+        }, trouble
     return ({} if report is None else {"message": str(report)}), trouble
 
 
 def _surviving(exception: BaseException, task: str) -> Pickled | None:
     """The exception's pickle, if it was rebuilt from it as an exception of the same type."""
-    what = f"the exception of task {task!r}"
+    label = f"the exception of task {task!r}"
     try:
-        pickled = dumps(exception, what=what)
-        rebuilt = loads(pickled, what=what)
-    except BaseException:  # whatever it raises, cloudpickle missing included: the report still goes out
+        pickled = dumps(exception, label=label)
+        rebuilt = loads(pickled, label=label)
+    except (
+        BaseException
+    ):  # whatever it raises, cloudpickle missing included: the report still goes out
         return None
     return pickled if type(rebuilt) is type(exception) else None
 

@@ -138,7 +138,9 @@ def check_event(frame: Mapping[str, Any]) -> dict[str, Any]:
         raise FrameError(f"an event whose type is no text: {_outline(frame)}", run_id)
     if kind not in EVENTS:
         known = ", ".join(sorted(EVENTS))
-        raise FrameError(f"{kind!r:.100} is no type of event (the types are {known}): {_outline(frame)}", run_id)
+        raise FrameError(
+            f"{kind!r:.100} is no type of event (the types are {known}): {_outline(frame)}", run_id
+        )
     return frame if isinstance(frame, dict) else dict(frame)
 
 
@@ -156,20 +158,22 @@ def condensed(events: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     found: list[Mapping[str, Any]] = []
     for event in events:
         if event["type"] in TERMINAL and (start := starts.pop(event["run_id"], None)) is not None:
-            found.append({**event, **{name: start[name] for name in ("host", "pid") if name in start}})
+            found.append(
+                {**event, **{name: start[name] for name in ("host", "pid") if name in start}}
+            )
         elif event["type"] != "task_started":
             found.append(event)
     return [*starts.values(), *found]
 
 
-def check_python(frame: Mapping[str, Any], *, what: str) -> None:
+def check_python(frame: Mapping[str, Any], *, label: str) -> None:
     """Refuse a pickle of another Python minor version, before anything is unpickled.
 
     A frame that does not say its version is not checked.
 
     Args:
         frame: The frame; its ``python`` field is looked at.
-        what: What the frame carries, for the message: ``"task 'pdf'"``.
+        label: What the frame carries, for the message: ``"task 'pdf'"``.
 
     Raises:
         SerializationError: The versions differ. The message names both.
@@ -177,7 +181,7 @@ def check_python(frame: Mapping[str, Any], *, what: str) -> None:
     theirs = frame.get("python")
     if isinstance(theirs, str) and theirs.split(".")[:2] != PYTHON.split("."):
         raise SerializationError(
-            f"{what} was pickled by Python {theirs}, and Python {PYTHON} received it: pickled functions and "
+            f"{label} was pickled by Python {theirs}, and Python {PYTHON} received it: pickled functions and "
             f"classes hold bytecode, which only the same minor version can run. Use Python {theirs} or "
             f"Python {PYTHON} on both sides."
         )
@@ -186,7 +190,9 @@ def check_python(frame: Mapping[str, Any], *, what: str) -> None:
 def _outline(frame: Mapping[str, Any]) -> str:
     """The frame's fields without their bulk: ``type='x', run_id='1', result_pickle=...``."""
     shown = [
-        f"{name}={value!r}" if isinstance(value, (str, int)) and len(str(value)) <= 60 else f"{name}=..."
+        f"{name}={value!r}"
+        if isinstance(value, (str, int)) and len(str(value)) <= 60
+        else f"{name}=..."
         for name, value in list(frame.items())[:8]
     ]
     return ", ".join(shown) or "an empty object"

@@ -23,7 +23,16 @@ VERSION: Final = 1
 
 SIGNATURE: Final = "signature"
 _PICKLES: Final = ("callable_pickle", "args_pickle")
-_FROM_FRAME: Final = ("run_id", "task_id", "callable_id", "delivery", "deadline", "python", "wove", "traceparent")
+_FROM_FRAME: Final = (
+    "run_id",
+    "task_id",
+    "callable_id",
+    "delivery",
+    "deadline",
+    "python",
+    "wove",
+    "traceparent",
+)
 ENVELOPE_BYTES: Final = 2048
 """What a payload has beside its pickles: names, settings and signature, generously."""
 
@@ -75,7 +84,11 @@ class Payload(NamedTuple):
 
 def size_of(frame: Mapping[str, Any]) -> dict[str, int]:
     """The characters that each pickle of *frame* takes in a payload that holds it itself."""
-    return {name: (frame[name].size + 2) // 3 * 4 for name in _PICKLES if isinstance(frame.get(name), Pickled)}
+    return {
+        name: (frame[name].size + 2) // 3 * 4
+        for name in _PICKLES
+        if isinstance(frame.get(name), Pickled)
+    }
 
 
 def build(
@@ -107,7 +120,9 @@ def build(
     for name in _PICKLES:
         pickled = frame.get(name)
         if name not in given and isinstance(pickled, Pickled):
-            payload[name] = binascii.b2a_base64(b"".join(pickled.chunks), newline=False).decode("ascii")
+            payload[name] = binascii.b2a_base64(b"".join(pickled.chunks), newline=False).decode(
+                "ascii"
+            )
     if given:
         payload["claims"] = {name: claim._asdict() for name, claim in given.items()}
     if sent_at is not None:
@@ -145,8 +160,15 @@ def parse(payload: object) -> Payload:
             run_id,
         )
     url = fields.get("callback_url")
-    if not isinstance(url, str) or urlsplit(url).scheme not in ("http", "https") or not urlsplit(url).hostname:
-        raise FrameError(f"the payload of run {run_id} has no callback_url that can be posted to: {url!r:.200}", run_id)
+    if (
+        not isinstance(url, str)
+        or urlsplit(url).scheme not in ("http", "https")
+        or not urlsplit(url).hostname
+    ):
+        raise FrameError(
+            f"the payload of run {run_id} has no callback_url that can be posted to: {url!r:.200}",
+            run_id,
+        )
     frame: dict[str, Any] = {"type": "run_task", "run_id": run_id, "task_id": str(task or "?")}
     frame.update((name, fields[name]) for name in _FROM_FRAME[2:] if name in fields)
     claims = _claims(fields.get("claims"), run_id)
@@ -194,7 +216,9 @@ def _claims(value: object, run_id: str) -> dict[str, Claim]:
             if name in _PICKLES and claim.size >= 0:
                 claims[name] = claim
     except (TypeError, AttributeError, KeyError, ValueError) as error:
-        raise FrameError(f"the claims of run {run_id} cannot be read: {value!r:.200}", run_id) from error
+        raise FrameError(
+            f"the claims of run {run_id} cannot be read: {value!r:.200}", run_id
+        ) from error
     return claims
 
 

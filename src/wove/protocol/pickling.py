@@ -22,7 +22,16 @@ from wove.protocol.limits import INLINE_BYTES, PIECE_BYTES
 if TYPE_CHECKING:
     from types import ModuleType
 
-__all__ = ["PROTOCOL", "NotPlainError", "Pickled", "dumps", "dumps_plain", "is_plain", "loads", "loads_plain"]
+__all__ = [
+    "PROTOCOL",
+    "NotPlainError",
+    "Pickled",
+    "dumps",
+    "dumps_plain",
+    "is_plain",
+    "loads",
+    "loads_plain",
+]
 
 #: Known to every supported Python version. The highest one may change under a sender's feet.
 PROTOCOL: Final = 5
@@ -53,7 +62,9 @@ class Pickled:
     size: int
     plain: bool
 
-    def __init__(self, chunks: Sequence[_Chunk], *, size: int | None = None, plain: bool = False) -> None:
+    def __init__(
+        self, chunks: Sequence[_Chunk], *, size: int | None = None, plain: bool = False
+    ) -> None:
         self.chunks = tuple(chunks)
         self.size = sum(len(chunk) for chunk in chunks) if size is None else size
         self.plain = plain
@@ -104,14 +115,14 @@ def dumps_plain(value: object) -> Pickled | None:
     return Pickled((pickle.dumps(value, PROTOCOL),), plain=True) if is_plain(value) else None
 
 
-def dumps(value: object, *, what: str) -> Pickled:
+def dumps(value: object, *, label: str) -> Pickled:
     """Pickle *value*; by value where the other side could not import it (``__main__``, lambdas, closures).
 
     May be called from any thread, and lets the other threads run meanwhile.
 
     Args:
         value: Anything that cloudpickle takes.
-        what: What it is, for the error: ``"the arguments of task 'pdf'"``.
+        label: What it is, for the error: ``"the arguments of task 'pdf'"``.
 
     Raises:
         SerializationError: Some part of it cannot be pickled. The message names the part and its type.
@@ -125,19 +136,19 @@ def dumps(value: object, *, what: str) -> Pickled:
     except MissingDispatchFeatureError:
         raise
     except Exception as error:
-        from wove.protocol.culprits import explain
+        from wove.protocol.pickling_diagnostics import explain
 
-        raise SerializationError(explain(value, what, error, _picklable)) from error
+        raise SerializationError(explain(value, label, error, _picklable)) from error
 
 
-def loads(pickled: Pickled | bytes, *, what: str) -> Any:
+def loads(pickled: Pickled | bytes, *, label: str) -> Any:
     """The value again.
 
     May be called from any thread, and lets the other threads run meanwhile.
 
     Args:
         pickled: What :func:`dumps` made, there or here.
-        what: What it is, for the error: ``"the result of task 'pdf'"``.
+        label: What it is, for the error: ``"the result of task 'pdf'"``.
 
     Raises:
         SerializationError: It cannot be rebuilt in this process. The message says what is missing.
@@ -145,7 +156,7 @@ def loads(pickled: Pickled | bytes, *, what: str) -> Any:
     try:
         return _load(pickled)
     except Exception as error:
-        raise SerializationError(_why_not_loaded(what, error)) from error
+        raise SerializationError(_why_not_loaded(label, error)) from error
 
 
 def loads_plain(pickled: Pickled | bytes) -> Any:
@@ -361,20 +372,20 @@ def _sparing_our_own(set_state: Callable[[type, Any], type]) -> Callable[[type, 
     return set_class_state
 
 
-def _why_not_loaded(what: str, error: Exception) -> str:
+def _why_not_loaded(label: str, error: Exception) -> str:
     if isinstance(error, ModuleNotFoundError) and error.name:
         if error.name.partition(".")[0] == "cloudpickle":
-            return f"cannot rebuild {what} without cloudpickle. {MissingDispatchFeatureError()}"
+            return f"cannot rebuild {label} without cloudpickle. {MissingDispatchFeatureError()}"
         return (
-            f"cannot rebuild {what}: the module {error.name!r} cannot be imported there. "
+            f"cannot rebuild {label}: the module {error.name!r} cannot be imported there. "
             f"Install it there, or make it importable (PYTHONPATH, working directory)."
         )
     if isinstance(error, (AttributeError, ImportError)):
         return (
-            f"cannot rebuild {what}: {error}. The module there is not the same as here: "
+            f"cannot rebuild {label}: {error}. The module there is not the same as here: "
             f"bring both sides to the same version of the code."
         )
     return (
-        f"cannot rebuild {what}: {type(error).__name__}: {error}. "
+        f"cannot rebuild {label}: {type(error).__name__}: {error}. "
         f"Its class must survive pickle.loads(pickle.dumps(...)); send plain data where it does not."
     )

@@ -76,7 +76,9 @@ Headers: TypeAlias = Mapping[str, str | bytes] | Iterable[tuple[str | bytes, str
 
 _KEY_ID: Final = re.compile(r"[A-Za-z0-9._:@/+=-]{1,128}")
 _TIMESTAMP: Final = re.compile(r"[0-9]{1,12}")
-_NONCE: Final = re.compile(r"[\x21-\x2b\x2d-\x7e]{1,128}")  # no comma: it joins two headers of one name
+_NONCE: Final = re.compile(
+    r"[\x21-\x2b\x2d-\x7e]{1,128}"
+)  # no comma: it joins two headers of one name
 _SIGNATURE: Final = re.compile(r"v1=[0-9a-f]{64}")
 
 
@@ -100,7 +102,9 @@ def digest(body: Body) -> Digest:
     return Digest(total.hexdigest())
 
 
-def request_text(transport: str, target: str, timestamp: str, nonce: str, body_digest: str) -> bytes:
+def request_text(
+    transport: str, target: str, timestamp: str, nonce: str, body_digest: str
+) -> bytes:
     """What the signature of a request covers.
 
     Raises:
@@ -159,7 +163,9 @@ def single_values(headers: object, names: Collection[str]) -> dict[str, str]:
     wanted = {name.lower(): name for name in names}
     found: dict[str, str] = {}
     try:
-        items = cast("Iterable[object]", headers.items() if isinstance(headers, Mapping) else headers)
+        items = cast(
+            "Iterable[object]", headers.items() if isinstance(headers, Mapping) else headers
+        )
         for item in items:
             raw_name, raw_value = cast("tuple[object, object]", item)
             if (name := wanted.get(_text(raw_name).lower())) is None:
@@ -168,7 +174,9 @@ def single_values(headers: object, names: Collection[str]) -> dict[str, str]:
                 raise PermissionError(f"the header {name} came more than once")
             found[name] = _text(raw_value)
             if not found[name].isascii() or not found[name].isprintable():
-                raise PermissionError(f"the header {name} holds control characters or letters outside ASCII")
+                raise PermissionError(
+                    f"the header {name} holds control characters or letters outside ASCII"
+                )
     except PermissionError:
         raise
     except Exception:
@@ -247,7 +255,9 @@ class Nonces:
         """
         if abs(now - timestamp) > skew or timestamp < self._floor:
             return False
-        mark = hashlib.blake2b(nonce.encode("utf-8", "replace"), digest_size=16, key=key[:64]).digest()
+        mark = hashlib.blake2b(
+            nonce.encode("utf-8", "replace"), digest_size=16, key=key[:64]
+        ).digest()
         seen = self._seen[mark[0]]
         if mark in seen:
             return False

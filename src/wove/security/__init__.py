@@ -22,7 +22,7 @@ __all__ = ["NetworkExecutorSecurity", "SecurityConfig"]
 
 SecurityConfig: TypeAlias = "str | Mapping[str, Any] | NetworkExecutorSecurity | None"
 
-MOST_REPLY_SIGNATURES: Final = 16
+MAX_REPLY_SIGNATURES: Final = 16
 """Signatures in one reply header that are looked at."""
 
 _process: Final = os.urandom(32)
@@ -31,7 +31,9 @@ _process: Final = os.urandom(32)
 # One for all stores: it is held for microseconds, and a fork can wait for it.
 _lock = threading.Lock()
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_lock.release)
+    os.register_at_fork(
+        before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_lock.release
+    )
 
 
 class NetworkExecutorSecurity:
@@ -56,13 +58,17 @@ class NetworkExecutorSecurity:
     def __init__(self, settings: Settings) -> None:
         # Not for users: from_config checks what it is given.
         self._settings = settings
-        self._nonces = signing.Nonces() if settings.kind == "signed" and settings.remembers else None
+        self._nonces = (
+            signing.Nonces() if settings.kind == "signed" and settings.remembers else None
+        )
         # Nonces belong to a secret, under whatever id it is given.
         known = {secret for several in settings.secrets.values() for secret in several}
         self._owners = {secret: hmac.digest(secret, b"wove nonces", "sha256") for secret in known}
 
     @classmethod
-    def from_config(cls, config: SecurityConfig, *, what: str = "security") -> NetworkExecutorSecurity:
+    def from_config(
+        cls, config: SecurityConfig, *, label: str = "security"
+    ) -> NetworkExecutorSecurity:
         """The security that *config* describes.
 
         Args:
@@ -76,7 +82,7 @@ class NetworkExecutorSecurity:
                   ``sign_replies`` (false).
                 * ``"bearer"``: ``token_env`` or ``token``; ``accepted``, a list of the same.
                 * ``"none"``.
-            what: What messages begin with.
+            label: What messages begin with.
 
         Raises:
             ValueError: A key is unknown or missing, a value is out of range, an environment variable is not
@@ -87,7 +93,7 @@ class NetworkExecutorSecurity:
             >>> NetworkExecutorSecurity.from_config({"type": "bearer", "token": "only-for-this-example"})
             <NetworkExecutorSecurity bearer>
         """
-        return config if isinstance(config, NetworkExecutorSecurity) else cls(read(config, what))
+        return config if isinstance(config, NetworkExecutorSecurity) else cls(read(config, label))
 
     @property
     def kind(self) -> Kind:
@@ -132,7 +138,9 @@ class NetworkExecutorSecurity:
             signing.SIGNATURE: signing.sign(settings.secrets[settings.key][0], text),
         }
 
-    def metadata_for(self, *, transport: str, target: str, body: Body = b"") -> list[tuple[str, str]]:
+    def metadata_for(
+        self, *, transport: str, target: str, body: Body = b""
+    ) -> list[tuple[str, str]]:
         """As `headers_for`, as gRPC metadata: pairs with names in lower case."""
         headers = self.headers_for(transport=transport, target=target, body=body)
         return [(name.lower(), value) for name, value in headers.items()]
@@ -160,7 +168,9 @@ class NetworkExecutorSecurity:
         """As `screen_headers`, for gRPC metadata."""
         self.screen_headers(headers=metadata)
 
-    def verify_headers(self, *, transport: str, target: str, body: Body = b"", headers: Headers) -> None:
+    def verify_headers(
+        self, *, transport: str, target: str, body: Body = b"", headers: Headers
+    ) -> None:
         """Refuse a request that is not from a holder of the secret, was changed, or has been here before.
 
         Args:
@@ -178,7 +188,11 @@ class NetworkExecutorSecurity:
         values, timestamp = self._signed(headers)
         try:
             text = signing.request_text(
-                transport, target, values[signing.TIMESTAMP], values[signing.NONCE], signing.digest(body)
+                transport,
+                target,
+                values[signing.TIMESTAMP],
+                values[signing.NONCE],
+                signing.digest(body),
             )
         except ValueError:
             raise PermissionError("the target of this request cannot be signed") from None
@@ -195,12 +209,18 @@ class NetworkExecutorSecurity:
             return
         with _lock:
             new = self._nonces.accept(
-                self._owners[matching], values[signing.NONCE], timestamp, time.time(), self._settings.skew
+                self._owners[matching],
+                values[signing.NONCE],
+                timestamp,
+                time.time(),
+                self._settings.skew,
             )
         if not new:
             raise PermissionError("this request has been here before (its nonce is known)")
 
-    def verify_metadata(self, *, transport: str, target: str, body: Body = b"", metadata: Headers) -> None:
+    def verify_metadata(
+        self, *, transport: str, target: str, body: Body = b"", metadata: Headers
+    ) -> None:
         """As `verify_headers`, for gRPC metadata."""
         self.verify_headers(transport=transport, target=target, body=body, headers=metadata)
 
@@ -245,7 +265,14 @@ class NetworkExecutorSecurity:
         return ",".join(signing.sign(secret, text) for secret in known)
 
     def verify_reply(
-        self, *, transport: str, target: str, headers: Headers, body: Body, signature: str | None, sequence: int = 0
+        self,
+        *,
+        transport: str,
+        target: str,
+        headers: Headers,
+        body: Body,
+        signature: str | None,
+        sequence: int = 0,
     ) -> None:
         """Refuse a reply that is not from a holder of the secret, or belongs to another request.
 
@@ -270,7 +297,7 @@ class NetworkExecutorSecurity:
             )
         known, text = self._reply(transport, target, headers, body, sequence)
         good = False
-        for each in signature.split(",", MOST_REPLY_SIGNATURES)[:MOST_REPLY_SIGNATURES]:
+        for each in signature.split(",", MAX_REPLY_SIGNATURES)[:MAX_REPLY_SIGNATURES]:
             for secret in known:
                 good |= signing.matches(secret, text, each)
         if not good:
@@ -296,11 +323,15 @@ class NetworkExecutorSecurity:
         if settings.kind == "none":
             return None
         if settings.kind != "signed":
-            raise ValueError("payloads are signed, and a bearer token signs nothing: use security of type 'signed'")
+            raise ValueError(
+                "payloads are signed, and a bearer token signs nothing: use security of type 'signed'"
+            )
         text = signing.payload_text(adapter, run_id, signing.digest(body))
         return {"key": settings.key, "value": signing.sign(settings.secrets[settings.key][0], text)}
 
-    def verify_payload(self, *, adapter: str, run_id: str, body: Body, signature: Mapping[str, Any] | None) -> None:
+    def verify_payload(
+        self, *, adapter: str, run_id: str, body: Body, signature: Mapping[str, Any] | None
+    ) -> None:
         """Refuse a payload that is not from a holder of the secret, or was changed in its queue.
 
         How old it is does not matter, and it may be here again: a backend may hold it for days, and hand it out
@@ -319,7 +350,9 @@ class NetworkExecutorSecurity:
         if settings.kind == "none":
             return
         if settings.kind != "signed":
-            raise PermissionError("this worker has a bearer token, which cannot verify a payload: use type 'signed'")
+            raise PermissionError(
+                "this worker has a bearer token, which cannot verify a payload: use type 'signed'"
+            )
         if signature is None:
             raise PermissionError(
                 "the payload is not signed, and this worker takes signed ones only: set 'security' in the "
@@ -328,7 +361,9 @@ class NetworkExecutorSecurity:
         key, value = signature.get("key"), signature.get("value")
         known = settings.secrets.get(key) if isinstance(key, str) else None
         if known is None or not isinstance(value, str):
-            raise PermissionError(f"the key {key!r:.100} of the payload's signature is not known here")
+            raise PermissionError(
+                f"the key {key!r:.100} of the payload's signature is not known here"
+            )
         try:
             text = signing.payload_text(adapter, run_id, signing.digest(body))
         except ValueError:
@@ -384,7 +419,9 @@ class NetworkExecutorSecurity:
         known = self._settings.secrets.get(values[signing.KEY])
         if known is None:
             raise PermissionError(f"the key {values[signing.KEY]!r} is not known here")
-        text = signing.reply_text(transport, target, values[signing.NONCE], sequence, signing.digest(body))
+        text = signing.reply_text(
+            transport, target, values[signing.NONCE], sequence, signing.digest(body)
+        )
         return known, text
 
     def __repr__(self) -> str:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from wove.executors.endpoints import is_local
+from wove.executors.network.endpoints import is_local
 from wove.services.options import ServiceOptions
 
 __all__ = ["Bind", "ServerTLS", "refuse_exposed"]
@@ -20,7 +20,7 @@ __all__ = ["Bind", "ServerTLS", "refuse_exposed"]
 LISTEN_BACKLOG: Final = 2048
 """Connections that the kernel completes before they are accepted; net.core.somaxconn may allow fewer."""
 
-MOST_NUMBER: Final = 8192
+MAX_NUMBER: Final = 8192
 SPARE_NUMBERS: Final = 16
 """The listening socket's descriptor is a little below the first, or below the process's limit."""
 
@@ -50,7 +50,9 @@ class Bind:
         elif ":" in host:
             raise ValueError(f"{text!r}: put an IPv6 address in brackets: [{host}]:{port}")
         if not colon or not host or not port.isascii() or not port.isdigit() or int(port) > 65535:
-            raise ValueError(f"{text!r} is no HOST:PORT, like 127.0.0.1:8800; 0.0.0.0 stands for every address of IPv4")
+            raise ValueError(
+                f"{text!r} is no HOST:PORT, like 127.0.0.1:8800; 0.0.0.0 stands for every address of IPv4"
+            )
         return cls(host, int(port))
 
     @property
@@ -68,9 +70,13 @@ class Bind:
             OSError: It cannot be had. The message names the address and the remedy.
         """
         try:
-            found = socket.getaddrinfo(self.host, self.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+            found = socket.getaddrinfo(
+                self.host, self.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+            )
         except socket.gaierror as error:
-            raise OSError(f"cannot listen on {self}: {self.host!r} is no address of this machine ({error})") from error
+            raise OSError(
+                f"cannot listen on {self}: {self.host!r} is no address of this machine ({error})"
+            ) from error
         family, _, _, _, address = min(found, key=lambda entry: entry[0] != socket.AF_INET)
         # With the protocol named: asyncio sets TCP_NODELAY on no other connections.
         listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
@@ -82,8 +88,14 @@ class Bind:
             listener.listen(LISTEN_BACKLOG)
         except OSError as error:
             listener.close()
-            remedy = "another program listens there: end it, or choose another port" if self.port else "see the address"
-            raise OSError(error.errno, f"cannot listen on {self}: {error.strerror or error} ({remedy})") from error
+            remedy = (
+                "another program listens there: end it, or choose another port"
+                if self.port
+                else "see the address"
+            )
+            raise OSError(
+                error.errno, f"cannot listen on {self}: {error.strerror or error} ({remedy})"
+            ) from error
         return _closing_first(listener)
 
     def at(self, listener: socket.socket) -> Bind:
@@ -158,7 +170,12 @@ class ServerTLS:
 
 
 def refuse_exposed(
-    bind: Bind, tls: ServerTLS | None, options: ServiceOptions, *, insecure: bool, tls_at_proxy: bool
+    bind: Bind,
+    tls: ServerTLS | None,
+    options: ServiceOptions,
+    *,
+    insecure: bool,
+    tls_at_proxy: bool,
 ) -> None:
     """Refuse to listen where others can connect, without TLS or without knowing who they are.
 
@@ -176,7 +193,9 @@ def refuse_exposed(
         return
     missing: list[str] = []
     if tls is None and not tls_at_proxy:
-        missing.append("without TLS (--tls-cert and --tls-key, or --tls-at-proxy if a proxy in front of it does that)")
+        missing.append(
+            "without TLS (--tls-cert and --tls-key, or --tls-at-proxy if a proxy in front of it does that)"
+        )
     if not options.security.authenticates:
         missing.append("without asking who sends (--security env:VARIABLE)")
     if missing:
@@ -196,7 +215,9 @@ def _closing_first(listener: socket.socket) -> socket.socket:
     """
     with contextlib.suppress(OSError, ValueError):  # there are no such numbers, or none free
         limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-        least = (MOST_NUMBER if limit == resource.RLIM_INFINITY else min(MOST_NUMBER, limit)) - SPARE_NUMBERS
+        least = (
+            MAX_NUMBER if limit == resource.RLIM_INFINITY else min(MAX_NUMBER, limit)
+        ) - SPARE_NUMBERS
         number = fcntl.fcntl(listener.fileno(), fcntl.F_DUPFD_CLOEXEC, least)
         listener.close()
         listener = socket.socket(fileno=number)

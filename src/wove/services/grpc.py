@@ -13,13 +13,13 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final, TypeAlias, Unpack
 from urllib.parse import unquote
 
+from wove.concurrency.thread_pool import run_in_thread
 from wove.errors import MissingDependencyError
-from wove.executors.offload import elsewhere
 from wove.protocol import signing
 from wove.protocol.codec import encode_events
 from wove.protocol.frames import TERMINAL, FrameError
-from wove.services.desk import Desk
 from wove.services.options import ServiceKeywords, ServiceOptions, service_options
+from wove.services.queue import RunQueue
 from wove.services.wire import decode_command, is_big, is_big_reply, no_room
 
 try:
@@ -56,13 +56,17 @@ STOP_SECONDS: Final = 3.0
 PING_SECONDS: Final = 60.0
 """A client that does not answer this ping is gone, and its runs are given up."""
 
-MOST_PENDING: Final = 100_000
+MAX_PENDING: Final = 100_000
 
 NOTHING: Final = b'{"events":[]}'
 
 
 def worker_handler(
-    options: ServiceOptions | None = None, /, *, method: str = DEFAULT_METHOD, **keywords: Unpack[ServiceKeywords]
+    options: ServiceOptions | None = None,
+    /,
+    *,
+    method: str = DEFAULT_METHOD,
+    **keywords: Unpack[ServiceKeywords],
 ) -> WorkerHandler:
     """A handler that runs the tasks it is sent, for ``server.add_generic_rpc_handlers((handler,))``.
 
@@ -102,7 +106,7 @@ class WorkerHandler(grpc.GenericRpcHandler):
     """
 
     def __init__(self, options: ServiceOptions, method: str) -> None:
-        self.desk = Desk(options)
+        self.desk = RunQueue(options)
         self._method = method
         self._security = options.security
         self._most = options.max_message_bytes
@@ -111,14 +115,18 @@ class WorkerHandler(grpc.GenericRpcHandler):
         # It takes a stream so that not even the request is read.
         self._refusal: Any = grpc.stream_unary_rpc_method_handler(self._refuse)
 
-    def service(self, handler_call_details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler[bytes, bytes] | None:
+    def service(
+        self, handler_call_details: grpc.HandlerCallDetails
+    ) -> grpc.RpcMethodHandler[bytes, bytes] | None:
         """Who answers a call; ``None`` for a method that is not ours."""
         handler: grpc.RpcMethodHandler[bytes, bytes] | None = None
         if handler_call_details.method == self._method:
             handler = self._send
             if self._security.authenticates:
                 try:
-                    self._security.screen_metadata(metadata=_pairs(handler_call_details.invocation_metadata))
+                    self._security.screen_metadata(
+                        metadata=_pairs(handler_call_details.invocation_metadata)
+                    )
                 except PermissionError:
                     handler = self._refusal
         elif handler_call_details.method == HEALTH:
@@ -162,9 +170,11 @@ class WorkerHandler(grpc.GenericRpcHandler):
         del frame
         if not is_big_reply(events):
             return self._signed(encode_events(events), metadata, context)
-        return await elsewhere(lambda: self._signed(encode_events(events), metadata, context))
+        return await run_in_thread(lambda: self._signed(encode_events(events), metadata, context))
 
-    async def _command(self, request: bytes, metadata: _Pairs, context: Context) -> dict[str, Any] | FrameError | None:
+    async def _command(
+        self, request: bytes, metadata: _Pairs, context: Context
+    ) -> dict[str, Any] | FrameError | None:
         """The frame, once it has been verified; ``None`` if there is no room for that.
 
         Nobody has looked into it before.
@@ -184,15 +194,17 @@ class WorkerHandler(grpc.GenericRpcHandler):
         if not self.desk.unverified.take(size):
             return None
         try:
-            await elsewhere(self._verify, request, metadata)
+            await run_in_thread(self._verify, request, metadata)
         except PermissionError as error:
             await self._not_allowed(context, error)
         finally:
             self.desk.unverified.give_back(size)
-        return await elsewhere(_decode, request)
+        return await run_in_thread(_decode, request)
 
     def _verify(self, request: bytes, metadata: _Pairs) -> None:
-        self._security.verify_metadata(transport="grpc", target=self._method, body=request, metadata=metadata)
+        self._security.verify_metadata(
+            transport="grpc", target=self._method, body=request, metadata=metadata
+        )
 
     async def _run(self, frame: dict[str, Any], owner: str, context: Context) -> dict[str, Any]:
         """The last event of a run. Who waits for one reply learns from that, too, where it ran."""
@@ -271,8 +283,8 @@ async def serve(
             ("grpc.max_send_message_length", -1),
             # Many clients at once may send more than the C core queues by default (1,000, then chance): what is
             # too much gets "busy" from the desk, which senders understand.
-            ("grpc.server.max_pending_requests", MOST_PENDING),
-            ("grpc.server.max_pending_requests_hard_limit", MOST_PENDING),
+            ("grpc.server.max_pending_requests", MAX_PENDING),
+            ("grpc.server.max_pending_requests_hard_limit", MAX_PENDING),
             # Otherwise a second service on this port would get every other connection.
             ("grpc.so_reuseport", 0),
             # A run is one long silence: clients may ping as they like, and are pinged.
@@ -301,13 +313,17 @@ def _listen(server: grpc.aio.Server, bind: Bind, tls: ServerTLS | None) -> int:
         else:
             certificate, key, client_ca = tls.pem()
             credentials = grpc.ssl_server_credentials(
-                [(key, certificate)], root_certificates=client_ca, require_client_auth=client_ca is not None
+                [(key, certificate)],
+                root_certificates=client_ca,
+                require_client_auth=client_ca is not None,
             )
             port = server.add_secure_port(str(bind), credentials)
     except RuntimeError as error:
         raise OSError(f"cannot listen on {bind}: {error}") from error
     if port == 0:
-        raise OSError(f"cannot listen on {bind}: another program listens there, or it is no address of this machine")
+        raise OSError(
+            f"cannot listen on {bind}: another program listens there, or it is no address of this machine"
+        )
     return port
 
 

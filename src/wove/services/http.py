@@ -11,11 +11,11 @@ import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable, MutableMapping, Sequence
 from typing import Any, Final, TypeAlias, Unpack
 
-from wove.executors.offload import elsewhere
+from wove.concurrency.thread_pool import run_in_thread
 from wove.protocol.frames import FrameError
-from wove.services.desk import Desk
-from wove.services.exchange import RETRY_AFTER, Exchange, Gone, Refusal, Request
+from wove.services.asgi import RETRY_AFTER, Gone, Refusal, Request, ResponseStream
 from wove.services.options import ServiceKeywords, ServiceOptions, service_options
+from wove.services.queue import RunQueue
 from wove.services.wire import decode_command, is_big, no_room
 
 __all__ = ["WorkerApp", "worker_app"]
@@ -32,7 +32,9 @@ BODY_BYTES_PER_SECOND: Final = 1024
 """A body must be there after so many seconds, and one more for every so many bytes that did come."""
 
 
-def worker_app(options: ServiceOptions | None = None, /, **keywords: Unpack[ServiceKeywords]) -> WorkerApp:
+def worker_app(
+    options: ServiceOptions | None = None, /, **keywords: Unpack[ServiceKeywords]
+) -> WorkerApp:
     """An ASGI application that runs the tasks it is sent.
 
     Args:
@@ -64,7 +66,7 @@ class WorkerApp:
     """
 
     def __init__(self, options: ServiceOptions) -> None:
-        self.desk = Desk(options)
+        self.desk = RunQueue(options)
         self.keep_alive: int | None = None
         self._security = options.security
         self._most = options.max_message_bytes
@@ -110,7 +112,9 @@ class WorkerApp:
             if request.method == "POST":
                 await self._post(request)
             elif not await self._health(request):
-                raise Refusal(405, "commands come as POST", headers=((b"allow", b"POST"),), text=True)
+                raise Refusal(
+                    405, "commands come as POST", headers=((b"allow", b"POST"),), text=True
+                )
         except Gone:
             pass
         except Refusal as refusal:
@@ -139,14 +143,16 @@ class WorkerApp:
         if request.browser and not self._security.authenticates:
             # Any web page can make the browser of someone on this machine post here.
             logger.warning("a request of a web page was refused, from %s", request.peer)
-            raise Refusal(403, "requests of web pages are refused where there is no security", early=True)
+            raise Refusal(
+                403, "requests of web pages are refused where there is no security", early=True
+            )
         try:
             self._security.screen_headers(headers=request.headers)
         except PermissionError as error:
             raise self._not_allowed(request, error, early=True) from None
         chunks = await self._verified_body(request)
         if is_big(request.size):
-            frame = await elsewhere(_decode, chunks)
+            frame = await run_in_thread(_decode, chunks)
         else:
             frame = _decode(chunks)
         chunks.clear()
@@ -158,7 +164,7 @@ class WorkerApp:
             self.desk.cancel(frame, owner=owner)
             await request.reply(200, [b'{"events":[]}'])
         else:
-            await Exchange(request).run(self.desk, frame, owner)
+            await ResponseStream(request).run(self.desk, frame, owner)
 
     async def _verified_body(self, request: Request) -> list[bytes]:
         """The body, once it has been verified. Nobody has looked into it."""
@@ -178,7 +184,7 @@ class WorkerApp:
         try:
             await request.read(accept, BODY_SECONDS, BODY_BYTES_PER_SECOND)
             if is_big(request.size):
-                await elsewhere(self._verify, request, chunks)
+                await run_in_thread(self._verify, request, chunks)
             else:
                 self._verify(request, chunks)
         except PermissionError as error:
@@ -189,7 +195,9 @@ class WorkerApp:
         return chunks
 
     def _verify(self, request: Request, chunks: Sequence[bytes]) -> None:
-        self._security.verify_headers(transport="http", target=request.target, body=chunks, headers=request.headers)
+        self._security.verify_headers(
+            transport="http", target=request.target, body=chunks, headers=request.headers
+        )
 
     def _sign(self, request: Request, chunks: Sequence[bytes]) -> str | None:
         return self._security.reply_signature(
@@ -197,7 +205,11 @@ class WorkerApp:
         )
 
     def _too_large(self) -> Refusal:
-        return Refusal(413, f"the body has more than {self._most} bytes, the limit of this worker service", early=True)
+        return Refusal(
+            413,
+            f"the body has more than {self._most} bytes, the limit of this worker service",
+            early=True,
+        )
 
     def _not_allowed(self, request: Request, error: PermissionError, *, early: bool) -> Refusal:
         logger.warning("a request of %s was refused: %s", request.peer, error)

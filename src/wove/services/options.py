@@ -97,7 +97,9 @@ def service_options(**keywords: Any) -> ServiceOptions:
             "a worker service needs security=..., because whoever may send runs to it may run any code in it: "
             "'env:VARIABLE' names the variable with the shared secret; 'none' lets everybody in who can connect"
         )
-    keywords["security"] = NetworkExecutorSecurity.from_config(keywords["security"], what="security")
+    keywords["security"] = NetworkExecutorSecurity.from_config(
+        keywords["security"], label="security"
+    )
     return ServiceOptions(**keywords)
 
 

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any, Final, Self, Unpack
 from weakref import WeakKeyDictionary
 
 from wove.errors import MissingDependencyError
-from wove.protocol import sockets
-from wove.services.desk import Desk
+from wove.protocol import websocket as sockets
 from wove.services.options import ServiceKeywords, ServiceOptions, service_options
+from wove.services.queue import RunQueue
 
 if TYPE_CHECKING:
     from websockets.asyncio.server import ServerConnection
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from websockets.typing import Subprotocol
 
     from wove.services.binding import Bind, ServerTLS
-    from wove.services.socket_peer import Peer
+    from wove.services.websocket_peer import Peer
 
 __all__ = ["WorkerSocket", "serve"]
 
@@ -66,8 +66,10 @@ class WorkerSocket:
                     await asyncio.Event().wait()
     """
 
-    def __init__(self, options: ServiceOptions | None = None, /, **keywords: Unpack[ServiceKeywords]) -> None:
-        self.desk = Desk(service_options(**keywords) if options is None else options)
+    def __init__(
+        self, options: ServiceOptions | None = None, /, **keywords: Unpack[ServiceKeywords]
+    ) -> None:
+        self.desk = RunQueue(service_options(**keywords) if options is None else options)
         self._security = self.desk.options.security
         self._admitted: WeakKeyDictionary[ServerConnection, None] = WeakKeyDictionary()
         self._serving: dict[asyncio.Future[None], Peer] = {}
@@ -94,7 +96,10 @@ class WorkerSocket:
         return self
 
     async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
     ) -> None:
         await self.drain()
         await self.desk.aclose()
@@ -126,7 +131,9 @@ class WorkerSocket:
         if not self._verified(connection, request):
             # What exactly is wrong is for the log: it would tell an attacker how far he has come.
             response = connection.respond(401, "not authorized\n")
-            response.headers["WWW-Authenticate"] = "Bearer" if self._security.kind == "bearer" else "Wove"
+            response.headers["WWW-Authenticate"] = (
+                "Bearer" if self._security.kind == "bearer" else "Wove"
+            )
             return response
         self._admitted[connection] = None
         return None
@@ -140,7 +147,7 @@ class WorkerSocket:
 
     async def handler(self, connection: ServerConnection) -> None:
         """Serve a client."""
-        from wove.services.socket_peer import Peer
+        from wove.services.websocket_peer import Peer
 
         request = connection.request
         assert request is not None  # there is no connection without
@@ -171,14 +178,19 @@ class WorkerSocket:
             return False
         try:
             self._security.verify_headers(
-                transport="websocket", target=request.path, body=b"", headers=list(request.headers.raw_items())
+                transport="websocket",
+                target=request.path,
+                body=b"",
+                headers=list(request.headers.raw_items()),
             )
         except PermissionError as error:
             logger.warning("a handshake of %s was refused: %s", name_of(connection), error)
             return False
         return True
 
-    def _sign(self, target: str, headers: list[tuple[str, str]], chunks: Sequence[bytes], number: int) -> str | None:
+    def _sign(
+        self, target: str, headers: list[tuple[str, str]], chunks: Sequence[bytes], number: int
+    ) -> str | None:
         return self._security.reply_signature(
             transport="websocket", target=target, headers=headers, body=chunks, sequence=number
         )

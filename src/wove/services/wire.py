@@ -12,9 +12,9 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Final, cast
 
 from wove.protocol import codec, signing
+from wove.protocol.completed_runs import bulk
 from wove.protocol.frames import WORKER_BUSY, FrameError
 from wove.protocol.limits import INLINE_BYTES
-from wove.protocol.memory import bulk
 from wove.protocol.pickling import Pickled, dumps
 
 __all__ = [
@@ -32,15 +32,23 @@ __all__ = [
 RUN_ID: Final = re.compile(r"[\x21-\x7e]{1,200}")
 """Wove's own run ids are up to 48 of ``[A-Za-z0-9_-]``. Others may be longer, but nothing that breaks a log line."""
 
-MOST_TASK_CHARACTERS: Final = 200
-MOST_CHARACTERS: Final = 200
+MAX_TASK_CHARACTERS: Final = 200
+MAX_CHARACTERS: Final = 200
 """Of any other text in a command: what waits for its turn is counted by its pickles alone."""
 
-MOST_FIELDS: Final = 50
-_CHECKED: Final = ("type", "run_id", "task_id", "callable_pickle", "callable_id", "args_pickle", "delivery")
+MAX_FIELDS: Final = 50
+_CHECKED: Final = (
+    "type",
+    "run_id",
+    "task_id",
+    "callable_pickle",
+    "callable_id",
+    "args_pickle",
+    "delivery",
+)
 
-MOST_SECONDS: Final = 1e9
-NO_ARGUMENTS: Final = dumps({}, what="no arguments")
+MAX_SECONDS: Final = 1e9
+NO_ARGUMENTS: Final = dumps({}, label="no arguments")
 
 
 def is_big(size: int) -> bool:
@@ -87,9 +95,13 @@ def check_command(frame: dict[str, Any], *, callable_id: str | None = None) -> d
         raise FrameError("a command needs a run_id: 1 to 200 ASCII characters without spaces")
     kind = frame.get("type")
     if kind not in ("run_task", "cancel_task"):
-        raise FrameError(f"{kind!r:.100} is no command of a worker service: run_task, cancel_task", run_id)
+        raise FrameError(
+            f"{kind!r:.100} is no command of a worker service: run_task, cancel_task", run_id
+        )
     task_id = frame.get("task_id")
-    frame["task_id"] = task_id[:MOST_TASK_CHARACTERS] if isinstance(task_id, str) and task_id else "?"
+    frame["task_id"] = (
+        task_id[:MAX_TASK_CHARACTERS] if isinstance(task_id, str) and task_id else "?"
+    )
     if kind == "run_task":
         _put_in_order(frame, run_id, callable_id)
     return frame
@@ -104,10 +116,14 @@ def _put_in_order(frame: dict[str, Any], run_id: str, callable_id: str | None) -
     if not isinstance(frame.get("args_pickle"), Pickled):
         frame["args_pickle"] = NO_ARGUMENTS
     delivery: object = frame.get("delivery")
-    frame["delivery"] = policy = cast("dict[str, Any]", delivery) if isinstance(delivery, dict) else {}
+    frame["delivery"] = policy = (
+        cast("dict[str, Any]", delivery) if isinstance(delivery, dict) else {}
+    )
     key: object = policy.get("delivery_idempotency_key")
-    if isinstance(key, str) and len(key) > MOST_CHARACTERS:
-        policy["delivery_idempotency_key"] = hashlib.sha256(key.encode("utf-8", "surrogatepass")).hexdigest()
+    if isinstance(key, str) and len(key) > MAX_CHARACTERS:
+        policy["delivery_idempotency_key"] = hashlib.sha256(
+            key.encode("utf-8", "surrogatepass")
+        ).hexdigest()
     _keep_small(frame, but=_CHECKED)
     _keep_small(policy)
     # Live values are for executors that stay in their process; there is nothing to call in JSON.
@@ -120,8 +136,12 @@ def _put_in_order(frame: dict[str, Any], run_id: str, callable_id: str | None) -
 def _keep_small(fields: dict[str, Any], but: Collection[str] = ()) -> None:
     """Drop what is not a number or a short text, and what is one field too many."""
     for number, (name, value) in enumerate(list(fields.items())):
-        small = len(value) <= MOST_CHARACTERS if isinstance(value, str) else isinstance(value, (int, float, type(None)))
-        if name not in but and (not small or len(name) > MOST_CHARACTERS or number >= MOST_FIELDS):
+        small = (
+            len(value) <= MAX_CHARACTERS
+            if isinstance(value, str)
+            else isinstance(value, (int, float, type(None)))
+        )
+        if name not in but and (not small or len(name) > MAX_CHARACTERS or number >= MAX_FIELDS):
             del fields[name]
 
 
@@ -134,12 +154,16 @@ def _keep_seconds(fields: dict[str, Any], name: str) -> None:
     """Drop the field if it is not a number that clocks and timers can deal with."""
     value = fields.get(name)
     if value is not None and (
-        isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= MOST_SECONDS
+        isinstance(value, bool)
+        or not isinstance(value, (int, float))
+        or not 0 <= value <= MAX_SECONDS
     ):
         del fields[name]
 
 
-def executor_error(frame: Mapping[str, Any], kind: str, message: str, *, retryable: bool) -> dict[str, Any]:
+def executor_error(
+    frame: Mapping[str, Any], kind: str, message: str, *, retryable: bool
+) -> dict[str, Any]:
     """The ``task_error`` event for a run that the service itself has ended."""
     return {
         "type": "task_error",
@@ -151,7 +175,9 @@ def executor_error(frame: Mapping[str, Any], kind: str, message: str, *, retryab
 
 def no_room() -> dict[str, Any]:
     """As `busy_error`, to a request that nobody may look into yet: so it cannot say which run is meant."""
-    message = "this worker service has no room for more requests. Send the run again, a little later"
+    message = (
+        "this worker service has no room for more requests. Send the run again, a little later"
+    )
     error = {"kind": WORKER_BUSY, "message": message, "retryable": True, "source": "executor"}
     return {"type": "task_error", "error": error}
 

@@ -64,7 +64,9 @@ def config(
     """
     running = _file.get()
     if running is not None:
-        raise RuntimeError(f"{running} calls wove.config(), which is loading it; let it set names instead")
+        raise RuntimeError(
+            f"{running} calls wove.config(), which is loading it; let it set names instead"
+        )
 
     given: dict[str, object] = dict(defaults)
     if default_environment is not None:
@@ -79,8 +81,8 @@ def config(
     global _current
     with _lock:
         before = configuration = _current
-        for what, layer in layers:
-            configuration = overlaid(configuration, layer, what)
+        for label, layer in layers:
+            configuration = overlaid(configuration, layer, label)
         check_default_kept(before, configuration)
         _current = configuration
 

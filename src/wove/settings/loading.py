@@ -89,7 +89,7 @@ def load(path: Path, known: Collection[str]) -> Mapping[Any, object]:
     return {name: namespace[name] for name in known if name in namespace}
 
 
-def _check_stranger(name: str, value: object, known: Collection[str], what: str) -> None:
+def _check_stranger(name: str, value: object, known: Collection[str], label: str) -> None:
     """Refuse a name that is no setting and looks as if it were meant as one."""
     if name.startswith("_") or not (value is None or isinstance(value, _PLAIN)):
         return
@@ -98,7 +98,7 @@ def _check_stranger(name: str, value: object, known: Collection[str], what: str)
     if constant and not hint:
         return
     raise TypeError(
-        f"{what}: unknown setting {name!r}.{hint} Settings are lower case; a name of the file's own "
+        f"{label}: unknown setting {name!r}.{hint} Settings are lower case; a name of the file's own "
         f"begins with an underscore, or else the settings are in a dict {DICT_NAME}"
     )
 

@@ -13,7 +13,15 @@ from typing import Any, Final, cast
 
 from wove.graph.options import OPTIONS, check_defaults, names, shown, suggest, unknown_option
 
-__all__ = ["BUILT_IN", "DEFAULT", "KEYS", "Configuration", "Environment", "check_default_kept", "overlaid"]
+__all__ = [
+    "BUILT_IN",
+    "DEFAULT",
+    "KEYS",
+    "Configuration",
+    "Environment",
+    "check_default_kept",
+    "overlaid",
+]
 
 DEFAULT: Final = "default"
 """The name of the environment that always exists."""
@@ -55,7 +63,10 @@ class Environment:
 
     def __reduce__(self) -> tuple[Any, ...]:
         # A read-only view does not pickle; the constructor makes it anew.
-        return (Environment, (self.name, self.executor, dict(self.executor_config), dict(self.defaults)))
+        return (
+            Environment,
+            (self.name, self.executor, dict(self.executor_config), dict(self.defaults)),
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +84,9 @@ class Configuration:
     defaults: Mapping[str, Any] = field(default_factory=dict[str, Any])
     # What resolution has worked out for weaves without settings of their own. A cache, no part of the value:
     # it dies with the configuration, so it never has to be emptied.
-    resolved: dict[Any, Any] = field(init=False, repr=False, compare=False, default_factory=dict[Any, Any])
+    resolved: dict[Any, Any] = field(
+        init=False, repr=False, compare=False, default_factory=dict[Any, Any]
+    )
 
     def __post_init__(self) -> None:
         environments = dict(self.environments)
@@ -85,7 +98,10 @@ class Configuration:
         return hash((self.default_environment, frozenset(self.environments)))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return (Configuration, (self.default_environment, dict(self.environments), dict(self.defaults)))
+        return (
+            Configuration,
+            (self.default_environment, dict(self.environments), dict(self.defaults)),
+        )
 
 
 BUILT_IN: Final = Configuration()
@@ -98,13 +114,15 @@ _OF_ENVIRONMENT: Final = frozenset({"executor", "executor_config", *names("envir
 _OF_EXECUTOR: Final = ("start", "send", "recv", "stop")
 
 
-def overlaid(configuration: Configuration, given: Mapping[Any, object], what: str) -> Configuration:
+def overlaid(
+    configuration: Configuration, given: Mapping[Any, object], label: str
+) -> Configuration:
     """*configuration* with everything in *given* laid over it.
 
     Args:
         configuration: What was there. It is not changed.
         given: ``default_environment``, ``environments`` and defaults, unchecked.
-        what: What messages call the source: ``"wove.config"``, or a file.
+        label: What messages call the source: ``"wove.config"``, or a file.
 
     Raises:
         TypeError: An unknown key, or a value of the wrong type.
@@ -112,17 +130,17 @@ def overlaid(configuration: Configuration, given: Mapping[Any, object], what: st
     """
     for name in given:
         if name not in KEYS:
-            error = unknown_option(name, KEYS, what)
+            error = unknown_option(name, KEYS, label)
             if name == "environment":  # right on tasks and weaves, where most calls are written
                 error = TypeError(f"{error}. Did you mean 'default_environment'?")
             raise error
     default = given.get("default_environment")
     if default is not None:
-        OPTIONS["environment"].check(f"{what}: default_environment", default)
+        OPTIONS["environment"].check(f"{label}: default_environment", default)
     return Configuration(
         cast("str", default or configuration.default_environment),
-        _environments(configuration.environments, given.get("environments"), what),
-        _defaults(configuration.defaults, given, what),
+        _environments(configuration.environments, given.get("environments"), label),
+        _defaults(configuration.defaults, given, label),
     )
 
 
@@ -140,72 +158,86 @@ def check_default_kept(before: Configuration, after: Configuration) -> None:
         )
 
 
-def _defaults(old: Mapping[str, Any], given: Mapping[str, object], what: str) -> Mapping[str, Any]:
+def _defaults(old: Mapping[str, Any], given: Mapping[str, object], label: str) -> Mapping[str, Any]:
     options = {name: value for name, value in given.items() if name in OPTIONS}
-    checked = check_defaults(options, what)
+    checked = check_defaults(options, label)
     # What was given and did not come out of the check is a None that takes a default back.
     return {name: value for name, value in old.items() if name not in options} | checked
 
 
-def _environments(old: Mapping[str, Environment], given: object, what: str) -> dict[str, Environment]:
+def _environments(
+    old: Mapping[str, Environment], given: object, label: str
+) -> dict[str, Environment]:
     environments = dict(old)
     if given is None:
         return environments
     if not isinstance(given, Mapping):
-        raise TypeError(f"{what}: environments must be a dict of definitions by name, not {shown(given)}")
+        raise TypeError(
+            f"{label}: environments must be a dict of definitions by name, not {shown(given)}"
+        )
     for name, definition in cast("Mapping[Any, object]", given).items():
         if not isinstance(name, str) or not name:
-            raise TypeError(f"{what}: the name of an environment is text and not empty, not {shown(name)}")
+            raise TypeError(
+                f"{label}: the name of an environment is text and not empty, not {shown(name)}"
+            )
         if definition is not None:
-            environments[name] = _environment(name, environments.get(name), definition, what)
+            environments[name] = _environment(name, environments.get(name), definition, label)
         elif environments.pop(name, None) is None:
-            raise ValueError(f"{what}: there is no environment {name!r} to remove.{suggest(name, environments)}")
+            raise ValueError(
+                f"{label}: there is no environment {name!r} to remove.{suggest(name, environments)}"
+            )
     return environments
 
 
 def _environment(name: str, old: Environment | None, given: object, source: str) -> Environment:
     """One definition laid over the earlier one of that name, key by key."""
-    what = f"{source}: environment {name!r}"
+    label = f"{source}: environment {name!r}"
     if not isinstance(given, Mapping):
-        raise TypeError(f'{what} must be a dict such as {{"executor": "local"}}, not {shown(given)}')
+        raise TypeError(
+            f'{label} must be a dict such as {{"executor": "local"}}, not {shown(given)}'
+        )
     definition = cast("Mapping[Any, object]", given)
     for key in definition:
         if key not in _OF_ENVIRONMENT:
-            raise unknown_option(key, _OF_ENVIRONMENT, what)
+            raise unknown_option(key, _OF_ENVIRONMENT, label)
     old = old or Environment(name)
     executor, config = old.executor, old.executor_config
     if "executor" in definition:
-        executor = _executor(definition["executor"], what)
+        executor = _executor(definition["executor"], label)
         if executor != old.executor:
             config = {}  # it was another executor's: its keys mean nothing to this one
     if "executor_config" in definition:
-        config = _executor_config(definition["executor_config"], what)
-    return Environment(name, executor, config, _defaults(old.defaults, definition, what))
+        config = _executor_config(definition["executor_config"], label)
+    return Environment(name, executor, config, _defaults(old.defaults, definition, label))
 
 
-def _executor(value: object, what: str) -> str | object:
+def _executor(value: object, label: str) -> str | object:
     if isinstance(value, str) and value:
         return value
     if isinstance(value, type):
-        raise TypeError(f"{what}: executor is the class {value.__name__}; give an instance of it")
-    if isinstance(value, str) or not all(callable(getattr(value, name, None)) for name in _OF_EXECUTOR):
+        raise TypeError(f"{label}: executor is the class {value.__name__}; give an instance of it")
+    if isinstance(value, str) or not all(
+        callable(getattr(value, name, None)) for name in _OF_EXECUTOR
+    ):
         raise TypeError(
-            f"{what}: executor must be the name of a built-in executor, or an object with the methods "
+            f"{label}: executor must be the name of a built-in executor, or an object with the methods "
             f"{', '.join(_OF_EXECUTOR)} (an EnvironmentExecutor), not {shown(value)}"
         )
     return value
 
 
-def _executor_config(value: object, what: str) -> dict[str, Any]:
+def _executor_config(value: object, label: str) -> dict[str, Any]:
     if value is None:
         return {}
     if not isinstance(value, Mapping):
         # Not the value itself: it may well be the secret that belongs under one of the keys.
-        raise TypeError(f"{what}: executor_config must be a dict, not of type {type(value).__name__}")
+        raise TypeError(
+            f"{label}: executor_config must be a dict, not of type {type(value).__name__}"
+        )
     config = cast("Mapping[object, object]", value)
     for key in config:
         if not isinstance(key, str):
-            raise TypeError(f"{what}: the keys of executor_config are text, not {shown(key)}")
+            raise TypeError(f"{label}: the keys of executor_config are text, not {shown(key)}")
     return {str(key): _copied(held) for key, held in config.items()}
 
 

@@ -81,9 +81,15 @@ class Setting(NamedTuple):
 
 _BUILT_IN: Final[Mapping[str, Any]] = {name: option.default for name, option in OPTIONS.items()}
 # What a task has in the end, beside its environment: its own options, and what its weave sets for it.
-_OF_TASK: Final = tuple(n for n in OPTIONS if n in {*names("task"), "max_pending"} and n != "environment")
-_OF_WEAVE: Final = tuple(n for n in names("weave") if n != "environment" and not n.startswith("delivery_"))
-_POLICY_FIELDS: Final = {name: name.removeprefix("delivery_") for name in _OF_TASK if name.startswith("delivery_")}
+_OF_TASK: Final = tuple(
+    n for n in OPTIONS if n in {*names("task"), "max_pending"} and n != "environment"
+)
+_OF_WEAVE: Final = tuple(
+    n for n in names("weave") if n != "environment" and not n.startswith("delivery_")
+)
+_POLICY_FIELDS: Final = {
+    name: name.removeprefix("delivery_") for name in _OF_TASK if name.startswith("delivery_")
+}
 
 
 class _Base(NamedTuple):
@@ -126,18 +132,20 @@ class Resolver:
             weave = self._bases.get("weave")
             if weave is None:
                 environment = self._environment(None, "weave")
-                values = {name: value for name, (value, _) in self._found(_OF_WEAVE, {}, environment)}
+                values = {
+                    name: value for name, (value, _) in self._found(_OF_WEAVE, {}, environment)
+                }
                 weave = self._bases["weave"] = WeaveSettings(environment=environment, **values)
             self._weave = cast("WeaveSettings", weave)
         return self._weave
 
-    def task(self, options: Mapping[str, Any], mapped: bool, what: str = "task") -> TaskSettings:
+    def task(self, options: Mapping[str, Any], mapped: bool, label: str = "task") -> TaskSettings:
         """The settings of a task.
 
         Args:
             options: As :func:`~wove.graph.options.check_task_options` returned them.
             mapped: Whether the task maps over something.
-            what: What a message calls the task: ``"task 'pdf'"``.
+            label: What a message calls the task: ``"task 'pdf'"``.
 
         Raises:
             NameError: Its environment is not configured.
@@ -145,13 +153,13 @@ class Resolver:
         if not options:
             settings = self._mapped if mapped else self._unmapped
             if settings is None:
-                settings = self._base(None, mapped, what).settings
+                settings = self._base(None, mapped, label).settings
                 if mapped:
                     self._mapped = settings
                 else:
                     self._unmapped = settings
             return settings
-        base = self._base(options.get("environment"), mapped, what)
+        base = self._base(options.get("environment"), mapped, label)
         fields, policy = base.fields.copy(), None
         for name, value in options.items():
             if name in fields:
@@ -162,12 +170,14 @@ class Resolver:
         delivery = base.settings.delivery if policy is None else DeliveryPolicy(**policy)
         return TaskSettings(environment=base.environment, delivery=delivery, **fields)
 
-    def explain(self, options: Mapping[str, Any], mapped: bool, what: str = "task") -> dict[str, Setting]:
+    def explain(
+        self, options: Mapping[str, Any], mapped: bool, label: str = "task"
+    ) -> dict[str, Setting]:
         """Every effective setting of a task with its origin; parameters and errors as :meth:`task`.
 
         ``workers`` and ``limit_per_minute`` are there for a mapped task only.
         """
-        environment = self._environment(options.get("environment"), what)
+        environment = self._environment(options.get("environment"), label)
         explained = {"environment": Setting(environment.name, self._environment_origin(options))}
         wanted = _OF_TASK if mapped else tuple(name for name in _OF_TASK if name not in MAPPED_ONLY)
         explained.update(self._found(wanted, options, environment))
@@ -197,28 +207,32 @@ class Resolver:
                     yield name, Setting(layer[name], origin)
                     break
 
-    def _base(self, selected: str | None, mapped: bool, what: str) -> _Base:
+    def _base(self, selected: str | None, mapped: bool, label: str) -> _Base:
         base = self._bases.get((selected, mapped))
         if base is None:
-            environment = self._environment(selected, what)
+            environment = self._environment(selected, label)
             found = {name: value for name, (value, _) in self._found(_OF_TASK, {}, environment)}
             if not mapped:
-                found.update(dict.fromkeys(MAPPED_ONLY))  # as defaults they concern mapped tasks alone
+                found.update(
+                    dict.fromkeys(MAPPED_ONLY)
+                )  # as defaults they concern mapped tasks alone
             policy = {field: found.pop(name) for name, field in _POLICY_FIELDS.items()}
-            settings = TaskSettings(environment=environment, delivery=DeliveryPolicy(**policy), **found)
+            settings = TaskSettings(
+                environment=environment, delivery=DeliveryPolicy(**policy), **found
+            )
             base = self._bases[selected, mapped] = _Base(environment, found, policy, settings)
         return cast("_Base", base)
 
-    def _environment(self, selected: str | None, what: str) -> Environment:
+    def _environment(self, selected: str | None, label: str) -> Environment:
         configuration = self._configuration
         name = selected or self._options.get("environment")
         if name is None:
-            name, what = configuration.default_environment, "wove.config: default_environment"
+            name, label = configuration.default_environment, "wove.config: default_environment"
         environment = configuration.environments.get(name)
         if environment is None:
             known = configuration.environments
             raise NameError(
-                f"{what}: environment {name!r} is not configured. Configured: "
+                f"{label}: environment {name!r} is not configured. Configured: "
                 f"{', '.join(map(repr, sorted(known)))}.{suggest(name, known)}"
             )
         return environment

@@ -31,7 +31,9 @@ class Interruptible:
 
     def __init__(self) -> None:
         self._thread = threading.get_ident()
-        self._claim = [None]  # whoever pops it decides: interrupted, or finished. list.pop is atomic
+        self._claim = [
+            None
+        ]  # whoever pops it decides: interrupted, or finished. list.pop is atomic
         self._sent = False
 
     def run(self, call: Callable[[], Any]) -> tuple[bool, Any]:
@@ -47,7 +49,9 @@ class Interruptible:
             except BaseException as error:
                 outcome = (False, error)
             self._settle()
-        except TaskInterrupted as late:  # it arrived here and not in the call; there is no second one
+        except (
+            TaskInterrupted
+        ) as late:  # it arrived here and not in the call; there is no second one
             if outcome is None:
                 outcome = (False, late)
         return outcome

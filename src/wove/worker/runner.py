@@ -14,13 +14,13 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from wove.errors import SerializationError, TaskTimeoutError
-from wove.protocol.callables import Kept
+from wove.protocol.callables import CallableCache
 from wove.protocol.faults import from_exception
 from wove.protocol.frames import PYTHON, FrameError, check_python
 from wove.protocol.pickling import Pickled, dumps, loads
+from wove.worker.heartbeats import HeartbeatTimer, LoadMeter
 from wove.worker.interrupts import Interruptible, TaskInterrupted
-from wove.worker.pulse import LoadMeter, Pulse
-from wove.worker.runs import Run, SharedCallable
+from wove.worker.runs import ExecutingRun, SharedCallable
 from wove.worker.threads import Crew
 
 if TYPE_CHECKING:
@@ -68,15 +68,17 @@ class Runner:
         self._emit_event = emit
         self._name = name
         self._lock = threading.Lock()
-        self._runs: dict[str, Run] = {}
+        self._runs: dict[str, ExecutingRun] = {}
         self._empty = threading.Condition(self._lock)
         self._running = self._started = self._ending = 0
         self._closed = False
-        self._callables: Kept[SharedCallable] = Kept()
+        self._callables: CallableCache[SharedCallable] = CallableCache()
         self._crew = Crew(limit=max_threads, name=name)
         self._loop: CoroutineLoop | None = None
         meter = LoadMeter(self._count, self._report_blocked) if report_load else None
-        self._pulse: Pulse[Run] = Pulse(beat=self._beat, expire=self._expire, meter=meter, name=f"{name}-pulse")
+        self._pulse: HeartbeatTimer[ExecutingRun] = HeartbeatTimer(
+            beat=self._beat, expire=self._expire, meter=meter, name=f"{name}-pulse"
+        )
         self._reports_load = report_load
         self._pid = os.getpid()
 
@@ -98,7 +100,7 @@ class Runner:
         run_id = frame.get("run_id")
         if not isinstance(run_id, str) or not run_id:
             raise FrameError("a run_task without a run_id")
-        run = Run(run_id, frame)
+        run = ExecutingRun(run_id, frame)
         with self._lock:
             if run_id in self._runs:
                 _log.debug("run %s came twice; it runs once", run_id)
@@ -181,7 +183,7 @@ class Runner:
 
     # --- one run, from its thread ---------------------------------------------------------------------------
 
-    def _perform(self, run: Run) -> None:
+    def _perform(self, run: ExecutingRun) -> None:
         with self._lock:
             if run.ended or run.stopping:  # while it was queued
                 return
@@ -199,9 +201,9 @@ class Runner:
             # Not the task's own: those have been dealt with. Whatever it is, the run must end.
             self._fail(run, error, source="executor")
 
-    def _call(self, run: Run) -> None:
+    def _call(self, run: ExecutingRun) -> None:
         try:
-            check_python(run.frame, what=f"task {run.task!r}")
+            check_python(run.frame, label=f"task {run.task!r}")
         except SerializationError as error:
             self._fail(run, error, source="config")
             return
@@ -222,7 +224,9 @@ class Runner:
         else:
             self._call_here(run, call, context)
 
-    def _call_here(self, run: Run, call: Callable[[], Any], context: contextvars.Context) -> None:
+    def _call_here(
+        self, run: ExecutingRun, call: Callable[[], Any], context: contextvars.Context
+    ) -> None:
         section = Interruptible()
 
         def interruptible() -> Any:
@@ -235,13 +239,18 @@ class Runner:
         ok, value = section.run(interruptible)
         if ok and inspect.isawaitable(value):
             # A plain function around a coroutine function.
-            self._await(run, lambda: value, context, unused=value.close if inspect.iscoroutine(value) else None)
+            self._await(
+                run,
+                lambda: value,
+                context,
+                unused=value.close if inspect.iscoroutine(value) else None,
+            )
         else:
             self._conclude(run, ok, value)
 
     def _await(
         self,
-        run: Run,
+        run: ExecutingRun,
         make: Callable[[], Awaitable[Any]],
         context: contextvars.Context,
         unused: Callable[[], object] | None = None,
@@ -264,25 +273,27 @@ class Runner:
     def _coroutine_loop(self) -> CoroutineLoop:
         with self._lock:
             if self._loop is None:
-                from wove.worker.coroutines import CoroutineLoop  # asyncio: only for those who need it
+                from wove.worker.coroutines import (
+                    CoroutineLoop,
+                )  # asyncio: only for those who need it
 
                 self._loop = CoroutineLoop(name=f"{self._name}-loop")
             return self._loop
 
-    def _conclude_safely(self, run: Run, ok: bool, value: Any) -> None:
+    def _conclude_safely(self, run: ExecutingRun, ok: bool, value: Any) -> None:
         try:
             self._conclude(run, ok, value)
         except BaseException as error:
             self._fail(run, error, source="executor")
 
-    def _conclude(self, run: Run, ok: bool, value: Any) -> None:
+    def _conclude(self, run: ExecutingRun, ok: bool, value: Any) -> None:
         if ok:
-            what = f"the result of task {run.task!r}"
+            label = f"the result of task {run.task!r}"
             try:
-                pickled = dumps(value, what=what)
+                pickled = dumps(value, label=label)
                 if not pickled.plain:
                     # The sender could do nothing about a result that cannot be rebuilt.
-                    loads(pickled, what=what)
+                    loads(pickled, label=label)
             except Exception as error:
                 self._fail(run, error, source="task", retryable=False)
             else:
@@ -294,7 +305,7 @@ class Runner:
 
     # --- stopping -------------------------------------------------------------------------------------------
 
-    def _stop(self, run: Run, why: str) -> None:
+    def _stop(self, run: ExecutingRun, why: str) -> None:
         with self._lock:
             if run.ended or run.stopping:
                 return
@@ -308,13 +319,15 @@ class Runner:
         if run.cancel_coroutine is not None:
             run.cancel_coroutine()
 
-    def _stopped(self, run: Run, interruption: BaseException | None) -> None:
+    def _stopped(self, run: ExecutingRun, interruption: BaseException | None) -> None:
         """End a run that was told to stop, and has."""
         if run.stopping == "cancel":
             self._end(run, {"type": "task_cancelled", **run.names})
             return
         seconds = run.seconds or 0.0
-        error = TaskTimeoutError(f"task {run.task!r} timed out: its worker stopped it after {seconds:g} s")
+        error = TaskTimeoutError(
+            f"task {run.task!r} timed out: its worker stopped it after {seconds:g} s"
+        )
         error.task, error.limit = run.task, run.seconds
         if interruption is not None:  # shows where the task was when its time was up
             error.__traceback__ = interruption.__traceback__
@@ -322,10 +335,10 @@ class Runner:
 
     # --- by the clock: called by the pulse ------------------------------------------------------------------
 
-    def _expire(self, run: Run) -> None:
+    def _expire(self, run: ExecutingRun) -> None:
         self._stop(run, "deadline")
 
-    def _beat(self, run: Run) -> None:
+    def _beat(self, run: ExecutingRun) -> None:
         if not run.ended:
             self._emit({"type": "heartbeat", **run.names})
 
@@ -340,11 +353,13 @@ class Runner:
 
     # --- endings --------------------------------------------------------------------------------------------
 
-    def _fail(self, run: Run, error: BaseException, *, source: str, retryable: bool | None = None) -> None:
+    def _fail(
+        self, run: ExecutingRun, error: BaseException, *, source: str, retryable: bool | None = None
+    ) -> None:
         fields = from_exception(error, task=run.task, source=source, retryable=retryable)
         self._end(run, {"type": "task_error", **run.names, **fields, "python": PYTHON})
 
-    def _end(self, run: Run, event: dict[str, Any]) -> None:
+    def _end(self, run: ExecutingRun, event: dict[str, Any]) -> None:
         """Every terminal event goes out here; the first one of a run is the only one."""
         with self._lock:
             if run.ended:
@@ -369,12 +384,14 @@ class Runner:
         except Exception:
             _log.exception("cannot send %s of run %s", event["type"], event["run_id"])
 
-    def _callable_of(self, frame: Mapping[str, Any], run: Run) -> SharedCallable:
+    def _callable_of(self, frame: Mapping[str, Any], run: ExecutingRun) -> SharedCallable:
         pickled, callable_id = frame.get("callable_pickle"), frame.get("callable_id")
         if not isinstance(pickled, Pickled):
             known = self._callables.get(callable_id) if isinstance(callable_id, str) else None
             if known is None:
-                raise FrameError(f"the frame of task {run.task!r} comes without its callable", run.run_id)
+                raise FrameError(
+                    f"the frame of task {run.task!r} comes without its callable", run.run_id
+                )
             return known
         if not isinstance(callable_id, str):
             return SharedCallable(pickled)
@@ -383,7 +400,9 @@ class Runner:
 
 def _comes_of_stopping(error: BaseException) -> bool:
     """Whether *error* is what stops a task, or was raised because of it."""
-    asyncio: Any = sys.modules.get("asyncio.exceptions")  # a worker without coroutines does not load it
+    asyncio: Any = sys.modules.get(
+        "asyncio.exceptions"
+    )  # a worker without coroutines does not load it
     stops = (TaskInterrupted, asyncio.CancelledError) if asyncio else TaskInterrupted
     seen: set[int] = set()
     pending: list[BaseException | None] = [error]

@@ -13,7 +13,7 @@ from wove.protocol.pickling import Pickled, loads
 if TYPE_CHECKING:
     from wove.worker.interrupts import Interruptible
 
-__all__ = ["Run", "SharedCallable"]
+__all__ = ["ExecutingRun", "SharedCallable"]
 
 #: A worker that beats at a third of the interval may lose one beat and be late with another.
 BEATS_PER_INTERVAL: Final = 3
@@ -38,19 +38,21 @@ class SharedCallable:
         assert self._function is not None
         return self._function, self._is_async
 
-    def _load(self, what: str) -> None:
+    def _load(self, label: str) -> None:
         if self._pickled is None:
             return
-        function = loads(self._pickled, what=what)
+        function = loads(self._pickled, label=label)
         if not callable(function):
-            raise SerializationError(f"{what} is not callable but {type(function).__name__}")
+            raise SerializationError(f"{label} is not callable but {type(function).__name__}")
         called = getattr(type(function), "__call__", None)
-        self._is_async = inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(called)
+        self._is_async = inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(
+            called
+        )
         self._function = function
         self._pickled = None  # its bytes are not needed any more
 
 
-class Run:
+class ExecutingRun:
     """What is known of one run.
 
     Attributes:
@@ -102,10 +104,12 @@ class Run:
         self.frame = {}  # so that the bytes do not stay beside the values they became
         if pickled is None:
             return {}
-        what = f"the arguments of task {self.task!r}"
-        arguments = loads(pickled, what=what)
+        label = f"the arguments of task {self.task!r}"
+        arguments = loads(pickled, label=label)
         if not isinstance(arguments, dict):
-            raise SerializationError(f"{what} are not a dict by parameter name but {type(arguments).__name__}")
+            raise SerializationError(
+                f"{label} are not a dict by parameter name but {type(arguments).__name__}"
+            )
         return cast(dict[str, Any], arguments)
 
 

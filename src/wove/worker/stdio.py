@@ -60,7 +60,10 @@ def child_environment(environ: Mapping[str, str], sys_path: Sequence[object]) ->
         sys_path: Usually ``sys.path``.
     """
     original = environ.get("PYTHONPATH")
-    boot = {"sys_path": [entry for entry in sys_path if isinstance(entry, str)], "pythonpath": original}
+    boot = {
+        "sys_path": [entry for entry in sys_path if isinstance(entry, str)],
+        "pythonpath": original,
+    }
     environment = {**environ, BOOT_VARIABLE: json.dumps(boot)}
     root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.realpath(__file__))))
     if root not in map(os.path.realpath, site.getsitepackages()):  # it looks there anyway
@@ -89,7 +92,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     enough, wake = os.pipe()
     _leave_nothing_to_forks(commands, events, enough, wake)
     with contextlib.suppress(ImportError):
-        importlib.import_module("cloudpickle")  # while the parent still pickles; a run says so if it is missing
+        importlib.import_module(
+            "cloudpickle"
+        )  # while the parent still pickles; a run says so if it is missing
     outbox = _Outbox(events, wake)
     runner = Runner(outbox.put, report_load=REPORT_LOAD_FLAG in arguments)
     for line in _lines(commands, enough, parent):
@@ -138,7 +143,9 @@ def _claim_stdio() -> tuple[int, int]:
     os.close(nothing)
     os.set_blocking(commands, True)
     os.set_blocking(events, True)
-    if (reconfigure := getattr(sys.stdout, "reconfigure", None)) is not None:  # stdout itself may be None
+    if (
+        reconfigure := getattr(sys.stdout, "reconfigure", None)
+    ) is not None:  # stdout itself may be None
         reconfigure(line_buffering=True)  # in step with what goes to stderr
     return commands, events
 
@@ -170,7 +177,9 @@ def _lines(commands: int, enough: int, parent: int) -> Iterator[list[bytes]]:
     while True:
         while poll is not None:
             ready = poll.poll(_PARENT_CHECK_MILLISECONDS)
-            if any(descriptor == enough for descriptor, _ in ready) or (not ready and os.getppid() != parent):
+            if any(descriptor == enough for descriptor, _ in ready) or (
+                not ready and os.getppid() != parent
+            ):
                 return
             if ready:
                 break

@@ -38,7 +38,7 @@ class Crew:
         self._name = name
         self._lock = threading.Lock()
         self._queue: deque[tuple[float, Callable[[], None]]] = deque()
-        self._idle: list[_Hand] = []  # the last to become idle is the first to work again
+        self._idle: list[_WorkerThread] = []  # the last to become idle is the first to work again
         self._count = 0  # threads
         self._busy = 0  # of them at a job, or sure to take one
         self._watched = False  # whether one of them looks after the head of the queue
@@ -96,7 +96,7 @@ class Crew:
             hand.gate.release()
             return
         self._numbers += 1
-        hand = _Hand(self._serve, f"{self._name}-{self._numbers}")
+        hand = _WorkerThread(self._serve, f"{self._name}-{self._numbers}")
         hand.watching = watch
         hand.start()
         self._count += 1
@@ -107,7 +107,9 @@ class Crew:
         try:
             self._see_to_the_queue()
         except RuntimeError as error:  # the system has no more threads to give
-            _log.warning("cannot start another thread, so blocked tasks hold up queued ones: %s", error)
+            _log.warning(
+                "cannot start another thread, so blocked tasks hold up queued ones: %s", error
+            )
         return job
 
     def _patience(self) -> float:
@@ -117,7 +119,7 @@ class Crew:
             return 0.0
         return self._queue[0][0] + PATIENCE_SECONDS - now
 
-    def _next(self, hand: _Hand) -> Callable[[], None] | None:
+    def _next(self, hand: _WorkerThread) -> Callable[[], None] | None:
         """The next job for *hand*, after a wait; ``None`` when it should end."""
         while True:
             if not hand.watching:
@@ -137,7 +139,7 @@ class Crew:
                 self._busy += 1
                 return self._take()
 
-    def _wait_idle(self, hand: _Hand) -> bool:
+    def _wait_idle(self, hand: _WorkerThread) -> bool:
         """Wait to be summoned; false when that does not happen any more."""
         if self._is_over():
             return False
@@ -150,14 +152,14 @@ class Crew:
     def _is_over(self) -> bool:
         return self._closed and not self._queue
 
-    def _pause(self, hand: _Hand, seconds: float) -> bool:
+    def _pause(self, hand: _WorkerThread, seconds: float) -> bool:
         self._lock.release()
         try:
             return hand.gate.acquire(timeout=seconds)
         finally:
             self._lock.acquire()
 
-    def _serve(self, hand: _Hand) -> None:
+    def _serve(self, hand: _WorkerThread) -> None:
         while True:
             with self._lock:
                 job = self._next(hand)
@@ -170,7 +172,7 @@ class Crew:
             del job  # what it worked on should not live until the next one comes
 
 
-class _Hand(threading.Thread):
+class _WorkerThread(threading.Thread):
     """A thread of a crew.
 
     Attributes:
@@ -178,7 +180,7 @@ class _Hand(threading.Thread):
         watching: Whether it is to look after the head of the queue, and not to take it at once.
     """
 
-    def __init__(self, serve: Callable[[_Hand], None], name: str) -> None:
+    def __init__(self, serve: Callable[[_WorkerThread], None], name: str) -> None:
         super().__init__(name=name, daemon=True)
         self._serve = serve
         self.gate = _thread.allocate_lock()

@@ -15,7 +15,16 @@ from typing import TypeVar, cast
 
 import pytest
 
-from tests.support.servers import aws_batch, dask, kubernetes_jobs, rabbitmq, ray, redis, slurm, temporal
+from tests.support.servers import (
+    aws_batch,
+    dask,
+    kubernetes_jobs,
+    rabbitmq,
+    ray,
+    redis,
+    slurm,
+    temporal,
+)
 
 __all__ = ["Servers", "servers"]
 

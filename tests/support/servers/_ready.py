@@ -13,7 +13,9 @@ __all__ = ["answers", "of_this_venv", "program"]
 
 def program(name: str) -> str | None:
     """Path of the command *name*, also where only root has it on the PATH."""
-    return shutil.which(name, path=os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"]))
+    return shutil.which(
+        name, path=os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"])
+    )
 
 
 def of_this_venv(name: str) -> str:

@@ -20,7 +20,11 @@ __all__ = ["IMAGE", "AWSBatch", "missing", "running"]
 IMAGE = "wove-worker:latest"
 """An image whose ``python`` is the one that runs the tests."""
 
-ENVIRON = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": "eu-central-1"}
+ENVIRON = {
+    "AWS_ACCESS_KEY_ID": "test",
+    "AWS_SECRET_ACCESS_KEY": "test",
+    "AWS_DEFAULT_REGION": "eu-central-1",
+}
 
 
 @dataclass(frozen=True)
@@ -58,7 +62,9 @@ class AWSBatch:
     def queue(self, name: str) -> str:
         """Make a job queue of that name, and what it needs."""
         batch, policy = self.client(), {"Version": "2012-10-17", "Statement": []}
-        role = self.client("iam").create_role(RoleName=f"{name}-role", AssumeRolePolicyDocument=json.dumps(policy))
+        role = self.client("iam").create_role(
+            RoleName=f"{name}-role", AssumeRolePolicyDocument=json.dumps(policy)
+        )
         batch.create_compute_environment(
             computeEnvironmentName=f"{name}-environment",
             type="UNMANAGED",
@@ -66,15 +72,25 @@ class AWSBatch:
             serviceRole=role["Role"]["Arn"],
         )
         order = [{"order": 1, "computeEnvironment": f"{name}-environment"}]
-        batch.create_job_queue(jobQueueName=name, state="ENABLED", priority=1, computeEnvironmentOrder=order)
+        batch.create_job_queue(
+            jobQueueName=name, state="ENABLED", priority=1, computeEnvironmentOrder=order
+        )
         return name
 
-    def definition(self, name: str, command: Sequence[str], *, image: str = IMAGE, **more: Any) -> str:
+    def definition(
+        self, name: str, command: Sequence[str], *, image: str = IMAGE, **more: Any
+    ) -> str:
         """Register a job definition of that name."""
         self.client().register_job_definition(
             jobDefinitionName=name,
             type="container",
-            containerProperties={"image": image, "command": list(command), "vcpus": 1, "memory": 256, **more},
+            containerProperties={
+                "image": image,
+                "command": list(command),
+                "vcpus": 1,
+                "memory": 256,
+                **more,
+            },
         )
         return name
 
@@ -109,7 +125,9 @@ def running(
     known = {IMAGE: {"PATH": path, "PYTHONPATH": str(ROOT), "HOME": str(folder)}, **(images or {})}
     script = str(Path(__file__).with_name("aws_batch_server.py"))
     command = [sys.executable, script, str(port), str(slots), json.dumps(known)]
-    with keep("aws batch", command, folder, environ={**ENVIRON, "HOME": str(folder)}, cwd=folder) as kept:
+    with keep(
+        "aws batch", command, folder, environ={**ENVIRON, "HOME": str(folder)}, cwd=folder
+    ) as kept:
         kept.until(lambda: _answers(port), "answers")
         yield AWSBatch(kept, port)
 

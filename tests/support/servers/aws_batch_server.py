@@ -78,9 +78,13 @@ class Docker:
         self.job = job
         self.containers = self
 
-    def run(self, image: str, command: list[str], environment: dict[str, str], **_: Any) -> Container:
+    def run(
+        self, image: str, command: list[str], environment: dict[str, str], **_: Any
+    ) -> Container:
         if image not in images:
-            self.job.job_stopped_reason = f"CannotPullContainerError: pull access denied for {image}"
+            self.job.job_stopped_reason = (
+                f"CannotPullContainerError: pull access denied for {image}"
+            )
             raise RuntimeError(self.job.job_stopped_reason)
         try:
             return Container(command, {**images[image], **environment})
@@ -124,7 +128,9 @@ def end_with_server() -> None:
         if isinstance(job, Job):
             job.stop = True
     deadline = time.monotonic() + 3.0
-    while any(isinstance(job, Job) for job in threading.enumerate()) and time.monotonic() < deadline:
+    while (
+        any(isinstance(job, Job) for job in threading.enumerate()) and time.monotonic() < deadline
+    ):
         time.sleep(0.02)
 
 

@@ -53,10 +53,31 @@ class Dask:
         """
         folder = self.folder / name
         folder.mkdir()
-        command = [of_this_venv("dask"), "worker", self.address, "--host", "127.0.0.1", "--name", name]
-        command += ["--dashboard-address", "127.0.0.1:0", "--local-directory", str(folder), *options]
-        environ = {**_QUIET, "TMPDIR": str(folder), "PYTHONPATH": None if path is None else str(path), **self.environ}
-        kept = keep(f"dask worker {name}", command, folder, environ=environ, cwd=folder, restarts=True)
+        command = [
+            of_this_venv("dask"),
+            "worker",
+            self.address,
+            "--host",
+            "127.0.0.1",
+            "--name",
+            name,
+        ]
+        command += [
+            "--dashboard-address",
+            "127.0.0.1:0",
+            "--local-directory",
+            str(folder),
+            *options,
+        ]
+        environ = {
+            **_QUIET,
+            "TMPDIR": str(folder),
+            "PYTHONPATH": None if path is None else str(path),
+            **self.environ,
+        }
+        kept = keep(
+            f"dask worker {name}", command, folder, environ=environ, cwd=folder, restarts=True
+        )
         try:
             kept.until(lambda: re.search(r"Registered to:", kept.log()), "is registered")
             yield kept
@@ -66,12 +87,20 @@ class Dask:
 
 def missing() -> str | None:
     """Why it cannot run here, or ``None``."""
-    return None if importlib.util.find_spec("distributed") else "the package distributed is not installed"
+    return (
+        None
+        if importlib.util.find_spec("distributed")
+        else "the package distributed is not installed"
+    )
 
 
 @contextmanager
 def running(
-    folder: Path, *, port: int | None = None, workers: int = 2, environ: Mapping[str, str | None] | None = None
+    folder: Path,
+    *,
+    port: int | None = None,
+    workers: int = 2,
+    environ: Mapping[str, str | None] | None = None,
 ) -> Iterator[Dask]:
     """A scheduler with that many workers of one thread each, registered; they end with the block."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -79,7 +108,11 @@ def running(
     where = ["--host", "127.0.0.1", "--port", str(port), "--dashboard-address", "127.0.0.1:0"]
     command = [of_this_venv("dask"), "scheduler", *where]
     scheduler = keep(
-        "dask scheduler", command, folder / "scheduler", environ={**_QUIET, "TMPDIR": str(folder)}, cwd=folder
+        "dask scheduler",
+        command,
+        folder / "scheduler",
+        environ={**_QUIET, "TMPDIR": str(folder)},
+        cwd=folder,
     )
     try:
         scheduler.until(lambda: "Scheduler at:" in scheduler.log(), "listens")

@@ -12,7 +12,9 @@ from tests.support.servers._ready import answers, program
 
 __all__ = ["RabbitMQ", "missing", "running"]
 
-_SERVER = "/usr/lib/rabbitmq/bin/rabbitmq-server"  # the command on the PATH insists on a user of its own
+_SERVER = (
+    "/usr/lib/rabbitmq/bin/rabbitmq-server"  # the command on the PATH insists on a user of its own
+)
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,9 @@ def running(folder: Path, *, port: int | None = None) -> Iterator[RabbitMQ]:
     epmd = program("epmd")
     assert epmd is not None
     # The port mapper of Erlang. A node that finds none starts one, which then stays, in a session of its own.
-    with keep("epmd", [epmd, "-port", str(mapper), "-address", "127.0.0.1"], folder / "epmd") as names:
+    with keep(
+        "epmd", [epmd, "-port", str(mapper), "-address", "127.0.0.1"], folder / "epmd"
+    ) as names:
         names.until(lambda: answers(mapper, b"\0\x01n", mapper.to_bytes(4, "big")), "answers")
         with keep("rabbitmq", [_SERVER], folder / "server", environ=environ) as kept:
             # The header of a protocol version; what comes is the first frame: a method, on channel 0.

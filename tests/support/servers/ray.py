@@ -65,7 +65,9 @@ class Ray:
             options: More of its command line.
         """
         options = ("--address", self.address, "--num-cpus", "1", *options)
-        with _started("ray node", folder, [sys.executable, "-c", _NODE], options, self.path, {}) as kept:
+        with _started(
+            "ray node", folder, [sys.executable, "-c", _NODE], options, self.path, {}
+        ) as kept:
             yield kept
 
 
@@ -76,7 +78,11 @@ def missing() -> str | None:
 
 @contextmanager
 def running(
-    folder: Path, *, port: int | None = None, path: Path | None = ROOT, environ: Mapping[str, str] | None = None
+    folder: Path,
+    *,
+    port: int | None = None,
+    path: Path | None = ROOT,
+    environ: Mapping[str, str] | None = None,
 ) -> Iterator[Ray]:
     """A cluster of two CPUs that is up; it ends with the block. This process has what `ENVIRON` says meanwhile.
 
@@ -87,7 +93,15 @@ def running(
         environ: More environment variables of its processes.
     """
     port = port or free_port()
-    where = ["--head", "--port", str(port), "--ray-client-server-port", str(free_port()), "--num-cpus", "2"]
+    where = [
+        "--head",
+        "--port",
+        str(port),
+        "--ray-client-server-port",
+        str(free_port()),
+        "--num-cpus",
+        "2",
+    ]
     before = {name: os.environ.get(name) for name in ENVIRON}
     options = [*where, "--include-dashboard", "False"]
     with _started("ray", folder, [of_this_venv("ray")], options, path, environ or {}) as kept:
@@ -104,14 +118,30 @@ def running(
 
 @contextmanager
 def _started(
-    name: str, folder: Path, ray: list[str], options: Sequence[str], path: Path | None, environ: Mapping[str, str]
+    name: str,
+    folder: Path,
+    ray: list[str],
+    options: Sequence[str],
+    path: Path | None,
+    environ: Mapping[str, str],
 ) -> Iterator[Kept]:
     folder.mkdir(parents=True, exist_ok=True)
     # The paths of its sockets have to fit in 107 characters (unix(7)), and they begin with this.
     short = Path(tempfile.mkdtemp(prefix="ray", dir="/tmp"))
     command = [*ray, "start", "--block", *options, "--node-ip-address", "127.0.0.1"]
-    command += ["--object-store-memory", str(400 << 20), "--disable-usage-stats", "--temp-dir", str(short)]
-    variables = {**ENVIRON, "HOME": str(folder), "PYTHONPATH": None if path is None else str(path), **environ}
+    command += [
+        "--object-store-memory",
+        str(400 << 20),
+        "--disable-usage-stats",
+        "--temp-dir",
+        str(short),
+    ]
+    variables = {
+        **ENVIRON,
+        "HOME": str(folder),
+        "PYTHONPATH": None if path is None else str(path),
+        **environ,
+    }
     kept = keep(name, command, folder, environ=variables, cwd=folder)
     try:
         kept.until(lambda: "Ray runtime started" in kept.log(), "is up", patience=80)

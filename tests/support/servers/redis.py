@@ -46,7 +46,18 @@ def running(folder: Path, *, port: int | None = None) -> Iterator[Redis]:
     folder.mkdir(parents=True, exist_ok=True)
     binary, port = _binary(), port or free_port()
     assert binary is not None
-    options = ["--port", str(port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no", "--dir", str(folder)]
+    options = [
+        "--port",
+        str(port),
+        "--bind",
+        "127.0.0.1",
+        "--save",
+        "",
+        "--appendonly",
+        "no",
+        "--dir",
+        str(folder),
+    ]
     with keep("redis", [binary, *options], folder) as kept:
         kept.until(lambda: answers(port, b"PING\r\n", b"+PONG"), "answers")
         yield Redis(kept, port)

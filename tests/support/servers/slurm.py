@@ -88,7 +88,9 @@ class Slurm:
 
     def run(self, *command: str) -> str:
         """What a command such as ``squeue`` prints."""
-        done = subprocess.run(command, env={**os.environ, **self.environ}, capture_output=True, text=True, timeout=30)
+        done = subprocess.run(
+            command, env={**os.environ, **self.environ}, capture_output=True, text=True, timeout=30
+        )
         assert done.returncode == 0, f"{' '.join(command)}: {done.stderr}"
         return done.stdout
 
@@ -124,12 +126,16 @@ def running(folder: Path, *, cpus: int = 2, path: Path | None = ROOT) -> Iterato
     host = socket.gethostname().partition(".")[0]
     configuration = folder / "slurm.conf"
     configuration.write_text(
-        _CONFIGURATION.format(host=host, port=free_port(), node_port=free_port(), folder=folder, cpus=cpus)
+        _CONFIGURATION.format(
+            host=host, port=free_port(), node_port=free_port(), folder=folder, cpus=cpus
+        )
     )
     environ = {"SLURM_CONF": str(configuration)}
     controller_binary, node_binary = program("slurmctld"), program("slurmd")
     assert controller_binary is not None and node_binary is not None
-    with keep("slurmctld", [controller_binary, "-D"], folder / "controller", environ=environ) as controller:
+    with keep(
+        "slurmctld", [controller_binary, "-D"], folder / "controller", environ=environ
+    ) as controller:
         with keep("slurmd", [node_binary, "-D"], folder / "node", environ=environ) as node:
             slurm = Slurm(controller, node, configuration, host)
             node.until(lambda: _idle(slurm), "is idle")

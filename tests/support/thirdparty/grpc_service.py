@@ -64,7 +64,11 @@ def run(frame):
             text = base64.b64encode(cloudpickle.dumps(result)).decode()
             events.append({"type": "task_result", **names, "result_pickle": text})
     except Exception as error:
-        report = {"kind": type(error).__name__, "message": str(error), "traceback": traceback.format_exc()}
+        report = {
+            "kind": type(error).__name__,
+            "message": str(error),
+            "traceback": traceback.format_exc(),
+        }
         pickled = base64.b64encode(cloudpickle.dumps(error)).decode()
         report.update(retryable=False, source="task")
         events.append({"type": "task_error", **names, "error": report, "exception_pickle": pickled})

@@ -64,7 +64,11 @@ def run(frame):
             text = base64.b64encode(cloudpickle.dumps(result)).decode()
             events.append({"type": "task_result", **names, "result_pickle": text})
     except Exception as error:
-        report = {"kind": type(error).__name__, "message": str(error), "traceback": traceback.format_exc()}
+        report = {
+            "kind": type(error).__name__,
+            "message": str(error),
+            "traceback": traceback.format_exc(),
+        }
         pickled = base64.b64encode(cloudpickle.dumps(error)).decode()
         report.update(retryable=False, source="task")
         events.append({"type": "task_error", **names, "error": report, "exception_pickle": pickled})
@@ -119,6 +123,8 @@ server = Server(("127.0.0.1", 0), Handler)
 if len(sys.argv) > 3:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(sys.argv[2], sys.argv[3])
-    server.socket = context.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
+    server.socket = context.wrap_socket(
+        server.socket, server_side=True, do_handshake_on_connect=False
+    )
 print(server.server_port, flush=True)
 server.serve_forever()

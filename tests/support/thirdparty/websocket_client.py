@@ -79,7 +79,11 @@ async def main():
                 run_id, kind = event["run_id"], event["type"]
                 kinds.setdefault(run_id, []).append(kind)
                 if (run_id, kind) == ("three", "task_started"):
-                    await socket.send(json.dumps({"type": "cancel_task", "run_id": run_id, "task_id": "wait_long"}))
+                    await socket.send(
+                        json.dumps(
+                            {"type": "cancel_task", "run_id": run_id, "task_id": "wait_long"}
+                        )
+                    )
                 if kind == "task_result":
                     ends[run_id] = cloudpickle.loads(base64.b64decode(event["result_pickle"]))
                 elif kind in ENDS:

@@ -32,7 +32,11 @@ def refuse_strangers(connection, request):
         return connection.respond(401, "this service wants signed handshakes\n")
     lines = ["wove-v1", "websocket", request.path, stamp, nonce, hashlib.sha256(b"").hexdigest()]
     expected = "v1=" + hmac.new(SECRET, "\n".join(lines).encode(), hashlib.sha256).hexdigest()
-    if not hmac.compare_digest(given, expected) or abs(time.time() - float(stamp)) > 300 or nonce in NONCES:
+    if (
+        not hmac.compare_digest(given, expected)
+        or abs(time.time() - float(stamp)) > 300
+        or nonce in NONCES
+    ):
         return connection.respond(403, "that signature is not right\n")
     NONCES.add(nonce)
     return None
@@ -92,7 +96,9 @@ async def run(socket, frame):
 
 async def main():
     limit = 64 * 1024 * 1024
-    async with serve(serve_one, "127.0.0.1", 0, process_request=refuse_strangers, max_size=limit) as server:
+    async with serve(
+        serve_one, "127.0.0.1", 0, process_request=refuse_strangers, max_size=limit
+    ) as server:
         print(server.sockets[0].getsockname()[1], flush=True)
         await server.serve_forever()
 

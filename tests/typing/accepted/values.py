@@ -44,7 +44,11 @@ class Inline(EnvironmentExecutor):
         self.events: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
 
     async def start(
-        self, *, environment_name: str, environment_config: Mapping[str, Any], run_config: Mapping[str, Any]
+        self,
+        *,
+        environment_name: str,
+        environment_config: Mapping[str, Any],
+        run_config: Mapping[str, Any],
     ) -> None:
         pass
 

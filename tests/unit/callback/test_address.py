@@ -13,7 +13,7 @@ WHAT = "environment 'reports'"
 
 
 def read(**config: Any) -> Address:
-    return read_address({f"callback_{name}": value for name, value in config.items()}, what=WHAT)
+    return read_address({f"callback_{name}": value for name, value in config.items()}, label=WHAT)
 
 
 def test_nothing_is_required() -> None:
@@ -60,7 +60,9 @@ def test_the_url_of_the_seed_page() -> None:
     assert address.url_for(9010) == url
 
 
-@pytest.mark.parametrize("url", ["http://web:9010/wove/events/abc", "https://web/in/front/wove/events/abc/"])
+@pytest.mark.parametrize(
+    "url", ["http://web:9010/wove/events/abc", "https://web/in/front/wove/events/abc/"]
+)
 def test_the_token_may_be_given_by_the_url_alone(url: str) -> None:
     address = read(url=url)
     assert address.token == "abc"
@@ -84,11 +86,17 @@ def test_a_url_without_a_path_gets_one(url: str) -> None:
     [
         ({"url": "http://web/wove/events/a", "token": "b"}, "ends in another token"),
         ({"url": "http://web/hooks/wove"}, "set executor_config 'callback_token' as well"),
-        ({"url": "http://web/{host}/{token}"}, "may hold {port} and {token}, and nothing else in braces"),
+        (
+            {"url": "http://web/{host}/{token}"},
+            "may hold {port} and {token}, and nothing else in braces",
+        ),
         ({"url": "ftp://web/wove/events/a"}, "must begin with http:// or https://"),
         ({"url": "web:9010/wove/events/a"}, "must begin with http:// or https://"),
         ({"url": "http:///wove/events/a"}, "http://web:9010/wove/events/{token}"),
-        ({"url": "http://0.0.0.0:9010/wove/events/a"}, "is an address to listen on (callback_host)"),
+        (
+            {"url": "http://0.0.0.0:9010/wove/events/a"},
+            "is an address to listen on (callback_host)",
+        ),
         ({"url": "http://[::]:9010/wove/events/a"}, "is an address to listen on (callback_host)"),
         ({"url": "http://web/wove/events/%20"}, "a token is made of letters, digits"),
         ({"token": "a/b"}, "letters, digits or . _ ~ -"),

@@ -20,12 +20,14 @@ from tests.support.receiving import (
     started,
 )
 
-from wove.callback.receiver import Standing
+from wove.callback.receiver import RunStatus
 from wove.protocol.pickling import Pickled
 from wove.security import NetworkExecutorSecurity
 
 
-@pytest.mark.parametrize("form", [lambda e: e[0], lambda e: e, lambda e: {"events": e}], ids=["one", "list", "events"])
+@pytest.mark.parametrize(
+    "form", [lambda e: e[0], lambda e: e, lambda e: {"events": e}], ids=["one", "list", "events"]
+)
 def test_events_are_taken_in_their_order(house: Receiving, form: object) -> None:
     party = Waiting()
     events = [started("r1"), result("r1")]
@@ -42,7 +44,7 @@ def test_events_are_taken_in_their_order(house: Receiving, form: object) -> None
 
 
 def test_runs_of_every_standing(house: Receiving) -> None:
-    party = Waiting(cancelled=Standing.CANCELLED, ended=Standing.ENDED, stopped=Standing.STOPPED)
+    party = Waiting(cancelled=RunStatus.CANCELLED, ended=RunStatus.ENDED, stopped=RunStatus.STOPPED)
     with Wire(house.open(party)) as wire:
         assert wire.post(result("ended")).status == 204, "a duplicate is as good as the first"
         assert wire.post(beat("ended")).status == 410, "who still works on it is to stop"
@@ -57,14 +59,22 @@ def test_runs_of_every_standing(house: Receiving) -> None:
         assert wire.post(result("cancelled")).status == 204
         assert party.taken == [("task_result", "cancelled")]
         mixed = wire.post([beat("r1"), beat("cancelled"), beat("x"), result("ended"), beat("x")])
-        assert (mixed.status, mixed.fields) == (204, {"x-wove-gone": "cancelled,x", "x-wove-cancelled": "cancelled"})
+        assert (mixed.status, mixed.fields) == (
+            204,
+            {"x-wove-gone": "cancelled,x", "x-wove-cancelled": "cancelled"},
+        )
         assert wire.post([beat("cancelled"), result("cancelled")]).fields == {}
         assert wire.post([]).status == 204
 
 
 def test_the_list_of_what_is_gone_cannot_break_the_head(house: Receiving) -> None:
     with Wire(house.open(Waiting())) as wire:
-        answer = wire.post([beat("r1"), *(beat(name) for name in ["a\r\nX-Evil: 1", "a,b", "ü", "x" * 999, "good"])])
+        answer = wire.post(
+            [
+                beat("r1"),
+                *(beat(name) for name in ["a\r\nX-Evil: 1", "a,b", "ü", "x" * 999, "good"]),
+            ]
+        )
         assert (answer.status, answer.fields) == (204, {"x-wove-gone": "good"})
         answer = wire.post([beat("r1"), *(beat(f"x{n}") for n in range(5000))])
         assert len(answer.fields["x-wove-gone"]) < 4100
@@ -88,7 +98,12 @@ def test_404_for_every_other_path_and_token(house: Receiving, path: str) -> None
 
 def test_what_a_proxy_puts_in_front_and_behind_is_no_matter(house: Receiving) -> None:
     with Wire(house.open(Waiting(), token="t")) as wire:
-        for path in ("/in/front/wove/events/t", "/wove/events/t/", "/wove/events/t?x=1", "http://web:1/wove/events/t"):
+        for path in (
+            "/in/front/wove/events/t",
+            "/wove/events/t/",
+            "/wove/events/t?x=1",
+            "http://web:1/wove/events/t",
+        ):
             assert wire.request(body=json.dumps(beat("r1")).encode(), path=path).status == 204
 
 
@@ -129,7 +144,11 @@ def test_only_pickles_may_be_large(house: Receiving) -> None:
 
 
 @pytest.mark.parametrize(
-    "event", [{"type": "surprise", "run_id": "r2"}, {"type": "task_result", "run_id": "r2", "result_pickle": "A"}]
+    "event",
+    [
+        {"type": "surprise", "run_id": "r2"},
+        {"type": "task_result", "run_id": "r2", "result_pickle": "A"},
+    ],
 )
 def test_what_cannot_be_used_ends_its_run(house: Receiving, event: dict[str, str]) -> None:
     party = Waiting()
@@ -172,7 +191,10 @@ def test_a_small_body_that_is_too_large_is_skipped(house: Receiving) -> None:
         (b"POST / HTTP/1.1\r\n\r\n", 400),
         (b"POST / HTTP/1.1\r\nHost: x\r\nHost: y\r\n\r\n", 400),
         (b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n", 400),
-        (b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n", 400),
+        (
+            b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n",
+            400,
+        ),
         (b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: gzip, chunked\r\n\r\n", 501),
         (b"POST / HTTP/1.1\r\nHost: x\r\nA: " + b"a" * 70_000 + b"\r\n\r\n", 431),
         (b"POST / HTTP/1.1\r\nHost: x\r\n" + b"A: b\r\n" * 101 + b"\r\n", 431),
@@ -205,7 +227,9 @@ def test_signed_events_are_taken_once(house: Receiving) -> None:
     with Wire(house.open(party, security=SIGNED)) as wire:
         assert wire.signed(beat("r1")).status == 204
         body = json.dumps(beat("r1")).encode()
-        headers = NetworkExecutorSecurity.from_config(SIGNED).headers_for(transport="http", target=wire.path, body=body)
+        headers = NetworkExecutorSecurity.from_config(SIGNED).headers_for(
+            transport="http", target=wire.path, body=body
+        )
         assert wire.request(body=body, **headers).status == 204
         replayed = wire.request(body=body, **headers)
         assert replayed.status == 403 and "nothing is taken twice" in replayed.text
@@ -257,7 +281,10 @@ def test_nothing_is_unpickled_here(house: Receiving, security: object, tmp_path:
 
     bomb = base64.b64encode(pickle.dumps(Mark())).decode()
     party = Waiting()
-    events = [{**result(run_id), "result_pickle": bomb, "exception_pickle": bomb} for run_id in ("r1", "x")]
+    events = [
+        {**result(run_id), "result_pickle": bomb, "exception_pickle": bomb}
+        for run_id in ("r1", "x")
+    ]
     with Wire(house.open(party, security=security)) as wire:
         if security is not None:
             assert wire.post(events).status == 401
@@ -268,7 +295,9 @@ def test_nothing_is_unpickled_here(house: Receiving, security: object, tmp_path:
 # ------------------------------------------------------------------ others' faults
 
 
-def test_a_party_that_fails_is_an_error_in_the_log(house: Receiving, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_party_that_fails_is_an_error_in_the_log(
+    house: Receiving, caplog: pytest.LogCaptureFixture
+) -> None:
     class Failing(Waiting):
         def take(self, event: dict[str, object]) -> None:
             raise RuntimeError("not today")
@@ -279,7 +308,9 @@ def test_a_party_that_fails_is_an_error_in_the_log(house: Receiving, caplog: pyt
     assert "events could not be taken: RuntimeError: not today" in caplog.text
 
 
-def test_the_log_warns_once_and_never_shows_a_token(house: Receiving, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_log_warns_once_and_never_shows_a_token(
+    house: Receiving, caplog: pytest.LogCaptureFixture
+) -> None:
     route = house.open(Waiting(), token="hidden-token", security=SIGNED)
     with Wire(route) as wire:
         for _ in range(5):
@@ -298,7 +329,9 @@ def test_the_standard_library_posts(house: Receiving) -> None:
     chunks = [b'{"type":"heartbeat",', b'"run_id":"r2"}']
     connection.request("POST", path, json.dumps(beat("r1")))
     assert connection.getresponse().read() == b""
-    connection.request("POST", path, iter(chunks), headers={"Transfer-Encoding": "chunked"}, encode_chunked=True)
+    connection.request(
+        "POST", path, iter(chunks), headers={"Transfer-Encoding": "chunked"}, encode_chunked=True
+    )
     answer = connection.getresponse()
     assert (answer.status, answer.read()) == (204, b"")
     connection.close()

@@ -17,7 +17,9 @@ from wove.protocol.payload import claim_url
 from wove.security import NetworkExecutorSecurity
 
 
-@pytest.mark.parametrize("chunks", [[b""], [], [b"abc"], [b"abc", memoryview(b"defg")], [b"x" * 1_000_000, b"y"]])
+@pytest.mark.parametrize(
+    "chunks", [[b""], [], [b"abc"], [b"abc", memoryview(b"defg")], [b"x" * 1_000_000, b"y"]]
+)
 def test_a_claim_comes_as_it_is(house: Receiving, chunks: list[bytes | memoryview]) -> None:
     party = Waiting()
     party.claims["c-1"] = chunks
@@ -78,7 +80,9 @@ def test_fifty_megabytes_for_several_at_once_and_one_slow_reader(house: Receivin
         assert slow.request("GET", path=f"{slow.path}/claims/d").status == 410
 
 
-def test_a_reader_that_has_stopped_is_given_up(house: Receiving, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_reader_that_has_stopped_is_given_up(
+    house: Receiving, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(server, "WRITE_SECONDS", 0.1)
     party = Waiting()
     party.claims["c"] = [bytes(20_000_000)]

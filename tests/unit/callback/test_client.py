@@ -10,7 +10,12 @@ import pytest
 from tests.support.callback_peer import TAKEN, Answer, Peer, make_payload
 
 import wove
-from wove.backend import build_backend_payload, post_event, run_backend_payload, run_backend_payload_async
+from wove.backend import (
+    build_backend_payload,
+    post_event,
+    run_backend_payload,
+    run_backend_payload_async,
+)
 from wove.errors import DeliveryError, SerializationError
 from wove.integrations.worker import arun, run
 from wove.protocol import payload
@@ -30,9 +35,11 @@ def test_events_of_a_custom_worker(peer: Peer) -> None:
     built = make_payload(peer, lambda: 1)
     names = {"run_id": built["run_id"], "task_id": built["task_id"]}
     assert post_event(built["callback_url"], {"type": "task_started", **names})
-    assert post_event(built["callback_url"], {"type": "task_result", **names, "result": {"answer": 42}})
+    assert post_event(
+        built["callback_url"], {"type": "task_result", **names, "result": {"answer": 42}}
+    )
     assert peer.of(built["run_id"]) == ["task_started", "task_result"]
-    assert loads(peer.end(built["run_id"])["result_pickle"], what="r") == {"answer": 42}
+    assert loads(peer.end(built["run_id"])["result_pickle"], label="r") == {"answer": 42}
     assert "result" not in peer.events[-1] and "x-wove-worker" not in peer.requests[-1].headers
 
 
@@ -44,7 +51,10 @@ def test_an_exception(peer: Peer) -> None:
 
 
 def test_an_error_in_plain_json(peer: Peer) -> None:
-    post_event(peer.url, {"type": "task_error", "run_id": "r", "error": {"kind": "Broken", "message": "it is"}})
+    post_event(
+        peer.url,
+        {"type": "task_error", "run_id": "r", "error": {"kind": "Broken", "message": "it is"}},
+    )
     assert str(to_exception(peer.end("r"), task="pdf")) == "task 'pdf' failed: Broken: it is"
 
 
@@ -54,7 +64,10 @@ def test_what_is_no_event(peer: Peer) -> None:
     with pytest.raises(FrameError, match="is no type of event"):
         post_event(peer.url, {"type": "task_finished", "run_id": "r"})
     with pytest.raises(SerializationError, match="cannot pickle the result of task 'pdf'"):
-        post_event(peer.url, {"type": "task_result", "run_id": "r", "task_id": "pdf", "result": threading.Lock()})
+        post_event(
+            peer.url,
+            {"type": "task_result", "run_id": "r", "task_id": "pdf", "result": threading.Lock()},
+        )
     with pytest.raises(ValueError, match="is no http:// or https:// URL"):
         post_event("nowhere", {"type": "heartbeat", "run_id": "r"})
     assert peer.opened == 0
@@ -89,7 +102,9 @@ def test_refusals_and_silence(peer: Peer) -> None:
     with pytest.raises(DeliveryError, match="timed out"):
         post_event(peer.url, event, timeout=0.1)
     peer.stop()
-    with pytest.raises(DeliveryError, match=r"did not get through within 0\.3 s: .*Connection refused"):
+    with pytest.raises(
+        DeliveryError, match=r"did not get through within 0\.3 s: .*Connection refused"
+    ):
         post_event(peer.url, event, retry_seconds=0.3)
 
 

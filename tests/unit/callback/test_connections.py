@@ -50,7 +50,9 @@ def test_requests_in_a_row_are_answered_in_their_order(house: Receiving) -> None
             body = json.dumps(beat(f"{'r' if number % 3 else 'x'}{number}")).encode()
             raw += wire.head("POST", wire.path, {"Content-Length": str(len(body))}) + body
         wire.send(raw)
-        assert [wire.answer().status for _ in range(300)] == [204 if number % 3 else 410 for number in range(300)]
+        assert [wire.answer().status for _ in range(300)] == [
+            204 if number % 3 else 410 for number in range(300)
+        ]
     assert len(party.taken) == 200
 
 
@@ -80,8 +82,14 @@ def test_chunks(house: Receiving) -> None:
     with Wire(house.open(party)) as wire:
         for body in (json.dumps(beat("r1")).encode(), large("r2", 1_000_000)):
             edges = [0, 1, 5, len(body) // 2, len(body)]
-            raw = b"".join(b"%x;x=y\r\n%b\r\n" % (end - at, body[at:end]) for at, end in pairwise(edges))
-            wire.send(wire.head("POST", wire.path, {"Transfer-Encoding": "chunked"}) + raw + b"0\r\nT: x\r\n\r\n")
+            raw = b"".join(
+                b"%x;x=y\r\n%b\r\n" % (end - at, body[at:end]) for at, end in pairwise(edges)
+            )
+            wire.send(
+                wire.head("POST", wire.path, {"Transfer-Encoding": "chunked"})
+                + raw
+                + b"0\r\nT: x\r\n\r\n"
+            )
             assert wire.answer().status == 204
         assert wire.post(beat("r3")).status == 204
     assert [run for _, run in party.taken] == ["r1", "r2", "r3"]
@@ -92,7 +100,11 @@ def test_expect_100_continue(house: Receiving, size: int) -> None:
     party = Waiting()
     with Wire(house.open(party)) as wire:
         body = large("r1", size)
-        wire.send(wire.head("POST", wire.path, {"Content-Length": str(len(body)), "Expect": "100-Continue"}))
+        wire.send(
+            wire.head(
+                "POST", wire.path, {"Content-Length": str(len(body)), "Expect": "100-Continue"}
+            )
+        )
         assert wire.answer().status == 100
         wire.send(body)
         assert wire.answer().status == 204
@@ -105,7 +117,9 @@ def test_expect_100_continue(house: Receiving, size: int) -> None:
 
 def test_expect_and_a_refusal(house: Receiving) -> None:
     with Wire(house.open(Waiting())) as wire:
-        wire.send(wire.head("POST", wire.path + "x", {"Content-Length": "10", "Expect": "100-continue"}))
+        wire.send(
+            wire.head("POST", wire.path + "x", {"Content-Length": "10", "Expect": "100-continue"})
+        )
         answer = wire.answer()
         assert (answer.status, answer.fields["connection"]) == (404, "close")
         assert wire.ended()
@@ -160,7 +174,9 @@ def test_heads_that_trickle_are_given_up(house: Receiving, monkeypatch: pytest.M
         assert slow.ended() and silent.ended()
 
 
-def test_bodies_that_trickle_are_given_up(house: Receiving, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bodies_that_trickle_are_given_up(
+    house: Receiving, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(server, "BODY_SECONDS", 0.1)
     route = house.open(Waiting())
     found = receiver_of(route)
@@ -181,7 +197,9 @@ def test_a_refused_body_that_does_not_come_ends_the_connection(
         assert wire.ended()
 
 
-def test_idle_connections_are_closed_unless_runs_go_on(house: Receiving, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_idle_connections_are_closed_unless_runs_go_on(
+    house: Receiving, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(server, "IDLE_SECONDS", 0.05)
     monkeypatch.setattr(server, "HEAD_SECONDS", 0.05)
     party = Waiting()
@@ -218,8 +236,10 @@ def test_after_a_refusal_who_goes_on_is_not_listened_to_for_long(
 # ------------------------------------------------------------------ crowds
 
 
-def test_strangers_make_room_for_those_who_come_after(house: Receiving, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(receivers, "MOST_STRANGERS", 10)
+def test_strangers_make_room_for_those_who_come_after(
+    house: Receiving, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(receivers, "MAX_STRANGERS", 10)
     route = house.open(Waiting())
     known = Wire(route)
     assert known.post(beat("r1")).status == 204
@@ -241,7 +261,11 @@ def test_bodies_wait_until_there_is_room(house: Receiving) -> None:
     with Wire(route) as first, Wire(route) as second, Wire(route) as third:
         first.send(first.head("POST", first.path, {"Content-Length": str(len(body))}) + body[:-1])
         eventually(lambda: found.large.held == len(body))
-        second.send(second.head("POST", second.path, {"Content-Length": str(len(other)), "Expect": "100-continue"}))
+        second.send(
+            second.head(
+                "POST", second.path, {"Content-Length": str(len(other)), "Expect": "100-continue"}
+            )
+        )
         assert third.post(beat("r3")).status == 204, "a sign of life does not wait"
         assert found.large.held == len(body)
         first.send(body[-1:])
@@ -262,7 +286,10 @@ def test_who_leaves_while_waiting_for_room_holds_up_nobody(house: Receiving) -> 
         first.send(first.head("POST", first.path, {"Content-Length": str(len(body))}) + body[:-1])
         eventually(lambda: found.large.held == len(body))
         with Wire(route) as leaves:
-            leaves.send(leaves.head("POST", leaves.path, {"Content-Length": str(len(body))}) + body[:200_000])
+            leaves.send(
+                leaves.head("POST", leaves.path, {"Content-Length": str(len(body))})
+                + body[:200_000]
+            )
             eventually(lambda: found.large._queue)
         last.send(last.head("POST", last.path, {"Content-Length": str(len(body))}) + body)
         first.send(body[-1:])
@@ -277,7 +304,11 @@ def test_a_chunked_body_takes_room_once_it_is_not_small(house: Receiving) -> Non
     found = receiver_of(route)
     body = large("r1", 1_000_000)
     with Wire(route) as wire:
-        wire.send(wire.head("POST", wire.path, {"Transfer-Encoding": "chunked"}) + b"%x\r\n" % len(body) + body[:1000])
+        wire.send(
+            wire.head("POST", wire.path, {"Transfer-Encoding": "chunked"})
+            + b"%x\r\n" % len(body)
+            + body[:1000]
+        )
         eventually(lambda: found.small.held)
         wire.send(body[1000:])
         eventually(lambda: found.large.held == 10_000_000)

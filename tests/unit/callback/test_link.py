@@ -21,19 +21,35 @@ from wove.protocol.pickling import loads
     ("url", "origin", "authority", "target"),
     [
         ("http://web:9010/wove/events/t", (False, "web", 9010), "web:9010", "/wove/events/t"),
-        ("https://Web/wove/events/t?a=1&b=%20", (True, "web", 443), "web", "/wove/events/t?a=1&b=%20"),
+        (
+            "https://Web/wove/events/t?a=1&b=%20",
+            (True, "web", 443),
+            "web",
+            "/wove/events/t?a=1&b=%20",
+        ),
         ("http://web", (False, "web", 80), "web", "/"),
         ("http://[::1]:80/x", (False, "::1", 80), "[::1]:80", "/x"),
         ("http://user:word@web/x#fragment", (False, "web", 80), "web", "/x"),
-        ("http://bücher.example/x", (False, "xn--bcher-kva.example", 80), "xn--bcher-kva.example", "/x"),
+        (
+            "http://bücher.example/x",
+            (False, "xn--bcher-kva.example", 80),
+            "xn--bcher-kva.example",
+            "/x",
+        ),
     ],
 )
 def test_a_callback_url(url: str, origin: object, authority: str, target: str) -> None:
     destination = Destination.parse(url)
-    assert (destination.origin, destination.authority, destination.target) == (origin, authority, target)
+    assert (destination.origin, destination.authority, destination.target) == (
+        origin,
+        authority,
+        target,
+    )
 
 
-@pytest.mark.parametrize("url", ["web/x", "ftp://web/x", "http:///x", "http://web/a b", "http://web/\r\nX: y", ""])
+@pytest.mark.parametrize(
+    "url", ["web/x", "ftp://web/x", "http:///x", "http://web/a b", "http://web/\r\nX: y", ""]
+)
 def test_what_cannot_be_posted_to(url: str) -> None:
     with pytest.raises(ValueError, match="is no "):
         Destination.parse(url)
@@ -64,13 +80,15 @@ class TestTLS:
         monkeypatch.setattr(link, "_context", None)
 
     @pytest.mark.parametrize("size", [10, 5_000_000])
-    def test_a_run(self, certificates: Certificates, monkeypatch: pytest.MonkeyPatch, size: int) -> None:
+    def test_a_run(
+        self, certificates: Certificates, monkeypatch: pytest.MonkeyPatch, size: int
+    ) -> None:
         monkeypatch.setenv("SSL_CERT_FILE", str(certificates.authority))
         peer = Peer(tls=certificates.server)
         data = os.urandom(size)
         payload = make_payload(peer, lambda data: data[::-1], data=data, claim=["args_pickle"])
         run(payload)
-        assert loads(peer.end(payload["run_id"])["result_pickle"], what="r") == data[::-1]
+        assert loads(peer.end(payload["run_id"])["result_pickle"], label="r") == data[::-1]
         # Kept, although TLS 1.3 says something by itself after the handshake.
         again = make_payload(peer, lambda: 1)
         opened = peer.opened

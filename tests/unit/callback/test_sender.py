@@ -14,7 +14,7 @@ from tests.support.callback_peer import TAKEN, Answer, Peer, Request
 
 from wove.callback import outbox, sender
 from wove.callback.link import Destination
-from wove.callback.report import Delivered, Report
+from wove.callback.reporter import Delivered, RunReporter
 from wove.callback.sender import sender_for
 from wove.errors import DeliveryError
 from wove.protocol.faults import to_exception
@@ -30,7 +30,7 @@ class Runs:
     def __init__(self, peer: Peer) -> None:
         self.peer = peer
         self.cancelled: list[str] = []
-        self.reports: list[Report] = []
+        self.reports: list[RunReporter] = []
 
     def open(
         self,
@@ -40,9 +40,9 @@ class Runs:
         beat_seconds: float = 5,
         detached: bool = False,
         security: NetworkExecutorSecurity | None = None,
-    ) -> Report:
+    ) -> RunReporter:
         destination = Destination.parse(self.peer.url)
-        report = Report(
+        report = RunReporter(
             run_id,
             "pdf",
             destination,
@@ -56,7 +56,7 @@ class Runs:
         self.reports.append(report)
         return report
 
-    def started(self, run_id: str = "r", **options: Any) -> Report:
+    def started(self, run_id: str = "r", **options: Any) -> RunReporter:
         """A run whose start has arrived."""
         report = self.open(run_id, **options)
         report.put(event("task_started", run_id))
@@ -72,22 +72,22 @@ def event(kind: str, run_id: str = "r", **fields: Any) -> dict[str, Any]:
 
 
 def result(value: object, run_id: str = "r") -> dict[str, Any]:
-    return event("task_result", run_id, result_pickle=dumps(value, what="v"))
+    return event("task_result", run_id, result_pickle=dumps(value, label="v"))
 
 
-def delivered(report: Report) -> Delivered:
+def delivered(report: RunReporter) -> Delivered:
     outcome = report.wait(20)
     assert outcome is not None
     return outcome
 
 
-def arrives(report: Report) -> None:
+def arrives(report: RunReporter) -> None:
     """Its end is delivered, and wanted."""
     outcome = delivered(report)
     assert outcome.error is None and not outcome.gone
 
 
-def trouble(report: Report) -> str:
+def trouble(report: RunReporter) -> str:
     error = delivered(report).error
     assert isinstance(error, DeliveryError)
     return str(error)
@@ -117,7 +117,7 @@ def test_a_short_run_is_one_request(peer: Peer, runs: Runs) -> None:
     assert request.headers["content-type"] == "application/json"
     (found,) = request.events
     assert (found["type"], found["host"], found["pid"]) == ("task_result", "h", 7)
-    assert loads(found["result_pickle"], what="r") == 1
+    assert loads(found["result_pickle"], label="r") == 1
 
 
 def test_a_longer_run_tells_that_it_has_started(peer: Peer, runs: Runs) -> None:
@@ -138,7 +138,7 @@ def test_the_first_terminal_event_is_the_last_event(peer: Peer, runs: Runs) -> N
     assert peer.of("r") == ["task_result"]
 
 
-def runs_once_more(runs: Runs) -> Report:
+def runs_once_more(runs: Runs) -> RunReporter:
     report = runs.open("more")
     report.put(event("task_cancelled", "more"))
     return report
@@ -205,8 +205,16 @@ def test_runs_of_other_tokens_and_secrets_go_apart(peer: Peer, runs: Runs) -> No
     let_go.set()
     for report in (first, one, two):
         arrives(report)
-    assert [[e["run_id"] for e in request.events] for request in peer.requests] == [["first"], ["one"], ["two"]]
-    assert ["x-wove-signature" in request.headers for request in peer.requests] == [False, False, True]
+    assert [[e["run_id"] for e in request.events] for request in peer.requests] == [
+        ["first"],
+        ["one"],
+        ["two"],
+    ]
+    assert ["x-wove-signature" in request.headers for request in peer.requests] == [
+        False,
+        False,
+        True,
+    ]
 
 
 def test_one_that_is_malformed_does_not_take_others_along(peer: Peer, runs: Runs) -> None:
@@ -214,7 +222,9 @@ def test_one_that_is_malformed_does_not_take_others_along(peer: Peer, runs: Runs
 
     def strict(request: Request) -> Answer:
         let_go.wait(10)
-        return Answer(400, body=b"no") if any(e["run_id"] == "bad" for e in request.events) else TAKEN
+        return (
+            Answer(400, body=b"no") if any(e["run_id"] == "bad" for e in request.events) else TAKEN
+        )
 
     peer.answer = strict
     first = runs.open("first")
@@ -261,7 +271,11 @@ def test_a_detached_run_goes_on(peer: Peer, runs: Runs) -> None:
     report.put(event("heartbeat"))
     report.put(result(1))
     assert delivered(report).gone
-    assert runs.cancelled == [] and peer.of("r")[-1] == "task_result" and peer.of("r").count("task_result") == 1
+    assert (
+        runs.cancelled == []
+        and peer.of("r")[-1] == "task_result"
+        and peer.of("r").count("task_result") == 1
+    )
 
 
 def test_a_detached_run_that_is_told_to_end_does(peer: Peer, runs: Runs) -> None:
@@ -283,10 +297,12 @@ def test_the_end_arrives_when_the_receiver_is_back(peer: Peer, runs: Runs) -> No
     time.sleep(5)  # what the issue asks for
     peer.start()
     arrives(report)
-    assert loads(peer.end("r")["result_pickle"], what="r") == 7
+    assert loads(peer.end("r")["result_pickle"], label="r") == 7
 
 
-def test_the_end_is_given_up_in_the_end(peer: Peer, runs: Runs, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_end_is_given_up_in_the_end(
+    peer: Peer, runs: Runs, caplog: pytest.LogCaptureFixture
+) -> None:
     peer.stop()
     report = runs.open(retry_seconds=0.3)
     report.put(result(7))
@@ -296,7 +312,9 @@ def test_the_end_is_given_up_in_the_end(peer: Peer, runs: Runs, caplog: pytest.L
         f"http://127.0.0.1:{peer.port}: "
     )
     assert "Connection refused" in said and "a-token" not in said
-    assert [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR] == [said]
+    assert [
+        record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR
+    ] == [said]
 
 
 def test_without_time_to_try_again_it_is_tried_once(peer: Peer, runs: Runs) -> None:
@@ -320,17 +338,24 @@ def test_what_may_come_right_is_tried_again(peer: Peer, runs: Runs, status: int)
     ("status", "says"),
     [
         (400, "answered 400 x: 'because'"),
-        (401, "Both sides need the same secret: 'security' of the environment, and that of this worker"),
+        (
+            401,
+            "Both sides need the same secret: 'security' of the environment, and that of this worker",
+        ),
         (403, "Both sides need the same secret"),
         (404, "Is its callback_url one of Wove's, with the right token?"),
         (301, "answered 301 x"),
     ],
 )
-def test_what_does_not_come_right_is_tried_once(peer: Peer, runs: Runs, status: int, says: str) -> None:
+def test_what_does_not_come_right_is_tried_once(
+    peer: Peer, runs: Runs, status: int, says: str
+) -> None:
     peer.answer = lambda request: Answer(status, body=b"because")
     report = runs.open()
     report.put(result(1))
-    assert says in trouble(report) and trouble(report).startswith("the end of run r of task 'pdf' is lost: http://")
+    assert says in trouble(report) and trouble(report).startswith(
+        "the end of run r of task 'pdf' is lost: http://"
+    )
     assert peer.of("r") == ["task_result"]
 
 
@@ -411,7 +436,9 @@ def test_a_connection_that_was_closed_meanwhile_is_opened_again(peer: Peer, runs
     assert peer.opened == 2
 
 
-def test_a_dropped_connection_is_replaced_and_its_runs_say_that_they_are_there(peer: Peer, runs: Runs) -> None:
+def test_a_dropped_connection_is_replaced_and_its_runs_say_that_they_are_there(
+    peer: Peer, runs: Runs
+) -> None:
     for run_id in ("one", "two"):
         runs.started(run_id)
     before = len(peer.requests)
@@ -422,7 +449,9 @@ def test_a_dropped_connection_is_replaced_and_its_runs_say_that_they_are_there(p
     assert {e["run_id"] for e in request.events} == {"one", "two"}
 
 
-def test_a_receiver_that_closes_every_time_is_not_asked_all_the_time(peer: Peer, runs: Runs) -> None:
+def test_a_receiver_that_closes_every_time_is_not_asked_all_the_time(
+    peer: Peer, runs: Runs
+) -> None:
     peer.answer = lambda request: Answer(headers={"Connection": "close"}, then="close")
     report = runs.started()
     time.sleep(0.3)
@@ -500,7 +529,7 @@ def test_a_large_result_goes_over_a_connection_of_its_own(peer: Peer, runs: Runs
     arrives(large)
     (upload,) = [request for request in peer.requests if "task_result" in request.types]
     assert upload.connection == 2 and "x-wove-worker" not in upload.headers
-    assert loads(upload.events[0]["result_pickle"], what="r") == value
+    assert loads(upload.events[0]["result_pickle"], label="r") == value
     assert runs.cancelled == []
 
 
@@ -513,7 +542,9 @@ def test_a_large_result_is_sent_again(peer: Peer, runs: Runs) -> None:
     report.put(result(value))
     arrives(report)
     assert peer.of("r") == ["task_result"] * 3
-    assert all(loads(e["result_pickle"], what="r") == value and e["host"] == "h" for e in peer.events)
+    assert all(
+        loads(e["result_pickle"], label="r") == value and e["host"] == "h" for e in peer.events
+    )
 
 
 def test_a_large_result_that_is_refused_before_it_is_read(peer: Peer, runs: Runs) -> None:
@@ -545,12 +576,14 @@ def test_heartbeats_go_on_while_a_large_result_is_on_its_way(peer: Peer, runs: R
     assert peer.of("r").count("task_result") == 1
 
 
-def test_a_receiver_that_has_no_room_is_waited_for(peer: Peer, runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_receiver_that_has_no_room_is_waited_for(
+    peer: Peer, runs: Runs, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(sender, "STALL_SECONDS", 0.05)
     peer.answer = lambda request: Answer(wait=1) if "task_result" in request.types else TAKEN
     report = runs.started(beat_seconds=0.05)
     report.put(result(os.urandom(2 * LARGE)))
-    monkeypatch.setattr(sender, "MOST_STALLS", 1000)
+    monkeypatch.setattr(sender, "MAX_STALLS", 1000)
     arrives(report)
     assert peer.of("r").count("task_result") == 1
 
@@ -561,7 +594,7 @@ def test_large_results_of_several_runs(peer: Peer, runs: Runs) -> None:
         runs.open(run_id).put(result(value, run_id))
     for report in runs.reports:
         arrives(report)
-    assert {e["run_id"]: loads(e["result_pickle"], what="r") for e in peer.events} == values
+    assert {e["run_id"]: loads(e["result_pickle"], label="r") for e in peer.events} == values
 
 
 # --- signatures -------------------------------------------------------------------------------------------
@@ -575,11 +608,15 @@ def test_requests_are_signed(peer: Peer, runs: Runs, size: int) -> None:
 
     def verify(request: Request) -> Answer:
         try:
-            verifier.verify_headers(transport="http", target=request.target, body=request.body, headers=request.headers)
+            verifier.verify_headers(
+                transport="http", target=request.target, body=request.body, headers=request.headers
+            )
         except PermissionError as error:
             refused.append(error)
             return Answer(401)
-        return Answer(503) if len(peer.requests) == 1 else TAKEN  # what is sent again has another nonce
+        return (
+            Answer(503) if len(peer.requests) == 1 else TAKEN
+        )  # what is sent again has another nonce
 
     peer.answer = verify
     report = runs.open(security=NetworkExecutorSecurity.from_config(config))
@@ -607,11 +644,15 @@ def test_a_forked_child_has_connections_of_its_own(peer: Peer, runs: Runs) -> No
         finally:
             os._exit(status)
     assert os.waitpid(pid, 0)[1] == 0
-    assert loads(peer.end("child")["result_pickle"], what="r") == pid
+    assert loads(peer.end("child")["result_pickle"], label="r") == pid
     report.put(result(2))
     arrives(report)
-    assert loads(peer.end("r")["result_pickle"], what="r") == 2
-    workers = {e["run_id"]: request.headers["x-wove-worker"] for request in peer.requests for e in request.events}
+    assert loads(peer.end("r")["result_pickle"], label="r") == 2
+    workers = {
+        e["run_id"]: request.headers["x-wove-worker"]
+        for request in peer.requests
+        for e in request.events
+    }
     assert workers["r"] != workers["child"]
 
 

@@ -15,7 +15,7 @@ from tests.support.receiving import SIGNED, Receiving, Waiting, Wire, beat, rece
 from tests.support.scripts import Finished
 
 from wove.callback import receiver as receivers
-from wove.callback.receiver import Standing, open_route, read_address
+from wove.callback.receiver import RunStatus, open_route, read_address
 from wove.errors import DeliveryError
 from wove.security import NetworkExecutorSecurity
 
@@ -38,17 +38,28 @@ def free_ports(count: int) -> int:
 def test_environments_share_a_port(house: Receiving) -> None:
     port = free_ports(1)
     parties = [Waiting(), Waiting(), Waiting()]
-    routes = [house.open(parties[0], port=port, token="a"), house.open(parties[1], port=str(port), token="b")]
+    routes = [
+        house.open(parties[0], port=port, token="a"),
+        house.open(parties[1], port=str(port), token="b"),
+    ]
     routes.append(house.open(parties[2], port=port, token="b"))
     assert {route.port for route in routes} == {port} and len(receivers._receivers) == 1
-    parties[1].standings["r1"] = Standing.UNKNOWN
+    parties[1].standings["r1"] = RunStatus.UNKNOWN
     with Wire(routes[0]) as wire:
         assert wire.post(beat("r0")).status == 204
-        assert wire.request(body=b'{"type":"heartbeat","run_id":"r1"}', path="/wove/events/b").status == 204
+        assert (
+            wire.request(body=b'{"type":"heartbeat","run_id":"r1"}', path="/wove/events/b").status
+            == 204
+        )
         house.call(routes[0].close())
-        assert wire.post(beat("r0")).status == 404, "the others are still there, and so is the connection"
+        assert wire.post(beat("r0")).status == 404, (
+            "the others are still there, and so is the connection"
+        )
         house.call(routes[2].close())
-        assert wire.request(body=b'{"type":"heartbeat","run_id":"r1"}', path="/wove/events/b").status == 410
+        assert (
+            wire.request(body=b'{"type":"heartbeat","run_id":"r1"}', path="/wove/events/b").status
+            == 410
+        )
         house.call(routes[1].close())
         assert wire.ended()
     assert [party.taken for party in parties] == [[("heartbeat", "r0")], [], [("heartbeat", "r1")]]
@@ -60,7 +71,10 @@ def test_environments_share_a_port(house: Receiving) -> None:
 def test_threads_open_at_once(house: Receiving) -> None:
     port = free_ports(1)
     opened: list[int] = []
-    threads = [threading.Thread(target=lambda: opened.append(house.open(Waiting(), port=port).port)) for _ in range(8)]
+    threads = [
+        threading.Thread(target=lambda: opened.append(house.open(Waiting(), port=port).port))
+        for _ in range(8)
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -73,7 +87,7 @@ def test_without_a_port_they_share_one_too(house: Receiving) -> None:
 
 
 def test_one_token_and_two_securities(house: Receiving) -> None:
-    plain, signed = Waiting(r2=Standing.UNKNOWN), Waiting(r1=Standing.UNKNOWN)
+    plain, signed = Waiting(r2=RunStatus.UNKNOWN), Waiting(r1=RunStatus.UNKNOWN)
     house.open(plain, token="t")
     with Wire(house.open(signed, token="t", security=SIGNED)) as wire:
         assert wire.post(beat("r1")).status == 204
@@ -85,7 +99,12 @@ def test_one_token_and_two_securities(house: Receiving) -> None:
 @pytest.mark.parametrize("host", ["::1", "::", "localhost", "0.0.0.0"])
 def test_hosts(house: Receiving, host: str) -> None:
     route = house.open(Waiting(), host=host, token="t")
-    targets = {"::1": ["::1"], "::": ["::1", "127.0.0.1"], "localhost": ["localhost"], "0.0.0.0": ["127.0.0.1"]}[host]
+    targets = {
+        "::1": ["::1"],
+        "::": ["::1", "127.0.0.1"],
+        "localhost": ["localhost"],
+        "0.0.0.0": ["127.0.0.1"],
+    }[host]
     for target in targets:
         with Wire(route, target) as wire:
             assert wire.post(beat("r1")).status == 204
@@ -99,11 +118,16 @@ def test_a_range_gives_each_process_a_port_of_its_own(house: Receiving) -> None:
         taken.bind(("127.0.0.1", first))
         taken.listen()
         route = house.open(
-            Waiting(), port=f"{first}-{first + 2}", url="http://web:{port}/wove/events/{token}", token="t"
+            Waiting(),
+            port=f"{first}-{first + 2}",
+            url="http://web:{port}/wove/events/{token}",
+            token="t",
         )
         assert route.port == first + 1
         assert route.url == f"http://web:{first + 1}/wove/events/t"
-    assert house.open(Waiting(), port=f"{first}-{first + 2}").port == first + 1, "within a process it is shared"
+    assert house.open(Waiting(), port=f"{first}-{first + 2}").port == first + 1, (
+        "within a process it is shared"
+    )
 
 
 @pytest.mark.parametrize("ports", [1, 2])
@@ -124,7 +148,10 @@ def test_a_port_that_another_process_has(house: Receiving, ports: int) -> None:
 
 def test_a_port_that_another_environment_has(house: Receiving) -> None:
     port = house.open(Waiting(), host="0.0.0.0", port=free_ports(1)).port
-    with pytest.raises(DeliveryError, match=f"another environment of this process listens on the callback port {port}"):
+    with pytest.raises(
+        DeliveryError,
+        match=f"another environment of this process listens on the callback port {port}",
+    ):
         house.open(Waiting(), port=port)
 
 
@@ -145,11 +172,11 @@ def test_opening_can_be_given_up(house: Receiving) -> None:
     async def give_up() -> None:
         task = asyncio.create_task(
             open_route(
-                read_address({"callback_host": "localhost"}, what="x"),
+                read_address({"callback_host": "localhost"}, label="x"),
                 Waiting(),
                 security=NetworkExecutorSecurity.from_config(None),
                 max_message_bytes=1000,
-                what="x",
+                label="x",
             )
         )
         await asyncio.sleep(0)
@@ -168,7 +195,11 @@ def test_closing_costs_nothing_and_leaves_nothing() -> None:
             party = Waiting()
             party.claims["c"] = [bytes(50_000_000)]
             route = house.open(party, host="localhost")
-            with Wire(route, "localhost") as idle, Wire(route, "localhost") as busy, Wire(route, "localhost") as stuck:
+            with (
+                Wire(route, "localhost") as idle,
+                Wire(route, "localhost") as busy,
+                Wire(route, "localhost") as stuck,
+            ):
                 assert idle.post(started("r1"), X_Wove_Worker="w").status == 204
                 busy.send(busy.head("POST", busy.path, {"Content-Length": "100000"}) + b"x")
                 stuck.send(stuck.head("GET", f"{stuck.path}/claims/c", {}))
@@ -190,11 +221,11 @@ def test_a_loop_that_ended_without_a_word_does_not_keep_the_port(no_leaks: None)
     def open_and_forget() -> None:
         async def main() -> None:
             await open_route(
-                read_address({"callback_port": port}, what="x"),
+                read_address({"callback_port": port}, label="x"),
                 Waiting(),
                 security=NetworkExecutorSecurity.from_config(None),
                 max_message_bytes=1000,
-                what="x",
+                label="x",
             )
 
         asyncio.run(main())
@@ -204,7 +235,9 @@ def test_a_loop_that_ended_without_a_word_does_not_keep_the_port(no_leaks: None)
         assert house.open(Waiting(), port=port).port == port
 
 
-def test_a_forked_child_has_a_receiver_of_its_own(script: Callable[..., Finished], tmp_path: Path) -> None:
+def test_a_forked_child_has_a_receiver_of_its_own(
+    script: Callable[..., Finished], tmp_path: Path
+) -> None:
     port = free_ports(2)
     source = f"""
     import asyncio, os, socket, sys, warnings

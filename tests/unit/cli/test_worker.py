@@ -34,7 +34,18 @@ class Worker:
         self.log = folder / "log"
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-W", "error", "-m", "wove", "worker", "http", "--bind", "127.0.0.1:0", *arguments],
+                [
+                    sys.executable,
+                    "-W",
+                    "error",
+                    "-m",
+                    "wove",
+                    "worker",
+                    "http",
+                    "--bind",
+                    "127.0.0.1:0",
+                    *arguments,
+                ],
                 cwd=folder,
                 env={**os.environ, **variables},
                 stdin=subprocess.DEVNULL,
@@ -44,12 +55,18 @@ class Worker:
             )
         assert self.process.stdout is not None
         self.line = self.process.stdout.readline()
-        found = re.fullmatch(r"wove worker http: listening on (https?://127\.0\.0\.1:(\d+))\n", self.line)
+        found = re.fullmatch(
+            r"wove worker http: listening on (https?://127\.0\.0\.1:(\d+))\n", self.line
+        )
         assert found, (self.line, self.log.read_text())
         self.url, self.port = found[1], int(found[2])
 
     def configure(self, **config: Any) -> None:
-        wove.config(environments={"workers": {"executor": "http", "executor_config": {"url": self.url, **config}}})
+        wove.config(
+            environments={
+                "workers": {"executor": "http", "executor_config": {"url": self.url, **config}}
+            }
+        )
 
     def end(self, number: int = signal.SIGTERM) -> int:
         if self.process.returncode is None:
@@ -99,7 +116,9 @@ def until(condition: Callable[[], Any]) -> None:
 def waiting_for(gate: Path, run_id: str = "r1") -> bytes:
     """The body of a run that ends when *gate* is there."""
 
-    def wait_for(path: str) -> str:  # in here, so that it travels by value: the service cannot import this module
+    def wait_for(
+        path: str,
+    ) -> str:  # in here, so that it travels by value: the service cannot import this module
         from pathlib import Path
 
         while not Path(path).exists():
@@ -137,7 +156,9 @@ def test_one_command(start: Start, tmp_path: Path) -> None:
     assert post(worker.port, run_task(int)).status == 401
     assert worker.end() == 0
     lines = worker.log.read_text().splitlines()
-    assert sum("task 'doubled' from 127.0.0.1:" in line and ": ok, " in line for line in lines) == 10
+    assert (
+        sum("task 'doubled' from 127.0.0.1:" in line and ": ok, " in line for line in lines) == 10
+    )
     assert sum("WARNING wove.service" in line and "was refused" in line for line in lines) == 1
     assert lines[-1].endswith("wove.service: stopped")
 
@@ -168,7 +189,9 @@ def test_sigterm_lets_run_what_runs(options: tuple[str, ...], start: Start, tmp_
     waiting = in_the_background(lambda: post(worker.port, waiting_for(gate, "r2")))
     until(lambda: json.loads(get(worker.port, "/readyz").body)["waiting"] == 1)
     worker.process.send_signal(signal.SIGTERM)
-    assert (reply := waiting()).status == 503 and reply.events[0]["error"]["kind"] == "WorkerBusyError"
+    assert (reply := waiting()).status == 503 and reply.events[0]["error"][
+        "kind"
+    ] == "WorkerBusyError"
     assert get(worker.port, "/readyz").status == 503 and get(worker.port, "/healthz").status == 200
     assert post(worker.port, run_task(int)).status == 503
     assert worker.process.poll() is None
@@ -187,9 +210,13 @@ def test_what_does_not_end_in_time_is_told_so(start: Start, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("options", [(), ("--processes", "1")])
-def test_a_second_signal_ends_at_once(options: tuple[str, ...], start: Start, tmp_path: Path) -> None:
+def test_a_second_signal_ends_at_once(
+    options: tuple[str, ...], start: Start, tmp_path: Path
+) -> None:
     worker = start(*options)
-    with contextlib.closing(http.client.HTTPConnection("127.0.0.1", worker.port, timeout=30)) as connection:
+    with contextlib.closing(
+        http.client.HTTPConnection("127.0.0.1", worker.port, timeout=30)
+    ) as connection:
         connection.request("POST", "/", waiting_for(tmp_path / "never"))
         until(lambda: json.loads(get(worker.port, "/readyz").body)["running"] == 1)
         worker.process.send_signal(signal.SIGINT)
@@ -209,7 +236,9 @@ def test_it_serves_on_after_bad_requests(start: Start) -> None:
 
 def test_tls_with_client_certificates(start: Start, certificates: Certificates) -> None:
     pair, authority = certificates.server, str(certificates.authority)
-    worker = start("--tls-cert", str(pair.certificate), "--tls-key", str(pair.key), "--client-ca", authority)
+    worker = start(
+        "--tls-cert", str(pair.certificate), "--tls-key", str(pair.key), "--client-ca", authority
+    )
     assert worker.url.startswith("https://")
     mine = {"client_certificate": str(pair.certificate), "client_key": str(pair.key)}
     worker.configure(root_certificates=authority, **mine)
@@ -223,7 +252,16 @@ def test_tls_with_client_certificates(start: Start, certificates: Certificates) 
 
 
 def test_the_bounds_and_the_log_are_those_of_the_command_line(start: Start, tmp_path: Path) -> None:
-    worker = start("--concurrency", "1", "--backlog", "0", "--max-message-bytes", "20000", "--log-level", "warning")
+    worker = start(
+        "--concurrency",
+        "1",
+        "--backlog",
+        "0",
+        "--max-message-bytes",
+        "20000",
+        "--log-level",
+        "warning",
+    )
     gate = tmp_path / "gate"
     first = in_the_background(lambda: post(worker.port, waiting_for(gate)))
     until(lambda: get(worker.port, "/readyz").status == 503)
@@ -238,7 +276,9 @@ def test_the_bounds_and_the_log_are_those_of_the_command_line(start: Start, tmp_
 def test_a_proxy_may_take_the_prefix_off(start: Start) -> None:
     from tests.unit.services.test_http import sign
 
-    worker = start("--root-path", "/api", "--security", "env:SECRET_OF_TESTS", SECRET_OF_TESTS=SECRET)
+    worker = start(
+        "--root-path", "/api", "--security", "env:SECRET_OF_TESTS", SECRET_OF_TESTS=SECRET
+    )
     body = run_task(lambda: 1)
     assert post(worker.port, body, sign(body, "/api/tasks"), path="/tasks").status == 200
 
@@ -274,14 +314,17 @@ def test_the_variable_may_hold_the_whole_configuration(start: Start) -> None:
         (["--tls-cert", "no.pem", "--tls-key", "no.pem"], "no.pem"),
     ],
 )
-def test_wrong_arguments(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_wrong_arguments(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["worker", "http", *arguments]) == 2
     told = capsys.readouterr()
     assert told.out == "" and told.err.startswith("wove worker http: ") and message in told.err
 
 
 @pytest.mark.parametrize(
-    "arguments", [[], ["worker"], ["worker", "smoke-signals"], ["worker", "http", "--concurrency", "x"]]
+    "arguments",
+    [[], ["worker"], ["worker", "smoke-signals"], ["worker", "http", "--concurrency", "x"]],
 )
 def test_arguments_that_are_none(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as raised:
@@ -291,7 +334,10 @@ def test_arguments_that_are_none(arguments: list[str], capsys: pytest.CaptureFix
 
 
 def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
-    for arguments, said in ((["--version"], wove.__version__), (["worker", "grpc", "--help"], "--security")):
+    for arguments, said in (
+        (["--version"], wove.__version__),
+        (["worker", "grpc", "--help"], "--security"),
+    ):
         with pytest.raises(SystemExit) as raised:
             main(arguments)
         assert raised.value.code == 0 and said in capsys.readouterr().out

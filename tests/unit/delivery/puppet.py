@@ -7,7 +7,7 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
-from wove.delivery import Call, Request, Scope
+from wove.delivery import Call, DeliveryClient, Request
 from wove.executors.base import EnvironmentExecutor, Frame
 from wove.graph.options import DeliveryPolicy
 from wove.settings.model import Environment
@@ -35,7 +35,11 @@ class Puppet(EnvironmentExecutor):
         self.config: dict[str, Any] = {}
 
     async def start(
-        self, *, environment_name: str, environment_config: Mapping[str, Any], run_config: Mapping[str, Any]
+        self,
+        *,
+        environment_name: str,
+        environment_config: Mapping[str, Any],
+        run_config: Mapping[str, Any],
     ) -> None:
         self.calls.append("start")
         self.config = dict(environment_config)
@@ -102,11 +106,11 @@ async def eventually(condition: Callable[[], Any], seconds: float = 20.0) -> Any
     return value
 
 
-def drive(main: Callable[[Scope], Awaitable[Any]]) -> Any:
+def drive(main: Callable[[DeliveryClient], Awaitable[Any]]) -> Any:
     """What *main* returns, with a scope as one weave has it."""
 
     async def around() -> Any:
-        scope = Scope(asyncio.get_running_loop())
+        scope = DeliveryClient(asyncio.get_running_loop())
         try:
             return await main(scope)
         finally:
@@ -130,10 +134,16 @@ def request(
     **policy: Any,
 ) -> Request:
     """A request for *executor*; *policy* are the fields of `DeliveryPolicy`."""
-    environment = executor if isinstance(executor, Environment) else Environment(name, executor, dict(config or {}))
+    environment = (
+        executor
+        if isinstance(executor, Environment)
+        else Environment(name, executor, dict(config or {}))
+    )
     return Request(
         fn if isinstance(fn, Call) else Call(fn, getattr(fn, "__name__", "task")),
         args or {},
-        TaskSettings(environment=environment, timeout=attempt_timeout, delivery=DeliveryPolicy(**policy)),
+        TaskSettings(
+            environment=environment, timeout=attempt_timeout, delivery=DeliveryPolicy(**policy)
+        ),
         timeout=attempt_timeout,
     )

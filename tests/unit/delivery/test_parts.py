@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
+from wove.concurrency.mailbox import MAX_AT_A_TIME, LoopMailbox
 from wove.delivery.gates import Gate, gate
 from wove.delivery.keys import render
-from wove.delivery.mailbox import MOST_AT_A_TIME, Mailbox
 from wove.delivery.run import new_run_id
 
 
@@ -85,11 +85,11 @@ class TestMailbox:
         seen: dict[int, list[int]] = {n: [] for n in range(4)}
 
         async def main() -> None:
-            mailbox = Mailbox(asyncio.get_running_loop())
+            mailbox = LoopMailbox(asyncio.get_running_loop())
             done = asyncio.Event()
 
             def post(thread: int) -> None:
-                for number in range(3 * MOST_AT_A_TIME):
+                for number in range(3 * MAX_AT_A_TIME):
                     assert mailbox.post(seen[thread].append, number)
                 mailbox.post(finished)
 
@@ -105,7 +105,7 @@ class TestMailbox:
             await done.wait()
 
         asyncio.run(main())
-        assert all(numbers == list(range(3 * MOST_AT_A_TIME)) for numbers in seen.values())
+        assert all(numbers == list(range(3 * MAX_AT_A_TIME)) for numbers in seen.values())
 
     def test_a_failing_call_is_reported_and_costs_no_other(self) -> None:
         reported: list[dict[str, Any]] = []
@@ -113,7 +113,7 @@ class TestMailbox:
         async def main() -> None:
             loop = asyncio.get_running_loop()
             loop.set_exception_handler(lambda _, context: reported.append(context))
-            mailbox = Mailbox(loop)
+            mailbox = LoopMailbox(loop)
             done = asyncio.Event()
             mailbox.post(lambda: 1 // 0)
             mailbox.post(done.set)
@@ -125,9 +125,9 @@ class TestMailbox:
     def test_close_makes_what_waits_and_refuses_the_rest(self) -> None:
         made: list[str] = []
 
-        async def main() -> Mailbox:
-            mailbox = Mailbox(asyncio.get_running_loop())
-            for _ in range(3 * MOST_AT_A_TIME):
+        async def main() -> LoopMailbox:
+            mailbox = LoopMailbox(asyncio.get_running_loop())
+            for _ in range(3 * MAX_AT_A_TIME):
                 mailbox.post(made.append, "before")
             mailbox.post(lambda: made.append(f"inside {mailbox.post(made.append, 'never')}"))
             mailbox.close()
@@ -136,11 +136,11 @@ class TestMailbox:
 
         mailbox = asyncio.run(main())
         assert not mailbox.post(made.append, "much later")
-        assert made == ["before"] * 3 * MOST_AT_A_TIME + ["inside False"]
+        assert made == ["before"] * 3 * MAX_AT_A_TIME + ["inside False"]
 
     def test_a_closed_loop(self) -> None:
         loop = asyncio.new_event_loop()
-        mailbox = Mailbox(loop)
+        mailbox = LoopMailbox(loop)
         loop.close()
         assert not mailbox.post(print)
         assert not mailbox.post(print)
@@ -148,12 +148,18 @@ class TestMailbox:
     def test_post_while_closing_is_made_or_refused(self) -> None:
         for _ in range(50):
             loop = asyncio.new_event_loop()
-            mailbox = Mailbox(loop)
+            mailbox = LoopMailbox(loop)
             made: list[int] = []
             accepted: list[int] = []
 
-            def post(mailbox: Mailbox = mailbox, made: list[int] = made, accepted: list[int] = accepted) -> None:
-                accepted.extend(number for number in range(100) if mailbox.post(made.append, number))
+            def post(
+                mailbox: LoopMailbox = mailbox,
+                made: list[int] = made,
+                accepted: list[int] = accepted,
+            ) -> None:
+                accepted.extend(
+                    number for number in range(100) if mailbox.post(made.append, number)
+                )
 
             thread = threading.Thread(target=post)
             thread.start()
@@ -166,11 +172,21 @@ class TestMailbox:
 
 class TestKeys:
     def test_template(self) -> None:
-        assert render("k-{item}-{day:%d}", {"item": 3, "day": __import__("datetime").date(2020, 1, 2)}, "t") == "k-3-02"
+        assert (
+            render(
+                "k-{item}-{day:%d}",
+                {"item": 3, "day": __import__("datetime").date(2020, 1, 2)},
+                "t",
+            )
+            == "k-3-02"
+        )
         assert render("{item[id]}{{}}", {"item": {"id": 7}}, "t") == "7{}"
 
     def test_callable_of_the_arguments(self) -> None:
-        assert render(lambda item, **rest: f"{item}-{sorted(rest)}", {"item": 3, "other": 1}, "t") == "3-['other']"
+        assert (
+            render(lambda item, **rest: f"{item}-{sorted(rest)}", {"item": 3, "other": 1}, "t")
+            == "3-['other']"
+        )
 
     def test_errors_name_the_field(self) -> None:
         with pytest.raises(ValueError, match=r"task 'x'.*\{itm\}.*has: item.*Did you mean 'item'"):

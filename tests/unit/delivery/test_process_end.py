@@ -19,7 +19,7 @@ pytest.importorskip("cloudpickle")
 
 PRELUDE = """
 import asyncio, os, signal, sys, threading, time
-from wove.delivery import Call, Request, Scope, shutdown
+from wove.delivery import Call, Request, DeliveryClient, shutdown
 from wove.graph.options import DeliveryPolicy
 from wove.settings.model import Environment
 from wove.settings.resolution import TaskSettings
@@ -33,7 +33,7 @@ async def within(scope, fn, **args):
     return await scope.run(request(fn, **args))
 
 async def weave(fn, times=1, **args):
-    scope = Scope(asyncio.get_running_loop())
+    scope = DeliveryClient(asyncio.get_running_loop())
     try:
         return await asyncio.gather(*(within(scope, fn, **args) for _ in range(times)))
     finally:
@@ -304,7 +304,9 @@ def test_workers_end_when_their_parent_is_killed(tmp_path: Path, task: str) -> N
     source = PRELUDE + f"run({task}, 2, path={str(tmp_path / 'pid-')!r})"
     parent = subprocess.Popen([sys.executable, "-c", source])
     try:
-        workers = wait_for(lambda: found if len(found := list(tmp_path.glob("pid-*"))) == 2 else None)
+        workers = wait_for(
+            lambda: found if len(found := list(tmp_path.glob("pid-*"))) == 2 else None
+        )
     finally:
         parent.send_signal(signal.SIGKILL)
         parent.wait()
@@ -321,7 +323,9 @@ def wait_for(condition: Callable[[], Any], seconds: float = 25.0) -> Any:
 
 
 def test_dev_mode_has_nothing_to_say(script: Script) -> None:
-    finished = script(PRELUDE + "run(pid, 4); shutdown(); run(pid)", flags=("-X", "dev", "-W", "error"))
+    finished = script(
+        PRELUDE + "run(pid, 4); shutdown(); run(pid)", flags=("-X", "dev", "-W", "error")
+    )
     clean(finished)
 
 

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 from tests.unit.delivery.puppet import Puppet, SharedPuppet, drive, eventually, request
 
-from wove.delivery import Scope
+from wove.delivery import DeliveryClient
 from wove.delivery.gates import gate
 from wove.delivery.keys import shared
-from wove.delivery.runs import MOST_REQUEUES
+from wove.delivery.runs import MAX_REQUEUES
 from wove.errors import (
     DeliveryError,
     DeliveryOrphanedError,
@@ -50,7 +50,7 @@ async def cancelled(run: asyncio.Task[Any]) -> None:
 
 
 def test_the_frame_of_a_run(puppet: Puppet) -> None:
-    async def main(scope: Scope) -> None:
+    async def main(scope: DeliveryClient) -> None:
         wanted = request(
             puppet,
             args={"left": 2},
@@ -80,7 +80,7 @@ def test_the_frame_of_a_run(puppet: Puppet) -> None:
 
 
 def test_started_once_and_stopped_once(puppet: Puppet) -> None:
-    async def main(scope: Scope) -> None:
+    async def main(scope: DeliveryClient) -> None:
         assert puppet.calls == []
         runs = [asyncio.create_task(scope.run(request(puppet))) for _ in range(3)]
         await puppet.sending(3)
@@ -101,7 +101,7 @@ def test_started_once_and_stopped_once(puppet: Puppet) -> None:
 def test_the_first_terminal_event_counts(puppet: Puppet, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG, "wove")
 
-    async def main(scope: Scope) -> None:
+    async def main(scope: DeliveryClient) -> None:
         run = asyncio.create_task(scope.run(request(puppet)))
         await puppet.sending(1)
         first = puppet.event("task_result", result="first")
@@ -118,7 +118,7 @@ def test_the_first_terminal_event_counts(puppet: Puppet, caplog: pytest.LogCaptu
 
 
 def test_a_result_may_be_none_or_an_exception(puppet: Puppet) -> None:
-    async def main(scope: Scope) -> None:
+    async def main(scope: DeliveryClient) -> None:
         for value in (None, KeyError("a value"), StopIteration()):
             count = len(puppet.runs)
             run = asyncio.create_task(scope.run(request(puppet)))
@@ -137,12 +137,17 @@ def test_a_result_may_be_none_or_an_exception(puppet: Puppet) -> None:
         ({"type": ["unhashable"]}, "unknown type"),
         ({}, "unknown type None"),
         ({"type": "task_error"}, "did not say why"),
-        ({"type": "task_error", "error": {"kind": "OOM", "message": "no memory"}}, "OOM: no memory"),
+        (
+            {"type": "task_error", "error": {"kind": "OOM", "message": "no memory"}},
+            "OOM: no memory",
+        ),
         ({"type": "task_error", "exception": "just text"}, "just text"),
     ],
 )
-def test_what_is_wrong_with_an_event_ends_its_run(puppet: Puppet, event: dict[str, Any], message: str) -> None:
-    async def main(scope: Scope) -> None:
+def test_what_is_wrong_with_an_event_ends_its_run(
+    puppet: Puppet, event: dict[str, Any], message: str
+) -> None:
+    async def main(scope: DeliveryClient) -> None:
         run = asyncio.create_task(scope.run(request(puppet)))
         await puppet.sending(1)
         puppet.say({"run_id": puppet.runs[0]["run_id"], **event})
@@ -152,9 +157,11 @@ def test_what_is_wrong_with_an_event_ends_its_run(puppet: Puppet, event: dict[st
     drive(main)
 
 
-@pytest.mark.parametrize("garbage", [None, 7, "text", {"run_id": ["x"]}, [], [None, 3], {"type": "task_started"}])
+@pytest.mark.parametrize(
+    "garbage", [None, 7, "text", {"run_id": ["x"]}, [], [None, 3], {"type": "task_started"}]
+)
 def test_garbage_from_recv_is_skipped(puppet: Puppet, garbage: Any) -> None:
-    async def main(scope: Scope) -> None:
+    async def main(scope: DeliveryClient) -> None:
         run = asyncio.create_task(scope.run(request(puppet)))
         await puppet.sending(1)
         puppet.say(garbage)
@@ -168,7 +175,7 @@ def test_nothing_but_garbage_is_the_end_of_the_executor(puppet: Puppet) -> None:
     async def nonsense() -> Any:
         return None
 
-    async def main(scope: Scope) -> None:
+    async def main(scope: DeliveryClient) -> None:
         puppet.recv = nonsense  # type: ignore[method-assign]
         with pytest.raises(WorkerLostError, match="no event"):
             await scope.run(request(puppet))
@@ -177,7 +184,7 @@ def test_nothing_but_garbage_is_the_end_of_the_executor(puppet: Puppet) -> None:
 
 
 def test_a_cancel_that_nobody_asked_for(puppet: Puppet) -> None:
-    async def main(scope: Scope) -> None:
+    async def main(scope: DeliveryClient) -> None:
         run = asyncio.create_task(scope.run(request(puppet)))
         await puppet.sending(1)
         puppet.say(puppet.event("task_cancelled"))
@@ -191,7 +198,7 @@ def test_a_cancel_that_nobody_asked_for(puppet: Puppet) -> None:
 
 
 def test_recv_fails(puppet: Puppet) -> None:
-    async def main(scope: Scope) -> None:
+    async def main(scope: DeliveryClient) -> None:
         runs = [asyncio.create_task(scope.run(request(puppet))) for _ in range(3)]
         await puppet.sending(3)
         puppet.say(OSError("cable cut"))
@@ -207,9 +214,11 @@ def test_recv_fails(puppet: Puppet) -> None:
     assert puppet.calls[:3] == ["start", "stop", "start"]
 
 
-@pytest.mark.parametrize("error", [asyncio.CancelledError(), KeyboardInterrupt(), SystemExit(3), StopAsyncIteration()])
+@pytest.mark.parametrize(
+    "error", [asyncio.CancelledError(), KeyboardInterrupt(), SystemExit(3), StopAsyncIteration()]
+)
 def test_recv_fails_in_strange_ways(puppet: Puppet, error: BaseException) -> None:
-    async def main(scope: Scope) -> None:
+    async def main(scope: DeliveryClient) -> None:
         run = asyncio.create_task(scope.run(request(puppet)))
         await puppet.sending(1)
         puppet.say(error)
@@ -220,12 +229,16 @@ def test_recv_fails_in_strange_ways(puppet: Puppet, error: BaseException) -> Non
 
 
 def test_requeue_after_a_loss_of_the_receiver(puppet: Puppet) -> None:
-    async def main(scope: Scope) -> None:
-        run = asyncio.create_task(scope.run(request(puppet, orphan_policy="requeue", idempotency_key="k")))
+    async def main(scope: DeliveryClient) -> None:
+        run = asyncio.create_task(
+            scope.run(request(puppet, orphan_policy="requeue", idempotency_key="k"))
+        )
         await puppet.sending(1)
         puppet.say(OSError("cable cut"))
         await puppet.sending(2)
-        puppet.say(puppet.event("task_result", 0, result="late"))  # of the lost one: nobody waits for it
+        puppet.say(
+            puppet.event("task_result", 0, result="late")
+        )  # of the lost one: nobody waits for it
         answer(puppet, "again")
         assert await run == "again"
 
@@ -236,19 +249,19 @@ def test_requeue_after_a_loss_of_the_receiver(puppet: Puppet) -> None:
 
 
 def test_requeue_has_an_end(puppet: Puppet) -> None:
-    async def main(scope: Scope) -> None:
+    async def main(scope: DeliveryClient) -> None:
         run = asyncio.create_task(scope.run(request(puppet, orphan_policy="requeue")))
-        for count in range(1, MOST_REQUEUES + 2):
+        for count in range(1, MAX_REQUEUES + 2):
             await puppet.sending(count)
             puppet.say(puppet.event("task_error", exception=WorkerLostError(f"loss {count}")))
-        with pytest.raises(WorkerLostError, match=f"loss {MOST_REQUEUES + 1}"):
+        with pytest.raises(WorkerLostError, match=f"loss {MAX_REQUEUES + 1}"):
             await run
 
     drive(main)
 
 
 def test_requeue_keeps_the_slot(puppet: Puppet) -> None:
-    async def main(scope: Scope) -> None:
+    async def main(scope: DeliveryClient) -> None:
         policy = {"orphan_policy": "requeue", "max_in_flight": 1}
         first = asyncio.create_task(scope.run(request(puppet, **policy)))
         await puppet.sending(1)
@@ -268,7 +281,7 @@ def test_requeue_keeps_the_slot(puppet: Puppet) -> None:
 
 
 def test_delivery_timeout_runs_from_the_hand_over(puppet: Puppet) -> None:
-    async def main(scope: Scope) -> None:
+    async def main(scope: DeliveryClient) -> None:
         first = asyncio.create_task(scope.run(request(puppet, max_in_flight=1)))
         await puppet.sending(1)
         second = asyncio.create_task(scope.run(request(puppet, max_in_flight=1, timeout=0.2)))
@@ -284,7 +297,7 @@ def test_delivery_timeout_runs_from_the_hand_over(puppet: Puppet) -> None:
 
 
 def test_the_heartbeat_window_starts_with_the_run(puppet: Puppet) -> None:
-    async def main(scope: Scope) -> None:
+    async def main(scope: DeliveryClient) -> None:
         run = asyncio.create_task(scope.run(request(puppet, heartbeat_seconds=0.3)))
         await puppet.sending(1)
         await asyncio.sleep(0.5)  # queued; it cannot beat
@@ -302,8 +315,10 @@ def test_the_heartbeat_window_starts_with_the_run(puppet: Puppet) -> None:
 
 
 def test_silence_is_a_loss_for_requeue(puppet: Puppet) -> None:
-    async def main(scope: Scope) -> None:
-        run = asyncio.create_task(scope.run(request(puppet, heartbeat_seconds=0.1, orphan_policy="requeue")))
+    async def main(scope: DeliveryClient) -> None:
+        run = asyncio.create_task(
+            scope.run(request(puppet, heartbeat_seconds=0.1, orphan_policy="requeue"))
+        )
         await puppet.sending(1)
         puppet.say(puppet.event("task_started"))
         await puppet.sending(2)
@@ -318,7 +333,7 @@ def test_silence_is_a_loss_for_requeue(puppet: Puppet) -> None:
 
 
 def test_cancel_is_sent_and_not_waited_for(puppet: Puppet) -> None:
-    async def main(scope: Scope) -> None:
+    async def main(scope: DeliveryClient) -> None:
         run = asyncio.create_task(scope.run(request(puppet)))
         await puppet.sending(1)
         await cancelled(run)
@@ -336,7 +351,7 @@ def test_cancel_is_sent_and_not_waited_for(puppet: Puppet) -> None:
 
 
 def test_a_cancel_of_a_weave_that_ends_is_sent(puppet: Puppet) -> None:
-    async def main(scope: Scope) -> None:
+    async def main(scope: DeliveryClient) -> None:
         run = asyncio.create_task(scope.run(request(puppet)))
         await puppet.sending(1)
         await cancelled(run)
@@ -350,7 +365,7 @@ def test_a_cancel_of_a_weave_that_ends_is_sent(puppet: Puppet) -> None:
 
 @pytest.mark.parametrize("event", ["task_cancelled", "task_result", "task_error", "lost"])
 def test_require_ack_waits_for_any_end(puppet: Puppet, event: str) -> None:
-    async def main(scope: Scope) -> None:
+    async def main(scope: DeliveryClient) -> None:
         run = asyncio.create_task(scope.run(request(puppet, cancel_mode="require_ack")))
         await puppet.sending(1)
         run.cancel()
@@ -368,12 +383,14 @@ def test_require_ack_waits_for_any_end(puppet: Puppet, event: str) -> None:
 
 
 def test_require_ack_is_bounded(puppet: Puppet) -> None:
-    async def main(scope: Scope) -> None:
+    async def main(scope: DeliveryClient) -> None:
         wanted = request(puppet, cancel_mode="require_ack", config={"cancel_ack_timeout": 0.1})
         run = asyncio.create_task(scope.run(wanted))
         await puppet.sending(1)
         run.cancel()
-        with pytest.raises(DeliveryTimeoutError, match=r"did not acknowledge that within 0\.1 s") as caught:
+        with pytest.raises(
+            DeliveryTimeoutError, match=r"did not acknowledge that within 0\.1 s"
+        ) as caught:
             await run
         assert puppet.runs[0]["run_id"] in str(caught.value)
 
@@ -381,8 +398,10 @@ def test_require_ack_is_bounded(puppet: Puppet) -> None:
 
 
 def test_require_ack_holds_after_a_timeout_too(puppet: Puppet) -> None:
-    async def main(scope: Scope) -> None:
-        run = asyncio.create_task(scope.run(request(puppet, cancel_mode="require_ack", timeout=0.05)))
+    async def main(scope: DeliveryClient) -> None:
+        run = asyncio.create_task(
+            scope.run(request(puppet, cancel_mode="require_ack", timeout=0.05))
+        )
         await puppet.sending(1)
         await eventually(lambda: puppet.cancels)
         assert not run.done()
@@ -394,7 +413,7 @@ def test_require_ack_holds_after_a_timeout_too(puppet: Puppet) -> None:
 
 
 def test_a_second_cancel_ends_the_wait(puppet: Puppet) -> None:
-    async def main(scope: Scope) -> None:
+    async def main(scope: DeliveryClient) -> None:
         run = asyncio.create_task(scope.run(request(puppet, cancel_mode="require_ack")))
         await puppet.sending(1)
         run.cancel()
@@ -406,12 +425,16 @@ def test_a_second_cancel_ends_the_wait(puppet: Puppet) -> None:
 
 
 def test_cancel_before_anything_was_sent(puppet: Puppet) -> None:
-    async def main(scope: Scope) -> None:
+    async def main(scope: DeliveryClient) -> None:
         holder = asyncio.create_task(scope.run(request(puppet, max_in_flight=1)))
         await puppet.sending(1)
         for policy in ("cancel", "fail", "requeue", "detach"):
             waiting = asyncio.create_task(
-                scope.run(request(puppet, max_in_flight=1, orphan_policy=policy, cancel_mode="require_ack"))
+                scope.run(
+                    request(
+                        puppet, max_in_flight=1, orphan_policy=policy, cancel_mode="require_ack"
+                    )
+                )
             )
             await asyncio.sleep(0.02)
             await cancelled(waiting)  # there is no orphan: it was never handed over
@@ -433,7 +456,7 @@ def test_cancel_during_the_start(puppet: Puppet) -> None:
     async def slow(_: int) -> None:
         await asyncio.sleep(60)
 
-    async def main(scope: Scope) -> None:
+    async def main(scope: DeliveryClient) -> None:
         puppet.on_start = slow
         run = asyncio.create_task(scope.run(request(puppet)))
         await eventually(lambda: puppet.calls)
@@ -444,7 +467,7 @@ def test_cancel_during_the_start(puppet: Puppet) -> None:
 
 
 def test_detach_leaves_it_running_and_a_later_weave_may_join(puppet: Puppet) -> None:
-    async def main(scope: Scope) -> None:
+    async def main(scope: DeliveryClient) -> None:
         wanted = request(puppet, orphan_policy="detach", idempotency_key="k", max_in_flight=1)
         run = asyncio.create_task(scope.run(wanted))
         await puppet.sending(1)
@@ -462,7 +485,7 @@ def test_detach_leaves_it_running_and_a_later_weave_may_join(puppet: Puppet) -> 
 
 
 def test_a_detached_run_is_not_cancelled_by_its_timeout(puppet: Puppet) -> None:
-    async def main(scope: Scope) -> None:
+    async def main(scope: DeliveryClient) -> None:
         run = asyncio.create_task(scope.run(request(puppet, orphan_policy="detach", timeout=0.1)))
         await puppet.sending(1)
         run.cancel()
@@ -475,7 +498,7 @@ def test_a_detached_run_is_not_cancelled_by_its_timeout(puppet: Puppet) -> None:
 
 
 def test_fail_cancels_and_says_so(puppet: Puppet) -> None:
-    async def main(scope: Scope) -> None:
+    async def main(scope: DeliveryClient) -> None:
         run = asyncio.create_task(scope.run(request(puppet, orphan_policy="fail")))
         await puppet.sending(1)
         run.cancel()
@@ -493,7 +516,7 @@ def test_send_fails(puppet: Puppet) -> None:
     async def refuse(frame: Any) -> None:
         raise ConnectionRefusedError("nobody there")
 
-    async def main(scope: Scope) -> None:
+    async def main(scope: DeliveryClient) -> None:
         puppet.on_send = refuse
         with pytest.raises(ConnectionRefusedError, match="nobody there") as caught:
             await scope.run(request(puppet))
@@ -511,7 +534,7 @@ def test_send_hangs(puppet: Puppet) -> None:
     async def hang(frame: Any) -> None:
         await asyncio.sleep(60)
 
-    async def main(scope: Scope) -> None:
+    async def main(scope: DeliveryClient) -> None:
         puppet.on_send = hang
         with pytest.raises(DeliveryTimeoutError, match="send_timeout"):
             await scope.run(request(puppet, config={"send_timeout": 0.1}))
@@ -525,7 +548,7 @@ def test_an_answer_may_come_before_send_returns(puppet: Puppet) -> None:
         await asyncio.sleep(0.2)
         raise RuntimeError("too late to matter")
 
-    async def main(scope: Scope) -> None:
+    async def main(scope: DeliveryClient) -> None:
         puppet.on_send = answer_first
         assert await scope.run(request(puppet)) == 5
 
@@ -540,7 +563,7 @@ def test_a_cancel_does_not_overtake_its_run(puppet: Puppet) -> None:
             await asyncio.sleep(0.2)
         seen.append(frame["type"])
 
-    async def main(scope: Scope) -> None:
+    async def main(scope: DeliveryClient) -> None:
         puppet.on_send = slow
         run = asyncio.create_task(scope.run(request(puppet)))
         await puppet.sending(1)
@@ -563,10 +586,12 @@ def test_start_fails_and_the_next_run_tries_again(puppet: Puppet) -> None:
         if failing:
             raise LookupError("no address")
 
-    async def main(scope: Scope) -> None:
+    async def main(scope: DeliveryClient) -> None:
         nonlocal failing
         puppet.on_start = fail_at_first
-        runs = await asyncio.gather(*(scope.run(request(puppet)) for _ in range(3)), return_exceptions=True)
+        runs = await asyncio.gather(
+            *(scope.run(request(puppet)) for _ in range(3)), return_exceptions=True
+        )
         assert [str(error) for error in runs] == ["no address"] * 3
         failing = False
         run = asyncio.create_task(scope.run(request(puppet)))
@@ -591,7 +616,7 @@ def test_start_hangs(puppet: Puppet, stubborn: bool) -> None:
                 raise
             await asyncio.sleep(2)
 
-    async def main(scope: Scope) -> None:
+    async def main(scope: DeliveryClient) -> None:
         puppet.on_start = hang
         with pytest.raises(DeliveryTimeoutError, match=r"'puppets' did not start within 0\.1 s"):
             await scope.run(request(puppet, config={"start_timeout": 0.1}))
@@ -600,13 +625,15 @@ def test_start_hangs(puppet: Puppet, stubborn: bool) -> None:
 
 
 @pytest.mark.parametrize("failing", [False, True])
-def test_stop_that_does_not_stop(puppet: Puppet, failing: bool, caplog: pytest.LogCaptureFixture) -> None:
+def test_stop_that_does_not_stop(
+    puppet: Puppet, failing: bool, caplog: pytest.LogCaptureFixture
+) -> None:
     async def stop() -> None:
         if failing:
             raise RuntimeError("will not")
         await asyncio.sleep(60)
 
-    async def main(scope: Scope) -> None:
+    async def main(scope: DeliveryClient) -> None:
         puppet.on_stop = stop
         run = asyncio.create_task(scope.run(request(puppet, config={"stop_timeout": 0.1})))
         await puppet.sending(1)
@@ -628,8 +655,10 @@ def test_stop_that_does_not_stop(puppet: Puppet, failing: bool, caplog: pytest.L
         ({"send_timeout": True}, TypeError),
     ],
 )
-def test_wrong_limits_are_named(puppet: Puppet, config: dict[str, Any], error: type[Exception]) -> None:
-    async def main(scope: Scope) -> None:
+def test_wrong_limits_are_named(
+    puppet: Puppet, config: dict[str, Any], error: type[Exception]
+) -> None:
+    async def main(scope: DeliveryClient) -> None:
         with pytest.raises(error, match=next(iter(config))):
             await scope.run(request(puppet, config=config))
 
@@ -640,9 +669,11 @@ def test_wrong_limits_are_named(puppet: Puppet, config: dict[str, Any], error: t
 
 
 def test_an_unknown_field_is_named(puppet: Puppet) -> None:
-    async def main(scope: Scope) -> None:
+    async def main(scope: DeliveryClient) -> None:
         with pytest.raises(ValueError, match=r"task 'add'.*\{lefd\}.*Did you mean 'left'"):
-            await scope.run(request(puppet, args={"left": 1, "right": 2}, idempotency_key="k-{lefd}"))
+            await scope.run(
+                request(puppet, args={"left": 1, "right": 2}, idempotency_key="k-{lefd}")
+            )
 
     drive(main)
     assert puppet.calls == []
@@ -651,7 +682,7 @@ def test_an_unknown_field_is_named(puppet: Puppet) -> None:
 def test_keys_of_other_environments_are_others(puppet: Puppet) -> None:
     other = type(puppet)()
 
-    async def main(scope: Scope) -> None:
+    async def main(scope: DeliveryClient) -> None:
         runs = [
             asyncio.create_task(scope.run(request(puppet, idempotency_key="k"))),
             asyncio.create_task(scope.run(request(other, name="others", idempotency_key="k"))),
@@ -666,8 +697,10 @@ def test_keys_of_other_environments_are_others(puppet: Puppet) -> None:
 
 
 def test_the_last_one_who_leaves_cancels(puppet: Puppet) -> None:
-    async def main(scope: Scope) -> None:
-        runs = [asyncio.create_task(scope.run(request(puppet, idempotency_key="k"))) for _ in range(3)]
+    async def main(scope: DeliveryClient) -> None:
+        runs = [
+            asyncio.create_task(scope.run(request(puppet, idempotency_key="k"))) for _ in range(3)
+        ]
         await puppet.sending(1)
         await asyncio.sleep(0.05)
         await cancelled(runs[1])
@@ -681,10 +714,13 @@ def test_the_last_one_who_leaves_cancels(puppet: Puppet) -> None:
 
 
 def test_a_shared_run_waits_for_one_slot(puppet: Puppet) -> None:
-    async def main(scope: Scope) -> None:
+    async def main(scope: DeliveryClient) -> None:
         holder = asyncio.create_task(scope.run(request(puppet, max_in_flight=1)))
         await puppet.sending(1)
-        runs = [asyncio.create_task(scope.run(request(puppet, idempotency_key="k", max_in_flight=1))) for _ in range(3)]
+        runs = [
+            asyncio.create_task(scope.run(request(puppet, idempotency_key="k", max_in_flight=1)))
+            for _ in range(3)
+        ]
         await asyncio.sleep(0.02)
         await cancelled(runs[0])  # the one that submitted it; it is not lost for the others
         answer(puppet)
@@ -703,9 +739,9 @@ def test_an_instance_is_shared_by_weaves_of_one_loop() -> None:
     puppet = Puppet()
 
     async def weave(number: int) -> int:
-        from wove.delivery import Scope
+        from wove.delivery import DeliveryClient
 
-        scope = Scope(asyncio.get_running_loop())
+        scope = DeliveryClient(asyncio.get_running_loop())
         try:
             return await scope.run(request(puppet, args={"left": number}))
         finally:
@@ -729,11 +765,11 @@ def test_an_instance_is_shared_by_weaves_of_one_loop() -> None:
 def test_an_instance_serves_one_loop_at_a_time() -> None:
     puppet = Puppet()
 
-    async def other(scope: Scope) -> None:
+    async def other(scope: DeliveryClient) -> None:
         with pytest.raises(DeliveryError, match=r"on another loop.*scope = 'process'"):
             await scope.run(request(puppet))
 
-    async def main(scope: Scope) -> None:
+    async def main(scope: DeliveryClient) -> None:
         run = asyncio.create_task(scope.run(request(puppet)))
         await puppet.sending(1)
         await asyncio.to_thread(drive, other)

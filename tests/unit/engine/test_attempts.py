@@ -14,7 +14,15 @@ from tests.support.forms import PATIENCE, attempt, run
 from wove import TaskTimeoutError, weave
 from wove.engine.attempts import BACKOFF_SECONDS, Pacer, retry_delay
 
-SHAPES = ["sync", "async", "returning", "generator", "async generator", "mapped sync", "mapped async"]
+SHAPES = [
+    "sync",
+    "async",
+    "returning",
+    "generator",
+    "async generator",
+    "mapped sync",
+    "mapped async",
+]
 
 
 class Boom(Exception):
@@ -103,13 +111,19 @@ def test_no_retries(form: str, retries: int | None) -> None:
         attempts.append(1)
         raise Boom
 
-    assert isinstance(attempt(form, lambda w: declare(w, "sync", body, retries=retries)).error, Boom)
+    assert isinstance(
+        attempt(form, lambda w: declare(w, "sync", body, retries=retries)).error, Boom
+    )
     assert len(attempts) == 1
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("error", [SystemExit, KeyboardInterrupt, GeneratorExit, asyncio.CancelledError])
-def test_what_is_no_exception_is_not_retried(form: str, shape: str, error: type[BaseException]) -> None:
+@pytest.mark.parametrize(
+    "error", [SystemExit, KeyboardInterrupt, GeneratorExit, asyncio.CancelledError]
+)
+def test_what_is_no_exception_is_not_retried(
+    form: str, shape: str, error: type[BaseException]
+) -> None:
     attempts: list[int] = []
 
     def body() -> None:
@@ -193,7 +207,9 @@ def test_the_lengths_of_delays() -> None:
     assert retry_delay(lambda failed: -1, 1) == 0
     for failed in (1, 2, 5, 2000):
         drawn = [retry_delay("exponential", failed) for _ in range(50)]
-        assert all(0 <= delay <= min(BACKOFF_SECONDS, 2.0 ** min(failed - 1, 60)) for delay in drawn)
+        assert all(
+            0 <= delay <= min(BACKOFF_SECONDS, 2.0 ** min(failed - 1, 60)) for delay in drawn
+        )
         assert len(set(drawn)) > 1
 
 
@@ -363,7 +379,13 @@ def test_a_timeout_of_the_tasks_own_is_its_own(form: str) -> None:
 
 def test_a_limit_that_is_not_reached_changes_nothing(form: str) -> None:
     for shape in SHAPES:
-        assert value(shape, run(form, lambda w, shape=shape: declare(w, shape, lambda: 5, timeout=PATIENCE))) == 5
+        assert (
+            value(
+                shape,
+                run(form, lambda w, shape=shape: declare(w, shape, lambda: 5, timeout=PATIENCE)),
+            )
+            == 5
+        )
 
 
 # ---------------------------------------------------------------------- the pacer

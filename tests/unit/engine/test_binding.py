@@ -17,7 +17,9 @@ VALUES = {"a": 1, "b": 2, "c": 3}
 
 
 def node(fn: Callable[..., Any], *, mapped: bool = False) -> Node:
-    made = plan({"task": Declaration(fn, {}, [0] if mapped else None, mapped=mapped, name="task")}, VALUES)
+    made = plan(
+        {"task": Declaration(fn, {}, [0] if mapped else None, mapped=mapped, name="task")}, VALUES
+    )
     assert made.error is None
     return made.nodes[0]
 
@@ -114,7 +116,9 @@ def test_generators_travel_as_lists() -> None:
 
     for fn in (generator, async_generator):
         declaration = node(fn).declaration
-        call = pickle.loads(cloudpickle.dumps(portable(fn, declaration.kind, declaration.signature)))
+        call = pickle.loads(
+            cloudpickle.dumps(portable(fn, declaration.kind, declaration.signature))
+        )
         value = call(a=1)
         assert (asyncio.run(value) if asyncio.iscoroutine(value) else value) == [1, 2]
 

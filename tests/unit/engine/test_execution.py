@@ -17,7 +17,9 @@ from wove.settings import current
 from wove.workflow import declarations_of
 
 
-def execution(*tasks: Callable[..., Any], values: dict[str, Any] | None = None, **options: Any) -> Execution:
+def execution(
+    *tasks: Callable[..., Any], values: dict[str, Any] | None = None, **options: Any
+) -> Execution:
     declarations = [Declaration(task, {}) for task in tasks]
     return Execution({one.name: one for one in declarations}, values or {}, options, current())
 
@@ -143,8 +145,13 @@ def test_it_travels_with_its_settings(parent: type[Weave]) -> None:
     from wove.protocol.pickling import dumps, loads
 
     config(retries=2)
-    found = Execution(declarations_of(parent), {"start": 3, "numbers": [1, 2]}, {"error_mode": "return"}, current())
-    again = loads(dumps(found, what="a weave"), what="a weave")
+    found = Execution(
+        declarations_of(parent),
+        {"start": 3, "numbers": [1, 2]},
+        {"error_mode": "return"},
+        current(),
+    )
+    again = loads(dumps(found, label="a weave"), label="a weave")
     config(retries=0)
     assert isinstance(again, Execution)
     assert again.settings.error_mode == "return"

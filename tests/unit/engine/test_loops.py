@@ -88,7 +88,10 @@ def test_with_in_a_running_loop_uses_another_one_in_another_thread() -> None:
 
                 @w.do
                 async def task() -> tuple[bool, bool]:
-                    return asyncio.get_running_loop() is here, threading.current_thread() is threading.main_thread()
+                    return (
+                        asyncio.get_running_loop() is here,
+                        threading.current_thread() is threading.main_thread(),
+                    )
 
             seen.append(w.result.task)
         assert seen == [(False, False)] * 2
@@ -227,7 +230,9 @@ async def _leave_a_signal_handler() -> None:
 
 
 async def _set_a_task_factory() -> None:
-    asyncio.get_running_loop().set_task_factory(lambda loop, coro, **options: asyncio.Task(coro, loop=loop, **options))
+    asyncio.get_running_loop().set_task_factory(
+        lambda loop, coro, **options: asyncio.Task(coro, loop=loop, **options)
+    )
 
 
 async def _set_an_exception_handler() -> None:
@@ -250,7 +255,9 @@ left: list[Any] = []
         _set_an_exception_handler,
     ],
 )
-def test_a_loop_on_which_something_is_left_is_closed_as_asyncio_run_does(leave: Callable[[], Any]) -> None:
+def test_a_loop_on_which_something_is_left_is_closed_as_asyncio_run_does(
+    leave: Callable[[], Any],
+) -> None:
     loop = loop_of_a_weave()
     try:
         in_task(leave)
@@ -288,7 +295,9 @@ def test_a_task_left_behind_that_does_not_end_is_not_waited_for(
     go_on = False
     task = left.pop()
     assert not task.done()
-    task._log_destroy_pending = False  # what asyncio would say of it is right, and not of interest here
+    task._log_destroy_pending = (
+        False  # what asyncio would say of it is right, and not of interest here
+    )
     task.get_coro().close()
 
 

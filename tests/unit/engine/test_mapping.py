@@ -90,7 +90,9 @@ class AsyncCounted(Counted):
 
 @pytest.mark.parametrize("call", CALLS)
 @pytest.mark.parametrize("workers", [None, 1, 3])
-def test_the_result_is_a_list_in_the_order_of_the_items(form: str, call: str, workers: int | None) -> None:
+def test_the_result_is_a_list_in_the_order_of_the_items(
+    form: str, call: str, workers: int | None
+) -> None:
     done = run(form, lambda w: mapped(w, call, range(20), lambda item: item * 2, workers=workers))
     assert plain(call, done.items) == [i * 2 for i in range(20)]
 
@@ -117,7 +119,9 @@ def test_any_iterable(form: str, call: str, make: Callable[[], Any]) -> None:
     assert [item for item in result.items if item] == [1, 2, 3]
 
 
-@pytest.mark.parametrize("source", [[], (), {}, iter(()), Counted(0), AsyncCounted(0)], ids=lambda s: type(s).__name__)
+@pytest.mark.parametrize(
+    "source", [[], (), {}, iter(()), Counted(0), AsyncCounted(0)], ids=lambda s: type(s).__name__
+)
 @pytest.mark.parametrize("call", CALLS)
 def test_an_empty_source(call: str, source: Any) -> None:
     if isinstance(source, type(iter(()))):
@@ -182,15 +186,21 @@ class _Sources:
 
 @pytest.mark.parametrize("source", [_Sources.sync, _Sources.asynchronous])
 @pytest.mark.parametrize("call", CALLS)
-def test_an_exception_of_the_source_comes_out_as_it_is(form: str, call: str, source: Callable[[], Any]) -> None:
+def test_an_exception_of_the_source_comes_out_as_it_is(
+    form: str, call: str, source: Callable[[], Any]
+) -> None:
     done = attempt(form, lambda w: mapped(w, call, source(), lambda item: item, workers=2))
     assert isinstance(done.error, Boom)
     assert done.error.__notes__ == ["in task 'items'"]
 
 
-@pytest.mark.parametrize("error", [SystemExit, KeyboardInterrupt, GeneratorExit, asyncio.CancelledError])
+@pytest.mark.parametrize(
+    "error", [SystemExit, KeyboardInterrupt, GeneratorExit, asyncio.CancelledError]
+)
 @pytest.mark.parametrize("call", ["sync", "async"])
-def test_a_rude_exception_of_the_source_comes_out_too(form: str, call: str, error: type[BaseException]) -> None:
+def test_a_rude_exception_of_the_source_comes_out_too(
+    form: str, call: str, error: type[BaseException]
+) -> None:
     class Source:
         def __iter__(self) -> Any:
             return self
@@ -216,14 +226,18 @@ def test_an_iterable_whose_iter_fails(form: str) -> None:
         def __iter__(self) -> Any:
             raise Boom("iter")
 
-    assert isinstance(attempt(form, lambda w: mapped(w, "sync", Source(), lambda item: item)).error, Boom)
+    assert isinstance(
+        attempt(form, lambda w: mapped(w, "sync", Source(), lambda item: item)).error, Boom
+    )
 
 
 # ---------------------------------------------------------------------- how many at once
 
 
 @pytest.mark.parametrize("call", CALLS)
-@pytest.mark.parametrize("make", [lambda: range(12), lambda: iter(range(12)), lambda: AsyncCounted(12)])
+@pytest.mark.parametrize(
+    "make", [lambda: range(12), lambda: iter(range(12)), lambda: AsyncCounted(12)]
+)
 def test_workers_bounds_how_many_run_at_once(form: str, call: str, make: Callable[[], Any]) -> None:
     now = most = 0
     lock = threading.Lock()
@@ -253,7 +267,10 @@ def test_workers_bounds_how_many_run_at_once(form: str, call: str, make: Callabl
 
     def declare(w: weave) -> None:
         if call in ("async", "retried async", "timed async"):
-            options: dict[str, Any] = {"retried async": {"retries": 1}, "timed async": {"timeout": 9}}.get(call, {})
+            options: dict[str, Any] = {
+                "retried async": {"retries": 1},
+                "timed async": {"timeout": 9},
+            }.get(call, {})
             w.do(make(), workers=3, **options)(async_body)
         elif call == "returning":
             w.do(make(), workers=3)(lambda item: async_body(item))
@@ -261,7 +278,9 @@ def test_workers_bounds_how_many_run_at_once(form: str, call: str, make: Callabl
             mapped(w, call, make(), body, workers=3)
 
     assert plain(call, run(form, declare).final) == list(range(12))
-    assert (1 if call == "async generator" else 2) <= most <= 3  # one that never awaits keeps the loop
+    assert (
+        (1 if call == "async generator" else 2) <= most <= 3
+    )  # one that never awaits keeps the loop
 
 
 @pytest.mark.parametrize("call", ["sync", "async", "retried sync"])
@@ -298,7 +317,9 @@ def test_sync_items_use_no_more_threads_than_workers(form: str) -> None:
 
 @pytest.mark.parametrize("call", CALLS)
 @pytest.mark.parametrize("kind", [Counted, AsyncCounted])
-def test_the_source_is_pulled_as_far_as_workers_need(form: str, call: str, kind: type[Counted]) -> None:
+def test_the_source_is_pulled_as_far_as_workers_need(
+    form: str, call: str, kind: type[Counted]
+) -> None:
     """Never more than a fixed number of items, given by `workers`, are beyond those that have ended."""
     source = kind(200)
     ended = 0
@@ -321,7 +342,9 @@ def test_a_failure_leaves_the_rest_of_the_source_alone(form: str) -> None:
         if item == 5:
             raise Boom
 
-    assert isinstance(attempt(form, lambda w: mapped(w, "sync", source, body, workers=2)).error, Boom)
+    assert isinstance(
+        attempt(form, lambda w: mapped(w, "sync", source, body, workers=2)).error, Boom
+    )
     assert source.pulled < 100
 
 
@@ -359,7 +382,12 @@ def test_an_iterator_may_be_fed_by_the_items(form: str) -> None:
         todo.put(item - 1 if item else None)
         return item
 
-    result = run(form, lambda w: mapped(w, "sync", iter(lambda: todo.get(timeout=PATIENCE), None), body, workers=2))
+    result = run(
+        form,
+        lambda w: mapped(
+            w, "sync", iter(lambda: todo.get(timeout=PATIENCE), None), body, workers=2
+        ),
+    )
     assert result.items == [3, 2, 1, 0]
 
 
@@ -372,7 +400,9 @@ def test_an_async_generator_is_advanced_inside_one_task(form: str) -> None:
                 tasks.add(asyncio.current_task())
                 yield await group.create_task(asyncio.sleep(0, i))
 
-    assert run(form, lambda w: mapped(w, "async", source(), lambda item: item, workers=2)).items == [0, 1, 2, 3, 4]
+    assert run(
+        form, lambda w: mapped(w, "async", source(), lambda item: item, workers=2)
+    ).items == [0, 1, 2, 3, 4]
     assert len(tasks) == 1
 
 
@@ -390,7 +420,9 @@ def test_an_async_source_is_closed_when_an_item_fails(form: str, call: str) -> N
     def body(item: int) -> None:
         raise Boom
 
-    assert isinstance(attempt(form, lambda w: mapped(w, call, source(), body, workers=2)).error, Boom)
+    assert isinstance(
+        attempt(form, lambda w: mapped(w, call, source(), body, workers=2)).error, Boom
+    )
     assert closed.is_set()
 
 
@@ -398,7 +430,9 @@ def test_an_async_source_is_closed_when_an_item_fails(form: str, call: str) -> N
 
 
 @pytest.mark.parametrize("form", ["with", "async with"])
-def test_many_items_take_few_asyncio_tasks_and_threads(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_many_items_take_few_asyncio_tasks_and_threads(
+    form: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     made = 0
     original = asyncio.Task
 
@@ -432,8 +466,12 @@ def test_many_items_take_few_asyncio_tasks_and_threads(form: str, monkeypatch: p
     assert threading.active_count() - threads <= 9
 
 
-@pytest.mark.parametrize("make", [lambda: range(4000), lambda: iter(range(4000)), lambda: Counted(4000)])
-def test_threads_that_take_items_at_the_same_time_do_not_mix_them_up(make: Callable[[], Any]) -> None:
+@pytest.mark.parametrize(
+    "make", [lambda: range(4000), lambda: iter(range(4000)), lambda: Counted(4000)]
+)
+def test_threads_that_take_items_at_the_same_time_do_not_mix_them_up(
+    make: Callable[[], Any],
+) -> None:
     switch = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
     try:
@@ -447,10 +485,13 @@ def test_threads_that_take_items_at_the_same_time_do_not_mix_them_up(make: Calla
 
 
 @pytest.mark.parametrize(
-    "make", [lambda: range(6), lambda: iter(range(6)), lambda: AsyncCounted(6), lambda: Counted(10**9)]
+    "make",
+    [lambda: range(6), lambda: iter(range(6)), lambda: AsyncCounted(6), lambda: Counted(10**9)],
 )
 @pytest.mark.parametrize("call", CALLS)
-def test_max_pending_refuses_before_anything_runs(form: str, call: str, make: Callable[[], Any]) -> None:
+def test_max_pending_refuses_before_anything_runs(
+    form: str, call: str, make: Callable[[], Any]
+) -> None:
     ran: list[int] = []
     source = make()
     done = attempt(form, lambda w: mapped(w, call, source, ran.append, workers=2), max_pending=5)
@@ -462,7 +503,9 @@ def test_max_pending_refuses_before_anything_runs(form: str, call: str, make: Ca
         assert source.pulled < 5 + 100
 
 
-@pytest.mark.parametrize("make", [lambda: range(5), lambda: iter(range(5)), lambda: AsyncCounted(5)])
+@pytest.mark.parametrize(
+    "make", [lambda: range(5), lambda: iter(range(5)), lambda: AsyncCounted(5)]
+)
 @pytest.mark.parametrize("call", CALLS)
 def test_max_pending_lets_as_many_through(form: str, call: str, make: Callable[[], Any]) -> None:
     done = run(form, lambda w: mapped(w, call, make(), lambda item: item, workers=2), max_pending=5)
@@ -507,16 +550,25 @@ def launched(result: WoveResult) -> list[float]:
 @pytest.mark.parametrize("make", [lambda: range(5), lambda: AsyncCounted(5), lambda: Counted(5)])
 def test_launches_are_paced_evenly(form: str, call: str, make: Callable[[], Any]) -> None:
     began = time.perf_counter()
-    done = run(form, lambda w: mapped(w, call, make(), lambda item: item, limit_per_minute=PER_MINUTE))
+    done = run(
+        form, lambda w: mapped(w, call, make(), lambda item: item, limit_per_minute=PER_MINUTE)
+    )
     assert done.items == [0, 1, 2, 3, 4]
     assert_paced(launched(done), 5)
     assert time.perf_counter() - began < 60 * INTERVAL
 
 
-def test_the_first_item_of_a_slow_pace_goes_at_once_and_the_last_does_not_wait_for_another_turn(form: str) -> None:
+def test_the_first_item_of_a_slow_pace_goes_at_once_and_the_last_does_not_wait_for_another_turn(
+    form: str,
+) -> None:
     for source in (Counted(1), AsyncCounted(1), [0]):
         began = time.perf_counter()
-        run(form, lambda w, source=source: mapped(w, "async", source, lambda item: item, limit_per_minute=1))
+        run(
+            form,
+            lambda w, source=source: mapped(
+                w, "async", source, lambda item: item, limit_per_minute=1
+            ),
+        )
         assert time.perf_counter() - began < PATIENCE
 
 
@@ -671,7 +723,9 @@ def test_an_item_of_a_sync_call_that_is_given_up_does_not_come_back(form: str) -
 @given(
     items=st.lists(st.integers(), max_size=40),
     workers=st.none() | st.integers(1, 9),
-    kind=st.sampled_from(["list", "iterator", "async", "task", "generator task", "async generator task"]),
+    kind=st.sampled_from(
+        ["list", "iterator", "async", "task", "generator task", "async generator task"]
+    ),
     call=st.sampled_from(CALLS),
     form=st.sampled_from(FORMS),
     waits=st.randoms(use_true_random=False),
@@ -695,7 +749,11 @@ def test_order_is_kept_whatever_is_mapped(
         elif kind == "async":
             source = asynchronous()
         elif kind != "list":
-            fn: Any = {"task": lambda: items, "generator task": generator, "async generator task": asynchronous}[kind]
+            fn: Any = {
+                "task": lambda: items,
+                "generator task": generator,
+                "async generator task": asynchronous,
+            }[kind]
             fn.__name__ = source = "source"
             w.do(fn)
         mapped(w, call, source, lambda item: (item, item), workers=workers)
@@ -705,7 +763,9 @@ def test_order_is_kept_whatever_is_mapped(
 
 @pytest.mark.parametrize("workers", [None, 8])
 @pytest.mark.parametrize("source", [range, lambda n: iter(range(n))], ids=["container", "iterator"])
-def test_many_threads_do_not_swap_their_items(workers: int | None, source: Callable[[int], Any]) -> None:
+def test_many_threads_do_not_swap_their_items(
+    workers: int | None, source: Callable[[int], Any]
+) -> None:
     # Often and with many items: threads change places every few milliseconds.
     for _ in range(10):
         with weave() as w:

@@ -39,7 +39,12 @@ def test_a_record_for_each_task_and_item(form: str) -> None:
     for record in records:
         assert record.ended is not None
         assert before - 0.1 <= record.started <= record.ended <= after + 0.1
-        assert (record.attempt, record.environment, record.error, record.run_id) == (1, "default", None, None)
+        assert (record.attempt, record.environment, record.error, record.run_id) == (
+            1,
+            "default",
+            None,
+            None,
+        )
     a, b = records[0], records[1]
     assert a.ended is not None
     assert b.started >= a.ended - 0.001

@@ -111,24 +111,36 @@ def declare(w: weave, specs: list[Spec]) -> None:
                 yield i
 
     for spec in specs:
-        source = {"mapped sync": range(3), "mapped async": iter(range(3)), "streaming": "numbers"}.get(spec.kind)
+        source = {
+            "mapped sync": range(3),
+            "mapped async": iter(range(3)),
+            "streaming": "numbers",
+        }.get(spec.kind)
         given = () if source is None else (source,)
         w.do(*given, **OPTIONS[spec.options])(function(spec))  # type: ignore[arg-type]
 
 
 @settings(max_examples=120, deadline=None)
-@given(specs=graphs(failing=False), form=st.sampled_from(FORMS), max_workers=st.sampled_from([1, 2, 256]))
+@given(
+    specs=graphs(failing=False),
+    form=st.sampled_from(FORMS),
+    max_workers=st.sampled_from([1, 2, 256]),
+)
 def test_as_one_after_the_other(specs: list[Spec], form: str, max_workers: int) -> None:
     done = attempt(form, lambda w: declare(w, specs), max_workers=max_workers)
     assert done.error is None
     for name, value in expected(specs).items():
         assert done.result[name] == value
-    assert [name for name in done.w.execution_plan.dependencies if name != "numbers"] == [spec.name for spec in specs]
+    assert [name for name in done.w.execution_plan.dependencies if name != "numbers"] == [
+        spec.name for spec in specs
+    ]
 
 
 @settings(max_examples=120, deadline=None)
 @given(specs=graphs(failing=True), form=st.sampled_from(FORMS))
-def test_with_failures_every_independent_branch_is_as_one_after_the_other(specs: list[Spec], form: str) -> None:
+def test_with_failures_every_independent_branch_is_as_one_after_the_other(
+    specs: list[Spec], form: str
+) -> None:
     done = attempt(form, lambda w: declare(w, specs), error_mode="continue")
     assert done.error is None
     for name, value in expected(specs).items():
@@ -169,7 +181,12 @@ def test_the_first_failure_comes_out_and_nothing_is_lost(specs: list[Spec], form
 def test_a_large_graph() -> None:
     chance = random.Random(7)
     specs = [
-        Spec(f"t{i}", tuple({f"t{chance.randrange(i)}" for _ in range(2)}) if i else (), KINDS[i % 4], i % 7 == 0)
+        Spec(
+            f"t{i}",
+            tuple({f"t{chance.randrange(i)}" for _ in range(2)}) if i else (),
+            KINDS[i % 4],
+            i % 7 == 0,
+        )
         for i in range(300)
     ]
     lengths: dict[str, int] = {}
@@ -183,5 +200,8 @@ def test_a_large_graph() -> None:
 def _length(spec: Spec) -> Any:
     space: dict[str, Any] = {}
     start = "async def" if spec.kind == "async" else "def"
-    exec(f"{start} {spec.name}({', '.join(spec.needs)}): return 1 + max([{', '.join(spec.needs)}], default=0)", space)
+    exec(
+        f"{start} {spec.name}({', '.join(spec.needs)}): return 1 + max([{', '.join(spec.needs)}], default=0)",
+        space,
+    )
     return space[spec.name]

@@ -13,8 +13,17 @@ from tests.support.forms import PATIENCE, attempt, run
 
 from wove import TaskCancelledError, weave
 
-RUDE = [SystemExit(3), KeyboardInterrupt("mine"), GeneratorExit("mine"), asyncio.CancelledError("mine")]
-POLITE = [ValueError("mine"), StopAsyncIteration("mine"), ExceptionGroup("mine", [ValueError("inner")])]
+RUDE = [
+    SystemExit(3),
+    KeyboardInterrupt("mine"),
+    GeneratorExit("mine"),
+    asyncio.CancelledError("mine"),
+]
+POLITE = [
+    ValueError("mine"),
+    StopAsyncIteration("mine"),
+    ExceptionGroup("mine", [ValueError("inner")]),
+]
 named_by_type = [type(error).__name__ for error in [*RUDE, *POLITE]]
 
 
@@ -156,7 +165,9 @@ def test_tasks_may_use_asyncio_as_they_like(form: str) -> None:
 
         @w.do
         async def thread() -> bool:
-            return await asyncio.to_thread(threading.current_thread) is not threading.current_thread()
+            return (
+                await asyncio.to_thread(threading.current_thread) is not threading.current_thread()
+            )
 
         @w.do
         def own_loop() -> int:
@@ -219,7 +230,9 @@ def test_tasks_that_a_task_leaves_running_do_not_hold_up_the_weave(form: str) ->
             return left
 
     run(form, declare)
-    assert ended.wait(PATIENCE)  # asyncio.run cancels what is left, and so does a weave with a loop of its own
+    assert ended.wait(
+        PATIENCE
+    )  # asyncio.run cancels what is left, and so does a weave with a loop of its own
 
 
 def test_callbacks_that_one_weave_leaves_on_its_loop_do_not_run_in_the_next() -> None:
@@ -310,7 +323,10 @@ def failing(w: weave, kind: str, error: BaseException, name: str = "bad") -> Non
         "limited mapped sync": lambda: w.do([0], **limit)(named(name, bad_item)),  # type: ignore[arg-type]
         "limited mapped async": lambda: w.do([0], **limit)(named(name, async_bad_item)),  # type: ignore[arg-type]
         "streaming": lambda: (w.do(named(name, generator)), w.do(name)(lambda item: item)),
-        "streaming async": lambda: (w.do(named(name, async_generator)), w.do(name)(lambda item: item)),
+        "streaming async": lambda: (
+            w.do(named(name, async_generator)),
+            w.do(name)(lambda item: item),
+        ),
     }
     declare[kind]()
 
@@ -518,7 +534,9 @@ def test_after_a_failure_nothing_else_starts(form: str) -> None:
             gate.wait(0.01)
             raise Boom
 
-        w.do(range(1000), workers=1)(named("items", lambda item: (ran.append("item"), gate.wait(0.005))))
+        w.do(range(1000), workers=1)(
+            named("items", lambda item: (ran.append("item"), gate.wait(0.005)))
+        )
 
         @w.do
         def after(bad: None) -> None:
@@ -597,9 +615,13 @@ class Slotted(Exception):
     __slots__ = ()
 
 
-@pytest.mark.parametrize("error", [Frozen(1), Unwilling(), Slotted()], ids=["frozen", "unwilling", "slotted"])
+@pytest.mark.parametrize(
+    "error", [Frozen(1), Unwilling(), Slotted()], ids=["frozen", "unwilling", "slotted"]
+)
 @pytest.mark.parametrize("kind", KINDS)
-def test_exceptions_that_refuse_everything_come_out_all_the_same(form: str, kind: str, error: Exception) -> None:
+def test_exceptions_that_refuse_everything_come_out_all_the_same(
+    form: str, kind: str, error: Exception
+) -> None:
     error = fresh(error) if not isinstance(error, Frozen) else Frozen(1)  # type: ignore[assignment]
     done = attempt(form, lambda w: failing(w, kind, error))
     assert done.error is error

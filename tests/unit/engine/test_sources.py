@@ -35,7 +35,9 @@ async def take_all(source: Source) -> list[Any]:
     return items
 
 
-def opened(value: Any, *, most: int | None = None, workers: float = 4, by_threads: bool = False) -> Source:
+def opened(
+    value: Any, *, most: int | None = None, workers: float = 4, by_threads: bool = False
+) -> Source:
     loop = asyncio.get_running_loop()
     return open_source(
         value,
@@ -66,9 +68,17 @@ async def asynchronous(count: int) -> AsyncIterator[int]:
 @pytest.mark.parametrize("most", [None, 100])
 @pytest.mark.parametrize("workers", [1, 4, float("inf")])
 @pytest.mark.parametrize(
-    "make", [lambda: list(range(50)), lambda: (i for i in range(50)), lambda: asynchronous(50), lambda: range(50)]
+    "make",
+    [
+        lambda: list(range(50)),
+        lambda: (i for i in range(50)),
+        lambda: asynchronous(50),
+        lambda: range(50),
+    ],
 )
-def test_all_items_in_order(make: Callable[[], Any], workers: float, most: int | None, by_threads: bool) -> None:
+def test_all_items_in_order(
+    make: Callable[[], Any], workers: float, most: int | None, by_threads: bool
+) -> None:
     assert taken(make(), workers=workers, most=most, by_threads=by_threads) == list(range(50))
 
 

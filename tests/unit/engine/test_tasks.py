@@ -141,7 +141,9 @@ def test_a_generator_that_fails_midway(form: str, mode: str, waits: bool) -> Non
     assert isinstance(error, Boom)
     assert done.error is (error if mode == "raise" else None)
     assert done.result.cancelled == ()
-    assert [(failure.task, failure.exception) for failure in done.result.failures] == [("source", error)]
+    assert [(failure.task, failure.exception) for failure in done.result.failures] == [
+        ("source", error)
+    ]
     for name in ("source", "each", "after"):
         if mode == "raise":
             with pytest.raises(Boom) as caught:

@@ -180,7 +180,9 @@ def test_where_there_are_no_more_threads(count: int, monkeypatch: pytest.MonkeyP
 
     def start(thread: threading.Thread) -> None:
         nonlocal started
-        if not thread.name.removeprefix("wove-").isdigit():  # what an earlier test left behind is not meant
+        if not thread.name.removeprefix(
+            "wove-"
+        ).isdigit():  # what an earlier test left behind is not meant
             original(thread)
             return
         if started == count:
@@ -189,7 +191,9 @@ def test_where_there_are_no_more_threads(count: int, monkeypatch: pytest.MonkeyP
         original(thread)
 
     monkeypatch.setattr("wove.engine.threads._pool", _Pool())
-    monkeypatch.setattr("wove.engine.threads.IDLE_SECONDS", 60.0)  # or on a busy machine, the one ends in between
+    monkeypatch.setattr(
+        "wove.engine.threads.IDLE_SECONDS", 60.0
+    )  # or on a busy machine, the one ends in between
     monkeypatch.setattr(threading.Thread, "start", start)
 
     def declare(w: weave) -> None:
@@ -218,7 +222,11 @@ def test_where_there_are_no_more_threads(count: int, monkeypatch: pytest.MonkeyP
             yield 1
 
     for form in ("with", "async with"):
-        for w_declare in (declare, lambda w: w.do(range(5))(lambda item: item), lambda w: w.do(lambda: 1)):
+        for w_declare in (
+            declare,
+            lambda w: w.do(range(5))(lambda item: item),
+            lambda w: w.do(lambda: 1),
+        ):
             done = attempt(form, w_declare)  # type: ignore[arg-type]
             if count:
                 assert done.error is None

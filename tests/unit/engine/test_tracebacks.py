@@ -67,7 +67,9 @@ def test_the_traceback_begins_with_the_users_code(
     assert names[-1] == "users_line"
     assert names[0] in ("sync", "asynchronous", "generator", "async_generator")
     assert len(names) == 2
-    assert returned.__notes__ == [f"in task {fn.__name__!r}" + ("" if source is None else ", item 0")]
+    assert returned.__notes__ == [
+        f"in task {fn.__name__!r}" + ("" if source is None else ", item 0")
+    ]
 
     raised = attempt(form, declare).error
     assert raised is not None

@@ -7,39 +7,39 @@ from typing import Any
 
 import pytest
 
-from wove.executors.balance import BACKLOG_BYTES, MOST_AHEAD, MOST_AT_ONCE, Seat, choose
+from wove.concurrency.thread_pool import ThreadPool
 from wove.executors.base import EnvironmentExecutor
-from wove.executors.offload import Offload
-from wove.executors.process import describe_exit
 from wove.executors.registry import BUILT_IN, executor_class
+from wove.executors.stdio.balance import BACKLOG_BYTES, MAX_AHEAD, MAX_AT_ONCE, WorkerLoad, choose
+from wove.executors.stdio.process import describe_exit
 
 
 class TestSeat:
     def test_one_at_a_time_at_first(self) -> None:
-        seat = Seat()
+        seat = WorkerLoad()
         assert seat.free(0) == 1
         seat.took(0.0)
         assert seat.free(0) == 0
 
     def test_short_runs_wait_beforehand(self) -> None:
-        seat = Seat()
+        seat = WorkerLoad()
         now = 0.0
         for _ in range(10):
             while seat.free(0):
                 seat.took(now)
             now += 0.00005 * seat.load
             seat.finished(seat.load, now)
-        assert seat.ahead == MOST_AHEAD
+        assert seat.ahead == MAX_AHEAD
         assert seat.free(BACKLOG_BYTES) == 1
 
     def test_one_long_run_ends_that(self) -> None:
-        seat = Seat(ahead=MOST_AHEAD, pace=0.00005)
+        seat = WorkerLoad(ahead=MAX_AHEAD, pace=0.00005)
         seat.took(0.0)
         seat.finished(1, 1.0)
         assert seat.ahead == 0
 
     def test_waiting_runs_double_the_room(self) -> None:
-        seat = Seat()
+        seat = WorkerLoad()
         for expected in (2, 4, 8):
             while seat.free(0):
                 seat.took(0.0)
@@ -51,7 +51,7 @@ class TestSeat:
         assert seat.limit == 1
 
     def test_stagnation_gives_one_more_until_something_moves(self) -> None:
-        seat = Seat()
+        seat = WorkerLoad()
         seat.took(0.0)
         seat.stagnates()
         seat.stagnates()
@@ -61,8 +61,8 @@ class TestSeat:
         assert seat.free(0) == 0
 
     def test_no_limit(self) -> None:
-        seat = Seat(limit=None)
-        assert seat.free(0) == MOST_AT_ONCE
+        seat = WorkerLoad(limit=None)
+        assert seat.free(0) == MAX_AT_ONCE
         assert not seat.waits()
 
 
@@ -74,14 +74,14 @@ def test_the_least_loaded_first() -> None:
 
 class TestOffload:
     def test_one_thread_keeps_the_order(self) -> None:
-        pool, seen = Offload(1, "test-offload"), []
+        pool, seen = ThreadPool(1, "test-offload"), []
         for number in range(100):
             pool.submit(seen.append, number)
         pool.close(10)
         assert seen == list(range(100))
 
     def test_threads_start_on_demand_and_end(self) -> None:
-        pool = Offload(3, "test-offload")
+        pool = ThreadPool(3, "test-offload")
         meeting = threading.Barrier(3, timeout=20)
         for _ in range(3):
             pool.submit(meeting.wait)
@@ -114,7 +114,8 @@ class TestRegistry:
 
     def test_unknown_names(self) -> None:
         with pytest.raises(
-            ValueError, match=r"environment 'e': there is no executor 'stdoi'. Did you mean 'stdio'.*local"
+            ValueError,
+            match=r"environment 'e': there is no executor 'stdoi'. Did you mean 'stdio'.*local",
         ):
             executor_class("stdoi", "e")
 

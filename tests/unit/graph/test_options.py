@@ -59,7 +59,7 @@ class Unshowable:
 def check(name: str, value: object) -> Any:
     """*value* as it comes out of a check in any place that takes the option."""
     checked = (
-        check_task_options({name: value}, mapped=True, what="task 'pdf'")
+        check_task_options({name: value}, mapped=True, label="task 'pdf'")
         if "task" in OPTIONS[name].scopes
         else check_weave_options({name: value})
     )
@@ -165,7 +165,7 @@ def test_idempotency_keys(key: object) -> None:
 def test_none_is_off_or_not_set(name: str) -> None:
     option = OPTIONS[name]
     checked = (
-        check_task_options({name: None}, mapped=False, what="task 'x'")
+        check_task_options({name: None}, mapped=False, label="task 'x'")
         if "task" in option.scopes
         else check_weave_options({name: None})
     )
@@ -174,14 +174,14 @@ def test_none_is_off_or_not_set(name: str) -> None:
 
 @pytest.mark.parametrize("name", names("task"))
 def test_unset_is_left_out(name: str) -> None:
-    assert check_task_options({name: UNSET}, mapped=False, what="task 'x'") == {}
+    assert check_task_options({name: UNSET}, mapped=False, label="task 'x'") == {}
 
 
 def test_the_result_is_a_copy_in_the_order_given() -> None:
     given: TaskOptions = {"timeout": 2, "retries": 1}
-    checked = check_task_options(given, mapped=False, what="task 'x'")
+    checked = check_task_options(given, mapped=False, label="task 'x'")
     assert list(checked.items()) == [("timeout", 2.0), ("retries", 1)]
-    assert check_task_options({}, mapped=False, what="task 'x'") == {}
+    assert check_task_options({}, mapped=False, label="task 'x'") == {}
 
 
 # ------------------------------------------------------------------ values that do not
@@ -205,13 +205,17 @@ def test_numbers_out_of_range(name: str, value: float) -> None:
 
 @pytest.mark.parametrize("value", [-1, math.nan, math.inf])
 def test_retry_delay_out_of_range(value: float) -> None:
-    with pytest.raises(ValueError, match="retry_delay must be a finite number of seconds, at least 0"):
+    with pytest.raises(
+        ValueError, match="retry_delay must be a finite number of seconds, at least 0"
+    ):
         check("retry_delay", value)
 
 
 @pytest.mark.parametrize(("name", "value"), [(name, 0) for name in WHOLE] + [("retries", -1)])
 def test_whole_numbers_out_of_range(name: str, value: int) -> None:
-    with pytest.raises(ValueError, match=rf"{name} must be a whole number of at least {value + 1}, not {value}"):
+    with pytest.raises(
+        ValueError, match=rf"{name} must be a whole number of at least {value + 1}, not {value}"
+    ):
         check(name, value)
 
 
@@ -241,7 +245,9 @@ def test_a_choice_suggests_the_nearest() -> None:
         check("delivery_cancel_mode", "best-effort")
 
 
-@pytest.mark.parametrize("kind", [SystemExit, KeyboardInterrupt, GeneratorExit, asyncio.CancelledError, BaseException])
+@pytest.mark.parametrize(
+    "kind", [SystemExit, KeyboardInterrupt, GeneratorExit, asyncio.CancelledError, BaseException]
+)
 def test_what_is_never_retried(kind: type[BaseException]) -> None:
     with pytest.raises(ValueError, match=f"retry_on must not hold {kind.__name__}.*never retried"):
         check("retry_on", (OSError, kind))
@@ -278,8 +284,8 @@ def test_environment_is_a_name(value: object, kind: type[Exception]) -> None:
 @pytest.mark.parametrize("name", sorted(MAPPED_ONLY))
 def test_options_of_mapped_tasks(name: str) -> None:
     with pytest.raises(ValueError, match=f"task 'pdf': {name} concerns mapped tasks"):
-        check_task_options({name: 2}, mapped=False, what="task 'pdf'")
-    assert check_task_options({name: None}, mapped=False, what="task 'pdf'") == {name: None}
+        check_task_options({name: 2}, mapped=False, label="task 'pdf'")
+    assert check_task_options({name: None}, mapped=False, label="task 'pdf'") == {name: None}
     assert check_defaults({name: 2}, "wove.config") == {name: 2}
 
 
@@ -291,26 +297,34 @@ def test_messages_survive_values_that_cannot_be_shown() -> None:
 
 
 def test_a_message_names_task_and_option() -> None:
-    with pytest.raises(ValueError, match=r"^task 'pdf': retries must be a whole number of at least 0, not -1$"):
-        check_task_options({"retries": -1}, mapped=False, what="task 'pdf'")
+    with pytest.raises(
+        ValueError, match=r"^task 'pdf': retries must be a whole number of at least 0, not -1$"
+    ):
+        check_task_options({"retries": -1}, mapped=False, label="task 'pdf'")
 
 
 # ------------------------------------------------------------------ names
 
 
 def test_a_misspelt_option_gets_a_suggestion() -> None:
-    with pytest.raises(TypeError, match=r"task 'pdf': unknown option 'retires'\. Did you mean 'retries'\?"):
-        check_task_options({"retires": 1}, mapped=False, what="task 'pdf'")
+    with pytest.raises(
+        TypeError, match=r"task 'pdf': unknown option 'retires'\. Did you mean 'retries'\?"
+    ):
+        check_task_options({"retires": 1}, mapped=False, label="task 'pdf'")
 
 
 def test_an_unknown_option_lists_the_known() -> None:
-    with pytest.raises(TypeError, match=r"unknown option 'zzz'\. There are: background, .*, max_workers"):
+    with pytest.raises(
+        TypeError, match=r"unknown option 'zzz'\. There are: background, .*, max_workers"
+    ):
         check_weave_options({"zzz": 1})
 
 
 def test_an_option_in_the_wrong_place_says_where_it_belongs() -> None:
-    with pytest.raises(TypeError, match=r"belongs to weave\(\.\.\.\), an environment or wove\.config\(\.\.\.\)"):
-        check_task_options({"max_workers": 1}, mapped=False, what="task 'pdf'")
+    with pytest.raises(
+        TypeError, match=r"belongs to weave\(\.\.\.\), an environment or wove\.config\(\.\.\.\)"
+    ):
+        check_task_options({"max_workers": 1}, mapped=False, label="task 'pdf'")
     with pytest.raises(TypeError, match=r"weave: retries is not an option here"):
         check_weave_options({"retries": 1})
 

@@ -42,7 +42,10 @@ def c(a: Any, b: Any) -> None: ...
 
 def named(name: str, *needs: str) -> Declaration:
     namespace: dict[str, Any] = {}
-    exec(f"def {name}({', '.join(needs)}): return ({''.join(f'{need}, ' for need in needs)})", namespace)
+    exec(
+        f"def {name}({', '.join(needs)}): return ({''.join(f'{need}, ' for need in needs)})",
+        namespace,
+    )
     return Declaration(namespace[name], {})
 
 
@@ -116,7 +119,9 @@ def test_what_names_nothing_where_there_is_nothing() -> None:
         ({"entry": [], "x": ["y", "entry"], "y": ["x"], "exit": ["y"]}, ["x", "y"]),
     ],
 )
-def test_a_cycle_is_printed_in_the_direction_of_the_data(edges: dict[str, list[str]], cycle: list[str]) -> None:
+def test_a_cycle_is_printed_in_the_direction_of_the_data(
+    edges: dict[str, list[str]], cycle: list[str]
+) -> None:
     declarations = [named(name, *needs) for name, needs in edges.items()]
     found = error(*declarations)
     assert type(found) is RuntimeError
@@ -209,7 +214,13 @@ def test_only_a_generator_as_the_source_streams() -> None:
 
     def each_of_list(item: Any) -> None: ...
 
-    made = planned(a, stream, mapped("stream", each), mapped("stream", each_with_all), mapped("a", each_of_list))
+    made = planned(
+        a,
+        stream,
+        mapped("stream", each),
+        mapped("stream", each_with_all),
+        mapped("a", each_of_list),
+    )
     assert [node.streams for node in made.nodes] == [False, False, True, False, False]
 
 

@@ -151,7 +151,9 @@ def test_a_built_in_with_a_signature_tells_it() -> None:
 def test_it_agrees_with_inspect(fn: Callable[..., Any]) -> None:
     signature = read(fn, mapped=False)
     named = {
-        n: p for n, p in inspect.signature(fn).parameters.items() if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)
+        n: p
+        for n, p in inspect.signature(fn).parameters.items()
+        if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)
     }
     assert signature.names == tuple(named)
     assert signature.defaults == {n for n, p in named.items() if p.default is not p.empty}

@@ -72,7 +72,9 @@ def test_a_detached_run_goes_on_without_its_weave(peer: Peer, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("trouble", [Answer(503), Answer(404), Answer(instead="close"), None])
-def test_where_there_is_no_telling_it_is_begun(peer: Peer, tmp_path: Path, trouble: Answer | None) -> None:
+def test_where_there_is_no_telling_it_is_begun(
+    peer: Peer, tmp_path: Path, trouble: Answer | None
+) -> None:
     if trouble is None:
         peer.stop()
     else:
@@ -83,7 +85,9 @@ def test_where_there_is_no_telling_it_is_begun(peer: Peer, tmp_path: Path, troub
 
 
 @pytest.mark.parametrize(("seconds", "ask_after"), [(0.0, 60.0), (5.0, None), (-5.0, 1.0)])
-def test_nobody_is_asked(peer: Peer, tmp_path: Path, seconds: float, ask_after: float | None) -> None:
+def test_nobody_is_asked(
+    peer: Peer, tmp_path: Path, seconds: float, ask_after: float | None
+) -> None:
     asked(waited(peer, tmp_path / "began", seconds=seconds), ask_after)
     assert (tmp_path / "began").exists()
     assert [request.types for request in peer.requests] == [["task_result"]]

@@ -9,7 +9,11 @@ from wove.integrations.naming import idempotency_key, job_id, job_name
 
 
 def frame(key: object = None, task: str = "pdf", run_id: str = "9f3a-1") -> dict[str, object]:
-    return {"run_id": run_id, "task_id": task, "delivery": {} if key is None else {"delivery_idempotency_key": key}}
+    return {
+        "run_id": run_id,
+        "task_id": task,
+        "delivery": {} if key is None else {"delivery_idempotency_key": key},
+    }
 
 
 def test_without_a_key_the_run_names_the_job() -> None:
@@ -39,7 +43,8 @@ def test_names_are_legal_for_kubernetes(task: str, most: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("task", "found"), [("Render PDF", "wove-render-pdf"), ("<lambda>", "wove-lambda"), ("日本", "wove-task")]
+    ("task", "found"),
+    [("Render PDF", "wove-render-pdf"), ("<lambda>", "wove-lambda"), ("日本", "wove-task")],
 )
 def test_names_can_be_read(task: str, found: str) -> None:
     assert job_name(task, most=40) == found

@@ -42,7 +42,7 @@ def value_of(peer: Peer, run_id: str) -> Any:
     """What a run came to, whichever way it ended."""
     event = peer.end(run_id)
     if event["type"] == "task_result":
-        return loads(event["result_pickle"], what="the result")
+        return loads(event["result_pickle"], label="the result")
     if event["type"] == "task_cancelled":
         return "cancelled"
     return to_exception(event, task="pdf")
@@ -111,10 +111,14 @@ def test_a_task_may_weave_and_use_asyncio(peer: Peer) -> None:
 
 def test_many_threads(peer: Peer) -> None:
     before = threading.active_count()
-    made = [make_payload(peer, lambda number: number * number, number=number) for number in range(200)]
+    made = [
+        make_payload(peer, lambda number: number * number, number=number) for number in range(200)
+    ]
     with ThreadPoolExecutor(50) as pool:
         list(pool.map(run, made))
-    assert [value_of(peer, one["run_id"]) for one in made] == [number * number for number in range(200)]
+    assert [value_of(peer, one["run_id"]) for one in made] == [
+        number * number for number in range(200)
+    ]
     assert peer.opened == 1
     worker.close(10)
     eventually(lambda: threading.active_count() <= before + len(peer.connections) + 1)
@@ -137,7 +141,9 @@ def test_many_at_once_on_a_loop(peer: Peer) -> None:
 
 def test_a_loop_is_not_held_up(peer: Peer) -> None:
     payload = make_payload(peer, lambda seconds: time.sleep(seconds), seconds=0.3)
-    claimed = make_payload(peer, lambda data: len(data), data=b"x" * 10_000_000, claim=["args_pickle"])
+    claimed = make_payload(
+        peer, lambda data: len(data), data=b"x" * 10_000_000, claim=["args_pickle"]
+    )
 
     async def count() -> int:
         ticks = 0
@@ -222,13 +228,18 @@ def test_a_payload_without_a_callable(peer: Peer) -> None:
 @pytest.mark.parametrize(
     ("changed", "says"),
     [
-        ({"version": 2}, "has version 2, and this worker knows version 1: bring Wove to the same version"),
+        (
+            {"version": 2},
+            "has version 2, and this worker knows version 1: bring Wove to the same version",
+        ),
         ({"args_pickle": "abc"}, "is not base64"),
         ({"args_pickle": 7}, "is not base64"),
         ({"claims": [1]}, "cannot be read: [1]"),
     ],
 )
-def test_a_payload_that_cannot_be_read_is_reported(peer: Peer, changed: dict[str, Any], says: str) -> None:
+def test_a_payload_that_cannot_be_read_is_reported(
+    peer: Peer, changed: dict[str, Any], says: str
+) -> None:
     payload = {**make_payload(peer, lambda: 1), **changed}
     assert says in str(outcome(peer, payload))
     assert source_of(peer, payload["run_id"]) == "transport"
@@ -245,7 +256,10 @@ def test_a_payload_that_cannot_be_read_is_reported(peer: Peer, changed: dict[str
         ({"run_id": "r", "version": 1}, "has no callback_url that can be posted to: None"),
         ({"run_id": "r", "version": 1, "callback_url": "ftp://x/y"}, "has no callback_url"),
         ({"run_id": "r", "version": 1, "callback_url": "http://host/a b"}, "no request target"),
-        ({"run_id": "r", "version": 1, "callback_url": "http://host:port/"}, "Port could not be cast"),
+        (
+            {"run_id": "r", "version": 1, "callback_url": "http://host:port/"},
+            "Port could not be cast",
+        ),
     ],
 )
 def test_where_nobody_can_be_told_it_is_logged_and_raised(
@@ -281,22 +295,30 @@ class Marking:
 
 
 def test_a_signed_payload(peer: Peer) -> None:
-    payload = make_payload(peer, lambda data: len(data), data=b"x" * 100, security=SIGNED, claim=["args_pickle"])
+    payload = make_payload(
+        peer, lambda data: len(data), data=b"x" * 100, security=SIGNED, claim=["args_pickle"]
+    )
     verifier = NetworkExecutorSecurity.from_config(SIGNED)
     assert outcome(peer, payload, security=SIGNED) == 100
     assert [request.method for request in peer.requests] == ["GET", "POST"]
     for request in peer.requests:
-        verifier.verify_headers(transport="http", target=request.target, body=request.body, headers=request.headers)
+        verifier.verify_headers(
+            transport="http", target=request.target, body=request.body, headers=request.headers
+        )
 
 
 def test_the_secret_in_the_environment(peer: Peer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WOVE_WORKER_SECRET", "only for this")
     assert outcome(peer, make_payload(peer, lambda: 1, security=SIGNED)) == 1
     assert "x-wove-signature" in peer.requests[0].headers
-    with pytest.raises(PermissionError, match="the payload is not signed, and this worker takes signed ones only"):
+    with pytest.raises(
+        PermissionError, match="the payload is not signed, and this worker takes signed ones only"
+    ):
         run(make_payload(peer, lambda: 1))
     monkeypatch.setenv("WOVE_WORKER_SECRET", "another")
-    with pytest.raises(PermissionError, match="the two sides have different secrets, or it was changed on its way"):
+    with pytest.raises(
+        PermissionError, match="the two sides have different secrets, or it was changed on its way"
+    ):
         run(make_payload(peer, lambda: 1, security=SIGNED))
     monkeypatch.setenv("WOVE_WORKER_SECRET", "")
     assert outcome(peer, make_payload(peer, lambda: 2, security=SIGNED)) == 2
@@ -367,26 +389,34 @@ def test_runs_with_the_same_secret_share_requests(peer: Peer) -> None:
 def test_what_is_large_is_fetched(peer: Peer) -> None:
     data = os.urandom(3_000_000)
     payload = make_payload(
-        peer, lambda data: data[::-1], data=data, claim=["callable_pickle", "args_pickle"], delivery={}
+        peer,
+        lambda data: data[::-1],
+        data=data,
+        claim=["callable_pickle", "args_pickle"],
+        delivery={},
     )
     assert "args_pickle" not in payload
     assert outcome(peer, payload) == data[::-1]
-    assert [request.target.rpartition("/")[0] for request in peer.requests if request.method == "GET"] == [
-        "/wove/events/a-token/claims"
-    ] * 2
+    assert [
+        request.target.rpartition("/")[0] for request in peer.requests if request.method == "GET"
+    ] == ["/wove/events/a-token/claims"] * 2
 
 
 def test_a_callable_is_fetched_once(peer: Peer) -> None:
     padding = os.urandom(100_000)
     made = [
-        make_payload(peer, lambda number: (number, len(padding)), number=number, claim=["callable_pickle"])
+        make_payload(
+            peer, lambda number: (number, len(padding)), number=number, claim=["callable_pickle"]
+        )
         for number in range(20)
     ]
     peer_claim = peer.claims
     assert len(peer_claim) == 1
     with ThreadPoolExecutor(10) as pool:
         list(pool.map(run, made))
-    assert [value_of(peer, one["run_id"]) for one in made] == [(number, 100_000) for number in range(20)]
+    assert [value_of(peer, one["run_id"]) for one in made] == [
+        (number, 100_000) for number in range(20)
+    ]
     assert len([request for request in peer.requests if request.method == "GET"]) == 1
 
 
@@ -396,12 +426,18 @@ def test_another_content_is_not_unpickled(peer: Peer, tmp_path: Path) -> None:
     honest = make_payload(peer, lambda: 1, claim=["callable_pickle"])
     (marked, good) = (one["claims"]["callable_pickle"] for one in (payload, honest))
     assert len(peer.claims[marked["id"]]) != good["size"]
-    for content in (peer.claims[marked["id"]], peer.claims[good["id"]][:-1], peer.claims[good["id"]][:-1] + b"x"):
+    for content in (
+        peer.claims[marked["id"]],
+        peer.claims[good["id"]][:-1],
+        peer.claims[good["id"]][:-1] + b"x",
+    ):
         peer.claims[good["id"]] = content
         honest["run_id"] += "-more"
         failed = outcome(peer, honest)
         assert isinstance(failed, DeliveryError)
-        assert str(failed).startswith(f"the callable of task 'pdf' did not get through: http://127.0.0.1:{peer.port}")
+        assert str(failed).startswith(
+            f"the callable of task 'pdf' did not get through: http://127.0.0.1:{peer.port}"
+        )
         assert source_of(peer, honest["run_id"]) == "transport"
     assert "Nothing of it was unpickled" in str(failed) and good["sha256"] in str(failed)
     assert not mark.exists()
@@ -504,7 +540,10 @@ def test_a_coroutine_is_cancelled_so_too(peer: Peer) -> None:
 def test_a_detached_run_is_not_cancelled(peer: Peer) -> None:
     cancelling(peer)
     delivery = {"delivery_orphan_policy": "detach"}
-    payload = {**make_payload(peer, lambda: time.sleep(0.4), delivery=delivery), "beat_seconds": 0.05}
+    payload = {
+        **make_payload(peer, lambda: time.sleep(0.4), delivery=delivery),
+        "beat_seconds": 0.05,
+    }
     assert outcome(peer, payload) is None
 
 
@@ -529,7 +568,10 @@ class SoftTimeLimit(Exception):
     pass
 
 
-@pytest.mark.skipif(threading.current_thread() is not threading.main_thread(), reason="signals come in the main thread")
+@pytest.mark.skipif(
+    threading.current_thread() is not threading.main_thread(),
+    reason="signals come in the main thread",
+)
 def test_a_signal_that_raises_interrupts(peer: Peer) -> None:
     def raise_it(*_: object) -> None:
         raise SoftTimeLimit("300 s")
@@ -545,8 +587,13 @@ def test_a_signal_that_raises_interrupts(peer: Peer) -> None:
         signal.signal(signal.SIGALRM, before)
     lost = value_of(peer, payload["run_id"])
     assert isinstance(lost, WorkerLostError)
-    assert str(lost) == "task 'pdf': its worker was stopped in the middle of it (SoftTimeLimit: 300 s)"
-    assert source_of(peer, payload["run_id"]) == "executor" and peer.end(payload["run_id"])["error"]["retryable"]
+    assert (
+        str(lost) == "task 'pdf': its worker was stopped in the middle of it (SoftTimeLimit: 300 s)"
+    )
+    assert (
+        source_of(peer, payload["run_id"]) == "executor"
+        and peer.end(payload["run_id"])["error"]["retryable"]
+    )
 
 
 def test_an_exception_that_another_thread_raises_interrupts(peer: Peer) -> None:
@@ -565,12 +612,16 @@ def test_an_exception_that_another_thread_raises_interrupts(peer: Peer) -> None:
     thread.start()
     peer.until(lambda: "task_started" in peer.of(payload["run_id"]))
     assert thread.ident is not None
-    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident), ctypes.py_object(SoftTimeLimit))
+    ctypes.pythonapi.PyThreadState_SetAsyncExc(
+        ctypes.c_ulong(thread.ident), ctypes.py_object(SoftTimeLimit)
+    )
     thread.join(20)
     assert len(outcomes) == 1 and isinstance(value_of(peer, payload["run_id"]), WorkerLostError)
 
 
-def test_a_task_that_does_not_stop_is_left_to_itself(peer: Peer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_task_that_does_not_stop_is_left_to_itself(
+    peer: Peer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(worker, "STOP_SECONDS", 0.2)
     let_go = threading.Event()
     waits_for.append(let_go)

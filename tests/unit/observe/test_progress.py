@@ -48,7 +48,9 @@ def test_it_is_a_bool_or_none(value: Any) -> None:
 
 
 @pytest.mark.parametrize("value", [False, None])
-def test_without_it_nothing_is_started_nor_loaded(value: bool | None, script: Callable[..., Any]) -> None:
+def test_without_it_nothing_is_started_nor_loaded(
+    value: bool | None, script: Callable[..., Any]
+) -> None:
     done = script(f"""
         import sys, threading
         from wove import weave
@@ -66,7 +68,9 @@ def test_without_it_nothing_is_started_nor_loaded(value: bool | None, script: Ca
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_in_a_log_each_task_that_ends_is_a_line(form: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_in_a_log_each_task_that_ends_is_a_line(
+    form: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     def declare(w: weave) -> None:
         @w.do
         def numbers() -> list[int]:
@@ -84,7 +88,12 @@ def test_in_a_log_each_task_that_ends_is_a_line(form: str, capsys: pytest.Captur
     assert run(form, declare, progress=True).total == 12
     assert watchers() == []
     lines = capsys.readouterr().err.splitlines()
-    assert [line.split(":")[1] for line in lines] == [" numbers done", " doubled done", " total done", lines[3][5:]]
+    assert [line.split(":")[1] for line in lines] == [
+        " numbers done",
+        " doubled done",
+        " total done",
+        lines[3][5:],
+    ]
     assert lines[1].startswith("wove: doubled done: 3 items, ")
     assert lines[3].startswith("wove: 3 done of 3 tasks, ")
 
@@ -113,7 +122,10 @@ def test_a_failure_is_shown_and_raised(form: str, capsys: pytest.CaptureFixture[
     lines = capsys.readouterr().err.splitlines()
     assert any(line.startswith("wove: bad failed with LookupError: ") for line in lines)
     assert any(line.startswith("wove: slow cancelled: ") for line in lines)
-    assert lines[-1].startswith("wove: 2 failed, 1 cancelled of 3") or "1 failed, 1 cancelled, 1 not run" in lines[-1]
+    assert (
+        lines[-1].startswith("wove: 2 failed, 1 cancelled of 3")
+        or "1 failed, 1 cancelled, 1 not run" in lines[-1]
+    )
     assert not any("never" in line for line in lines)
 
 
@@ -248,7 +260,9 @@ def test_a_display_that_fails_is_said_once(
     assert watchers() == []
 
 
-def test_a_look_that_fails_is_said_once(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_look_that_fails_is_said_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     def fail(self: object) -> None:
         raise RuntimeError("it changed")
 
@@ -257,7 +271,9 @@ def test_a_look_that_fails_is_said_once(monkeypatch: pytest.MonkeyPatch, caplog:
     assert ["it changed" in record.getMessage() for record in caplog.records] == [True]
 
 
-def test_no_thread_to_be_had(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+def test_no_thread_to_be_had(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     def fail(*args: object, **options: object) -> None:
         raise RuntimeError("can't start new thread")
 
@@ -338,7 +354,9 @@ def test_it_costs_nothing_to_speak_of(capsys: pytest.CaptureFixture[str]) -> Non
         assert len(w.result.item) == 100_000
         return time.perf_counter() - began
 
-    least_within(lambda: seconds(True), lambda: seconds(False), lambda without: 1.3 * without + 0.1, tries=12)
+    least_within(
+        lambda: seconds(True), lambda: seconds(False), lambda without: 1.3 * without + 0.1, tries=12
+    )
 
 
 # ---------------------------------------------------------------------- a terminal
@@ -386,7 +404,9 @@ def test_on_a_terminal_it_is_redrawn_in_place(terminal: Callable[..., Seen]) -> 
     frames = ["\n".join(frame) for frame in seen.frames]
     assert any("● numbers" in frame and "· item       waits" in frame for frame in frames)
     running = [line for frame in seen.frames for line in frame if line.startswith("● item")]
-    assert any("█░" in line and "/40  " in line and "/s  " in line and " retr" in line for line in running)
+    assert any(
+        "█░" in line and "/40  " in line and "/s  " in line and " retr" in line for line in running
+    )
     assert any("eta 0." in line for line in running)
     assert any("✓ numbers" in frame and "● item" in frame for frame in frames)
     *_, numbers, item, uncounted, total, result = seen.lines
@@ -404,7 +424,9 @@ def test_what_tasks_print_meanwhile_is_not_garbled(terminal: Callable[..., Seen]
         assert any(line.endswith(f"printed {n}") for line in seen.lines), n
         assert any(line.endswith(f"logged {n}") for line in seen.lines), n
         assert any(f"pieces {n}" in line and "█" not in line for line in seen.lines), n
-    assert sum("█" in line for line in seen.lines) == 2, "each line of the display is there once, in the end"
+    assert sum("█" in line for line in seen.lines) == 2, (
+        "each line of the display is there once, in the end"
+    )
     assert seen.terminal.wrapped == 0
 
 
@@ -445,7 +467,11 @@ def test_a_line_that_is_not_ended_yet_stays(how: str, terminal: Callable[..., Se
     dots, shown = seen.lines
     assert dots == "." * 20
     assert shown.startswith("✓ dots")
-    assert any(frame[0].startswith("....") and frame[1].startswith("● dots") for frame in seen.frames if len(frame) > 1)
+    assert any(
+        frame[0].startswith("....") and frame[1].startswith("● dots")
+        for frame in seen.frames
+        if len(frame) > 1
+    )
 
 
 def test_subprocesses_write_to_the_terminal_too(terminal: Callable[..., Seen]) -> None:
@@ -485,7 +511,9 @@ def test_no_more_lines_than_there_is_room_for(terminal: Callable[..., Seen]) -> 
     )
     assert seen.terminal.history == []
     assert all(len(frame) <= 10 for frame in seen.frames)
-    assert any("● last" in frame[1] for frame in seen.frames if len(frame) > 1), "what runs comes first"
+    assert any("● last" in frame[1] for frame in seen.frames if len(frame) > 1), (
+        "what runs comes first"
+    )
     assert "more: 41 done" in seen.lines[-1]
     assert len(seen.lines) == 8
 
@@ -691,7 +719,9 @@ def notebook(monkeypatch: pytest.MonkeyPatch) -> _Notebook:
     return book
 
 
-def test_in_a_notebook_one_output_is_updated(notebook: _Notebook, capsys: pytest.CaptureFixture[str]) -> None:
+def test_in_a_notebook_one_output_is_updated(
+    notebook: _Notebook, capsys: pytest.CaptureFixture[str]
+) -> None:
     async def cell() -> None:
         with weave(progress=True) as w:
 
@@ -777,18 +807,46 @@ def test_however_narrow(columns: int) -> None:
 
 
 def test_lines_of_a_log() -> None:
-    row = Row("pdf", "running", seconds=61, mapped=True, items=4200, total=10_000, rate=81.26, retries=1, failed=2)
-    assert plain_line(row) == ("wove: pdf running: 4,200 of 10,000 items (42%), 81/s, 2 failed, 1 retry, 1 min 01 s")
+    row = Row(
+        "pdf",
+        "running",
+        seconds=61,
+        mapped=True,
+        items=4200,
+        total=10_000,
+        rate=81.26,
+        retries=1,
+        failed=2,
+    )
+    assert plain_line(row) == (
+        "wove: pdf running: 4,200 of 10,000 items (42%), 81/s, 2 failed, 1 retry, 1 min 01 s"
+    )
     assert plain_line(Row("one", "done", seconds=1.0)) == "wove: one done: 1.0 s"
     assert plain_line(Row("one", "cancelled", seconds=1.0)) == "wove: one cancelled: 1.0 s"
-    assert plain_line(Row("one", "done", mapped=True, items=1, total=1)) == "wove: one done: 1 item, 0.0 s"
-    row = Row(
-        "pdf", "failed", seconds=1, mapped=True, items=3, total=5, failed=1, error="ValueError", environment="farm"
+    assert (
+        plain_line(Row("one", "done", mapped=True, items=1, total=1))
+        == "wove: one done: 1 item, 0.0 s"
     )
-    assert plain_line(row) == "wove: pdf failed with ValueError: 3 of 5 items, 1 failed, in farm, 1.0 s"
+    row = Row(
+        "pdf",
+        "failed",
+        seconds=1,
+        mapped=True,
+        items=3,
+        total=5,
+        failed=1,
+        error="ValueError",
+        environment="farm",
+    )
+    assert (
+        plain_line(row)
+        == "wove: pdf failed with ValueError: 3 of 5 items, 1 failed, in farm, 1.0 s"
+    )
 
 
-def test_what_is_looked_at_while_it_grows(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_looked_at_while_it_grows(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Looked at all the time, from another thread, nothing is raised and nothing counted twice."""
     monkeypatch.setattr(progress._Plain, "seconds", 0.0)
     monkeypatch.setattr(progress, "LOOK_SHARE", 1.0)

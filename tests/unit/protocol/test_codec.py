@@ -11,7 +11,18 @@ from wove.protocol.codec import FrameError, decode, encode
 from wove.protocol.limits import INLINE_BYTES, PIECE_BYTES
 from wove.protocol.pickling import Pickled
 
-SIZES = [0, 1, 2, 3, 4, INLINE_BYTES, INLINE_BYTES + 1, PIECE_BYTES - 1, PIECE_BYTES, 2 * PIECE_BYTES + 5]
+SIZES = [
+    0,
+    1,
+    2,
+    3,
+    4,
+    INLINE_BYTES,
+    INLINE_BYTES + 1,
+    PIECE_BYTES - 1,
+    PIECE_BYTES,
+    2 * PIECE_BYTES + 5,
+]
 
 
 def data_of(pickled: Pickled) -> bytes:
@@ -26,7 +37,10 @@ def in_chunks(data: bytes, size: int) -> list[bytes]:
 @pytest.mark.parametrize("chunk", [7, 65_536, 10**9])
 def test_round_trip(size: int, chunk: int) -> None:
     data = os.urandom(size)
-    frame = {"type": "run_task", "args_pickle": Pickled(in_chunks(data, max(chunk, size // 1000 + 1)))}
+    frame = {
+        "type": "run_task",
+        "args_pickle": Pickled(in_chunks(data, max(chunk, size // 1000 + 1))),
+    }
     text = b"".join(encode(frame | {"run_id": "r", "delivery": {"x": None, "ü": "€"}}))
     assert b"\n" not in text
     assert base64.b64decode(json.loads(text)["args_pickle"], validate=True) == data
@@ -78,11 +92,17 @@ def test_the_spelling_of_other_encoders(size: int, chunk: int, style: str) -> No
 
 def test_many_pickles_in_one_large_text() -> None:
     events = [
-        {"run_id": str(i), "result_pickle": base64.b64encode(bytes([i % 256]) * i).decode(), "text": 'a "_pickle": "b'}
+        {
+            "run_id": str(i),
+            "result_pickle": base64.b64encode(bytes([i % 256]) * i).decode(),
+            "text": 'a "_pickle": "b',
+        }
         for i in range(800)
     ]
     frames = decode(json.dumps({"events": events}, indent=1).encode())
-    assert [data_of(frame["result_pickle"]) for frame in frames] == [bytes([i % 256]) * i for i in range(800)]
+    assert [data_of(frame["result_pickle"]) for frame in frames] == [
+        bytes([i % 256]) * i for i in range(800)
+    ]
     assert {frame["text"] for frame in frames} == {'a "_pickle": "b'}
 
 
@@ -131,7 +151,9 @@ def test_a_field_that_is_not_json(value: Any) -> None:
     assert caught.value.run_id == "r"
 
 
-@pytest.mark.parametrize("text", [b"[" + b"1," * 2_000_000 + b"1]", b"[" + b'{"args_pickle":""},' * 200_000 + b"{}]"])
+@pytest.mark.parametrize(
+    "text", [b"[" + b"1," * 2_000_000 + b"1]", b"[" + b'{"args_pickle":""},' * 200_000 + b"{}]"]
+)
 def test_what_is_beside_its_pickles_may_be_limited(text: bytes) -> None:
     with pytest.raises(FrameError, match="more than 1000000 bytes beside its pickles"):
         decode(in_chunks(text, 100_000), most_text=1_000_000)

@@ -52,7 +52,9 @@ class Mine(Exception):
 )
 def test_the_exception_itself_arrives_with_the_remote_traceback(error: BaseException) -> None:
     again = way(error)
-    assert type(again) is type(error) and again.args == error.args and again.__dict__ == error.__dict__
+    assert (
+        type(again) is type(error) and again.args == error.args and again.__dict__ == error.__dict__
+    )
     assert isinstance(again.__cause__, RemoteTraceback)
     assert "in caught" in str(again.__cause__) and "raise error" in str(again.__cause__)
 
@@ -76,7 +78,10 @@ def test_groups_keep_their_parts() -> None:
 
 def test_a_class_of_the_senders_script() -> None:
     script = ModuleType("__main__")
-    exec("class Trouble(Exception):\n    def hint(self):\n        return self.args[0]\n", script.__dict__)
+    exec(
+        "class Trouble(Exception):\n    def hint(self):\n        return self.args[0]\n",
+        script.__dict__,
+    )
     again = way(script.Trouble("x"))
     assert type(again) is script.Trouble and again.hint() == "x"
 
@@ -102,7 +107,9 @@ class Changed(Exception):
         return ValueError, ("something else",)
 
 
-@pytest.mark.parametrize("error", [Two(1, 2), Locked("l"), Sullen("s"), Changed("c"), ValueError(threading.Lock())])
+@pytest.mark.parametrize(
+    "error", [Two(1, 2), Locked("l"), Sullen("s"), Changed("c"), ValueError(threading.Lock())]
+)
 def test_what_does_not_survive_is_reported_in_plain(error: Exception) -> None:
     assert "exception_pickle" not in from_exception(error, task="pdf")
     again = way(error, source="executor")
@@ -131,7 +138,9 @@ def test_an_exception_that_cannot_be_printed() -> None:
 def test_long_tracebacks_lose_their_middle() -> None:
     fields = from_exception(ValueError("a" * 300_000 + "the end"), task="pdf")
     text = fields["error"]["traceback"]
-    assert len(text) < TRACEBACK_CHARACTERS + 100 and "left out" in text and text.endswith("the end\n")
+    assert (
+        len(text) < TRACEBACK_CHARACTERS + 100 and "left out" in text and text.endswith("the end\n")
+    )
 
 
 def test_retryable() -> None:
@@ -149,14 +158,25 @@ def test_without_cloudpickle_the_report_goes_out(monkeypatch: pytest.MonkeyPatch
 
 def test_a_module_that_the_sender_lacks() -> None:
     stream = pickling.Pickled([b"\x80\x05\x8c\x12no_such_module_xyz\x8c\x05thing\x93."])
-    event = {"exception_pickle": stream, "error": {"kind": "lib.Oops", "message": "bad", "traceback": "tb"}}
+    event = {
+        "exception_pickle": stream,
+        "error": {"kind": "lib.Oops", "message": "bad", "traceback": "tb"},
+    }
     again = to_exception(event, task="pdf")
-    assert type(again) is EnvironmentExecutionError and "'no_such_module_xyz' cannot be imported" in str(again)
-    assert str(again).startswith("task 'pdf' failed: lib.Oops: bad") and "tb" in str(again.__cause__)
+    assert type(
+        again
+    ) is EnvironmentExecutionError and "'no_such_module_xyz' cannot be imported" in str(again)
+    assert str(again).startswith("task 'pdf' failed: lib.Oops: bad") and "tb" in str(
+        again.__cause__
+    )
 
 
 def test_another_python_is_not_unpickled() -> None:
-    event = {"exception_pickle": pickling.Pickled([b"poison"]), "python": "2.7", "error": {"message": "bad"}}
+    event = {
+        "exception_pickle": pickling.Pickled([b"poison"]),
+        "python": "2.7",
+        "error": {"message": "bad"},
+    }
     again = to_exception(event, task="pdf")
     assert type(again) is EnvironmentExecutionError and "Python 2.7" in str(again)
 
@@ -164,18 +184,36 @@ def test_another_python_is_not_unpickled() -> None:
 @pytest.mark.parametrize(
     ("event", "message", "payload"),
     [
-        ({"error": {"kind": "E", "message": "m", "more": 1}}, "task 'pdf' failed: E: m", {"kind": "E", "more": 1}),
+        (
+            {"error": {"kind": "E", "message": "m", "more": 1}},
+            "task 'pdf' failed: E: m",
+            {"kind": "E", "more": 1},
+        ),
         ({"error": "just a text"}, "task 'pdf' failed: just a text", {"message": "just a text"}),
         ({"error": None}, "did not say why", {}),
         ({}, "did not say why", {}),
         ({"exception": "no object"}, "task 'pdf' failed: no object", {}),
-        ({"error_pickle": pickling.dumps({"kind": "E"}, what="e")}, "task 'pdf' failed: E", {"kind": "E"}),
-        ({"error_pickle": pickling.dumps(ValueError("v"), what="e")}, "ValueError: v", {"kind": "ValueError"}),
+        (
+            {"error_pickle": pickling.dumps({"kind": "E"}, label="e")},
+            "task 'pdf' failed: E",
+            {"kind": "E"},
+        ),
+        (
+            {"error_pickle": pickling.dumps(ValueError("v"), label="e")},
+            "ValueError: v",
+            {"kind": "ValueError"},
+        ),
         ({"error_pickle": pickling.Pickled([b"?"])}, "cannot rebuild", {}),
-        ({"exception_pickle": pickling.dumps("text", what="e"), "error": {"kind": "E"}}, "E: text", {}),
+        (
+            {"exception_pickle": pickling.dumps("text", label="e"), "error": {"kind": "E"}},
+            "E: text",
+            {},
+        ),
     ],
 )
-def test_reports_of_other_workers(event: dict[str, Any], message: str, payload: dict[str, Any]) -> None:
+def test_reports_of_other_workers(
+    event: dict[str, Any], message: str, payload: dict[str, Any]
+) -> None:
     again = to_exception(event, task="pdf")
     assert isinstance(again, EnvironmentExecutionError)
     assert message in str(again) and payload.items() <= again.payload.items()

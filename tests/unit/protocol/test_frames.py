@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from wove.errors import SerializationError
-from wove.protocol.callables import Kept
+from wove.protocol.callables import CallableCache
 from wove.protocol.frames import EVENTS, PYTHON, TERMINAL, FrameError, check_event, check_python
 
 
@@ -25,7 +25,9 @@ def test_an_event_names_its_run(frame: dict[str, Any]) -> None:
 
 
 def test_an_unknown_type_names_the_run_and_the_types() -> None:
-    with pytest.raises(FrameError, match=r"'task_done' is no type of event .*task_result.*run_id='7'") as caught:
+    with pytest.raises(
+        FrameError, match=r"'task_done' is no type of event .*task_result.*run_id='7'"
+    ) as caught:
         check_event({"type": "task_done", "run_id": "7", "result": "x" * 1000})
     assert caught.value.run_id == "7" and len(str(caught.value)) < 300
     again = pickle.loads(pickle.dumps(caught.value))
@@ -34,18 +36,20 @@ def test_an_unknown_type_names_the_run_and_the_types() -> None:
 
 @pytest.mark.parametrize("version", [None, PYTHON, f"{PYTHON}.4", 3])
 def test_the_same_python_or_none_passes(version: Any) -> None:
-    check_python({"python": version}, what="task 'x'")
-    check_python({}, what="task 'x'")
+    check_python({"python": version}, label="task 'x'")
+    check_python({}, label="task 'x'")
 
 
-@pytest.mark.parametrize("version", ["2.7", f"{sys.version_info.major}.{sys.version_info.minor + 1}", "4"])
+@pytest.mark.parametrize(
+    "version", ["2.7", f"{sys.version_info.major}.{sys.version_info.minor + 1}", "4"]
+)
 def test_another_python_is_refused_with_both_names(version: str) -> None:
     with pytest.raises(SerializationError, match=f"task 'x' .*Python {version}.*Python {PYTHON}"):
-        check_python({"python": version}, what="task 'x'")
+        check_python({"python": version}, label="task 'x'")
 
 
 def test_kept_forgets_the_least_recently_used() -> None:
-    kept: Kept[int] = Kept(count=2)
+    kept: CallableCache[int] = CallableCache(count=2)
     kept.put("a", 1, 10)
     kept.put("b", 2, 10)
     assert kept.get("a") == 1
@@ -54,7 +58,7 @@ def test_kept_forgets_the_least_recently_used() -> None:
 
 
 def test_kept_counts_bytes() -> None:
-    kept: Kept[int] = Kept(size=100)
+    kept: CallableCache[int] = CallableCache(size=100)
     kept.put("a", 1, 60)
     kept.put("huge", 2, 101)
     assert (kept.get("a"), kept.get("huge")) == (1, None)
@@ -66,8 +70,8 @@ def test_kept_counts_bytes() -> None:
 
 
 def test_both_sides_forget_alike() -> None:
-    sender: Kept[bool] = Kept(count=3, size=100)
-    worker: Kept[str] = Kept(count=3, size=100)
+    sender: CallableCache[bool] = CallableCache(count=3, size=100)
+    worker: CallableCache[str] = CallableCache(count=3, size=100)
     sizes = {"a": 10, "b": 50, "c": 45, "d": 1, "e": 200}
     for callable_id in "abcabdeedabcdeabc" * 3:
         if sender.get(callable_id) is None:

@@ -16,9 +16,9 @@ FRAME = {
     "type": "run_task",
     "run_id": "r-1",
     "task_id": "pdf",
-    "callable_pickle": dumps(len, what="f"),
+    "callable_pickle": dumps(len, label="f"),
     "callable_id": "abc",
-    "args_pickle": dumps({"item": "x" * 10}, what="args"),
+    "args_pickle": dumps({"item": "x" * 10}, label="args"),
     "delivery": {"delivery_orphan_policy": "cancel"},
     "deadline": 12.5,
     "python": "3.11",
@@ -27,7 +27,9 @@ FRAME = {
 
 
 def made(**options: Any) -> dict[str, Any]:
-    return build(FRAME, adapter="celery", callback_url=URL, sent_at=1000.0, retry_seconds=60.0, **options)
+    return build(
+        FRAME, adapter="celery", callback_url=URL, sent_at=1000.0, retry_seconds=60.0, **options
+    )
 
 
 def test_there_and_back() -> None:
@@ -37,8 +39,8 @@ def test_there_and_back() -> None:
         found = parse(form)
         assert found.adapter == "celery" and found.callback_url == URL and found.claims == {}
         assert (found.sent_at, found.retry_seconds, found.beat_seconds) == (1000.0, 60.0, 2.0)
-        assert loads(found.frame["args_pickle"], what="args") == {"item": "x" * 10}
-        assert loads(found.frame["callable_pickle"], what="f") is len
+        assert loads(found.frame["args_pickle"], label="args") == {"item": "x" * 10}
+        assert loads(found.frame["callable_pickle"], label="f") is len
         same = ("type", "run_id", "task_id", "delivery", "deadline", "python", "callable_id")
         assert {name: found.frame[name] for name in same} == {name: FRAME[name] for name in same}
 
@@ -54,7 +56,9 @@ def test_a_claim_stands_for_what_is_not_sent() -> None:
 
 def test_sizes_are_those_of_base64() -> None:
     payload = made()
-    assert size_of(FRAME) == {name: len(payload[name]) for name in ("callable_pickle", "args_pickle")}
+    assert size_of(FRAME) == {
+        name: len(payload[name]) for name in ("callable_pickle", "args_pickle")
+    }
 
 
 @pytest.mark.parametrize(
@@ -111,7 +115,10 @@ def signed(secret: str = "one", **more: Any) -> NetworkExecutorSecurity:
 def verify(security: NetworkExecutorSecurity, payload: dict[str, Any]) -> None:
     found = parse(payload)
     security.verify_payload(
-        adapter=found.adapter, run_id=found.frame["run_id"], body=found.digest, signature=found.signature
+        adapter=found.adapter,
+        run_id=found.frame["run_id"],
+        body=found.digest,
+        signature=found.signature,
     )
 
 
@@ -127,7 +134,10 @@ def test_a_signature_is_good_however_often_and_late() -> None:
 
 
 def test_keys_can_be_rotated() -> None:
-    old, new = signed("old", key="2025"), signed("new", key="2026", accepted=[{"key": "2025", "secret": "old"}])
+    old, new = (
+        signed("old", key="2025"),
+        signed("new", key="2026", accepted=[{"key": "2025", "secret": "old"}]),
+    )
     verify(new, sign(old, made()))
     verify(new, sign(new, made()))
     with pytest.raises(PermissionError, match="the key '2026'"):

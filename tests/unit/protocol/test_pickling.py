@@ -23,23 +23,42 @@ class Text(str):
 
 
 def round_trip(value: Any) -> Any:
-    return loads(dumps(value, what="a value"), what="a value")
+    return loads(dumps(value, label="a value"), label="a value")
 
 
 @pytest.mark.parametrize(
     "value",
-    [None, True, 3, 2.5, "text", b"bytes", [], {}, (1, [2, {"a": {3, 4}}]), frozenset({1}), {"a": ("b", b"c")}],
+    [
+        None,
+        True,
+        3,
+        2.5,
+        "text",
+        b"bytes",
+        [],
+        {},
+        (1, [2, {"a": {3, 4}}]),
+        frozenset({1}),
+        {"a": ("b", b"c")},
+    ],
 )
 def test_small_builtin_values_are_plain(value: Any) -> None:
-    pickled = dumps(value, what="a value")
+    pickled = dumps(value, label="a value")
     assert is_plain(value) and pickled.plain
     assert len(pickled.chunks) == 1 and pickled.size == len(pickled.chunks[0])
-    assert loads(pickled, what="a value") == value == loads_plain(pickled)
+    assert loads(pickled, label="a value") == value == loads_plain(pickled)
 
 
 @pytest.mark.parametrize(
     "value",
-    [Text("x"), datetime(2026, 1, 1, tzinfo=UTC), [Text("x")], {"a": object}, list(range(500)), "x" * INLINE_BYTES],
+    [
+        Text("x"),
+        datetime(2026, 1, 1, tzinfo=UTC),
+        [Text("x")],
+        {"a": object},
+        list(range(500)),
+        "x" * INLINE_BYTES,
+    ],
 )
 def test_other_values_are_not(value: Any) -> None:
     assert not is_plain(value)
@@ -55,19 +74,21 @@ def test_a_list_within_itself_is_not_plain_and_survives() -> None:
 
 
 def test_large_builtin_values_are_known_to_be_plain() -> None:
-    assert dumps(list(range(100_000)), what="a list").plain
-    assert not dumps([*range(100_000), Text("x")], what="a list").plain
+    assert dumps(list(range(100_000)), label="a list").plain
+    assert not dumps([*range(100_000), Text("x")], label="a list").plain
 
 
 def test_only_plain_pickles_are_loaded_plainly() -> None:
-    pickled = dumps(Text("x"), what="a text")
+    pickled = dumps(Text("x"), label="a text")
     with pytest.raises(NotPlainError, match="Text"):
         loads_plain(pickled)
     with pytest.raises(NotPlainError):
         loads_plain(b"no pickle")
 
 
-@pytest.mark.parametrize("size", [0, 1, INLINE_BYTES, INLINE_BYTES + 1, PIECE_BYTES, 3 * PIECE_BYTES + 1])
+@pytest.mark.parametrize(
+    "size", [0, 1, INLINE_BYTES, INLINE_BYTES + 1, PIECE_BYTES, 3 * PIECE_BYTES + 1]
+)
 @pytest.mark.parametrize("kind", [bytes, bytearray])
 def test_bytes_of_any_size(size: int, kind: type[bytes] | type[bytearray]) -> None:
     value = kind(bytes(range(256)) * (size // 256 + 1))[:size]
@@ -78,15 +99,15 @@ def test_bytes_of_any_size(size: int, kind: type[bytes] | type[bytearray]) -> No
 
 def test_a_buffer_that_changes_after_pickling_does_not_matter() -> None:
     value = bytearray(b"a" * (2 * PIECE_BYTES))
-    pickled = dumps([value, object], what="a buffer")
+    pickled = dumps([value, object], label="a buffer")
     value[:] = b"b" * len(value)
-    assert loads(pickled, what="a buffer")[0] == b"a" * len(value)
+    assert loads(pickled, label="a buffer")[0] == b"a" * len(value)
 
 
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
 def test_pickles_made_elsewhere(protocol: int) -> None:
     value = [("row", i, float(i)) for i in range(20_000)]
-    assert loads(pickle.dumps(value, protocol), what="rows") == value
+    assert loads(pickle.dumps(value, protocol), label="rows") == value
 
 
 def test_functions_travel_by_value() -> None:
@@ -112,10 +133,10 @@ def test_a_class_by_value_comes_back_as_the_senders_own_and_unharmed() -> None:
         "        return calls\n"
     )
     cls = script.Counter
-    pickled = dumps(cls(), what="a counter")
+    pickled = dumps(cls(), label="a counter")
     method = cls.count
     cls.made = 5
-    again = loads(pickled, what="a counter")
+    again = loads(pickled, label="a counter")
     assert type(again) is cls
     assert cls.count is method and cls.made == 5
     assert (again.count(), script.calls) == (1, 1)
@@ -131,15 +152,20 @@ def test_enums_by_value() -> None:
 
 def test_what_cannot_be_pickled_is_named() -> None:
     with pytest.raises(SerializationError) as caught:
-        dumps({"page": 1, "item": {"lock": threading.Lock()}}, what="the arguments of task 'pdf'")
+        dumps({"page": 1, "item": {"lock": threading.Lock()}}, label="the arguments of task 'pdf'")
     message = str(caught.value)
-    assert "the arguments of task 'pdf': item['lock'] (_thread.lock)" in message and "create it where" in message
+    assert (
+        "the arguments of task 'pdf': item['lock'] (_thread.lock)" in message
+        and "create it where" in message
+    )
 
 
 def test_what_a_function_closes_over_is_named() -> None:
     lock = threading.Lock()
-    with pytest.raises(SerializationError, match=r"the callable of task 'pdf': variable 'lock' \(_thread.lock\)"):
-        dumps(lambda: lock, what="the callable of task 'pdf'")
+    with pytest.raises(
+        SerializationError, match=r"the callable of task 'pdf': variable 'lock' \(_thread.lock\)"
+    ):
+        dumps(lambda: lock, label="the callable of task 'pdf'")
 
 
 class Sly:
@@ -155,19 +181,19 @@ class Sly:
 
 def test_a_part_that_fails_in_its_own_way() -> None:
     with pytest.raises(SerializationError, match=r"\[1\]\[0\] .*Sly\): ZeroDivisionError: oops"):
-        dumps([1, [Sly(ZeroDivisionError("oops"))]], what="a list")
+        dumps([1, [Sly(ZeroDivisionError("oops"))]], label="a list")
     with pytest.raises(SerializationError, match="member <Sly>"):
-        dumps({Sly(ZeroDivisionError("oops"))}, what="a set")
+        dumps({Sly(ZeroDivisionError("oops"))}, label="a set")
 
 
 def test_generators_and_depth() -> None:
     with pytest.raises(SerializationError, match="generator"):
-        dumps((i for i in range(3)), what="the result of task 'rows'")
+        dumps((i for i in range(3)), label="the result of task 'rows'")
     deep: list[Any] = []
     for _ in range(100_000):
         deep = [deep]
     with pytest.raises(SerializationError, match="recursion"):
-        dumps(deep, what="a nest")
+        dumps(deep, label="a nest")
     while deep:  # taken apart by hand: freeing it in one go recurses as well
         deep = deep.pop()
 
@@ -177,13 +203,15 @@ Missing = namedtuple("Missing", "x")
 
 def test_a_missing_module_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     stream = b"\x80\x05\x8c\x12no_such_module_xyz\x8c\x05thing\x93."
-    with pytest.raises(SerializationError, match="the module 'no_such_module_xyz' cannot be imported there") as caught:
-        loads(stream, what="the callable of task 'pdf'")
+    with pytest.raises(
+        SerializationError, match="the module 'no_such_module_xyz' cannot be imported there"
+    ) as caught:
+        loads(stream, label="the callable of task 'pdf'")
     assert isinstance(caught.value.__cause__, ModuleNotFoundError)
-    pickled = dumps(Missing(1), what="a tuple")
+    pickled = dumps(Missing(1), label="a tuple")
     monkeypatch.delitem(globals(), "Missing")
     with pytest.raises(SerializationError, match="bring both sides to the same version"):
-        loads(pickled, what="a tuple")
+        loads(pickled, label="a tuple")
 
 
 def test_what_pickles_but_does_not_unpickle() -> None:
@@ -191,14 +219,16 @@ def test_what_pickles_but_does_not_unpickle() -> None:
         def __init__(self, a: int, b: int) -> None:
             super().__init__(a)
 
-    with pytest.raises(SerializationError, match=r"cannot rebuild an error: TypeError.*survive pickle"):
+    with pytest.raises(
+        SerializationError, match=r"cannot rebuild an error: TypeError.*survive pickle"
+    ):
         round_trip_named(Two(1, 2), "an error")
     with pytest.raises(SerializationError):
-        loads(b"", what="nothing")
+        loads(b"", label="nothing")
 
 
-def round_trip_named(value: Any, what: str) -> Any:
-    return loads(dumps(value, what=what), what=what)
+def round_trip_named(value: Any, label: str) -> Any:
+    return loads(dumps(value, label=label), label=label)
 
 
 def test_without_cloudpickle(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -206,7 +236,7 @@ def test_without_cloudpickle(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pickling, "_made_pickler", None)
     assert round_trip({"plain": [1, 2]}) == {"plain": [1, 2]}
     with pytest.raises(MissingDispatchFeatureError, match=r'pip install "wove\[dispatch\]"'):
-        dumps(Text("x"), what="a text")
+        dumps(Text("x"), label="a text")
 
 
 class Ticking(threading.Thread):
@@ -235,15 +265,21 @@ class Ticking(threading.Thread):
 
 
 def way(value: Any) -> Any:
-    pickled = dumps(value, what="a value")
-    frames = codec.decode(codec.encode({"type": "task_result", "run_id": "1", "result_pickle": pickled}))
-    return loads(frames[0]["result_pickle"], what="a value")
+    pickled = dumps(value, label="a value")
+    frames = codec.decode(
+        codec.encode({"type": "task_result", "run_id": "1", "result_pickle": pickled})
+    )
+    return loads(frames[0]["result_pickle"], label="a value")
 
 
-@pytest.mark.skipif(not getattr(sys, "_is_gil_enabled", lambda: True)(), reason="there is no lock to be held")
+@pytest.mark.skipif(
+    not getattr(sys, "_is_gil_enabled", lambda: True)(), reason="there is no lock to be held"
+)
 @pytest.mark.parametrize("kind", ["bytes", "rows"])
 def test_other_threads_run_while_large_values_pass(kind: str) -> None:
-    value: Any = b"x" * 100_000_000 if kind == "bytes" else [(i, str(i), i * 0.5) for i in range(1_200_000)]
+    value: Any = (
+        b"x" * 100_000_000 if kind == "bytes" else [(i, str(i), i * 0.5) for i in range(1_200_000)]
+    )
 
     def ours() -> float:
         with Ticking() as ticking:

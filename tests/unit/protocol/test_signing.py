@@ -23,21 +23,42 @@ class TestTexts:
     """The signatures in here are from: printf LINES | openssl dgst -sha256 -hmac 'correct horse'."""
 
     def test_a_request(self) -> None:
-        text = signing.request_text("http", "/wove/tasks?x=1", "1700000000", "0123456789abcdef", signing.digest(BODY))
-        assert text == f"wove-v1\nhttp\n/wove/tasks?x=1\n1700000000\n0123456789abcdef\n{BODY_DIGEST}".encode()
-        assert signing.sign(SECRET, text) == "v1=b5c427560645339c218e8b241f97b234c99dc2b351a8789860a15b6bf235acd9"
+        text = signing.request_text(
+            "http", "/wove/tasks?x=1", "1700000000", "0123456789abcdef", signing.digest(BODY)
+        )
+        assert (
+            text
+            == f"wove-v1\nhttp\n/wove/tasks?x=1\n1700000000\n0123456789abcdef\n{BODY_DIGEST}".encode()
+        )
+        assert (
+            signing.sign(SECRET, text)
+            == "v1=b5c427560645339c218e8b241f97b234c99dc2b351a8789860a15b6bf235acd9"
+        )
 
     def test_a_handshake_signs_an_empty_body(self) -> None:
         text = signing.request_text("websocket", "/wove", "1700000000", "n-1", signing.digest(b""))
-        assert signing.sign(SECRET, text) == "v1=308770ce52699886d1ec6952c82c5da4234c1056ccb821d00bb8f1b2d97c9477"
+        assert (
+            signing.sign(SECRET, text)
+            == "v1=308770ce52699886d1ec6952c82c5da4234c1056ccb821d00bb8f1b2d97c9477"
+        )
 
     def test_a_reply(self) -> None:
         method = "/wove.network_executor.WorkerService/Send"
         text = signing.reply_text("grpc", method, "n-1", 7, signing.digest(BODY))
-        assert signing.sign(SECRET, text) == "v1=5b3241e5b26e818aa2b80a5bbe47b5e5b15d721e46f3c23109182d678f1d28ce"
+        assert (
+            signing.sign(SECRET, text)
+            == "v1=5b3241e5b26e818aa2b80a5bbe47b5e5b15d721e46f3c23109182d678f1d28ce"
+        )
 
-    @given(st.text("/abc?=%", min_size=1), st.integers(0, 10**12 - 1), st.text("0123abcd", min_size=1), st.binary())
-    def test_as_written_down_elsewhere(self, target: str, timestamp: int, nonce: str, body: bytes) -> None:
+    @given(
+        st.text("/abc?=%", min_size=1),
+        st.integers(0, 10**12 - 1),
+        st.text("0123abcd", min_size=1),
+        st.binary(),
+    )
+    def test_as_written_down_elsewhere(
+        self, target: str, timestamp: int, nonce: str, body: bytes
+    ) -> None:
         lines = ["wove-v1", "grpc", target, str(timestamp), nonce, hashlib.sha256(body).hexdigest()]
         expected = hmac.new(SECRET, "\n".join(lines).encode(), hashlib.sha256).hexdigest()
         text = signing.request_text("grpc", target, str(timestamp), nonce, signing.digest(body))
@@ -76,7 +97,17 @@ class TestMatches:
     def test_only_the_signature_itself(self) -> None:
         good = signing.sign(SECRET, b"text")
         assert signing.matches(SECRET, b"text", good)
-        for bad in ("", good[:-1], good + "0", good.upper(), good[3:], "v2=" + good[3:], "\xff", "\ud800", "v1=\u0660"):
+        for bad in (
+            "",
+            good[:-1],
+            good + "0",
+            good.upper(),
+            good[3:],
+            "v2=" + good[3:],
+            "\xff",
+            "\ud800",
+            "v1=\u0660",
+        ):
             assert not signing.matches(SECRET, b"text", bad)
         assert not signing.matches(b"other", b"text", good)
         assert not signing.matches(SECRET, b"texu", good)
@@ -119,7 +150,9 @@ class TestSingleValues:
             ([None], "cannot be read"),
         ],
     )
-    def test_everything_else_is_a_permission_error(self, headers: signing.Headers, told: str) -> None:
+    def test_everything_else_is_a_permission_error(
+        self, headers: signing.Headers, told: str
+    ) -> None:
         with pytest.raises(PermissionError, match=told):
             signing.single_values(headers, self.NAMES)
 
@@ -147,7 +180,9 @@ class TestNonces:
         assert nonces.accept(b"another", "a", 1000, 1000.5, 300)
         assert nonces.accept(OWNER, "b", 1000, 1000.5, 300)
 
-    @pytest.mark.parametrize(("timestamp", "taken"), [(699, False), (700, True), (1300, True), (1301, False)])
+    @pytest.mark.parametrize(
+        ("timestamp", "taken"), [(699, False), (700, True), (1300, True), (1301, False)]
+    )
     def test_the_window(self, timestamp: int, taken: bool) -> None:
         assert Nonces().accept(OWNER, "a", timestamp, 1000, 300) is taken
 
@@ -178,7 +213,9 @@ class TestNonces:
         assert len(nonces) == 10
         for each in range(10):
             assert not nonces.accept(OWNER, f"old {each}", 1000, 1001, 300)
-        assert not nonces.accept(OWNER, "another", 1000, 1001, 300), "as old as those that may be forgotten"
+        assert not nonces.accept(OWNER, "another", 1000, 1001, 300), (
+            "as old as those that may be forgotten"
+        )
         assert not nonces.accept(OWNER, "new", 1001, 1001, 300)
 
     def test_a_store_filled_within_one_second_refuses_that_second(self) -> None:
@@ -194,7 +231,9 @@ class TestNonces:
             assert nonces.accept(OWNER, f"ahead {each}", 4600, 4600, 300)
         assert len(nonces) == 10
         assert not nonces.accept(OWNER, "a", 1000, 1000, 300)
-        assert nonces.accept(OWNER, "b", 1001, 1001, 300), "and what is newer is not shut out for an hour"
+        assert nonces.accept(OWNER, "b", 1001, 1001, 300), (
+            "and what is newer is not shut out for an hour"
+        )
 
     @settings(max_examples=50, deadline=None)
     @given(st.integers(1, 40), st.integers(0, 30), st.integers(0, 2**32))
@@ -204,7 +243,10 @@ class TestNonces:
         nonces, accepted, now = Nonces(limit), set[tuple[str, int]](), 1000.0
         for _ in range(500):
             now += chance.choice([0, 0, 0, 0.5, 1, 7, -3, chance.choice([100, -100])])
-            nonce, timestamp = str(chance.randrange(60)), int(now) + chance.randrange(-skew - 2, skew + 3)
+            nonce, timestamp = (
+                str(chance.randrange(60)),
+                int(now) + chance.randrange(-skew - 2, skew + 3),
+            )
             if nonces.accept(OWNER, nonce, max(timestamp, 0), now, skew):
                 assert (nonce, timestamp) not in accepted
                 assert abs(now - timestamp) <= skew

@@ -11,15 +11,23 @@ from wove.protocol.codec import encode_events
 from wove.protocol.faults import to_exception
 from wove.protocol.frames import PYTHON, TERMINAL, says_busy
 from wove.protocol.pickling import dumps, loads
-from wove.services.desk import Desk
-from wove.services.jobs import Ticket
 from wove.services.options import service_options
+from wove.services.queue import RunQueue
+from wove.services.queued_runs import Subscription
 from wove.services.wire import decode_command
 
 _numbers = itertools.count(1)
 
 
-def command(function: Any, /, *, run_id: str = "", key: str | None = None, orphan: str = "cancel", **more: Any) -> Any:
+def command(
+    function: Any,
+    /,
+    *,
+    run_id: str = "",
+    key: str | None = None,
+    orphan: str = "cancel",
+    **more: Any,
+) -> Any:
     """A ``run_task`` frame as it comes from the wire."""
     delivery = {"delivery_orphan_policy": orphan, **more.pop("delivery", {})}
     if key is not None:
@@ -28,8 +36,8 @@ def command(function: Any, /, *, run_id: str = "", key: str | None = None, orpha
         "type": "run_task",
         "run_id": run_id or f"run-{next(_numbers)}",
         "task_id": more.pop("task_id", "pdf"),
-        "callable_pickle": dumps(function, what="f"),
-        "args_pickle": dumps(more.pop("args", {}), what="a"),
+        "callable_pickle": dumps(function, label="f"),
+        "args_pickle": dumps(more.pop("args", {}), label="a"),
         "delivery": delivery,
         "python": PYTHON,
         **more,
@@ -42,12 +50,12 @@ def command(function: Any, /, *, run_id: str = "", key: str | None = None, orpha
 class Client:
     """One run, and what came back for it."""
 
-    def __init__(self, desk: Desk, frame: dict[str, Any], owner: str = "") -> None:
+    def __init__(self, desk: RunQueue, frame: dict[str, Any], owner: str = "") -> None:
         self.run_id, self.task_id = frame["run_id"], frame["task_id"]
         self.owner = owner
         self.events: list[dict[str, Any]] = []
         self._changed = asyncio.Event()
-        self.ticket: Ticket = desk.take(frame, self._tell, peer="test", owner=owner)
+        self.ticket: Subscription = desk.take(frame, self._tell, peer="test", owner=owner)
 
     def _tell(self, event: dict[str, Any]) -> None:
         assert (event["run_id"], event.get("task_id")) == (self.run_id, self.task_id)
@@ -74,7 +82,7 @@ class Client:
         await self.until(lambda: self.over)
         event = self.events[-1]
         if event["type"] == "task_result":
-            return loads(event["result_pickle"], what="r")
+            return loads(event["result_pickle"], label="r")
         if event["type"] == "task_cancelled":
             return "cancelled"
         return "busy" if says_busy(event) else to_exception(event, task="pdf")
@@ -84,7 +92,7 @@ class Front:
     """A desk, and its clients."""
 
     def __init__(self, **options: Any) -> None:
-        self.desk = Desk(service_options(**{"security": "none", **options}))
+        self.desk = RunQueue(service_options(**{"security": "none", **options}))
 
     def send(self, function: Any, /, *, owner: str = "", **more: Any) -> Client:
         return Client(self.desk, command(function, **more), owner)

@@ -22,7 +22,9 @@ from wove.protocol.pickling import dumps, loads
 @contextmanager
 def hosted(app: Any, *, lifespan: str = "auto", **options: Any) -> Iterator[int]:
     """Serve *app* in a thread; the value is its port."""
-    config = uvicorn.Config(app, log_config=None, lifespan=lifespan, timeout_graceful_shutdown=5, **options)  # type: ignore[arg-type]
+    config = uvicorn.Config(
+        app, log_config=None, lifespan=lifespan, timeout_graceful_shutdown=5, **options
+    )  # type: ignore[arg-type]
     server = uvicorn.Server(config)
     listener = socket.create_server(("127.0.0.1", 0))
     thread = threading.Thread(target=lambda: asyncio.run(server.serve([listener])))
@@ -42,8 +44,8 @@ def run_task(function: Any, run_id: str = "r1", /, **more: Any) -> bytes:
         "type": "run_task",
         "run_id": run_id,
         "task_id": "task",
-        "callable_pickle": dumps(function, what="f"),
-        "args_pickle": dumps(more.pop("args", {}), what="a"),
+        "callable_pickle": dumps(function, label="f"),
+        "args_pickle": dumps(more.pop("args", {}), label="a"),
         "delivery": more.pop("delivery", {}),
         "python": PYTHON,
         **more,
@@ -71,22 +73,28 @@ class Reply:
 
     @property
     def value(self) -> Any:
-        return loads(self.events[-1]["result_pickle"], what="the result")
+        return loads(self.events[-1]["result_pickle"], label="the result")
 
     @property
     def error(self) -> str:
         return str(json.loads(self.body)["error"])
 
 
-def post(port: int, body: bytes, headers: Mapping[str, str] | None = None, path: str = "/wove/tasks") -> Reply:
+def post(
+    port: int, body: bytes, headers: Mapping[str, str] | None = None, path: str = "/wove/tasks"
+) -> Reply:
     """One request on a connection of its own."""
-    with contextlib.closing(http.client.HTTPConnection("127.0.0.1", port, timeout=30)) as connection:
+    with contextlib.closing(
+        http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+    ) as connection:
         connection.request("POST", path, body, dict(headers or {}))
         return Reply(connection.getresponse())
 
 
 def get(port: int, path: str, method: str = "GET") -> Reply:
     """One request without a body."""
-    with contextlib.closing(http.client.HTTPConnection("127.0.0.1", port, timeout=30)) as connection:
+    with contextlib.closing(
+        http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+    ) as connection:
         connection.request(method, path)
         return Reply(connection.getresponse())

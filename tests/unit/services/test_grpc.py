@@ -39,7 +39,9 @@ class Client:
 
     def call(self, body: bytes, *, metadata: Any = None, method: str = DEFAULT_METHOD) -> Any:
         if metadata is None:
-            metadata = self.security.metadata_for(transport="grpc", target=DEFAULT_METHOD, body=body)
+            metadata = self.security.metadata_for(
+                transport="grpc", target=DEFAULT_METHOD, body=body
+            )
         return self.channel.unary_unary(method)(body, metadata=metadata, timeout=30)
 
     async def run(self, function: Any, **more: Any) -> list[dict[str, Any]]:
@@ -53,7 +55,13 @@ class Client:
         raise AssertionError("it was answered")
 
     async def health(self, name: str = "") -> str:
-        return str((await self.call(bytes([10, len(name)]) + name.encode() if name else b"", method=HEALTH)).hex())
+        return str(
+            (
+                await self.call(
+                    bytes([10, len(name)]) + name.encode() if name else b"", method=HEALTH
+                )
+            ).hex()
+        )
 
 
 def text(function: Any, **more: Any) -> bytes:
@@ -61,7 +69,9 @@ def text(function: Any, **more: Any) -> bytes:
 
 
 @contextlib.asynccontextmanager
-async def service(security: Any = "none", *, theirs: Any = None, **options: Any) -> AsyncIterator[Client]:
+async def service(
+    security: Any = "none", *, theirs: Any = None, **options: Any
+) -> AsyncIterator[Client]:
     handler = worker_handler(security=security, **options)
     server = aio.server(options=OPEN)
     server.add_generic_rpc_handlers((handler,))
@@ -74,7 +84,11 @@ async def service(security: Any = "none", *, theirs: Any = None, **options: Any)
 
 
 def with_service(
-    check: Callable[[Client], Awaitable[None]], security: Any = "none", *, theirs: Any = None, **options: Any
+    check: Callable[[Client], Awaitable[None]],
+    security: Any = "none",
+    *,
+    theirs: Any = None,
+    **options: Any,
 ) -> None:
     async def main() -> None:
         async with service(security, theirs=theirs, **options) as client:
@@ -88,7 +102,7 @@ def test_a_run_and_its_events() -> None:
         (ended,) = await client.run(lambda a: a * 2, args={"a": 21}, run_id="one")
         assert ended["run_id"] == "one"
         assert ended["host"] and ended["pid"]
-        assert (ended["type"], loads(ended["result_pickle"], what="r")) == ("task_result", 42)
+        assert (ended["type"], loads(ended["result_pickle"], label="r")) == ("task_result", 42)
 
     with_service(check, SECRET)
 
@@ -97,7 +111,7 @@ def test_a_large_run() -> None:
     async def check(client: Client) -> None:
         blob = bytes(range(256)) * 40_000
         events = await client.run(lambda blob: blob[::-1], args={"blob": blob})
-        assert loads(events[-1]["result_pickle"], what="r") == blob[::-1]
+        assert loads(events[-1]["result_pickle"], label="r") == blob[::-1]
 
     with_service(check, SIGNING_REPLIES)
 
@@ -110,16 +124,18 @@ def test_a_signed_reply(blob: bytes) -> None:
         call = client.call(body, metadata=headers)
         reply, trailing = await call, await call.trailing_metadata()
         signature = trailing["x-wove-reply-signature"]
-        what: dict[str, Any] = {"transport": "grpc", "target": DEFAULT_METHOD, "headers": headers}
-        client.security.verify_reply(body=reply, signature=signature, **what)
+        label: dict[str, Any] = {"transport": "grpc", "target": DEFAULT_METHOD, "headers": headers}
+        client.security.verify_reply(body=reply, signature=signature, **label)
         with pytest.raises(PermissionError):
-            client.security.verify_reply(body=reply + b" ", signature=signature, **what)
+            client.security.verify_reply(body=reply + b" ", signature=signature, **label)
 
     with_service(check, SIGNING_REPLIES)
 
 
 @pytest.mark.parametrize("size", [0, 1_000_000], ids=["small", "large"])
-def test_strangers_are_refused_and_told_nothing(size: int, caplog: pytest.LogCaptureFixture) -> None:
+def test_strangers_are_refused_and_told_nothing(
+    size: int, caplog: pytest.LogCaptureFixture
+) -> None:
     async def check(client: Client) -> None:
         body = text(lambda blob: 1, args={"blob": bytes(size)})
         good = client.security.metadata_for(transport="grpc", target=DEFAULT_METHOD, body=body)
@@ -134,7 +150,13 @@ def test_strangers_are_refused_and_told_nothing(size: int, caplog: pytest.LogCap
     with caplog.at_level(logging.WARNING, "wove.service"):
         with_service(check, SECRET)
     told = caplog.text
-    for reason in ("is missing", "the signature is not", "more than once", "'other' is not known", "been here before"):
+    for reason in (
+        "is missing",
+        "the signature is not",
+        "more than once",
+        "'other' is not known",
+        "been here before",
+    ):
         assert reason in told, reason
     assert "127.0.0.1:" in told
 
@@ -143,7 +165,10 @@ def test_the_body_of_a_stranger_is_not_read() -> None:
     """A message that is larger than what fits on the way is never asked for."""
 
     async def check(client: Client) -> None:
-        assert await client.status(bytes(50_000_000), metadata=[]) == ("UNAUTHENTICATED", "not authorized")
+        assert await client.status(bytes(50_000_000), metadata=[]) == (
+            "UNAUTHENTICATED",
+            "not authorized",
+        )
 
     with_service(check, SECRET)
 
@@ -180,7 +205,7 @@ def test_no_room_for_one_more_large_command() -> None:
         assert says_busy(event) and "run_id" not in event
         budget.give_back(held)
         (event,) = await client.run(lambda blob: len(blob), args={"blob": bytes(300_000)})
-        assert loads(event["result_pickle"], what="r") == 300_000
+        assert loads(event["result_pickle"], label="r") == 300_000
 
     with_service(check, SECRET)
 
@@ -199,9 +224,14 @@ def test_no_room_is_an_event() -> None:
         holding = asyncio.create_task(client.run(_hold, run_id="held"))
         await _until(lambda: client.desk.status()["running"] == 1)
         events = await client.run(int)
-        assert events[-1]["error"]["kind"] == "WorkerBusyError" and events[-1]["error"]["retryable"] is True
+        assert (
+            events[-1]["error"]["kind"] == "WorkerBusyError"
+            and events[-1]["error"]["retryable"] is True
+        )
         assert await client.health() == "0802" and await client.health("liveness") == "0801"
-        await client.call(json.dumps({"type": "cancel_task", "run_id": "held", "task_id": "pdf"}).encode())
+        await client.call(
+            json.dumps({"type": "cancel_task", "run_id": "held", "task_id": "pdf"}).encode()
+        )
         assert (await holding)[-1]["type"] == "task_cancelled"
         assert await client.health() == "0801"
 
@@ -239,7 +269,7 @@ def test_a_keyed_run_outlives_its_client_and_is_remembered() -> None:
         call.cancel()
         events = await client.run(slow, key="k", run_id="second")
         assert [event["run_id"] for event in events] == ["second"] * len(events)
-        assert loads(events[-1]["result_pickle"], what="r") == "once"
+        assert loads(events[-1]["result_pickle"], label="r") == "once"
         again = await client.run(slow, key="k", run_id="third")
         assert [event["type"] for event in again] == ["task_result"]
 
@@ -273,7 +303,9 @@ def test_serve_says_where_drains_and_ends() -> None:
     async def main() -> None:
         stop, told = asyncio.Event(), asyncio.get_running_loop().create_future()
         options = service_options(security="none")
-        serving = asyncio.create_task(serve(options, Bind("127.0.0.1", 0), None, started=told.set_result, stop=stop))
+        serving = asyncio.create_task(
+            serve(options, Bind("127.0.0.1", 0), None, started=told.set_result, stop=stop)
+        )
         address = await told
         with pytest.raises(OSError, match=f"cannot listen on {address}"):
             await serve(options, Bind.parse(address), None, started=print, stop=stop)
@@ -290,7 +322,7 @@ def test_serve_says_where_drains_and_ends() -> None:
             late = codec.decode(await channel.unary_unary(DEFAULT_METHOD)(text(int)))
             assert late[-1]["error"]["kind"] == "WorkerBusyError"
             events = codec.decode(await last)
-            assert loads(events[-1]["result_pickle"], what="r") == "to the end"
+            assert loads(events[-1]["result_pickle"], label="r") == "to the end"
         await asyncio.wait_for(serving, 20)
 
     asyncio.run(main())

@@ -17,11 +17,11 @@ import pytest
 from tests.unit.services.hosts import get, hosted, post, run_task
 
 from wove.security import NetworkExecutorSecurity
-from wove.services import http as service, serve_http
+from wove.services import http as service, http_server as serve_http
 from wove.services.binding import Bind
 from wove.services.http import WorkerApp, worker_app
+from wove.services.http_server import serve
 from wove.services.options import service_options
-from wove.services.serve_http import serve
 
 LINES = {"Accept": "application/json, application/x-ndjson"}
 SIGNED = {"type": "signed", "secret": "s" * 40}
@@ -64,8 +64,14 @@ def test_a_short_run_is_answered_in_one_piece(http: str, no_leaks: None) -> None
 
 def test_a_long_run_is_streamed_to_those_who_can_read_it(tmp_path: Path) -> None:
     with hosted(worker_app(security="none")) as port:
-        body = run_task(wait_for, args={"path": str(tmp_path / "gate")}, delivery={"delivery_heartbeat_seconds": 0.1})
-        with contextlib.closing(http.client.HTTPConnection("127.0.0.1", port, timeout=30)) as connection:
+        body = run_task(
+            wait_for,
+            args={"path": str(tmp_path / "gate")},
+            delivery={"delivery_heartbeat_seconds": 0.1},
+        )
+        with contextlib.closing(
+            http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+        ) as connection:
             connection.request("POST", "/", body, LINES)
             response = connection.getresponse()
             assert response.headers["content-type"] == "application/x-ndjson"
@@ -92,13 +98,17 @@ def test_large_bodies_both_ways() -> None:
 
 
 def sign(body: bytes, path: str = "/wove/tasks", security: Any = SIGNED) -> dict[str, str]:
-    return NetworkExecutorSecurity.from_config(security).headers_for(transport="http", target=path, body=body)
+    return NetworkExecutorSecurity.from_config(security).headers_for(
+        transport="http", target=path, body=body
+    )
 
 
 # --- who may ----------------------------------------------------------------------------------------------
 
 
-def test_nothing_is_looked_at_before_it_is_verified(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_nothing_is_looked_at_before_it_is_verified(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     with hosted(worker_app(security=SIGNED)) as port:
         good = run_task(Bomb(tmp_path / "exploded"))
         changed = good.replace(b"r1", b"r2")
@@ -123,7 +133,9 @@ def test_nothing_is_looked_at_before_it_is_verified(tmp_path: Path, caplog: pyte
     assert "127.0.0.1:" in caplog.text and "was refused" in caplog.text
 
 
-@pytest.mark.parametrize("path", ["/", "/wove/tasks?x=1&y=%20", "/a%20b/%E2%82%AC%2Fc", "/wove/tasks?"])
+@pytest.mark.parametrize(
+    "path", ["/", "/wove/tasks?x=1&y=%20", "/a%20b/%E2%82%AC%2Fc", "/wove/tasks?"]
+)
 def test_a_signature_covers_the_path_as_it_was_sent(path: str) -> None:
     with hosted(worker_app(security=SIGNED)) as port:
         body = run_task(lambda: 1)
@@ -150,18 +162,30 @@ def test_signed_replies_are_whole_and_verify() -> None:
             reply = post(port, body, {**headers, **LINES})
             signature = reply.headers["X-Wove-Reply-Signature"]
             client.verify_reply(
-                transport="http", target="/wove/tasks", headers=headers, body=reply.body, signature=signature
+                transport="http",
+                target="/wove/tasks",
+                headers=headers,
+                body=reply.body,
+                signature=signature,
             )
             assert reply.types[-1] == "task_result"
             with pytest.raises(PermissionError):
                 client.verify_reply(
-                    transport="http", target="/wove/tasks", headers=headers, body=reply.body + b" ", signature=signature
+                    transport="http",
+                    target="/wove/tasks",
+                    headers=headers,
+                    body=reply.body + b" ",
+                    signature=signature,
                 )
 
 
 def test_web_pages_are_refused_where_there_is_no_security(tmp_path: Path) -> None:
     with hosted(worker_app(security="none")) as port:
-        for headers in ({"Origin": "http://evil.example"}, {"Origin": "null"}, {"Sec-Fetch-Site": "cross-site"}):
+        for headers in (
+            {"Origin": "http://evil.example"},
+            {"Origin": "null"},
+            {"Sec-Fetch-Site": "cross-site"},
+        ):
             assert post(port, run_task(Bomb(tmp_path / "exploded")), headers).status == 403
     assert not (tmp_path / "exploded").exists()
 
@@ -220,7 +244,10 @@ def test_strangers_cannot_make_it_hold_more_than_its_budget() -> None:
         for _ in range(4):  # each within the limit, and none of them ends
             one = stack.enter_context(socket.create_connection(("127.0.0.1", port), 30))
             head = "".join(f"{name}: {value}\r\n" for name, value in sign(b"").items())
-            one.sendall(f"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 600000\r\n{head}\r\n".encode() + b"x" * 500_000)
+            one.sendall(
+                f"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 600000\r\n{head}\r\n".encode()
+                + b"x" * 500_000
+            )
         deadline = time.monotonic() + 30
         while app.desk.unverified.take(1):
             app.desk.unverified.give_back(1)
@@ -237,7 +264,10 @@ def test_strangers_cannot_make_it_hold_more_than_its_budget() -> None:
 
 def test_a_body_that_trickles_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(service, "BODY_SECONDS", 0.2)
-    with hosted(worker_app(security="none")) as port, socket.create_connection(("127.0.0.1", port), 30) as slow_one:
+    with (
+        hosted(worker_app(security="none")) as port,
+        socket.create_connection(("127.0.0.1", port), 30) as slow_one,
+    ):
         slow_one.sendall(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\nx")
         assert slow_one.recv(1000).startswith(b"HTTP/1.1 408")
 
@@ -251,7 +281,9 @@ def served(**options: Any) -> Iterator[int]:
     async def main() -> None:
         stop, loop = asyncio.Event(), asyncio.get_running_loop()
         ends.append(lambda: loop.call_soon_threadsafe(stop.set))
-        await serve(service_options(**options), Bind("127.0.0.1", 0), None, started=ready.put, stop=stop)
+        await serve(
+            service_options(**options), Bind("127.0.0.1", 0), None, started=ready.put, stop=stop
+        )
 
     thread = threading.Thread(target=asyncio.run, args=(main(),))
     thread.start()
@@ -263,17 +295,25 @@ def served(**options: Any) -> Iterator[int]:
         assert not thread.is_alive()
 
 
-def test_a_request_that_never_gets_complete_is_given_up(monkeypatch: pytest.MonkeyPatch, no_leaks: None) -> None:
+def test_a_request_that_never_gets_complete_is_given_up(
+    monkeypatch: pytest.MonkeyPatch, no_leaks: None
+) -> None:
     monkeypatch.setattr(serve_http, "HEAD_SECONDS", 0.1)
     with served(security="none") as port:
-        for before, start in [(b"", b""), (b"", b"POST / HT"), (b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n", b"POST")]:
+        for before, start in [
+            (b"", b""),
+            (b"", b"POST / HT"),
+            (b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n", b"POST"),
+        ]:
             with socket.create_connection(("127.0.0.1", port), 30) as never:
                 never.sendall(before)
                 assert not before or never.recv(1000)
                 never.sendall(start)
                 while never.recv(1000):
                     pass
-        with contextlib.closing(http.client.HTTPConnection("127.0.0.1", port, timeout=30)) as patient:
+        with contextlib.closing(
+            http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+        ) as patient:
             patient.request("POST", "/", run_task(slow))
             assert patient.getresponse().read()
             assert patient.sock is not None
@@ -292,7 +332,9 @@ def test_busy_is_503_with_the_event(tmp_path: Path) -> None:
     app = worker_app(security="none", concurrency=1, backlog=0)
     with hosted(app) as port, socket.create_connection(("127.0.0.1", port), 30) as first:
         body = run_task(wait_for, "first", args={"path": str(tmp_path / "gate")})
-        first.sendall(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+        first.sendall(
+            b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body) + body
+        )
         deadline = time.monotonic() + 30
         while not app.desk.status()["running"]:
             assert time.monotonic() < deadline
@@ -316,7 +358,9 @@ def test_a_client_that_leaves_ends_its_run(headers: dict[str, str], tmp_path: Pa
     app = worker_app(security="none")
     with hosted(app) as port:
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
-        connection.request("POST", "/", run_task(wait_for, args={"path": str(tmp_path / "never")}), headers)
+        connection.request(
+            "POST", "/", run_task(wait_for, args={"path": str(tmp_path / "never")}), headers
+        )
         deadline = time.monotonic() + 30
         while not app.desk.status()["running"]:
             assert time.monotonic() < deadline
@@ -337,7 +381,9 @@ def test_a_cancel_comes_on_another_connection(tmp_path: Path) -> None:
         assert b'"task_cancelled"' in connection.getresponse().read()
 
 
-def test_an_error_of_its_own_is_a_500(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_of_its_own_is_a_500(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     app = worker_app(security="none")
     monkeypatch.setattr(app.desk, "take", lambda *_, **__: 1 // 0)
     caplog.set_level(logging.INFO)

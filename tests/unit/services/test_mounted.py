@@ -51,7 +51,9 @@ def in_django(worker: WorkerApp) -> Any:
         return HttpResponse("own")
 
     if not settings.configured:
-        settings.configure(ALLOWED_HOSTS=["*"], ROOT_URLCONF=type("urls", (), {"urlpatterns": [path("own", own)]}))
+        settings.configure(
+            ALLOWED_HOSTS=["*"], ROOT_URLCONF=type("urls", (), {"urlpatterns": [path("own", own)]})
+        )
         django.setup()
     from django.core.asgi import get_asgi_application
 
@@ -80,7 +82,12 @@ def test_it_runs_inside_of_another_application(host: Host, path: str) -> None:
     with hosted(host(worker)) as port:
         url = f"http://127.0.0.1:{port}{path}"
         wove.config(
-            environments={"workers": {"executor": "http", "executor_config": {"url": url, "security": SECURITY}}}
+            environments={
+                "workers": {
+                    "executor": "http",
+                    "executor_config": {"url": url, "security": SECURITY},
+                }
+            }
         )
         with weave() as w:
 
@@ -115,7 +122,9 @@ def test_a_test_client_has_a_loop_for_each_request() -> None:
     async def one(number: int) -> httpx.Response:
         transport = httpx.ASGITransport(app)
         async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
-            return await client.post("/wove/deep/tasks", content=run_task(lambda x: x, args={"x": number}))
+            return await client.post(
+                "/wove/deep/tasks", content=run_task(lambda x: x, args={"x": number})
+            )
 
     assert [asyncio.run(one(number)).status_code for number in range(3)] == [200] * 3
     asyncio.run(worker.desk.aclose())

@@ -12,21 +12,23 @@ import pytest
 from hypothesis import given, strategies as st
 from tests.support.certificates import Certificates
 
-from wove.executors.offload import elsewhere
+from wove.concurrency.thread_pool import run_in_thread
 from wove.protocol import codec
 from wove.protocol.codec import encode_events
+from wove.protocol.completed_runs import CompletedRuns
 from wove.protocol.frames import FrameError
-from wove.protocol.memory import Memory
 from wove.protocol.pickling import Pickled, dumps, loads
 from wove.services.binding import Bind, ServerTLS, refuse_exposed
 from wove.services.options import service_options
 from wove.services.wire import Budget, decode_command
 
-CALL = dumps(len, what="f")
+CALL = dumps(len, label="f")
 
 
 def command(**fields: Any) -> list[bytes]:
-    return codec.encode({"type": "run_task", "run_id": "r", "task_id": "t", "callable_pickle": CALL, **fields})
+    return codec.encode(
+        {"type": "run_task", "run_id": "r", "task_id": "t", "callable_pickle": CALL, **fields}
+    )
 
 
 # --- commands ---------------------------------------------------------------------------------------------
@@ -34,17 +36,27 @@ def command(**fields: Any) -> list[bytes]:
 
 def test_a_command_is_put_in_order() -> None:
     frame = decode_command(
-        command(callable_id="wrong", deadline="soon", delivery=[1], callable="os.system", args={}, task_id=7, extra=1)
+        command(
+            callable_id="wrong",
+            deadline="soon",
+            delivery=[1],
+            callable="os.system",
+            args={},
+            task_id=7,
+            extra=1,
+        )
     )
     assert frame["callable_id"] == hashlib.sha256(b"".join(CALL.chunks)).hexdigest()
     assert "deadline" not in frame and "callable" not in frame and "args" not in frame
     assert frame["delivery"] == {} and frame["task_id"] == "?" and frame["extra"] == 1
-    assert loads(frame["args_pickle"], what="a") == {}
+    assert loads(frame["args_pickle"], label="a") == {}
 
 
 @pytest.mark.parametrize("seconds", [-1, 1e300, 10**400, True, "1", [], None])
 def test_a_deadline_that_no_clock_knows_is_none(seconds: Any) -> None:
-    frame = decode_command(command(deadline=seconds, delivery={"delivery_heartbeat_seconds": seconds}))
+    frame = decode_command(
+        command(deadline=seconds, delivery={"delivery_heartbeat_seconds": seconds})
+    )
     assert frame.get("deadline") is None
     assert frame["delivery"].get("delivery_heartbeat_seconds") is None
 
@@ -75,10 +87,26 @@ def test_what_is_no_command(text: bytes, wrong: str) -> None:
         decode_command([text])
 
 
-NAMES = ["type", "run_id", "task_id", "delivery", "deadline", "callable_pickle", "args_pickle", "events"]
+NAMES = [
+    "type",
+    "run_id",
+    "task_id",
+    "delivery",
+    "deadline",
+    "callable_pickle",
+    "args_pickle",
+    "events",
+]
 ANY_JSON: st.SearchStrategy[Any] = st.recursive(
-    st.none() | st.booleans() | st.floats() | st.integers() | st.text() | st.sampled_from(["run_task", "r"]),
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.sampled_from(NAMES), inner, max_size=6),
+    st.none()
+    | st.booleans()
+    | st.floats()
+    | st.integers()
+    | st.text()
+    | st.sampled_from(["run_task", "r"]),
+    lambda inner: (
+        st.lists(inner, max_size=4) | st.dictionaries(st.sampled_from(NAMES), inner, max_size=6)
+    ),
 )
 
 
@@ -99,7 +127,10 @@ def test_any_bytes_are_a_frame_error(data: bytes) -> None:
 
 def test_events_are_one_json_text() -> None:
     big = Pickled([b"x" * 200_000])
-    events = [{"type": "task_started", "run_id": "r"}, {"type": "task_result", "run_id": "r", "result_pickle": big}]
+    events = [
+        {"type": "task_started", "run_id": "r"},
+        {"type": "task_result", "run_id": "r", "result_pickle": big},
+    ]
     found = json.loads(b"".join(encode_events(events)))
     assert [event["type"] for event in found["events"]] == ["task_started", "task_result"]
     assert encode_events([]) == [b'{"events":[]}']
@@ -107,9 +138,9 @@ def test_events_are_one_json_text() -> None:
 
 def test_elsewhere_is_another_thread() -> None:
     async def main() -> None:
-        assert await elsewhere(threading.current_thread) is not threading.current_thread()
+        assert await run_in_thread(threading.current_thread) is not threading.current_thread()
         with pytest.raises(ZeroDivisionError):
-            await elsewhere(lambda: 1 // 0)
+            await run_in_thread(lambda: 1 // 0)
 
     asyncio.run(main())
 
@@ -129,7 +160,7 @@ def event(size: int) -> dict[str, Any]:
 
 
 def test_memory_is_bounded_in_number_bytes_and_time() -> None:
-    memory = Memory(runs=3, size=20_000, seconds=10)
+    memory = CompletedRuns(runs=3, size=20_000, seconds=10)
     for number in range(5):
         memory.put(("", "t", str(number)), event(1), float(number))
     assert [number for number in range(5) if memory.get(("", "t", str(number)), 4.0)] == [2, 3, 4]
@@ -146,7 +177,7 @@ def test_memory_is_bounded_in_number_bytes_and_time() -> None:
 
 
 def test_a_memory_of_none() -> None:
-    memory = Memory(runs=0, size=1000, seconds=1)
+    memory = CompletedRuns(runs=0, size=1000, seconds=1)
     memory.put(("", "t", "k"), event(1), 0.0)
     assert len(memory) == 0
 
@@ -175,7 +206,9 @@ def test_options_are_checked(keywords: dict[str, Any], kind: type[Exception], me
 
 
 def test_options_do_not_show_the_secret() -> None:
-    assert "hunter" not in repr(service_options(security={"type": "signed", "secret": "hunter" * 8}))
+    assert "hunter" not in repr(
+        service_options(security={"type": "signed", "secret": "hunter" * 8})
+    )
 
 
 # --- where it listens -------------------------------------------------------------------------------------
@@ -183,7 +216,11 @@ def test_options_do_not_show_the_secret() -> None:
 
 @pytest.mark.parametrize(
     ("text", "host", "port"),
-    [("127.0.0.1:8800", "127.0.0.1", 8800), ("[::1]:0", "::1", 0), ("workers.internal:1", "workers.internal", 1)],
+    [
+        ("127.0.0.1:8800", "127.0.0.1", 8800),
+        ("[::1]:0", "::1", 0),
+        ("workers.internal:1", "workers.internal", 1),
+    ],
 )
 def test_an_address(text: str, host: str, port: int) -> None:
     bind = Bind.parse(text)
@@ -191,7 +228,9 @@ def test_an_address(text: str, host: str, port: int) -> None:
     assert str(bind) == text
 
 
-@pytest.mark.parametrize("text", ["", "8800", ":8800", "localhost", "localhost:", "::1:80", "a:b", "a:-1", "a:65536"])
+@pytest.mark.parametrize(
+    "text", ["", "8800", ":8800", "localhost", "localhost:", "::1:80", "a:b", "a:-1", "a:65536"]
+)
 def test_what_is_no_address(text: str) -> None:
     with pytest.raises(ValueError, match=r"HOST:PORT|in brackets"):
         Bind.parse(text)
@@ -208,7 +247,9 @@ def test_it_listens() -> None:
     with Bind("127.0.0.1", 0).listen() as listener:
         at = Bind("127.0.0.1", 0).at(listener)
         with socket.create_connection(("127.0.0.1", at.port)) as connection:
-            assert listener.fileno() > connection.fileno(), "it is to be closed first when the process is killed"
+            assert listener.fileno() > connection.fileno(), (
+                "it is to be closed first when the process is killed"
+            )
 
 
 SIGNED = {"type": "signed", "secret": "s" * 40}
@@ -229,7 +270,12 @@ SIGNED = {"type": "signed", "secret": "s" * 40}
     ],
 )
 def test_who_may_reach_it(
-    host: str, security: Any, tls: bool, switches: set[str], refused: str | None, certificates: Certificates
+    host: str,
+    security: Any,
+    tls: bool,
+    switches: set[str],
+    refused: str | None,
+    certificates: Certificates,
 ) -> None:
     pair = certificates.server
     files = ServerTLS.load(pair.certificate, pair.key) if tls else None
@@ -242,7 +288,9 @@ def test_who_may_reach_it(
             refuse_exposed(Bind(host, 1), files, options, **flags)
 
 
-def test_certificates_are_checked_before_it_listens(certificates: Certificates, tmp_path: Path) -> None:
+def test_certificates_are_checked_before_it_listens(
+    certificates: Certificates, tmp_path: Path
+) -> None:
     pair = certificates.server
     assert ServerTLS.load(pair.certificate, pair.key, certificates.authority).pem()[2]
     nothing = tmp_path / "nothing.pem"

@@ -13,11 +13,15 @@ from typing import Any, ClassVar
 import cloudpickle
 import pytest
 
-from wove.protocol import sockets
+from wove.protocol import websocket as sockets
 from wove.security import NetworkExecutorSecurity
 from wove.services.websocket import WorkerSocket
 
-pytestmark = [pytest.mark.backend("websocket"), pytest.mark.timeout(60), pytest.mark.usefixtures("no_leaks")]
+pytestmark = [
+    pytest.mark.backend("websocket"),
+    pytest.mark.timeout(60),
+    pytest.mark.usefixtures("no_leaks"),
+]
 
 SIGNED = {"type": "signed", "secret": "a secret of both sides"}
 PATIENCE = 20.0
@@ -77,26 +81,37 @@ class Service:
         self.worker, self.port = worker, port
 
     @contextlib.asynccontextmanager
-    async def client(self, *, ours: bool = False, headers: Any = None, target: str = "/wove") -> AsyncIterator[Client]:
+    async def client(
+        self, *, ours: bool = False, headers: Any = None, target: str = "/wove"
+    ) -> AsyncIterator[Client]:
         from websockets.asyncio.client import connect
 
         offered: Any = sockets.OFFERED if ours else None
         url = f"ws://127.0.0.1:{self.port}{target}"
         async with connect(
-            url, subprotocols=offered, additional_headers=headers, max_size=None, proxy=None, compression=None
+            url,
+            subprotocols=offered,
+            additional_headers=headers,
+            max_size=None,
+            proxy=None,
+            compression=None,
         ) as connection:
             assert connection.subprotocol == (sockets.OURS if ours else None)
             yield Client(connection)
 
 
-def served(test: Callable[[Service], Coroutine[Any, Any, None]], *, settings: bool = True, **options: Any) -> None:
+def served(
+    test: Callable[[Service], Coroutine[Any, Any, None]], *, settings: bool = True, **options: Any
+) -> None:
     async def main() -> None:
         from websockets.asyncio.server import serve
 
         async with WorkerSocket(**{"security": "none", **options}) as worker:
             chosen = worker.settings if settings else {}
             async with serve(worker.handler, "127.0.0.1", 0, **chosen) as server:
-                await asyncio.wait_for(test(Service(worker, next(iter(server.sockets)).getsockname()[1])), PATIENCE)
+                await asyncio.wait_for(
+                    test(Service(worker, next(iter(server.sockets)).getsockname()[1])), PATIENCE
+                )
 
     asyncio.run(main())
 
@@ -140,7 +155,9 @@ def test_takes_lists_of_commands_and_functions_that_came_before() -> None:
             del late["callable_pickle"]
             await client.send([late])
             assert "callable" in (await client.until("task_error", "late"))["error"]["message"]
-        async with service.client(ours=True) as another:  # what one connection has sent, another has not
+        async with service.client(
+            ours=True
+        ) as another:  # what one connection has sent, another has not
             await another.send(batch[1])
             await another.until("task_error", "r1")
 
@@ -151,7 +168,9 @@ def test_large_values_go_in_pieces_both_ways() -> None:
     async def test(service: Service) -> None:
         async with service.client() as client:
             whole = json.dumps(command("big", lambda value: value, value=bytes(5_000_000))).encode()
-            await client.connection.send((whole[n : n + 700_000] for n in range(0, len(whole), 700_000)), text=True)
+            await client.connection.send(
+                (whole[n : n + 700_000] for n in range(0, len(whole), 700_000)), text=True
+            )
             assert await client.result("big") == bytes(5_000_000)
 
     served(test)
@@ -280,7 +299,9 @@ def test_only_authentic_handshakes(settings: bool) -> None:
     served(test, settings=settings, security=SIGNED)
 
 
-async def refused(service: Service, headers: Any, in_handshake: bool, target: str = "/wove") -> None:
+async def refused(
+    service: Service, headers: Any, in_handshake: bool, target: str = "/wove"
+) -> None:
     from websockets.exceptions import InvalidStatus
 
     if in_handshake:
@@ -313,8 +334,15 @@ def test_replies_are_signed_and_counted() -> None:
             for n in range(3):
                 await client.send(command(f"r{n}", lambda: bytes(200_000)))
             while ended < 3:
-                signature, rest = sockets.split_signature([await client.connection.recv(decode=False)])
-                named = {"transport": "websocket", "target": "/wove", "headers": headers, "signature": signature}
+                signature, rest = sockets.split_signature(
+                    [await client.connection.recv(decode=False)]
+                )
+                named = {
+                    "transport": "websocket",
+                    "target": "/wove",
+                    "headers": headers,
+                    "signature": signature,
+                }
                 security.verify_reply(**named, body=rest, sequence=number)
                 with pytest.raises(PermissionError):
                     security.verify_reply(**named, body=rest, sequence=number + 1)

@@ -69,7 +69,9 @@ def test_a_failing_call_changes_nothing(bad: dict[str, Any]) -> None:
 
 def test_the_default_environment_cannot_be_removed() -> None:
     config(environments={"a": {}, "b": {}}, default_environment="a")
-    with pytest.raises(ValueError, match="environment 'a' cannot be removed while it is the default"):
+    with pytest.raises(
+        ValueError, match="environment 'a' cannot be removed while it is the default"
+    ):
         config(environments={"a": None})
     with pytest.raises(ValueError, match="cannot be removed"):
         config(environments={"b": None}, default_environment="b")
@@ -128,7 +130,9 @@ def test_no_file_says_where_it_was_looked_for(tmp_path: Path) -> None:
     assert "config_file=" in str(caught.value)
 
 
-def test_config_file_is_relative_to_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_config_file_is_relative_to_the_working_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     write("retries = 4", "conf/live.py")
     config(config_file="conf/live.py")
     assert current().defaults == {"retries": 4}
@@ -197,7 +201,10 @@ def test_the_file_adds_to_what_was_configured() -> None:
 
 
 def test_what_is_passed_beside_a_file_wins() -> None:
-    write("retries = 2\ntimeout = 3\nenvironments = {'a': {'executor': 'http', 'retries': 1}}\n", "base.py")
+    write(
+        "retries = 2\ntimeout = 3\nenvironments = {'a': {'executor': 'http', 'retries': 1}}\n",
+        "base.py",
+    )
     config(config_file="base.py", retries=7, environments={"a": {"retries": 5}})
     assert current().defaults == {"retries": 7, "timeout": 3.0}
     assert current().environments["a"].executor == "http"
@@ -212,7 +219,10 @@ def test_what_is_passed_beside_a_file_wins() -> None:
         ("ENVIROMENTS = {}", "Did you mean 'environments'?"),
         ("WOVE_CONFG = {}", "Did you mean 'WOVE_CONFIG'?"),
         ("wove_config = {}", "Did you mean 'WOVE_CONFIG'?"),
-        ("concurrency = 8", "unknown setting 'concurrency'.*leading underscore|begins with an underscore"),
+        (
+            "concurrency = 8",
+            "unknown setting 'concurrency'.*leading underscore|begins with an underscore",
+        ),
         ("WOVE_CONFIG = [1]", "WOVE_CONFIG must be a dict, not"),
         ("WOVE_CONFIG = {'retires': 1}", r"wove_config\.py: unknown option 'retires'"),
         ("WOVE_CONFIG = {'config_file': 'x'}", "unknown option 'config_file'"),

@@ -46,7 +46,9 @@ def test_only_the_local_executor_is_local(executor: object) -> None:
 
 
 def test_nothing_can_be_changed() -> None:
-    configuration = environments(reports={"executor": "http", "executor_config": {"url": "u"}, "retries": 1})
+    configuration = environments(
+        reports={"executor": "http", "executor_config": {"url": "u"}, "retries": 1}
+    )
     environment = configuration.environments["reports"]
     mapping: Any
     for mapping in (
@@ -89,7 +91,9 @@ AGAIN: list[Callable[[Any], Any]] = [through_pickle, copy.copy, copy.deepcopy]
 def test_pickling_and_copying(again: Callable[[Any], Any]) -> None:
     configuration = configured(
         default_environment="reports",
-        environments={"reports": {"executor": "http", "executor_config": {"url": "u"}, "retry_on": OSError}},
+        environments={
+            "reports": {"executor": "http", "executor_config": {"url": "u"}, "retry_on": OSError}
+        },
         timeout=3,
     )
     twin = again(configuration)
@@ -108,7 +112,9 @@ def test_equality_and_hash() -> None:
 
 
 def test_a_repr_shows_no_executor_config() -> None:
-    configuration = environments(x={"executor": "http", "executor_config": {"security": {"secret": "hunter2"}}})
+    configuration = environments(
+        x={"executor": "http", "executor_config": {"security": {"secret": "hunter2"}}}
+    )
     assert "hunter2" not in repr(configuration)
 
 
@@ -116,8 +122,12 @@ def test_a_repr_shows_no_executor_config() -> None:
 
 
 def test_definitions_merge_key_by_key() -> None:
-    first = environments(reports={"executor": "http", "executor_config": {"url": "u"}, "retries": 1, "timeout": 9})
-    second = overlaid(first, {"environments": {"reports": {"retries": 2}}, "workers": 4}, "wove.config")
+    first = environments(
+        reports={"executor": "http", "executor_config": {"url": "u"}, "retries": 1, "timeout": 9}
+    )
+    second = overlaid(
+        first, {"environments": {"reports": {"retries": 2}}, "workers": 4}, "wove.config"
+    )
     third = overlaid(second, {"retries": 5}, "wove.config")
     reports = third.environments["reports"]
     assert (reports.executor, reports.executor_config) == ("http", {"url": "u"})
@@ -127,11 +137,15 @@ def test_definitions_merge_key_by_key() -> None:
 
 
 def test_another_executor_starts_with_an_empty_config() -> None:
-    first = environments(reports={"executor": "http", "executor_config": {"url": "u"}, "retries": 1})
+    first = environments(
+        reports={"executor": "http", "executor_config": {"url": "u"}, "retries": 1}
+    )
     same = overlaid(first, {"environments": {"reports": {"executor": "http"}}}, "x")
     other = overlaid(first, {"environments": {"reports": {"executor": "local"}}}, "x")
     both = overlaid(
-        first, {"environments": {"reports": {"executor": "celery", "executor_config": {"queue": "q"}}}}, "x"
+        first,
+        {"environments": {"reports": {"executor": "celery", "executor_config": {"queue": "q"}}}},
+        "x",
     )
     assert same == first
     assert other.environments["reports"] == Environment("reports", "local", {}, {"retries": 1})
@@ -139,22 +153,34 @@ def test_another_executor_starts_with_an_empty_config() -> None:
 
 
 def test_executor_config_is_replaced_whole_and_taken_back_by_none() -> None:
-    first = environments(reports={"executor": "http", "executor_config": {"url": "u", "insecure": True}})
-    replaced = overlaid(first, {"environments": {"reports": {"executor_config": {"url": "v"}}}}, "x")
+    first = environments(
+        reports={"executor": "http", "executor_config": {"url": "u", "insecure": True}}
+    )
+    replaced = overlaid(
+        first, {"environments": {"reports": {"executor_config": {"url": "v"}}}}, "x"
+    )
     emptied = overlaid(first, {"environments": {"reports": {"executor_config": None}}}, "x")
     assert replaced.environments["reports"].executor_config == {"url": "v"}
     assert emptied.environments["reports"].executor_config == {}
 
 
 def test_a_definition_without_an_executor_is_local() -> None:
-    assert environments(fast={"timeout": 1}).environments["fast"] == Environment("fast", "local", {}, {"timeout": 1.0})
+    assert environments(fast={"timeout": 1}).environments["fast"] == Environment(
+        "fast", "local", {}, {"timeout": 1.0}
+    )
 
 
 def test_none_is_off_where_that_has_a_meaning_and_takes_back_where_not() -> None:
-    first = configured(retries=3, max_workers=4, environments={"x": {"retries": 2, "error_mode": "return"}})
+    first = configured(
+        retries=3, max_workers=4, environments={"x": {"retries": 2, "error_mode": "return"}}
+    )
     second = overlaid(
         first,
-        {"retries": None, "max_workers": None, "environments": {"x": {"retries": None, "error_mode": None}}},
+        {
+            "retries": None,
+            "max_workers": None,
+            "environments": {"x": {"retries": None, "error_mode": None}},
+        },
         "wove.config",
     )
     assert second.defaults == {"retries": 0}
@@ -187,19 +213,39 @@ def test_default_environment_may_be_configured_later() -> None:
 @pytest.mark.parametrize(
     ("given", "kind", "message"),
     [
-        ({"retires": 1}, TypeError, r"wove\.config: unknown option 'retires'\. Did you mean 'retries'\?"),
+        (
+            {"retires": 1},
+            TypeError,
+            r"wove\.config: unknown option 'retires'\. Did you mean 'retries'\?",
+        ),
         ({"enviroments": {}}, TypeError, "Did you mean 'environments'?"),
         ({"environment": "x"}, TypeError, "Did you mean 'default_environment'?"),
         ({"retries": "3"}, TypeError, r"wove\.config: retries must be a whole number, not '3'"),
-        ({"max_workers": 0}, ValueError, r"wove\.config: max_workers must be a whole number of at least 1"),
+        (
+            {"max_workers": 0},
+            ValueError,
+            r"wove\.config: max_workers must be a whole number of at least 1",
+        ),
         (
             {"default_environment": 3},
             TypeError,
             "default_environment must be the name of an environment, not 3",
         ),
-        ({"default_environment": ""}, ValueError, "default_environment must be the name of an environment"),
-        ({"environments": ["a"]}, TypeError, "environments must be a dict of definitions by name, not"),
-        ({"environments": {3: {}}}, TypeError, "the name of an environment is text and not empty, not 3"),
+        (
+            {"default_environment": ""},
+            ValueError,
+            "default_environment must be the name of an environment",
+        ),
+        (
+            {"environments": ["a"]},
+            TypeError,
+            "environments must be a dict of definitions by name, not",
+        ),
+        (
+            {"environments": {3: {}}},
+            TypeError,
+            "the name of an environment is text and not empty, not 3",
+        ),
         ({"environments": {"": {}}}, TypeError, "the name of an environment is text"),
         ({"environments": {"a": "http"}}, TypeError, r"environment 'a' must be a dict such as"),
         (
@@ -207,11 +253,27 @@ def test_default_environment_may_be_configured_later() -> None:
             TypeError,
             "environment 'a': unknown option 'executer'",
         ),
-        ({"environments": {"a": {"environment": "b"}}}, TypeError, "environment is not an option here"),
+        (
+            {"environments": {"a": {"environment": "b"}}},
+            TypeError,
+            "environment is not an option here",
+        ),
         ({"environments": {"a": {"url": "http://x"}}}, TypeError, "unknown option 'url'"),
-        ({"environments": {"a": {"timeout": True}}}, TypeError, "environment 'a': timeout must be a number"),
-        ({"environments": {"a": {"executor": None}}}, TypeError, "executor must be the name of a built-in"),
-        ({"environments": {"a": {"executor": ""}}}, TypeError, "executor must be the name of a built-in"),
+        (
+            {"environments": {"a": {"timeout": True}}},
+            TypeError,
+            "environment 'a': timeout must be a number",
+        ),
+        (
+            {"environments": {"a": {"executor": None}}},
+            TypeError,
+            "executor must be the name of a built-in",
+        ),
+        (
+            {"environments": {"a": {"executor": ""}}},
+            TypeError,
+            "executor must be the name of a built-in",
+        ),
         (
             {"environments": {"a": {"executor": object()}}},
             TypeError,

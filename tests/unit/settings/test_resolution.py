@@ -39,7 +39,7 @@ def resolver(configuration: Configuration = BUILT_IN, **weave_options: Any) -> R
 
 
 def options(mapped: bool = True, /, **given: Any) -> dict[str, Any]:
-    return check_task_options(given, mapped=mapped, what="task 'x'")
+    return check_task_options(given, mapped=mapped, label="task 'x'")
 
 
 # ------------------------------------------------------------------ nothing set
@@ -122,10 +122,19 @@ def test_a_task_may_come_back_from_its_weave_s_environment() -> None:
 
 
 def test_weave_settings_come_from_the_weave_its_environment_and_the_defaults() -> None:
-    configuration = configured(environments={"reports": REPORTS}, max_workers=2, max_pending=7, background=True)
+    configuration = configured(
+        environments={"reports": REPORTS}, max_workers=2, max_pending=7, background=True
+    )
     plain = resolver(configuration).weave()
-    assert (plain.max_workers, plain.error_mode, plain.max_pending, plain.background) == (2, "raise", 7, True)
-    there = resolver(configuration, environment="reports", max_pending=None, background=False).weave()
+    assert (plain.max_workers, plain.error_mode, plain.max_pending, plain.background) == (
+        2,
+        "raise",
+        7,
+        True,
+    )
+    there = resolver(
+        configuration, environment="reports", max_pending=None, background=False
+    ).weave()
     assert (there.max_workers, there.error_mode, there.max_pending, there.background) == (
         8,
         "return",
@@ -135,8 +144,12 @@ def test_weave_settings_come_from_the_weave_its_environment_and_the_defaults() -
 
 
 def test_none_switches_an_inherited_default_off() -> None:
-    configuration = configured(environments={"default": REPORTS}, limit_per_minute=60, max_pending=3)
-    off: dict[str, Any] = dict.fromkeys(["retries", "timeout", "workers", "limit_per_minute", "delivery_timeout"])
+    configuration = configured(
+        environments={"default": REPORTS}, limit_per_minute=60, max_pending=3
+    )
+    off: dict[str, Any] = dict.fromkeys(
+        ["retries", "timeout", "workers", "limit_per_minute", "delivery_timeout"]
+    )
     settings = resolver(configuration, max_pending=None).task(options(**off), True)
     assert settings == TaskSettings(configuration.environments["default"])
 
@@ -189,13 +202,17 @@ def test_an_unknown_environment_of_a_task() -> None:
 def test_an_unknown_environment_of_a_weave() -> None:
     resolved = resolver(environment="nowhere")
     for ask in (resolved.weave, resolved.explain_weave, lambda: resolved.task({}, False)):
-        with pytest.raises(NameError, match=r"environment 'nowhere' is not configured\. Configured: 'default'"):
+        with pytest.raises(
+            NameError, match=r"environment 'nowhere' is not configured\. Configured: 'default'"
+        ):
             ask()
 
 
 def test_an_unknown_default_environment() -> None:
     resolved = resolver(configured(default_environment="nowhere"))
-    with pytest.raises(NameError, match=r"wove\.config: default_environment: environment 'nowhere'"):
+    with pytest.raises(
+        NameError, match=r"wove\.config: default_environment: environment 'nowhere'"
+    ):
         resolved.task({}, False, "task 'pdf'")
     assert resolved.task(options(environment="default"), False).is_local
 
@@ -223,7 +240,9 @@ def test_explain_has_exactly_what_concerns_the_task() -> None:
 
 
 def test_explain_weave() -> None:
-    configuration = configured(default_environment="reports", environments={"reports": REPORTS}, fork=True)
+    configuration = configured(
+        default_environment="reports", environments={"reports": REPORTS}, fork=True
+    )
     assert resolver(configuration, background=True).explain_weave() == {
         "environment": ("reports", "wove.config"),
         "max_workers": (8, "environment 'reports'"),
@@ -251,7 +270,9 @@ VALUES: dict[str, st.SearchStrategy[Any]] = {
 
 
 def layer(scope: Any) -> st.SearchStrategy[dict[str, Any]]:
-    return st.fixed_dictionaries({}, optional={n: values for n, values in VALUES.items() if n in names(scope)})
+    return st.fixed_dictionaries(
+        {}, optional={n: values for n, values in VALUES.items() if n in names(scope)}
+    )
 
 
 @given(

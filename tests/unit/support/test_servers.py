@@ -80,7 +80,9 @@ def test_temporal(folder: Path) -> None:
 @pytest.mark.backend("slurm")
 def test_slurm(folder: Path, no_leaks: None) -> None:
     with slurm.running(folder) as cluster:
-        done = cluster.run("sbatch", "--parsable", "--wait", "-o", str(folder / "out"), "--wrap", "echo said")
+        done = cluster.run(
+            "sbatch", "--parsable", "--wait", "-o", str(folder / "out"), "--wrap", "echo said"
+        )
         assert done.strip().isdigit()
         assert (folder / "out").read_text() == "said\n"
         batch = ("sbatch", "--parsable", "--no-requeue", "-o", str(folder / "more"), "--wrap")
@@ -88,17 +90,23 @@ def test_slurm(folder: Path, no_leaks: None) -> None:
         assert cluster.jobs() == [stays]
         wait_for(lambda: cluster.run("squeue", "-h", "-o", "%T").strip() == "RUNNING")
         cluster.lose_the_node()
-        wait_for(lambda: "JobState=NODE_FAIL" in cluster.run("scontrol", "-o", "show", "job", stays))
+        wait_for(
+            lambda: "JobState=NODE_FAIL" in cluster.run("scontrol", "-o", "show", "job", stays)
+        )
         cluster.run(*batch, "sleep 300; true")
 
 
 @pytest.mark.backend("dask")
 def test_dask(folder: Path) -> None:
-    code = (
-        "import sys\nfrom distributed import Client\nwith Client(sys.argv[1]) as c: print(c.submit(pow, 2, 5).result())"
-    )
+    code = "import sys\nfrom distributed import Client\n"
+    code += "with Client(sys.argv[1]) as c: print(c.submit(pow, 2, 5).result())"
     with dask.running(folder) as cluster:
-        out = subprocess.run([sys.executable, "-c", code, cluster.address], capture_output=True, text=True, timeout=50)
+        out = subprocess.run(
+            [sys.executable, "-c", code, cluster.address],
+            capture_output=True,
+            text=True,
+            timeout=50,
+        )
     assert out.stdout == "32\n", out.stderr
 
 
@@ -110,7 +118,12 @@ def test_ray(folder: Path) -> None:
     )
     before = {name: os.environ.get(name) for name in ray.ENVIRON}  # the session's may run
     with ray.running(folder) as cluster:
-        out = subprocess.run([sys.executable, "-c", code, cluster.address], capture_output=True, text=True, timeout=50)
+        out = subprocess.run(
+            [sys.executable, "-c", code, cluster.address],
+            capture_output=True,
+            text=True,
+            timeout=50,
+        )
     assert out.stdout == "32 127.0.0.1\n", out.stderr
     assert {name: os.environ.get(name) for name in ray.ENVIRON} == before
 
@@ -128,7 +141,10 @@ def test_aws_batch(folder: Path) -> None:
             given = [{"name": name, "value": value} for name, value in environment.items()]
             overrides = {"environment": given}
             job = client.submit_job(
-                jobName="job", jobQueue=queue, jobDefinition=definition, containerOverrides=overrides
+                jobName="job",
+                jobQueue=queue,
+                jobDefinition=definition,
+                containerOverrides=overrides,
             )
             return job["jobId"]
 
@@ -137,7 +153,9 @@ def test_aws_batch(folder: Path) -> None:
             return found
 
         def ended(job: str) -> dict[str, Any]:
-            return wait_for(lambda: (found := state(job))["status"] in ("SUCCEEDED", "FAILED") and found)
+            return wait_for(
+                lambda: (found := state(job))["status"] in ("SUCCEEDED", "FAILED") and found
+            )
 
         good, bad, unknown = submit(runs, STATUS="0"), submit(runs, STATUS="7"), submit(nowhere)
         assert ended(good)["status"] == "SUCCEEDED"

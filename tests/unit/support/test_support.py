@@ -66,11 +66,15 @@ def test_a_required_backend_that_is_missing_is_a_failure(
     monkeypatch.setenv("WOVE_REQUIRE_BACKENDS", required)
     result = suite.runpytest_subprocess("-p", "no:cacheprovider")
     result.assert_outcomes(passed=1, errors=1)
-    result.stdout.fnmatch_lines(["*WOVE_REQUIRE_BACKENDS wants absent, but no server on this machine*"])
+    result.stdout.fnmatch_lines(
+        ["*WOVE_REQUIRE_BACKENDS wants absent, but no server on this machine*"]
+    )
     assert result.ret == 1
 
 
-def test_requiring_an_unknown_backend_is_an_error(suite: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_requiring_an_unknown_backend_is_an_error(
+    suite: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("WOVE_REQUIRE_BACKENDS", "redsi")
     result = suite.runpytest_subprocess("-p", "no:cacheprovider")
     assert result.ret == pytest.ExitCode.USAGE_ERROR
@@ -83,16 +87,24 @@ def test_a_test_cannot_name_a_backend_that_nobody_checks(suite: pytest.Pytester)
 
 
 def test_a_script_tells_how_it_ended(script: Callable[..., Finished]) -> None:
-    done = script("import sys; print(sys.argv[1]); print('!', file=sys.stderr); sys.exit(3)", "hello", check=False)
+    done = script(
+        "import sys; print(sys.argv[1]); print('!', file=sys.stderr); sys.exit(3)",
+        "hello",
+        check=False,
+    )
     assert (done.returncode, done.stdout, done.stderr, done.orphans) == (3, "hello\n", "!\n", ())
 
 
 def test_a_script_that_hangs_shows_its_stacks(tmp_path: Path) -> None:
-    with pytest.raises(pytest.fail.Exception, match=r"did not end within 1 s(.|\n)*line 2 in forever"):
+    with pytest.raises(
+        pytest.fail.Exception, match=r"did not end within 1 s(.|\n)*line 2 in forever"
+    ):
         run_script("import time\ndef forever(): time.sleep(60)\nforever()", cwd=tmp_path, timeout=1)
 
 
-def test_a_script_that_leaves_a_process_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_script_that_leaves_a_process_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("tests.support.scripts.GRACE", 0.2)
     source = "import subprocess; subprocess.Popen(['sleep', '60'])"
     with pytest.raises(pytest.fail.Exception, match="left processes behind"):
@@ -129,7 +141,14 @@ KEEPER = Path(backends.__file__).with_name("keeper.py")
 
 
 def kept(folder: Path, restart: str, script: str) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-I", str(KEEPER), str(folder / "status"), str(folder / "log"), restart]
+    command = [
+        sys.executable,
+        "-I",
+        str(KEEPER),
+        str(folder / "status"),
+        str(folder / "log"),
+        restart,
+    ]
     return subprocess.Popen([*command, sys.executable, "-c", script], stdin=subprocess.PIPE)
 
 
@@ -157,7 +176,9 @@ def test_what_is_kept_comes_again_until_its_keeper_is_told_to_stop(tmp_path: Pat
 
 
 def test_what_is_left_behind_is_told_and_ended(tmp_path: Path) -> None:
-    child = "import subprocess, sys; p = subprocess.Popen(['sleep', '60']); print(p.pid, flush=True)"
+    child = (
+        "import subprocess, sys; p = subprocess.Popen(['sleep', '60']); print(p.pid, flush=True)"
+    )
     keeper = kept(tmp_path, "once", child)
     assert keeper.wait(30) == 0
     found = status(tmp_path, lambda found: True)

@@ -64,12 +64,18 @@ def load(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], ModuleType]:
 
 
 @pytest.mark.backend("celery", "redis", "rabbitmq")
-@pytest.mark.parametrize(("broker", "pool"), [("redis", "prefork"), ("redis", "threads"), ("rabbitmq", "solo")])
-def test_celery(servers: Servers, load: Callable[[str], ModuleType], tmp_path: Path, broker: str, pool: str) -> None:
+@pytest.mark.parametrize(
+    ("broker", "pool"), [("redis", "prefork"), ("redis", "threads"), ("rabbitmq", "solo")]
+)
+def test_celery(
+    servers: Servers, load: Callable[[str], ModuleType], tmp_path: Path, broker: str, pool: str
+) -> None:
     source = CELERY.format(broker=getattr(servers, broker).url, results=servers.redis.url)
     with (
         load(source).app as app,
-        Worker.start(celery("app", pool=pool), tmp_path / "worker", modules={"app": source}) as worker,
+        Worker.start(
+            celery("app", pool=pool), tmp_path / "worker", modules={"app": source}
+        ) as worker,
     ):
         pid, parent = app.send_task("pids").get(timeout=20)
         assert (parent if pool == "prefork" else pid) == worker.pid
@@ -112,7 +118,9 @@ def test_arq(servers: Servers, load: Callable[[str], ModuleType], tmp_path: Path
         await pool.aclose()
         return found
 
-    with Worker.start(arq("app.WorkerSettings"), tmp_path / "worker", modules={"app": source}, restarts=True) as worker:
+    with Worker.start(
+        arq("app.WorkerSettings"), tmp_path / "worker", modules={"app": source}, restarts=True
+    ) as worker:
         assert asyncio.run(main())[0] == worker.pid
         before = worker.pid
         worker.kill_all()
@@ -141,7 +149,9 @@ def test_taskiq(servers: Servers, load: Callable[[str], ModuleType], tmp_path: P
 
 
 def test_a_worker_that_does_not_start_shows_why(tmp_path: Path) -> None:
-    command = Command("broken", (sys.executable, "-c", "raise SystemExit('no such queue')"), "never")
+    command = Command(
+        "broken", (sys.executable, "-c", "raise SystemExit('no such queue')"), "never"
+    )
     with pytest.raises(pytest.fail.Exception, match="no such queue"):
         Worker.start(command, tmp_path / "worker")
 
@@ -151,7 +161,9 @@ def test_what_a_worker_can_import(tmp_path: Path) -> None:
     command = Command("imports", (sys.executable, "-c", script), "ready")
     with Worker.start(command, tmp_path / "with", modules={"app": ""}) as worker:
         worker.until(lambda: "and tests" in worker.log(), "has them")
-    with Worker.start(command, tmp_path / "without", modules={"app": ""}, path=None, restarts=True) as worker:
+    with Worker.start(
+        command, tmp_path / "without", modules={"app": ""}, path=None, restarts=True
+    ) as worker:
         worker.until(lambda: "No module named 'tests'" in worker.log(), "lacks them")
         pid = worker.pid
         worker.until(lambda: worker.starts > 2, "is started again")

@@ -95,7 +95,9 @@ def test_no_interrupt_gets_out_of_its_call() -> None:
         try:
             for i in range(3_000):
                 section = Interruptible()
-                outcomes.append(section.run(lambda section=section, i=i: (sections.append(section), i)[1]))
+                outcomes.append(
+                    section.run(lambda section=section, i=i: (sections.append(section), i)[1])
+                )
                 sum(range(20))  # what a thread does between two tasks
         except BaseException as error:
             leaked.append(error)
@@ -109,10 +111,17 @@ def test_no_interrupt_gets_out_of_its_call() -> None:
             except IndexError:
                 time.sleep(0)
 
-    threads = [threading.Thread(target=work), threading.Thread(target=disturb), threading.Thread(target=disturb)]
+    threads = [
+        threading.Thread(target=work),
+        threading.Thread(target=disturb),
+        threading.Thread(target=disturb),
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
     assert not leaked and len(outcomes) == 3_000
-    assert all(value == i if ok else isinstance(value, TaskInterrupted) for i, (ok, value) in enumerate(outcomes))
+    assert all(
+        value == i if ok else isinstance(value, TaskInterrupted)
+        for i, (ok, value) in enumerate(outcomes)
+    )

@@ -16,7 +16,7 @@ from wove.errors import EnvironmentExecutionError, SerializationError, TaskTimeo
 from wove.protocol.faults import to_exception
 from wove.protocol.frames import PYTHON, TERMINAL, FrameError
 from wove.protocol.pickling import Pickled, dumps, loads
-from wove.worker.pulse import LoadMeter
+from wove.worker.heartbeats import LoadMeter
 from wove.worker.runner import Runner
 
 
@@ -33,14 +33,22 @@ class Bench:
             self.events.append(event)
             self._changed.notify_all()
 
-    def send(self, function: Any, run_id: str = "r", /, delivery: Any = None, fields: Any = (), **args: Any) -> None:
+    def send(
+        self,
+        function: Any,
+        run_id: str = "r",
+        /,
+        delivery: Any = None,
+        fields: Any = (),
+        **args: Any,
+    ) -> None:
         self.runner.submit(
             {
                 "type": "run_task",
                 "run_id": run_id,
                 "task_id": "pdf",
-                "callable_pickle": dumps(function, what="f"),
-                "args_pickle": dumps(args, what="a"),
+                "callable_pickle": dumps(function, label="f"),
+                "args_pickle": dumps(args, label="a"),
                 "delivery": delivery or {},
                 **dict(fields),
             }
@@ -50,7 +58,9 @@ class Bench:
         self.runner.cancel({"type": "cancel_task", "run_id": run_id})
 
     def of(self, run_id: str = "r", kind: str | None = None) -> list[dict[str, Any]]:
-        return [e for e in list(self.events) if e.get("run_id") == run_id and kind in (None, e["type"])]
+        return [
+            e for e in list(self.events) if e.get("run_id") == run_id and kind in (None, e["type"])
+        ]
 
     def until(self, condition: Callable[[], Any], seconds: float = 20) -> None:
         with self._changed:
@@ -69,7 +79,7 @@ class Bench:
     def outcome(self, run_id: str = "r") -> Any:
         event = self.end(run_id)
         if event["type"] == "task_result":
-            return loads(event["result_pickle"], what="r")
+            return loads(event["result_pickle"], label="r")
         if event["type"] == "task_cancelled":
             return "cancelled"
         return to_exception(event, task="pdf")
@@ -179,7 +189,7 @@ def test_whatever_a_task_raises_ends_its_run(
         raise error
 
     try:
-        carried = bool(dumps(error, what="e")) and not isinstance(error, Two)
+        carried = bool(dumps(error, label="e")) and not isinstance(error, Two)
     except SerializationError:
         carried = False
     kind = type(error)
@@ -190,7 +200,9 @@ def test_whatever_a_task_raises_ends_its_run(
     async def afail_there() -> None:
         fail_there()
 
-    again = bench.call((afail if is_async else fail) if carried else (afail_there if is_async else fail_there))
+    again = bench.call(
+        (afail if is_async else fail) if carried else (afail_there if is_async else fail_there)
+    )
     if is_async and isinstance(error, StopIteration):
         expected = RuntimeError  # as Python has it
     assert type(again) is expected
@@ -199,7 +211,9 @@ def test_whatever_a_task_raises_ends_its_run(
     assert bench.outcome("next") == 2
 
 
-def test_sys_exit_in_a_task_that_a_coroutine_started(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
+def test_sys_exit_in_a_task_that_a_coroutine_started(
+    bench: Bench, caplog: pytest.LogCaptureFixture
+) -> None:
     async def outer() -> str:
         async def inner() -> None:
             sys.exit(3)
@@ -244,14 +258,18 @@ def test_a_module_that_is_missing_here(bench: Bench) -> None:
     stream = Pickled([b"\x80\x05\x8c\x12no_such_module_xyz\x8c\x05thing\x93."])
     for i, field in enumerate(("callable_pickle", "args_pickle")):
         bench.send(double, str(i), fields={field: stream})
-        with pytest.raises(SerializationError, match=r"task 'pdf': the module 'no_such_module_xyz'"):
+        with pytest.raises(
+            SerializationError, match=r"task 'pdf': the module 'no_such_module_xyz'"
+        ):
             raise bench.outcome(str(i))
         assert bench.end(str(i))["error"]["source"] == "config"
 
 
 def test_another_python(bench: Bench) -> None:
     bench.send(double, fields={"python": "2.7", "callable_pickle": Pickled([b"poison"])})
-    with pytest.raises(SerializationError, match=rf"task 'pdf' .* Python 2\.7, and Python {PYTHON}"):
+    with pytest.raises(
+        SerializationError, match=rf"task 'pdf' .* Python 2\.7, and Python {PYTHON}"
+    ):
         raise bench.outcome()
     assert bench.end()["error"]["source"] == "config"
 
@@ -260,9 +278,9 @@ def test_another_python(bench: Bench) -> None:
     ("fields", "message"),
     [
         ({"callable_pickle": None}, "comes without its callable"),
-        ({"callable_pickle": dumps(3, what="c")}, "is not callable but int"),
-        ({"args_pickle": dumps([1], what="a")}, "not a dict by parameter name but list"),
-        ({"args_pickle": dumps({"y": 1}, what="a")}, "unexpected keyword argument"),
+        ({"callable_pickle": dumps(3, label="c")}, "is not callable but int"),
+        ({"args_pickle": dumps([1], label="a")}, "not a dict by parameter name but list"),
+        ({"args_pickle": dumps({"y": 1}, label="a")}, "unexpected keyword argument"),
         ({"args_pickle": Pickled([b"junk"])}, "cannot rebuild the arguments of task 'pdf'"),
         ({"delivery": "?"}, ""),
     ],
@@ -326,8 +344,8 @@ def test_a_run_of_the_same_id_runs_again_as_soon_as_the_end_of_the_first_is_told
     frame = {
         "type": "run_task",
         "run_id": "r",
-        "callable_pickle": dumps(double, what="f"),
-        "args_pickle": dumps({"x": 1}, what="a"),
+        "callable_pickle": dumps(double, label="f"),
+        "args_pickle": dumps({"x": 1}, label="a"),
     }
     runner.submit(frame)
     assert both.wait(20)
@@ -347,12 +365,17 @@ def in_this_process(thing: Any) -> int:
 
 def test_callables_that_are_kept_for_frames_of_many_connections() -> None:
     bench = Bench()
-    pickled = dumps(double, what="f")
+    pickled = dumps(double, label="f")
     assert bench.runner.shared("id") is None
     kept = bench.runner.shared("id", pickled)
     assert kept is not None and bench.runner.shared("id") is kept
-    assert bench.runner.shared("id", dumps(len, what="f")) is kept
-    frame = {"type": "run_task", "run_id": "r", "task_id": "pdf", "args_pickle": dumps({"x": 21}, what="a")}
+    assert bench.runner.shared("id", dumps(len, label="f")) is kept
+    frame = {
+        "type": "run_task",
+        "run_id": "r",
+        "task_id": "pdf",
+        "args_pickle": dumps({"x": 21}, label="a"),
+    }
     bench.runner.submit(frame, kept)
     assert bench.outcome() == 42
     bench.runner.close(5)
@@ -427,7 +450,9 @@ def spin_in_a_loop_of_its_own(entered: int) -> None:
     asyncio.run(aspin(entered))
 
 
-@pytest.mark.parametrize("function", [spin, aspin, lambda entered: aspin(entered), spin_in_a_loop_of_its_own])
+@pytest.mark.parametrize(
+    "function", [spin, aspin, lambda entered: aspin(entered), spin_in_a_loop_of_its_own]
+)
 def test_cancelling_what_runs(bench: Bench, function: Any) -> None:
     entered = in_this_process(threading.Event())
     bench.send(function, entered=entered)
@@ -518,7 +543,10 @@ def test_heartbeats_come_while_a_task_blocks(bench: Bench, is_async: bool) -> No
             await asyncio.sleep(0.001)
         return True
 
-    bench.send(await_it if is_async else (lambda: wait_for(gate)), delivery={"delivery_heartbeat_seconds": 0.06})
+    bench.send(
+        await_it if is_async else (lambda: wait_for(gate)),
+        delivery={"delivery_heartbeat_seconds": 0.06},
+    )
     bench.until(lambda: len(bench.of(kind="heartbeat")) >= 3)
     assert "blocked" not in bench.of(kind="heartbeat")[0]
     SHARED[gate].set()
@@ -590,7 +618,9 @@ def test_closing_stops_everything_and_refuses_more() -> None:
     assert bench.runner.close(20)
     assert bench.outcome("1") == bench.outcome("2") == "cancelled"
     bench.send(double, "3", x=1)
-    assert "shutting down" in str(bench.outcome("3")) and bench.end("3")["error"]["retryable"] is True
+    assert (
+        "shutting down" in str(bench.outcome("3")) and bench.end("3")["error"]["retryable"] is True
+    )
 
 
 def test_draining_waits_for_what_runs() -> None:
@@ -609,7 +639,13 @@ def test_an_emit_that_fails_does_not_stop_the_worker(caplog: pytest.LogCaptureFi
         raise OSError("no way out")
 
     runner = Runner(emit)
-    runner.submit({"run_id": "1", "callable_pickle": dumps(double, what="f"), "args_pickle": dumps({"x": 1}, what="a")})
+    runner.submit(
+        {
+            "run_id": "1",
+            "callable_pickle": dumps(double, label="f"),
+            "args_pickle": dumps({"x": 1}, label="a"),
+        }
+    )
     assert runner.drain(20) and "cannot send task_result of run 1" in caplog.text
 
 

@@ -32,7 +32,9 @@ class Worker:
     """A worker process."""
 
     def __init__(self, *arguments: str, path: list[str] | None = None, **options: Any) -> None:
-        environ = child_environment(options.pop("env", os.environ), sys.path if path is None else path)
+        environ = child_environment(
+            options.pop("env", os.environ), sys.path if path is None else path
+        )
         self.process = subprocess.Popen(
             [*COMMAND, *arguments],
             stdin=subprocess.PIPE,
@@ -54,8 +56,8 @@ class Worker:
             "type": "run_task",
             "run_id": run_id,
             "task_id": "pdf",
-            "callable_pickle": dumps(function, what="f"),
-            "args_pickle": dumps(args, what="a"),
+            "callable_pickle": dumps(function, label="f"),
+            "args_pickle": dumps(args, label="a"),
             **dict(fields),
         }
         self.write(*codec.encode(frame), b"\n")
@@ -74,7 +76,7 @@ class Worker:
     def outcome(self) -> Any:
         event = self.terminal()
         if event["type"] == "task_result":
-            return loads(event["result_pickle"], what="r")
+            return loads(event["result_pickle"], label="r")
         return "cancelled" if event["type"] == "task_cancelled" else to_exception(event, task="pdf")
 
     def call(self, function: Any, /, **args: Any) -> Any:
@@ -195,7 +197,7 @@ def test_lines_that_are_no_frames_are_reported_and_skipped(worker: Worker) -> No
 
 
 def test_many_frames_in_a_line_and_a_line_in_many_pieces(worker: Worker) -> None:
-    frame = {"type": "run_task", "task_id": "pdf", "callable_pickle": dumps(lambda: 5, what="f")}
+    frame = {"type": "run_task", "task_id": "pdf", "callable_pickle": dumps(lambda: 5, label="f")}
     frames = [b"".join(codec.encode({**frame, "run_id": str(i)})) for i in range(3)]
     line = b'{"events": [' + b", ".join(frames) + b"]}\r\n"
     for i in range(0, len(line), 11):
@@ -215,7 +217,9 @@ def test_cancel(worker: Worker) -> None:
 
     worker.send(spin)
     assert worker.event()["type"] == "task_started"
-    worker.write(b'{"type": "cancel_task", "run_id": "unknown"}\n{"type": "cancel_task", "run_id": "r"}\n')
+    worker.write(
+        b'{"type": "cancel_task", "run_id": "unknown"}\n{"type": "cancel_task", "run_id": "r"}\n'
+    )
     assert worker.outcome() == "cancelled"
 
 
@@ -249,7 +253,9 @@ def block() -> None:
 def test_the_end_of_its_input_ends_it_whatever_runs() -> None:
     worker = Worker()
     worker.send(lambda: threading.Event().wait(), "1")
-    worker.send(lambda: threading.Thread(target=threading.Event().wait).start(), "2")  # not a daemon
+    worker.send(
+        lambda: threading.Thread(target=threading.Event().wait).start(), "2"
+    )  # not a daemon
     worker.terminal()
     worker.end()
     assert worker.process.returncode is not None
@@ -295,7 +301,9 @@ def test_ctrl_c_is_left_to_the_parent(worker: Worker) -> None:
 
     def interruptible() -> int:
         program = "import os, signal; os.kill(os.getpid(), signal.SIGINT)"
-        return subprocess.run([sys.executable, "-c", program], capture_output=True, check=False).returncode
+        return subprocess.run(
+            [sys.executable, "-c", program], capture_output=True, check=False
+        ).returncode
 
     assert worker.call(interruptible) == -signal.SIGINT
 
@@ -307,7 +315,12 @@ def test_it_imports_what_its_parent_imports(tmp_path: Path) -> None:
     def look() -> tuple[object, ...]:
         import only_here  # type: ignore[import-not-found]
 
-        return only_here.ANSWER, sys.path[0], os.environ["PYTHONPATH"], "WOVE_STDIO_BOOT" in os.environ
+        return (
+            only_here.ANSWER,
+            sys.path[0],
+            os.environ["PYTHONPATH"],
+            "WOVE_STDIO_BOOT" in os.environ,
+        )
 
     assert worker.call(look) == (42, str(tmp_path), "/somewhere", False)
     worker.end()
@@ -342,7 +355,12 @@ def test_load_is_reported_if_asked_for() -> None:
     worker.send(block)
     assert worker.event()["type"] == "task_started"
     event = worker.event()
-    assert (event["type"], event["blocked"], event["running"], event["run_id"]) == ("heartbeat", True, 1, "r")
+    assert (event["type"], event["blocked"], event["running"], event["run_id"]) == (
+        "heartbeat",
+        True,
+        1,
+        "r",
+    )
     worker.end()
 
 
@@ -351,5 +369,7 @@ def test_importing_it_does_nothing(worker: Worker) -> None:
         "import sys; import wove.stdio_worker; "
         "sys.exit(str([m for m in ('asyncio', 'cloudpickle', 'socket', 'wove.worker.runner') if m in sys.modules]))"
     )
-    done = subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": ROOT}, capture_output=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": ROOT}, capture_output=True
+    )
     assert (done.returncode, done.stderr) == (1, b"[]\n")

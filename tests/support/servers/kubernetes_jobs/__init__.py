@@ -56,7 +56,10 @@ class KubernetesJobs:
         """Ask for what is not Kubernetes: ``counts``, ``evict``, ``forget``, ``busy``, ``quota``."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=20)
         try:
-            connection.request("GET", f"/emulator/{what}?" + "&".join(f"{key}={value}" for key, value in query.items()))
+            connection.request(
+                "GET",
+                f"/emulator/{what}?" + "&".join(f"{key}={value}" for key, value in query.items()),
+            )
             return dict(json.loads(connection.getresponse().read()))
         finally:
             connection.close()
@@ -64,7 +67,11 @@ class KubernetesJobs:
 
 def missing() -> str | None:
     """Why it cannot run here, or ``None``."""
-    return None if importlib.util.find_spec("kubernetes") else "the package kubernetes is not installed"
+    return (
+        None
+        if importlib.util.find_spec("kubernetes")
+        else "the package kubernetes is not installed"
+    )
 
 
 @contextmanager
@@ -97,7 +104,13 @@ def running(
     }
     kubeconfig = folder / "kubeconfig"
     kubeconfig.write_text(json.dumps(_kubeconfig(port)))
-    command = [sys.executable, str(Path(__file__).parent), str(port), str(slots), json.dumps(settings)]
+    command = [
+        sys.executable,
+        str(Path(__file__).parent),
+        str(port),
+        str(slots),
+        json.dumps(settings),
+    ]
     with keep("kubernetes", command, folder, environ={"TMPDIR": str(folder)}) as kept:
         found = KubernetesJobs(kept, port, kubeconfig)
         kept.until(lambda: _answers(port), "answers")
@@ -110,7 +123,12 @@ def _kubeconfig(port: int) -> dict[str, Any]:
         "kind": "Config",
         "clusters": [{"name": "tests", "cluster": {"server": f"http://127.0.0.1:{port}"}}],
         "users": [{"name": "tests", "user": {"token": TOKEN}}],
-        "contexts": [{"name": "tests", "context": {"cluster": "tests", "user": "tests", "namespace": "default"}}],
+        "contexts": [
+            {
+                "name": "tests",
+                "context": {"cluster": "tests", "user": "tests", "namespace": "default"},
+            }
+        ],
         "current-context": "tests",
     }
 

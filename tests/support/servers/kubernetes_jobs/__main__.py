@@ -23,7 +23,7 @@ from kubelet import Kubelet
 from store import RefusedError, Store, Thing
 from validation import check
 
-MOST_BODY = 3 * 1024 * 1024
+MAX_BODY = 3 * 1024 * 1024
 """Bytes of a request (apiserver/pkg/server/config.go, MaxRequestBodyBytes)."""
 
 PATH = re.compile(
@@ -57,21 +57,31 @@ class Handler(BaseHTTPRequestHandler):
     def handle_one(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         try:
-            if len(body) > MOST_BODY:
-                raise RefusedError(413, "RequestEntityTooLarge", f"Request entity too large: limit is {MOST_BODY}")
+            if len(body) > MAX_BODY:
+                raise RefusedError(
+                    413, "RequestEntityTooLarge", f"Request entity too large: limit is {MAX_BODY}"
+                )
             self.answer(*self.act(json.loads(body) if body else {}))
         except RefusedError as error:
-            self.answer(error.code, error.status(), {"Retry-After": "1"} if error.code == 429 else {})
+            self.answer(
+                error.code, error.status(), {"Retry-After": "1"} if error.code == 429 else {}
+            )
         except (BrokenPipeError, ConnectionResetError):
             self.close_connection = True
 
     do_GET = do_POST = do_DELETE = do_PUT = do_PATCH = handle_one  # noqa: N815
 
-    def answer(self, code: int, content: Thing | str, headers: dict[str, str] | None = None) -> None:
+    def answer(
+        self, code: int, content: Thing | str, headers: dict[str, str] | None = None
+    ) -> None:
         data = content.encode() if isinstance(content, str) else json.dumps(content).encode()
         kind = "text/plain" if isinstance(content, str) else "application/json"
         self.send_response(code)
-        for name, value in {"Content-Type": kind, "Content-Length": str(len(data)), **(headers or {})}.items():
+        for name, value in {
+            "Content-Type": kind,
+            "Content-Length": str(len(data)),
+            **(headers or {}),
+        }.items():
             self.send_header(name, value)
         self._headers_buffer.append(b"\r\n" + data)  # type: ignore[attr-defined]
         self.flush_headers()
@@ -126,21 +136,29 @@ class Handler(BaseHTTPRequestHandler):
 
     # ---------------------------------------------------------------- verbs
 
-    def create(self, kind: str, namespace: str, name: str, query: Thing, body: Thing) -> tuple[int, Thing]:
+    def create(
+        self, kind: str, namespace: str, name: str, query: Thing, body: Thing
+    ) -> tuple[int, Thing]:
         if namespace not in settings["namespaces"]:
             raise RefusedError(404, "NotFound", f'namespaces "{namespace}" not found')
         check(kind, namespace, body, strict=query.get("fieldValidation") == "Strict")
-        if kind == "jobs" and (used := len(store.find(kind, namespace)[0])) >= most_jobs.get(namespace, 1 << 30):
+        if kind == "jobs" and (used := len(store.find(kind, namespace)[0])) >= most_jobs.get(
+            namespace, 1 << 30
+        ):
             most = most_jobs[namespace]
             numbers = f"requested: count/jobs.batch=1, used: count/jobs.batch={used}, limited: count/jobs.batch={most}"
             why = f'jobs.batch "{body["metadata"]["name"]}" is forbidden: exceeded quota: jobs, {numbers}'
             raise RefusedError(403, "Forbidden", why)
         return 201, store.create(kind, namespace, body)
 
-    def get(self, kind: str, namespace: str, name: str, query: Thing, body: Thing) -> tuple[int, Thing]:
+    def get(
+        self, kind: str, namespace: str, name: str, query: Thing, body: Thing
+    ) -> tuple[int, Thing]:
         return 200, store.get(kind, namespace, name)
 
-    def list(self, kind: str, namespace: str, name: str, query: Thing, body: Thing) -> tuple[int, Thing]:
+    def list(
+        self, kind: str, namespace: str, name: str, query: Thing, body: Thing
+    ) -> tuple[int, Thing]:
         found, version = store.find(kind, namespace, query.get("labelSelector", ""))
         for term in filter(None, query.get("fieldSelector", "").split(",")):
             path, value = term.split("=")
@@ -153,27 +171,47 @@ class Handler(BaseHTTPRequestHandler):
             "items": found,
         }
 
-    def delete(self, kind: str, namespace: str, name: str, query: Thing, body: Thing) -> tuple[int, Thing]:
+    def delete(
+        self, kind: str, namespace: str, name: str, query: Thing, body: Thing
+    ) -> tuple[int, Thing]:
         thing = store.get(kind, namespace, name)
         wanted = (body.get("preconditions") or {}).get("uid")
         if wanted and wanted != thing["metadata"]["uid"]:
             why = f"Precondition failed: UID in precondition: {wanted}, UID in object meta: {thing['metadata']['uid']}"
-            raise RefusedError(409, "Conflict", f'Operation cannot be fulfilled on {kind} "{name}": {why}')
+            raise RefusedError(
+                409, "Conflict", f'Operation cannot be fulfilled on {kind} "{name}": {why}'
+            )
         if kind == "pods":
             delete_pod(store, thing)
             return 200, thing
-        if kind == "jobs" and (body.get("propagationPolicy") or query.get("propagationPolicy")) != "Background":
+        if (
+            kind == "jobs"
+            and (body.get("propagationPolicy") or query.get("propagationPolicy")) != "Background"
+        ):
             for pod in store.find("pods", namespace, f"job-name={name}")[0]:  # orphans
                 store.update(
-                    "pods", namespace, pod["metadata"]["name"], lambda pod: pod["metadata"].pop("ownerReferences")
+                    "pods",
+                    namespace,
+                    pod["metadata"]["name"],
+                    lambda pod: pod["metadata"].pop("ownerReferences"),
                 )
         store.remove(kind, namespace, name)
         details = {"name": name, "kind": kind, "uid": thing["metadata"]["uid"]}
-        return 200, {"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "details": details}
+        return 200, {
+            "kind": "Status",
+            "apiVersion": "v1",
+            "metadata": {},
+            "status": "Success",
+            "details": details,
+        }
 
-    def watch(self, kind: str, namespace: str, name: str, query: Thing, body: Thing) -> tuple[int, Thing]:
+    def watch(
+        self, kind: str, namespace: str, name: str, query: Thing, body: Thing
+    ) -> tuple[int, Thing]:
         until = time.monotonic() + float(query.get("timeoutSeconds", 1800))
-        events = store.watch(kind, namespace, query.get("labelSelector", ""), int(query["resourceVersion"]), until)
+        events = store.watch(
+            kind, namespace, query.get("labelSelector", ""), int(query["resourceVersion"]), until
+        )
         self.send_response(200)
         self.send_header("Content-Type", "application/json")
         self.send_header("Transfer-Encoding", "chunked")
@@ -196,7 +234,9 @@ class Handler(BaseHTTPRequestHandler):
         container = query.get("container") or pod["spec"]["containers"][0]["name"]
         path = self.kubelet.logs.get((pod["metadata"]["uid"], container))
         if path is None:
-            raise RefusedError(400, "BadRequest", f'container "{container}" in pod "{name}" is waiting to start')
+            raise RefusedError(
+                400, "BadRequest", f'container "{container}" in pod "{name}" is waiting to start'
+            )
         with open(path, errors="replace") as file:
             lines = file.read().splitlines(keepends=True)
         return "".join(lines[-int(query.get("tailLines", len(lines) or 1)) :])

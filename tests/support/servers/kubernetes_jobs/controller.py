@@ -84,7 +84,9 @@ class Controller(threading.Thread):
             return f'error looking up service account {namespace}/{account}: serviceaccount "{account}" not found'
         used = sum(map(_is_active, self.store.find("pods", namespace)[0]))
         if used >= (most := self.quotas.get(namespace, 1 << 30)):
-            return f"exceeded quota: pods, requested: pods=1, used: pods={used}, limited: pods={most}"
+            return (
+                f"exceeded quota: pods, requested: pods=1, used: pods={used}, limited: pods={most}"
+            )
         return ""
 
     def refuse(self, job: Thing, why: str) -> None:
@@ -93,7 +95,10 @@ class Controller(threading.Thread):
         about = {"kind": "Job", **{name: metadata[name] for name in ("namespace", "name", "uid")}}
         event = {"apiVersion": "v1", "kind": "Event", "type": "Warning", "reason": "FailedCreate"}
         event |= {"message": f'Error creating: pods "{metadata["name"]}-" is forbidden: {why}'}
-        event |= {"metadata": {"name": f"{metadata['name']}.{metadata['uid'][:8]}"}, "involvedObject": about}
+        event |= {
+            "metadata": {"name": f"{metadata['name']}.{metadata['uid'][:8]}"},
+            "involvedObject": about,
+        }
         with contextlib.suppress(RefusedError):  # it is there already
             self.store.create("events", metadata["namespace"], event)
 
@@ -101,11 +106,22 @@ class Controller(threading.Thread):
         uid, metadata, template = job["metadata"]["uid"], job["metadata"], job["spec"]["template"]
         if failed:
             wait = BACKOFF_SECONDS * 2 ** (failed - 1)
-            if time.monotonic() < self.retry_at.setdefault(f"{uid} {failed}", time.monotonic() + wait):
+            if time.monotonic() < self.retry_at.setdefault(
+                f"{uid} {failed}", time.monotonic() + wait
+            ):
                 return
-        names = {"batch.kubernetes.io/job-name": metadata["name"], "batch.kubernetes.io/controller-uid": uid}
+        names = {
+            "batch.kubernetes.io/job-name": metadata["name"],
+            "batch.kubernetes.io/controller-uid": uid,
+        }
         names |= {"job-name": metadata["name"], "controller-uid": uid}
-        reference = {"apiVersion": "batch/v1", "kind": "Job", "name": metadata["name"], "uid": uid, "controller": True}
+        reference = {
+            "apiVersion": "batch/v1",
+            "kind": "Job",
+            "name": metadata["name"],
+            "uid": uid,
+            "controller": True,
+        }
         given = template.get("metadata") or {}
         pod: dict[str, Any] = {
             "apiVersion": "v1",
@@ -131,7 +147,9 @@ class Controller(threading.Thread):
             if end is not None:
                 kind, reason, message = end
                 condition = {"type": kind, "status": "True", "reason": reason, "message": message}
-                status["conditions"] = [{**condition, "lastTransitionTime": now(), "lastProbeTime": now()}]
+                status["conditions"] = [
+                    {**condition, "lastTransitionTime": now(), "lastProbeTime": now()}
+                ]
 
         self.store.update("jobs", job["metadata"]["namespace"], job["metadata"]["name"], change)
 

@@ -43,7 +43,9 @@ class Kubelet(threading.Thread):
                 if self.store.version == version:
                     self.store.changed.wait(0.1)
                 version = self.store.version
-            for pod in sorted(self.store.find("pods")[0], key=lambda pod: pod["metadata"]["creationTimestamp"]):
+            for pod in sorted(
+                self.store.find("pods")[0], key=lambda pod: pod["metadata"]["creationTimestamp"]
+            ):
                 self.look(pod)
 
     def look(self, pod: Thing) -> None:
@@ -60,7 +62,12 @@ class Kubelet(threading.Thread):
                 new.start()
             else:
                 why = "0/1 nodes are available: 1 Insufficient cpu. preemption: 0/1 nodes are available"
-                condition = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": why}
+                condition = {
+                    "type": "PodScheduled",
+                    "status": "False",
+                    "reason": "Unschedulable",
+                    "message": why,
+                }
                 self.status(pod, conditions=[condition])
 
     def status(self, pod: Thing, **fields: Any) -> None:
@@ -102,7 +109,9 @@ class Pod(threading.Thread):
 
     def run(self) -> None:
         bound = {"type": "PodScheduled", "status": "True", "lastTransitionTime": now()}
-        self.kubelet.status(self.pod, conditions=[bound], startTime=now(), podIP="127.0.0.1", hostIP="127.0.0.1")
+        self.kubelet.status(
+            self.pod, conditions=[bound], startTime=now(), podIP="127.0.0.1", hostIP="127.0.0.1"
+        )
         if not self.pull():
             return
         environ = self.configured()
@@ -123,7 +132,12 @@ class Pod(threading.Thread):
             except (OSError, IndexError) as error:
                 why = f"failed to create containerd task: OCI runtime create failed: {error}"
                 self.over(
-                    {"exitCode": 128, "reason": "StartError", "message": why, "startedAt": "1970-01-01T00:00:00Z"}
+                    {
+                        "exitCode": 128,
+                        "reason": "StartError",
+                        "message": why,
+                        "startedAt": "1970-01-01T00:00:00Z",
+                    }
                 )
                 return
         started = now()
@@ -160,12 +174,21 @@ class Pod(threading.Thread):
         number = 0
         while image not in self.kubelet.images:
             if re.search(r"[A-Z\s]", image):
-                waiting = {"reason": "InvalidImageName", "message": f'Failed to apply default image tag "{image}"'}
+                waiting = {
+                    "reason": "InvalidImageName",
+                    "message": f'Failed to apply default image tag "{image}"',
+                }
             elif number % 2:
-                waiting = {"reason": "ImagePullBackOff", "message": f'Back-off pulling image "{image}"'}
+                waiting = {
+                    "reason": "ImagePullBackOff",
+                    "message": f'Back-off pulling image "{image}"',
+                }
             else:
                 why = f'failed to pull and unpack image "{image}": pull access denied, repository does not exist'
-                waiting = {"reason": "ErrImagePull", "message": f"rpc error: code = NotFound desc = {why}"}
+                waiting = {
+                    "reason": "ErrImagePull",
+                    "message": f"rpc error: code = NotFound desc = {why}",
+                }
             if not self.stuck(waiting):
                 return False
             number += 1
@@ -187,13 +210,20 @@ class Pod(threading.Thread):
     def environment(self) -> dict[str, str]:
         metadata = self.pod["metadata"]
         service = {"KUBERNETES_SERVICE_HOST": "10.96.0.1", "KUBERNETES_SERVICE_PORT": "443"}
-        base = {**self.kubelet.images[self.container["image"]], "HOSTNAME": metadata["name"], **service}
+        base = {
+            **self.kubelet.images[self.container["image"]],
+            "HOSTNAME": metadata["name"],
+            **service,
+        }
         own: dict[str, str] = {}
         for source in self.container.get("envFrom") or ():
             for kind, key in (("secrets", "secretRef"), ("configmaps", "configMapRef")):
                 if key in source:
                     own.update(
-                        {source.get("prefix", "") + k: v for k, v in self.data(kind, source[key]["name"]).items()}
+                        {
+                            source.get("prefix", "") + k: v
+                            for k, v in self.data(kind, source[key]["name"]).items()
+                        }
                     )
         for variable in self.container.get("env") or ():
             name, source = variable["name"], variable.get("valueFrom") or {}
@@ -207,7 +237,10 @@ class Pod(threading.Thread):
                     )
                 own[name] = data[reference["key"]]
             elif "fieldRef" in source:
-                fields = {"metadata.name": metadata["name"], "metadata.namespace": metadata["namespace"]}
+                fields = {
+                    "metadata.name": metadata["name"],
+                    "metadata.namespace": metadata["namespace"],
+                }
                 own[name] = {**fields, "status.podIP": "127.0.0.1"}[source["fieldRef"]["fieldPath"]]
             else:
                 own[name] = expand(variable.get("value", ""), {**base, **own})
@@ -219,11 +252,22 @@ class Pod(threading.Thread):
         except RefusedError:
             raise ConfigError(f'{kind[:-1]} "{name}" not found') from None
         data = found.get("data") or {}
-        return data if kind == "configmaps" else {key: base64.b64decode(value).decode() for key, value in data.items()}
+        return (
+            data
+            if kind == "configmaps"
+            else {key: base64.b64decode(value).decode() for key, value in data.items()}
+        )
 
     def tell(self, phase: str, state: Thing, *, ready: bool = False) -> None:
-        fields = {"name": self.container["name"], "image": self.container["image"], "imageID": "", "ready": ready}
-        self.kubelet.status(self.pod, phase=phase, containerStatuses=[{**fields, "restartCount": 0, "state": state}])
+        fields = {
+            "name": self.container["name"],
+            "image": self.container["image"],
+            "imageID": "",
+            "ready": ready,
+        }
+        self.kubelet.status(
+            self.pod, phase=phase, containerStatuses=[{**fields, "restartCount": 0, "state": state}]
+        )
 
     def over(self, end: Thing) -> None:
         self.tell("Failed" if end["exitCode"] else "Succeeded", {"terminated": end})

@@ -14,7 +14,7 @@ from typing import Any
 
 Thing = dict[str, Any]
 
-MOST_CHANGES = 5000
+MAX_CHANGES = 5000
 
 
 class RefusedError(Exception):
@@ -72,7 +72,9 @@ class Store:
                 group = "jobs.batch" if kind == "jobs" else kind
                 raise RefusedError(404, "NotFound", f'{group} "{name}" not found') from None
 
-    def find(self, kind: str, namespace: str | None = None, selector: str = "") -> tuple[list[Thing], int]:
+    def find(
+        self, kind: str, namespace: str | None = None, selector: str = ""
+    ) -> tuple[list[Thing], int]:
         with self.changed:
             found = [
                 copy.deepcopy(thing)
@@ -80,21 +82,31 @@ class Store:
                 if one == kind and where == (namespace or where)
             ]
             version = self.version
-        return [each for each in found if selects(selector, each["metadata"].get("labels") or {})], version
+        return [
+            each for each in found if selects(selector, each["metadata"].get("labels") or {})
+        ], version
 
     def create(self, kind: str, namespace: str, thing: Thing) -> Thing:
         thing = copy.deepcopy(thing)
         metadata = thing.setdefault("metadata", {})
         if not metadata.get("name") and metadata.get("generateName"):
-            metadata["name"] = metadata["generateName"] + "".join(random.choices("bcdfghjklmnpqrstvwxz2456789", k=5))
+            metadata["name"] = metadata["generateName"] + "".join(
+                random.choices("bcdfghjklmnpqrstvwxz2456789", k=5)
+            )
         with self.changed:
             if (kind, namespace, metadata["name"]) in self._things:
                 group = "jobs.batch" if kind == "jobs" else kind
-                raise RefusedError(409, "AlreadyExists", f'{group} "{metadata["name"]}" already exists')
-            metadata.update(namespace=namespace, uid=str(uuid.uuid4()), creationTimestamp=now(), generation=1)
+                raise RefusedError(
+                    409, "AlreadyExists", f'{group} "{metadata["name"]}" already exists'
+                )
+            metadata.update(
+                namespace=namespace, uid=str(uuid.uuid4()), creationTimestamp=now(), generation=1
+            )
             return self._put("ADDED", kind, thing)
 
-    def update(self, kind: str, namespace: str, name: str, change: Callable[[Thing], object]) -> Thing | None:
+    def update(
+        self, kind: str, namespace: str, name: str, change: Callable[[Thing], object]
+    ) -> Thing | None:
         """Have *change* applied; ``None``: it is not there any more."""
         with self.changed:
             thing = self._things.get((kind, namespace, name))
@@ -121,8 +133,8 @@ class Store:
         self.version += 1
         thing["metadata"]["resourceVersion"] = str(self.version)
         self._changes.append((self.version, what, kind, copy.deepcopy(thing)))
-        if len(self._changes) > MOST_CHANGES:
-            self.forget(MOST_CHANGES // 2)
+        if len(self._changes) > MAX_CHANGES:
+            self.forget(MAX_CHANGES // 2)
         self.changed.notify_all()
 
     def forget(self, number: int) -> None:
@@ -132,12 +144,16 @@ class Store:
                 self.oldest = self._changes[min(number, len(self._changes)) - 1][0]
                 del self._changes[:number]
 
-    def watch(self, kind: str, namespace: str, selector: str, version: int, until: float) -> Iterator[Thing | None]:
+    def watch(
+        self, kind: str, namespace: str, selector: str, version: int, until: float
+    ) -> Iterator[Thing | None]:
         """The changes after *version*; ``None`` now and then. An object that leaves the selector is not told."""
         while True:
             with self.changed:
                 if version < self.oldest:
-                    raise RefusedError(410, "Expired", f"too old resource version: {version} ({self.oldest})")
+                    raise RefusedError(
+                        410, "Expired", f"too old resource version: {version} ({self.oldest})"
+                    )
                 news = [each for each in self._changes if each[0] > version]
                 if not news:
                     if time.monotonic() >= until:

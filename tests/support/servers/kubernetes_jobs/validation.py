@@ -13,8 +13,12 @@ from store import RefusedError, Thing
 SUBDOMAIN = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*")
 DNS_LABEL = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?")
 QUALIFIED = re.compile(r"([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9]")
-MOST_DATA = 1_048_576
-KINDS = {"jobs": ("Job", "batch/v1"), "secrets": ("Secret", "v1"), "configmaps": ("ConfigMap", "v1")}
+MAX_DATA = 1_048_576
+KINDS = {
+    "jobs": ("Job", "batch/v1"),
+    "secrets": ("Secret", "v1"),
+    "configmaps": ("ConfigMap", "v1"),
+}
 
 
 def check(kind: str, namespace: str, thing: Thing, *, strict: bool) -> None:
@@ -22,14 +26,20 @@ def check(kind: str, namespace: str, thing: Thing, *, strict: bool) -> None:
     name, version = KINDS[kind]
     if thing.get("kind") != name or thing.get("apiVersion") != version:
         given = f"{thing.get('apiVersion')}, Kind={thing.get('kind')}"
-        raise RefusedError(400, "BadRequest", f"the API version in the data ({given}) does not match ({version})")
+        raise RefusedError(
+            400, "BadRequest", f"the API version in the data ({given}) does not match ({version})"
+        )
     if strict and (unknown := list(_unknown(name, thing))):
         fields = ", ".join(f'unknown field "{field}"' for field in unknown)
         raise RefusedError(
-            400, "BadRequest", f'{name} in version "{version}" cannot be handled: strict decoding error: {fields}'
+            400,
+            "BadRequest",
+            f'{name} in version "{version}" cannot be handled: strict decoding error: {fields}',
         )
     if thing.get("metadata", {}).get("namespace", namespace) != namespace:
-        raise RefusedError(400, "BadRequest", "the namespace of the provided object does not match the request")
+        raise RefusedError(
+            400, "BadRequest", "the namespace of the provided object does not match the request"
+        )
     wrong = list(_metadata("metadata", thing.get("metadata", {}), 253))
     wrong += list(_job(thing) if kind == "jobs" else _data(thing))
     if wrong:
@@ -46,23 +56,34 @@ def _metadata(path: str, metadata: Thing, most: int) -> Iterator[str]:
     for key, value in (metadata.get("labels") or {}).items():
         if not _is_key(key):
             yield f'{path}.labels: Invalid value: "{key}": name part must consist of alphanumeric characters'
-        if not isinstance(value, str) or len(value) > 63 or (value and not QUALIFIED.fullmatch(value)):
+        if (
+            not isinstance(value, str)
+            or len(value) > 63
+            or (value and not QUALIFIED.fullmatch(value))
+        ):
             yield f'{path}.labels: Invalid value: "{value}": a valid label must be an empty string or consist of ...'
     for key in metadata.get("annotations") or {}:
         if not _is_key(key):
             yield f'{path}.annotations: Invalid value: "{key}"'
-    if sum(len(key) + len(value) for key, value in (metadata.get("annotations") or {}).items()) > 256 * 1024:
+    if (
+        sum(len(key) + len(value) for key, value in (metadata.get("annotations") or {}).items())
+        > 256 * 1024
+    ):
         yield f"{path}.annotations: Too long: must have at most 262144 bytes"
 
 
 def _is_key(key: str) -> bool:
     prefix, _, name = key.rpartition("/")
-    return bool(QUALIFIED.fullmatch(name)) and len(name) <= 63 and (not prefix or bool(SUBDOMAIN.fullmatch(prefix)))
+    return (
+        bool(QUALIFIED.fullmatch(name))
+        and len(name) <= 63
+        and (not prefix or bool(SUBDOMAIN.fullmatch(prefix)))
+    )
 
 
 def _data(thing: Thing) -> Iterator[str]:
-    if sum(map(len, (thing.get("data") or {}).values())) > MOST_DATA:
-        yield f"data: Too long: must have at most {MOST_DATA} bytes"
+    if sum(map(len, (thing.get("data") or {}).values())) > MAX_DATA:
+        yield f"data: Too long: must have at most {MAX_DATA} bytes"
 
 
 def _job(job: Thing) -> Iterator[str]:

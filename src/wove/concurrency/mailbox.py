@@ -1,0 +1,109 @@
+"""Calls from any thread into one loop, many for one wake-up."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import threading
+from collections import deque
+from collections.abc import Callable
+from typing import Any, Final
+
+__all__ = ["LoopMailbox"]
+
+MAX_AT_A_TIME: Final = 100
+"""So many calls are made in one turn of the loop, before what they have written goes out."""
+
+
+class LoopMailbox:
+    """Has callables called on *loop*, in the order in which they were posted.
+
+    Posting is thread-safe, takes no lock, and wakes the loop once for however many calls wait.
+
+    Attributes:
+        loop: Where the calls are made.
+    """
+
+    __slots__ = ("_calls", "_closed", "_closing", "_context", "_woken", "loop")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.loop = loop
+        # Each call is a list [fn, args], emptied when it is made: so its poster can see whether it was.
+        self._calls: deque[list[Any]] = deque()
+        self._woken = False
+        self._closed = False
+        # Not that of whoever posts: what is started here may live long, and would keep its values alive.
+        self._context = contextvars.Context()
+        self._closing = threading.RLock()  # a call made while closing may post again
+
+    def post(self, fn: Callable[..., object], *args: Any) -> bool:
+        """Have ``fn(*args)`` called on the loop. Exceptions go to the loop's exception handler.
+
+        Returns:
+            Whether the call will be made. False means that the mailbox or its loop was closed before.
+        """
+        call = [fn, args]
+        self._calls.append(call)
+        if self._closed:
+            return self._was_made(call)
+        if not self._woken:
+            self._woken = True
+            try:
+                self.loop.call_soon_threadsafe(self._drain, context=self._context)
+            except RuntimeError:  # the loop was closed
+                self._closed = True
+                return self._was_made(call)
+        return True
+
+    def post_from(
+        self, loop: asyncio.AbstractEventLoop, fn: Callable[..., object], *args: Any
+    ) -> None:
+        """As `post`, for code that runs on another *loop*: wakes ours at the end of that one's turn.
+
+        So many calls that are posted in one turn cost one wake-up, and the two threads do not contend
+        for the interpreter after each of them.
+        """
+        self._calls.append([fn, args])
+        if not self._woken:
+            self._woken = True
+            loop.call_soon(self._wake)
+
+    def _wake(self) -> None:
+        try:
+            self.loop.call_soon_threadsafe(self._drain, context=self._context)
+        except RuntimeError:  # the loop was closed: nobody waits there any more
+            self._closed = True
+
+    def close(self) -> None:
+        """Make the calls that wait, and take no more. To be called on the loop's own thread."""
+        with self._closing:
+            self._closed = True
+            self._make(len(self._calls))
+
+    def _was_made(self, call: list[Any]) -> bool:
+        # The post and the last drain may have overlapped; after the lock is free, that drain is over.
+        with self._closing:
+            return not call
+
+    def _drain(self) -> None:
+        # First the flag, then the calls: a call that comes between the two only wakes the loop once more.
+        self._woken = False
+        if self._closed:  # what is there has been refused
+            return
+        self._make(min(len(self._calls), MAX_AT_A_TIME))
+        if self._calls:
+            self._woken = True
+            self.loop.call_soon(self._drain, context=self._context)
+
+    def _make(self, count: int) -> None:
+        calls = self._calls
+        for _ in range(count):
+            call = calls.popleft()
+            fn, args = call
+            call.clear()
+            try:
+                fn(*args)
+            except Exception as error:  # one call must not cost the others their turn
+                self.loop.call_exception_handler(
+                    {"message": f"wove: {fn!r} failed", "exception": error}
+                )

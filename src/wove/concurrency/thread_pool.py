@@ -1,0 +1,174 @@
+"""A few daemon threads for what must not happen on a loop: pickling, unpickling, encoding, printing.
+
+Threads start on demand and end by themselves when idle. A forked child starts with none.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import deque
+from collections.abc import Callable
+from typing import Any, Final, TypeVar
+
+__all__ = ["ThreadPool", "close", "names", "relay", "run_in_thread", "submit"]
+
+T = TypeVar("T")
+
+IDLE_SECONDS: Final = 5.0
+"""How long a thread without work waits before it ends."""
+
+MAX_THREADS: Final = 8
+"""Pickling holds the GIL, so more threads than this only add memory for values in flight."""
+
+
+class ThreadPool:
+    """Calls, taken up in the order of their submission by at most *limit* threads.
+
+    Args:
+        limit: The most threads at once. With 1, calls run strictly one after the other.
+        name: What the threads are called.
+    """
+
+    def __init__(self, limit: int, name: str) -> None:
+        self._limit = limit
+        self._name = name
+        self.forget()
+
+    def forget(self) -> None:
+        """Drop all calls and threads, as in a forked child, where neither is its own."""
+        self._calls: deque[tuple[Callable[..., object], tuple[Any, ...]]] = deque()
+        self._changed = threading.Condition(threading.Lock())
+        self._threads: set[threading.Thread] = set()
+        self._idle = 0
+        self._closing = False
+
+    def submit(self, fn: Callable[..., object], *args: Any) -> None:
+        """Have ``fn(*args)`` called in a thread. *fn* must not raise."""
+        with self._changed:
+            self._calls.append((fn, args))
+            if self._idle >= len(self._calls):
+                self._changed.notify()
+                return
+            if len(self._threads) >= self._limit:
+                return  # a busy one takes it next
+            thread = threading.Thread(target=self._work, name=self._name, daemon=True)
+            self._threads.add(thread)
+        try:
+            thread.start()
+        except RuntimeError:  # the interpreter is ending: no thread will come any more
+            with self._changed:
+                self._threads.discard(thread)
+                alone = not self._threads
+            while alone and self._calls:
+                fn, args = self._calls.popleft()
+                fn(*args)
+
+    async def call(self, fn: Callable[..., T], *args: Any) -> T:
+        """``fn(*args)``, called in one of the threads. Whoever stops waiting for it does not stop it."""
+        import asyncio  # here: a worker process without a loop does without it, and starts in half the time
+
+        loop = asyncio.get_running_loop()
+        done: asyncio.Future[T] = loop.create_future()
+
+        def settle(ok: bool, value: Any) -> None:
+            if done.cancelled():
+                return
+            if ok:
+                done.set_result(value)
+            else:
+                done.set_exception(value)
+
+        def call() -> None:
+            outcome: tuple[bool, Any]
+            try:
+                outcome = (True, fn(*args))
+            except StopIteration as error:  # no future takes one
+                outcome = (False, RuntimeError(f"{fn!r} raised {error!r}"))
+            except BaseException as error:  # whatever it is, it is for the one who waits
+                outcome = (False, error)
+            try:
+                loop.call_soon_threadsafe(settle, *outcome)
+            except RuntimeError:  # the loop was closed: nobody waits any more
+                pass
+
+        self.submit(call)
+        return await done
+
+    def close(self, timeout: float, *, for_good: bool = False) -> None:
+        """End the threads once they have nothing to do; wait for each at most *timeout* seconds.
+
+        Args:
+            timeout: Seconds.
+            for_good: Nothing is to be called any more: one that is still busy then ends right after that.
+        """
+        with self._changed:
+            self._closing = True
+            threads = list(self._threads)
+            self._changed.notify_all()
+        for thread in threads:
+            if thread is not threading.current_thread() and thread.ident is not None:
+                thread.join(timeout)
+        with self._changed:
+            self._closing = for_good
+
+    def _work(self) -> None:
+        while True:
+            with self._changed:
+                while not self._calls:
+                    self._idle += 1
+                    woken = not self._closing and self._changed.wait(IDLE_SECONDS)
+                    self._idle -= 1
+                    if not woken and not self._calls:
+                        self._threads.discard(threading.current_thread())
+                        return
+                fn, args = self._calls.popleft()
+            fn(*args)
+            del fn, args  # an idle thread must not keep alive what it worked on
+
+
+_codec: Final = ThreadPool(MAX_THREADS, "wove-codec")
+
+relay: Final = ThreadPool(1, "wove-stderr")
+"""For what workers print: it goes on to this process's stderr, and a slow terminal must hold up nothing."""
+
+MAX_LOOKUPS: Final = 8
+
+names: Final = ThreadPool(MAX_LOOKUPS, "wove-dns")
+"""For host names: a name server that does not answer holds up its thread for half a minute."""
+
+LOOKUP_SECONDS: Final = 0.1
+"""So long a thread that looks up a name is waited for when Wove ends. It is a daemon, and whoever wanted the name
+is gone."""
+
+
+def submit(fn: Callable[..., object], *args: Any) -> None:
+    """Have ``fn(*args)`` called in one of the process's codec threads. *fn* must not raise."""
+    _codec.submit(fn, *args)
+
+
+async def run_in_thread(fn: Callable[..., T], *args: Any) -> T:
+    """``fn(*args)``, called in one of the codec threads.
+
+    Not `asyncio.to_thread`: the threads of a loop that also runs the user's application are not ours to fill.
+    """
+    return await _codec.call(fn, *args)
+
+
+def close(timeout: float) -> None:
+    """Let the threads finish what they have to do and end; wait for each at most *timeout* seconds.
+
+    A later :func:`submit` starts new ones.
+    """
+    for pool in (_codec, relay):
+        pool.close(timeout)
+    names.close(min(timeout, LOOKUP_SECONDS))
+
+
+def _renew() -> None:
+    for pool in (_codec, relay, names):
+        pool.forget()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew)

@@ -1,0 +1,533 @@
+"""The way out through a backend: payloads go to its adapter, events come back to the callback receiver."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import inspect
+import logging
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache, partial
+from typing import Any, ClassVar, Final, Literal, TypeGuard, cast
+
+from wove.callback.receiver import KEYS as CALLBACK_KEYS, Route, RunStatus, open_route, read_address
+from wove.concurrency.thread_pool import ThreadPool, run_in_thread
+from wove.errors import MissingDependencyError, MissingDispatchFeatureError, WorkerLostError
+from wove.executors.base import CancelReach, EnvironmentExecutor, Frame
+from wove.executors.event_queue import EventQueue
+from wove.executors.network.endpoints import MAX_MESSAGE_BYTES
+from wove.integrations.base import BackendAdapter, JobStatus, PayloadDict
+from wove.integrations.common.watcher import Watcher
+from wove.integrations.naming import idempotency_key
+from wove.protocol import payload as payloads, signing
+from wove.protocol.completed_runs import CompletedRuns, Key
+from wove.protocol.frames import TERMINAL
+from wove.protocol.limits import INLINE_BYTES
+from wove.protocol.payload import Claim
+from wove.protocol.pickling import Pickled
+from wove.security import NetworkExecutorSecurity
+from wove.settings.config_readers import check_keys, number, whole
+
+__all__ = ["BackendAdapterEnvironmentExecutor", "for_adapter"]
+
+logger = logging.getLogger("wove")
+
+KEYS: Final = (
+    *CALLBACK_KEYS,
+    "callback_retry_seconds",
+    "security",
+    "max_message_bytes",
+    "watch_seconds",
+    "start_timeout",
+    "send_timeout",
+    "stop_timeout",
+    "cancel_ack_timeout",
+)
+"""Keys of ``executor_config`` that every backend has."""
+
+RETRY_SECONDS: Final = 60.0
+"""Default of ``callback_retry_seconds``."""
+
+SUSPECT_SECONDS: Final = 1.5
+"""How long a worker whose connection has ended may take to open another one."""
+
+ASK_SECONDS: Final = 0.5
+"""The time between two questions to the backend why a worker is gone."""
+
+LINGER_SECONDS: Final = 0.2
+"""How long a thread of the adapter's that is still in a call is waited for in the end. It is a daemon."""
+
+MAX_ENDED: Final = 10_000
+"""So many runs that have ended are remembered, so that an event that comes twice is no error."""
+
+REMEMBERED_RUNS: Final = 10_000
+REMEMBERED_BYTES: Final = 64 * 1024 * 1024
+REMEMBERED_SECONDS: Final = 3600.0
+"""What is kept of the results of runs with an idempotency key."""
+
+
+class _Job:
+    """One run that was, or is being, handed to the backend.
+
+    Attributes:
+        run_id: Of the run.
+        task: The task's name.
+        key: Under which its result is remembered, if it has an idempotency key.
+        submission: What the adapter returned.
+        submitted: Whether it has.
+        begun: Its worker has reported.
+        worker: Host and pid of it, for messages.
+        cancelled: It was told to end, and its end is still wanted.
+        claims: Ids of what its worker may fetch.
+        suspicion: Runs when its worker's connection has ended.
+        stopped: Its worker has reported that it was stopped, and the backend is asked why.
+    """
+
+    __slots__ = (
+        "begun",
+        "cancelled",
+        "claims",
+        "key",
+        "run_id",
+        "stopped",
+        "submission",
+        "submitted",
+        "suspicion",
+        "task",
+    )
+
+    def __init__(self, frame: Frame, environment: str) -> None:
+        self.run_id: str = frame["run_id"]
+        self.task: str = frame["task_id"]
+        key = idempotency_key(frame)
+        self.key: Key | None = None if key is None else (environment, self.task, key)
+        self.submission: Any = None
+        self.submitted = self.begun = self.cancelled = self.stopped = False
+        self.claims: list[str] = []
+        self.suspicion: asyncio.Task[None] | None = None
+
+    def __str__(self) -> str:
+        return f"run {self.run_id} of task {self.task!r}"
+
+
+class BackendAdapterEnvironmentExecutor(EnvironmentExecutor):
+    """Runs tasks on a backend, through a `BackendAdapter`.
+
+    The built-in names (``"celery"``, ``"rq"``, ...) are executors of this kind; an adapter of your own becomes one
+    by this class. Started once for the process, it serves all weaves and threads.
+
+    Args:
+        name: What it is called in messages and payloads; the adapter's own name by default.
+        adapter_class: The adapter.
+
+    Example:
+        >>> class QueueAdapter(BackendAdapter):  # as the example of `BackendAdapter` goes on
+        ...     def submit(self, payload, frame): ...
+        ...     def cancel(self, run_id, submission, frame): ...
+        >>> executor = BackendAdapterEnvironmentExecutor("queue", adapter_class=QueueAdapter)
+        >>> wove.config(environments={"queue": {"executor": executor}})
+    """
+
+    scope: ClassVar[Literal["run", "process"]] = "process"
+    wire: ClassVar[bool] = True
+    binds: ClassVar[bool] = True
+
+    adapter_class: type[BackendAdapter] | None = None
+
+    def __init__(
+        self, name: str = "", *, adapter_class: type[BackendAdapter] | None = None
+    ) -> None:
+        kind = adapter_class or self.adapter_class
+        if not _is_adapter(kind):
+            raise TypeError(f"adapter_class must be a subclass of BackendAdapter, not {kind!r}")
+        self._kind: type[BackendAdapter] = kind
+        self.name = name or kind.name or kind.__name__
+
+    # ------------------------------------------------------------------ start and stop
+
+    async def start(
+        self,
+        *,
+        environment_name: str,
+        environment_config: Mapping[str, Any],
+        run_config: Mapping[str, Any],
+    ) -> None:
+        config, label = environment_config, f"environment {environment_name!r}"
+        if self._kind.keys is not None:
+            check_keys(label, self.name, config, (*self._kind.keys, *KEYS))
+        self.label = label
+        self.security = NetworkExecutorSecurity.from_config(
+            config.get("security"), label=f"{label}: executor_config 'security'"
+        )
+        if self.security.kind == "bearer":
+            raise ValueError(
+                f"{label}: executor_config 'security' is a bearer token, and a payload in a queue cannot show one "
+                f"without giving it away: use type 'signed', such as \"env:WOVE_WORKER_SECRET\""
+            )
+        address = read_address(config, label=label)
+        most = whole(config, "max_message_bytes", MAX_MESSAGE_BYTES, label=label)
+        self.retry_seconds = number(config, "callback_retry_seconds", RETRY_SECONDS, label=label)
+        self.call_seconds = number(config, "send_timeout", 60.0, label=label, none=True)
+        longest = number(config, "watch_seconds", None, label=label)
+        adapter = self.adapter = self._kind(environment_name, config)
+        adapter.users_loop = run_config.get("users_loop")
+        adapter.configure()
+        self._check_packages()
+        self._inbox = EventQueue()
+        self._jobs: dict[str, _Job] = {}
+        adapter.wanted, adapter.begun = self._jobs.__contains__, self._is_at_work
+        self._ended: OrderedDict[str, bool] = OrderedDict()
+        self._cancelled: OrderedDict[str, bool] = OrderedDict()  # whether it had begun
+        self._memory = CompletedRuns(
+            runs=REMEMBERED_RUNS, size=REMEMBERED_BYTES, seconds=REMEMBERED_SECONDS
+        )
+        self._claims: dict[str, tuple[Pickled, set[str]]] = {}
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._threads = ThreadPool(adapter.threads, f"wove-{self.name}")
+        self._watcher: Watcher | None = None
+        if type(adapter).watch is not BackendAdapter.watch:
+            shortest, usual = adapter.watch_seconds
+            self._watcher = Watcher(
+                lambda jobs: self._call(adapter.watch, jobs),
+                self._watched,
+                self._has_begun,
+                self._over,
+                seconds=(shortest, usual) if longest is None else (min(shortest, longest), longest),
+                most=self.call_seconds,
+                label=label,
+            )
+        self.route: Route = await open_route(
+            address, self, security=self.security, max_message_bytes=most, label=label
+        )
+        self.url = self.route.url.replace(address.token, "<token>")
+        try:
+            await self._call(adapter.start)
+        except BaseException:
+            self._threads.close(
+                0.0, for_good=True
+            )  # without waiting: one may still be in a call that takes too long
+            await self.route.close()
+            raise
+
+    def _check_packages(self) -> None:
+        if importlib.util.find_spec("cloudpickle") is None:
+            raise MissingDispatchFeatureError
+        missing = [name for name in self._kind.required_modules if not _is_there(name)]
+        if missing:
+            command = self._kind.install_hint or f"pip install {' '.join(missing)}"
+            raise MissingDependencyError(
+                f"{self.label}: the {self.name} executor needs {' and '.join(missing)}. Install it with: {command}"
+            )
+
+    async def stop(self) -> None:
+        if self._watcher is not None:
+            await self._watcher.close()
+        for job in list(self._jobs.values()):
+            self._forget(job)
+        await self.route.close()
+        try:
+            await self._call(self.adapter.close)
+        finally:
+            if self._tasks:
+                await asyncio.wait(set(self._tasks), timeout=1.0)
+            await run_in_thread(partial(self._threads.close, LINGER_SECONDS, for_good=True))
+
+    async def _call(self, method: Callable[..., Any], *args: Any) -> Any:
+        """What a method of the adapter gives: a coroutine's here, a plain function's in one of its threads."""
+        if inspect.iscoroutinefunction(method):
+            return await method(*args)
+        value = await self._threads.call(method, *args)
+        return await value if inspect.isawaitable(value) else value
+
+    # ------------------------------------------------------------------ out
+
+    async def send(self, frame: Frame) -> None:
+        if frame["type"] == "run_task":
+            await self._submit(frame)
+        elif frame["type"] == "cancel_task":
+            await self._cancel(frame)
+
+    async def recv(self) -> list[Frame]:
+        return await self._inbox.get()
+
+    async def _submit(self, frame: Frame) -> None:
+        job = _Job(frame, self.label)
+        if self._answered_before(job):
+            return
+        self._jobs[job.run_id] = job
+        try:
+            payload = await self._payload(job, frame)
+            handing = asyncio.ensure_future(self._call(self.adapter.submit, payload, frame))
+        except BaseException:
+            self._forget(job)
+            raise
+        try:
+            job.submission = await asyncio.shield(handing)
+        except (
+            asyncio.CancelledError
+        ):  # it took too long; if it succeeds after all, nobody waits for the run
+            self._forget(job)
+            handing.add_done_callback(lambda done: self._take_back(job, frame, done))
+            raise
+        except BaseException:
+            self._forget(job)
+            raise
+        job.submitted = True
+        if self._watcher is not None:
+            self._watcher.look()
+
+    def _answered_before(self, job: _Job) -> bool:
+        event = (
+            None
+            if job.key is None
+            else self._memory.get(job.key, asyncio.get_running_loop().time())
+        )
+        if event is not None:
+            self._inbox.put([{**event, "run_id": job.run_id}])
+        return event is not None
+
+    def _take_back(self, job: _Job, frame: Frame, handed: asyncio.Future[Any]) -> None:
+        if handed.cancelled() or handed.exception() is not None:
+            return
+        logger.info("%s: %s was submitted too late, and is cancelled", self.label, job)
+        cancel = {
+            "type": "cancel_task",
+            "run_id": job.run_id,
+            "task_id": job.task,
+            "delivery_cancel_mode": None,
+        }
+        self._spawn(self._call(self.adapter.cancel, job.run_id, handed.result(), cancel))
+
+    async def _payload(self, job: _Job, frame: Frame) -> PayloadDict:
+        sizes = payloads.size_of(frame)
+        claims: dict[str, Claim] = {}
+        room = self.adapter.inline_bytes - payloads.ENVELOPE_BYTES
+        for name in sorted(sizes, key=lambda each: -sizes[each]):
+            if sum(size for each, size in sizes.items() if each not in claims) > room:
+                claims[name] = await self._claim(job, frame, name)
+        payload = payloads.build(
+            frame,
+            adapter=self.name,
+            callback_url=self.route.url,
+            claims=claims,
+            sent_at=time.time(),
+            retry_seconds=self.retry_seconds,
+            beat_seconds=self.adapter.beat_seconds,
+        )
+        digest = payloads.digest(payload) if self.security.authenticates else None
+        if digest is not None:
+            signature = self.security.payload_signature(
+                adapter=self.name, run_id=job.run_id, body=digest
+            )
+            payload[payloads.SIGNATURE] = signature
+        return payload
+
+    async def _claim(self, job: _Job, frame: Frame, name: str) -> Claim:
+        """Keep a pickle for its worker to fetch; that of a callable once for all runs of it."""
+        pickled: Pickled = frame[name]
+        sha256 = frame.get("callable_id") if name == "callable_pickle" else None
+        if not isinstance(sha256, str):
+            digest = signing.digest
+            sha256 = (
+                await run_in_thread(digest, pickled.chunks)
+                if pickled.size > INLINE_BYTES
+                else digest(pickled.chunks)
+            )
+        claim_id = sha256 if name == "callable_pickle" else f"{job.run_id}-arguments"
+        self._claims.setdefault(claim_id, (pickled, set()))[1].add(job.run_id)
+        job.claims.append(claim_id)
+        return Claim(claim_id, sha256, pickled.size)
+
+    async def _cancel(self, frame: Frame) -> None:
+        job = self._jobs.get(frame["run_id"])
+        if job is None:  # its end is on its way to the weave
+            return
+        wanted = frame.get("delivery_cancel_mode") == "require_ack"
+        if wanted:
+            job.cancelled = True
+        else:
+            self._forget(job)
+        _remember(self._cancelled, job.run_id, job.begun)  # its worker is told so when it reports
+        never = await self._call(self.adapter.cancel, job.run_id, job.submission, frame)
+        if never is True and wanted and job.run_id in self._jobs:
+            self._finish(job, {"type": "task_cancelled", "run_id": job.run_id, "task_id": job.task})
+
+    # ------------------------------------------------------------------ back: what the receiver asks and tells
+
+    def standing(self, run_id: str) -> RunStatus:
+        job = self._jobs.get(run_id)
+        if job is not None:
+            return RunStatus.CANCELLED if job.cancelled else RunStatus.AWAITED
+        if run_id in self._ended:
+            return RunStatus.ENDED
+        return RunStatus.STOPPED if run_id in self._cancelled else RunStatus.UNKNOWN
+
+    def take(self, event: dict[str, Any]) -> None:
+        job = self._jobs.get(event["run_id"])
+        if job is None or job.stopped:
+            return
+        job.begun = True
+        if job.suspicion is not None:
+            job.suspicion.cancel()
+            job.suspicion = None
+        if event["type"] not in TERMINAL:
+            self._inbox.put([event])
+            return
+        if self.adapter.explains_stops and not job.cancelled and _was_stopped(event):
+            job.stopped = True
+            self._spawn(self._explain(job, event))
+            return
+        if job.key is not None and event["type"] == "task_result":
+            self._memory.put(job.key, event, asyncio.get_running_loop().time())
+        self._finish(job, event)
+
+    def gone(self, run_ids: Sequence[str], worker: str) -> None:
+        for run_id in run_ids:
+            job = self._jobs.get(run_id)
+            if job is not None and job.suspicion is None and not job.stopped:
+                job.suspicion = self._spawn(self._suspect(job, worker))
+
+    def claim(self, claim_id: str) -> Sequence[bytes | memoryview] | None:
+        held = self._claims.get(claim_id)
+        return None if held is None else held[0].chunks
+
+    # ------------------------------------------------------------------ losses
+
+    async def _suspect(self, job: _Job, worker: str) -> None:
+        """Its worker's connection has ended. Unless it reports again, the run is lost; the backend may know why, or
+        that another worker will have it."""
+        await asyncio.sleep(SUSPECT_SECONDS)
+        await self._lose_with_words(job)
+        if not self.adapter.restarts:
+            self._lose(
+                job,
+                f"its worker ({worker}) is gone: the connection over which it reported has ended",
+            )
+
+    async def _explain(self, job: _Job, event: dict[str, Any]) -> None:
+        """Its worker has reported that it was stopped; the backend may know why."""
+        await self._lose_with_words(job)
+        if job.run_id in self._jobs:
+            self._finish(job, event)
+
+    async def _lose_with_words(self, job: _Job) -> None:
+        """Ask the backend what has become of a job until it knows that it is lost, or has had its time to notice."""
+        loop = asyncio.get_running_loop()
+        until = loop.time() + self.adapter.words_seconds
+        while self._watcher is not None and (left := until - loop.time()) > 0:
+            await self._watcher.look_now(left)
+            fate = self._watcher.noted(job.run_id)
+            if fate is not None and fate.state == "lost":
+                self._lose(job, fate.reason)
+            if job.run_id not in self._jobs:
+                return
+            await asyncio.sleep(ASK_SECONDS)  # it may not have noticed yet itself
+
+    def _watched(self) -> dict[str, Any]:
+        return {run_id: job.submission for run_id, job in self._jobs.items() if job.submitted}
+
+    def _has_begun(self, run_id: str) -> bool:
+        job = self._jobs.get(run_id)
+        return job is not None and job.begun
+
+    def _is_at_work(self, run_id: str) -> bool:
+        job = self._jobs.get(run_id)
+        if job is None:
+            return self._cancelled.get(run_id, False)
+        return job.begun and job.suspicion is None
+
+    def _over(self, run_id: str, fate: JobStatus) -> None:
+        job = self._jobs.get(run_id)
+        if job is None or (fate.state == "missing" and job.begun):
+            return
+        if fate.state == "finished":
+            self._lose(
+                job,
+                f"its job has ended ({fate.reason}), and no result came back: its worker could not reach "
+                f"{self.url}, or did not hand the payload to wove.integrations.worker.run",
+            )
+        else:
+            self._lose(job, fate.reason)
+
+    def _lose(self, job: _Job, why: str) -> None:
+        if job.run_id not in self._jobs:
+            return
+        error = WorkerLostError(f"{self.label}: {job} was lost: {why}")
+        self._finish(
+            job,
+            {"type": "task_error", "run_id": job.run_id, "task_id": job.task, "exception": error},
+        )
+
+    # ------------------------------------------------------------------ ends
+
+    def _finish(self, job: _Job, event: dict[str, Any]) -> None:
+        self._forget(job)
+        _remember(self._ended, job.run_id)
+        self._inbox.put([event])
+
+    def _forget(self, job: _Job) -> None:
+        if self._jobs.get(job.run_id) is job:
+            del self._jobs[job.run_id]
+        for claim_id in job.claims:
+            held = self._claims.get(claim_id)
+            if held is not None:
+                held[1].discard(job.run_id)
+                if not held[1]:
+                    del self._claims[claim_id]
+        job.claims.clear()
+        if self._watcher is not None:
+            self._watcher.forget(job.run_id)
+        if job.suspicion is not None and job.suspicion is not asyncio.current_task():
+            job.suspicion.cancel()
+        job.suspicion = None
+
+    def _spawn(self, coroutine: Any) -> asyncio.Task[None]:
+        task: asyncio.Task[None] = asyncio.get_running_loop().create_task(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._done)
+        return task
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            logger.warning("%s: %s: %s", self.label, type(error).__name__, error)
+
+
+@cache
+def for_adapter(adapter: type[BackendAdapter]) -> type[BackendAdapterEnvironmentExecutor]:
+    """The executor class of a built-in *adapter*."""
+    kind: CancelReach = adapter.cancel_reach
+    return type(
+        f"{adapter.__name__}Executor",
+        (BackendAdapterEnvironmentExecutor,),
+        {"adapter_class": adapter, "cancel_reach": kind, "__module__": __name__},
+    )
+
+
+def _was_stopped(event: Mapping[str, Any]) -> bool:
+    """Whether a worker was stopped from outside: see `wove.integrations.common.jobs.Job.interrupt`."""
+    error = event.get("error") if event["type"] == "task_error" else None
+    if not isinstance(error, Mapping):
+        return False
+    report = cast("Mapping[str, object]", error)
+    kind = str(report.get("kind")).rpartition(".")[2]
+    return report.get("source") == "executor" and kind == WorkerLostError.__name__
+
+
+def _remember(runs: OrderedDict[str, bool], run_id: str, begun: bool = True) -> None:
+    runs[run_id] = begun
+    if len(runs) > MAX_ENDED:
+        runs.popitem(last=False)
+
+
+def _is_adapter(kind: object) -> TypeGuard[type[BackendAdapter]]:
+    return isinstance(kind, type) and issubclass(kind, BackendAdapter)
+
+
+def _is_there(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:  # not even its package
+        return False

@@ -1,0 +1,1 @@
+"""The executor ``grpc``: one unary call for each command."""

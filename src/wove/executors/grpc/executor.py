@@ -1,0 +1,340 @@
+"""``executor="grpc"``: a unary gRPC call to a worker service for each command."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import re
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal, cast
+
+from wove import __version__
+from wove.concurrency.thread_pool import run_in_thread
+from wove.errors import DeliveryTimeoutError, WorkerLostError
+from wove.executors.grpc.channel import Link, load, said
+from wove.executors.network.endpoints import (
+    flag,
+    grpc_hosts,
+    is_local,
+    metadata_items,
+    number,
+    refuse_exposed,
+    text,
+    whole,
+)
+from wove.executors.network.executor import NetworkExecutor
+from wove.executors.network.pending import PendingRequest, Verify
+from wove.protocol import signing
+from wove.protocol.limits import INLINE_BYTES, PIECE_BYTES
+
+if TYPE_CHECKING:
+    import grpc
+    import grpc.aio
+
+__all__ = ["DEFAULT_METHOD", "GrpcEnvironmentExecutor"]
+
+DEFAULT_METHOD: Final = "/wove.network_executor.WorkerService/Send"
+REPLY_SIGNATURE: Final = signing.REPLY_SIGNATURE.lower()
+MAX_CALLS: Final = 1000
+"""A gRPC server built on its C core begins to throw calls away unseen when more than 1,000 wait for the
+application (``grpc.server.max_pending_requests``, src/core/server/server.cc)."""
+RECONNECT_SECONDS: Final = 5.0
+CONNECT_SECONDS: Final = 10.0
+KEEPALIVE_SECONDS: Final = 360.0
+"""Between two pings. Default servers count those that come within five minutes as an abuse, and hang up."""
+USER_TIMEOUT_SECONDS: Final = 20.0
+"""How long sent data may stay unacknowledged, or a ping unanswered."""
+
+# Statuses that another attempt may not meet again (grpc.github.io/grpc/core/md_doc_statuscodes.html).
+_PASSING: Final = frozenset({"ABORTED", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED", "UNAVAILABLE"})
+
+_HINTS: Final = {
+    "UNAUTHENTICATED": "Both sides need the same executor_config 'security', and clocks that agree",
+    "PERMISSION_DENIED": "Both sides need the same executor_config 'security', and clocks that agree",
+    "UNIMPLEMENTED": "Is executor_config 'method' the one that the service registers?",
+    "RESOURCE_EXHAUSTED": (
+        "If a message was too large: raise 'max_message_bytes' on both sides, or pass large data by reference"
+    ),
+}
+
+
+class GrpcEnvironmentExecutor(NetworkExecutor):
+    """Calls ``method`` of the gRPC service at ``target`` with each command, and takes the reply as its events.
+
+    Keys of ``executor_config``, beside those that all network executors share:
+
+    * ``target``: as gRPC takes it, ``"workers.internal:9000"``. Required. Another machine's must be ``secure``,
+      and have ``security``.
+    * ``method`` (``"/wove.network_executor.WorkerService/Send"``): the full path.
+    * ``secure`` (default false): TLS.
+    * ``metadata`` (dict of texts, or pairs): sent with every call.
+    * ``timeout`` (seconds; default none): of a call, from the moment it gets a connection.
+    * ``max_concurrent_calls`` (1,000): at once, over the one connection. Others wait their turn.
+    * ``reconnect_timeout`` (5): so many seconds connecting is tried again with a service that was there
+      before, and is perhaps being restarted. ``None``: for ever.
+    * ``channel_options`` (dict or pairs): gRPC's channel arguments, over those that Wove sets.
+
+    Example:
+        >>> config = {"target": "workers.internal:9000", "secure": True, "security": "env:WOVE_WORKER_SECRET"}
+        >>> environment = {"executor": "grpc", "executor_config": config}
+    """
+
+    transport: ClassVar[Literal["http", "grpc", "websocket"]] = "grpc"
+    KEYS: ClassVar[tuple[str, ...]] = (
+        "target",
+        "method",
+        "secure",
+        "metadata",
+        "timeout",
+        "max_concurrent_calls",
+        "reconnect_timeout",
+        "channel_options",
+    )
+    REQUIRES: ClassVar[tuple[str, str] | None] = ("grpc", 'pip install "wove[dispatch]" grpcio')
+
+    def configure(self, label: str, config: Mapping[str, Any]) -> None:
+        target = text(config, "target", label=label)
+        if target is None:
+            raise ValueError(
+                f"{label}: executor_config 'target' is missing; give the address of the worker service, such as "
+                f"'workers.internal:9000'"
+            )
+        try:
+            hosts = grpc_hosts(target)
+        except ValueError as error:
+            raise ValueError(f"{label}: executor_config 'target': {error}") from None
+        self.target = target
+        self.secure = flag(config, "secure", False, label=label)
+        if self.tls.given and not self.secure:
+            raise ValueError(
+                f"{label}: certificates are configured, and nothing would use them without 'secure': True"
+            )
+        self._local = all(map(is_local, hosts))
+        refuse_exposed(
+            label,
+            target=target,
+            local=self._local,
+            tls=self.secure,
+            security=self.security,
+            insecure=self.insecure,
+            tls_remedy='"secure": True',
+        )
+        self.method = text(config, "method", DEFAULT_METHOD, label=label)
+        if not re.fullmatch(r"/[!-.0-~]+/[!-.0-~]+", self.method):
+            raise ValueError(
+                f"{label}: executor_config 'method' must be a full path such as {DEFAULT_METHOD!r}, not {self.method!r}"
+            )
+        self.metadata = tuple(metadata_items(config.get("metadata"), label, security=self.security))
+        self.confidential = [value for _, value in self.metadata if isinstance(value, str)]
+        self.timeout = number(config, "timeout", None, label=label)
+        self._most = whole(config, "max_concurrent_calls", MAX_CALLS, label=label)
+        self._reconnect = number(
+            config, "reconnect_timeout", RECONNECT_SECONDS, label=label, none=True
+        )
+        self._options = [*self._default_options(), *_options(config.get("channel_options"), label)]
+
+    def _default_options(self) -> list[tuple[str, Any]]:
+        return [
+            # The base refuses to send more than that, with a message that says what to do.
+            ("grpc.max_send_message_length", -1),
+            ("grpc.max_receive_message_length", min(self.max_message_bytes, 2**31 - 1)),
+            # No attempt behind our back, not even the transparent ones: a run is sent again by those who know
+            # whether it may be (grpc_types.h, GRPC_ARG_ENABLE_RETRIES; gRFC A6).
+            ("grpc.enable_retries", 0),
+            ("grpc.service_config_disable_resolution", 1),
+            # gRPC's own waits grow to two minutes (doc/connection-backoff.md): a service that has been
+            # restarted, perhaps under another address, is to be found sooner.
+            ("grpc.initial_reconnect_backoff_ms", 100),
+            ("grpc.max_reconnect_backoff_ms", 1000),
+            ("grpc.min_reconnect_backoff_ms", int(CONNECT_SECONDS * 1000)),
+            ("grpc.dns_min_time_between_resolutions_ms", 1000),
+            # Otherwise channels with equal arguments share one connection, and its waits.
+            ("grpc.use_local_subchannel_pool", 1),
+            ("grpc.keepalive_time_ms", int(KEEPALIVE_SECONDS * 1000)),
+            ("grpc.keepalive_timeout_ms", int(USER_TIMEOUT_SECONDS * 1000)),
+            ("grpc.primary_user_agent", f"wove/{__version__}"),
+            # A proxy that the environment names cannot mean this machine when we say localhost.
+            *([("grpc.enable_http_proxy", 0)] if self._local else []),
+        ]
+
+    async def open(self) -> None:
+        self._tasks: set[asyncio.Task[None]] = set()
+        await run_in_thread(load, self.label)
+        credentials = await run_in_thread(self._credentials) if self.secure else None
+        import grpc.aio
+
+        self._rpc_error = grpc.aio.AioRpcError
+
+        def make() -> grpc.aio.Channel:
+            if credentials is None:
+                return grpc.aio.insecure_channel(self.target, options=self._options)
+            return grpc.aio.secure_channel(self.target, credentials, options=self._options)
+
+        self.link = Link(
+            make, self.method, label=self.label, most=self._most, reconnect=self._reconnect
+        )
+
+    def _credentials(self) -> grpc.ChannelCredentials:
+        import grpc
+
+        roots, chain, key = self.tls.pem()
+        return grpc.ssl_channel_credentials(roots, key, chain)
+
+    def transmit(self, exchange: PendingRequest) -> None:
+        call = exchange.state = _Call()
+        task = call.task = self.loop.create_task(self._perform(exchange, call))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def recall(self, exchange: PendingRequest) -> bool:
+        call: object = exchange.state
+        return isinstance(call, _Call) and not call.left
+
+    def withdraw(self, exchange: PendingRequest) -> None:
+        call, exchange.state = exchange.state, None
+        if isinstance(call, _Call):
+            call.task.cancel()
+
+    async def close(self) -> None:
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=1.0)
+        await self.link.close()
+
+    # ------------------------------------------------------------------ one call
+
+    async def _perform(self, exchange: PendingRequest, call: _Call) -> None:
+        try:
+            reply, verify = await self._exchange(exchange, call)
+        except self._rpc_error as error:
+            exchange.state = None
+            self._ended_with(exchange, error)
+        except Exception as error:
+            exchange.state = None
+            if isinstance(error, WorkerLostError):
+                error = WorkerLostError(f"{self.label}: {exchange}: {error}{self._hint(error)}")
+            self.failed(exchange, error)
+        else:
+            exchange.state = None
+            # In pieces for the decoder, which lets other threads run between two of them.
+            self.answered(
+                exchange, [reply] if reply else [], final=True, status="OK", verify=verify
+            )
+
+    def _hint(self, error: Exception) -> str:
+        # In TLS 1.3 the client is done before its certificate is looked at (RFC 8446, 4.4.2.4 and 2).
+        if not self.secure or "Socket closed" not in str(error):
+            return ""
+        return (
+            ". Perhaps it wants another certificate of its clients, or one at all "
+            "(executor_config 'client_certificate' and 'client_key')"
+        )
+
+    async def _exchange(self, exchange: PendingRequest, call: _Call) -> tuple[bytes, Verify | None]:
+        await self.link.enter(urgent=exchange.is_cancel)
+        try:
+            chunks, exchange.chunks = exchange.chunks, []
+            body = (
+                b"".join(chunks)
+                if exchange.size <= INLINE_BYTES
+                else await run_in_thread(_whole, chunks)
+            )
+            chunks.clear()
+            headers = self.signed_headers(exchange, self.method)
+            metadata = (*self.metadata, *((name.lower(), value) for name, value in headers.items()))
+            call.left = True
+            sent = self.link.send(body, metadata, self.timeout)
+            del body
+            reply = await sent
+            if not self.security.signs_replies:
+                return reply, None
+            trailing = await sent.trailing_metadata()
+            signature = next((value for name, value in trailing if name == REPLY_SIGNATURE), None)
+            signature = signature if isinstance(signature, str) else None
+            return reply, self.verifier(exchange.sent_headers, self.method, signature)
+        finally:
+            self.link.ended()
+
+    def _ended_with(self, exchange: PendingRequest, error: grpc.aio.AioRpcError) -> None:
+        code, status = error.code().name, said(error)
+        prefix = f"{self.label}: {exchange}"
+        failure: BaseException
+        lost = code in ("UNAVAILABLE", "CANCELLED")
+        # The second is what gRPC says of what it could not read, be it the call's fault or the connection's.
+        if lost or status.startswith("UNKNOWN: Stream removed"):
+            self.link.suspect()
+        if lost:
+            failure = WorkerLostError(
+                f"{prefix}: its service was lost before it had answered: {status}"
+            )
+        elif code == "DEADLINE_EXCEEDED" and self.timeout is not None:
+            failure = DeliveryTimeoutError(
+                f"{prefix}: its service did not answer within {self.timeout:g} s (executor_config 'timeout'): {status}"
+            )
+        else:
+            hint = _HINTS.get(code)
+            message = f"its service answered {status}"
+            self.refused(
+                exchange, f"{message}. {hint}" if hint else message, retryable=code in _PASSING
+            )
+            return
+        # Without the frames: they would keep the call and its channel alive for as long as somebody has the error.
+        failure.__cause__ = error.with_traceback(None)
+        self.failed(exchange, failure)
+
+
+class _Call:
+    """What an exchange holds while it is under way.
+
+    Attributes:
+        left: Whether gRPC has it.
+    """
+
+    __slots__ = ("left", "task")
+
+    task: asyncio.Task[None]
+
+    def __init__(self) -> None:
+        self.left = False
+
+
+def _whole(chunks: Sequence[bytes]) -> bytes:
+    """*chunks* as one, as `bytes.join`, but other threads can run between two pieces.
+
+    `io.BytesIO` hands out what it has gathered without copying it once more.
+    """
+    buffer = io.BytesIO()
+    for chunk in chunks:
+        view = memoryview(chunk)
+        for start in range(0, len(view), PIECE_BYTES):
+            buffer.write(view[start : start + PIECE_BYTES])
+    return buffer.getvalue()
+
+
+def _options(value: object, label: str) -> list[tuple[str, Any]]:
+    """The checked ``channel_options``."""
+    if value is None:
+        return []
+    wrong = (
+        f"{label}: executor_config 'channel_options' must be a dict or pairs, such as "
+        f"{{'grpc.lb_policy_name': 'round_robin'}}"
+    )
+    pairs: object = (
+        list(cast("Mapping[object, object]", value).items())
+        if isinstance(value, Mapping)
+        else value
+    )
+    if not isinstance(pairs, (list, tuple)):
+        raise TypeError(f"{wrong}, not {type(pairs).__name__}")
+    options: list[tuple[str, Any]] = []
+    for pair in cast("Sequence[object]", pairs):
+        if not isinstance(pair, (list, tuple)) or len(cast("Sequence[object]", pair)) != 2:
+            raise TypeError(wrong)
+        name, held = cast("tuple[object, object]", pair)
+        if (
+            not isinstance(name, str)
+            or isinstance(held, float)
+            or not isinstance(held, (str, bytes, int))
+        ):
+            raise TypeError(f"{wrong}: names are texts, values are numbers or texts")
+        options.append((name, held))
+    return options

@@ -1,0 +1,1 @@
+"""The executor ``http``: one POST for each command."""

@@ -1,0 +1,473 @@
+"""One HTTP/1.1 connection: one request at a time, and its answer."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import select
+import ssl
+from typing import TYPE_CHECKING, Any, Final, cast
+
+from wove.concurrency import forks
+from wove.net.chunk_buffer import ChunkBuffer
+from wove.net.http1 import ProtocolError, ResponseParser, quoted
+from wove.net.keepalive import UNACKNOWLEDGED_SECONDS, keep_alive
+from wove.protocol.limits import INLINE_BYTES
+
+if TYPE_CHECKING:
+    from wove.executors.http.pool import Call, Failure, Pool
+    from wove.executors.http.tls import TLS
+    from wove.net.http1 import Head
+
+__all__ = ["Connection"]
+
+IDLE_SECONDS: Final = 4.0
+"""So long a connection is kept for the next request. uvicorn closes after 5 s, and whoever closes first decides
+that no request gets lost in between."""
+
+MAX_IDLE_SECONDS: Final = 60.0
+"""Even if the server promises more: routers on the way forget connections, and tell nobody."""
+
+GRACE_SECONDS: Final = 10.0
+SLOWEST_BYTES: Final = 1024
+"""What has begun to come (a head, a body, a line of a stream) must be there within so many seconds, and one more
+for each so many bytes. What has not begun may take as long as the task does."""
+
+REST_SECONDS: Final = 0.1
+"""How long the end of an answer is waited for whose last event has come, so that its connection can be kept."""
+
+HEAD: Final = -1
+BODY: Final = 0
+
+LAST_BYTES: Final = 64 * 1024
+
+HINT_SECONDS: Final = 3.0
+"""A connection that ends later than that ends for another reason than who its client is."""
+
+_TIMEOUT: Final = re.compile(r"\btimeout\s*=\s*\"?(\d{1,9})", re.IGNORECASE)
+
+
+class Connection(asyncio.Protocol):
+    """A connection of *pool*.
+
+    Attributes:
+        idle_until: While it is idle: when to close it, in the loop's time.
+        unasked: What came while nothing had been asked.
+    """
+
+    __slots__ = (
+        "_answers",
+        "_began",
+        "_body",
+        "_call",
+        "_descriptor",
+        "_deserted",
+        "_ended",
+        "_handshake",
+        "_loop",
+        "_parser",
+        "_paused",
+        "_poll",
+        "_pool",
+        "_rest",
+        "_streams",
+        "_timer",
+        "_tls",
+        "_transport",
+        "_unit",
+        "_unit_bytes",
+        "_unit_since",
+        "idle_until",
+        "unasked",
+    )
+
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
+        self._loop = pool.loop
+        self._call: Call | None = None
+        self._parser: ResponseParser | None = None
+        self._body: ChunkBuffer | None = None
+        self._rest: list[bytes] = []  # of the request, last chunk first
+        self._paused = self._streams = self._ended = False
+        self._answers = 0
+        self._began = 0.0
+        self.idle_until = self._loop.time() + IDLE_SECONDS
+        self.unasked = b""
+        self._tls: TLS | None = None
+        self._handshake: asyncio.Future[None] | None = None
+        self._deserted: float | None = None  # when its call was withdrawn
+        self._timer: asyncio.TimerHandle | None = None
+        # What is coming at the moment: see GRACE_SECONDS.
+        self._unit: int | None = None  # HEAD, BODY, or the number of a line
+        self._unit_since = 0.0
+        self._unit_bytes = 0
+
+    # ------------------------------------------------------------------ out
+
+    def start(self, call: Call) -> None:
+        """Send the request of *call*. The connection must be idle."""
+        self._call = call
+        call.connection = self
+        self._began = self._loop.time()
+        self._parser = ResponseParser(self._pool.origin.most_body, self._headed)
+        self._streams = False
+        self._unit = self._deserted = None
+        try:
+            head, chunks = call.begin()
+        except Exception as error:  # what cannot even be signed
+            self._settle(
+                "refused", f"the request could not be made: {type(error).__name__}: {error}", error
+            )
+            return
+        if len(chunks) == 1 and len(chunks[0]) <= INLINE_BYTES:
+            self._write(head + chunks[0])
+        else:
+            self._rest = [*reversed(chunks), head]
+            self._pump()
+        if call.limit is not None:
+            self._watch()
+
+    def _pump(self) -> None:
+        while self._rest and not self._paused and not self._transport.is_closing():
+            self._write(self._rest.pop())
+
+    def _write(self, data: bytes) -> None:
+        if self._tls is not None:
+            try:
+                data = self._tls.encrypt(data)
+            except ssl.SSLError as error:
+                self._failed(error)
+                return
+        self._transport.write(data)
+
+    def pause_writing(self) -> None:
+        self._paused = True
+
+    def resume_writing(self) -> None:
+        self._paused = False
+        self._pump()
+
+    # ------------------------------------------------------------------ in
+
+    def data_received(self, data: bytes) -> None:
+        tls = self._tls
+        if tls is None:
+            self._received(data)
+            return
+        try:
+            plain = tls.decrypt(data)
+        except ssl.SSLError as error:
+            self._transport.write(tls.pending())  # an alert, which tells the other side why
+            self._failed(error)
+            return
+        if pending := tls.pending():
+            self._transport.write(pending)
+        if self._handshake is not None and tls.secured:
+            handshake, self._handshake = self._handshake, None
+            if not handshake.done():
+                handshake.set_result(None)
+        if plain:
+            self._received(plain)
+        if tls.failure is not None:
+            self._failed(tls.failure)
+        elif tls.ended:
+            self.eof_received()
+
+    async def secure(self, tls: TLS) -> None:
+        """Make it a TLS connection.
+
+        Raises:
+            ssl.SSLError: The other side cannot, or is not to be trusted.
+            OSError: The connection was lost.
+        """
+        self._tls = tls
+        self._handshake = self._loop.create_future()
+        try:
+            self._transport.write(tls.hello())
+            await self._handshake
+        except BaseException:
+            self._transport.abort()
+            raise
+
+    def _received(self, data: bytes) -> None:
+        parser = self._parser
+        if parser is None:
+            # Not an answer to anything (RFC 9112, 9.2): the notice of a server that gives the connection up.
+            self.unasked = data
+            self.abort()
+            return
+        try:
+            pieces = parser.feed(data)
+        except ProtocolError as error:
+            self._settle("refused", str(error), error)
+            return
+        line = 0
+        if self._streams:
+            for piece in pieces:
+                if self._call is not None:  # not withdrawn because of what it was told
+                    line = self._call.part(piece)
+        elif pieces:
+            if parser.complete and self._body is None:
+                self._complete(parser, pieces)
+                return
+            if self._body is None:
+                self._body = ChunkBuffer()
+            for piece in pieces:
+                self._body.add(piece)
+        if self._parser is not parser:
+            return
+        if parser.complete:
+            self._complete(parser, self._body.take() if self._body is not None else [])
+        else:
+            self._progressed(parser, line)
+
+    def _headed(self, head: Head) -> bool:
+        self._streams = self._call is not None and self._call.streams(head)
+        return self._streams
+
+    def _complete(self, parser: ResponseParser, body: list[bytes]) -> None:
+        call, head = self._call, parser.head
+        self._call = self._parser = self._body = None
+        if call is not None:
+            call.connection = None
+        written = not self._rest and not self._transport.get_write_buffer_size()
+        keep = parser.reusable and written and not self._ended and not self.stale()
+        if call is not None and head is not None:
+            call.answered(head, body, cut=parser.cut)
+            keep = keep and not call.odd
+        if keep and head is not None:
+            self._answers += 1
+            self.idle_until = self._loop.time() + _idle_seconds(head.get("keep-alive"))
+            self._pool.released(self)
+        else:
+            self.abort()
+
+    def _settle(self, failure: Failure, message: str, cause: BaseException | None = None) -> None:
+        """The call has failed, and with it the connection."""
+        call, parser = self._call, self._parser
+        body = self._body.take() if self._body is not None else []
+        self._call = self._parser = self._body = None
+        self.abort()
+        if call is None:
+            return
+        call.connection = None
+        if (
+            parser is not None
+            and parser.head is not None
+            and parser.head.status >= 300
+            and failure != "late"
+        ):
+            # It broke off in the middle of its words, but what it said counts more than how it ended.
+            call.answered(parser.head, body, cut=True)
+        else:
+            call.failed(failure, message, cause)
+
+    # ------------------------------------------------------------------ time
+
+    def _progressed(self, parser: ResponseParser, line: int) -> None:
+        """Note what is coming now, and from when on."""
+        unit: int | None = None
+        if parser.head is None:
+            unit = HEAD if parser.begun else None
+        elif self._streams:
+            unit = line or None
+        elif parser.announced is not None or parser.received:
+            unit = BODY
+        if unit == self._unit:
+            return
+        self._unit = unit
+        if unit is not None:
+            self._unit_since = self._loop.time()
+            self._unit_bytes = parser.received
+            self._watch()
+
+    def _due(self) -> float | None:
+        limits: list[float] = []
+        if self._deserted is not None:
+            limits.append(self._deserted + REST_SECONDS)
+        if self._call is not None and self._call.limit is not None:
+            limits.append(self._began + self._call.limit)
+        if self._unit is not None and self._parser is not None:
+            came = self._parser.received - self._unit_bytes
+            limits.append(self._unit_since + GRACE_SECONDS + came / SLOWEST_BYTES)
+        return min(limits, default=None)
+
+    def _watch(self) -> None:
+        """Have `_tick` called when a limit may have passed. A timer that is left from before only comes early."""
+        due = self._due()
+        if due is None or self._parser is None:
+            return
+        if self._timer is not None:
+            if self._timer.when() <= due:
+                return
+            self._timer.cancel()
+        self._timer = self._loop.call_at(due, self._tick)
+
+    def _tick(self) -> None:
+        self._timer = None
+        parser, due, now = self._parser, self._due(), self._loop.time()
+        if parser is None or due is None:
+            return
+        if now < due:
+            self._watch()
+        elif self._call is None:
+            self.abort()
+        elif self._call.limit is not None and self._began + self._call.limit <= now:
+            self._settle(
+                "late", f"no whole answer within {self._call.limit:g} s (executor_config 'timeout')"
+            )
+        else:
+            seconds = now - self._unit_since
+            self._settle(
+                "lost",
+                f"its answer came too slowly, and was given up {seconds:.0f} s {parser.progress()}",
+            )
+
+    # ------------------------------------------------------------------ ends
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast("asyncio.Transport", transport)
+        sock: Any = transport.get_extra_info("socket")
+        self._descriptor = sock.fileno()
+        forks.blank(self._descriptor)
+        keep_alive(sock, unacknowledged=UNACKNOWLEDGED_SECONDS)
+        self._poll: Any = None
+        if hasattr(select, "poll"):
+            self._poll = select.poll()
+            self._poll.register(self._descriptor, select.POLLIN)
+
+    def stale(self) -> bool:
+        """Whether something has come since the last answer, be it the end: then it is good for nothing more.
+
+        The loop may not have got to it yet, and a request must not be lost to a connection of which the
+        kernel knows already that it is closed.
+        """
+        if self._transport.is_closing():
+            return True
+        if self._poll is not None:
+            return bool(self._poll.poll(0))
+        sock = self._transport.get_extra_info("socket")
+        return bool(select.select([sock], [], [], 0)[0])
+
+    def broken(self) -> Exception | None:
+        """Why it is not even good for a first request, if so."""
+        if self.unasked:
+            return ConnectionError(f"before any request it sent {quoted(self.unasked)}")
+        return (
+            ConnectionResetError("it was closed at once") if self._transport.is_closing() else None
+        )
+
+    def let_go(self, *, keep: bool) -> None:
+        """Its call has been withdrawn. To *keep* the connection, wait for the end of its answer."""
+        parser = self._parser
+        self._call = None
+        if keep and parser is not None and self._streams and not self._rest:
+            self._deserted = self._loop.time()
+            if not parser.complete:
+                self._pool.resting(self)
+                self._watch()
+        elif parser is not None:
+            self.abort()
+
+    def close(self) -> None:
+        """Close it, in good order if it is idle."""
+        if self._parser is not None or self._call is not None:
+            self.abort()
+            return
+        self._pool.leaving(self)
+        if self._tls is not None:
+            self._transport.write(self._tls.goodbye())
+        self._transport.close()
+
+    def abort(self) -> None:
+        """Close it at once, whatever is under way."""
+        self._call = self._parser = self._body = None
+        self._rest = []
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self._pool.leaving(self)
+        self._transport.abort()
+
+    def eof_received(self) -> None:
+        if self._ended:
+            return
+        self._ended = True
+        if self._tls is not None and not self._tls.ended:
+            # RFC 9112, 9.8: what ends with the connection has then come to no end.
+            self._failed(ConnectionAbortedError("it was cut off, without TLS's close_notify"))
+        else:
+            self._lost(None)
+
+    def _failed(self, error: Exception) -> None:
+        handshake, self._handshake = self._handshake, None
+        if handshake is None:
+            self._lost(error)
+        elif not handshake.done():
+            handshake.set_exception(error)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        forks.forget(self._descriptor)
+        if exc is not None and self._parser is not None:
+            self._last_words()
+        if self._handshake is not None:
+            self._failed(exc or ConnectionAbortedError("it was closed"))
+        else:
+            self._lost(exc)
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self._pool.gone(self)
+
+    def _last_words(self) -> None:
+        """Read what came before the connection broke.
+
+        A server that refuses a body (413) answers and closes without reading it. Its reset then meets our
+        next write, which fails before the answer is read, although that is there (RFC 9112, 9.6).
+        """
+        sock: Any = self._transport.get_extra_info("socket")
+        try:
+            while self._parser is not None and (data := os.read(sock.fileno(), LAST_BYTES)):
+                self.data_received(data)
+        except OSError:
+            pass
+
+    def _lost(self, exc: Exception | None) -> None:
+        parser = self._parser
+        if parser is None:
+            self.abort()
+            return
+        if exc is None:
+            try:
+                parser.close()
+            except ProtocolError:
+                pass
+            else:
+                self._complete(parser, self._body.take() if self._body is not None else [])
+                return
+        how = (
+            "closed the connection"
+            if exc is None
+            else f"lost the connection ({type(exc).__name__}: {exc})"
+        )
+        text = f"its service {how} {parser.progress()}"
+        if self._rest:
+            text += ", before the request was written"
+        if self._answers and not parser.begun:
+            text += (
+                ". The connection had been used before; the service may have closed it as idle while the request was "
+                "on its way, or have begun the run: it is not sent again unasked"
+            )
+        elif not parser.begun and self._loop.time() - self._began < HINT_SECONDS:
+            text += f". {self._pool.origin.hint()}"
+        self._settle("lost", text, exc)
+
+
+def _idle_seconds(promised: str | None) -> float:
+    """For how long the connection is kept, from the ``Keep-Alive`` of the answer (RFC 2068, 19.7.1.1)."""
+    match = _TIMEOUT.search(promised or "")
+    if match is None:
+        return IDLE_SECONDS
+    seconds = float(match[1])
+    return min(MAX_IDLE_SECONDS, max(seconds - 1.0, seconds / 2))

@@ -1,0 +1,267 @@
+"""``executor="http"`` and ``"https"``: a POST to a worker service for each command."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal
+
+from wove import __version__
+from wove.concurrency.thread_pool import run_in_thread
+from wove.errors import DeliveryTimeoutError, WorkerLostError
+from wove.executors.http.pool import Call, Failure, Origin, Pool
+from wove.executors.network.endpoints import header_items, number, parse_url, refuse_exposed, whole
+from wove.executors.network.executor import NetworkExecutor
+from wove.executors.network.pending import PendingRequest, Verify
+from wove.net.chunk_buffer import ChunkBuffer
+from wove.net.http1 import RequestHead, quoted
+from wove.protocol import signing
+
+if TYPE_CHECKING:
+    from wove.net.http1 import Head
+
+__all__ = ["HttpEnvironmentExecutor", "HttpsEnvironmentExecutor"]
+
+CONNECTIONS: Final = 100
+CONNECT_SECONDS: Final = 10.0
+RECONNECT_SECONDS: Final = 5.0
+
+JSON: Final = "application/json"
+LINES: Final = "application/x-ndjson"
+"""One event a line, as they come. Not registered, but what everybody calls it."""
+
+REPLY_SIGNATURE: Final = signing.REPLY_SIGNATURE.lower()
+
+# RFC 9110, 15.5 and 15.6; RFC 6585, 4: the request was not carried out, and may be in a moment.
+_PASSING: Final = frozenset({408, 425, 429, 502, 503, 504})
+
+_HINTS: Final = {
+    401: "Both sides need the same executor_config 'security', and clocks that agree",
+    403: "Both sides need the same executor_config 'security', and clocks that agree",
+    404: "Is the path in the url right?",
+    405: "Is the path in the url right?",
+    413: "The service takes no body of that size: raise its limit, or pass large data by reference (a path, a key)",
+}
+
+
+class HttpEnvironmentExecutor(NetworkExecutor):
+    """Posts commands to the worker service at ``url``, and takes its answers as their events.
+
+    Keys of ``executor_config``, beside those that all network executors share:
+
+    * ``url``: the endpoint. Required. Another machine's must be ``https://``, and have ``security``.
+    * ``headers`` (dict of texts, or pairs): sent with every request.
+    * ``timeout`` (seconds; default none): from the moment a request gets a connection to the end of its answer.
+    * ``max_connections`` (default 100): connections, and so requests, at once. Others wait their turn.
+    * ``connect_timeout`` (10): seconds for connecting, TLS included.
+    * ``reconnect_timeout`` (5): so many seconds connecting is tried again with a service that was there
+      before, and is perhaps being restarted. ``None``: for ever.
+
+    Example:
+        >>> config = {"url": "https://workers.internal/wove/tasks", "security": "env:WOVE_WORKER_SECRET"}
+        >>> environment = {"executor": "http", "executor_config": config}
+    """
+
+    transport: ClassVar[Literal["http", "grpc", "websocket"]] = "http"
+    KEYS: ClassVar[tuple[str, ...]] = (
+        "url",
+        "headers",
+        "timeout",
+        "max_connections",
+        "connect_timeout",
+        "reconnect_timeout",
+    )
+    SCHEMES: ClassVar[tuple[str, ...]] = ("http", "https")
+
+    def configure(self, label: str, config: Mapping[str, Any]) -> None:
+        url = self.url = parse_url(config.get("url"), self.SCHEMES, label=label)
+        refuse_exposed(
+            label,
+            target=f"{url.scheme}://{url.authority}",
+            local=url.local,
+            tls=url.tls,
+            security=self.security,
+            insecure=self.insecure,
+            tls_remedy="an https:// url",
+        )
+        extra = header_items(config.get("headers"), label, security=self.security)
+        self.confidential = [value for _, value in extra]
+        given = {name.lower() for name, _ in extra}
+        accept = JSON if self.security.signs_replies else f"{JSON}, {LINES}"
+        ours = [
+            ("Content-Type", JSON),
+            ("Accept", accept),
+            ("Accept-Encoding", "identity"),
+            ("User-Agent", f"wove/{__version__}"),
+        ]
+        self.head = RequestHead(
+            "POST",
+            url.target,
+            [
+                ("Host", url.authority),
+                *((name, value) for name, value in ours if name.lower() not in given),
+                *extra,
+            ],
+        )
+        self.timeout = number(config, "timeout", None, label=label)
+        self._most = whole(config, "max_connections", CONNECTIONS, label=label)
+        self._connect_seconds = number(
+            config, "connect_timeout", CONNECT_SECONDS, label=label, none=True
+        )
+        self._reconnect_seconds = number(
+            config, "reconnect_timeout", RECONNECT_SECONDS, label=label, none=True
+        )
+
+    async def open(self) -> None:
+        context = await run_in_thread(self.tls.context, ["http/1.1"]) if self.url.tls else None
+        self.pool = Pool(
+            Origin(self.url.host, self.url.port, context, self.max_message_bytes),
+            most=self._most,
+            connect_seconds=self._connect_seconds,
+            reconnect_seconds=self._reconnect_seconds,
+        )
+
+    def transmit(self, exchange: PendingRequest) -> None:
+        call = exchange.state = _Post(self, exchange)
+        self.pool.submit(call)
+
+    def recall(self, exchange: PendingRequest) -> bool:
+        call = exchange.state
+        return isinstance(call, _Post) and self.pool.recall(call)
+
+    def failed(self, exchange: PendingRequest, error: BaseException) -> None:
+        if isinstance(exchange.state, _Post):
+            exchange.state.odd = True
+        if exchange.sent and not exchange.over and not exchange.is_cancel:
+            self.pool.suspect()
+        super().failed(exchange, error)
+
+    def withdraw(self, exchange: PendingRequest) -> None:
+        call, exchange.state = exchange.state, None
+        if isinstance(call, _Post):
+            self.pool.withdraw(call)
+
+    async def close(self) -> None:
+        await self.pool.close()
+
+
+class HttpsEnvironmentExecutor(HttpEnvironmentExecutor):
+    """As ``http``; its ``url`` must begin with ``https://``.
+
+    Example:
+        >>> config = {"url": "https://workers.internal/wove/tasks", "security": "env:WOVE_WORKER_SECRET"}
+        >>> environment = {"executor": "https", "executor_config": config}
+    """
+
+    SCHEMES: ClassVar[tuple[str, ...]] = ("https",)
+
+
+class _Post(Call):
+    """The request of an exchange, and its answer."""
+
+    __slots__ = ("_exchange", "_executor", "_line", "_lines", "_status")
+
+    def __init__(self, executor: HttpEnvironmentExecutor, exchange: PendingRequest) -> None:
+        super().__init__(urgent=exchange.is_cancel, limit=executor.timeout)
+        self._executor = executor
+        self._exchange = exchange
+        self._line: ChunkBuffer | None = None  # of a stream: what has come of the line
+        self._lines = 0
+        self._status = ""
+
+    def begin(self) -> tuple[bytes, list[bytes]]:
+        executor, exchange = self._executor, self._exchange
+        executor.refresh(exchange)
+        # Signed only now: after a long wait for a connection the time in the signature would be an old one.
+        fields = executor.signed_headers(exchange, executor.url.target)
+        head = executor.head.encode([("Content-Length", str(exchange.size)), *fields.items()])
+        chunks, exchange.chunks = exchange.chunks, []
+        return head, chunks
+
+    def streams(self, head: Head) -> bool:
+        if (
+            head.status >= 300
+            or self._executor.security.signs_replies
+            or _media_type(head) != LINES
+        ):
+            return False
+        self._line = ChunkBuffer()
+        self._status = str(head)
+        return True
+
+    def part(self, piece: bytes) -> int:
+        line = self._line
+        assert line is not None
+        start = 0
+        while (end := piece.find(b"\n", start)) >= 0:
+            line.add(piece[start:end])
+            start = end + 1
+            self._event(line.take(), final=False)
+            self._lines += 1
+        if start < len(piece):
+            line.add(piece[start:] if start else piece)
+        most = self._executor.max_message_bytes
+        if line.size > most:
+            self._executor.refused(
+                self._exchange,
+                f"its service answered {self._status} with a line of more than {most} bytes "
+                f"(executor_config 'max_message_bytes')",
+            )
+        return self._lines + 1 if line.size else 0
+
+    def answered(self, head: Head, body: list[bytes], *, cut: bool) -> None:
+        if self._line is not None:
+            self._event(self._line.take(), final=True)
+            return
+        executor, exchange = self._executor, self._exchange
+        if head.status < 300 or (head.status == 503 and not cut and _media_type(head) == JSON):
+            coding = head.get("content-encoding") or "identity"
+            if coding.lower() != "identity":
+                executor.refused(
+                    exchange, f"its service answered {head} in the encoding {coding!r:.80}, unasked"
+                )
+                return
+            executor.answered(
+                exchange, body, final=True, status=str(head), verify=self._verifier(head)
+            )
+            return
+        executor.refused(exchange, _refusal(head, body), retryable=head.status in _PASSING)
+
+    def failed(self, failure: Failure, message: str, cause: BaseException | None = None) -> None:
+        executor, exchange = self._executor, self._exchange
+        text = f"{executor.label}: {exchange}: {executor.masked(message)}"
+        if failure == "refused":
+            executor.refused(exchange, message)
+            return
+        error = WorkerLostError(text) if failure == "lost" else DeliveryTimeoutError(text)
+        error.__cause__ = cause
+        executor.failed(exchange, error)
+
+    def _verifier(self, head: Head) -> Verify | None:
+        executor = self._executor
+        return executor.verifier(
+            self._exchange.sent_headers, executor.url.target, head.get(REPLY_SIGNATURE)
+        )
+
+    def _event(self, line: list[bytes], *, final: bool) -> None:
+        chunks = [] if len(line) == 1 and not line[0].strip() else line
+        if chunks or final:
+            self._executor.answered(self._exchange, chunks, final=final, status=self._status)
+
+
+def _media_type(head: Head) -> str:
+    """What the body is (RFC 9110, 8.3), without parameters."""
+    return (head.get("content-type") or "").partition(";")[0].strip().lower()
+
+
+def _refusal(head: Head, body: list[bytes]) -> str:
+    """An answer that is none, for a message: the status, and how its text begins."""
+    text = f"its service answered {head}"
+    start = b"".join(body[:16])
+    if start.strip():
+        text += f": {quoted(start)}"
+    location = head.get("location")
+    if 300 <= head.status < 400:
+        where = f" to {location!r:.300}" if location else ""
+        return f"{text}. Redirects{where} are not followed: tasks and credentials are for the url that is configured"
+    hint = _HINTS.get(head.status)
+    return f"{text}. {hint}" if hint else text

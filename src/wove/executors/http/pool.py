@@ -1,0 +1,369 @@
+"""Kept-alive HTTP/1.1 connections to one origin, and which request goes over which."""
+
+from __future__ import annotations
+
+import abc
+import asyncio
+import contextlib
+import logging
+import random
+import ssl
+from collections import deque
+from dataclasses import dataclass
+from typing import Final, Literal, TypeAlias, cast
+
+from wove.executors.http.connection import Connection
+from wove.executors.http.tls import TLS
+from wove.net.http1 import Head
+
+__all__ = ["Call", "Failure", "Origin", "Pool"]
+
+logger = logging.getLogger("wove")
+
+URGENT_CONNECTIONS: Final = 8
+"""Beyond ``max_connections``, for cancels: where all connections wait for runs, a cancel must not wait with them."""
+
+FIRST_DELAY: Final = 0.05
+MAX_DELAY: Final = 0.5
+"""Seconds between two attempts to connect to a service that is down: doubled from the first, with jitter."""
+
+EYEBALLS_SECONDS: Final = 0.25
+"""RFC 8305, section 5: so long an address has before the next one is tried beside it."""
+
+GOODBYE_SECONDS: Final = 1.0
+
+ARRIVAL_SECONDS: Final = 0.25
+"""So long an attempt to connect may still succeed when the pool is closed. One that is cancelled in the moment of its
+success loses its socket: asyncio lets go of it unclosed (`asyncio.staggered`)."""
+
+Failure: TypeAlias = Literal["lost", "late", "refused"]
+"""No answer came, it did not come in time, or what came is none."""
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Whom to connect to.
+
+    Attributes:
+        host: Name or address, without brackets.
+        port: Its port.
+        tls: The context, for ``https``.
+        most_body: The largest body of an answer, in bytes.
+    """
+
+    host: str
+    port: int
+    tls: ssl.SSLContext | None
+    most_body: int
+
+    def __str__(self) -> str:
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{'https' if self.tls is not None else 'http'}://{host}:{self.port}"
+
+    def hint(self) -> str:
+        """Why a service may end a connection without a word before anything else was done over it."""
+        if self.tls is None:
+            return f"If {self} expects TLS, its url begins with https://"
+        # In TLS 1.3 the client is done before its certificate is looked at (RFC 8446, 4.4.2.4 and 2).
+        return (
+            f"Perhaps {self} wants another certificate of its clients, or one at all "
+            "(executor_config 'client_certificate' and 'client_key')"
+        )
+
+
+class Call(abc.ABC):
+    """One request and its answer. Exactly one of `answered` and `failed` is called, once.
+
+    Attributes:
+        urgent: Whether it may have a connection beyond the limit.
+        limit: Seconds from getting a connection to the end of the answer; ``None`` for no limit.
+        connection: Over which it goes, once there is one.
+        queued_at: When it was submitted, in the loop's time.
+        down_since: When connecting failed for the first time since then.
+        odd: Whether something about the answer is wrong, so that its connection is not used again.
+    """
+
+    __slots__ = ("connection", "down_since", "limit", "odd", "queued", "queued_at", "urgent")
+
+    def __init__(self, *, urgent: bool, limit: float | None) -> None:
+        self.urgent = urgent
+        self.limit = limit
+        self.odd = self.queued = False
+        self.connection: Connection | None = None
+        self.queued_at = 0.0
+        self.down_since: float | None = None
+
+    @abc.abstractmethod
+    def begin(self) -> tuple[bytes, list[bytes]]:
+        """Head and body, asked for when they are about to be sent."""
+
+    @abc.abstractmethod
+    def streams(self, head: Head) -> bool:
+        """Whether `part` takes the body of this answer as it comes."""
+
+    @abc.abstractmethod
+    def part(self, piece: bytes) -> int:
+        """Take a piece of the body. The number of the line, from 1, that has begun and not ended; else 0."""
+
+    @abc.abstractmethod
+    def answered(self, head: Head, body: list[bytes], *, cut: bool) -> None:
+        """The answer is over. *body* is what was not given to `part`; *cut* says that there was more of it."""
+
+    @abc.abstractmethod
+    def failed(self, failure: Failure, message: str, cause: BaseException | None = None) -> None:
+        """There is no answer. *message* is what its service did, as the rest of a sentence."""
+
+
+class Pool:
+    """Connections to *origin*, at most *most* of them. All is called on one loop.
+
+    Args:
+        origin: Whom to connect to.
+        most: Connections at once; calls beyond that wait their turn.
+        connect_seconds: How long connecting may take, TLS included; ``None`` for no limit.
+        reconnect_seconds: How long connecting is tried again with a service that was there before; ``None``
+            for ever.
+    """
+
+    def __init__(
+        self,
+        origin: Origin,
+        *,
+        most: int,
+        connect_seconds: float | None,
+        reconnect_seconds: float | None,
+    ) -> None:
+        self.origin = origin
+        self.loop = asyncio.get_running_loop()
+        self._most = most
+        self._connect_seconds = connect_seconds
+        self._reconnect_seconds = reconnect_seconds
+        self._queue: deque[Call] = deque()
+        self._urgent: deque[Call] = deque()
+        self._idle: list[Connection] = []  # the one that was used last is taken first
+        self._open: set[Connection] = set()
+        self._resting: set[Connection] = set()
+        self._closing: set[Connection] = set()
+        self._connecting: set[asyncio.Task[None]] = set()
+        self._sweep: asyncio.TimerHandle | None = None
+        self._retry: asyncio.TimerHandle | None = None
+        self._failures = 0  # of connecting, in a row
+        self._was_there = False
+        self._closed: asyncio.Future[None] | None = None
+
+    # ------------------------------------------------------------------ calls
+
+    def submit(self, call: Call) -> None:
+        """Send *call* over the connection that is free, or the next one that is."""
+        queue = self._urgent if call.urgent else self._queue
+        if not queue:
+            connection = self._free()
+            if connection is not None:
+                connection.start(call)
+                return
+        call.queued_at = self.loop.time()
+        call.queued = True
+        queue.append(call)
+        self._connect()
+
+    def recall(self, call: Call) -> bool:
+        """Whether *call* was still waiting, and has been taken back."""
+        if not call.queued:
+            return False
+        call.queued = False
+        (self._urgent if call.urgent else self._queue).remove(call)
+        return True
+
+    def withdraw(self, call: Call) -> None:
+        """Nobody wants the answer of *call* any more; neither of its methods is called."""
+        connection = call.connection
+        if connection is not None:
+            call.connection = None
+            connection.let_go(keep=not call.odd)
+        else:
+            self.recall(call)
+
+    async def close(self) -> None:
+        """Close all connections. No call may be waiting."""
+        self._closed = (
+            self.loop.create_future()
+        )  # a connection that comes about now is closed at once
+        if self._connecting:
+            await asyncio.wait(self._connecting, timeout=ARRIVAL_SECONDS)
+        for handle in (self._sweep, self._retry):
+            if handle is not None:
+                handle.cancel()
+        for task in self._connecting:
+            task.cancel()
+        if self._connecting:
+            await asyncio.wait(self._connecting, timeout=GOODBYE_SECONDS)
+        self._closed = self.loop.create_future()
+        for connection in list(self._open):
+            connection.close()
+        if self._closing:
+            await asyncio.wait({self._closed}, timeout=GOODBYE_SECONDS)
+        for connection in list(self._closing):
+            connection.abort()
+        while self._closing:
+            self._closed = self.loop.create_future()
+            await asyncio.wait({self._closed}, timeout=GOODBYE_SECONDS)
+
+    # ------------------------------------------------------------------ called by connections
+
+    def released(self, connection: Connection) -> None:
+        """*connection* can take another request."""
+        self._resting.discard(connection)
+        surplus = len(self._open) > self._most
+        if self._urgent:
+            connection.start(self._next(self._urgent))
+        elif surplus or self._closed is not None:
+            connection.close()
+        elif self._queue:
+            connection.start(self._next(self._queue))
+        else:
+            self._idle.append(connection)
+            if self._sweep is None:
+                self._sweep = self.loop.call_at(connection.idle_until, self._close_expired)
+
+    def _next(self, queue: deque[Call]) -> Call:
+        call = queue.popleft()
+        call.queued = False
+        return call
+
+    def resting(self, connection: Connection) -> None:
+        """*connection* is about to be `released`, or given up: a call may as well wait for that."""
+        self._resting.add(connection)
+
+    def leaving(self, connection: Connection) -> None:
+        """*connection* takes no more requests, and is being closed."""
+        if connection in self._open:
+            self._open.remove(connection)
+            self._resting.discard(connection)
+            self._closing.add(connection)
+            with contextlib.suppress(ValueError):
+                self._idle.remove(connection)
+            self._connect()
+
+    def gone(self, connection: Connection) -> None:
+        """*connection* is closed."""
+        self.leaving(connection)
+        self._closing.discard(connection)
+        if not self._closing and self._closed is not None and not self._closed.done():
+            self._closed.set_result(None)
+
+    def suspect(self) -> None:
+        """An answer failed. Idle connections may be as broken, without a word: the next call gets a fresh one."""
+        for connection in list(self._idle):
+            connection.close()
+
+    # ------------------------------------------------------------------ idle connections
+
+    def _free(self) -> Connection | None:
+        now = self.loop.time()
+        while self._idle:
+            connection = self._idle.pop()
+            if connection.idle_until > now and not connection.stale():
+                return connection
+            connection.close()
+        return None
+
+    def _close_expired(self) -> None:
+        self._sweep = None
+        now = self.loop.time()
+        for connection in [known for known in self._idle if known.idle_until <= now]:
+            connection.close()
+        if self._idle:
+            self._sweep = self.loop.call_at(
+                min(known.idle_until for known in self._idle), self._close_expired
+            )
+
+    # ------------------------------------------------------------------ connecting
+
+    def _connect(self) -> None:
+        """As many attempts as calls wait, within the limits; a service that is down is asked one at a time."""
+        if self._closed is not None:
+            return
+        waiting = len(self._queue) + len(self._urgent) - len(self._resting)
+        room = self._most + (min(URGENT_CONNECTIONS, len(self._urgent))) - len(self._open)
+        if self._failures:
+            room = 0 if self._retry is not None else min(room, 1)
+        while len(self._connecting) < min(waiting, room):
+            task = self.loop.create_task(self._attempt())
+            self._connecting.add(task)
+
+    async def _attempt(self) -> None:
+        began = self.loop.time()
+        connection: Connection | None = None
+        error: Exception | None = None
+        try:
+            connection = await self._connected()
+        except Exception as raised:  # a resolver may raise UnicodeError, too
+            error = raised
+        self._connecting.discard(cast("asyncio.Task[None]", asyncio.current_task()))
+        if error is None and connection is not None:
+            error = connection.broken()
+        if error is not None or connection is None:
+            assert error is not None
+            self._unconnected(began, f"no connection to {self.origin}: {self._words(error)}", error)
+            return
+        self._failures = 0
+        self._was_there = True
+        self._open.add(connection)
+        self.released(connection)
+        self._connect()
+
+    async def _connected(self) -> Connection:
+        origin = self.origin
+        async with asyncio.timeout(self._connect_seconds):
+            _, connection = await self.loop.create_connection(
+                lambda: Connection(self),
+                origin.host,
+                origin.port,
+                happy_eyeballs_delay=EYEBALLS_SECONDS,
+            )
+            if origin.tls is not None:
+                await connection.secure(TLS(origin.tls, origin.host))
+        return connection
+
+    def _unconnected(self, began: float, message: str, error: Exception) -> None:
+        """An attempt that *began* then has failed: so have the calls that waited for it, or it is repeated."""
+        untrusted = isinstance(error, ssl.SSLError)  # and will not be trusted in a second
+        hopeless = untrusted or not self._was_there
+        now = self.loop.time()
+        failing: list[Call] = []
+        for queue in (self._urgent, self._queue):
+            for call in [known for known in queue if known.queued_at <= began]:
+                if call.down_since is None:
+                    call.down_since = began
+                patience = self._reconnect_seconds
+                if hopeless or (patience is not None and now - call.down_since >= patience):
+                    self.recall(call)
+                    failing.append(call)
+        if not hopeless:
+            logger.debug("%s; trying again", message)
+            self._failures += 1
+            if self._retry is None:
+                delay = min(MAX_DELAY, FIRST_DELAY * 2 ** min(self._failures - 1, 8))
+                self._retry = self.loop.call_later(
+                    delay * random.uniform(0.5, 1.0), self._try_again
+                )
+        for call in failing:
+            call.failed("refused" if untrusted else "lost", message, error)
+        self._connect()
+
+    def _try_again(self) -> None:
+        self._retry = None
+        self._connect()
+
+    def _words(self, error: Exception) -> str:
+        """What is wrong, in the words of the system or of OpenSSL."""
+        if isinstance(error, TimeoutError) and not error.args:
+            return f"none within {self._connect_seconds:g} s (executor_config 'connect_timeout')"
+        if isinstance(error, ssl.SSLCertVerificationError):
+            return (
+                f"its certificate was not accepted: {error.verify_message}. A private CA goes into executor_config "
+                f"'root_certificates'"
+            )
+        if isinstance(error, ssl.SSLError) and error.reason == "WRONG_VERSION_NUMBER":
+            return "it does not speak TLS. If that is meant, use http:// in the url"
+        return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__

@@ -1,0 +1,1 @@
+"""What the executors for worker services share."""

@@ -1,0 +1,476 @@
+"""The worker processes of one environment: who gets the next run, and what becomes of those that end."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import shlex
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from wove.concurrency import thread_pool
+from wove.errors import DeliveryError, EnvironmentExecutionError, WorkerLostError
+from wove.executors.base import Frame
+from wove.executors.stdio.balance import WorkerLoad, choose
+from wove.executors.stdio.process import Listener, WorkerProcess, describe_exit
+from wove.protocol import codec
+from wove.protocol.callables import CallableCache
+from wove.protocol.frames import TERMINAL, FrameError
+from wove.protocol.limits import INLINE_BYTES
+
+__all__ = ["Plan", "Pool"]
+
+logger = logging.getLogger("wove")
+
+CANCEL_SECONDS: Final = 0.5
+"""How long a cancelled run may take to end, before its process is to end instead."""
+
+FAREWELL_SECONDS: Final = 1.0
+"""How long a process may take to end by itself after its stdin was closed."""
+
+KILLED_SECONDS: Final = 3.0
+"""How long the system may take to end one that was killed: its memory is given back first."""
+
+MAX_SILENT_ENDS: Final = 3
+"""So many processes in a row that end without a word, and the runs that wait for one fail as well."""
+
+STAGNATION_SECONDS: Final = 1.0
+"""After so long without a start or end, processes get more runs than they seem to have room for; then
+after twice as long, and so on."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What a pool is made of.
+
+    Attributes:
+        environment: The environment's name.
+        command: Program and arguments of a worker.
+        ours: Whether that is Wove's own worker, which says more than a plain one needs to.
+        processes: The most processes.
+        terminate: Whether a cancelled run that does not end costs its process.
+        start_seconds: How long a worker of ours may take until it says something; ``None`` for no limit.
+        cwd: Working directory; ``None`` for this process's.
+        environ: Environment variables.
+    """
+
+    environment: str
+    command: Sequence[str]
+    ours: bool
+    processes: int
+    terminate: bool
+    start_seconds: float | None
+    cwd: str | None
+    environ: Mapping[str, str]
+
+
+class _Worker:
+    """One process of the pool, and what it has to do."""
+
+    __slots__ = (
+        "cancelled",
+        "decoding",
+        "draining",
+        "encoding",
+        "kept",
+        "process",
+        "reason",
+        "runs",
+        "seat",
+        "spoke",
+    )
+
+    def __init__(self, process: WorkerProcess, *, limited: bool) -> None:
+        self.process = process
+        self.seat = WorkerLoad(limit=1 if limited else None)
+        self.kept = CallableCache[bool]()
+        self.runs: dict[str, str] = {}  # task by run id
+        self.cancelled: set[str] = set()  # those of them that were told to end
+        self.draining = False  # gets no new runs any more, and ends when it has none
+        self.encoding = False  # a large frame for it is being made, and nothing may overtake that
+        self.decoding = 0  # large lines of it that are being taken apart
+        self.spoke = False
+        self.reason = ""  # why we have ended it
+
+
+class Pool(Listener):
+    """Runs frames in worker processes. Everything is to be called on one loop.
+
+    Args:
+        plan: What it is made of.
+        tell: Is given the events.
+    """
+
+    def __init__(self, plan: Plan, tell: Callable[[Sequence[Frame]], object]) -> None:
+        self._plan = plan
+        self._tell_all = tell
+        self._loop = asyncio.get_running_loop()
+        self._workers: list[_Worker] = []
+        self._where: dict[str, _Worker] = {}
+        self._waiting: OrderedDict[str, Frame] = OrderedDict()
+        self._silent_ends = 0
+        self._stopping = False
+        self._all_ended: asyncio.Future[None] | None = None
+        self._stagnation: asyncio.TimerHandle | None = None
+        self._patience = STAGNATION_SECONDS
+        self._moved = False
+
+    def run(self, frame: Frame) -> None:
+        """Take a ``run_task`` frame."""
+        if "deadline" in frame:  # seconds left now; made so again when it leaves the queue
+            frame["deadline"] += self._loop.time()
+        self._waiting[frame["run_id"]] = frame
+        self._dispatch()
+
+    async def stop(self) -> None:
+        """End all processes; those that do not end by themselves are killed."""
+        self._stopping = True
+        if self._stagnation is not None:
+            self._stagnation.cancel()
+        self._waiting.clear()
+        for worker in self._workers:
+            if (
+                not worker.runs
+            ):  # "shutdown" asks to finish what runs, and nobody waits for that any more
+                worker.process.write(codec.encode({"type": "shutdown"}))
+            worker.process.close_stdin()
+        await self._ended_within(FAREWELL_SECONDS)
+        for worker in self._workers:
+            worker.process.kill()
+        await self._ended_within(KILLED_SECONDS)
+        for worker in self._workers:
+            logger.warning(
+                "environment %r: worker process %d does not end",
+                self._plan.environment,
+                worker.process.pid,
+            )
+            worker.process.close()
+        self._workers.clear()
+
+    async def _ended_within(self, seconds: float) -> None:
+        if self._workers:
+            self._all_ended = self._loop.create_future()
+            await asyncio.wait({self._all_ended}, timeout=seconds)
+
+    # ------------------------------------------------------------------ out
+
+    def _dispatch(self) -> None:
+        """Give waiting runs to processes that have room, and start more processes if that is not enough."""
+        while self._waiting and not self._stopping:
+            able = [worker for worker in self._workers if self._takes_runs(worker)]
+            free = [worker.seat.free(worker.process.backlog) for worker in able]
+            load = [worker.seat.load for worker in able]
+            now = self._loop.time()
+            for index in choose(free, load, len(self._waiting)):
+                worker = able[index]
+                if not worker.encoding:  # the run before it was a large one
+                    self._give(worker, now)
+            if not self._waiting:
+                break
+            room = self._plan.processes - sum(not worker.draining for worker in self._workers)
+            if room <= 0:
+                break
+            try:
+                for _ in range(min(room, len(self._waiting))):
+                    self.spawn()
+            except DeliveryError as error:
+                self._fail_waiting(error)
+        if self._waiting and self._stagnation is None and not self._stopping:
+            self._moved = False
+            self._stagnation = self._loop.call_later(self._patience, self._check_stagnation)
+
+    def _takes_runs(self, worker: _Worker) -> bool:
+        return not (
+            worker.draining
+            or worker.encoding
+            or worker.process.ended
+            or (worker.cancelled and self._plan.terminate)
+        )
+
+    def _give(self, worker: _Worker, now: float) -> None:
+        run_id, frame = self._waiting.popitem(last=False)
+        worker.runs[run_id] = frame["task_id"]
+        self._where[run_id] = worker
+        worker.seat.took(now)
+        self._moved = True
+        if (
+            self._plan.ours
+            and not worker.spoke
+            and self._plan.start_seconds is not None
+            and len(worker.runs) == 1
+        ):
+            self._loop.call_later(self._plan.start_seconds, self._check_spoke, worker)
+        if "deadline" in frame:
+            frame["deadline"] = max(0.0, round(frame["deadline"] - now, 3))
+        known = frame.pop("callable_id", None)
+        pickled = frame["callable_pickle"]
+        if self._plan.ours and known is not None:
+            frame["callable_id"] = known
+            if worker.kept.get(known) is not None:
+                del frame["callable_pickle"]
+                pickled = None
+            else:
+                worker.kept.put(known, True, pickled.size)
+        if frame["args_pickle"].size + (0 if pickled is None else pickled.size) <= INLINE_BYTES:
+            worker.process.write(codec.encode(frame))
+            return
+        worker.encoding = True
+
+        def encode() -> None:
+            chunks: list[bytes] | BaseException
+            try:
+                chunks = codec.encode(frame)
+            except BaseException as error:  # memory, above all; it ends this run alone
+                chunks = error
+            self._post(self._encoded, worker, run_id, chunks)
+
+        thread_pool.submit(encode)
+
+    def _encoded(self, worker: _Worker, run_id: str, chunks: list[bytes] | BaseException) -> None:
+        worker.encoding = False
+        if isinstance(chunks, BaseException):
+            self._forget(worker, run_id)
+            worker.draining = True  # its callable counts as sent, and was not
+            worker.reason = "a frame for it could not be made"
+            self._end_if_useless(worker)
+            self._tell({"type": "task_error", "run_id": run_id, "exception": chunks})
+        elif (
+            run_id in worker.cancelled
+        ):  # the callable must get there: the next frame may rely on it
+            worker.process.write(chunks)
+            worker.process.write(codec.encode({"type": "cancel_task", "run_id": run_id}))
+        elif run_id in worker.runs:
+            worker.process.write(chunks)
+        self._dispatch()
+
+    def spawn(self) -> None:
+        """Start one more process.
+
+        Raises:
+            DeliveryError: It cannot be started.
+        """
+        try:
+            process = WorkerProcess(self._plan.command, self._plan.cwd, self._plan.environ, self)
+        except (OSError, ValueError) as error:
+            raise DeliveryError(
+                f"environment {self._plan.environment!r}: its worker cannot be started: {error} "
+                f"(command: {shlex.join(self._plan.command)})"
+            ) from error
+        self._workers.append(_Worker(process, limited=self._plan.ours))
+        logger.debug(
+            "environment %r: started worker process %d", self._plan.environment, process.pid
+        )
+
+    def _check_stagnation(self) -> None:
+        self._stagnation = None
+        if self._moved:
+            self._patience = STAGNATION_SECONDS
+        else:
+            self._patience *= 2
+            for worker in self._workers:
+                worker.seat.stagnates()
+        self._dispatch()
+
+    def _check_spoke(self, worker: _Worker) -> None:
+        if not worker.spoke and not worker.process.ended:
+            worker.reason = f"it did not answer within {self._plan.start_seconds:g} s (executor_config 'start_timeout')"
+            worker.process.kill()
+
+    # ------------------------------------------------------------------ cancel
+
+    def cancel(self, frame: Frame) -> None:
+        """Take a ``cancel_task`` frame."""
+        run_id = frame["run_id"]
+        if self._waiting.pop(run_id, None) is not None:
+            self._tell({"type": "task_cancelled", "run_id": run_id})
+            return
+        worker = self._where.get(run_id)
+        if worker is None or run_id in worker.cancelled:
+            return
+        worker.cancelled.add(run_id)
+        worker.seat.load -= 1
+        if not worker.encoding:
+            worker.process.write(codec.encode(frame))
+        self._loop.call_later(CANCEL_SECONDS, self._overdue, worker, run_id)
+
+    def _overdue(self, worker: _Worker, run_id: str) -> None:
+        if run_id not in worker.cancelled or not self._plan.terminate or worker.process.ended:
+            return
+        if not worker.draining:
+            logger.debug(
+                "environment %r: worker process %d is to end",
+                self._plan.environment,
+                worker.process.pid,
+            )
+            worker.draining = True
+            worker.reason = "a cancelled run in it did not end"
+        self._end_if_useless(worker)
+        self._dispatch()
+
+    def _end_if_useless(self, worker: _Worker) -> None:
+        if worker.draining and len(worker.cancelled) == len(worker.runs):
+            worker.process.kill()
+
+    def _forget(self, worker: _Worker, run_id: str) -> bool:
+        """The run has ended; whether it counted as load."""
+        if worker.runs.pop(run_id, None) is None:
+            return False
+        self._where.pop(run_id, None)
+        if run_id in worker.cancelled:
+            worker.cancelled.discard(run_id)
+            return False
+        return True
+
+    # ------------------------------------------------------------------ back
+
+    def lines(self, process: WorkerProcess, lines: list[list[bytes]]) -> None:
+        worker = self._worker(process)
+        if worker is None:
+            return
+        frames: list[Frame] = []
+        for line in lines:
+            size = sum(map(len, line))
+            if size > 2 * INLINE_BYTES:
+                worker.decoding += 1
+                thread_pool.submit(self._decode_elsewhere, worker, line)
+            elif size:
+                frames.extend(self._decode(worker, line))
+        self._take(worker, frames)
+
+    def _worker(self, process: WorkerProcess) -> _Worker | None:
+        return next((worker for worker in self._workers if worker.process is process), None)
+
+    def _decode(self, worker: _Worker, line: Sequence[bytes]) -> list[Frame]:
+        try:
+            return codec.decode(b"".join(line))
+        except FrameError as error:
+            return self._garbage(worker, error)
+
+    def _decode_elsewhere(self, worker: _Worker, line: Sequence[bytes]) -> None:
+        frames: list[Frame] | BaseException
+        try:
+            frames = codec.decode(line)
+        except BaseException as error:
+            frames = error
+        self._post(self._decoded, worker, frames)
+
+    def _decoded(self, worker: _Worker, frames: list[Frame] | BaseException) -> None:
+        worker.decoding -= 1
+        if isinstance(frames, BaseException):
+            frames = self._garbage(worker, frames)
+        self._take(worker, frames)
+        if worker.process.ended and not worker.decoding:
+            self._buried(worker)
+
+    def _garbage(self, worker: _Worker, error: BaseException) -> list[Frame]:
+        """Report a line that is no frame. If it names one of the runs, that one cannot end otherwise."""
+        logger.warning(
+            "environment %r: worker process %d wrote to its stdout what is no frame, which is skipped: %s",
+            self._plan.environment, worker.process.pid, error,
+        )  # fmt: skip
+        run_id = getattr(error, "run_id", None)
+        if run_id not in worker.runs:
+            return []
+        text = f"run {run_id} ended with an event that cannot be read: {error}"
+        failure = EnvironmentExecutionError.of_transport(text, kind=type(error).__name__)
+        return [{"type": "task_error", "run_id": run_id, "exception": failure}]
+
+    def _take(self, worker: _Worker, frames: list[Frame]) -> None:
+        if not frames:
+            return
+        now = self._loop.time()
+        if not worker.spoke:
+            worker.spoke = True
+            worker.seat.marked_at = now
+        self._silent_ends = 0
+        over = 0
+        for frame in frames:
+            kind = frame.get("type")
+            run_id = frame.get("run_id")
+            if kind == "heartbeat":
+                if self._waiting and frame.get("blocked") and worker.seat.waits():
+                    self._moved = True
+            elif isinstance(kind, str) and kind in TERMINAL and isinstance(run_id, str):
+                over += self._forget(worker, run_id)
+            elif kind == "task_started":
+                self._moved = True
+        self._tell(*frames)
+        if over:
+            self._moved = True
+            worker.seat.finished(over, now)
+            if not self._waiting:
+                worker.seat.idle()
+        if worker.draining:
+            self._end_if_useless(worker)
+        if self._waiting:
+            self._dispatch()
+
+    def ended(self, process: WorkerProcess) -> None:
+        worker = self._worker(process)
+        if (
+            worker is not None and not worker.decoding
+        ):  # else when that is done: it may hold an end of a run
+            self._buried(worker)
+
+    def _buried(self, worker: _Worker) -> None:
+        self._workers.remove(worker)
+        status = describe_exit(worker.process.returncode)
+        words = worker.process.last_words
+        said = f". The last that it wrote to stderr:\n{words}" if words else ""
+        expected = self._stopping or bool(worker.reason)
+        logger.log(
+            logging.DEBUG if expected else logging.WARNING,
+            "environment %r: worker process %d ended with %s",
+            self._plan.environment,
+            worker.process.pid,
+            status,
+        )
+        for run_id, task in list(worker.runs.items()):
+            cancelled = run_id in worker.cancelled
+            self._forget(worker, run_id)
+            if cancelled:
+                self._tell({"type": "task_cancelled", "run_id": run_id})
+                continue
+            why = f" ({worker.reason})" if worker.reason else ""
+            before = "" if worker.spoke else " before it answered anything"
+            text = (
+                f"run {run_id} of task {task!r} was lost: worker process {worker.process.pid} of environment "
+                f"{self._plan.environment!r} ended with {status}{before}{why}{said}"
+            )
+            self._tell({"type": "task_error", "run_id": run_id, "exception": WorkerLostError(text)})
+        if self._stopping:
+            if not self._workers and self._all_ended is not None and not self._all_ended.done():
+                self._all_ended.set_result(None)
+            return
+        if not worker.spoke:
+            self._silent_ends += 1
+            if self._silent_ends >= MAX_SILENT_ENDS and not any(
+                other.spoke for other in self._workers
+            ):
+                self._fail_waiting(
+                    WorkerLostError(
+                        f"environment {self._plan.environment!r}: its workers do not start: "
+                        f"{self._silent_ends} in a row ended before they answered anything, "
+                        f"the last with {status} (command: {shlex.join(self._plan.command)}){said}"
+                    )
+                )
+        self._dispatch()
+
+    def _fail_waiting(self, error: DeliveryError) -> None:
+        waiting = list(self._waiting)
+        self._waiting.clear()
+        for run_id in waiting:
+            self._tell(
+                {"type": "task_error", "run_id": run_id, "exception": type(error)(str(error))}
+            )
+
+    def _tell(self, *events: Frame) -> None:
+        self._tell_all(events)
+
+    def _post(self, *call: Any) -> None:
+        try:
+            self._loop.call_soon_threadsafe(*call)
+        except RuntimeError:  # the loop was closed: nobody waits for this any more
+            pass

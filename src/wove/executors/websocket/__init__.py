@@ -1,0 +1,1 @@
+"""The executor ``websocket``: one connection for all runs."""

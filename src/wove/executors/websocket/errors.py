@@ -1,0 +1,79 @@
+"""What is said of handshakes that came to nothing, and of close codes. Imported when an executor starts, only."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from websockets.exceptions import InvalidHandshake, InvalidMessage, InvalidStatus
+
+from wove.errors import EnvironmentExecutionError, WorkerLostError
+
+__all__ = ["Answer", "meaning", "refusal"]
+
+QUOTED: Final = 300
+"""So many characters of a refusal's body are quoted."""
+
+
+class Answer(EnvironmentExecutionError):
+    """The other side answered the handshake, and not with a WebSocket connection.
+
+    Attributes:
+        status: The HTTP status; 0: that was no HTTP.
+    """
+
+    status = 0
+
+    @classmethod
+    def of(cls, text: str, status: int) -> Answer:
+        """The one that says *text*."""
+        report = {
+            "kind": "TransportError",
+            "message": text,
+            "retryable": False,
+            "source": "transport",
+        }
+        answer = cls(text, report)
+        answer.status = status
+        return answer
+
+
+def meaning(code: int) -> str:
+    """What a close code says, to be added to a sentence that names it."""
+    meanings = {
+        1009: ": a message is too large for it",  # RFC 6455, section 7.4.1
+        1011: ": an error in the service",
+        1012: ": it is being restarted",  # IANA's registry of close codes
+        1013: ": it is overloaded",
+    }
+    return meanings.get(code, "")
+
+
+def refusal(error: Exception) -> BaseException:
+    """The error for a handshake that came to nothing."""
+    if isinstance(error, InvalidStatus):
+        response = error.response
+        said = f"HTTP status {response.status_code} {response.reason_phrase}".rstrip()
+        where = response.headers.get_all("Location")
+        moved = (
+            f" and a redirect to {where[0]!r:.200}, which is not followed: set that 'url'"
+            if where
+            else ""
+        )
+        body = bytes(response.body or b"")[: 4 * QUOTED].decode("utf-8", "replace").strip()
+        quoted = f": {body[:QUOTED]!r}" if body else ""
+        return Answer.of(
+            f"it answered the handshake with {said}{moved}{quoted}", response.status_code
+        )
+    if isinstance(error, InvalidMessage):
+        cause = error.__cause__
+        if isinstance(cause, EOFError):
+            return WorkerLostError("it closed the connection before the handshake was done")
+        return Answer.of(
+            f"it is no WebSocket server: its answer to the handshake is not HTTP ({cause or error})",
+            0,
+        )
+    if isinstance(error, InvalidHandshake):
+        return Answer.of(
+            f"its answer to the handshake is not that of a WebSocket server: {error}", 0
+        )
+    return Answer.of(f"its answer to the handshake cannot be used: {error}", 0)

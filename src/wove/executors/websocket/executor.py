@@ -1,0 +1,423 @@
+"""``executor="websocket"``: one connection to a worker service, for all runs of an environment."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import random
+from collections.abc import Mapping
+from functools import partial
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal
+
+from wove import __version__
+from wove.concurrency import forks, thread_pool
+from wove.errors import (
+    DeliveryError,
+    DeliveryTimeoutError,
+    EnvironmentExecutionError,
+    SerializationError,
+    WorkerLostError,
+)
+from wove.executors.network.endpoints import header_items, number, parse_url, refuse_exposed
+from wove.executors.network.executor import NetworkExecutor
+from wove.executors.network.pending import PendingRequest, Verify
+from wove.protocol import codec, websocket as sockets
+from wove.protocol.callables import CallableCache
+from wove.protocol.limits import INLINE_BYTES
+from wove.protocol.pickling import Pickled
+
+if TYPE_CHECKING:
+    import ssl
+
+    from wove.executors.base import Frame
+    from wove.executors.websocket.connection import Link
+
+__all__ = ["WebSocketEnvironmentExecutor"]
+
+OPEN_SECONDS: Final = 10.0
+RECONNECT_SECONDS: Final = 5.0
+
+ARRIVAL_SECONDS: Final = 0.25
+"""So long an attempt to connect may still succeed when the executor is stopped. One that is cancelled in the moment of
+its success loses its socket: asyncio lets go of it unclosed (`asyncio.staggered`)."""
+
+FIRST_DELAY: Final = 0.1
+MAX_DELAY: Final = 5.0
+"""Seconds between two attempts to connect again: the first, doubled up to the second, with jitter."""
+
+# RFC 9110, 15.5 and 15.6; RFC 6585, 4: the handshake was not carried out, and may be in a moment.
+_PASSING: Final = frozenset({408, 425, 429, 502, 503, 504})
+
+_HINTS: Final = {
+    401: ". Both sides need the same executor_config 'security', and clocks that agree",
+    403: ". Both sides need the same executor_config 'security', and clocks that agree",
+    404: ". Is the path in the url right?",
+}
+
+
+class WebSocketEnvironmentExecutor(NetworkExecutor):
+    """Sends commands to the worker service at ``url`` as messages, and takes its messages as their events.
+
+    One connection carries all runs of the environment. It is opened when there is something to send, and again when
+    it was lost.
+
+    Keys of ``executor_config``, beside those that all network executors share:
+
+    * ``url``: the endpoint. Required. Another machine's must be ``wss://``, and have ``security``.
+    * ``headers`` (dict of texts, or pairs): more headers of the handshake.
+    * ``open_timeout`` (seconds; default 10; ``None``: no limit): for connecting, TLS and the handshake included.
+    * ``reconnect_timeout`` (5): so many seconds connecting is tried again with a service that was there before, and
+      is perhaps being restarted. ``None``: for ever.
+
+    Example:
+        >>> import wove
+        >>> wove.config(environments={"sockets": {
+        ...     "executor": "websocket",
+        ...     "executor_config": {"url": "wss://workers.internal/wove", "security": "env:WOVE_WORKER_SECRET"},
+        ... }})
+    """
+
+    transport: ClassVar[Literal["http", "grpc", "websocket"]] = "websocket"
+    KEYS: ClassVar[tuple[str, ...]] = ("url", "headers", "open_timeout", "reconnect_timeout")
+    REQUIRES: ClassVar[tuple[str, str] | None] = (
+        "websockets",
+        'pip install "wove[dispatch]" websockets',
+    )
+
+    def configure(self, label: str, config: Mapping[str, Any]) -> None:
+        url = self._url = parse_url(config.get("url"), ("ws", "wss"), label=label)
+        # Without the query, which may hold a key, and with it every message would.
+        self._address = f"{url.scheme}://{url.authority}{url.target.partition('?')[0]}"
+        self._connect_to: str = config["url"]
+        refuse_exposed(
+            label,
+            target=self._address,
+            local=url.local,
+            tls=url.tls,
+            security=self.security,
+            insecure=self.insecure,
+            tls_remedy="a wss:// URL",
+        )
+        if self.tls.given and not url.tls:
+            raise ValueError(
+                f"{label}: executor_config 'root_certificates' and 'client_certificate' are for wss://, and the url "
+                f"is {self._address!r}"
+            )
+        self._headers = header_items(
+            config.get("headers"),
+            label,
+            security=self.security,
+            reserved={"sec-websocket-*", "user-agent"},
+        )
+        self.confidential = [value for _, value in self._headers]
+        self._open_seconds = number(config, "open_timeout", OPEN_SECONDS, label=label, none=True)
+        self._reconnect_seconds = number(
+            config, "reconnect_timeout", RECONNECT_SECONDS, label=label, none=True
+        )
+
+    async def open(self) -> None:
+        self._outbox: dict[PendingRequest, float] = {}  # what is to be sent, and since when
+        self._sent: dict[PendingRequest, None] = {}  # the runs that this connection has, or had
+        self._kept = CallableCache[bool](size=sockets.KEPT_BYTES)
+        self._link: Link | None = None
+        self._dying: set[Link] = set()
+        self._batches = False
+        self._connecting: asyncio.Task[None] | None = None
+        self._was_connected = self._closing = self._scheduled = False
+        self._distrust: BaseException | None = None
+        self._encoding: PendingRequest | None = None
+        self._sequence = 0
+        self._handshake: dict[str, str] = {}
+        self._context: ssl.SSLContext | None = await thread_pool.run_in_thread(self._load)
+
+    def _load(self) -> ssl.SSLContext | None:
+        """What takes its time: importing, and reading certificates."""
+        with forks.importing:
+            importlib.import_module("wove.executors.websocket.connection")
+        return self.tls.context() if self._url.tls else None
+
+    # ------------------------------------------------------------------ out
+
+    def outgoing(self, exchange: PendingRequest) -> Frame:
+        frame = exchange.frame
+        if isinstance(frame.get("callable_id"), str) and isinstance(
+            frame.get("callable_pickle"), Pickled
+        ):
+            # Whether the service has it already is known when the frame leaves.
+            frame = frame.copy()
+            del frame["callable_pickle"]
+        return frame
+
+    def transmit(self, exchange: PendingRequest) -> None:
+        if (
+            exchange.is_cancel and self._link is None
+        ):  # what it is to cancel was lost with the connection
+            self.answered(exchange, [], final=True)
+            return
+        self._outbox[exchange] = self.loop.time()
+        self._wake()
+
+    def recall(self, exchange: PendingRequest) -> bool:
+        return self._outbox.pop(exchange, None) is not None
+
+    def withdraw(self, exchange: PendingRequest) -> None:
+        self._outbox.pop(exchange, None)
+        self._sent.pop(exchange, None)
+        exchange.state = None
+
+    def _wake(self) -> None:
+        # All that is to be sent in this turn of the loop goes out together.
+        if not self._scheduled:
+            self._scheduled = True
+            self.loop.call_soon(self._pump)
+
+    def _pump(self) -> None:
+        self._scheduled = False
+        link = self._link
+        if link is None:
+            if self._outbox and self._connecting is None and not self._closing:
+                self._connecting = self.loop.create_task(self._connect())
+            return
+        batch: list[bytes] = []
+        size = 0
+        while self._outbox and link.writable:
+            exchange = next(iter(self._outbox))
+            chunks = self._text(exchange)
+            if chunks is None:
+                break
+            if exchange.over:  # it is too large, and has been taken out
+                continue
+            del self._outbox[exchange]
+            length = sum(map(len, chunks))
+            if batch and size + length > INLINE_BYTES:
+                self._send(link, batch)
+                batch, size = [], 0
+            if length > 2 * INLINE_BYTES:
+                link.send_pieces(chunks, self._wake)
+            else:
+                batch.append(chunks[0] if len(chunks) == 1 else b"".join(chunks))
+                size += length
+            self._left(exchange)
+        if batch:
+            self._send(link, batch)
+
+    def _send(self, link: Link, batch: list[bytes]) -> None:
+        if self._batches and len(batch) > 1:
+            link.send([b"[" + b",".join(batch) + b"]"])
+        else:
+            link.send(batch)
+
+    def _left(self, exchange: PendingRequest) -> None:
+        exchange.chunks = []
+        exchange.state = None
+        if exchange.is_cancel:
+            self.answered(exchange, [], final=True)  # it gets no answer of its own
+        else:
+            self._sent[exchange] = None
+
+    def _text(self, exchange: PendingRequest) -> list[bytes] | None:
+        """The command as it is to be sent now; ``None`` if that is not ready yet."""
+        known, pickled = exchange.frame.get("callable_id"), exchange.frame.get("callable_pickle")
+        if not isinstance(known, str) or not isinstance(pickled, Pickled):
+            return exchange.chunks
+        if self._batches and self._kept.get(known):
+            return exchange.chunks
+        if pickled.size <= INLINE_BYTES:
+            text = codec.encode({"callable_pickle": pickled})
+        elif exchange.state is None:
+            if self._encoding is not exchange:
+                self._encoding = exchange
+                thread_pool.submit(self._encode_callable, exchange, pickled)
+            return None
+        else:
+            text = exchange.state
+        size = exchange.size + sum(map(len, text))
+        if size > self.max_message_bytes:
+            self.failed(exchange, SerializationError(f"{self.label}: {exchange} is a message of {size} bytes, more "
+                f"than {self.max_message_bytes} (executor_config 'max_message_bytes'). Its function holds that much: "
+                f"pass large data by reference (a path, a key), or raise the limit on both sides."))  # fmt: skip
+            return []
+        if self._batches:
+            self._kept.put(known, True, pickled.size)
+        return sockets.joined(exchange.chunks, text)
+
+    def _encode_callable(self, exchange: PendingRequest, pickled: Pickled) -> None:
+        text: list[bytes] | BaseException
+        try:
+            text = codec.encode({"callable_pickle": pickled})
+        except BaseException as error:  # memory, above all; it ends this run alone
+            text = error
+        self._post(self._callable_encoded, exchange, text)
+
+    def _callable_encoded(
+        self, exchange: PendingRequest, text: list[bytes] | BaseException
+    ) -> None:
+        self._encoding = None
+        if isinstance(text, BaseException):
+            self.failed(exchange, text)
+        elif exchange in self._outbox:
+            exchange.state = text
+        self._pump()
+
+    # ------------------------------------------------------------------ back
+
+    def message(self, link: Link, chunks: list[bytes]) -> None:
+        """A message has come; called by the link."""
+        if link is not self._link:
+            return
+        verify: Verify | None = None
+        if self.security.signs_replies:
+            signature, chunks = sockets.split_signature(chunks)
+            verify = self.verifier(self._handshake, self._url.target, signature, self._sequence)
+            self._sequence += 1
+        self.arrived(chunks, verify=verify)
+
+    def distrusted(self, error: BaseException) -> None:
+        if self._link is not None:
+            self._distrust = error
+            # RFC 6455, section 7.4.1: 1008 for a message that violates the receiver's policy, 1007 for one
+            # whose data are not what they should be.
+            code = 1008 if isinstance(error, PermissionError) else 1007
+            self._link.fail(code, f"what it sent cannot be used: {error}")
+
+    def stray(self, event: dict[str, Any]) -> None:
+        # Late events of runs that were given up are usual. But a run of somebody else says that something is
+        # thoroughly wrong over there, and whoever waits for the event that this should have been waits for ever.
+        origin = event["run_id"].rpartition("-")[0]
+        if self._sent and all(
+            exchange.run_id.rpartition("-")[0] != origin for exchange in self._sent
+        ):
+            self.distrusted(
+                DeliveryError(
+                    f"a {event['type']} of run {event['run_id']!r:.100}, which it never got"
+                )
+            )
+        else:
+            super().stray(event)
+
+    def writable(self, link: Link) -> None:
+        """There is room again; called by the link."""
+        if link is self._link:
+            self._pump()
+
+    def gone(self, link: Link, why: str) -> None:
+        """The connection is over; called by the link."""
+        self._dying.add(link)
+        link.ended.add_done_callback(lambda _: self._dying.discard(link))
+        if link is not self._link:
+            return
+        self._link = None
+        sent, self._sent = list(self._sent), {}
+        distrust, self._distrust = self._distrust, None
+        # Where a service of ours is restarted, it has answered all that it took.
+        self.lost(
+            sent,
+            partial(self._lost, why, distrust),
+            untaken=link.close_code == sockets.RESTARTING and self._batches,
+        )
+        for exchange in [exchange for exchange in self._outbox if exchange.is_cancel]:
+            self.answered(exchange, [], final=True)
+        if self._outbox:
+            self._wake()
+
+    def _lost(
+        self, why: str, distrust: BaseException | None, exchange: PendingRequest
+    ) -> BaseException:
+        text = f"{self.label}: {exchange} was lost: {self._address}: {self.masked(why)}"
+        if distrust is None:
+            return WorkerLostError(text)
+        error: BaseException
+        if isinstance(distrust, PermissionError):
+            error = DeliveryError(f"{text} (it is not authentic)")
+        else:
+            error = EnvironmentExecutionError.of_transport(text, kind="FrameError")
+        error.__cause__ = distrust
+        return error
+
+    # ------------------------------------------------------------------ connecting
+
+    async def _connect(self) -> None:
+        from wove.executors.websocket import connection as wslink
+
+        delay = FIRST_DELAY
+        try:
+            while self._outbox:
+                try:
+                    link = await self._attempt()
+                except Exception as error:  # a resolver may raise UnicodeError, too
+                    passing = isinstance(error, (WorkerLostError, DeliveryTimeoutError))
+                    if isinstance(error, wslink.Answer):
+                        passing = error.status in _PASSING
+                    self._not_connected(error, passing)
+                    await asyncio.sleep(delay * random.uniform(0.5, 1.0) if self._outbox else 0)
+                    delay = min(2 * delay, MAX_DELAY)
+                    continue
+                self._opened(link)
+                return
+        finally:
+            self._connecting = None
+            if self._outbox:
+                self._wake()
+
+    async def _attempt(self) -> Link:
+        from wove.executors.websocket import connection as wslink
+
+        self._handshake = self.security.headers_for(
+            transport="websocket", target=self._url.target, body=b""
+        )
+        return await wslink.connect(
+            self._connect_to,
+            self,
+            headers=[
+                *self._headers,
+                ("User-Agent", f"wove/{__version__}"),
+                *self._handshake.items(),
+            ],
+            subprotocols=sockets.OFFERED,
+            max_size=self.max_message_bytes,
+            context=self._context,
+            seconds=self._open_seconds,
+        )
+
+    def _opened(self, link: Link) -> None:
+        self._was_connected = True
+        self._link = link
+        self._batches = link.subprotocol == sockets.OURS
+        self._kept = CallableCache[bool](size=sockets.KEPT_BYTES)
+        self._sequence = 0
+        self._pump()
+
+    def _not_connected(self, error: Exception, passing: bool) -> None:
+        """Fail what will not, or no longer, be tried again."""
+        now = self.loop.time()
+        patience = self._reconnect_seconds
+        hint = _HINTS.get(getattr(error, "status", 0), "")
+        for exchange, since in list(self._outbox.items()):
+            if passing and self._was_connected and (patience is None or now - since < patience):
+                continue
+            if isinstance(error, EnvironmentExecutionError):
+                self.refused(exchange, f"{self._address}: {error}{hint}", retryable=passing)
+                continue
+            ours = isinstance(error, DeliveryError)
+            kind = type(error) if isinstance(error, DeliveryError) else WorkerLostError
+            said = (
+                str(error)
+                if ours
+                else f"there is no connection to it: {type(error).__name__}: {error}"
+            )
+            failure = kind(f"{self.label}: {exchange} could not be sent: {self._address}: {said}")
+            failure.__cause__ = error.__cause__ if ours else error
+            self.failed(exchange, failure)
+
+    async def close(self) -> None:
+        self._closing = True
+        if (connecting := self._connecting) is not None:
+            await asyncio.wait({connecting}, timeout=ARRIVAL_SECONDS)
+            connecting.cancel()
+            await asyncio.wait({connecting})
+        if self._link is not None:
+            self._link.close()
+            self._dying.add(self._link)
+        ends = {link.ended for link in self._dying}
+        if ends:
+            await asyncio.wait(ends)  # each sees to it that this is soon

@@ -1,0 +1,151 @@
+"""What an environment for ARQ is configured with."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from types import SimpleNamespace
+from typing import Any, Final, cast
+from urllib.parse import parse_qsl, unquote, urlsplit
+
+from wove.concurrency import forks
+from wove.graph.rules import shown, suggest
+
+__all__ = ["check_dsn", "library", "read_options", "read_settings", "shown_address"]
+
+OPTIONS: Final = ("_defer_by", "_defer_until", "_expires")
+"""Those of ARQ's own options that ``enqueue_options`` may set."""
+
+TAKEN: Final[Mapping[str, str]] = {
+    "_job_id": "Wove gives each job its id; delivery_idempotency_key decides which runs share one",
+    "_queue_name": "the key 'queue_name' beside it is for that",
+    "_job_try": "a run is one try of one job; the option retries is for more",
+}
+
+SCHEMES: Final = ("redis", "rediss", "unix")
+
+
+def library() -> Any:
+    """What is used of ARQ, under one roof. Imports it, which takes a moment."""
+    with forks.importing:
+        modules = {
+            "arq.connections": ("ArqRedis", "RedisSettings", "create_pool"),
+            "arq.constants": ("default_queue_name",),
+            "arq.jobs": ("serialize_job",),
+            "arq.utils": ("timestamp_ms", "to_ms", "to_unix_ms"),
+            "redis.exceptions": ("RedisError", "ResponseError", "WatchError"),
+        }
+        found = {module: importlib.import_module(module) for module in modules}
+    return SimpleNamespace(
+        **{name: getattr(found[module], name) for module in modules for name in modules[module]}
+    )
+
+
+def read_options(value: object, label: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """ARQ's own options in ``enqueue_options``, and what goes on to the worker's function."""
+    key_label = f"{label}: executor_config 'enqueue_options'"
+    if value is None:
+        return {}, {}
+    if not isinstance(value, Mapping):
+        raise TypeError(
+            f"{key_label} must be a dict of keyword arguments of enqueue_job, not {shown(value)}"
+        )
+    given = dict(cast("Mapping[object, Any]", value))
+    for name in given:
+        if not isinstance(name, str):
+            raise TypeError(
+                f"{key_label} must be a dict of keyword arguments of enqueue_job, and {name!r} is no name"
+            )
+        if name in TAKEN:
+            raise ValueError(f"{key_label} has {name!r}: {TAKEN[name]}")
+        if f"_{name}" in OPTIONS:
+            raise ValueError(
+                f"{key_label} has {name!r}; ARQ's own options begin with an underscore: '_{name}'"
+            )
+        if name.startswith("_") and name not in OPTIONS:
+            raise ValueError(
+                f"{key_label} has {name!r}, which ARQ does not know.{suggest(name, OPTIONS)}"
+            )
+    options: dict[str, Any] = {name: given.pop(name) for name in OPTIONS if name in given}
+    if options.get("_defer_by") and options.get("_defer_until"):
+        raise ValueError(f"{key_label} has both '_defer_by' and '_defer_until'; give one of them")
+    return options, cast("dict[str, Any]", given)
+
+
+def check_dsn(dsn: str, label: str) -> None:
+    """Refuse a text that is not the address of a Redis.
+
+    Raises:
+        ValueError: It is none. It is not quoted: there may be a password in it.
+    """
+    try:
+        _fields_of(dsn)
+    except ValueError:
+        raise ValueError(
+            f"{label}: executor_config 'redis_settings' is no address of a Redis; as text it is "
+            "'redis://[[user]:password@]host[:port][/database]', 'rediss://...' for TLS, or 'unix:///path?db=0'"
+        ) from None
+
+
+def _fields_of(dsn: str) -> dict[str, Any]:
+    # As RedisSettings.from_dsn, which leaves percent signs in passwords, and in ARQ 0.25 reads a socket's path as a
+    # number.
+    parts = urlsplit(dsn)
+    if parts.scheme not in SCHEMES or (parts.scheme == "unix" and not parts.path):
+        raise ValueError(parts.scheme)
+    fields: dict[str, Any] = {
+        "username": parts.username and unquote(parts.username),
+        "password": parts.password and unquote(parts.password),
+        "database": int(dict(parse_qsl(parts.query)).get("db") or 0),
+    }
+    if parts.scheme == "unix":
+        return {**fields, "unix_socket_path": unquote(parts.path)}
+    fields.update(
+        host=parts.hostname or "localhost", port=parts.port or 6379, ssl=parts.scheme == "rediss"
+    )
+    if path := parts.path.strip("/"):
+        fields["database"] = int(path)
+    return fields
+
+
+def read_settings(value: object, kind: Any, label: str) -> Any:
+    """The ``RedisSettings`` that ``redis_settings`` stands for.
+
+    Args:
+        value: One of them, a dict of its fields, a URL, or ``None``, for ARQ's defaults.
+        kind: ``arq.connections.RedisSettings``.
+        label: What messages begin with.
+
+    Raises:
+        TypeError: It is something else.
+        ValueError: It has a field that ARQ does not know.
+    """
+    if value is None:
+        return kind()
+    if isinstance(value, kind):
+        return value
+    if isinstance(value, str):
+        return kind(**_fields_of(value))
+    key_label = f"{label}: executor_config 'redis_settings'"
+    if not isinstance(value, Mapping):
+        # Neither is it quoted: it may have a password in it.
+        raise TypeError(
+            f"{key_label} must be arq's RedisSettings, a dict of its fields, or a URL, not of type {type(value)}"
+        )
+    fields = cast("Mapping[str, Any]", value)
+    known = list(kind.__dataclass_fields__)
+    for name in fields:
+        if name not in known:
+            raise ValueError(
+                f"{key_label}: arq's RedisSettings has no field {name!r}.{suggest(name, known)}"
+            )
+    return kind(**fields)
+
+
+def shown_address(settings: Any) -> str:
+    """Where *settings* point to, without credentials."""
+    if settings.unix_socket_path:
+        return str(settings.unix_socket_path)
+    if settings.sentinel:
+        return f"the sentinels {settings.host}"
+    return f"{settings.host}:{settings.port}/{settings.database}"

@@ -1,0 +1,428 @@
+"""AWS Batch: each run is a job, whose container runs ``python -m wove.backend_worker`` once."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import json
+import logging
+import math
+import re
+import time
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Final, cast
+
+from wove.concurrency import forks
+from wove.errors import DeliveryError
+from wove.executors.base import CancelReach, Frame
+from wove.graph.rules import shown
+from wove.integrations.aws_batch.client import Api, DeniedError, client_of
+from wove.integrations.base import BackendAdapter, JobStatus, PayloadDict
+from wove.integrations.common.manifests import command_of, merged
+from wove.integrations.common.statuses import meaning
+from wove.integrations.common.timing import longest_seconds
+from wove.integrations.naming import PAYLOAD_VARIABLE, idempotency_key, job_mark, job_name
+from wove.protocol.payload import ENVELOPE_BYTES
+from wove.settings.config_readers import mapping, options, text
+
+__all__ = ["COMMAND", "AWSBatchAdapter"]
+
+logger = logging.getLogger("wove")
+
+COMMAND: Final = ("python", "-m", "wove.backend_worker")
+"""The worker's command where neither the environment nor the job definition has one."""
+
+MAX_OVERRIDES: Final = 8192
+"""Characters of a job's overrides as JSON: "Container Overrides length must be at most 8192" is what a job fails with
+that has more (docs.aws.amazon.com/AmazonECS/latest/APIReference/API_TaskOverride.html)."""
+
+OF_BATCH: Final = 1024
+"""What Batch adds to them for itself: AWS_BATCH_JOB_ID and its like (docs.aws.amazon.com/batch/latest/userguide/
+job_env_vars.html), the names of queue and compute environment among them."""
+
+MAX_REQUEST: Final = 30 * 1024
+"""Bytes of a SubmitJob request (docs.aws.amazon.com/batch/latest/userguide/service_limits.html)."""
+
+MAX_NAME: Final = 128
+"""Characters of a job's name (docs.aws.amazon.com/batch/latest/APIReference/API_SubmitJob.html)."""
+
+MAX_PREFIX: Final = 60
+
+MIN_TIMEOUT: Final = 60
+"""Seconds; Batch takes no shorter ``attemptDurationSeconds``."""
+
+MARGIN_SECONDS: Final = 30
+"""By what the job's time limit comes after the run's: its worker ends the run by itself, and reports that."""
+
+MAX_KEYED: Final = 10_000
+"""So many jobs of runs with a key are remembered as submitted here."""
+
+ACK_SECONDS: Final = 5.0
+"""How long a cancel that is to be acknowledged waits until the job is over."""
+
+LIVE: Final = ("SUBMITTED", "PENDING", "RUNNABLE", "STARTING", "RUNNING")
+"""States of a job that is not over (docs.aws.amazon.com/batch/latest/userguide/job_states.html)."""
+
+OPTIONS: Final = (
+    "shareIdentifier",
+    "schedulingPriorityOverride",
+    "dependsOn",
+    "parameters",
+    "retryStrategy",
+    "propagateTags",
+    "timeout",
+    "tags",
+    "consumableResourcePropertiesOverride",
+)
+"""What may be in ``submit_job_options`` (docs.aws.amazon.com/batch/latest/APIReference/API_SubmitJob.html)."""
+
+TAKEN: Final = {
+    "jobName": "it is made of the task's name; there is 'job_name_prefix'",
+    "jobQueue": "it is executor_config 'job_queue'",
+    "jobDefinition": "it is executor_config 'job_definition'",
+    "containerOverrides": "it is executor_config 'container_overrides'",
+    "arrayProperties": "a run is one job",
+    "nodeOverrides": "a run is one job on one node",
+    "eksPropertiesOverride": "the payload goes to the container of an ECS job definition",
+    "ecsPropertiesOverride": "the payload goes to the container of a job definition with one",
+}
+"""Other options of SubmitJob, and why they cannot be."""
+
+
+class AWSBatchAdapter(BackendAdapter):
+    """Submits each run as one job of AWS Batch.
+
+    ``executor_config``: ``job_queue`` and ``job_definition`` (a name, ``name:revision`` or ARN; of one container);
+    ``command``, the worker's (a list, or a text that is split like a shell's), where it is not the job definition's;
+    ``container_overrides`` and ``submit_job_options``, dicts as in a SubmitJob request, which the payload is merged
+    into; ``job_name_prefix`` (``"wove-"``); and ``client``, a ``boto3.client("batch")`` of the user's own, or
+    ``client_options`` for one: ``region_name``, ``endpoint_url`` and so on.
+
+    Example:
+        >>> config = {"job_queue": "reports", "job_definition": "wove-worker"}
+        >>> wove.config(environments={"batch": {"executor": "aws_batch", "executor_config": config}})
+    """
+
+    name: ClassVar[str] = "aws_batch"
+    required_modules: ClassVar[tuple[str, ...]] = ("boto3",)
+    install_hint: ClassVar[str] = 'pip install "wove[aws-batch]"'
+    keys: ClassVar[tuple[str, ...] | None] = (
+        "client",
+        "client_options",
+        "job_queue",
+        "job_definition",
+        "container_overrides",
+        "command",
+        "submit_job_options",
+        "job_name_prefix",
+    )
+    cancel_reach: ClassVar[CancelReach] = "process"
+    inline_bytes: ClassVar[int] = 6 * 1024
+    beat_seconds: ClassVar[float] = 10.0
+    explains_stops: ClassVar[bool] = True
+    threads: ClassVar[int] = 8
+    watch_seconds: ClassVar[tuple[float, float]] = (
+        2.0,
+        10.0,
+    )  # with 200 jobs, each look is two calls
+
+    _api: Api | None = None
+    _command: Sequence[str] | None
+
+    # ------------------------------------------------------------------ configuration
+
+    def configure(self) -> None:
+        config, label = self.config, self.label
+        self._given = config.get("client")
+        self._client_options = mapping(self.config, "client_options", label=self.label)
+        if self._given is not None:
+            self._check_client(self._given)
+        queue, definition = (
+            text(config, "job_queue", label=label),
+            text(config, "job_definition", label=label),
+        )
+        if queue is None or definition is None:
+            missing = "job_queue" if queue is None else "job_definition"
+            raise ValueError(f"{label}: executor_config needs {missing!r}: its name, or its ARN")
+        self._queue, self._definition = queue, definition
+        self._prefix = text(config, "job_name_prefix", "wove-", label=label)
+        if not re.fullmatch(rf"[A-Za-z0-9][A-Za-z0-9_-]{{,{MAX_PREFIX - 1}}}", self._prefix):
+            raise ValueError(
+                f"{label}: executor_config 'job_name_prefix' must be at most {MAX_PREFIX} letters, digits, '-' and "
+                f"'_', the first a letter or digit, as names of jobs are; not {shown(self._prefix)}"
+            )
+        self._overrides = dict(mapping(self.config, "container_overrides", label=self.label))
+        self._command = self._read_command()
+        self._options = self._read_options()
+        self._check_overrides()
+        self._mine: OrderedDict[str, None] = OrderedDict()
+        self._told: set[str] = set()
+
+    def _check_client(self, client: Any) -> None:
+        if self._client_options:
+            raise ValueError(
+                f"{self.label}: executor_config 'client' has its options: leave out 'client_options'"
+            )
+        submit = getattr(client, "submit_job", None)
+        if isinstance(client, type) or submit is None or inspect.iscoroutinefunction(submit):
+            raise TypeError(
+                f"{self.label}: executor_config 'client' must be a boto3.client('batch') (not one of asyncio), not "
+                f"{shown(client)}"
+            )
+
+    def _read_command(self) -> Sequence[str] | None:
+        command = command_of(self.config, label=self.label)
+        if command is not None and "command" in self._overrides:
+            raise ValueError(
+                f"{self.label}: executor_config has 'command', and another one in 'container_overrides': leave one out"
+            )
+        return command
+
+    def _read_options(self) -> dict[str, Any]:
+        given = dict(mapping(self.config, "submit_job_options", label=self.label))
+        return options(given, "submit_job_options", label=self.label, taken=TAKEN, known=OPTIONS)
+
+    def _check_overrides(self) -> None:
+        label = f"{self.label}: executor_config 'container_overrides'"
+        variables: Any = self._overrides.get("environment") or []
+        if not isinstance(variables, (list, tuple)) or not all(
+            isinstance(each, Mapping) and "name" in each for each in cast("Any", variables)
+        ):
+            raise TypeError(
+                f"{label}: 'environment' must be a list of {{'name': ..., 'value': ...}}"
+            )
+        if any(each["name"] == PAYLOAD_VARIABLE for each in cast("Any", variables)):
+            raise ValueError(f"{label} cannot set {PAYLOAD_VARIABLE}: that is the payload")
+        taken = len(_compact({**self._overrides, "command": list(self._command or COMMAND)}))
+        room = MAX_OVERRIDES - OF_BATCH - taken
+        if room < ENVELOPE_BYTES:
+            raise ValueError(
+                f"{label} and 'command' have {taken:,} characters. All overrides of a job may have {MAX_OVERRIDES:,}, "
+                f"of which a payload takes up to {ENVELOPE_BYTES:,} and Batch itself {OF_BATCH:,}: put them into the "
+                "job definition"
+            )
+        # Quotes in a payload are two characters each there; it has some hundred.
+        self.inline_bytes = max(ENVELOPE_BYTES, min(type(self).inline_bytes, room - 512))  # type: ignore[misc]
+
+    # ------------------------------------------------------------------ start and close
+
+    def start(self) -> None:
+        with forks.importing:
+            exceptions: Any = importlib.import_module("botocore.exceptions")
+            client = self._given
+            if client is None:
+                try:
+                    client = client_of(self._client_options)
+                except (exceptions.BotoCoreError, TypeError, ValueError) as error:
+                    raise ValueError(
+                        f"{self.label}: no client of AWS Batch could be made: {error}. Give 'region_name' and the like "
+                        "in executor_config 'client_options', or in AWS_DEFAULT_REGION and ~/.aws"
+                    ) from error
+        api = self._api = Api(client, label=self.label)
+        for check in (self._check_queue, self._check_definition):
+            try:
+                check(api)
+            except DeniedError as error:  # it may be allowed to submit all the same
+                logger.debug("%s: this is not checked beforehand: %s", self.label, error)
+
+    def _check_queue(self, api: Api) -> None:
+        queue = api.queue(self._queue)
+        if queue is None:
+            raise ValueError(
+                f"{self.label}: AWS Batch has no job queue {self._queue!r} in this account and region"
+            )
+        if queue.get("state") == "DISABLED" or queue.get("status") == "INVALID":
+            raise ValueError(
+                f"{self.label}: the job queue {self._queue!r} of AWS Batch takes no jobs: it is "
+                f"{queue.get('state')}, {queue.get('status')}: {queue.get('statusReason') or 'no reason is given'}"
+            )
+
+    def _check_definition(self, api: Api) -> None:
+        definition = api.definition(self._definition)
+        if definition is None:
+            raise ValueError(
+                f"{self.label}: AWS Batch has no active job definition {self._definition!r}"
+            )
+        container = definition.get("containerProperties")
+        if container is None:
+            raise ValueError(
+                f"{self.label}: the job definition {self._definition!r} has no containerProperties: a run is a job of "
+                "type 'container', with one container on ECS or Fargate"
+            )
+        if (
+            not container.get("command")
+            and "command" not in self._overrides
+            and self._command is None
+        ):
+            self._command = COMMAND
+
+    def close(self) -> None:
+        if self._given is None and self._api is not None:
+            self._api.client.close()
+
+    # ------------------------------------------------------------------ submit
+
+    @property
+    def _there(self) -> Api:
+        assert self._api is not None  # `start` comes first
+        return self._api
+
+    def submit(self, payload: PayloadDict, frame: Frame) -> str:
+        request = self.request(payload, frame)
+        if idempotency_key(frame) is not None:
+            self._make_room(request["jobName"], payload)
+        job = self._there.submit(request)
+        if idempotency_key(frame) is not None:
+            self._mine[job] = None
+            if len(self._mine) > MAX_KEYED:
+                self._mine.popitem(last=False)
+        return job
+
+    def request(self, payload: PayloadDict, frame: Frame) -> dict[str, Any]:
+        """The SubmitJob request of a run.
+
+        Raises:
+            ValueError: It would be larger than Batch takes.
+        """
+        suffix = f"-{job_mark(frame, 16)}"
+        name = job_name(
+            frame["task_id"],
+            prefix=self._prefix,
+            most=MAX_NAME,
+            pattern="A-Za-z0-9_-",
+            suffix=suffix,
+        )
+        variable = {"name": PAYLOAD_VARIABLE, "value": json.dumps(payload, separators=(",", ":"))}
+        overrides: dict[str, Any] = {"environment": [variable]}
+        if self._command is not None:
+            overrides["command"] = list(self._command)
+        overrides = merged(overrides, self._overrides)
+        request: dict[str, Any] = {
+            "jobName": name,
+            "jobQueue": self._queue,
+            "jobDefinition": self._definition,
+            "containerOverrides": overrides,
+            "retryStrategy": {"attempts": 1},
+        }
+        if math.isfinite(seconds := longest_seconds(payload)):
+            limit = max(MIN_TIMEOUT, math.ceil(seconds) + MARGIN_SECONDS)
+            request["timeout"] = {"attemptDurationSeconds": limit}
+        request = {**request, **self._options}
+        self._check_size(
+            payload, "container overrides", _compact(overrides), MAX_OVERRIDES - OF_BATCH
+        )
+        # As botocore writes it, with spaces (botocore/serialize.py, RestJSONSerializer).
+        self._check_size(
+            payload, "SubmitJob request", json.dumps(request, default=str), MAX_REQUEST
+        )
+        return request
+
+    def _check_size(self, payload: PayloadDict, of: str, content: str, most: int) -> None:
+        if (size := len(content)) > most:
+            raise ValueError(
+                f"{self.label}: task {payload['task_name']!r} does not fit: the {of} of its job would have {size:,} "
+                f"characters, although its function and arguments are fetched where they are large, and may have "
+                f"{most:,}. Shorten its delivery options, or put overrides into the job definition"
+            )
+
+    def _make_room(self, name: str, payload: PayloadDict) -> None:
+        """End an earlier job of that name that is ours, and lost by now; one of another process is an error.
+
+        Runs with one key are shared within the process before they get here. Batch takes any number of jobs of one
+        name, so two processes that submit at the same moment are not told apart.
+        """
+        try:
+            found = self._there.named(self._queue, name)
+        except DeniedError as error:
+            if "list" not in self._told:
+                self._told.add("list")
+                logger.warning(
+                    "%s: whether other processes use a key cannot be seen: %s", self.label, error
+                )
+            return
+        for each in found:
+            if each.get("status") not in LIVE:
+                continue
+            if each["jobId"] not in self._mine:
+                raise DeliveryError(
+                    f"{self.label}: task {payload['task_name']!r} with this idempotency key is already job "
+                    f"{each['jobId']} of AWS Batch ({each.get('status')}), submitted by another process, which gets "
+                    f"its result. Wait for it, terminate that job, or use another key"
+                )
+            self._there.terminate(each["jobId"], "lost for Wove, and submitted again")
+
+    # ------------------------------------------------------------------ cancel
+
+    def cancel(self, run_id: str, submission: Any, frame: Frame) -> bool:
+        if not isinstance(submission, str):  # not submitted yet; its worker hears that nobody waits
+            return False
+        self._there.terminate(submission, "cancelled by Wove")
+        if frame.get("delivery_cancel_mode") != "require_ack":
+            return False
+        deadline = time.monotonic() + ACK_SECONDS
+        while not self.begun(run_id) and time.monotonic() < deadline:
+            job = self._there.describe([submission]).get(submission, {})
+            if job.get("status") == "FAILED":
+                return not job.get("startedAt")
+            time.sleep(1.0)
+        return False
+
+    # ------------------------------------------------------------------ watch
+
+    def watch(self, submissions: Mapping[str, Any]) -> dict[str, JobStatus]:
+        jobs = {run_id: each for run_id, each in submissions.items() if isinstance(each, str)}
+        found = self._there.describe(jobs.values())
+        self._tell(found.values())
+        fates: dict[str, JobStatus] = {}
+        for run_id, job in jobs.items():
+            if job not in found:
+                fates[run_id] = JobStatus(
+                    "missing", f"job {job} is not known to AWS Batch any more"
+                )
+            elif (fate := fate_of(found[job])) is not None:
+                fates[run_id] = fate
+        return fates
+
+    def _tell(self, jobs: Any) -> None:
+        """Log why jobs wait that Batch knows cannot be placed; each reason once."""
+        waiting = [job for job in jobs if job.get("status") == "RUNNABLE"]
+        reasons = {str(job["statusReason"]) for job in waiting if job.get("statusReason")}
+        for reason in reasons - self._told:
+            logger.warning("%s: jobs of it wait, and may do so for ever: %s", self.label, reason)
+        self._told |= reasons
+
+
+def fate_of(job: Mapping[str, Any]) -> JobStatus | None:
+    """What has become of a job, as DescribeJobs tells it; ``None``: it is not over.
+
+    Example:
+        >>> fate_of({"jobId": "1", "status": "FAILED", "statusReason": "Host EC2 terminated."})
+        JobStatus(state='lost', reason='job 1 failed: Host EC2 terminated.')
+    """
+    status = job.get("status")
+    if status == "SUCCEEDED":
+        return JobStatus("finished", f"job {job['jobId']} has succeeded")
+    if status != "FAILED":
+        return None
+    attempts: Any = job.get("attempts") or [{}]
+    container: Mapping[str, Any] = {
+        **attempts[-1].get("container", {}),
+        **(job.get("container") or {}),
+    }
+    words = [str(each) for each in (job.get("statusReason"), container.get("reason")) if each]
+    if container.get("exitCode") is not None:
+        said = meaning(container["exitCode"])
+        words.append(f"exit code {container['exitCode']}{f' ({said})' if said else ''}")
+    if container.get("logStreamName"):
+        words.append(f"its log is in stream {container['logStreamName']}")
+    return JobStatus(
+        "lost",
+        f"job {job['jobId']} failed: {'; '.join(dict.fromkeys(words)) or 'no reason is given'}",
+    )
+
+
+def _compact(content: object) -> str:
+    return json.dumps(
+        content, separators=(",", ":"), default=str
+    )  # botocore says what is wrong with anything else

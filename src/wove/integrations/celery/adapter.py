@@ -1,0 +1,282 @@
+"""Celery: payloads as messages of one task, on whatever broker the app has.
+
+The environment's side is `CeleryAdapter`, the worker's is `register`. Events and results come back to the callback
+receiver; Celery's result backend holds nothing but failures of the job itself.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any, ClassVar, Final, NamedTuple, cast
+
+from wove.concurrency import forks
+from wove.concurrency.thread_pool import ThreadPool, run_in_thread
+from wove.errors import DeliveryError
+from wove.executors.base import Frame
+from wove.integrations.base import BackendAdapter, JobStatus, PayloadDict
+from wove.integrations.celery.client import Broker, LostError, make_app
+from wove.integrations.celery.lost import LostJobDetector
+from wove.integrations.celery.states import Results
+from wove.integrations.celery.worker import TASK_NAME
+from wove.integrations.common.batcher import Batcher
+from wove.integrations.naming import idempotency_key, job_id
+from wove.settings.config_readers import flag, text
+
+__all__ = ["CeleryAdapter", "Submission"]
+
+INLINE_CHARACTERS: Final = 64 * 1024
+"""Payloads up to this size go through the broker; of larger ones, the worker fetches the pickles. No broker wants more
+(RabbitMQ: up to 16 MiB, rabbit_common/src/rabbit_limits; Redis holds all messages in memory), but a worker
+prefetches messages, and shows those that it has when it is asked about them."""
+
+TERMINATE_SIGNAL: Final = "SIGTERM"
+"""Ends a prefork child in the middle of a task, and lets `wove.integrations.worker.run` report that before."""
+
+_OURS: Final = (
+    *(
+        "name",
+        "args",
+        "kwargs",
+        "task_id",
+        "producer",
+        "publisher",
+        "connection",
+        "result_cls",
+        "add_to_parent",
+    ),
+    *("ignore_result", "argsrepr", "kwargsrepr"),
+)
+"""Arguments of ``Celery.send_task`` that are not for ``send_task_options``."""
+
+_LINGER_SECONDS: Final = 0.5
+
+
+class Submission(NamedTuple):
+    """A message that was sent.
+
+    Attributes:
+        task_id: Of the Celery task.
+        at: When, on the monotonic clock.
+        kept: Nobody is to take it out of the queue: its weave leaves it running.
+    """
+
+    task_id: str
+    at: float
+    kept: bool
+
+
+class _Cancel(NamedTuple):
+    task_id: str
+    acknowledged: bool
+
+
+class CeleryAdapter(BackendAdapter):
+    """Sends payloads as messages of a Celery task.
+
+    Args:
+        environment: The environment's name.
+        config: ``app``, or ``broker_url`` with ``result_backend`` and ``app_name``; ``task_name``, ``queue``,
+            ``send_task_options``, ``terminate_on_cancel``.
+
+    Example:
+        >>> environment = {
+        ...     "executor": "celery",
+        ...     "executor_config": {"broker_url": "redis://localhost:6379/0", "queue": "reports"},
+        ... }
+    """
+
+    name = "celery"
+    required_modules = ("celery",)
+    install_hint = 'pip install "wove[celery]"'
+    keys = (
+        "app",
+        "broker_url",
+        "result_backend",
+        "backend_url",
+        "app_name",
+        "task_name",
+        "queue",
+        "send_task_options",
+        "terminate_on_cancel",
+    )
+    inline_bytes = INLINE_CHARACTERS
+    watch_seconds: ClassVar[tuple[float, float]] = (0.5, 5.0)
+    words_seconds: ClassVar[float] = (
+        7.0  # a worker looks after its pool every 5 s: celery.concurrency.asynpool
+    )
+
+    def configure(self) -> None:
+        config, label = self.config, self.label
+        self._app: Any = config.get("app")
+        urls = [
+            key
+            for key in ("broker_url", "result_backend", "backend_url", "app_name")
+            if config.get(key)
+        ]
+        if self._app is None and not config.get("broker_url"):
+            raise ValueError(f"{label}: executor_config needs 'app' (a Celery app) or 'broker_url'")
+        if self._app is not None:
+            if urls:
+                raise ValueError(
+                    f"{label}: executor_config has both 'app' and {urls[0]!r}; the app has its own"
+                )
+            if not (hasattr(self._app, "send_task") and hasattr(self._app, "connection_for_write")):
+                raise TypeError(
+                    f"{label}: executor_config 'app' must be a Celery app, not {self._app!r:.100}"
+                )
+        if config.get("result_backend") and config.get("backend_url"):
+            raise ValueError(
+                f"{label}: executor_config 'result_backend' and 'backend_url' are the same thing: keep one"
+            )
+        self._broker_url = text(config, "broker_url", label=label)
+        self._backend_url = text(config, "result_backend", label=label) or text(
+            config, "backend_url", label=label
+        )
+        self._app_name = text(config, "app_name", "wove", label=label)
+        self.task_name = text(config, "task_name", TASK_NAME, label=label)
+        self._terminate = flag(config, "terminate_on_cancel", False, label=label)
+        self.options = self._read_options()
+
+    def _read_options(self) -> dict[str, Any]:
+        given: object = self.config.get("send_task_options")
+        if given is None:
+            given = {}
+        label = f"{self.label}: executor_config 'send_task_options'"
+        if not isinstance(given, Mapping):
+            raise TypeError(
+                f"{label} must be a dict of arguments for Celery.send_task, not {given!r:.100}"
+            )
+        options = dict(cast("Mapping[str, Any]", given))
+        for key in options:
+            if key in _OURS:
+                raise ValueError(f"{label}: {key!r} is set by Wove itself; remove it")
+        queue = text(self.config, "queue", label=self.label)
+        if queue is not None:
+            if "queue" in options:
+                raise ValueError(f"{label} has a queue, and so has executor_config: keep one")
+            options["queue"] = queue
+        # A user who wants Celery to retry says so; by default, what cannot be sent is an error at once.
+        return {"serializer": "json", "retry": False, **options}
+
+    # ------------------------------------------------------------------ start and stop
+
+    def start(self) -> None:
+        with forks.importing:
+            if self._app is None:
+                self._app = make_app(self._app_name, self._broker_url, self._backend_url)
+            self._broker = Broker(self._app, self.task_name, self.options, label=self.label)
+            self._results = Results.of(self._app)
+        self._sightings = LostJobDetector()
+        # One thread for each connection: kombu's are for one at a time.
+        self._sender, self._asker = (
+            ThreadPool(1, "wove-celery-send"),
+            ThreadPool(1, "wove-celery-ask"),
+        )
+        self._submissions: Batcher[tuple[PayloadDict, Frame], Submission | Exception] = Batcher(
+            partial(self._sender.call, self._send)
+        )
+        self._cancels: Batcher[_Cancel, bool] = Batcher(partial(self._asker.call, self._revoke))
+        self._broker.connect()
+
+    async def close(self) -> None:
+        await self._submissions.close()
+        await self._cancels.close()
+        await run_in_thread(self._end)
+
+    def _end(self) -> None:
+        self._broker.close()
+        self._sender.close(_LINGER_SECONDS, for_good=True)
+        self._asker.close(_LINGER_SECONDS, for_good=True)
+
+    # ------------------------------------------------------------------ out
+
+    async def submit(self, payload: PayloadDict, frame: Frame) -> Submission:
+        size = sum(len(value) for value in payload.values() if isinstance(value, str))
+        sent = await self._submissions.put((payload, frame), size)
+        if isinstance(sent, Exception):
+            raise sent
+        return sent
+
+    def _send(self, batch: Sequence[tuple[PayloadDict, Frame]]) -> list[Submission | Exception]:
+        try:
+            return self._send_once(batch)
+        except LostError:
+            # The broker has been started again, perhaps. What did arrive is now there twice; that counts once.
+            return self._send_once(batch)
+
+    def _send_once(
+        self, batch: Sequence[tuple[PayloadDict, Frame]]
+    ) -> list[Submission | Exception]:
+        sent: list[Submission | Exception] = []
+        with self._broker.sending(len(batch)) as send:
+            for payload, frame in batch:
+                if not self.wanted(payload["run_id"]):
+                    sent.append(
+                        DeliveryError(
+                            f"{self.label}: run {payload['run_id']} was given up before it was sent"
+                        )
+                    )
+                    continue
+                try:
+                    sent.append(self._send_one(send, payload, frame))
+                except self._broker.errors:
+                    raise
+                except Exception as error:  # of this message: what its options say cannot be done
+                    sent.append(error)
+        return sent
+
+    def _send_one(
+        self, send: Callable[..., None], payload: PayloadDict, frame: Frame
+    ) -> Submission:
+        policy = cast("Mapping[str, Any]", frame.get("delivery") or {}).get(
+            "delivery_orphan_policy"
+        )
+        task_id = job_id(frame)
+        if idempotency_key(frame) is not None:
+            # Celery takes as many tasks of one id as it is given, but never one of an id that was revoked.
+            task_id = f"{task_id}-{payload['run_id']}"
+        submission = Submission(task_id, time.monotonic(), policy == "detach")
+        send(
+            self.task_name,
+            args=(payload,),
+            task_id=task_id,
+            # What monitors show of the arguments, instead of the beginning of a pickle.
+            argsrepr=f"(<run {payload['run_id']} of task {frame['task_id']!r}>,)",
+            kwargsrepr="{}",
+            **self.options,
+        )
+        return submission
+
+    async def cancel(self, run_id: str, submission: Submission, frame: Frame) -> bool:
+        return await self._cancels.put(
+            _Cancel(submission.task_id, frame.get("delivery_cancel_mode") == "require_ack")
+        )
+
+    def _revoke(self, cancels: Sequence[_Cancel]) -> list[bool]:
+        arguments: dict[str, Any] = {"task_id": [cancel.task_id for cancel in cancels]}
+        if self._terminate:
+            arguments.update(terminate=True, signal=TERMINATE_SIGNAL)
+        wanted = [cancel.task_id for cancel in cancels if cancel.acknowledged]
+        told = self._broker.ask("revoke", arguments, wait=bool(wanted))
+        if not told:
+            return [False] * len(cancels)
+        # Those that no worker has begun now will not be: all that are there have been told.
+        begun: set[str] = set()
+        for tasks in self._broker.where(wanted).values():
+            begun.update(task for task, (state, _) in tasks.items() if state == "active")
+        return [cancel.acknowledged and cancel.task_id not in begun for cancel in cancels]
+
+    # ------------------------------------------------------------------ what has become of jobs
+
+    async def watch(self, submissions: Mapping[str, Submission]) -> dict[str, JobStatus]:
+        return await self._asker.call(self._look, dict(submissions))
+
+    def _look(self, submissions: Mapping[str, Submission]) -> dict[str, JobStatus]:
+        fates = (
+            self._results.fates(submissions, self.task_name) if self._results is not None else {}
+        )
+        rest = {run_id: each for run_id, each in submissions.items() if run_id not in fates}
+        fates.update(self._sightings.look(rest, self.begun, self._broker, self.task_name))
+        return fates

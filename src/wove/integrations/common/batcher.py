@@ -1,0 +1,91 @@
+"""Requests that share a round trip: those that are made while one is under way go together in the next."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from typing import Any, Final, Generic, TypeVar
+
+from wove.errors import DeliveryError
+
+__all__ = ["Batcher"]
+
+Item = TypeVar("Item")
+Reply = TypeVar("Reply")
+
+MAX_ITEMS: Final = 256
+MAX_BYTES: Final = 1024 * 1024
+"""What goes in one batch. A larger one would keep a loop busy for longer than ten milliseconds."""
+
+
+class Batcher(Generic[Item, Reply]):
+    """Collects items while *carry* is busy with others. A single one does not wait for more. For one loop.
+
+    Args:
+        carry: Awaits the replies to some items, in their order. What it raises, all of these get.
+
+    Example:
+        >>> trips = RoundTrips(lambda names: redis.mget(names))
+        >>> first, second = await asyncio.gather(trips.put("a"), trips.put("b"))  # one MGET
+    """
+
+    def __init__(self, carry: Callable[[Sequence[Item]], Awaitable[Sequence[Reply]]]) -> None:
+        self._carry = carry
+        self._waiting: deque[tuple[Item, int, asyncio.Future[Reply]]] = deque()
+        self._carrier: asyncio.Task[None] | None = None
+
+    async def put(self, item: Item, size: int = 0) -> Reply:
+        """The reply to *item*, which takes *size* bytes. Who stops waiting before it has gone out takes it back."""
+        loop = asyncio.get_running_loop()
+        replied: asyncio.Future[Reply] = loop.create_future()
+        self._waiting.append((item, size, replied))
+        if self._carrier is None:
+            self._carrier = loop.create_task(self._carry_all())
+        return await replied
+
+    async def close(self) -> None:
+        """Let those who wait do so no more: they get a `DeliveryError`."""
+        carrier, self._carrier = self._carrier, None
+        if carrier is not None:
+            carrier.cancel()
+            await asyncio.wait({carrier}, timeout=1.0)
+        _give_up(replied for _, _, replied in self._waiting)
+        self._waiting.clear()
+
+    async def _carry_all(self) -> None:
+        while batch := self._next():
+            waiters = [replied for _, _, replied in batch]
+            try:
+                replies = await self._carry([item for item, _, _ in batch])
+                for replied, reply in zip(waiters, replies, strict=True):
+                    if not replied.done():
+                        replied.set_result(reply)
+            except Exception as error:
+                for replied in waiters:
+                    if not replied.done():
+                        replied.set_exception(error)
+            except BaseException:
+                _give_up(waiters)
+                raise
+        self._carrier = None
+
+    def _next(self) -> list[tuple[Item, int, asyncio.Future[Reply]]]:
+        batch: list[tuple[Item, int, asyncio.Future[Reply]]] = []
+        size = 0
+        while self._waiting and len(batch) < MAX_ITEMS:
+            if batch and size + self._waiting[0][1] > MAX_BYTES:
+                break
+            each = self._waiting.popleft()
+            if not each[2].done():
+                batch.append(each)
+                size += each[1]
+        return batch
+
+
+def _give_up(waiters: Iterable[asyncio.Future[Any]]) -> None:
+    for replied in waiters:
+        if not replied.done():
+            replied.set_exception(
+                DeliveryError("the environment was stopped before there was an answer")
+            )

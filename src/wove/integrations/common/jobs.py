@@ -1,0 +1,312 @@
+"""Payloads that are being run. Each process has one runner for all it is given, made for the first one that comes."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+import time
+from collections.abc import Generator
+from functools import partial
+from typing import Any, Final, cast
+
+from wove.callback import sender
+from wove.callback.client import fetch
+from wove.callback.link import Destination
+from wove.callback.reporter import Delivered, RunReporter
+from wove.concurrency.thread_pool import ThreadPool
+from wove.errors import DeliveryError, SerializationError, WorkerLostError
+from wove.protocol.frames import FrameError, check_python
+from wove.protocol.payload import Claim, Payload
+from wove.protocol.pickling import Pickled
+from wove.protocol.signing import digest
+from wove.security import NetworkExecutorSecurity
+from wove.worker.runner import Runner
+from wove.worker.runs import BEATS_PER_INTERVAL, SharedCallable
+
+__all__ = ["BEAT_SECONDS", "Job", "close", "fetches"]
+
+BEAT_SECONDS: Final = 5.0
+"""The longest time between two heartbeats where the payload does not say: the answer to one is how a worker learns
+of a cancel."""
+
+FETCHES: Final = 8
+"""Payloads of `arun` that are being read, or fetch something, at a time."""
+
+fetches: Final = ThreadPool(FETCHES, "wove-fetch")
+
+
+class Job:
+    """A payload, and what is done about it: `enter`, then `start`; `interrupt` at any time.
+
+    Args:
+        content: The payload, verified; or why it cannot be run.
+        run_id: Of its run.
+        task: Its task's name.
+        destination: Where its events go.
+        security: Signs.
+        retry_seconds: As `RunReporter`.
+        beat_seconds: The time between two heartbeats.
+        detached: As `RunReporter`.
+
+    Attributes:
+        report: What is said of its run.
+        fetches: Something of it is to be fetched first, so that `start` blocks.
+        ask_after: In seconds: if it is older, the receiver is asked before the task is begun. ``None``: it is not.
+    """
+
+    def __init__(
+        self,
+        content: Payload | ValueError,
+        run_id: str,
+        task: str,
+        destination: Destination,
+        security: NetworkExecutorSecurity,
+        *,
+        retry_seconds: float,
+        beat_seconds: float = BEAT_SECONDS,
+        detached: bool = False,
+    ) -> None:
+        self.report = RunReporter(
+            run_id,
+            task,
+            destination,
+            security,
+            retry_seconds=retry_seconds,
+            beat_seconds=beat_seconds,
+            detached=detached,
+            cancel=self._cancel,
+        )
+        self.report.when_delivered(self._leave)
+        self.report.way = sender.sender_for(destination)
+        self.fetches = isinstance(content, Payload) and bool(content.claims)
+        self.ask_after: float | None = None
+        self._content: Payload | ValueError | None = content
+        self._worker = _this_worker()
+        self._lock = threading.Lock()
+        self._submitted = self._stopped = False
+
+    def enter(self) -> None:
+        """Find out whether this process runs it already: a backend may hand out a payload twice."""
+        while (found := self._worker.enter(self.report)) is None:
+            self._worker = _this_worker()
+        if found is not self.report:
+            self.report, self._content, self.fetches = found, None, False
+
+    def start(self) -> None:
+        """Run it, once everything is there. Whatever stands in the way is reported."""
+        content, self._content = self._content, None
+        if content is None:
+            return
+        if isinstance(content, ValueError):
+            self.report.fail(content, source="transport", retryable=False)
+            return
+        sender.sender_for(self.report.destination).open(self.report)
+        frame = dict(content.frame)
+        try:
+            check_python(frame, label=f"task {self.report.task!r}")
+            function = self._function(content, frame)
+            if (claim := content.claims.get("args_pickle")) is not None:
+                frame["args_pickle"] = self._fetch(content, claim, "the arguments")
+        except SerializationError as error:
+            self.report.fail(error, source="config")
+            return
+        except (DeliveryError, FrameError) as error:
+            self.report.fail(error, source="transport", retryable=isinstance(error, DeliveryError))
+            return
+        frame["deadline"] = _left(content)
+        # Also where its weave wants none: the answer to one is how a worker learns of a cancel.
+        delivery = cast("dict[str, Any]", frame.get("delivery") or {})
+        interval = self.report.beat_seconds * BEATS_PER_INTERVAL
+        frame["delivery"] = {**delivery, "delivery_heartbeat_seconds": interval}
+        if (
+            self.ask_after is not None
+            and content.sent_at is not None
+            and time.time() - content.sent_at > self.ask_after
+        ):
+            self.report.ask(partial(self._begin, frame, function))
+        else:
+            self._begin(frame, function)
+
+    def _begin(self, frame: dict[str, Any], function: SharedCallable) -> None:
+        with self._lock:
+            if not self._stopped:
+                self._submitted = True
+                self._worker.runner.submit(frame, function)
+
+    def interrupt(self, error: BaseException) -> bool:
+        """Whoever waits for it has been interrupted by *error*: stop it.
+
+        Returns:
+            Whether it is about to end because of that, and to be reported. Not if another call runs it, or it is over.
+        """
+        if (
+            self.report.cancel != self._cancel
+            or self._worker.reports.get(self.report.run_id) is not self.report
+        ):
+            return False
+        said = ": ".join(filter(None, (type(error).__name__, str(error))))
+        lost = WorkerLostError(
+            f"task {self.report.task!r}: its worker was stopped in the middle of it ({said})"
+        )
+        # Not as a cancel, which its weave knows nothing of.
+        self.report.last_word = self.report.failure(lost, source="executor", retryable=True)
+        with self._lock:
+            self._stopped = True
+        if self._submitted:
+            self.report.cancel()
+        else:
+            self.insist()
+        return True
+
+    def insist(self) -> None:
+        """The task has not ended, and is left to itself: report without it."""
+        if self.report.last_word is not None:
+            self.report.put(self.report.last_word)
+
+    def _cancel(self) -> None:
+        with self._lock:
+            self._stopped = True
+        if self._submitted:
+            self._worker.runner.cancel({"type": "cancel_task", "run_id": self.report.run_id})
+        else:
+            self.report.put(
+                {
+                    "type": "task_cancelled",
+                    "run_id": self.report.run_id,
+                    "task_id": self.report.task,
+                }
+            )
+
+    def _leave(self, delivered: Delivered) -> None:
+        del delivered
+        if self._worker.reports.get(self.report.run_id) is self.report:
+            del self._worker.reports[self.report.run_id]
+
+    def _function(self, content: Payload, frame: dict[str, Any]) -> SharedCallable:
+        """The callable, of which this process keeps those that were used last."""
+        runner = self._worker.runner
+        claim = content.claims.get("callable_pickle")
+        if claim is None:
+            pickled = frame.pop("callable_pickle", None)
+            if pickled is None:
+                raise FrameError(
+                    f"the payload of task {self.report.task!r} comes without its callable"
+                )
+            return runner.shared(digest(pickled.chunks), pickled) or SharedCallable(pickled)
+        with self._worker.fetching(
+            claim.sha256
+        ):  # many runs of one callable start at the same time
+            found = runner.shared(claim.sha256)
+            if found is None:
+                pickled = self._fetch(content, claim, "the callable")
+                found = runner.shared(claim.sha256, pickled) or SharedCallable(pickled)
+            return found
+
+    def _fetch(self, content: Payload, claim: Claim, label: str) -> Pickled:
+        return fetch(
+            content.callback_url,
+            claim,
+            security=self.report.security,
+            label=f"{label} of task {self.report.task!r}",
+            retry_seconds=self.report.retry_seconds,
+        )
+
+
+def _left(content: Payload) -> float | None:
+    """What is left of the deadline, in seconds; ``None``: there is none."""
+    deadline: object = content.frame.get("deadline")
+    if isinstance(deadline, bool) or not isinstance(deadline, (int, float)):
+        return None
+    if content.sent_at is None:
+        return deadline
+    # The clocks of two machines: if they disagree, it is neither longer than it was nor over before it began.
+    return deadline - min(max(time.time() - content.sent_at, 0.0), deadline)
+
+
+# --- this process -----------------------------------------------------------------------------------------
+
+
+class _Worker:
+    """What a process has for all its payloads.
+
+    Attributes:
+        reports: Of the runs that are here, by run id.
+        runner: Runs them.
+    """
+
+    def __init__(self) -> None:
+        self.reports: dict[str, RunReporter] = {}
+        self.runner = Runner(self._emit, name="wove-worker")
+        self._lock = threading.Lock()
+        self._fetching: dict[str, tuple[threading.Lock, int]] = {}
+        self._closed = False
+
+    def enter(self, report: RunReporter) -> RunReporter | None:
+        """*report*, or the one that its run has already; ``None`` once this is closed."""
+        with self._lock:
+            return None if self._closed else self.reports.setdefault(report.run_id, report)
+
+    @contextlib.contextmanager
+    def fetching(self, name: str) -> Generator[None]:
+        """One at a time for each *name*."""
+        with self._lock:
+            lock, users = self._fetching.get(name) or (threading.Lock(), 0)
+            self._fetching[name] = lock, users + 1
+        try:
+            with lock:
+                yield
+        finally:
+            with self._lock:
+                lock, users = self._fetching.pop(name)
+                if users > 1:
+                    self._fetching[name] = lock, users - 1
+
+    def retire(self) -> bool:
+        """Take no more runs, if there are none; whether that is so."""
+        with self._lock:
+            self._closed = not self.reports
+            return self._closed
+
+    def _emit(self, event: dict[str, Any]) -> None:
+        report = self.reports.get(event["run_id"])
+        if report is not None:
+            report.put(event)
+
+
+_worker: _Worker | None = None
+_worker_lock = threading.Lock()
+
+
+def _this_worker() -> _Worker:
+    global _worker
+    if _worker is None:
+        with _worker_lock:
+            if _worker is None:
+                _worker = _Worker()
+    return _worker
+
+
+def close(timeout: float) -> None:
+    """End the threads of a worker that has nothing to do, waiting about *timeout* seconds. They start again."""
+    global _worker
+    with _worker_lock:
+        worker, ended = _worker, _worker is not None and _worker.retire()
+        if ended:
+            _worker = None
+    if worker is not None:
+        if not ended:
+            return
+        worker.runner.close(timeout)
+    sender.close(timeout)
+    fetches.close(timeout)
+
+
+def _renew() -> None:
+    global _worker, _worker_lock
+    _worker, _worker_lock = None, threading.Lock()
+    fetches.forget()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew)

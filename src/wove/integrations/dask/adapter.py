@@ -1,0 +1,367 @@
+"""Dask: a run is a task of the cluster, and its worker is any ``dask worker``.
+
+Nothing has to be registered on the workers' side: a task names `wove.integrations.worker.run`, which Dask imports.
+The scheduler tells the client what becomes of each task, so nothing is asked for; what `watch` looks at is here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import importlib
+import json
+import warnings
+from collections import OrderedDict
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from typing import Any, ClassVar, Final, NamedTuple, TypeVar, cast
+
+from wove.concurrency import forks
+from wove.concurrency.thread_pool import run_in_thread
+from wove.errors import DeliveryError
+from wove.executors.base import Frame
+from wove.graph.rules import shown
+from wove.integrations.base import BackendAdapter, JobStatus, PayloadDict
+from wove.integrations.common.batcher import Batcher
+from wove.integrations.common.client_loops import on_loop
+from wove.integrations.common.error_text import of_exception
+from wove.integrations.dask.options import read_client_options, read_submit_options
+from wove.integrations.dask.states import never_began
+from wove.integrations.naming import idempotency_key, job_id
+from wove.integrations.worker import run
+from wove.settings.config_readers import text
+
+__all__ = ["DaskAdapter"]
+
+T = TypeVar("T")
+
+CONNECT_SECONDS: Final = 10.0
+"""How long the scheduler may take to accept a connection, where ``client_options`` have no ``timeout``; also how long
+a scheduler that went away may take to come back before the client gives up (distributed/client.py, `_reconnect`)."""
+
+SPARE_SECONDS: Final = 2.0
+"""What is added to that for a client that does not keep to it, and how long one that failed may take to close."""
+
+MAX_NAME: Final = 100
+"""So much of a task's name is in a key: Dask's dashboard groups tasks by what their keys begin with."""
+
+MAX_KEYS: Final = 10_000
+"""So many idempotency keys that were used are remembered."""
+
+LIVE: Final = ("released", "waiting", "no-worker", "queued", "processing")
+"""States of a task whose result is still to come (distributed/scheduler.py, ALL_TASK_STATES)."""
+
+SETTLE_SECONDS: Final = (0.05, 0.15, 0.4, 1.0)
+"""The pauses after a cancel, after each of which its workers are asked about it. They mostly have heard of it by the
+first: messages to workers are collected for 2 ms (distributed/scheduler.py, `add_worker`)."""
+
+
+class _Item(NamedTuple):
+    """One run to be handed over.
+
+    Attributes:
+        key: Of its task.
+        payload: What it is about.
+        detached: It is to run whether anybody waits or not.
+    """
+
+    key: str
+    payload: PayloadDict
+    detached: bool
+
+
+class DaskAdapter(BackendAdapter):
+    """Submits each run as one task of a Dask cluster.
+
+    ``executor_config``: ``client``, a `distributed.Client` of the user's own, synchronous or asynchronous; or
+    ``address`` of a scheduler (``"tcp://scheduler:8786"``) and ``client_options``, a dict of further arguments of
+    `distributed.Client`; and ``submit_options``, a dict of options of `distributed.Client.submit`. With neither
+    ``client`` nor ``address``, the scheduler is the one that Dask's own configuration names (``scheduler-address``).
+
+    Example:
+        >>> wove.config(
+        ...     environments={"cluster": {"executor": "dask", "executor_config": {"address": "tcp://scheduler:8786"}}}
+        ... )
+    """
+
+    name: ClassVar[str] = "dask"
+    required_modules: ClassVar[tuple[str, ...]] = ("distributed",)
+    install_hint: ClassVar[str] = 'pip install "wove[dask]"'
+    keys: ClassVar[tuple[str, ...] | None] = (
+        "client",
+        "address",
+        "client_options",
+        "submit_options",
+    )
+    inline_bytes: ClassVar[int] = (
+        64 * 1024
+    )  # the scheduler keeps it for as long as the task is there
+    watch_seconds: ClassVar[tuple[float, float]] = (
+        0.25,
+        1.0,
+    )  # a look at what the scheduler has told
+
+    _client: Any = None
+    _owned: bool = False
+
+    # ------------------------------------------------------------------ configuration
+
+    def configure(self) -> None:
+        config, label = self.config, self.label
+        self._given = config.get("client")
+        self._address = text(config, "address", None, label=label)
+        self._client_options = read_client_options(config.get("client_options"), label=label)
+        self._submit_options = read_submit_options(config.get("submit_options"), label=label)
+        if self._given is None:
+            return
+        if both := [key for key in ("address", "client_options") if config.get(key) is not None]:
+            raise ValueError(
+                f"{label}: executor_config 'client' is connected already: it cannot have {' and '.join(both)}, too"
+            )
+        if isinstance(self._given, type) or not all(
+            hasattr(self._given, name) for name in ("submit", "map", "loop")
+        ):
+            raise TypeError(
+                f"{label}: executor_config 'client' must be a distributed.Client, not {shown(self._given)}"
+            )
+
+    # ------------------------------------------------------------------ start and close
+
+    async def start(self) -> None:
+        self._trips: Batcher[_Item, Any] = Batcher(self._carry)
+        self._connecting = asyncio.Lock()
+        self._used: OrderedDict[str, None] = OrderedDict()
+        self._distributed, self._parse_seconds = await run_in_thread(_import)
+        await self._connected()
+
+    async def close(self) -> None:
+        await self._trips.close()
+        if self._owned and self._client is not None:
+            client, self._client = self._client, None
+            if client.status != "closed":
+                await client.close()
+
+    async def _connected(self) -> Any:
+        """The client, connected; ours anew if it has given up."""
+        client = self._client
+        if client is not None and client.status in ("running", "connecting"):
+            return client
+        async with self._connecting:
+            if self._given is not None:
+                self._client = await self._users(self._given)
+            elif self._client is None or self._client.status not in ("running", "connecting"):
+                self._client = await self._open()
+            return self._client
+
+    async def _users(self, client: Any) -> Any:
+        async def settle() -> None:
+            if client.status in (
+                "newly-created",
+                "connecting",
+            ):  # an asynchronous one that nobody has awaited yet
+                await client
+
+        if client.status not in ("closed", "closing"):
+            await on_loop(_loop_of(client), settle, label=f"{self.label}: its client")
+        if client.status in ("closed", "closing"):
+            raise DeliveryError(
+                f"{self.label}: executor_config 'client' is closed, by its owner or because the scheduler went away. "
+                "Configure an open one, or an 'address', with which Wove connects again by itself"
+            )
+        return client
+
+    async def _open(self) -> Any:
+        distributed, options = self._distributed, self._client_options
+        if self._address is None and not options.get("scheduler_file"):
+            self._address = distributed.config.get("scheduler-address", None)
+            if self._address is None:
+                raise ValueError(
+                    f"{self.label}: executor_config needs 'client' or 'address' (\"tcp://scheduler:8786\"), as Dask's "
+                    "own configuration names no scheduler-address either"
+                )
+        _warn_only(distributed.versions.VersionMismatchWarning)
+        options = {"timeout": CONNECT_SECONDS, "name": "wove", **options}
+        where = self._address or options.get("scheduler_file")
+        seconds = self._parse_seconds(options["timeout"]) + SPARE_SECONDS
+        client = distributed.Client(
+            self._address, asynchronous=True, set_as_default=False, **options
+        )
+        try:
+            # By itself, it waits for ever for a peer that takes the connection and says nothing.
+            async with asyncio.timeout(seconds):
+                await client
+        except BaseException as error:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(SPARE_SECONDS):
+                    await client.close()
+            if not isinstance(error, (OSError, ImportError)):  # a TimeoutError is an OSError
+                raise
+            raise DeliveryError(
+                f"{self.label}: the Dask scheduler at {where} could not be reached: {of_exception(error)}. Is "
+                "'dask scheduler' running there?"
+            ) from error
+        self._owned = True
+        return client
+
+    async def _there(self, make: Callable[[], Coroutine[Any, Any, T]], client: Any) -> T:
+        return await on_loop(_loop_of(client), make, label=f"{self.label}: its client")
+
+    # ------------------------------------------------------------------ out
+
+    async def submit(self, payload: PayloadDict, frame: Frame) -> Any:
+        delivery: Mapping[str, Any] = frame.get("delivery") or {}
+        key = job_id(frame, prefix=f"{payload['task_name'][:MAX_NAME]}-wove-", most=MAX_NAME + 80)
+        if idempotency_key(frame) is not None:
+            key = await self._free(key, payload)
+        item = _Item(key, payload, delivery.get("delivery_orphan_policy") == "detach")
+        # What this returns holds the task in the cluster: Dask lets go of what no future is held of.
+        return await self._trips.put(item, _size(payload))
+
+    async def _free(self, key: str, payload: PayloadDict) -> str:
+        """A key that means this run, and no other.
+
+        A worker that still runs a task that was cancelled takes what it computes for the result of the next one of
+        that key (distributed/worker_state_machine.py, `_transition_cancelled_waiting`). So a key is used once.
+        """
+        unique = f"{key}-{payload['run_id']}"
+        if key in self._used:
+            return unique
+        self._used[key] = None
+        if len(self._used) > MAX_KEYS:
+            self._used.popitem(last=False)
+        client = await self._connected()
+
+        async def ask() -> Any:
+            return await client.scheduler.get_task_status(keys=[key])
+
+        state = (await self._there(ask, client)).get(key)
+        if state in LIVE:
+            raise DeliveryError(
+                f"{self.label}: task {payload['task_name']!r} with this idempotency key is already a task of Dask "
+                f"({key}, {state}), submitted by another process, which gets its result. Wait for it, or use another "
+                "key"
+            )
+        return key if state is None else unique
+
+    async def _carry(self, items: Sequence[_Item]) -> list[Any]:
+        client = await self._connected()
+        if not _loop_of(client).is_running():
+            raise DeliveryError(
+                f"{self.label}: executor_config 'client' belongs to an event loop that does not run"
+            )
+        try:
+            # Not on a loop, as it pickles. A client takes tasks from any thread, an asynchronous one as well.
+            return await run_in_thread(self._hand_over, client, items)
+        except Exception as error:
+            raise DeliveryError(
+                f"{self.label}: Dask did not take the task: {of_exception(error)}"
+            ) from error
+
+    def _hand_over(self, client: Any, items: Sequence[_Item]) -> list[Any]:
+        # Bytes, because Dask looks for its own keys in everything else.
+        contents = [json.dumps(item.payload).encode() for item in items]
+        keys = [item.key for item in items]
+        if len(items) == 1:
+            futures: list[Any] = [
+                client.submit(run, contents[0], key=keys[0], pure=False, **self._submit_options)
+            ]
+        else:
+            futures = client.map(run, contents, key=keys, pure=False, **self._submit_options)
+        for item, future in zip(items, futures, strict=True):
+            if item.detached:
+                self._distributed.fire_and_forget(future)
+        return futures
+
+    # ------------------------------------------------------------------ cancel
+
+    async def cancel(self, run_id: str, submission: Any, frame: Frame) -> bool:
+        client = self._client
+        if submission is None or client is None or client.status == "closed":
+            return False
+        asked = frame.get("delivery_cancel_mode") == "require_ack"
+
+        async def cancel() -> bool:
+            await client.cancel([submission], force=True)
+            for pause in SETTLE_SECONDS if asked else ():  # otherwise nobody wants to know
+                await asyncio.sleep(pause)
+                if never_began(
+                    submission.key, await client.story(submission.key, on_error="ignore")
+                ):
+                    return True
+                if self.begun(run_id):
+                    break
+            return False
+
+        return await self._there(cancel, client)
+
+    # ------------------------------------------------------------------ watch
+
+    async def watch(self, submissions: Mapping[str, Any]) -> dict[str, JobStatus]:
+        # No copy of the futures outlives this: as long as there is one, Dask keeps the task.
+        client = self._client
+        if client is None:
+            return {}
+        if not _loop_of(client).is_running():
+            words = "the event loop of its Dask client has ended"
+            return dict.fromkeys(submissions, JobStatus("lost", words))
+        found = {run_id: future.status for run_id, future in submissions.items()}
+        fates = {
+            run_id: JobStatus("finished", "finished")
+            for run_id, status in found.items()
+            if status == "finished"
+        }
+        over = [run_id for run_id, status in found.items() if status in ("error", "cancelled")]
+        if over:
+
+            async def ask() -> list[str]:
+                return [await _words(submissions[run_id], client) for run_id in over]
+
+            fates |= {
+                run_id: JobStatus("lost", words)
+                for run_id, words in zip(over, await self._there(ask, client), strict=True)
+            }
+        return fates
+
+
+async def _words(future: Any, client: Any) -> str:
+    """Dask's own words on why a task is over. On the client's loop, where nothing of this waits."""
+    if future.status == "error":
+        return of_exception(await future.exception())
+    try:
+        await future.result()
+    except BaseException as error:
+        if (
+            isinstance(error, asyncio.CancelledError)
+            and (task := asyncio.current_task())
+            and task.cancelling()
+        ):
+            raise
+        words = of_exception(error)
+    else:
+        return "finished"
+    return words if client.status == "running" else f"{words} (the client is {client.status})"
+
+
+def _loop_of(client: Any) -> asyncio.AbstractEventLoop:
+    return cast("asyncio.AbstractEventLoop", client.loop.asyncio_loop)
+
+
+def _size(payload: PayloadDict) -> int:
+    return sum(len(value) for value in payload.values() if isinstance(value, str))
+
+
+def _import() -> tuple[Any, Callable[[Any], float]]:
+    with forks.importing:
+        distributed: Any = importlib.import_module("distributed")
+        # A client looks at the versions of packages when it connects, and imports them for that: NumPy, pandas.
+        distributed.versions.get_versions()
+        utils: Any = importlib.import_module("dask.utils")
+    return distributed, utils.parse_timedelta
+
+
+def _warn_only(category: type[Warning]) -> None:
+    """Have no warning of *category* made an error: it would be one of the connection, which works."""
+    for action, _, kind, _, _ in warnings.filters:
+        if issubclass(category, kind):
+            if action == "error":
+                warnings.simplefilter("default", category)
+            return

@@ -1,0 +1,476 @@
+"""Kubernetes Jobs: each run is a Job, whose pod runs ``python -m wove.backend_worker`` once.
+
+What the parts are for: `kubernetes_manifest` makes Jobs, `kubernetes_api` calls the cluster, `kubernetes_states` reads
+what it says, and `watch` keeps that up to date, by one watch for all Jobs of an environment.
+"""
+
+from __future__ import annotations
+
+import copy
+import importlib
+import inspect
+import logging
+import re
+import secrets
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, ClassVar, Final, NamedTuple, cast
+
+from wove.concurrency import forks
+from wove.errors import DeliveryError
+from wove.executors.base import CancelReach, Frame
+from wove.graph.rules import shown
+from wove.integrations.base import BackendAdapter, JobStatus, PayloadDict
+from wove.integrations.common.manifests import command_of
+from wove.integrations.kubernetes_jobs import client as kubernetes_api
+from wove.integrations.kubernetes_jobs.client import Api, RefusedError
+from wove.integrations.kubernetes_jobs.events import Unmade
+from wove.integrations.kubernetes_jobs.manifest import (
+    CONTAINER,
+    MAX_PREFIX,
+    OWNER,
+    Template,
+    name_of,
+)
+from wove.integrations.kubernetes_jobs.states import job_state
+from wove.integrations.kubernetes_jobs.watch import PodCache, PodStatus, Watches
+from wove.integrations.naming import PAYLOAD_VARIABLE
+from wove.settings.config_readers import flag, mapping, text, whole
+
+__all__ = ["COMMAND", "KubernetesJobsAdapter", "Submission"]
+
+logger = logging.getLogger("wove")
+
+COMMAND: Final = ("python", "-m", "wove.backend_worker")
+"""The worker's command by default."""
+
+REPLACE_SECONDS: Final = 5.0
+"""How long a Job that is in the way may take to go. Then the new one gets another name."""
+
+END_SECONDS: Final = 3.0
+"""How long the Job of another process may take to be over: its result may have come, and its pod be about to end."""
+
+ACK_SECONDS: Final = 5.0
+"""How long a cancel that is to be acknowledged waits until no pod is left that could begin."""
+
+LOG_LINES: Final = 20
+MAX_LOGS: Final = 8
+LOG_SECONDS: Final = 1.0
+"""What is read of the logs of failed pods that left no message, for each look at what has become of Jobs."""
+
+CLOSE_SECONDS: Final = 1.0
+
+RIGHTS: Final = (
+    ("create", "batch", "jobs"),
+    ("delete", "batch", "jobs"),
+    ("list", "batch", "jobs"),
+    ("watch", "batch", "jobs"),
+    ("list", "", "pods"),
+    ("watch", "", "pods"),
+)
+"""Without these nothing works; asked for when an environment starts."""
+
+_PREFIX: Final = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?-?")
+
+
+class Submission(NamedTuple):
+    """A Job that was created.
+
+    Attributes:
+        name: Its name.
+        uid: Its uid.
+    """
+
+    name: str
+    uid: str
+
+
+class KubernetesJobsAdapter(BackendAdapter):
+    """Creates a Job for each run.
+
+    ``executor_config``: ``image``, whose Python has Wove and the user's modules; ``command``, the worker's (a list, or
+    a text that is split like a shell's); ``namespace`` (that of the kubeconfig's context, or of the pod this runs in);
+    ``backoff_limit`` (0); ``job_name_prefix`` (``"wove-"``); ``container``, ``pod_spec`` and ``job_spec``, dicts that
+    are merged into the Job's manifest; ``labels`` and ``annotations``; or ``job_factory``, called with the payload and
+    the Job that it would be, which returns a Job.
+
+    The cluster: ``batch_api``, a `kubernetes.client.BatchV1Api` of the user's own; or ``in_cluster``, whether to use
+    the pod's service account (default: where there is no kubeconfig), ``load_config_options`` of
+    `kubernetes.config.load_kube_config` (or ``load_incluster_config``), and ``load_config=False``, to use what the
+    process has set as Kubernetes' default configuration.
+
+    Example:
+        >>> config = {"image": "registry.example/reports:3", "namespace": "reports"}
+        >>> wove.config(environments={"jobs": {"executor": "kubernetes_jobs", "executor_config": config}})
+    """
+
+    name: ClassVar[str] = "kubernetes_jobs"
+    required_modules: ClassVar[tuple[str, ...]] = ("kubernetes",)
+    install_hint: ClassVar[str] = 'pip install "wove[kubernetes-jobs]"'
+    keys: ClassVar[tuple[str, ...] | None] = (
+        "namespace",
+        "image",
+        "command",
+        "job_factory",
+        "batch_api",
+        "load_config",
+        "in_cluster",
+        "load_config_options",
+        "backoff_limit",
+        "job_name_prefix",
+        "container",
+        "pod_spec",
+        "job_spec",
+        "labels",
+        "annotations",
+    )
+    cancel_reach: ClassVar[CancelReach] = "process"
+    inline_bytes: ClassVar[int] = (
+        16 * 1024
+    )  # each change of a Job or a pod is sent here with all of it
+    beat_seconds: ClassVar[float] = 10.0
+    explains_stops: ClassVar[bool] = True
+    threads: ClassVar[int] = 8
+    watch_seconds: ClassVar[tuple[float, float]] = (
+        0.25,
+        1.0,
+    )  # a look at what the watches have told
+
+    _api: Api | None = None
+    _streams: Watches | None = None
+
+    # ------------------------------------------------------------------ configuration
+
+    def configure(self) -> None:
+        config, label = self.config, self.label
+        self._given = config.get("batch_api")
+        self._in_cluster = (
+            flag(config, "in_cluster", False, label=label)
+            if config.get("in_cluster") is not None
+            else None
+        )
+        self._load = flag(config, "load_config", True, label=label)
+        self._load_options = dict(mapping(config, "load_config_options", label=label))
+        self._namespace = text(config, "namespace", None, label=label)
+        self._check_client()
+        self._factory = config.get("job_factory")
+        if self._factory is not None and not callable(self._factory):
+            raise TypeError(
+                f"{label}: executor_config 'job_factory' must be callable, not {shown(self._factory)}"
+            )
+        self._prefix = text(config, "job_name_prefix", "wove-", label=label).rstrip("-") + "-"
+        if not _PREFIX.fullmatch(self._prefix) or len(self._prefix) > MAX_PREFIX:
+            raise ValueError(
+                f"{label}: executor_config 'job_name_prefix' must be at most {MAX_PREFIX - 1} lower-case letters, "
+                f"digits and '-', the first a letter, as names of Jobs are; not {shown(config['job_name_prefix'])}"
+            )
+        self._owner = secrets.token_hex(8)
+        self._template = Template(
+            self._namespace or "",
+            text(config, "image", None, label=label),
+            command_of(config, label=label) or COMMAND,
+            whole(config, "backoff_limit", 0, label=label, minimum=0),
+            cast("Mapping[str, str]", self._texts("labels")),
+            cast("Mapping[str, str]", self._texts("annotations")),
+            mapping(config, "container", label=label),
+            mapping(config, "pod_spec", label=label),
+            mapping(config, "job_spec", label=label),
+            self._owner,
+        )
+        self._check_template()
+
+    def _check_client(self) -> None:
+        if self._given is None:
+            return
+        if both := [
+            key
+            for key in ("load_config", "in_cluster", "load_config_options")
+            if key in self.config
+        ]:
+            raise ValueError(
+                f"{self.label}: executor_config 'batch_api' has its configuration: it cannot have "
+                f"{' and '.join(both)}, too"
+            )
+        create = getattr(self._given, "create_namespaced_job", None)
+        is_async = inspect.iscoroutinefunction(create) or ".aio" in type(self._given).__module__
+        if (
+            isinstance(self._given, type)
+            or create is None
+            or is_async
+            or not hasattr(self._given, "api_client")
+        ):
+            raise TypeError(
+                f"{self.label}: executor_config 'batch_api' must be a kubernetes.client.BatchV1Api (not one of "
+                f"asyncio), not {shown(self._given)}"
+            )
+
+    def _check_template(self) -> None:
+        template, label = self._template, self.label
+        if template.image is None and self._factory is None and not template.container.get("image"):
+            raise ValueError(
+                f"{label}: executor_config needs 'image' (\"registry.example/reports:3\") or 'job_factory'"
+            )
+        if template.image is not None and template.container.get("image"):
+            raise ValueError(
+                f"{label}: executor_config has 'image', and another one in 'container': leave one out"
+            )
+        if template.container.get("name", CONTAINER) != CONTAINER:
+            raise ValueError(
+                f"{label}: executor_config 'container' is named {CONTAINER!r}; leave its 'name' out"
+            )
+        if self.config.get("command") is not None and template.container.get("command"):
+            raise ValueError(
+                f"{label}: executor_config has 'command', and another one in 'container': leave one out"
+            )
+        variables: Any = template.container.get("env") or []
+        if not isinstance(variables, (list, tuple)) or not all(
+            isinstance(each, Mapping) for each in cast("Any", variables)
+        ):
+            raise TypeError(
+                f"{label}: executor_config 'container': 'env' must be a list of {{'name': ..., 'value': ...}}"
+            )
+        if any(each.get("name") == PAYLOAD_VARIABLE for each in cast("Any", variables)):
+            raise ValueError(
+                f"{label}: executor_config 'container' cannot set {PAYLOAD_VARIABLE}: that is the payload"
+            )
+        if "template" in template.job_spec:
+            raise ValueError(
+                f"{label}: executor_config 'job_spec' has a 'template': that belongs into 'pod_spec'"
+            )
+
+    def _texts(self, key: str) -> Mapping[str, Any]:
+        found = mapping(self.config, key, label=self.label)
+        for name, value in found.items():
+            if not isinstance(value, str):
+                raise TypeError(
+                    f"{self.label}: executor_config {key!r}: {name!r} must be text, not {shown(value)}"
+                )
+        return found
+
+    # ------------------------------------------------------------------ start and close
+
+    def start(self) -> None:
+        options, load, in_cluster = self._load_options, self._load, self._in_cluster
+        with forks.importing:
+            importlib.import_module("kubernetes.client")
+            config: Any = importlib.import_module("kubernetes.config")
+        batch: Any = self._given
+        namespace = self._namespace
+        try:
+            if batch is None:
+                batch = kubernetes_api.batch_api(load=load, in_cluster=in_cluster, options=options)
+            if namespace is None:
+                known = self._given is None
+                namespace = kubernetes_api.default_namespace(
+                    load=known and load, in_cluster=in_cluster, options=options
+                )
+        except (config.ConfigException, OSError, TypeError) as error:
+            raise ValueError(
+                f"{self.label}: no configuration of a cluster could be loaded: {error}. Give a kubeconfig in "
+                "executor_config 'load_config_options' ({'config_file': ..., 'context': ...}), or 'in_cluster': True "
+                "in a pod, or 'batch_api'"
+            ) from error
+        self._template = self._template._replace(namespace=namespace)
+        self._book = PodCache()
+        self._uids: dict[str, str] = {}
+        self._lock = threading.Lock()
+        api = self._api = Api(batch, namespace, label=self.label)
+        self._streams = Watches(api, self._book, f"{OWNER}={self._owner}", self._prune)
+        self._unmade = Unmade(api, self._book, label=self.label)
+        try:
+            self._streams.start()
+        except RefusedError as error:
+            if error.status == 403:
+                self._check_rights(api)  # which says it as for any other right
+            raise
+        self._check_rights(api)
+
+    def _check_rights(self, api: Api) -> None:
+        for verb, group, resource in RIGHTS:
+            if why := api.may(verb, group, resource):
+                raise PermissionError(
+                    f"{self.label}: this process may not {verb} {resource} in namespace {api.namespace!r}: {why}. "
+                    "docs/kubernetes.md has a Role with the rights that are needed"
+                )
+
+    def close(self) -> None:
+        if self._streams is not None:
+            self._streams.close(CLOSE_SECONDS)
+        if self._given is None and self._api is not None:
+            client = self._api.batch.api_client
+            client.close()
+            manager = getattr(getattr(client, "rest_client", None), "pool_manager", None)
+            if manager is not None:
+                manager.clear()
+
+    def _prune(self) -> None:
+        with self._lock:
+            self._uids = {run_id: uid for run_id, uid in self._uids.items() if self.wanted(run_id)}
+            kept = list(self._uids.values())
+        self._book.keep(kept)
+
+    # ------------------------------------------------------------------ submit
+
+    def submit(self, payload: PayloadDict, frame: Frame) -> Submission:
+        name = name_of(frame, prefix=self._prefix)
+        job = self._job(payload, name)
+        made = self._create(job, payload)
+        submission = Submission(made["metadata"]["name"], made["metadata"]["uid"])
+        with self._lock:
+            self._uids[payload["run_id"]] = submission.uid
+        self._book.expect(submission.uid)
+        self._there[1].ensure()
+        return submission
+
+    @property
+    def _there(self) -> tuple[Api, Watches]:
+        assert self._api is not None and self._streams is not None  # `start` comes first
+        return self._api, self._streams
+
+    def _job(self, payload: PayloadDict, name: str) -> dict[str, Any]:
+        try:
+            default = self._template.job(payload, name)
+        except ValueError as error:
+            raise ValueError(f"{self.label}: {error}") from None
+        if self._factory is None:
+            return default
+        given = copy.deepcopy(default)
+        job: object = self._there[0].sanitized(_called(self._factory, payload, given))
+        if not isinstance(job, Mapping):
+            raise TypeError(
+                f"{self.label}: job_factory must return a Job, as a dict or a kubernetes.client.V1Job, not {shown(job)}"
+            )
+        try:
+            return self._template.adopt(cast("Mapping[str, Any]", job), default)
+        except ValueError as error:
+            raise ValueError(
+                f"{self.label}: what job_factory returned cannot be submitted: {error}"
+            ) from None
+
+    def _create(self, job: dict[str, Any], payload: PayloadDict) -> dict[str, Any]:
+        api, began = self._there[0], time.monotonic()
+        name = job["metadata"]["name"]
+        while True:
+            try:
+                return api.create(job)
+            except RefusedError as error:
+                if error.status != 409:
+                    raise
+            found = api.read(job["metadata"]["name"])
+            if found is None:
+                pass  # it has just gone
+            elif (
+                job_state(found).run_id == payload["run_id"]
+                and job_state(found).owner == self._owner
+            ):
+                return found  # the answer to its creation was lost
+            else:
+                self._make_room(found, payload, patient=time.monotonic() - began < END_SECONDS)
+            if (
+                time.monotonic() - began > REPLACE_SECONDS
+            ):  # something holds it: a finalizer that nobody takes away
+                job["metadata"]["name"] = f"{name[:-13]}-{secrets.token_hex(6)}"
+            time.sleep(0.1)
+
+    def _make_room(self, job: dict[str, Any], payload: PayloadDict, *, patient: bool) -> None:
+        """Delete the Job of that name, if it is over or an earlier submission of ours, which is lost by now.
+
+        Runs with one key are shared within the process before they get here.
+        """
+        state = job_state(job)
+        if (
+            self._factory is not None
+            and state.owner == self._owner
+            and self.wanted(state.run_id)
+            and not state.over
+        ):
+            raise ValueError(
+                f"{self.label}: task {payload['task_name']!r} cannot have Job {state.name}: another run has it. A "
+                "job_factory must leave names as they are, or give each run another one"
+            )
+        leaving = bool(job["metadata"].get("deletionTimestamp"))
+        if not state.over and not leaving and state.owner != self._owner:
+            if patient:
+                return
+            raise DeliveryError(
+                f"{self.label}: task {payload['task_name']!r} with this idempotency key is already Job {state.name}, "
+                f"created by another process, which gets its result. Wait for it, delete that Job (kubectl delete job "
+                f"{state.name} --namespace {self._template.namespace}), or use another key"
+            )
+        if not leaving:
+            self._there[0].delete(state.name, state.uid)
+
+    # ------------------------------------------------------------------ cancel
+
+    def cancel(self, run_id: str, submission: Any, frame: Frame) -> bool:
+        if not isinstance(
+            submission, Submission
+        ):  # not created yet; its worker hears that nobody waits
+            return False
+        self._there[0].delete(submission.name, submission.uid)
+        if frame.get("delivery_cancel_mode") != "require_ack":
+            return False
+        deadline = time.monotonic() + ACK_SECONDS
+        while time.monotonic() < deadline and not self._book.has_begun(submission.uid):
+            if self._book.is_gone(submission.uid):
+                return True
+            time.sleep(0.05)
+        return False
+
+    # ------------------------------------------------------------------ watch
+
+    def watch(self, submissions: Mapping[str, Any]) -> dict[str, JobStatus]:
+        api, streams = self._there
+        runs = {
+            run_id: each for run_id, each in submissions.items() if isinstance(each, Submission)
+        }
+        uids = {each.uid for each in runs.values()}
+        verdicts = {**self._unmade.verdicts(uids), **self._book.verdicts(uids)}
+        fates = {
+            run_id: verdicts[each.uid] for run_id, each in runs.items() if each.uid in verdicts
+        }
+        if not fates and (trouble := streams.trouble()):
+            raise DeliveryError(trouble)
+        for why, number in self._book.waiting():
+            logger.info(
+                "%s: %d of its pods cannot be scheduled, and wait: %s", self.label, number, why
+            )
+        removed = [runs[run_id] for run_id, verdict in fates.items() if verdict.remove]
+        said = self._with_logs(fates)
+        self._remove(api, removed)
+        return said
+
+    def _remove(self, api: Api, submissions: Iterable[Submission]) -> None:
+        for each in submissions:
+            try:
+                api.delete(each.name, each.uid)
+            except DeliveryError as error:
+                logger.warning("%s", error)
+
+    def _with_logs(self, verdicts: Mapping[str, PodStatus]) -> dict[str, JobStatus]:
+        api, left = self._there[0], MAX_LOGS
+        fates: dict[str, JobStatus] = {}
+        for run_id, verdict in verdicts.items():
+            fates[run_id] = verdict.fate
+            if verdict.pod is not None and verdict.pod.begun and left > 0:
+                left -= 1
+                log = api.log(
+                    verdict.pod.name, verdict.pod.container, lines=LOG_LINES, seconds=LOG_SECONDS
+                )
+                if log:
+                    fates[run_id] = JobStatus(
+                        "lost", f"{verdict.fate.reason}; the end of its log: {log[-2000:]}"
+                    )
+        return fates
+
+
+def _called(factory: Callable[..., Any], payload: PayloadDict, job: dict[str, Any]) -> Any:
+    """What *factory* makes of a payload; it may take the payload alone."""
+    try:
+        inspect.signature(factory).bind(payload, job)
+    except TypeError:
+        return factory(copy.deepcopy(payload))
+    except ValueError:  # of something that has no signature
+        pass
+    return factory(copy.deepcopy(payload), job)

@@ -1,0 +1,161 @@
+"""The Job that a run becomes: names, labels, and the payload in the worker's environment. Pure."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, NamedTuple
+
+from wove.integrations.base import PayloadDict
+from wove.integrations.common.manifests import merged
+from wove.integrations.common.timing import longest_seconds
+from wove.integrations.naming import PAYLOAD_VARIABLE, job_mark, job_name
+
+__all__ = ["CONTAINER", "MAX_PREFIX", "OWNER", "RUN", "TASK", "Template", "encoded", "name_of"]
+
+CONTAINER: Final = "wove"
+"""The name of the worker's container."""
+
+OWNER: Final = "wove/owner"
+"""The label by which an adapter finds its own Jobs and pods; its value is 16 hexadecimal digits."""
+
+RUN: Final = "wove/run-id"
+TASK: Final = "wove/task"
+"""Annotations: those may hold any text, which labels may not."""
+
+MAX_NAME: Final = 57
+"""Characters of a Job's name. It becomes a label's value of its pods, at most 63 (kubernetes.io/docs/concepts/
+overview/working-with-objects/labels), and their names are it with six more."""
+
+MAX_PREFIX: Final = 30
+
+MAX_VARIABLE: Final = 131_071
+"""Bytes of ``NAME=value``: MAX_ARG_STRLEN of Linux, 32 pages, less the NUL (include/uapi/linux/binfmts.h)."""
+
+TTL_SECONDS: Final = 600
+"""How long a Job that is over stays, for whoever wants to look at it. ``job_spec`` may say something else."""
+
+MARGIN_SECONDS: Final = 30
+"""By what the Job's deadline comes after the run's: its worker ends the run by itself, and reports that."""
+
+
+def encoded(payload: Mapping[str, Any]) -> str:
+    """*payload* as JSON without a dollar sign: ``$(NAME)`` and ``$$`` in a variable's value mean something else
+    (kubernetes.io/docs/tasks/inject-data-application/define-interdependent-environment-variables)."""
+    return json.dumps(payload, separators=(",", ":")).replace("$", "\\u0024")
+
+
+def name_of(frame: Mapping[str, Any], *, prefix: str) -> str:
+    """The name of a run's Job: a DNS label, and the same for runs of one task with the same idempotency key."""
+    return job_name(
+        frame["task_id"], prefix=prefix, most=MAX_NAME, suffix=f"-{job_mark(frame, 12)}"
+    )
+
+
+class Template(NamedTuple):
+    """What all Jobs of an environment have in common.
+
+    Attributes:
+        namespace: Where they go.
+        image: Of the worker's container; ``None``: it comes from ``container`` or from a ``job_factory``.
+        command: Of it.
+        backoff_limit: How often Kubernetes replaces a pod that failed.
+        labels: More labels, of Jobs and pods.
+        annotations: More annotations of both.
+        container: More of the worker's container, as in a manifest.
+        pod_spec: More of the pod's spec.
+        job_spec: More of the Job's spec.
+        owner: The value of the label `OWNER`.
+    """
+
+    namespace: str
+    image: str | None
+    command: Sequence[str]
+    backoff_limit: int
+    labels: Mapping[str, str]
+    annotations: Mapping[str, str]
+    container: Mapping[str, Any]
+    pod_spec: Mapping[str, Any]
+    job_spec: Mapping[str, Any]
+    owner: str
+
+    def job(self, payload: PayloadDict, name: str) -> dict[str, Any]:
+        """The manifest of the Job *name*, which runs *payload*.
+
+        Raises:
+            ValueError: The payload does not fit into an environment variable.
+        """
+        text = encoded(payload)
+        if (size := len(PAYLOAD_VARIABLE) + 1 + len(text)) > MAX_VARIABLE:
+            raise ValueError(
+                f"the payload of task {payload['task_name']!r} does not fit into the environment variable "
+                f"{PAYLOAD_VARIABLE}: that takes {MAX_VARIABLE:,} bytes, and it would have {size:,}, although its "
+                "function and arguments are fetched. Its delivery options must be shorter"
+            )
+        metadata = self._metadata(payload)
+        container: dict[str, Any] = {
+            "name": CONTAINER,
+            "command": list(self.command),
+            "env": [{"name": PAYLOAD_VARIABLE, "value": text}],
+            # Why a worker failed is in its pod's status then, and nobody has to fetch its log.
+            "terminationMessagePolicy": "FallbackToLogsOnError",
+        }
+        if self.image is not None:
+            container["image"] = self.image
+        pod: dict[str, Any] = {
+            "restartPolicy": "Never",
+            "enableServiceLinks": False,
+            "containers": [merged(container, self.container)],
+        }
+        if "serviceAccountName" not in self.pod_spec:
+            pod["automountServiceAccountToken"] = False  # a worker asks nothing of the cluster
+        spec: dict[str, Any] = {
+            "backoffLimit": self.backoff_limit,
+            "ttlSecondsAfterFinished": TTL_SECONDS,
+        }
+        if math.isfinite(seconds := longest_seconds(payload)):
+            spec["activeDeadlineSeconds"] = math.ceil(seconds) + MARGIN_SECONDS
+        spec["template"] = {"metadata": copy.deepcopy(metadata), "spec": merged(pod, self.pod_spec)}
+        return {
+            "apiVersion": "batch/v1",
+            "kind": "Job",
+            "metadata": {"name": name, "namespace": self.namespace, **metadata},
+            "spec": merged(spec, self.job_spec),
+        }
+
+    def _metadata(self, payload: PayloadDict) -> dict[str, Any]:
+        ours = {RUN: payload["run_id"], TASK: payload["task_name"]}
+        return {
+            "labels": {"app.kubernetes.io/managed-by": "wove", **self.labels, OWNER: self.owner},
+            "annotations": {**self.annotations, **ours},
+        }
+
+    def adopt(self, job: Mapping[str, Any], default: Mapping[str, Any]) -> dict[str, Any]:
+        """The Job that a ``job_factory`` made of *default*, with what makes it one of ours.
+
+        Raises:
+            ValueError: It cannot be one; the message says why.
+        """
+        ours = {"metadata": {"labels": {OWNER: self.owner}, "annotations": {RUN: _run_of(default)}}}
+        made = merged({"apiVersion": "batch/v1", "kind": "Job", **job}, ours)
+        metadata, spec = made["metadata"], made.get("spec")
+        metadata.setdefault("name", default["metadata"]["name"])
+        if metadata.setdefault("namespace", self.namespace) != self.namespace:
+            raise ValueError(
+                f"it is for namespace {metadata['namespace']!r}, and the environment's 'namespace' is "
+                f"{self.namespace!r}"
+            )
+        if (
+            made["kind"] != "Job"
+            or not isinstance(spec, dict)
+            or not isinstance(made["spec"].get("template"), dict)
+        ):
+            raise ValueError("it is no Job: that has kind 'Job', and a spec with a template")
+        made["spec"]["template"] = merged(made["spec"]["template"], ours)
+        return made
+
+
+def _run_of(job: Mapping[str, Any]) -> str:
+    return str(job["metadata"]["annotations"][RUN])

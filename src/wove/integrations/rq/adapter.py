@@ -1,0 +1,400 @@
+"""RQ (Redis Queue): a run is a job, and its worker is any ``rq worker``.
+
+Nothing has to be registered on the worker's side: a job names `wove.integrations.worker.run`, which RQ imports. RQ
+keeps a job as a hash in Redis, which is what is asked here; of that hash nothing is unpickled on this side.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import importlib
+import math
+import uuid
+from collections.abc import Callable, Generator, Iterable, Mapping
+from typing import Any, ClassVar, Final, NamedTuple
+from urllib.parse import urlsplit
+
+from wove.concurrency import forks
+from wove.concurrency.thread_pool import ThreadPool
+from wove.errors import DeliveryError
+from wove.executors.base import CancelReach, Frame
+from wove.graph.rules import shown
+from wove.integrations import naming
+from wove.integrations.base import BackendAdapter, JobStatus, PayloadDict
+from wove.integrations.common.timing import longest_seconds
+from wove.integrations.rq.options import read_options
+from wove.integrations.rq.states import WAITING, JobInspector, Row, read_row
+from wove.settings.config_readers import text
+
+__all__ = ["RQAdapter", "RunId", "Submission", "time_limit"]
+
+FUNCTION: Final = "wove.integrations.worker.run"
+"""What a job calls, by name."""
+
+DEFAULT_URL: Final = "redis://localhost:6379/0"
+"""Where ``rq worker`` looks by default (rq/cli/helpers.py, `get_redis_from_config`)."""
+
+SCHEMES: Final = ("redis", "rediss", "unix")
+"""What `redis.Redis.from_url` takes (redis/connection.py, `parse_url`)."""
+
+CONNECT_SECONDS: Final = 5.0
+ANSWER_SECONDS: Final = 10.0
+"""How long Redis may take to accept a connection, and to answer, where the URL says nothing else."""
+
+GRACE_SECONDS: Final = 30
+"""By what RQ's own time limit comes after the run's: the worker ends the run by itself, and reports that."""
+
+MAX_SECONDS: Final = 10 * 365 * 86400
+"""A longer limit is none: RQ sets an alarm, which takes 32 bits."""
+
+NO_LIMIT: Final = -1
+"""RQ's ``job_timeout`` for that (rq/queue.py, `create_job`); its default, 180 s, is for jobs that name none."""
+
+MAX_TRIES: Final = 10
+"""How often the job of a key is looked at again because it changed in between."""
+
+KILL_SECONDS: Final = 5.0
+"""How long a cancelled run may take to end in good order before its work-horse is killed."""
+
+CANCELS_AT_ONCE: Final = 2
+LINGER_SECONDS: Final = 0.2
+
+STOP: Final = "stop-job"
+"""The command that has a worker kill its work-horse (rq/command.py, `send_stop_job_command`)."""
+
+
+class RunId(str):
+    """A run's id, in the ``meta`` of its job; see `wove.integrations.rq.preload`."""
+
+    __slots__ = ()
+
+    def __reduce__(self) -> tuple[Callable[[str], str], tuple[str]]:
+        from wove.integrations.rq.preload import plain
+
+        return plain, (str(self),)
+
+
+class Submission(NamedTuple):
+    """A job that was enqueued.
+
+    Attributes:
+        job_id: Its id.
+        mark: What it is marked with if its id is made of a key, so that another one of that id is not taken for it;
+            ``None`` where the id is its own.
+    """
+
+    job_id: str
+    mark: str | None
+
+
+class RQAdapter(BackendAdapter):
+    """Enqueues each run as one job of an RQ queue.
+
+    ``executor_config``: ``queue``, an `rq.Queue` of the user's own, or ``redis_url`` (``"redis://localhost:6379/0"``)
+    and ``queue_name`` (``"default"``); ``enqueue_options``, a dict of options of `rq.Queue.enqueue`.
+
+    Example:
+        >>> wove.config(
+        ...     environments={"jobs": {"executor": "rq", "executor_config": {"redis_url": "redis://redis:6379/0"}}}
+        ... )
+    """
+
+    name: ClassVar[str] = "rq"
+    required_modules: ClassVar[tuple[str, ...]] = ("rq", "redis")
+    install_hint: ClassVar[str] = 'pip install "wove[rq]"'
+    keys: ClassVar[tuple[str, ...] | None] = ("queue", "redis_url", "queue_name", "enqueue_options")
+    cancel_reach: ClassVar[CancelReach] = "process"
+    watch_seconds: ClassVar[tuple[float, float]] = (0.5, 5.0)
+
+    _queue: Any
+    _own: Any = None
+    """The Redis client, where it is ours."""
+
+    # ------------------------------------------------------------------ configuration
+
+    def configure(self) -> None:
+        config, label = self.config, self.label
+        self._given = config.get("queue")
+        self._url = text(config, "redis_url", DEFAULT_URL, label=label)
+        self._name = text(config, "queue_name", "default", label=label)
+        if self._given is not None:
+            self._check_queue(self._given)
+        else:
+            scheme = urlsplit(self._url).scheme
+            if scheme not in SCHEMES:
+                known = ", ".join(f"{each}://" for each in SCHEMES)
+                raise ValueError(
+                    f"{label}: executor_config 'redis_url' must begin with one of {known}"
+                )
+        self._options = read_options(config.get("enqueue_options"), label=label)
+        self._owner = uuid.uuid4().hex
+        self._condemned: set[Submission] = set()
+        self._calls = ThreadPool(CANCELS_AT_ONCE, "wove-rq")
+
+    def _check_queue(self, queue: object) -> None:
+        if both := [key for key in ("redis_url", "queue_name") if self.config.get(key) is not None]:
+            raise ValueError(
+                f"{self.label}: executor_config 'queue' brings its own {' and '.join(both)}: give one only"
+            )
+        if not all(
+            hasattr(queue, name) for name in ("enqueue_call", "connection", "serializer", "key")
+        ):
+            raise TypeError(
+                f"{self.label}: executor_config 'queue' must be an rq.Queue, not {shown(queue)}"
+            )
+        if not getattr(queue, "is_async", True):
+            raise ValueError(
+                f"{self.label}: executor_config 'queue' has is_async=False and would run each task while it is "
+                "enqueued, in this process. For that, use executor 'local'"
+            )
+
+    # ------------------------------------------------------------------ start and close
+
+    def start(self) -> None:
+        with forks.importing:
+            redis: Any = importlib.import_module("redis")
+            retries: Any = importlib.import_module("redis.retry")
+            backoff: Any = importlib.import_module("redis.backoff")
+            rq: Any = importlib.import_module("rq")
+            commands: Any = importlib.import_module("rq.command")
+            results: Any = importlib.import_module("rq.results")
+            importlib.import_module("wove.integrations.rq.preload")
+        self._errors: type[Exception] = redis.exceptions.RedisError
+        self._changed: type[Exception] = redis.exceptions.WatchError
+        self._send_command = commands.send_command
+        if self._given is not None:
+            self._queue = self._given
+        else:
+            # No second try: a command that was carried out without an answer would enqueue a job twice.
+            self._own = redis.Redis.from_url(
+                self._url,
+                socket_connect_timeout=CONNECT_SECONDS,
+                socket_timeout=ANSWER_SECONDS,
+                socket_keepalive=True,
+                retry=retries.Retry(backoff.NoBackoff(), 0),
+            )
+            self._queue = rq.Queue(self._name, connection=self._own)
+        self._redis: Any = self._queue.connection
+        self._job_class: Any = self._queue.job_class
+        self._look = JobInspector(
+            self._queue,
+            worker_key=f"{rq.Worker.redis_worker_namespace_prefix}{{}}".format,
+            channel=commands.PUBSUB_CHANNEL_TEMPLATE.__mod__,
+            result_key=results.Result.get_key,
+        )
+        self._try_options(rq.__version__)
+        with self._reaching("could not be reached", "Is Redis running there?"):
+            self._queue.get_redis_server_version()
+
+    def _try_options(self, version: str) -> None:
+        """Find out now, and not once a run, what RQ thinks of the options."""
+        options = {
+            name: value
+            for name, value in self._options.items()
+            if name not in ("at_front", "job_timeout")
+        }
+        try:
+            self._queue.create_job(
+                FUNCTION, timeout=self._options.get("job_timeout", NO_LIMIT), **options
+            )
+        except Exception as error:
+            raise ValueError(
+                f"{self.label}: rq {version} does not take these enqueue_options: {type(error).__name__}: {error}"
+            ) from error
+
+    @contextlib.contextmanager
+    def _reaching(self, failed: str, remedy: str = "") -> Generator[None]:
+        try:
+            yield
+        except (self._errors, OSError) as error:
+            if isinstance(error, self._changed):
+                raise
+            given = "redis_url" if self._given is None else "queue"
+            raise DeliveryError(
+                f"{self.label}: Redis at {_place(self._redis)} (executor_config {given!r}) {failed}: "
+                f"{type(error).__name__}: {error}{'. ' if remedy else ''}{remedy}"
+            ) from error
+
+    def close(self) -> None:
+        self._calls.close(LINGER_SECONDS, for_good=True)
+        try:
+            self._stop(set(self._condemned))  # nobody will be there to tell their workers
+        finally:
+            self._disconnect()
+
+    def _disconnect(self) -> None:
+        if self._own is not None:
+            self._own.connection_pool.disconnect()
+            self._own = None
+
+    # ------------------------------------------------------------------ out
+
+    def submit(self, payload: PayloadDict, frame: Frame) -> Submission:
+        if not self.wanted(payload["run_id"]):  # it waited for a Redis that does not answer
+            raise DeliveryError(
+                f"{self.label}: run {payload['run_id']} was given up before it was enqueued"
+            )
+        with self._reaching("did not take the job"):
+            if naming.idempotency_key(frame) is not None:
+                return self._submit_with_key(payload, frame)
+            submission = Submission(naming.job_id(frame), None)
+            if (
+                "depends_on" in self._options
+            ):  # RQ watches what it depends on, in a transaction of its own
+                self._enqueue(submission, payload)
+            else:
+                with self._redis.pipeline() as pipe:
+                    self._enqueue(submission, payload, pipe)
+                    pipe.execute()
+            return submission
+
+    def _enqueue(self, submission: Submission, payload: PayloadDict, pipe: Any = None) -> None:
+        options = dict(self._options)
+        options["meta"] = {**(options.get("meta") or {}), "wove_run": RunId(payload["run_id"])}
+        self._queue.enqueue_call(
+            FUNCTION,
+            args=(payload,),
+            timeout=options.pop("job_timeout", None) or time_limit(payload),
+            job_id=submission.job_id,
+            # RQ's own would hold the arguments, and its workers log it.
+            description=f"wove task {payload['task_name']!r}, run {payload['run_id']}"[:200],
+            pipeline=pipe,
+            **options,
+        )
+        if submission.mark is not None:
+            (self._redis if pipe is None else pipe).hset(
+                self._key(submission), "wove", submission.mark
+            )
+
+    def _submit_with_key(self, payload: PayloadDict, frame: Frame) -> Submission:
+        submission = Submission(naming.job_id(frame), f"{self._owner}/{payload['run_id']}")
+        for _ in range(MAX_TRIES):
+            with self._redis.pipeline() as pipe, contextlib.suppress(self._changed):
+                pipe.watch(self._key(submission))
+                row = read_row(pipe, self._key(submission))
+                if row is not None:
+                    pipe.reset()
+                    submission = self._make_room(submission, row, payload)
+                    continue
+                if "depends_on" in self._options:
+                    pipe.reset()
+                    self._enqueue(submission, payload)
+                else:
+                    self._enqueue(submission, payload, pipe)
+                    pipe.execute()
+                return submission
+        raise DeliveryError(
+            f"{self.label}: job {submission.job_id} of RQ changes all the time, and cannot be replaced"
+        )
+
+    def _make_room(self, submission: Submission, row: Row, payload: PayloadDict) -> Submission:
+        """Remove the job of that id, if it is over or an earlier submission of ours, which is lost by now.
+
+        Runs with one key are shared within the process before they get here.
+        """
+        running = row.status == "started" and not self._look.is_gone(row)
+        if running and row.owner == self._owner:
+            # Lost for us, and still written to by its worker. That must not write to the new job.
+            self._send_command(self._redis, row.worker, STOP, job_id=submission.job_id)
+            return submission._replace(job_id=f"{submission.job_id}-{payload['run_id']}")
+        if (running or row.status in WAITING) and row.owner != self._owner:
+            raise DeliveryError(
+                f"{self.label}: task {payload['task_name']!r} with this idempotency key is already job "
+                f"{submission.job_id} of RQ ({row.status}), enqueued by another process, which gets its result. Wait "
+                "for it, remove that job, or use another key"
+            )
+        self._remove(submission)
+        return submission
+
+    def _remove(self, submission: Submission, pipe: Any = None) -> None:
+        job = self._job_class(
+            submission.job_id, connection=self._redis, serializer=self._queue.serializer
+        )
+        job.origin = self._queue.name
+        try:
+            job.delete(pipeline=pipe)
+        except self._errors:
+            raise
+        except Exception:  # a hash without a status, which no version of RQ deletes by itself
+            (self._redis if pipe is None else pipe).delete(job.key)
+
+    # ------------------------------------------------------------------ cancel
+
+    async def cancel(self, run_id: str, submission: Any, frame: Frame) -> bool:
+        if not isinstance(submission, Submission):  # not enqueued yet
+            return False
+        if (never := await self._calls.call(self._take_back, submission)) is not None:
+            return never
+        # Its worker hears within a second that nobody waits, and can end the run in good order. If not:
+        self._condemned.add(submission)
+        try:
+            await asyncio.sleep(KILL_SECONDS)
+            await self._calls.call(self._stop, [submission])
+        finally:
+            self._condemned.discard(submission)
+        return False
+
+    def _take_back(self, submission: Submission) -> bool | None:
+        """Whether the job never runs, because of this call; ``None``: it runs."""
+        key = self._key(submission)
+        with self._reaching("could not be told to cancel"):
+            row = read_row(self._redis, key)
+            if row is None or (submission.mark is not None and row.mark != submission.mark):
+                return False  # nothing, or the job of another run
+            # Whoever takes the id from the list has the job: a worker, or this.
+            if self._redis.lrem(self._queue.key, 1, submission.job_id):
+                self._redis.delete(key, f"{key}:dependents")
+                return True
+            with self._redis.pipeline() as pipe, contextlib.suppress(self._changed):
+                pipe.watch(key)
+                row = read_row(pipe, key)
+                if row is not None and row.status in WAITING and row.status != "queued":
+                    pipe.multi()
+                    self._remove(submission, pipe)
+                    pipe.execute()
+                    return True
+        return (
+            None
+            if row is not None and (row.status in WAITING or row.status == "started")
+            else False
+        )
+
+    def _stop(self, submissions: Iterable[Submission]) -> None:
+        """Have the work-horses of jobs that still run killed. A worker that works by itself does not listen."""
+        with self._reaching("could not be told to stop a job"):
+            for each in submissions:
+                row = read_row(self._redis, self._key(each))
+                if (
+                    row is not None
+                    and row.status == "started"
+                    and row.worker
+                    and each.mark in (None, row.mark)
+                ):
+                    self._send_command(self._redis, row.worker, STOP, job_id=each.job_id)
+
+    # ------------------------------------------------------------------ watch
+
+    def watch(self, submissions: Mapping[str, Any]) -> dict[str, JobStatus]:
+        jobs = {run_id: (self._key(each), each.mark) for run_id, each in submissions.items()}
+        return self._look.at(jobs)
+
+    def _key(self, submission: Submission) -> str:
+        key: str | bytes = self._job_class.key_for(submission.job_id)
+        return key if isinstance(key, str) else key.decode()  # bytes in RQ 2.0
+
+
+def time_limit(payload: PayloadDict) -> int:
+    """After how many seconds RQ may end the job: when nobody can be waiting for it any more."""
+    seconds = longest_seconds(payload) + GRACE_SECONDS
+    return NO_LIMIT if seconds > MAX_SECONDS else math.ceil(seconds)
+
+
+def _place(connection: Any) -> str:
+    """Where *connection* leads; no password."""
+    settings = connection.connection_pool.connection_kwargs
+    if path := settings.get("path"):
+        return str(path)
+    if host := settings.get("host"):
+        return f"{host}:{settings.get('port', 6379)}"
+    return type(connection).__name__

@@ -1,0 +1,508 @@
+"""Slurm: a run is a batch job, which starts ``python -m wove.backend_worker`` with the payload on its standard input.
+
+What is known of Slurm here is its commands: ``sbatch``, ``scancel``, ``squeue``, and ``sacct`` where there is one.
+`options` reads what the user says of them, `client` runs them, and `states` reads what they say.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, ClassVar, Final, NamedTuple
+
+from wove.concurrency.thread_pool import ThreadPool, run_in_thread
+from wove.errors import DeliveryError
+from wove.executors.base import CancelReach, Frame
+from wove.graph.rules import shown
+from wove.integrations import naming
+from wove.integrations.base import BackendAdapter, JobStatus, PayloadDict
+from wove.integrations.common.batcher import Batcher
+from wove.integrations.slurm import client as commands
+from wove.integrations.slurm.options import (
+    environment_of_queries,
+    read_command,
+    read_export,
+    read_options,
+)
+from wove.integrations.slurm.script import job_script
+from wove.integrations.slurm.states import (
+    COMES_AGAIN,
+    ENDED,
+    SACCT_FIELDS,
+    SINFO_FORMAT,
+    SQUEUE_FIELDS,
+    Row,
+    fate_of,
+    read_sacct,
+    read_sinfo,
+    read_squeue,
+    stranded,
+)
+from wove.settings.config_readers import text
+
+__all__ = ["SlurmAdapter", "Submission"]
+
+logger = logging.getLogger("wove")
+
+SUBMIT_SECONDS: Final = 50.0
+"""How long ``sbatch`` may take. It tries again by itself for a while when the controller is busy."""
+
+QUERY_SECONDS: Final = 30.0
+"""How long the other commands may take."""
+
+NODES_SECONDS: Final = 30.0
+"""The time between two questions about nodes, while jobs wait for them."""
+
+LAST_SECONDS: Final = 5.0
+"""And ``scancel`` when this process ends."""
+
+MAX_SCRIPT: Final = 4 * 1024 * 1024
+"""Bytes of a script that Slurm takes by default (slurm.conf(5), SchedulerParameters, max_script_size)."""
+
+MAX_NAME: Final = 128
+"""So long a job's name is at most. Accounting keeps 255 characters (tinytext) of it."""
+
+MAX_IDS: Final = 1000
+"""So many jobs are named in one command line."""
+
+QUERIES_AT_ONCE: Final = 2
+LINGER_SECONDS: Final = 0.2
+
+REMEDIES: Final = (
+    (
+        "partition",
+        "the partition is 'partition' of sbatch_options; `sinfo` lists those that there are",
+    ),
+    (
+        "unrecognized option|invalid option|requires an argument",
+        "options of jobs are those of sbatch_options",
+    ),
+    (
+        "parameter too long|script is too (long|big)",
+        "the site takes no script of {size} bytes (max_script_size)",
+    ),
+    (
+        "qos|account|policy|limit",
+        "see 'account', 'qos' and 'time' of sbatch_options, and delivery_max_in_flight",
+    ),
+    (
+        "specification|configuration is not|resource",
+        "sbatch_options ask for it: 'mem', 'gres', 'constraint', ...",
+    ),
+    (
+        "contact|connect|configuration source|timed out",
+        "does Slurm's controller answer (`scontrol ping`)?",
+    ),
+)
+"""What to do about words of ``sbatch``."""
+
+_ANSWER: Final = re.compile(r"(?:Submitted batch job )?(\d+)(?:(?:;| on cluster )([\w.-]+))?")
+
+
+class Submission(NamedTuple):
+    """A job that was submitted.
+
+    Attributes:
+        job: Its id.
+        cluster: The cluster that took it, if ``sbatch`` named one; else empty.
+        name: Its name; empty if it is not known.
+    """
+
+    job: str
+    cluster: str
+    name: str = ""
+
+    @property
+    def place(self) -> tuple[str, str]:
+        """By what its rows are known."""
+        return self.cluster, self.job
+
+
+class SlurmAdapter(BackendAdapter):
+    """Submits each run as one batch job.
+
+    ``executor_config``: ``command``, the worker's (this interpreter with ``-m wove.backend_worker``);
+    ``sbatch_options``, a dict, a list or a text of options for each job; ``output``, a file on a shared file system for
+    what jobs print (``/dev/null``); ``export``, what jobs get of this process's environment beside what they need to
+    find programs and modules; ``job_name_prefix`` (``"wove-"``); and ``sbatch``, ``scancel``, ``squeue``, ``sacct``
+    and ``sinfo``, where these commands have other names. Instead of ``sbatch``, ``submit``: a command that takes the
+    script on its standard input and prints the job's id, or a function of payload and frame that returns it. Commands
+    are lists, or texts that are split as a shell's.
+
+    Example:
+        >>> options = {"partition": "gpu", "gres": "gpu:1", "time": "1:00:00"}
+        >>> wove.config(environments={"gpu": {"executor": "slurm", "executor_config": {"sbatch_options": options}}})
+    """
+
+    name: ClassVar[str] = "slurm"
+    keys: ClassVar[tuple[str, ...] | None] = (
+        "submit",
+        "command",
+        "sbatch",
+        "scancel",
+        "job_name_prefix",
+        "sbatch_options",
+        "output",
+        "export",
+        "squeue",
+        "sacct",
+        "sinfo",
+    )
+    cancel_reach: ClassVar[CancelReach] = "process"
+    # In a pipe there is room for 64 KiB: what is larger, a shell may put into a temporary file of the node.
+    inline_bytes: ClassVar[int] = 32 * 1024
+    beat_seconds: ClassVar[float] = 10.0
+    watch_seconds: ClassVar[tuple[float, float]] = (2.0, 30.0)
+    explains_stops: ClassVar[bool] = True
+
+    # ------------------------------------------------------------------ configuration
+
+    def configure(self) -> None:
+        config, label = self.config, self.label
+        submit = config.get("submit")
+        self._function: Callable[..., Any] | None = submit if callable(submit) else None
+        self._submit = None if self._function else read_command(config, "submit", None, label=label)
+        self._check_together()
+        interpreter = (sys.executable, "-m", "wove.backend_worker") if sys.executable else None
+        self._command = read_command(config, "command", interpreter, label=label)
+        if self._command is None:
+            raise ValueError(
+                f"{label}: this interpreter does not know its own path: set executor_config 'command'"
+            )
+        self._sbatch = read_command(config, "sbatch", ("sbatch",), label=label) or ()
+        others = ("scancel", "squeue", "sacct", "sinfo")
+        self._others = {name: read_command(config, name, None, label=label) for name in others}
+        self._prefix = text(config, "job_name_prefix", "wove-", label=label)
+        if not re.fullmatch(r"[A-Za-z0-9_.-]{1,60}", self._prefix):
+            raise ValueError(
+                f"{label}: executor_config 'job_name_prefix' is made of letters, digits, '_', '.' and '-', and has at "
+                f"most 60 of them: {self._prefix!r}"
+            )
+        self._output = text(config, "output", "/dev/null", label=label)
+        if re.search(r"[\x00-\x1f]", self._output):
+            raise ValueError(
+                f"{label}: executor_config 'output' holds a control character: {self._output!r}"
+            )
+        self._options = read_options(config.get("sbatch_options"), label=label)
+        self._export = read_export(config.get("export"), label=label)
+        self._accounting = True
+        self._again: set[tuple[str, str]] = set()
+        self._worried: set[str] = set()
+        self._unsaid: set[Submission] = set()
+        self._allowance = commands.Allowance()
+        self._nodes_at = 0.0
+        self._queries = ThreadPool(QUERIES_AT_ONCE, "wove-slurm")
+
+    def _check_together(self) -> None:
+        others = ["sbatch", "export"] if self._submit else []
+        if self._function:
+            others = ["sbatch", "export", "command", "sbatch_options", "output", "job_name_prefix"]
+        if both := [key for key in others if self.config.get(key) is not None]:
+            raise ValueError(
+                f"{self.label}: executor_config 'submit' takes the place of {' and '.join(map(repr, both))}: give one"
+            )
+
+    # ------------------------------------------------------------------ start and close
+
+    async def start(self) -> None:
+        self._cancels: Batcher[tuple[Submission, bool], bool] = Batcher(self._carry_cancels)
+        try:
+            await self._queries.call(self._connect)
+        except BaseException:
+            await run_in_thread(self._queries.close, LINGER_SECONDS)
+            raise
+
+    def _connect(self) -> None:
+        known = self._others["scancel"] or self._submit or self._sbatch
+        found = {
+            name: given or commands.sibling(known, name) for name, given in self._others.items()
+        }
+        self._scancel, self._squeue = found["scancel"], found["squeue"]
+        self._sacct, self._sinfo = found["sacct"], found["sinfo"]
+        if self._submit:
+            commands.check_program(self._submit, "submit", label=self.label)
+        elif not self._function:
+            commands.check_program(self._sbatch, "sbatch", label=self.label)
+        commands.check_program(self._scancel, "scancel", label=self.label)
+        commands.check_program(self._squeue, "squeue", label=self.label)
+        self._accounting = shutil.which(self._sacct[0]) is not None
+        self._rows({""})
+
+    async def close(self) -> None:
+        await self._cancels.close()
+        try:
+            if self._unsaid:
+                await self._queries.call(self._tell, list(self._unsaid), LAST_SECONDS)
+        finally:
+            await run_in_thread(self._queries.close, LINGER_SECONDS)
+
+    # ------------------------------------------------------------------ out
+
+    def submit(self, payload: PayloadDict, frame: Frame) -> Submission:
+        if not self.wanted(payload["run_id"]):  # it waited for a Slurm that does not answer
+            raise DeliveryError(
+                f"{self.label}: run {payload['run_id']} was given up before it was submitted"
+            )
+        if self._function is not None:
+            return self._submission(self._function(payload, frame), "")
+        name = self._name(payload, frame)
+        ours = ("--parsable", "--no-requeue", f"--export={self._export.option}")
+        about = (f"--job-name={name}", f"--output={self._output}")
+        if self._submit is not None:
+            command, environment = self._submit, environment_of_queries()
+            script = job_script(
+                payload, self._command, options=("--no-requeue", *about, *self._options)
+            )
+        else:
+            command, environment = (
+                (*self._sbatch, *ours, *about, *self._options),
+                self._export.environment(),
+            )
+            script = job_script(payload, self._command)
+        content = script.encode("utf-8", "surrogateescape")
+        if len(content) > MAX_SCRIPT:
+            raise DeliveryError(
+                f"{self.label}: the script for run {payload['run_id']} of task {payload['task_name']!r} has "
+                f"{len(content)} bytes, and Slurm takes {MAX_SCRIPT}. Large arguments are not in it: is "
+                "delivery_idempotency_key so long?"
+            )
+        done = commands.run(
+            command,
+            seconds=SUBMIT_SECONDS,
+            environment=environment,
+            content=content,
+            label=self.label,
+        )
+        if done.status:
+            raise DeliveryError(
+                f"{self.label}: {command[0]} did not take the job: {_with_remedy(done.words, len(content))}"
+            )
+        lines = done.stdout.split("\n")
+        found = next(
+            (line for line in reversed(lines) if _ANSWER.fullmatch(line.strip())), done.words
+        )
+        return self._submission(found, name)
+
+    def _name(self, payload: PayloadDict, frame: Frame) -> str:
+        """For people: Slurm takes any number of jobs with one name."""
+        if naming.idempotency_key(frame) is not None:
+            return naming.job_id(frame, prefix=self._prefix, most=MAX_NAME)
+        suffix = f"-{payload['run_id']}"
+        pattern = "A-Za-z0-9_.-"
+        return naming.job_name(
+            payload["task_name"], prefix=self._prefix, most=MAX_NAME, pattern=pattern, suffix=suffix
+        )
+
+    def _submission(self, answer: object, name: str) -> Submission:
+        found = _ANSWER.fullmatch(str(answer).strip())
+        if found is None:
+            key = "sbatch" if self._submit is None and self._function is None else "submit"
+            raise DeliveryError(
+                f"{self.label}: executor_config {key!r} did not say which job it submitted: it must print (or "
+                f"return) the job's id, or id and cluster as in '17;cluster', and not {shown(answer)}"
+            )
+        return Submission(found[1], found[2] or "", name)
+
+    # ------------------------------------------------------------------ cancel
+
+    async def cancel(self, run_id: str, submission: Any, frame: Frame) -> bool:
+        if not isinstance(submission, Submission):  # not submitted yet
+            return False
+        self._unsaid.add(submission)
+        try:
+            never = await self._cancels.put(
+                (submission, frame.get("delivery_cancel_mode") == "require_ack")
+            )
+        except Exception:
+            self._unsaid.discard(submission)
+            raise
+        self._unsaid.discard(submission)
+        return never
+
+    async def _carry_cancels(self, cancels: Sequence[tuple[Submission, bool]]) -> list[bool]:
+        return await self._queries.call(self._cancel, cancels)
+
+    def _cancel(self, cancels: Sequence[tuple[Submission, bool]]) -> list[bool]:
+        """For each, whether it is certain that no worker began it; that is asked for those that want to know."""
+        self._tell([submission for submission, _ in cancels], QUERY_SECONDS)
+        clusters = {submission.cluster for submission, wanted in cancels if wanted}
+        rows = self._rows(clusters) if clusters else {}
+        return [wanted and _was_taken_back(rows.get(each.place)) for each, wanted in cancels]
+
+    def _tell(self, submissions: Sequence[Submission], seconds: float) -> None:
+        """Have jobs ended: Slurm sends SIGTERM, and after its KillWait SIGKILL."""
+        for cluster, jobs in _by_cluster(submissions).items():
+            for first in range(0, len(jobs), MAX_IDS):
+                command = (*self._scancel, *_on(cluster), *jobs[first : first + MAX_IDS])
+                done = self._ask(command, seconds)
+                if done.status and "Invalid job id" not in done.words:  # that one is over
+                    raise DeliveryError(f"{self.label}: {command[0]} did not cancel: {done.words}")
+
+    # ------------------------------------------------------------------ watch
+
+    async def watch(self, submissions: Mapping[str, Any]) -> dict[str, JobStatus]:
+        await asyncio.sleep(self._allowance.take())
+        return await self._queries.call(self._look, submissions)
+
+    def _look(self, submissions: Mapping[str, Submission]) -> dict[str, JobStatus]:
+        rows = self._rows({each.cluster for each in submissions.values()})
+        fates: dict[str, JobStatus] = {}
+        missing: dict[str, Submission] = {}
+        waiting: dict[str, Row] = {}
+        again, before = set[tuple[str, str]](), self._again
+        for run_id, submission in submissions.items():
+            place = submission.place
+            row = rows.get(place)
+            if row is None:
+                missing[run_id] = submission
+                continue
+            if row.requeues and row.state in COMES_AGAIN:
+                again.add(place)
+                if (
+                    place not in before
+                ):  # if it is to come again, it will be in the queue the next time
+                    continue
+            if (fate := fate_of(row, self._said(row, submission))) is not None:
+                fates[run_id] = fate
+                continue
+            if row.worries and row.reason not in self._worried:
+                self._worried.add(row.reason)
+                logger.warning("%s: job %s of Slurm waits: %s", self.label, row.job, row.reason)
+            if row.wants_nodes:
+                waiting[run_id] = row
+        self._again = again
+        fates.update(self._fates_of_stranded(waiting, submissions))
+        if vain := [
+            submissions[run_id]
+            for run_id in fates
+            if rows[submissions[run_id].place].state not in ENDED
+        ]:
+            self._tell(vain, QUERY_SECONDS)  # or somebody releases it, and it runs for nobody
+        if missing:
+            fates.update(self._fates_of_missing(missing))
+        return fates
+
+    def _fates_of_stranded(
+        self, waiting: Mapping[str, Row], submissions: Mapping[str, Submission]
+    ) -> dict[str, JobStatus]:
+        """Of jobs that wait for nodes: those in whose partitions there is none any more that takes jobs."""
+        now = time.monotonic()
+        if not waiting or now < self._nodes_at or shutil.which(self._sinfo[0]) is None:
+            return {}
+        self._nodes_at = now + NODES_SECONDS
+        fates: dict[str, JobStatus] = {}
+        for cluster in {submissions[run_id].cluster for run_id in waiting}:
+            rows = {
+                run_id: row
+                for run_id, row in waiting.items()
+                if submissions[run_id].cluster == cluster
+            }
+            named = ",".join(sorted({row.partition for row in rows.values()}))
+            options = ("--noheader", "--Node", f"--partition={named}", f"--format={SINFO_FORMAT}")
+            done = self._ask((*self._sinfo, *options, *_on(cluster)), QUERY_SECONDS)
+            partitions = read_sinfo(done.stdout)
+            found = {run_id: stranded(row, partitions) for run_id, row in rows.items()}
+            fates.update({run_id: fate for run_id, fate in found.items() if fate is not None})
+        return fates
+
+    def _fates_of_missing(self, missing: Mapping[str, Submission]) -> dict[str, JobStatus]:
+        """Of jobs that the controller has forgotten, which it does some minutes after their end (MinJobAge)."""
+        rows = self._accounted(list(missing.values())) if self._accounting else {}
+        fates: dict[str, JobStatus] = {}
+        for run_id, submission in missing.items():
+            row = rows.get(submission.place)
+            fate = None if row is None else fate_of(row, self._said(row, submission))
+            fates[run_id] = fate or JobStatus(
+                "missing", f"Slurm does not know job {submission.job} any more"
+            )
+        return fates
+
+    # ------------------------------------------------------------------ questions
+
+    def _rows(self, clusters: Iterable[str]) -> dict[tuple[str, str], Row]:
+        """The user's jobs, by cluster and id; those that have ended, too, as long as the controller knows them."""
+        named = sorted(set(clusters) - {""})
+        found: dict[tuple[str, str], Row] = {}
+        for asked in ([""] if "" in clusters else []) + ([",".join(named)] if named else []):
+            options = ("--noheader", "--me", "--states=all", f"--Format={SQUEUE_FIELDS}")
+            done = self._ask((*self._squeue, *options, *_on(asked)), QUERY_SECONDS)
+            if done.status:
+                raise DeliveryError(
+                    f"{self.label}: {self._squeue[0]} does not answer: {_with_remedy(done.words)}"
+                )
+            # The name of a cluster stands above its jobs, unless only one is asked.
+            alone = asked if len(named) == 1 else ""
+            found.update(
+                {
+                    (row.cluster or alone if asked else "", row.job): row
+                    for row in read_squeue(done.stdout)
+                }
+            )
+        return found
+
+    def _accounted(self, submissions: Sequence[Submission]) -> dict[tuple[str, str], Row]:
+        """What the accounting knows of jobs; nothing where there is none."""
+        found: dict[tuple[str, str], Row] = {}
+        for cluster, jobs in _by_cluster(submissions).items():
+            for first in range(0, len(jobs), MAX_IDS):
+                listed = ",".join(jobs[first : first + MAX_IDS])
+                options = (
+                    "--noheader",
+                    "--parsable2",
+                    "--allocations",
+                    f"--format={SACCT_FIELDS}",
+                    f"--jobs={listed}",
+                )
+                done = self._ask((*self._sacct, *options, *_on(cluster)), QUERY_SECONDS)
+                if done.status:
+                    self._accounting = "disabled" not in done.words
+                    logger.debug("%s: %s: %s", self.label, self._sacct[0], done.words)
+                    return found
+                found.update({(cluster, row.job): row for row in read_sacct(done.stdout)})
+        return found
+
+    def _ask(self, command: Sequence[str], seconds: float) -> commands.Done:
+        return commands.run(
+            command, seconds=seconds, environment=environment_of_queries(), label=self.label
+        )
+
+    def _said(self, row: Row, submission: Submission) -> str:
+        """The last line of a job's output, where there is a file of it that can be read here."""
+        if self._output == "/dev/null" or row.state in (
+            "COMPLETED",
+            "PENDING",
+            "RUNNING",
+            "COMPLETING",
+        ):
+            return ""
+        values = {"j": submission.job, "A": submission.job, "x": submission.name, "%": "%"}
+        return commands.last_line(
+            re.sub(r"%(.)", lambda found: values.get(found[1], found[0]), self._output)
+        )
+
+
+def _with_remedy(words: str, size: int = 0) -> str:
+    remedy = next(
+        (each for pattern, each in REMEDIES if re.search(pattern, words, re.IGNORECASE)), None
+    )
+    return words if remedy is None else f"{words.rstrip('.')}. {remedy.format(size=size)}"
+
+
+def _was_taken_back(row: Row | None) -> bool:
+    return row is not None and row.state == "CANCELLED" and not row.nodes
+
+
+def _by_cluster(submissions: Iterable[Submission]) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for each in submissions:
+        found.setdefault(each.cluster, []).append(each.job)
+    return found
+
+
+def _on(cluster: str) -> tuple[str, ...]:
+    return (f"--clusters={cluster}",) if cluster else ()

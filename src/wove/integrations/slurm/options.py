@@ -1,0 +1,324 @@
+"""The keys of an environment on Slurm: commands, options of ``sbatch``, and what a job's environment is made of."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any, Final, NamedTuple, cast
+
+from wove.graph.rules import shown
+
+__all__ = [
+    "Export",
+    "directives",
+    "environment_of_queries",
+    "read_command",
+    "read_export",
+    "read_options",
+]
+
+_TWICE: Final = (
+    "a job that runs twice would report twice. Use delivery_orphan_policy='requeue', "
+    "which submits a lost run again"
+)
+_NONE: Final = "no job would run"
+
+TAKEN: Final = {
+    "job-name": "it names the run; 'job_name_prefix' is what it begins with",
+    "J": "it names the run; 'job_name_prefix' is what it begins with",
+    "output": "it has a key of its own, 'output'",
+    "o": "it has a key of its own, 'output'",
+    "error": "what a job says goes to 'output', which has a key of its own",
+    "e": "what a job says goes to 'output', which has a key of its own",
+    "export": "it has a key of its own, 'export'",
+    "export-file": "use the key 'export'",
+    "get-user-env": "use the key 'export', with 'NONE'",
+    "parsable": "Wove sets it, to read the job's id",
+    "wrap": "the script is Wove's; what it starts is 'command'",
+    "array": "a run is one job",
+    "a": "a run is one job",
+    "input": "what the worker reads is the payload",
+    "i": "what the worker reads is the payload",
+    "wait": "sbatch would hold up a thread for as long as the job lasts; its worker reports by itself",
+    "W": "sbatch would hold up a thread for as long as the job lasts; its worker reports by itself",
+    "requeue": _TWICE,
+    "no-requeue": "Wove sets it",
+    "test-only": _NONE,
+    "help": _NONE,
+    "h": _NONE,
+    "usage": _NONE,
+    "version": _NONE,
+    "V": _NONE,
+}
+"""Options of ``sbatch`` that are not the user's to set, and why. The names are those of sbatch(1)."""
+
+EXPORTED: Final = (
+    "PATH",
+    "HOME",
+    "USER",
+    "LOGNAME",
+    "SHELL",
+    "LANG",
+    "LC_*",
+    "TZ",
+    "PYTHON*",
+    "VIRTUAL_ENV",
+    "CONDA_PREFIX",
+    "LD_LIBRARY_PATH",
+    "MODULEPATH",
+)
+"""What a job gets of the environment of the process that submits it: enough to find programs and modules."""
+
+_OF_SBATCH: Final = (
+    "SBATCH_*",
+    "SLURM_CONF",
+    "SLURM_CLUSTERS",
+    "SLURM_JWT",
+    "SLURM_UMASK",
+    "SLURM_DEBUG_FLAGS",
+)
+"""What ``sbatch`` itself reads (sbatch(1), INPUT ENVIRONMENT VARIABLES). Not all of SLURM_*: in a process that is a job
+itself, these say what *that* job has, and Slurm hands them on to the new one."""
+
+_NOT_OF_SBATCH: Final = ("SBATCH_EXPORT", "SBATCH_WAIT", "SBATCH_ARRAY_INX", "SBATCH_GET_USER_ENV")
+"""Those of them that would undo what Wove sets: no option on the command line switches them off."""
+
+_OTHER_COMMANDS: Final = ("SQUEUE_*", "SCANCEL_*", "SACCT_*", "SLURM_TIME_FORMAT")
+"""Filters and prompts that suit a person, and hide jobs from whoever asks about them by their ids (squeue(1),
+scancel(1), ENVIRONMENT VARIABLES)."""
+
+_NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_PATTERN: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\*?")
+_OPTION: Final = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
+_UNPRINTABLE: Final = re.compile(r"[\x00-\x1f\x7f]")
+
+
+def read_command(
+    config: Mapping[str, Any], key: str, default: Sequence[str] | None, *, label: str
+) -> tuple[str, ...] | None:
+    """The command under *key*: a list, or a text that is split as a shell does; *default* where there is none.
+
+    Raises:
+        TypeError: It is neither.
+        ValueError: It is empty, or cannot be split or be put into a script.
+    """
+    value, key_label = config.get(key), f"{label}: executor_config {key!r}"
+    if value is None:
+        return None if default is None else tuple(default)
+    parts = _words(value, key_label)
+    if not parts or not parts[0]:
+        raise ValueError(f"{key_label} is empty; leave it out instead")
+    return parts
+
+
+def _words(value: object, label: str) -> tuple[str, ...]:
+    if isinstance(value, str):
+        try:
+            parts = tuple(shlex.split(value))
+        except ValueError as error:
+            raise ValueError(f"{label} cannot be split into words: {error}: {value!r}") from None
+    elif isinstance(value, (list, tuple)):
+        try:
+            parts = tuple(os.fsdecode(part) for part in cast("Sequence[Any]", value))
+        except TypeError:
+            raise TypeError(
+                f"{label} must be a list of texts, not {shown(cast('object', value))}"
+            ) from None
+    else:
+        raise TypeError(f"{label} must be a list or a text, not {shown(value)}")
+    if any(_UNPRINTABLE.search(part) for part in parts):
+        raise ValueError(
+            f"{label} holds a line break or another control character, which no script line can carry"
+        )
+    return parts
+
+
+# ---------------------------------------------------------------------------------------------- sbatch_options
+
+
+def read_options(value: object, *, label: str) -> tuple[str, ...]:
+    """The ``sbatch_options`` of an environment, as arguments.
+
+    Args:
+        value: A dict of long or short names; or the arguments themselves, as a list or a text; or ``None``. In a dict,
+            True is for an option without a value, and False and ``None`` leave one out.
+        label: What messages begin with.
+
+    Raises:
+        TypeError: It is something else.
+        ValueError: An option is not the user's to set, or none at all; the message says why.
+
+    Example:
+        >>> read_options({"partition": "gpu", "cpus_per_task": 4, "exclusive": True}, what="environment 'jobs'")
+        ('--partition=gpu', '--cpus-per-task=4', '--exclusive')
+    """
+    key_label = f"{label}: executor_config 'sbatch_options'"
+    if value is None:
+        return ()
+    if isinstance(value, Mapping):
+        arguments = tuple(_of_mapping(cast("Mapping[object, object]", value), key_label))
+    else:
+        arguments = _words(value, key_label)
+    before = "="
+    for each in arguments:
+        if (
+            not each.startswith("-") and "=" in before
+        ):  # sbatch would take it for the script, and the rest for its own
+            raise ValueError(
+                f"{key_label}: {each!r} is neither an option of sbatch nor the value of one"
+            )
+        before = "=" if not each.startswith("-") else each
+        # A short one may have its value right behind; what begins without a hyphen is the value of the one before.
+        name = (
+            each[2:].partition("=")[0]
+            if each.startswith("--")
+            else each[1:2]
+            if each.startswith("-")
+            else ""
+        )
+        if (reason := TAKEN.get(name)) is not None:
+            raise ValueError(f"{key_label} cannot set {name!r}: {reason}")
+    return arguments
+
+
+def directives(arguments: Sequence[str]) -> str:
+    """*arguments* as lines of a script, which ``sbatch`` reads as such.
+
+    Example:
+        >>> print(directives(["--partition=gpu", "--comment=a b"]), end="")
+        #SBATCH --partition=gpu
+        #SBATCH "--comment=a b"
+    """
+    # Slurm splits each line at spaces, and takes double quotes and backslashes (src/sbatch/opt.c, _get_argument).
+    return "".join(f"#SBATCH {' '.join(map(_quoted, words))}\n" for words in _joined(arguments))
+
+
+def _of_mapping(options: Mapping[object, object], label: str) -> list[str]:
+    found: list[str] = []
+    for name, value in options.items():
+        if not isinstance(name, str) or not _OPTION.fullmatch(name):
+            raise ValueError(
+                f"{label} has an option {name!r}: names are those of sbatch, without hyphens before them"
+            )
+        if value is None or value is False:
+            continue
+        if not isinstance(value, (str, int, float, Path)):
+            raise TypeError(
+                f"{label}: {name!r} must be a text, a number, True or None, not {shown(value)}"
+            )
+        word = str(value)
+        if _UNPRINTABLE.search(word):
+            raise ValueError(f"{label}: {name!r} holds a line break or another control character")
+        if len(name) == 1:
+            found += [f"-{name}"] if value is True else [f"-{name}{word}"]
+        else:
+            dashed = name.replace("_", "-")
+            found.append(f"--{dashed}" if value is True else f"--{dashed}={word}")
+    return found
+
+
+def _joined(arguments: Sequence[str]) -> list[tuple[str, ...]]:
+    """Options with their values: what does not begin with a hyphen belongs to what is before it."""
+    lines: list[tuple[str, ...]] = []
+    for each in arguments:
+        if lines and not each.startswith("-"):
+            lines[-1] = (*lines[-1], each)
+        else:
+            lines.append((each,))
+    return lines
+
+
+def _quoted(word: str) -> str:
+    return '"' + re.sub(r'(["\\])', r"\\\1", word) + '"' if re.search(r"[\s\"'#\\]", word) else word
+
+
+# ------------------------------------------------------------------------------------------------------ export
+
+
+class Export(NamedTuple):
+    """What a job gets of this process's environment.
+
+    Attributes:
+        option: The value of ``sbatch --export``.
+        names: Patterns of variables that are handed over; ``None``: all.
+        values: More variables.
+    """
+
+    option: str
+    names: tuple[str, ...] | None
+    values: Mapping[str, str]
+
+    def environment(self) -> dict[str, str]:
+        """The environment in which to call ``sbatch``.
+
+        It hands on all of its own: so the values are on no command line, may hold commas, and the node need not make a
+        login environment first, as it does for ``--export=NAME`` and ``--export=NONE``, with ``su``, for a second or
+        more.
+        """
+        names = ("*",) if self.names is None else (*self.names, *_OF_SBATCH)
+        kept = {
+            name: value
+            for name, value in os.environ.items()
+            if name not in _NOT_OF_SBATCH and any(fnmatchcase(name, pattern) for pattern in names)
+        }
+        return {**kept, **self.values}
+
+
+def read_export(value: object, *, label: str) -> Export:
+    """The key ``export``.
+
+    Args:
+        value: A list (or a text with commas) of names of variables, ``NAME=value`` or ``PREFIX_*``, which jobs get
+            beside the usual ones; or a dict of values; ``"ALL"`` for the whole environment; ``"NONE"`` for that of a
+            login on the node; ``None`` for the usual variables only.
+        label: What messages begin with.
+
+    Raises:
+        TypeError: It is something else.
+        ValueError: A name is none.
+    """
+    key_label = f"{label}: executor_config 'export'"
+    if isinstance(value, str):
+        if value in ("ALL", "NONE"):
+            return Export(value, None, {})
+        value = [each for each in value.split(",") if each]
+    if isinstance(value, Mapping):
+        value = [f"{name}={held}" for name, held in cast("Mapping[str, object]", value).items()]
+    if not isinstance(value, (list, tuple, type(None))):
+        raise TypeError(
+            f"{key_label} must be a list of names, a dict, 'ALL' or 'NONE', not {shown(value)}"
+        )
+    names: list[str] = list(EXPORTED)
+    values: dict[str, str] = {}
+    for each in cast("Sequence[object]", value or ()):
+        if not isinstance(each, str):
+            raise TypeError(f"{key_label} must be a list of names, and {shown(each)} is none")
+        name, given, held = each.partition("=")
+        if not (_NAME if given else _PATTERN).fullmatch(name):
+            raise ValueError(
+                f"{key_label}: {name!r} is no name of a variable. Write NAME, NAME=value or PREFIX_*"
+            )
+        if name in ("ALL", "NONE", "NIL"):
+            raise ValueError(f"{key_label}: {name!r} stands alone, not in a list")
+        if "\0" in held:
+            raise ValueError(
+                f"{key_label}: the value of {name!r} holds a NUL, which no variable can"
+            )
+        if given:
+            values[name] = held
+        else:
+            names.append(name)
+    return Export("ALL", tuple(names), values)
+
+
+def environment_of_queries() -> dict[str, str]:
+    """The environment in which the other commands are called."""
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if not any(fnmatchcase(name, pattern) for pattern in _OTHER_COMMANDS)
+    }

@@ -1,0 +1,1 @@
+"""Networks: tools that know nothing of the rest of Wove."""

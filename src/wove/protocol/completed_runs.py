@@ -1,0 +1,73 @@
+"""The results of runs with an idempotency key, for when the same run is sent again."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Mapping
+from typing import Any, TypeAlias
+
+from wove.protocol.pickling import Pickled
+
+__all__ = ["CompletedRuns", "Key", "bulk"]
+
+Key: TypeAlias = tuple[str, str, str]
+"""Who sent it, the task, and the idempotency key."""
+
+OVERHEAD_BYTES = 1024
+"""What an entry costs beside its pickle; so that many empty results count, too."""
+
+
+class CompletedRuns:
+    """Remembers terminal events, bounded in number, bytes and time. Pure: it is told the time.
+
+    Args:
+        runs: The most events.
+        size: The most bytes of their pickles together. A larger one is not remembered.
+        seconds: How long each is kept.
+    """
+
+    def __init__(self, *, runs: int, size: int, seconds: float) -> None:
+        self._runs = runs
+        self._size = self._room = size
+        self._seconds = seconds
+        self._kept: OrderedDict[Key, tuple[dict[str, Any], int, float]] = OrderedDict()
+
+    def get(self, key: Key, now: float) -> dict[str, Any] | None:
+        """The event of *key*, if it is still remembered at *now* (seconds, of any clock that never goes back)."""
+        self._expire(now)
+        entry = self._kept.get(key)
+        return None if entry is None else entry[0]
+
+    def put(self, key: Key, event: dict[str, Any], now: float) -> None:
+        """Remember *event*, and forget the oldest ones that are too many."""
+        self._expire(now)
+        self._drop(key)
+        size = bulk(event) + OVERHEAD_BYTES
+        if size > self._size or not self._runs:
+            return
+        self._kept[key] = (event, size, now + self._seconds)
+        self._room -= size
+        while self._room < 0 or len(self._kept) > self._runs:
+            self._drop(next(iter(self._kept)))
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    def _expire(self, now: float) -> None:
+        # In the order of their arrival, which is that of their expiry.
+        while self._kept and next(iter(self._kept.values()))[2] <= now:
+            self._drop(next(iter(self._kept)))
+
+    def _drop(self, key: Key) -> None:
+        entry = self._kept.pop(key, None)
+        if entry is not None:
+            self._room += entry[1]
+
+
+def bulk(frame: Mapping[str, Any]) -> int:
+    """Bytes of the pickles in *frame*."""
+    size = 0
+    for value in frame.values():
+        if isinstance(value, Pickled):
+            size += value.size
+    return size

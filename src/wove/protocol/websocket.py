@@ -1,0 +1,51 @@
+"""What two Wove sides agree on beyond one JSON message per command, over a WebSocket.
+
+The plain form is the default: each command is a message, with its callable. A client of ours offers two subprotocols
+(RFC 6455, section 1.9), `PLAIN` and `OURS`. Where the service chooses `OURS`,
+
+* a message from the client is a command, or a list of commands;
+* a command whose callable has gone over this connection before has only its ``callable_id``, by the rule of
+  `wove.protocol.callables.CallableCache` with `KEPT_BYTES`;
+* a service that closes the connection with `RESTARTING` has answered every run that it took, so that the others were
+  not begun, and may be sent elsewhere.
+
+`PLAIN` comes first in the offer, because there are servers that choose the first they are offered, whatever it means.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+__all__ = ["KEPT_BYTES", "OFFERED", "OURS", "PLAIN", "RESTARTING", "joined", "split_signature"]
+
+PLAIN: Final = "wove"
+OURS: Final = "wove.v1"
+OFFERED: Final = (PLAIN, OURS)
+
+#: Bytes of callables that both sides of a connection keep. A service has many connections.
+KEPT_BYTES: Final = 64 * 1024 * 1024
+
+#: Close code 1012, "service restart", of IANA's registry for RFC 6455.
+RESTARTING: Final = 1012
+
+_MAX_SIGNATURE_BYTES: Final = 16 * 68
+"""The longest line of signatures: a service that is changing its secret signs with several, joined by commas."""
+
+
+def joined(frame: Sequence[bytes], field: Sequence[bytes]) -> list[bytes]:
+    """Two JSON objects, neither of them empty, as one. Both, and the result, are texts in chunks."""
+    return [*frame[:-1], frame[-1][:-1] + b"," + field[0][1:], *field[1:]]
+
+
+def split_signature(chunks: Sequence[bytes]) -> tuple[str | None, list[bytes]]:
+    """The signature on the first line of a message, and the rest of it; ``None`` if it has none."""
+    found = list(chunks)
+    if not found or not b"v1=".startswith(found[0][:3]):
+        return None, found
+    while len(found) > 1 and len(found[0]) < _MAX_SIGNATURE_BYTES and b"\n" not in found[0]:
+        found[:2] = [found[0] + found[1]]
+    end = found[0].find(b"\n", 0, _MAX_SIGNATURE_BYTES)
+    if end < 0:
+        return None, found
+    return found[0][:end].decode("ascii", "replace"), [found[0][end + 1 :], *found[1:]]

@@ -1,0 +1,122 @@
+"""One run at a worker service, and those who wait for it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+from wove.protocol.completed_runs import Key, bulk
+
+__all__ = ["Name", "QueuedRun", "Subscription"]
+
+Name: TypeAlias = tuple[str, str]
+"""Who sent a run, and its run id."""
+
+
+class Subscription:
+    """One client that waits for a run.
+
+    Attributes:
+        run_id: What it calls the run.
+        task_id: And the task.
+        peer: Who it is, for the log.
+        over: It has been told the end, or has left.
+    """
+
+    __slots__ = ("beats", "job", "name", "names", "over", "peer", "run_id", "task_id", "tell")
+
+    def __init__(
+        self, frame: dict[str, Any], tell: Callable[[dict[str, Any]], object], peer: str, owner: str
+    ) -> None:
+        self.run_id: str = frame["run_id"]
+        self.task_id: str = frame["task_id"]
+        self.names: dict[str, Any] = {"run_id": self.run_id, "task_id": self.task_id}
+        self.name: Name = (owner, self.run_id)
+        self.beats: float | None = frame["delivery"].get("delivery_heartbeat_seconds")
+        self.tell = tell
+        self.peer = peer
+        self.over = False
+        self.job: QueuedRun | None = None
+
+
+class QueuedRun:
+    """One run.
+
+    Attributes:
+        run_id: As its first client calls it.
+        inner: As the workers call it.
+        frame: The command, until it is handed to the workers; then no more than its names.
+        names: Those.
+        key: Who sent it, its task and its idempotency key; ``None`` without one.
+        arrived: When; as all times, by the loop's clock.
+        begun: When the workers got it.
+        began: When they said that it started.
+        deadline: When its time is up; ``None``: never.
+        stopping: The workers have been told to end it.
+        tickets: Who waits for it.
+        started: Its ``task_started`` event.
+        size_in: Bytes of its callable and arguments.
+    """
+
+    __slots__ = (
+        "arrived",
+        "began",
+        "begun",
+        "beats",
+        "deadline",
+        "frame",
+        "inner",
+        "key",
+        "known_as",
+        "names",
+        "outlives_its_client",
+        "peer",
+        "run_id",
+        "size_in",
+        "started",
+        "stopping",
+        "task_id",
+        "tickets",
+        "timer",
+    )
+
+    def __init__(self, frame: dict[str, Any], ticket: Subscription, now: float) -> None:
+        delivery: dict[str, Any] = frame["delivery"]
+        key = delivery.get("delivery_idempotency_key")
+        self.key: Key | None = (
+            (ticket.name[0], ticket.task_id, key) if isinstance(key, str) and key else None
+        )
+        self.outlives_its_client = (
+            self.key is not None or delivery.get("delivery_orphan_policy") == "detach"
+        )
+        self.run_id = self.inner = ticket.run_id
+        self.task_id = ticket.task_id
+        self.names = ticket.names
+        self.peer = ticket.peer
+        self.beats = ticket.beats
+        self.tickets = [ticket]
+        self.known_as = {ticket.name}
+        self.frame = frame
+        self.arrived = now
+        seconds = frame.get("deadline")
+        self.deadline: float | None = None if seconds is None else now + seconds
+        self.size_in = bulk(frame)
+        self.begun: float | None = None
+        self.began: float | None = None
+        self.started: dict[str, Any] | None = None
+        self.stopping = False
+        self.timer: asyncio.TimerHandle | None = None
+
+    @property
+    def matters(self) -> bool:
+        """Whether its end is of interest: somebody waits for it, or it is to go on by itself."""
+        return bool(self.tickets) or not self.stopping
+
+    def is_shared(self, ticket: Subscription) -> bool:
+        """Whether the events have other names than those *ticket* knows."""
+        return ticket.run_id != self.inner or ticket.task_id != self.task_id
+
+    def beats_for(self, ticket: Subscription) -> bool:
+        """Whether the heartbeats of this run are close enough together for *ticket*."""
+        return ticket.beats is None or (self.beats is not None and self.beats <= ticket.beats)

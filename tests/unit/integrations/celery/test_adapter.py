@@ -1,0 +1,354 @@
+"""The configuration of the Celery adapter, and what it concludes from what is seen; without a broker."""
+
+from __future__ import annotations
+
+import dataclasses
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from wove.integrations.base import JobStatus
+from wove.integrations.celery.adapter import CeleryAdapter, Submission, register
+from wove.integrations.celery.client import Depth, make_app
+from wove.integrations.celery.lost import (
+    REMEMBERED_SECONDS,
+    SILENT_SECONDS,
+    YOUNG_SECONDS,
+    LostJobDetector,
+)
+from wove.integrations.celery.states import Results
+
+TASK = "wove.run_backend_payload"
+
+
+def configured(**config: Any) -> CeleryAdapter:
+    adapter = CeleryAdapter("jobs", config)
+    adapter.configure()
+    return adapter
+
+
+# -------------------------------------------------------------------------------------------- configuration
+
+
+def test_a_broker() -> None:
+    configured(
+        broker_url="redis://h:1/2", result_backend="redis://h:1/3", app_name="shop", queue="reports"
+    )
+    configured(
+        broker_url="amqp://a;amqp://b", backend_url="cache+memory://", terminate_on_cancel=True
+    )
+
+
+def test_an_app() -> None:
+    app = make_app("shop", "redis://h", None)
+    assert configured(app=app, task_name="mine").task_name == "mine"
+
+
+@pytest.mark.parametrize("key", ["broker_url", "result_backend", "backend_url", "app_name"])
+def test_an_app_and_what_it_has(key: str) -> None:
+    with pytest.raises(
+        ValueError, match=f"environment 'jobs': executor_config has both 'app' and '{key}'"
+    ):
+        configured(app=make_app("shop", None, None), **{key: "redis://h"})
+
+
+def test_neither() -> None:
+    with pytest.raises(
+        ValueError, match="environment 'jobs': executor_config needs 'app' .* or 'broker_url'"
+    ):
+        configured(queue="reports")
+
+
+def test_an_app_that_is_none() -> None:
+    with pytest.raises(TypeError, match="'app' must be a Celery app, not 'shop:app'"):
+        configured(app="shop:app")
+
+
+def test_two_names_of_one_thing() -> None:
+    with pytest.raises(ValueError, match="'result_backend' and 'backend_url' are the same thing"):
+        configured(broker_url="redis://h", result_backend="redis://h", backend_url="redis://h")
+
+
+@pytest.mark.parametrize("key", ["broker_url", "queue", "task_name", "app_name"])
+def test_what_must_be_text(key: str) -> None:
+    with pytest.raises(TypeError, match=f"'{key}' must be text, not 7"):
+        configured(**{"broker_url": "redis://h", key: 7})
+
+
+def test_a_flag() -> None:
+    with pytest.raises(TypeError, match="terminate_on_cancel"):
+        configured(broker_url="redis://h", terminate_on_cancel="yes")
+
+
+def test_options() -> None:
+    adapter = configured(
+        broker_url="redis://h",
+        send_task_options={"priority": 3, "serializer": "msgpack"},
+        queue="q",
+    )
+    assert adapter.options == {"serializer": "msgpack", "retry": False, "priority": 3, "queue": "q"}
+
+
+@pytest.mark.parametrize("name", ["task_id", "args", "producer", "ignore_result", "connection"])
+def test_options_that_are_not_the_users(name: str) -> None:
+    with pytest.raises(ValueError, match=f"'send_task_options': '{name}' is set by Wove itself"):
+        configured(broker_url="redis://h", send_task_options={name: 1})
+
+
+def test_options_that_are_none() -> None:
+    with pytest.raises(TypeError, match="'send_task_options' must be a dict"):
+        configured(broker_url="redis://h", send_task_options=["priority"])
+
+
+def test_two_queues() -> None:
+    with pytest.raises(ValueError, match="has a queue, and so has"):
+        configured(broker_url="redis://h", queue="a", send_task_options={"queue": "b"})
+
+
+def test_the_task() -> None:
+    app = make_app("shop", "redis://h", None)
+    task = register(app, acks_late=True, ignore_result=False)
+    assert (
+        task.name == TASK
+        and task.acks_late
+        and not task.ignore_result
+        and task.store_errors_even_if_ignored
+    )
+    assert register(app, name="other").name == "other"
+
+
+# ------------------------------------------------------------------------------------- the result backend
+
+
+def fates(value: dict[str, Any] | None) -> dict[str, JobStatus]:
+    """What is made of what a result backend has of one task."""
+    app = make_app("shop", "redis://h", "cache+memory://")
+    results = Results.of(app)
+    assert results is not None
+    if value is not None:
+        app.backend.set(app.backend.get_key_for_task("id"), app.backend.encode(value))
+    try:
+        return results.fates({"run": Submission("id", 0.0, False)}, TASK)
+    finally:
+        app.backend.delete(app.backend.get_key_for_task("id"))
+
+
+@pytest.mark.parametrize(
+    "value", [None, {"status": "STARTED"}, {"status": "RETRY"}, {"status": "PENDING"}]
+)
+def test_results_of_tasks_that_are_not_over(value: dict[str, Any] | None) -> None:
+    assert fates(value) == {}
+
+
+def test_results_of_tasks_that_are() -> None:
+    assert fates({"status": "SUCCESS", "result": None}) == {
+        "run": JobStatus("finished", "Celery says SUCCESS")
+    }
+    lost = {
+        "exc_type": "WorkerLostError",
+        "exc_message": ["signal 9 (SIGKILL)"],
+        "exc_module": "no.such.module",
+    }
+    assert fates({"status": "FAILURE", "result": lost}) == {
+        "run": JobStatus("lost", "Celery says FAILURE: WorkerLostError: signal 9 (SIGKILL)")
+    }
+    assert fates({"status": "REVOKED", "result": None}) == {
+        "run": JobStatus("lost", "Celery says REVOKED")
+    }
+
+
+def test_the_result_of_a_task_that_no_worker_knows() -> None:
+    [fate] = fates(
+        {"status": "FAILURE", "result": {"exc_type": "NotRegistered", "exc_message": [TASK]}}
+    ).values()
+    assert f"does not know the task '{TASK}': register it" in fate.reason
+
+
+def test_result_backends_that_cannot_be_asked_for_many() -> None:
+    assert Results.of(make_app("shop", "redis://h", None)) is None
+    assert Results.of(make_app("shop", "redis://h", "rpc://")) is None
+
+
+# ------------------------------------------------------------------------------------------------ sightings
+
+
+@dataclasses.dataclass
+class Told:
+    """What has the answers of a broker."""
+
+    kind: str = "redis"
+    depth_: Depth = dataclasses.field(default_factory=lambda: Depth(0, None))
+    stuck: dict[str, str] = dataclasses.field(default_factory=dict)
+    workers: dict[str, dict[str, tuple[str, str]]] = dataclasses.field(default_factory=dict)
+    registered: tuple[str, ...] = (TASK,)
+    queue: str = "q"
+    answers: bool = True
+    dropped: list[str] = dataclasses.field(default_factory=list)
+
+    def depth(self) -> Depth:
+        return self.depth_
+
+    def unacknowledged(self) -> dict[str, str]:
+        return self.stuck
+
+    def where(self, task_ids: list[str]) -> dict[str, dict[str, tuple[str, str]]]:
+        return {
+            host: {task: each[task] for task in task_ids if task in each}
+            for host, each in self.workers.items()
+        }
+
+    def ask(self, command: str, arguments: object) -> dict[str, Any]:
+        answers = {"active_queues": [{"name": self.queue}], "registered": list(self.registered)}
+        return dict.fromkeys(self.workers, answers[command])
+
+    def drop(self, tag: str) -> None:
+        self.dropped.append(tag)
+
+    def visibility_seconds(self) -> float:
+        return 3600.0
+
+
+class Clock:
+    """The time that `LostJobDetector` sees."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 1000.0
+        clock = SimpleNamespace(monotonic=lambda: self.now)
+        monkeypatch.setattr("wove.integrations.celery.lost.time", clock)
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    return Clock(monkeypatch)
+
+
+class Watched:
+    """Looks for one job, again and again."""
+
+    def __init__(self, clock: Clock, told: Told, **submission: Any) -> None:
+        self.clock, self.told = clock, told
+        self.jobs = {
+            "run": Submission(**{"task_id": "id", "at": clock.now, "kept": False, **submission})
+        }
+        self.begun: set[str] = set()
+        self.sightings = LostJobDetector()
+
+    def look(self, seconds: float = YOUNG_SECONDS + 0.1) -> dict[str, JobStatus]:
+        self.clock.now += seconds
+        broker: Any = self.told
+        return self.sightings.look(self.jobs, self.begun.__contains__, broker, TASK)
+
+
+def test_a_young_message_is_not_asked_about(clock: Clock) -> None:
+    assert Watched(clock, Told()).look(0.1) == {}
+
+
+def test_a_message_that_waits(clock: Clock) -> None:
+    watched = Watched(clock, Told(depth_=Depth(1, None), workers={"w": {}}))
+    assert not any(watched.look() for _ in range(20))
+
+
+def test_a_message_that_a_worker_has(clock: Clock) -> None:
+    watched = Watched(clock, Told(workers={"w": {"id": ("reserved", "")}}, stuck={"id": "tag"}))
+    assert not any(watched.look() for _ in range(20))
+
+
+def test_a_message_that_is_nowhere(clock: Clock) -> None:
+    watched = Watched(clock, Told(workers={"w": {}}))
+    assert watched.look() == {}  # on its way to a worker, perhaps
+    [fate] = watched.look().values()
+    assert fate.state == "missing" and "no worker has its message" in fate.reason
+
+
+def test_a_run_that_has_begun_is_somebody_elses_business(clock: Clock) -> None:
+    watched = Watched(clock, Told(workers={"w": {}}))
+    watched.begun.add("run")
+    assert not any(watched.look() for _ in range(5))
+
+
+def test_a_worker_that_was_the_last_to_have_it(clock: Clock) -> None:
+    watched = Watched(clock, Told(workers={"w": {"id": ("reserved", "")}}))
+    watched.look()
+    watched.told.workers = {"w": {}}
+    watched.look()
+    assert watched.look()["run"].reason.endswith("w was the last to have it")
+
+
+def test_a_worker_that_does_not_answer_any_more_is_given_time(clock: Clock) -> None:
+    watched = Watched(clock, Told(workers={"w": {"id": ("reserved", "")}}, stuck={"id": "tag"}))
+    watched.look()
+    watched.told.workers = {}
+    began = clock.now
+    while not (found := watched.look()):
+        assert clock.now - began < REMEMBERED_SECONDS
+    assert clock.now - began >= SILENT_SECONDS
+    assert "taken by a worker (w) that is gone" in found["run"].reason
+    assert watched.told.dropped == ["tag"]
+
+
+def test_a_message_in_the_hands_of_a_dead_worker_while_another_one_lives(clock: Clock) -> None:
+    watched = Watched(clock, Told(workers={"w": {}}, stuck={"id": "tag"}, depth_=Depth(7, None)))
+    watched.look()
+    assert watched.look()["run"].state == "missing"  # the queue does not matter: it is not there
+
+
+def test_a_detached_run_comes_back(clock: Clock) -> None:
+    watched = Watched(clock, Told(workers={"w": {}}, stuck={"id": "tag"}), kept=True)
+    watched.look()
+    assert "comes back after 3600 s" in watched.look()["run"].reason
+    assert watched.told.dropped == []
+
+
+def test_a_message_that_was_passed_over(clock: Clock) -> None:
+    """The queue is never empty; but what was sent later has been taken."""
+    watched = Watched(clock, Told(workers={"w": {}}, depth_=Depth(7, None)))
+    watched.look()
+    watched.look()
+    watched.jobs["later"] = Submission("later", clock.now + 0.5, False)
+    assert watched.look() == {}
+    watched.told.workers = {"w": {"later": ("reserved", "")}}
+    assert watched.look().keys() == {"run"}
+
+
+def test_a_consumer_that_was_not_heard(clock: Clock) -> None:
+    """RabbitMQ knows of one more than have answered: it may have the message."""
+    watched = Watched(clock, Told(kind="amqp", workers={"w": {}}, depth_=Depth(0, 2)))
+    assert not any(watched.look() for _ in range(20))
+    watched.told.depth_ = Depth(0, 1)
+    assert watched.look().keys() == {"run"}
+
+
+def test_a_queue_without_consumers(clock: Clock) -> None:
+    watched = Watched(clock, Told(kind="amqp", depth_=Depth(0, 0)))
+    began = clock.now
+    while not watched.look():
+        assert clock.now - began < REMEMBERED_SECONDS
+
+
+def test_workers_that_do_not_know_the_task(clock: Clock) -> None:
+    watched = Watched(clock, Told(workers={"w": {}}, registered=("other [rate_limit=1/s]",)))
+    watched.look()
+    assert (
+        f"no worker knows the task '{TASK}' (asked: w): register it" in watched.look()["run"].reason
+    )
+
+
+def test_a_worker_that_says_what_went_wrong(clock: Clock) -> None:
+    watched = Watched(
+        clock, Told(workers={"w": {"id": ("failed", "WorkerLostError: signal 9 (SIGKILL)")}})
+    )
+    assert watched.look() == {
+        "run": JobStatus("lost", "w says: WorkerLostError: signal 9 (SIGKILL)")
+    }
+
+
+def test_a_worker_that_failed_where_another_one_has_it_now(clock: Clock) -> None:
+    """As with ``task_reject_on_worker_lost``."""
+    workers = {"w": {"id": ("failed", "WorkerLostError")}, "v": {"id": ("active", "")}}
+    assert Watched(clock, Told(workers=workers)).look() == {}
+
+
+def test_a_transport_that_cannot_broadcast(clock: Clock) -> None:
+    watched = Watched(clock, Told(answers=False))
+    assert not any(watched.look() for _ in range(20))

@@ -1,0 +1,153 @@
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Coroutine, Mapping
+from typing import Any
+
+import pytest
+
+from wove.integrations.base import JobStatus
+from wove.integrations.common import watcher as watching
+from wove.integrations.common.watcher import Watcher
+
+
+@pytest.fixture(autouse=True)
+def _hasty(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("LOST_SECONDS", "FINISHED_SECONDS"):
+        monkeypatch.setattr(watching, name, 0.05)
+
+
+class House:
+    """Jobs, a backend that answers about them, and what was told."""
+
+    def __init__(
+        self, *jobs: str, seconds: tuple[float, float] = (0.01, 0.05), most: float | None = 5.0
+    ) -> None:
+        self.jobs: dict[str, Any] = {job: f"submission of {job}" for job in jobs}
+        self.begun: set[str] = set()
+        self.asked: list[Mapping[str, Any]] = []
+        self.told: dict[str, JobStatus] = {}
+        self.answer: Callable[[Mapping[str, Any]], Any] = lambda jobs: {}
+        self.watcher = Watcher(
+            self.ask,
+            lambda: dict(self.jobs),
+            self.begun.__contains__,
+            self.over,
+            seconds=seconds,
+            most=most,
+            label="environment 'test'",
+        )
+
+    async def ask(self, jobs: Mapping[str, Any]) -> object:
+        self.asked.append(jobs)
+        found = self.answer(jobs)
+        return await found if asyncio.iscoroutine(found) else found
+
+    def over(self, run_id: str, fate: JobStatus) -> None:
+        self.told[run_id] = fate
+        self.jobs.pop(run_id, None)
+
+
+async def until(condition: Callable[[], Any]) -> None:
+    async with asyncio.timeout(20):
+        while not condition():
+            await asyncio.sleep(0.002)
+
+
+def test_asks_about_all_at_once_and_tells_what_is_over() -> None:
+    async def main() -> None:
+        house = House("a", "b", "c")
+        house.answer = lambda jobs: {
+            "a": JobStatus("lost", "killed"),
+            "z": JobStatus("lost", "nobody's"),
+        }
+        house.watcher.look()
+        await until(lambda: "a" in house.told)
+        assert house.told == {"a": JobStatus("lost", "killed")}
+        assert set(house.asked[0]) == {"a", "b", "c"}
+        house.jobs.clear()
+        count = len(house.asked)
+        await asyncio.sleep(0.1)
+        assert len(house.asked) <= count + 1, "there is nothing to ask about"
+        await house.watcher.close()
+
+    asyncio.run(main())
+
+
+def test_a_report_that_comes_meanwhile_counts() -> None:
+    async def main() -> None:
+        house = House("a")
+        house.answer = lambda jobs: {"a": JobStatus("lost", "killed")}
+        house.watcher.look()
+        await until(lambda: house.asked and house.watcher.noted("a"))
+        house.watcher.forget("a")
+        house.jobs.clear()
+        await asyncio.sleep(0.1)
+        assert house.told == {}
+        await house.watcher.close()
+
+    asyncio.run(main())
+
+
+def test_the_interval_grows_and_is_short_again_after_a_pause() -> None:
+    async def main() -> None:
+        house = House("a", seconds=(0.01, 60.0))
+        house.watcher.look()
+        await until(lambda: len(house.asked) >= 5)
+        house.jobs.clear()
+        await house.watcher.look_now(1.0)
+        house.jobs["b"] = "another"
+        count = len(house.asked)
+        house.watcher.look()
+        await until(lambda: len(house.asked) > count)
+        await house.watcher.close()
+
+    asyncio.run(main())
+
+
+def test_can_be_asked_out_of_turn() -> None:
+    async def main() -> None:
+        house = House("a", seconds=(60.0, 60.0))
+        house.watcher.look()
+        house.answer = lambda jobs: {"a": JobStatus("lost", "killed")}
+        await house.watcher.look_now(20.0)
+        assert house.watcher.noted("a") == JobStatus("lost", "killed")
+        await house.watcher.close()
+
+    asyncio.run(main())
+
+
+def test_a_backend_that_cannot_be_asked(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watching, "UNREACHABLE_SECONDS", 0.1)
+
+    def broken(jobs: Mapping[str, Any]) -> Any:
+        raise ConnectionError("no route")
+
+    async def hangs() -> None:
+        await asyncio.sleep(60)
+
+    async def main(answer: Callable[[Mapping[str, Any]], Any], said: str) -> None:
+        house = House("queued", "begun", most=0.02)
+        house.begun.add("begun")
+        house.answer = answer
+        house.watcher.look()
+        await until(lambda: house.told)
+        assert list(house.told) == ["queued"], "the worker of the other is there"
+        assert house.told["queued"].state == "lost" and said in house.told["queued"].reason
+        house.answer = lambda jobs: {"begun": JobStatus("finished", "ok")}
+        await until(lambda: "begun" in house.told)
+        await house.watcher.close()
+
+    answers: list[tuple[Callable[[Mapping[str, Any]], Coroutine[Any, Any, None]], str]] = [
+        (broken, "ConnectionError: no route"),
+        (lambda jobs: hangs(), "TimeoutError"),
+    ]
+    for answer, said in answers:
+        caplog.clear()
+        with caplog.at_level(logging.INFO, logger="wove"):
+            asyncio.run(main(answer, said))
+        assert [record.levelname for record in caplog.records] == ["WARNING", "INFO"]
+        assert "answers again" in caplog.records[1].getMessage()

@@ -1,6 +1,6 @@
 """What the main process of a Celery worker knows of Wove's tasks, and tells when it is asked.
 
-Imported by workers that have a task from `wove.integrations.celery.adapter.register`, and by nobody else.
+Imported by workers that have a task from `wove.integrations.celery.register`, and by nobody else.
 """
 
 from __future__ import annotations

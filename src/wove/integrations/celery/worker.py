@@ -39,7 +39,7 @@ def register(
 
     Example:
         >>> app = Celery("reports", broker="redis://localhost:6379/0")
-        >>> task = wove.integrations.celery.adapter.register(app)
+        >>> task = wove.integrations.celery.register(app)
     """
     import cloudpickle
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from wove.integrations.base import JobStatus
-from wove.integrations.celery.adapter import CeleryAdapter, Submission, register
+from wove.integrations.celery.adapter import CeleryAdapter, Submission
 from wove.integrations.celery.client import Depth, make_app
 from wove.integrations.celery.lost import (
     REMEMBERED_SECONDS,
@@ -18,6 +18,7 @@ from wove.integrations.celery.lost import (
     LostJobDetector,
 )
 from wove.integrations.celery.states import Results
+from wove.integrations.celery.worker import register
 
 TASK = "wove.run_backend_payload"
 

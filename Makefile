@@ -7,21 +7,25 @@ PY := $(VENV)/bin/python
 PYTEST_PARALLEL ?= -n $(shell expr $$(getconf _NPROCESSORS_ONLN) + 1) --maxprocesses 4 --dist loadgroup
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench docs clean
+.PHONY: help demo test test-full check bench docs clean
 
 help:
-	@echo "make demo    analyse the standard library's sources: threads, coroutines, a process pool, a worker service"
-	@echo "make test    run every test that this machine can run, and name those it cannot"
-	@echo "make check   ruff, mypy --strict, pyright, import contracts"
-	@echo "make bench   the benchmarks"
-	@echo "make docs    build the documentation and run every example in it"
-	@echo "make clean   remove .venv and what the other targets built"
+	@echo "make demo        analyse the standard library's sources: threads, coroutines, a process pool, a worker service"
+	@echo "make test        run every test that this machine can run, and name those it cannot"
+	@echo "make test-full   the same, with ten times the fuzzing, restarts and jobs"
+	@echo "make check       ruff, mypy --strict, pyright, import contracts"
+	@echo "make bench       the benchmarks"
+	@echo "make docs        build the documentation; make test runs every example in it"
+	@echo "make clean       remove .venv and what the other targets built"
 
 demo: $(VENV)/.with-worker
 	$(PY) -m examples.stdlib_report
 
 test: $(VENV)/.with-test,dev
 	$(PY) -m pytest $(PYTEST_PARALLEL) --durations=25 $(PYTEST_ARGS)
+
+test-full:
+	WOVE_TEST_VOLUME=full $(MAKE) --no-print-directory test
 
 check: $(VENV)/.with-test,dev
 	$(VENV)/bin/ruff check .
@@ -35,7 +39,6 @@ bench: $(VENV)/.with-test
 
 docs: $(VENV)/.with-test,docs
 	$(PY) -m sphinx -q -W --keep-going -E -b html docs build/docs
-	$(PY) -m pytest tests/docs $(PYTEST_ARGS)
 	@echo "built build/docs/index.html"
 
 clean:

@@ -24,6 +24,7 @@ pytest_plugins = [
     "tests.support.callback_peer",
     "tests.support.receiving",
     "tests.support.forms",
+    "tests.support.volume",
     "pytester",
 ]
 

@@ -20,24 +20,25 @@ from tests.support import workers
 from tests.support.kept import Kept, kill
 from tests.support.killer import Killer
 from tests.support.servers import Servers, dask as dask_server, ray as ray_server
+from tests.support.volume import volume
 from tests.support.workers import Worker
 
 import wove
 from wove import weave
 
-RUNS = int(os.environ.get("WOVE_TEST_BACKEND_RESTART_RUNS", "2000"))
+RUNS = volume(2000, 200)
 """Over each backend."""
 
-FEWER = {"temporal": 500, "rq": 300}
+FEWER = {"temporal": volume(500, 50), "rq": volume(300, 30)}
 """Over those that take several seconds to hand out again what a death has left, or a process for each run."""
 
-EVERY = 3.0
+EVERY = volume(3.0, 1.5)
 """Seconds between two deaths; more only where the worker needs longer to come up."""
 
 ALIVE = 1.0
 """Seconds that it takes work before it dies."""
 
-AT_LEAST = 3
+AT_LEAST = volume(3, 2)
 """It goes on until there were so many deaths."""
 
 
@@ -243,7 +244,7 @@ DYING = [
 
 @pytest.mark.timeout(400)
 @pytest.mark.parametrize("opened", DYING)
-def test_runs_on_a_worker_that_is_killed_every_three_seconds(
+def test_runs_on_a_worker_that_is_killed_again_and_again(
     request: pytest.FixtureRequest, opened: Open, servers: Servers, tmp_path: Path
 ) -> None:
     began = str(tmp_path / "began")

@@ -1,7 +1,6 @@
 """Whatever a worker service is sent, it stays up, stays small, and unpickles nothing before it has verified it.
 
-The real services, in processes of their own, over real sockets. WOVE_TEST_FUZZ sets the number of requests for all
-three together, and WOVE_TEST_FUZZ_SEED repeats a run.
+The real services, in processes of their own, over real sockets. WOVE_TEST_FUZZ_SEED repeats a run.
 """
 
 from __future__ import annotations
@@ -23,11 +22,14 @@ from typing import Any
 import pytest
 from tests.support import malformed
 from tests.support.services import Plan, Service, running
+from tests.support.volume import volume
 
 import wove
 from wove import weave
 
-REQUESTS = int(os.environ.get("WOVE_TEST_FUZZ", "102000"))
+REQUESTS = volume(102_000, 10_200)
+"""For all three transports together."""
+
 SEED = int(os.environ.get("WOVE_TEST_FUZZ_SEED", "0")) or int(time.time())
 
 SECRET = "not to be guessed"

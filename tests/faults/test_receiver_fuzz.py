@@ -1,7 +1,7 @@
 """Whatever is posted to the callback receiver, it stays up and small, and nothing is unpickled that nobody waits for.
 
-The receiver is in a process of its own, and whoever waits there unpickles what he is handed. WOVE_TEST_FUZZ sets the
-number of requests, and WOVE_TEST_FUZZ_SEED repeats a run.
+The receiver is in a process of its own, and whoever waits there unpickles what he is handed. WOVE_TEST_FUZZ_SEED
+repeats a run.
 """
 
 from __future__ import annotations
@@ -24,8 +24,9 @@ from typing import Any, NamedTuple
 import pytest
 from tests.support import malformed
 from tests.support.receiving import eventually
+from tests.support.volume import volume
 
-REQUESTS = int(os.environ.get("WOVE_TEST_FUZZ", "102000"))
+REQUESTS = volume(102_000, 10_200)
 SEED = int(os.environ.get("WOVE_TEST_FUZZ_SEED", "0")) or int(time.time())
 
 SECRET = "not to be guessed"

@@ -11,15 +11,19 @@ from typing import Any
 import pytest
 from tests.support.killer import Killer
 from tests.support.services import Plan, running
+from tests.support.volume import volume
 
 import wove
 from wove import weave
 
-RUNS = int(os.environ.get("WOVE_TEST_RESTART_RUNS", "10000"))
+RUNS = volume(10_000, 4_000)
 """Over each transport."""
 
-EVERY = 2.0
+EVERY = volume(2.0, 1.0)
 """Seconds between two deaths; more only where the service needs longer to come up."""
+
+ALIVE = volume(0.0, 1.0)
+"""Seconds that it takes work before it dies, at the least."""
 
 AT_LEAST = 3
 """So many deaths, or the test has not seen what it is about."""
@@ -31,13 +35,13 @@ AT_LEAST = 3
     "transport",
     [pytest.param(name, marks=pytest.mark.backend(name)) for name in ("http", "grpc", "websocket")],
 )
-def test_runs_against_a_service_that_dies_every_two_seconds(transport: Any, tmp_path: Path) -> None:
+def test_runs_against_a_service_that_dies_again_and_again(transport: Any, tmp_path: Path) -> None:
     begun = str(tmp_path / "begun")
     with running(Plan(transport, supervised=True, concurrency=64), tmp_path / "service") as service:
         wove.config(
             environments={"mortal": {"executor": transport, "executor_config": service.config()}}
         )
-        killer = Killer(service.ready, service.kill, every=EVERY)
+        killer = Killer(service.ready, service.kill, every=EVERY, alive=ALIVE)
         arrived: Counter[int] = Counter()
 
         def returned(item: int) -> int:

@@ -17,6 +17,7 @@ from tests.support.kept import free_port
 from tests.support.leaks import leak_check
 from tests.support.servers import aws_batch
 from tests.support.servers.aws_batch import AWSBatch
+from tests.support.volume import volume
 
 import wove
 from wove import WorkerLostError, weave
@@ -24,6 +25,7 @@ from wove.errors import DeliveryError
 
 pytestmark = [pytest.mark.backend("aws_batch"), pytest.mark.timeout(120)]
 
+JOBS = volume(200, 40)
 WORKER = ["python", "-m", "wove.backend_worker"]
 Configure = Callable[..., None]
 
@@ -189,18 +191,18 @@ def test_a_lost_run_with_a_key_is_submitted_again(there: Configure, tmp_path: Pa
 
 
 @pytest.mark.timeout(400)
-def test_two_hundred_jobs_take_few_calls_to_watch(there: Configure, server: AWSBatch) -> None:
+def test_many_jobs_take_few_calls_to_watch(there: Configure, server: AWSBatch) -> None:
     calls: list[str] = []
     client = server.client()
     client.meta.events.register("before-call.batch", lambda model, **_: calls.append(model.name))
     there(client=client, client_options=None)
     began = time.monotonic()
     with weave() as w:
-        w.do(range(200), environment="there")(add_one)
-    assert w.result.add_one == list(range(1, 201))
+        w.do(range(JOBS), environment="there")(add_one)
+    assert w.result.add_one == list(range(1, JOBS + 1))
     minutes = max(1.0, (time.monotonic() - began) / 60)
     watching = len([name for name in calls if name.startswith(("Describe", "List"))])
-    print(f"200 jobs in {(time.monotonic() - began):.0f} s, {watching} calls to watch them")
+    print(f"{JOBS} jobs in {(time.monotonic() - began):.0f} s, {watching} calls to watch them")
     assert watching <= 20 * minutes
     wove.shutdown()
     client.close()

@@ -9,7 +9,31 @@ from typing import Any, NoReturn
 from wove.errors import TaskCancelledError
 from wove.graph.options import suggest
 
-__all__ = ["RESERVED", "Failure", "RunRecord", "WoveResult", "worded"]
+__all__ = ["RESERVED", "Failure", "RunRecord", "Trip", "WoveResult", "worded"]
+
+
+@dataclass(slots=True)
+class Trip:
+    """When a remote run passed which point of its way. Seconds since the epoch; ``None`` where it never did.
+
+    Attributes:
+        admitted: It had a slot of its environment.
+        handed_over: Its bytes were ready, and it was handed to the executor.
+        sent: The executor had sent it.
+        start_seen: The news that a worker had begun it arrived. It may come together with the end.
+        end_seen: The news of its end arrived.
+        worker_began: The worker began it, by the clock of the worker's host; ``None`` also for workers
+            that do not say so.
+        worker_spent: For how many seconds the worker then unpickled the call, ran it, and pickled the result.
+    """
+
+    admitted: float | None = None
+    handed_over: float | None = None
+    sent: float | None = None
+    start_seen: float | None = None
+    end_seen: float | None = None
+    worker_began: float | None = None
+    worker_spent: tuple[float, float, float] | None = None
 
 
 @dataclass(slots=True)
@@ -27,9 +51,13 @@ class RunRecord:
         run_id: The id it had outside this process; ``None`` for a local run.
         host: The worker's host name; ``None`` for a local run.
         pid: The worker's process id; ``None`` for a local run.
+        thread: The number of the thread that ran it, counted from 1 in each weave; ``None`` for a remote
+            run, and where it ran on the loop.
         bytes_out: Bytes of the pickled callable and arguments that were sent.
         bytes_in: Bytes of the pickled result that came back.
+        losses: How often a worker was lost with it, and it was submitted again.
         error: The type and message of the exception it ended with, if any.
+        trip: When a remote run passed which point of its way; ``None`` for a local run.
     """
 
     task: str
@@ -41,9 +69,12 @@ class RunRecord:
     run_id: str | None = None
     host: str | None = None
     pid: int | None = None
+    thread: int | None = None
     bytes_out: int = 0
     bytes_in: int = 0
+    losses: int = 0
     error: str | None = None
+    trip: Trip | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterable, Callable, Iterable, Mapping
+from os import PathLike
 from types import FunctionType, MappingProxyType, TracebackType
 from typing import TYPE_CHECKING, Any, Final, Literal, Self, TypeVar, Unpack, overload
 
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
     from wove.engine.execution import Display
     from wove.engine.scheduler import WeaveRun
     from wove.graph.rules import IdempotencyKey
+    from wove.observe.graph import Graph
+    from wove.observe.timeline import Timeline
     from wove.workflow import Weave
 
 __all__ = ["weave"]
@@ -62,6 +65,8 @@ class weave:  # noqa: N801 - it is used like a function
             task is read; ``"continue"`` as that, and run all that does not depend on it.
         progress: Show on stderr what the tasks are doing: redrawn in place on a terminal, in a notebook
             as an output, otherwise a line when a task ends.
+        record: Write the timeline of the run to this file when it has ended, however it ended: a page
+            (``.html``), or a Chrome trace (``.json``).
         delivery_timeout: Seconds from the hand-over of a remote run to its end.
         delivery_idempotency_key: Text with ``{parameter}`` fields, or a callable of the arguments.
         delivery_cancel_mode: ``"best_effort"`` or ``"require_ack"``.
@@ -97,6 +102,7 @@ class weave:  # noqa: N801 - it is used like a function
         max_pending: int | Unset | None = UNSET,
         error_mode: Literal["raise", "return", "continue"] | Unset | None = UNSET,
         progress: bool | None = None,
+        record: str | PathLike[str] | None = None,
         delivery_timeout: float | Unset | None = UNSET,
         delivery_idempotency_key: IdempotencyKey | Unset | None = UNSET,
         delivery_cancel_mode: Literal["best_effort", "require_ack"] | Unset | None = UNSET,
@@ -134,7 +140,8 @@ class weave:  # noqa: N801 - it is used like a function
             raise TypeError(f"weave: progress must be True, False or None, not {shown(progress)}")
         self._debug = debug
         self._on_done = on_done
-        self._progress = progress
+        self._watchers = _watchers(bool(progress), record)
+        self._execution: Execution | None = None
         self._state = _NEW
         self._values = initial_values
         self._declarations: dict[str, Declaration] = {}
@@ -303,9 +310,10 @@ class weave:  # noqa: N801 - it is used like a function
         """Plan; what is to be run here and now, if it is not run in the background."""
         self._state = _OVER  # should planning fail
         execution = Execution(
-            self._declarations, self._values, self._options, current(), self._watch()
+            self._declarations, self._values, self._options, current(), self._watchers
         )
         self._plan = execution.plan
+        self._execution = execution
         if self._debug:
             print(describe(execution.plan, execution.resolver))  # noqa: T201 - what debug=True is for
         settings = execution.settings
@@ -320,13 +328,6 @@ class weave:  # noqa: N801 - it is used like a function
             return execution
         self._background = (Detached if settings.fork else Threaded)(execution, self._on_done)
         return None
-
-    def _watch(self) -> Callable[[WeaveRun], Display] | None:
-        if not self._progress:
-            return None
-        from wove.observe.progress import Progress
-
-        return Progress
 
     def _conclude(self, execution: Execution) -> None:
         self._state = _OVER
@@ -354,6 +355,33 @@ class weave:  # noqa: N801 - it is used like a function
 
     def _planned(self) -> Plan:
         return self._plan or plan(self._declarations, self._values)
+
+    @property
+    def graph(self) -> Graph:
+        """The tasks and who needs whom, with what each of them is doing at the moment.
+
+        Also inside the block, while a weave runs in the background, and afterwards; what a notebook
+        shows for the weave. Of a weave with ``fork=True``, the graph does not know what runs.
+        """
+        if self._execution is not None:
+            return self._execution.graph()
+        from wove.engine.picture import graph_of
+
+        return graph_of(self._planned(), Resolver(current(), self._options))
+
+    def timeline(self) -> Timeline:
+        """Return when and where each run took place, as a page and as a Chrome trace.
+
+        Raises:
+            WeaveStateError: The tasks have not run, or not in this process.
+        """
+        from wove.engine.recording import title_of
+        from wove.observe.timeline import Timeline
+
+        return Timeline(self.result.run_records, title_of(self._declarations))
+
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str]:
+        return {**self.graph._repr_mimebundle_(), "text/plain": repr(self)}
 
     def explain(self) -> Explanation:
         """Every effective setting of the weave and of each task, and where it came from; runs nothing."""
@@ -394,6 +422,22 @@ _NO_RESULT = {
     _RUNNING: "there is no result yet: the tasks are running. In a task, name what you need as a parameter",
     _OVER: "there is no result: the block did not get to running its tasks",
 }
+
+
+def _watchers(
+    progress: bool, record: str | PathLike[str] | None
+) -> list[Callable[[WeaveRun], Display]]:
+    """Return who looks at the run; imported here, because most weaves are not looked at."""
+    watchers: list[Callable[[WeaveRun], Display]] = []
+    if progress:
+        from wove.observe.progress import Progress
+
+        watchers.append(Progress)
+    if record is not None:
+        from wove.engine.recording import Recorder
+
+        watchers.append(Recorder(record))
+    return watchers
 
 
 def _raise(execution: Execution) -> None:

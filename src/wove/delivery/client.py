@@ -154,8 +154,9 @@ class DeliveryClient:
                 raise outcome.value from None
             raise
         finally:
-            if request.record is not None and run.run_id:
-                request.record.run_id = run.run_id
+            if request.record is not None:
+                request.record.run_id = run.run_id or None
+                request.record.losses, request.record.trip = run.losses, run.trip()
                 request.record.host, request.record.pid = run.host, run.pid
                 request.record.bytes_out, request.record.bytes_in = run.bytes_out, run.bytes_in
 

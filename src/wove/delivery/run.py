@@ -6,8 +6,11 @@ import asyncio
 import enum
 import itertools
 import os
-from time import monotonic
+from time import monotonic, time
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from wove.protocol.frames import is_timing
+from wove.result import Trip
 
 if TYPE_CHECKING:
     from wove.concurrency.mailbox import LoopMailbox
@@ -97,7 +100,12 @@ class RemoteRun:
         run_id: Of its last submission.
         waiters: Who wants the outcome. More than one with an idempotency key; none once detached.
         deadline: When its attempt ends, as `time.monotonic`; ``None`` for never.
+        admitted_at: When it had its slot, as are all these times as `time.monotonic`; 0 before.
         sent_at: When it was handed over.
+        transmitted_at: When the executor had sent it; 0 before.
+        start_seen_at: When ``task_started`` came; 0 before.
+        end_seen_at: When its end came; 0 before.
+        timing: What its worker says about its times, as it came.
         seen_at: When the last event came, once it has started.
         started: Whether ``task_started`` was seen.
         losses: How many of its submissions were lost.
@@ -110,9 +118,11 @@ class RemoteRun:
 
     __slots__ = (
         "acknowledge_by",
+        "admitted_at",
         "bytes_in",
         "bytes_out",
         "deadline",
+        "end_seen_at",
         "host",
         "key",
         "losses",
@@ -123,10 +133,13 @@ class RemoteRun:
         "seen_at",
         "sent_at",
         "slot",
+        "start_seen_at",
         "started",
         "state",
         "table",
         "timer",
+        "timing",
+        "transmitted_at",
         "verdict",
         "waiters",
     )
@@ -139,7 +152,9 @@ class RemoteRun:
         self.run_id = ""
         self.waiters: list[Waiter] = []
         self.deadline = None if request.timeout is None else monotonic() + request.timeout
-        self.sent_at = 0.0
+        self.admitted_at = self.sent_at = self.transmitted_at = 0.0
+        self.start_seen_at = self.end_seen_at = 0.0
+        self.timing: object = None
         self.seen_at = 0.0
         self.started = False
         self.losses = 0
@@ -152,6 +167,25 @@ class RemoteRun:
         self.pid: int | None = None
         self.bytes_out = 0
         self.bytes_in = 0
+
+    def trip(self) -> Trip:
+        """Return when the run passed which point of its way."""
+        ahead = time() - monotonic()
+
+        def epoch(point: float) -> float | None:
+            return ahead + point if point else None
+
+        trip = Trip(
+            admitted=epoch(self.admitted_at),
+            handed_over=epoch(self.sent_at),
+            sent=epoch(self.transmitted_at),
+            start_seen=epoch(self.start_seen_at),
+            end_seen=epoch(self.end_seen_at),
+        )
+        if is_timing(self.timing):
+            trip.worker_began, load, work, dump = self.timing
+            trip.worker_spent = load, work, dump
+        return trip
 
     def __str__(self) -> str:
         return (

@@ -130,6 +130,7 @@ class RunTable:
 
     def _encode(self, run: RemoteRun) -> None:
         call = run.request.call
+        run.admitted_at = run.admitted_at or monotonic()
         if not self._wire:
             self._hand_over(run, {"callable": call.fn, "args": run.request.args})
         elif call.when_pickled(lambda: self.home.post(self._encode, run)):
@@ -162,6 +163,7 @@ class RunTable:
         run.run_id = new_run_id()
         frame = self._commands.run_task(run, call)
         run.sent_at = monotonic()
+        run.transmitted_at = run.start_seen_at = 0.0
         run.state = State.SENT
         run.started = False
         self._sent[run.run_id] = run
@@ -170,7 +172,10 @@ class RunTable:
         self._outlet.transmit(frame, partial(self._transmitted, run, run.run_id))
 
     def _transmitted(self, run: RemoteRun, run_id: str, error: BaseException | None) -> None:
-        if error is None or self._sent.get(run_id) is not run:
+        if error is None:
+            run.transmitted_at = monotonic()
+            return
+        if self._sent.get(run_id) is not run:
             return
         if isinstance(error, WorkerLostError):
             self._lose(run, error)
@@ -203,6 +208,7 @@ class RunTable:
         if kind == "task_started":
             run.host, run.pid = event.get("host"), event.get("pid")
             run.started = True
+            run.start_seen_at = monotonic()
         elif isinstance(kind, str) and kind in TERMINAL:
             self._terminal(run, event)
             return True
@@ -227,6 +233,7 @@ class RunTable:
         if event["type"] == "task_cancelled":
             text = f"{run} was cancelled by its worker or backend, not by its weave"
             event = {"type": "task_error", "exception": DeliveryOrphanedError(text)}
+        run.end_seen_at, run.timing = monotonic(), event.get("timing")
         if run.host is None:
             run.host, run.pid = event.get("host"), event.get("pid")
         pickled = event.get("result_pickle") or event.get("exception_pickle")
@@ -264,6 +271,7 @@ class RunTable:
             )
             self._unwatch(run)
             del self._sent[run.run_id]
+            run.admitted_at = 0.0
             run.state = State.WAITING
             self._outlet.resubmit(run)
         else:

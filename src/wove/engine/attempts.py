@@ -17,7 +17,7 @@ from wove.engine.tracebacks import raisable
 from wove.errors import TaskTimeoutError
 from wove.graph.signature import Kind, Signature
 from wove.observe.events import emit
-from wove.result import RunRecord, worded
+from wove.result import RunRecord, Trip, worded
 
 if TYPE_CHECKING:
     from contextvars import Context
@@ -302,7 +302,9 @@ class Caller:
     async def _elsewhere(
         self, arguments: Mapping[str, Any], attempt: int, item: int | None, limit: float | None
     ) -> Any:
-        record = RunRecord(self.name, item, attempt, self.settings.environment.name, started=time())
+        record = RunRecord(
+            self.name, item, attempt, self.settings.environment.name, started=time(), trip=Trip()
+        )
         self.attempts.records.append(record)
         try:
             scope = await self.run.scope(self.settings.environment)

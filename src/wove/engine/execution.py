@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextvars import copy_context
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -14,6 +14,7 @@ from wove.settings.resolution import Resolver
 if TYPE_CHECKING:
     from asyncio import AbstractEventLoop
 
+    from wove.observe.graph import Graph
     from wove.result import WoveResult
     from wove.settings.model import Configuration
 
@@ -38,7 +39,7 @@ class Execution:
         values: The initial values by name.
         options: The checked options of the weave.
         configuration: What ``wove.config`` held when the block closed.
-        watch: Called with the run before it begins, for a display of it that ends with it.
+        watch: Each is called with the run before it begins, for a display of it that ends with it.
 
     Attributes:
         plan: The graph; what is wrong with it is in its ``error``.
@@ -56,7 +57,7 @@ class Execution:
         values: Mapping[str, Any],
         options: Mapping[str, Any],
         configuration: Configuration,
-        watch: Callable[[WeaveRun], Display] | None = None,
+        watch: Sequence[Callable[[WeaveRun], Display]] = (),
     ) -> None:
         self._parts = (declarations, values, options, configuration, watch)
         self.values = values
@@ -67,7 +68,7 @@ class Execution:
         self.context = copy_context()
         self._run: WeaveRun | None = None
         self._watch = watch
-        self._display: Display | None = None
+        self._displays: list[Display] = []
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (Execution, self._parts)
@@ -86,28 +87,37 @@ class Execution:
             context=self.context,
             finished=finished,
         )
-        if self._watch is not None:
-            self._display = self._watch(self._run)
+        self._displays = [watch(self._run) for watch in self._watch]
         return self._run
 
     async def unwatch(self) -> None:
-        """The run has ended: end its display without holding up the loop. `result` ends it too."""
-        if self._display is not None:
-            await self._display.aclose()
+        """End the displays of the run, which has ended, without holding up the loop. `result` ends them too."""
+        for display in self._displays:
+            await display.aclose()
 
     def result(self) -> WoveResult | None:
         """What the run has left, when it has ended; ``None`` where it was never made."""
-        if self._display is not None:
-            self._display.close()
+        self._close_displays()
         return None if self._run is None else result_of(self._run, self.values)
 
     def failed(self, error: BaseException) -> WoveResult:
         """The result when *error* kept the weave from running."""
-        if self._display is not None:
-            self._display.close()
+        self._close_displays()
         return failed_before_running(
             self.plan, self.values, error, self.settings.error_mode != "raise"
         )
+
+    def _close_displays(self) -> None:
+        for display in self._displays:
+            display.close()
+
+    def graph(self) -> Graph:
+        """Return the graph, with what the tasks are doing now."""
+        from wove.engine.picture import (
+            graph_of,  # here, because a weave that nobody looks at does without
+        )
+
+        return graph_of(self.plan, self.resolver, self._run)
 
     def error(self) -> BaseException | None:
         """What the block is to raise."""

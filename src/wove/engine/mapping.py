@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from wove.engine.attempts import Bound, Caller
 from wove.engine.coroutine_pool import SLICE_SECONDS, CoroutinePool
 from wove.engine.sources import END, WAIT, Source, open_source
-from wove.engine.threads import discard, is_awaitable
+from wove.engine.threads import discard, is_awaitable, thread_number
 from wove.engine.tracebacks import raisable
 from wove.graph.signature import Kind
 
@@ -36,6 +36,7 @@ class ItemsSoFar:
         results: By position; ``None`` where an item has not succeeded.
         started: When each item was first launched, on the clock of `time.perf_counter`.
         ended: When each item ended; 0 while it runs.
+        threads: The number of the thread that runs each item; empty where items run on the loop.
         errors: What failed, as ``(position, exception)``, the first one first; the position is
             ``None`` for an error of the source itself.
         exhausted: Whether there is no further item.
@@ -44,6 +45,7 @@ class ItemsSoFar:
     results: list[Any]
     started: array[float]
     ended: array[float]
+    threads: array[int]
     errors: list[tuple[int | None, BaseException]]
     exhausted: bool
 
@@ -52,6 +54,7 @@ class ItemsSoFar:
         copied = ItemsSoFar()
         copied.results, copied.started, copied.ended = self.results, self.started, self.ended
         copied.errors, copied.exhausted = self.errors, self.exhausted
+        copied.threads = self.threads
         return copied
 
 
@@ -65,6 +68,7 @@ class Items(ItemsSoFar):
         self.results = []
         self.started = array("d")
         self.ended = array("d")
+        self.threads = array("i")
         self.errors = []
         self.exhausted = False
         self.finished: asyncio.Future[None] = run.loop.create_future()
@@ -298,16 +302,17 @@ class _ThreadedItems(Items):
         self._pulling = True
         return WAIT
 
-    def _claim(self) -> tuple[int, bool]:
+    def _claim(self, thread: int) -> tuple[int, bool]:
         """The position of the item just taken, and whether another thread is wanted.
 
         In the same breath as taking it, with the lock held: or two threads would swap their items.
         """
         position = self.launch()
+        self.threads.append(thread)
         self._under_way += 1
         return position, self._grow()
 
-    def _pull(self) -> tuple[Any, int, bool]:
+    def _pull(self, thread: int) -> tuple[Any, int, bool]:
         """In a thread: as `_take` and `_claim`, without the lock while the iterator is at work."""
         error: BaseException | None = None
         item: Any = END
@@ -322,7 +327,7 @@ class _ThreadedItems(Items):
             elif item is END:
                 self.exhausted = True
             elif not self._stopped:
-                return item, *self._claim()
+                return item, *self._claim(thread)
             return END, 0, False
 
     def _grow(self) -> bool:
@@ -341,6 +346,7 @@ class _ThreadedItems(Items):
         """In a thread: take and run items until there is none."""
         run, invoke, context = self._run, self._invoke, self.caller.context
         following: Job | None = None
+        thread = thread_number()
         with self._lock:
             self._coming = False
             given_up = self._abandoned
@@ -357,9 +363,9 @@ class _ThreadedItems(Items):
                     following = run.slots.next()
                     break
                 if item is not WAIT:
-                    position, grow = self._claim()
+                    position, grow = self._claim(thread)
             if item is WAIT:
-                item, position, grow = self._pull()
+                item, position, grow = self._pull(thread)
                 if item is END:
                     continue  # to leave as above
             if grow:

@@ -10,11 +10,12 @@ from wove.engine.tasks import CANCELLED, DONE
 from wove.result import Failure, RunRecord, WoveResult, worded
 
 if TYPE_CHECKING:
+    from wove.engine.mapping import ItemsSoFar
     from wove.engine.scheduler import WeaveRun
     from wove.engine.tasks import Task
     from wove.graph.plan import Plan
 
-__all__ = ["failed_before_running", "result_of"]
+__all__ = ["failed_before_running", "records_of", "result_of"]
 
 
 class _Records:
@@ -27,41 +28,54 @@ class _Records:
     def __call__(self) -> tuple[RunRecord, ...]:
         if self._run is not None:
             run, self._run = self._run, None
-            self._offset = time() - perf_counter()
-            made = [record for task in run.tasks for record in self._of(task)]
-            made += [record for attempts in run.merges for record in attempts.records]
-            self._made = tuple(made)
+            self._made = tuple(records_of(run))
         return self._made
 
-    def _of(self, task: Task) -> Iterator[RunRecord]:
-        if not task.settings.is_local:
-            yield from task.records()
-            return
-        environment = task.settings.environment.name
-        if task.items is not None:
-            errors = dict(task.items.errors)
-            for position, (started, ended) in enumerate(
-                zip(task.items.started, task.items.ended, strict=True)
-            ):
-                error = errors.get(position)
-                yield RunRecord(
-                    task.name,
-                    position,
-                    attempt=task.attempts(position),
-                    environment=environment,
-                    started=started + self._offset,
-                    ended=ended + self._offset if ended else None,
-                    error=_text(error),
-                )
-        elif task.started:
-            yield RunRecord(
-                task.name,
-                attempt=task.attempts(),
-                environment=environment,
-                started=task.started + self._offset,
-                ended=task.ended + self._offset if task.ended else None,
-                error=_text(task.error),
-            )
+
+def records_of(run: WeaveRun) -> list[RunRecord]:
+    """Return the records of *run*, which may still be running; also from another thread."""
+    offset = time() - perf_counter()
+    records = [record for task in run.tasks for record in _records_of(task, offset)]
+    return records + [record for attempts in list(run.merges) for record in attempts.records.copy()]
+
+
+def _records_of(task: Task, offset: float) -> Iterator[RunRecord]:
+    if not task.settings.is_local:
+        yield from task.records().copy()
+        return
+    if task.items is not None:
+        yield from _items_of(task, task.items, offset)
+    elif task.started:
+        yield RunRecord(
+            task.name,
+            attempt=task.attempts(),
+            environment=task.settings.environment.name,
+            started=task.started + offset,
+            ended=task.ended + offset if task.ended else None,
+            thread=task.thread or None,
+            error=_text(task.error),
+        )
+
+
+def _items_of(task: Task, items: ItemsSoFar, offset: float) -> Iterator[RunRecord]:
+    environment = task.settings.environment.name
+    errors = dict(items.errors.copy())
+    # Of items that are just being launched, not everything may be there yet.
+    for position, (started, ended) in enumerate(
+        zip(items.started[:], items.ended[:], strict=False)
+    ):
+        error = errors.get(position)
+        thread = items.threads[position] if position < len(items.threads) else 0
+        yield RunRecord(
+            task.name,
+            position,
+            attempt=task.attempts(position),
+            environment=environment,
+            started=started + offset,
+            ended=ended + offset if ended else None,
+            thread=thread or None,
+            error=_text(error),
+        )
 
 
 def _text(error: BaseException | None) -> str | None:

@@ -27,7 +27,15 @@ from wove.engine.loops import is_ours
 from wove.engine.mapping import map_items
 from wove.engine.sources import Stream
 from wove.engine.tasks import CANCELLED, DONE, FAILED, PENDING, RUNNING, Task
-from wove.engine.threads import Inbox, Slots, ThreadCall, discard, is_awaitable, start_thread
+from wove.engine.threads import (
+    Inbox,
+    Slots,
+    ThreadCall,
+    discard,
+    is_awaitable,
+    start_thread,
+    thread_number,
+)
 from wove.engine.tracebacks import annotate, raisable
 from wove.graph.plan import DATA
 from wove.graph.signature import Kind
@@ -578,6 +586,7 @@ def current_run() -> WeaveRun | None:
 
 def _timed(task: Task, call: Callable[[], Any]) -> Any:
     # The task begins when a thread begins it, not while it waits for one.
+    task.thread = thread_number()
     task.started = perf_counter()
     return call()
 

@@ -47,6 +47,7 @@ class Task:
         waiting: How many inputs are still to come.
         started: When it began, on the clock of `time.perf_counter`; 0 before.
         ended: When it ended; 0 before.
+        thread: The number of the thread that ran it; 0 where it is not known.
         settings: Its effective settings.
         plain_sync: Whether running it is nothing but a call in a thread.
         plain_async: Whether running it is nothing but awaiting a call.
@@ -57,7 +58,7 @@ class Task:
 
     __slots__ = (
         "_attempts", "_caller", "awaitable", "ended", "error", "items", "name", "node", "plain_async", "plain_sync",
-        "settings", "started", "status", "stream", "value", "waiting",
+        "settings", "started", "status", "stream", "thread", "value", "waiting",
     )  # fmt: skip
 
     def __init__(self, node: Node, run: WeaveRun) -> None:
@@ -66,6 +67,7 @@ class Task:
         self.name = node.name
         self.waiting = len(node.needs)
         self.status = PENDING
+        self.thread = 0
         self.started = 0.0
         self.ended = 0.0
         self.value: Any = None

@@ -19,7 +19,15 @@ from queue import SimpleQueue
 from types import CoroutineType
 from typing import Any, Protocol
 
-__all__ = ["Inbox", "Slots", "ThreadCall", "discard", "is_awaitable", "start_thread"]
+__all__ = [
+    "Inbox",
+    "Slots",
+    "ThreadCall",
+    "discard",
+    "is_awaitable",
+    "start_thread",
+    "thread_number",
+]
 
 IDLE_SECONDS = 10.0
 """How long a thread without work waits for some before it ends."""
@@ -54,7 +62,7 @@ class _Pool:
         if worker is None:
             try:
                 threading.Thread(
-                    target=_Worker(self, job).work, name=f"wove-{number}", daemon=True
+                    target=_Worker(self, job, number).work, name=f"wove-{number}", daemon=True
                 ).start()
             except RuntimeError:
                 worker = self._next_idle() if patient else None
@@ -80,9 +88,10 @@ class _Pool:
 
 
 class _Worker:
-    __slots__ = ("job", "pool", "wake")
+    __slots__ = ("job", "number", "pool", "wake")
 
-    def __init__(self, pool: _Pool, job: Job) -> None:
+    def __init__(self, pool: _Pool, job: Job, number: int) -> None:
+        self.number = number
         self.pool = pool
         self.job: Job | None = job
         self.wake = threading.Lock()
@@ -90,6 +99,7 @@ class _Worker:
 
     def work(self) -> None:
         pool = self.pool
+        _tail.number = self.number
         while True:
             job, self.job = self.job, None
             while (
@@ -124,9 +134,15 @@ class _Tail(threading.local):
 
     open = False
     job: Job | None = None
+    number = 0
 
 
 _tail = _Tail()
+
+
+def thread_number() -> int:
+    """Return the number of the current thread, if it is the pool's, from 1; otherwise 0."""
+    return _tail.number
 
 
 def start_thread(job: Job, patient: bool = True) -> None:

@@ -15,7 +15,7 @@ from enum import Enum
 from time import perf_counter
 from typing import Any, Final, Protocol
 
-__all__ = ["ENDED", "Row", "RunView", "Sampler"]
+__all__ = ["ENDED", "Row", "RunView", "Sampler", "length_of"]
 
 ENDED: Final = frozenset({"done", "failed", "cancelled", "skipped"})
 """The states in which a task does not change any more; "skipped" is one that never began."""
@@ -29,6 +29,11 @@ _SIZED: Final[frozenset[type[Any]]] = frozenset(
     {list, tuple, range, dict, set, frozenset, str, bytes, bytearray, deque}
     | {type(_DICT.keys()), type(_DICT.values()), type(_DICT.items())}
 )
+
+
+def length_of(source: Any) -> int | None:
+    """Return how many items *source* has; ``None`` where only using it up would tell."""
+    return len(source) if type(source) in _SIZED else None
 
 
 class _EnvironmentView(Protocol):
@@ -160,7 +165,12 @@ class _Watched:
     def __init__(self, task: _TaskView, values: Mapping[str, Any]) -> None:
         self._task = task
         self._values = values
-        self._waiting = Row(task.name, "waiting", environment=task.settings.environment.name)
+        self._waiting = Row(
+            task.name,
+            "waiting",
+            environment=task.settings.environment.name,
+            mapped=task.node.declaration.mapped,
+        )
         self._final: Row | None = None
         self._low = 0
         self._samples: deque[tuple[float, int]] = deque()
@@ -223,8 +233,9 @@ class _Watched:
         source: Any = declaration.source
         if isinstance(source, str):
             source = self._values.get(source)
-        if type(source) in _SIZED:
-            return max(done, len(source))
+        length = length_of(source)
+        if length is not None:
+            return max(done, length)
         if items is not None and items.exhausted and state != "failed":
             return max(done, len(items.results))
         return None

@@ -7,9 +7,10 @@ a receiver does not know are ignored.
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Any, Final, TypedDict, cast
+from typing import Any, Final, TypedDict, TypeGuard, cast
 
 from wove.errors import SerializationError
 from wove.protocol.pickling import Pickled
@@ -27,6 +28,7 @@ __all__ = [
     "check_event",
     "check_python",
     "condensed",
+    "is_timing",
     "says_busy",
 ]
 
@@ -86,6 +88,8 @@ class Event(TypedDict, total=False):
     """What a worker sends. Every event has the ``run_id`` of the command it answers.
 
     ``host`` and ``pid`` come with ``task_started``, or with the end of a run that was over too soon for one.
+    ``timing`` comes with the end: when the worker began the run, in seconds since the epoch, and for how many
+    seconds it then unpickled the call, ran it, and pickled the result.
     A ``heartbeat`` with ``blocked`` says that none of the ``running`` tasks of that process computes at the
     moment: they wait.
     """
@@ -103,6 +107,7 @@ class Event(TypedDict, total=False):
     pid: int
     python: str
     wove: str
+    timing: list[float]
     blocked: bool
     running: int
     level: str
@@ -142,6 +147,16 @@ def check_event(frame: Mapping[str, Any]) -> dict[str, Any]:
             f"{kind!r:.100} is no type of event (the types are {known}): {_outline(frame)}", run_id
         )
     return frame if isinstance(frame, dict) else dict(frame)
+
+
+def is_timing(value: object) -> TypeGuard[list[float]]:
+    """Return whether *value* can be the ``timing`` of an event."""
+    if not isinstance(value, list) or len(cast("list[object]", value)) != 4:
+        return False
+    return all(
+        isinstance(number, (int, float)) and 0 <= number < math.inf
+        for number in cast("list[object]", value)
+    )
 
 
 def says_busy(event: Mapping[str, Any]) -> bool:

@@ -190,6 +190,8 @@ class Runner:
             run.begun = True
             self._running += 1
             self._started += 1
+        run.began = time.time()
+        run.ticks.append(time.perf_counter())
         try:
             self._emit({"type": "task_started", **run.names, "host": HOST, "pid": self._pid})
             if self._reports_load:
@@ -216,6 +218,7 @@ class Runner:
             return
         call = partial(function, **arguments)
         del arguments
+        run.ticks.append(time.perf_counter())
         context = contextvars.Context()
         if run.stopping:
             self._stopped(run, None)
@@ -287,6 +290,7 @@ class Runner:
             self._fail(run, error, source="executor")
 
     def _conclude(self, run: ExecutingRun, ok: bool, value: Any) -> None:
+        run.ticks.append(time.perf_counter())
         if ok:
             label = f"the result of task {run.task!r}"
             try:
@@ -372,6 +376,9 @@ class Runner:
                 self._running -= 1
         if run.beat_seconds is not None or run.seconds is not None:
             self._pulse.drop(run)
+        timing = run.timing(time.perf_counter())
+        if timing is not None:
+            event["timing"] = timing
         self._emit(event)
         with self._lock:
             self._ending -= 1

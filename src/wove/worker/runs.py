@@ -61,11 +61,14 @@ class ExecutingRun:
         beat_seconds: The time between two heartbeats; ``None``: nobody wants them.
         begun: It has left the queue.
         ended: Its terminal event is decided.
+        began: When it left the queue, in seconds since the epoch.
+        ticks: When it left the queue, when its call began, and when that ended, as `time.perf_counter`.
         stopping: ``"cancel"`` or ``"deadline"`` once it has been told to stop.
     """
 
     __slots__ = (
         "beat_seconds",
+        "began",
         "begun",
         "callable",
         "cancel_coroutine",
@@ -77,6 +80,7 @@ class ExecutingRun:
         "section",
         "stopping",
         "task",
+        "ticks",
     )
 
     def __init__(self, run_id: str, frame: Mapping[str, Any]) -> None:
@@ -94,6 +98,16 @@ class ExecutingRun:
         self.cancel_coroutine: Callable[[], None] | None = None
         self.begun = self.ended = False
         self.stopping: str | None = None
+        self.began = 0.0
+        self.ticks: list[float] = []
+
+    def timing(self, now: float) -> list[float] | None:
+        """Return the ``timing`` of its end, which is at *now*; ``None`` where its call never began."""
+        if len(self.ticks) < 3:
+            return None
+        began, called, returned = self.ticks
+        spent = (called - began, returned - called, now - returned)
+        return [round(seconds, 6) for seconds in (self.began, *spent)]
 
     def load_callable(self) -> tuple[Callable[..., Any], bool]:
         assert self.callable is not None

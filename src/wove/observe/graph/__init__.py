@@ -59,7 +59,9 @@ class Graph:
 
     def __str__(self) -> str:
         """Return a line for each task."""
-        return "\n".join(f"{wording.SIGNS[row.state]} {wording.sentence(row)}" for row in self._rows)
+        return "\n".join(
+            f"{wording.SIGNS[row.state]} {wording.sentence(row)}" for row in self._rows
+        )
 
     def __repr__(self) -> str:
         return f"<Graph of {len(self._rows):,} task(s)>"

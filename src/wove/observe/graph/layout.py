@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Final
 
 __all__ = ["Layout", "lay_out"]
@@ -43,7 +44,12 @@ class Layout:
 
 def lay_out(needs: Sequence[Sequence[int]]) -> Layout:
     """Return a layout of tasks, each given by the indices of those that it needs."""
-    edges = [(need, task) for task, needed in enumerate(needs) for need in dict.fromkeys(needed) if need != task]
+    edges = [
+        (need, task)
+        for task, needed in enumerate(needs)
+        for need in dict.fromkeys(needed)
+        if need != task
+    ]
     backwards = _closing(len(needs), edges)
     forwards = [edge for edge in edges if edge not in backwards]
     layer_of = _layers(len(needs), forwards)
@@ -64,18 +70,22 @@ def lay_out(needs: Sequence[Sequence[int]]) -> Layout:
             after.append([])
         path.append(end)
         paths[start, end] = path
-        for one, next_one in zip(path, path[1:], strict=False):
+        for one, next_one in pairwise(path):
             after[one].append(next_one)
             before[next_one].append(one)
 
     _order(layers, before, after)
     sizes = [1.0 if place < len(needs) else PASSING for place in range(len(before))]
     middles = _middles(layers, sizes, before, after)
-    placed = {place: (number, middles[place]) for number, layer in enumerate(layers) for place in layer}
+    placed = {
+        place: (number, middles[place]) for number, layer in enumerate(layers) for place in layer
+    }
     lines = {edge: [placed[place] for place in path] for edge, path in paths.items()}
     lines.update({(start, end): [placed[start], placed[end]] for start, end in backwards})
     width = max((middles[place] + sizes[place] / 2 for place in placed), default=0.0)
-    return Layout(len(layers), width, [placed[task] for task in range(len(needs))], lines, backwards)
+    return Layout(
+        len(layers), width, [placed[task] for task in range(len(needs))], lines, backwards
+    )
 
 
 def _closing(tasks: int, edges: Sequence[tuple[int, int]]) -> set[tuple[int, int]]:
@@ -131,7 +141,9 @@ def _order(layers: list[list[int]], before: list[list[int]], after: list[list[in
             beside = layers[number - 1 if down else number + 1]
             position = {place: at for at, place in enumerate(beside)}
             layer = layers[number]
-            layer.sort(key=_barycentre(neighbours, position, {place: at for at, place in enumerate(layer)}))
+            layer.sort(
+                key=_barycentre(neighbours, position, {place: at for at, place in enumerate(layer)})
+            )
         crossings = _crossings(layers, after)
         if crossings < best_crossings:
             best, best_crossings = [list(layer) for layer in layers], crossings
@@ -140,7 +152,9 @@ def _order(layers: list[list[int]], before: list[list[int]], after: list[list[in
     layers[:] = best
 
 
-def _barycentre(neighbours: list[list[int]], position: dict[int, int], own: dict[int, int]) -> Callable[[int], float]:
+def _barycentre(
+    neighbours: list[list[int]], position: dict[int, int], own: dict[int, int]
+) -> Callable[[int], float]:
     def key(place: int) -> float:
         found = [position[neighbour] for neighbour in neighbours[place]]
         return sum(found) / len(found) if found else float(own[place])
@@ -151,9 +165,11 @@ def _barycentre(neighbours: list[list[int]], position: dict[int, int], own: dict
 def _crossings(layers: Sequence[Sequence[int]], after: list[list[int]]) -> int:
     """Count the crossings: pairs of lines whose ends are in another order than their starts."""
     crossings = 0
-    for upper, lower in zip(layers, layers[1:], strict=False):
+    for upper, lower in pairwise(layers):
         position = {place: at for at, place in enumerate(lower)}
-        tree = [0] * (len(lower) + 1)  # how many ends are at or before a position, as a Fenwick tree
+        tree = [0] * (
+            len(lower) + 1
+        )  # how many ends are at or before a position, as a Fenwick tree
         seen = 0
         for place in upper:
             ends = [position[end] for end in after[place]]
@@ -185,14 +201,21 @@ def _middles(
     for sweep in range(SWEEPS if len(before) < LARGE else 2):
         down = sweep % 2 == 0
         for layer in layers if down else reversed(layers):
-            wanted = [_middle_of(middles, (before if down else after)[place], middles[place]) for place in layer]
+            wanted = [
+                _middle_of(middles, (before if down else after)[place], middles[place])
+                for place in layer
+            ]
             _place(layer, wanted, sizes, middles)
-    least = min((middles[place] - sizes[place] / 2 for layer in layers for place in layer), default=0.0)
+    least = min(
+        (middles[place] - sizes[place] / 2 for layer in layers for place in layer), default=0.0
+    )
     return [middle - least for middle in middles]
 
 
 def _middle_of(middles: list[float], neighbours: list[int], otherwise: float) -> float:
-    return sum(middles[place] for place in neighbours) / len(neighbours) if neighbours else otherwise
+    return (
+        sum(middles[place] for place in neighbours) / len(neighbours) if neighbours else otherwise
+    )
 
 
 def _place(layer: list[int], wanted: list[float], sizes: list[float], middles: list[float]) -> None:
@@ -200,7 +223,9 @@ def _place(layer: list[int], wanted: list[float], sizes: list[float], middles: l
 
     Places that would overlap form a block, which lies where its places on average want it.
     """
-    blocks: list[tuple[float, float, list[int]]] = []  # the wish for its beginning, its width, its places
+    blocks: list[
+        tuple[float, float, list[int]]
+    ] = []  # the wish for its beginning, its width, its places
     for place, wish in zip(layer, wanted, strict=True):
         begin, width, places = wish - sizes[place] / 2, sizes[place], [place]
         while blocks and blocks[-1][0] + blocks[-1][1] > begin:
@@ -211,6 +236,7 @@ def _place(layer: list[int], wanted: list[float], sizes: list[float], middles: l
             places = other_places + places
         blocks.append((begin, width, places))
     for begin, _, places in blocks:
+        at = begin
         for place in places:
-            middles[place] = begin + sizes[place] / 2
-            begin += sizes[place]
+            middles[place] = at + sizes[place] / 2
+            at += sizes[place]

@@ -31,11 +31,17 @@ def mermaid(rows: Sequence[Row], needs: Sequence[Sequence[int]], down: bool) -> 
     lines = [f"flowchart {'TD' if down else 'LR'}"]
     for number, row in enumerate(rows):
         label = "<br/>".join(
-            _escaped(line) for line in (wording.heading(row), wording.figures(row), wording.where(row)) if line
+            _escaped(line)
+            for line in (wording.heading(row), wording.figures(row), wording.where(row))
+            if line
         )
         opening, closing = ("[[", "]]") if row.mapped else ("[", "]")
         lines.append(f'    t{number}{opening}"{label}"{closing}:::{_class(row)}')
-    lines += [f"    t{need} --> t{number}" for number, needed in enumerate(needs) for need in dict.fromkeys(needed)]
+    lines += [
+        f"    t{need} --> t{number}"
+        for number, needed in enumerate(needs)
+        for need in dict.fromkeys(needed)
+    ]
     used = {_class(row) for row in rows}
     lines += [f"    classDef {name} {style}" for name, style in _CLASSES.items() if name in used]
     return "\n".join(lines) + "\n"
@@ -47,4 +53,6 @@ def _class(row: Row) -> str:
 
 def _escaped(text: str) -> str:
     """Return *text* so that Mermaid reads it as a label: what could mean more to it goes by its number."""
-    return "".join(char if char.isalnum() or char in " _.,:-·○●✓✗" else f"#{ord(char)};" for char in text)
+    return "".join(
+        char if char.isalnum() or char in " _.,:-·○●✓✗–" else f"#{ord(char)};" for char in text
+    )

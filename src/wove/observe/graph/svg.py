@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from html import escape
+from itertools import pairwise
 from typing import Final
 
 from wove.observe.graph import wording
@@ -47,6 +48,13 @@ _STYLE: Final = (
 """
 )
 
+_FITS: Final = 'style="max-width:100%;height:auto"'
+
+_HEAD: Final = (
+    '<defs><marker id="wove-head" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" '
+    'markerHeight="7" orient="auto"><path class="head" d="M0 0L8 4L0 8z"/></marker></defs>'
+)
+
 
 def svg(rows: Sequence[Row], layout: Layout, down: bool) -> str:
     """Return the picture, as one ``svg`` element.
@@ -69,14 +77,13 @@ def svg(rows: Sequence[Row], layout: Layout, down: bool) -> str:
     breadth, length = layout.width * across - GAP, layout.layers * along - LAYER_GAP
     width, height = (breadth, length) if down else (length, breadth)
     width, height = max(width, 0) + 2 * MARGIN + 6, max(height, 0) + 2 * MARGIN + 6
+    size = f'viewBox="0 0 {width:.0f} {height:.0f}" width="{width:.0f}" height="{height:.0f}"'
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" class="wove-graph" role="img" viewBox="0 0 {width:.0f} {height:.0f}" '
-        f'width="{width:.0f}" height="{height:.0f}" style="max-width:100%;height:auto">',
+        f'<svg xmlns="http://www.w3.org/2000/svg" class="wove-graph" role="img" {size} {_FITS}>',
         f"<title>{_text(f'Weave of {len(rows)} tasks: {summary(rows)}' if rows else 'Weave without tasks')}</title>",
         f"<desc>{_text('. '.join(wording.sentence(row) for row in rows))}</desc>",
         f"<style>{_STYLE}</style>",
-        '<defs><marker id="wove-head" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" markerHeight="7" '
-        'orient="auto"><path class="head" d="M0 0L8 4L0 8z"/></marker></defs>',
+        _HEAD,
     ]
     for edge, places in layout.lines.items():
         kind = " backwards" if edge in layout.backwards else ""
@@ -96,7 +103,7 @@ def _path(points: list[tuple[float, float]], down: bool) -> str:
     else:
         places = [(x + WIDTH / 2, y), *middle, (end_x - WIDTH / 2 - 2, end_y)]
     text = [f"M{places[0][0]:.1f} {places[0][1]:.1f}"]
-    for (x0, y0), (x1, y1) in zip(places, places[1:], strict=False):
+    for (x0, y0), (x1, y1) in pairwise(places):
         half_x, half_y = (x0 + x1) / 2, (y0 + y1) / 2
         if down:
             text.append(f"C{x0:.1f} {half_y:.1f} {x1:.1f} {half_y:.1f} {x1:.1f} {y1:.1f}")

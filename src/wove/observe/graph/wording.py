@@ -8,7 +8,14 @@ from wove.observe.sampling import Row
 
 __all__ = ["SIGNS", "figures", "heading", "sentence", "state", "where"]
 
-SIGNS: Final = {"waiting": "○", "running": "●", "done": "✓", "failed": "✗", "cancelled": "–", "skipped": "–"}  # noqa: RUF001
+SIGNS: Final = {
+    "waiting": "○",
+    "running": "●",
+    "done": "✓",
+    "failed": "✗",
+    "cancelled": "–",
+    "skipped": "–",
+}
 
 
 def state(row: Row) -> str:

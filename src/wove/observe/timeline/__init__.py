@@ -120,7 +120,9 @@ def check_path(path: str | PathLike[str], name: str) -> Path:
     """
     path = Path(path)
     if path.suffix.lower() not in SUFFIXES:
-        raise ValueError(f"{name} must end in .html (a page) or .json (a Chrome trace), not {str(path)!r}")
+        raise ValueError(
+            f"{name} must end in .html (a page) or .json (a Chrome trace), not {str(path)!r}"
+        )
     return path
 
 

@@ -62,7 +62,10 @@ def _name(model: Model, bar: Bar) -> str:
 
 
 def _slice(model: Model, bar: Bar, place: dict[str, int]) -> dict[str, Any]:
-    arguments: dict[str, Any] = {"task": model.tasks[bar.task], "state": State(bar.state).name.lower()}
+    arguments: dict[str, Any] = {
+        "task": model.tasks[bar.task],
+        "state": State(bar.state).name.lower(),
+    }
     if bar.item >= 0:
         arguments["item"] = bar.item
     if bar.attempt > 1:

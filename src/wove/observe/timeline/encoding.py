@@ -21,7 +21,19 @@ from wove.observe.timeline.model import PHASES, Model
 
 __all__ = ["COLUMNS", "encode"]
 
-COLUMNS: Final = ("lane", "task", "item", "state", "attempt", "losses", "error", "out", "in", "begun", *PHASES)
+COLUMNS: Final = (
+    "lane",
+    "task",
+    "item",
+    "state",
+    "attempt",
+    "losses",
+    "error",
+    "out",
+    "in",
+    "begun",
+    *PHASES,
+)
 
 MAX_NUMBER: Final = 2**31 - 2
 MIN_UNIT_SECONDS: Final = 1e-6
@@ -66,7 +78,9 @@ def _columns(model: Model, unit: float) -> Iterator[Sequence[int]]:
     yield [lane for lane, row in enumerate(model.bars) for _ in row]
     *whole, begun, parts = zip(*bars, strict=True)
     for column in whole:
-        yield column if max(column) <= MAX_NUMBER else [min(number, MAX_NUMBER) for number in column]
+        yield (
+            column if max(column) <= MAX_NUMBER else [min(number, MAX_NUMBER) for number in column]
+        )
     for seconds in (begun, *zip(*parts, strict=True)):
         yield list(map(int, map((1 / unit).__mul__, seconds)))
 

@@ -252,7 +252,9 @@ def _worker(record: RecordView) -> _Worker:
     return record.environment, record.host or "", record.pid or 0, 0
 
 
-_HOST: Final = os.uname().nodename if sys.platform != "win32" else os.environ.get("COMPUTERNAME", "here")
+_HOST: Final = (
+    os.uname().nodename if sys.platform != "win32" else os.environ.get("COMPUTERNAME", "here")
+)
 
 
 # ---------------------------------------------------------------------- how it ended
@@ -286,7 +288,12 @@ def _clock_offsets(records: Iterable[RecordView]) -> dict[str, float]:
     best: dict[str, tuple[float, float]] = {}
     for record in records:
         trip = record.trip
-        if trip is None or record.host is None or trip.worker_began is None or trip.worker_spent is None:
+        if (
+            trip is None
+            or record.host is None
+            or trip.worker_began is None
+            or trip.worker_spent is None
+        ):
             continue
         if trip.handed_over is None or trip.end_seen is None:
             continue
@@ -299,7 +306,9 @@ def _clock_offsets(records: Iterable[RecordView]) -> dict[str, float]:
     return {host: ahead if abs(ahead) > way / 2 else 0.0 for host, (way, ahead) in best.items()}
 
 
-def _parts(record: RecordView, ended: float, offsets: dict[str, float]) -> tuple[float, tuple[float, ...]]:
+def _parts(
+    record: RecordView, ended: float, offsets: dict[str, float]
+) -> tuple[float, tuple[float, ...]]:
     """Return when the worker began *record*, and the seconds of each of `PHASES`."""
     trip = record.trip
     started = record.started

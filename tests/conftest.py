@@ -30,16 +30,6 @@ pytest_plugins = [
 
 
 @pytest.fixture(autouse=True)
-def _own_configuration() -> Iterator[None]:
-    """`wove.config` is process-wide: what one test sets, the next must not see."""
-    from wove import settings
-
-    before = settings.current()
-    yield
-    settings.install(before)
-
-
-@pytest.fixture(autouse=True)
 def _garbage_is_collected_unwatched(request: pytest.FixtureRequest) -> Iterator[None]:
     """hypothesis times the garbage collector in a callback, from its first test in the process on. Python drops an
     exception that arrives there, and so the interrupt of a task: in users' processes nothing calls back like that."""

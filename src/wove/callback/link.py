@@ -7,7 +7,6 @@ a callback URL is an address that Wove made for this very worker.
 from __future__ import annotations
 
 import contextlib
-import os
 import select
 import socket
 import threading
@@ -295,18 +294,15 @@ def socket_pair() -> tuple[socket.socket, socket.socket]:
     return pair
 
 
-def _after_in_child() -> None:
+def reset_after_fork() -> None:
     for sock in list(_sockets):
         with contextlib.suppress(OSError):
             sock.close()
     _sockets.clear()
-    _lock.release()
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(
-        before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_after_in_child
-    )
+forks.hold(_lock)
+forks.after_in_child(forks.Phase.CLIENTS, reset_after_fork)
 
 
 def _connected(destination: Destination) -> socket.socket:

@@ -183,7 +183,7 @@ class Receiver:
 
     def _deafen(self) -> None:
         for sock in self._sockets:
-            forks.forget(sock.fileno())
+            forks.untrack(sock.fileno())
         for server in self._servers:
             server.close()
         self.abandon()
@@ -191,7 +191,7 @@ class Receiver:
     def abandon(self) -> None:
         """Stop listening, without a word to a loop that is no more."""
         for sock in self._sockets:
-            forks.forget(sock.fileno())
+            forks.untrack(sock.fileno())
             sock.close()
         self._servers.clear()
         self._sockets.clear()
@@ -349,12 +349,11 @@ def _listening(places: Sequence[tuple[int, tuple[Any, ...]]], port: int) -> list
     return sockets
 
 
-def _renew() -> None:
+def reset_after_fork() -> None:
     """In a forked child: `forks` has let go of the sockets, and everything else is the parent's."""
     for receiver in _receivers.values():
         receiver.abandon()
     _receivers.clear()
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_renew)
+forks.after_in_child(forks.Phase.CLIENTS, reset_after_fork)

@@ -25,6 +25,7 @@ from wove.callback.ledger import DeliveryQueue
 from wove.callback.link import Destination, Link, close_socket, exchange, request, socket_pair
 from wove.callback.outbox import Event, EventBatch, RunEvents
 from wove.callback.reporter import RunReporter
+from wove.concurrency import forks
 from wove.concurrency.thread_pool import ThreadPool
 from wove.net.http1 import ProtocolError
 
@@ -401,13 +402,12 @@ def close(timeout: float) -> None:
     _uploads.close(timeout)
 
 
-def _renew() -> None:
+def reset_after_fork() -> None:
     global _senders_lock, _worker
     _senders.clear()
     _senders_lock = threading.Lock()
     _worker = ""
-    _uploads.forget()
+    _uploads.reset_after_fork()
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_renew)
+forks.after_in_child(forks.Phase.THREADS, reset_after_fork)

@@ -114,7 +114,7 @@ class Connection(asyncio.Protocol):
         return self._state in (_State.WORK, _State.SEND) or self._congested or bool(self._rest)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        forks.forget(self._descriptor)
+        forks.untrack(self._descriptor)
         self._lost = True
         self._rest = b""
         self._out = None

@@ -5,11 +5,12 @@ Threads start on demand and end by themselves when idle. A forked child starts w
 
 from __future__ import annotations
 
-import os
 import threading
 from collections import deque
 from collections.abc import Callable
 from typing import Any, Final, TypeVar
+
+from wove.concurrency import forks
 
 __all__ = ["ThreadPool", "close", "names", "relay", "run_in_thread", "submit"]
 
@@ -33,9 +34,9 @@ class ThreadPool:
     def __init__(self, limit: int, name: str) -> None:
         self._limit = limit
         self._name = name
-        self.forget()
+        self.reset_after_fork()
 
-    def forget(self) -> None:
+    def reset_after_fork(self) -> None:
         """Drop all calls and threads, as in a forked child, where neither is its own."""
         self._calls: deque[tuple[Callable[..., object], tuple[Any, ...]]] = deque()
         self._changed = threading.Condition(threading.Lock())
@@ -165,10 +166,9 @@ def close(timeout: float) -> None:
     names.close(min(timeout, LOOKUP_SECONDS))
 
 
-def _renew() -> None:
+def reset_after_fork() -> None:
     for pool in (_codec, relay, names):
-        pool.forget()
+        pool.reset_after_fork()
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_renew)
+forks.after_in_child(forks.Phase.THREADS, reset_after_fork)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from collections import deque
 from collections.abc import Callable
+
+from wove.concurrency import forks
 
 __all__ = ["Gate", "gate"]
 
@@ -96,11 +97,10 @@ def gate(environment: str) -> Gate:
     return found
 
 
-def _forget() -> None:
+def reset_after_fork() -> None:
     """A forked child has no runs in flight, and its copy of the lock may be held by nobody."""
     global _gates, _lock
     _gates, _lock = {}, threading.Lock()
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget)
+forks.after_in_child(forks.Phase.CACHES, reset_after_fork)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Final, cast
 
+from wove.concurrency import forks
 from wove.graph.options import suggest
 
 if TYPE_CHECKING:
@@ -63,9 +63,9 @@ class SharedRuns:
     """The runs in flight that have an idempotency key, by environment and key. Thread-safe."""
 
     def __init__(self) -> None:
-        self.forget()
+        self.reset_after_fork()
 
-    def forget(self) -> None:
+    def reset_after_fork(self) -> None:
         """Drop everything: nothing of it is in flight in a forked child."""
         self._lock = threading.Lock()
         self._runs: dict[tuple[str, str], RemoteRun] = {}
@@ -91,5 +91,4 @@ class SharedRuns:
 shared: Final = SharedRuns()
 """The one of this process."""
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=shared.forget)
+forks.after_in_child(forks.Phase.CACHES, shared.reset_after_fork)

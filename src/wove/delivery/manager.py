@@ -312,7 +312,7 @@ def _shutdown(timeout: float, reason: str) -> None:
     thread_pool.close(min(timeout, 1.0))
 
 
-def _renew() -> None:
+def reset_after_fork() -> None:
     global hub
     old, hub = hub, ExecutorManager()
     old.abandon()
@@ -320,5 +320,4 @@ def _renew() -> None:
     _left_behind.append(old)
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_renew)
+forks.after_in_child(forks.Phase.LOOPS, reset_after_fork)

@@ -9,6 +9,7 @@ import os
 from time import monotonic, time
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from wove.concurrency import forks
 from wove.protocol.frames import is_timing
 from wove.result import Trip
 
@@ -209,10 +210,9 @@ def new_run_id() -> str:
     return f"{_prefix}-{next(_ids):x}"
 
 
-def _renew() -> None:
+def reset_after_fork() -> None:
     global _ids
     _ids = _new_ids()
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_renew)
+forks.after_in_child(forks.Phase.CACHES, reset_after_fork)

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, Protocol, Self
 
+from wove.concurrency import forks
 from wove.engine.threads import start_thread
 
 __all__ = ["Runnable", "is_ours", "run_awaiting", "run_blocking"]
@@ -68,14 +69,13 @@ _kept = _Kept()
 _inherited: list[Any] = []
 
 
-def _forget_loop() -> None:
+def reset_after_fork() -> None:
     """A forked child shares the selector of its parent's loop: it may neither use nor close it."""
     _inherited.append((_kept.loop, _kept.closer))
     _kept.loop = _kept.closer = None
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_loop)
+forks.after_in_child(forks.Phase.LOOPS, reset_after_fork)
 
 
 def is_ours(loop: AbstractEventLoop) -> bool:

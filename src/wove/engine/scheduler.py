@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import sys
 import threading
 from collections import deque
@@ -20,6 +19,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any, TypeAlias
 from weakref import ReferenceType, ref
 
+from wove.concurrency import forks
 from wove.engine.attempts import ERRANDS, Attempts, is_plain
 from wove.engine.binding import call_here, call_here_per_item, call_now, names_elsewhere, with_item
 from wove.engine.coroutine_pool import SLICE_SECONDS, CoroutinePool
@@ -66,15 +66,14 @@ _families = threading.Lock()
 """Guards who is inside whom and who waits for what; weaves are nested in several threads."""
 
 
-def _forget_run() -> None:
+def reset_after_fork() -> None:
     """In a forked child nobody serves the run of the task that forked."""
     global _families
     _families = threading.Lock()
     CURRENT.set(None)
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_run)
+forks.after_in_child(forks.Phase.LOCKS, reset_after_fork)
 
 
 class _TaskLanes(CoroutinePool):
@@ -599,8 +598,6 @@ def _is_prepared(environment: Environment) -> bool:
 
 def _prepare(environment: Environment, tell: Callable[[BaseException | None], object]) -> None:
     try:
-        from wove.concurrency import forks
-
         with forks.importing:
             from wove.delivery import prepare
 

@@ -8,7 +8,6 @@ threads a weave may use at once is the weave's own affair: its `Slots`.
 from __future__ import annotations
 
 import contextlib
-import os
 import threading
 import time
 from asyncio import AbstractEventLoop, Future
@@ -18,6 +17,8 @@ from contextvars import Context
 from queue import SimpleQueue
 from types import CoroutineType
 from typing import Any, Protocol
+
+from wove.concurrency import forks
 
 __all__ = [
     "Inbox",
@@ -119,14 +120,13 @@ class _Worker:
 _pool = _Pool()
 
 
-def _forget_threads() -> None:
+def reset_after_fork() -> None:
     """A forked child has none of its parent's threads."""
     global _pool
     _pool = _Pool()
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_threads)
+forks.after_in_child(forks.Phase.THREADS, reset_after_fork)
 
 
 class _Tail(threading.local):

@@ -17,6 +17,8 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Any, TextIO
 
+from wove.concurrency import forks
+
 __all__ = ["Screen", "screen_of", "send"]
 
 ERASE = "\x1b[J"
@@ -162,7 +164,7 @@ class Screen:
                 self._painted = False  # from now on it is only written
                 self._give_streams_back()
 
-    def forget(self) -> None:
+    def reset_after_fork(self) -> None:
         """This is the child of a fork: the displays are the parent's."""
         # Not the old lock: a thread that is not there any more may hold it.
         self._lock = threading.RLock()
@@ -243,14 +245,13 @@ def screen_of(stream: TextIO) -> Screen:
         return _screens[-1]
 
 
-def _forget_screens() -> None:
+def reset_after_fork() -> None:
     """The displays stay in the parent, and a lock that one of them held would never be released here."""
     global _guard
     _guard = threading.Lock()
     for screen in _screens:
-        screen.forget()
+        screen.reset_after_fork()
     _screens.clear()
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_screens)
+forks.after_in_child(forks.Phase.CACHES, reset_after_fork)

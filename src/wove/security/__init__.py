@@ -14,6 +14,7 @@ import time
 from collections.abc import Mapping
 from typing import Any, Final, TypeAlias
 
+from wove.concurrency import forks
 from wove.protocol import signing
 from wove.protocol.signing import Body, Headers
 from wove.security.reading import Kind, Settings, read
@@ -30,10 +31,7 @@ _process: Final = os.urandom(32)
 
 # One for all stores: it is held for microseconds, and a fork can wait for it.
 _lock = threading.Lock()
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(
-        before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_lock.release
-    )
+forks.hold(_lock)
 
 
 class NetworkExecutorSecurity:

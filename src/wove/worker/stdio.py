@@ -19,6 +19,7 @@ import threading
 from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
+from wove.concurrency import forks
 from wove.errors import EnvironmentExecutionError
 from wove.protocol import codec
 from wove.protocol.faults import from_exception
@@ -90,7 +91,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     # and not SIG_IGN, because programs that tasks start would inherit that.
     signal.signal(signal.SIGINT, _leave_it_to_the_parent)
     enough, wake = os.pipe()
-    _leave_nothing_to_forks(commands, events, enough, wake)
+    forks.track(commands, events, enough, wake)
+    forks.after_in_child(forks.Phase.CLIENTS, reset_after_fork)
     with contextlib.suppress(ImportError):
         importlib.import_module(
             "cloudpickle"
@@ -150,18 +152,10 @@ def _claim_stdio() -> tuple[int, int]:
     return commands, events
 
 
-def _leave_nothing_to_forks(*descriptors: int) -> None:
-    """A process that a task forks must neither hold the parent's pipes open nor ignore Ctrl-C."""
-
-    def in_child() -> None:
-        for descriptor in descriptors:
-            with contextlib.suppress(OSError):
-                os.close(descriptor)
-        with contextlib.suppress(ValueError):
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-
-    if hasattr(os, "register_at_fork"):
-        os.register_at_fork(after_in_child=in_child)
+def reset_after_fork() -> None:
+    """Let Ctrl-C interrupt a process that a task has forked, as usual."""
+    with contextlib.suppress(ValueError):
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _lines(commands: int, enough: int, parent: int) -> Iterator[list[bytes]]:

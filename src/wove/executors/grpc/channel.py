@@ -11,7 +11,6 @@ import asyncio
 import importlib
 import logging
 import math
-import os
 import threading
 import weakref
 from collections.abc import Callable, Sequence
@@ -383,7 +382,7 @@ def _before_fork() -> None:
         event.wait(FORK_SECONDS)
 
 
-def _after_fork_in_child() -> None:
+def reset_after_fork() -> None:
     global _broken
     for link in list(_links):
         if link.is_open:
@@ -410,10 +409,10 @@ def load(label: str) -> None:
     _refuse_after_fork(label)
     with forks.importing:
         importlib.import_module("grpc.aio")
-        if not _hooked and hasattr(os, "register_at_fork"):
-            # After grpc has been imported: what is registered last is called first before a fork, so that
-            # gRPC's own handlers find nothing under way.
-            os.register_at_fork(before=_before_fork, after_in_child=_after_fork_in_child)
+        if not _hooked:
+            # After the import of grpc, whose own hooks must find nothing under way.
+            forks.before_foreign_hooks(_before_fork)
+            forks.after_in_child(forks.Phase.CLIENTS, reset_after_fork)
             _hooked = True
 
 

@@ -408,7 +408,7 @@ class Connection(asyncio.Protocol):
             handshake.set_exception(error)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        forks.forget(self._descriptor)
+        forks.untrack(self._descriptor)
         if exc is not None and self._parser is not None:
             self._last_words()
         if self._handshake is not None:

@@ -311,7 +311,7 @@ class Link(asyncio.Protocol):
         return False
 
     def connection_lost(self, exc: Exception | None) -> None:
-        forks.forget(self._descriptor)
+        forks.untrack(self._descriptor)
         self._protocol.receive_eof()
         self._process()
         for timer in (self._look, self._end):

@@ -443,7 +443,7 @@ class _Line:
             with contextlib.suppress(Exception):
                 channel._disconnect_pools()
         if self._descriptor >= 0:
-            forks.forget(self._descriptor)
+            forks.untrack(self._descriptor)
             self._descriptor = -1
         self.connection = self._new()
 

@@ -9,6 +9,7 @@ import weakref
 from collections.abc import Callable, Coroutine, Iterable, Iterator
 from typing import Any, Final, TypeVar, cast
 
+from wove.concurrency import forks
 from wove.errors import DeliveryError
 
 __all__ = ["leave_behind", "loop_of_redis", "on_loop"]
@@ -101,7 +102,7 @@ def _before_fork() -> None:
             _inherited.append((pool, [sock.fileno() for sock in sockets if sock is not None]))
 
 
-def _after_fork_in_child() -> None:
+def reset_after_fork() -> None:
     for pool, descriptors in _inherited:
         # The connections close them when they are garbage, by number: that must not be another file's then.
         with contextlib.suppress(OSError):
@@ -118,7 +119,6 @@ def _after_fork_in_child() -> None:
     _inherited.clear()
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(
-        before=_before_fork, after_in_parent=_inherited.clear, after_in_child=_after_fork_in_child
-    )
+forks.before(forks.Phase.CLIENTS, _before_fork)
+forks.after_in_parent(forks.Phase.CLIENTS, _inherited.clear)
+forks.after_in_child(forks.Phase.CLIENTS, reset_after_fork)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import threading
 import time
 from collections.abc import Generator
@@ -14,6 +13,7 @@ from wove.callback import sender
 from wove.callback.client import fetch
 from wove.callback.link import Destination
 from wove.callback.reporter import Delivered, RunReporter
+from wove.concurrency import forks
 from wove.concurrency.thread_pool import ThreadPool
 from wove.errors import DeliveryError, SerializationError, WorkerLostError
 from wove.protocol.frames import FrameError, check_python
@@ -302,11 +302,10 @@ def close(timeout: float) -> None:
     fetches.close(timeout)
 
 
-def _renew() -> None:
+def reset_after_fork() -> None:
     global _worker, _worker_lock
     _worker, _worker_lock = None, threading.Lock()
-    fetches.forget()
+    fetches.reset_after_fork()
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_renew)
+forks.after_in_child(forks.Phase.THREADS, reset_after_fork)

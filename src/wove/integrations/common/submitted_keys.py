@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from collections import OrderedDict
 from collections.abc import Callable
 from typing import Final, TypeAlias
+
+from wove.concurrency import forks
 
 __all__ = ["SubmittedKeys", "Wanted"]
 
@@ -24,8 +25,7 @@ class SubmittedKeys:
 
     def __init__(self) -> None:
         self._jobs: OrderedDict[str, tuple[Wanted, str]] = OrderedDict()
-        if hasattr(os, "register_at_fork"):
-            os.register_at_fork(after_in_child=self.clear)
+        forks.after_in_child(forks.Phase.CACHES, self.reset_after_fork)
 
     def note(self, job: str, wanted: Wanted, run_id: str) -> None:
         """The environment that has *wanted* has submitted *job* for its run *run_id*."""
@@ -43,6 +43,6 @@ class SubmittedKeys:
             "another environment of this process" if theirs != wanted and theirs(run_id) else None
         )
 
-    def clear(self) -> None:
+    def reset_after_fork(self) -> None:
         """Forget all."""
         self._jobs.clear()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import importlib
 import logging
-import os
 import socket
 import sys
 import threading
@@ -216,7 +215,7 @@ def _without_that_warning() -> Generator[None]:
         logger.removeFilter(kept)
 
 
-def _renew() -> None:
+def reset_after_fork() -> None:
     global _lock, _forked
     _lock = threading.Lock()
     ray: Any = sys.modules.get("ray")
@@ -225,5 +224,4 @@ def _renew() -> None:
     _users.clear()
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_renew)
+forks.after_in_child(forks.Phase.CLIENTS, reset_after_fork)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import weakref
 from typing import Any, ClassVar, NamedTuple, cast
 
+from wove.concurrency import forks
 from wove.integrations.common.client_loops import loop_of_redis
 
 __all__ = ["Sent", "Startups", "home_of"]
@@ -62,7 +62,7 @@ class Startups:
         return cls._loops.get(broker)
 
     @classmethod
-    def forget(cls) -> None:
+    def reset_after_fork(cls) -> None:
         """Forget all, in a forked child, but what was started on the loop that goes on there."""
         here = asyncio._get_running_loop()
         for broker, loop in list(cls._loops.items()):
@@ -75,8 +75,7 @@ class Startups:
         return bool(getattr(broker, "is_worker_process", False)) or home_of(broker) is not None
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=Startups.forget)
+forks.after_in_child(forks.Phase.CLIENTS, Startups.reset_after_fork)
 
 
 def home_of(broker: Any) -> asyncio.AbstractEventLoop | None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import ctypes
 import inspect
-import os
 from collections.abc import Mapping
 from datetime import timedelta
 from typing import Any, Final, cast
@@ -23,6 +22,7 @@ from temporalio.runtime import Runtime
 from temporalio.service import RPCError, RPCStatusCode
 from temporalio.workflow import _Definition  # pyright: ignore[reportPrivateUsage]
 
+from wove.concurrency import forks
 from wove.errors import DeliveryError
 from wove.graph.rules import shown, suggest
 from wove.integrations.common.submitted_keys import SubmittedKeys, Wanted
@@ -327,11 +327,10 @@ async def _has_begun(handle: WorkflowHandle[Any, Any], *, is_ours: bool) -> bool
     return False
 
 
-def _in_child() -> None:
+def reset_after_fork() -> None:
     for client in list(_clients):
         _leak(client)
     _clients.clear()
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_in_child)
+forks.after_in_child(forks.Phase.CLIENTS, reset_after_fork)

@@ -116,7 +116,12 @@ def near(far: Far, folder: Path, config: dict[str, Any]) -> Any:
     found = run_script(
         SCRIPT,
         json.dumps(
-            {"broker_url": far.broker, "security": {"type": "signed", "secret": SECRET}, **config}
+            {
+                "broker_url": far.broker,
+                "security": {"type": "signed", "secret": SECRET},
+                "insecure": True,
+                **config,
+            }
         ),
         cwd=folder,
         timeout=120,

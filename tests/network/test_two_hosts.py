@@ -48,7 +48,9 @@ def far(
     for transport in TRANSPORTS:
         safe = Plan(transport, SECRET, tls=True, host=hosts.address, inside=hosts.inside(hosts.far))
         plans[transport, "safe"] = safe
-        plans[transport, "open"] = replace(safe, secret=None, tls=False, options=("--insecure",))
+        plans[transport, "open"] = replace(
+            safe, secret=None, tls=False, options=("--insecure", "--unauthenticated")
+        )
     with ExitStack() as stack:
         yield {
             key: stack.enter_context(running(plan, folder / "-".join(key), certificates))

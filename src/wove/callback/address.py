@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import Any, Final
 from urllib.parse import urlsplit
 
-from wove.executors.network.endpoints import parse_url
 from wove.graph.rules import shown
+from wove.security.endpoints import parse_url
 from wove.settings.config_readers import text
 
 __all__ = ["KEYS", "PATH", "Address", "read_address"]

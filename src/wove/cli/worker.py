@@ -36,7 +36,8 @@ LOG_LEVELS: Final = ("debug", "info", "warning", "error")
 
 DESCRIPTION: Final = """\
 A worker service: it runs the tasks of environments with executor {transport!r}. Whoever may send runs to it may
-run any code in it, so it listens on this machine only, unless it has TLS and --security, or --insecure is given."""
+run any code in it, so it listens on this machine only, unless it has TLS (or --insecure is given)
+and --security (or --unauthenticated is given)."""
 
 
 def add_parser(new: Callable[..., argparse.ArgumentParser]) -> None:
@@ -111,10 +112,11 @@ def _add_tls(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="a proxy in front ends TLS: plaintext is fine, --security needed",
     )
+    add("--insecure", action="store_true", help="listen for other machines without TLS")
     add(
-        "--insecure",
+        "--unauthenticated",
         action="store_true",
-        help="listen for other machines without TLS, without --security, or both",
+        help="listen for other machines without --security: whoever connects may run code",
     )
 
 
@@ -127,6 +129,7 @@ def _run(chosen: argparse.Namespace) -> int:
             serve = _serve_of(chosen)
         except (TypeError, ValueError, MissingDependencyError) as error:
             return _fail(chosen, error, 2)
+        _warn(options, tls, tls_at_proxy=chosen.tls_at_proxy)
         try:
             _run_until_stopped(chosen, partial(serve, options, bind, tls))
         except (OSError, MissingDependencyError) as error:
@@ -140,19 +143,40 @@ def _settings(chosen: argparse.Namespace) -> tuple[ServiceOptions, Bind, ServerT
 
     names = ("concurrency", "processes", "backlog", "max_message_bytes", "drain_timeout")
     given = {name: value for name in names if (value := getattr(chosen, name)) is not None}
-    options = service_options(security=chosen.security or "none", **given)
+    security = "none" if chosen.security is None else chosen.security
+    options = service_options(security=security, **given)
     bind = Bind.parse(chosen.bind)
     tls: ServerTLS | None = None
     if chosen.tls_cert and chosen.tls_key:
         tls = ServerTLS.load(chosen.tls_cert, chosen.tls_key, chosen.client_ca)
     elif chosen.tls_cert or chosen.tls_key or chosen.client_ca:
         raise ValueError("TLS needs both --tls-cert and --tls-key")
-    refuse_exposed(bind, tls, options, insecure=chosen.insecure, tls_at_proxy=chosen.tls_at_proxy)
+    refuse_exposed(
+        bind,
+        tls,
+        options,
+        insecure=chosen.insecure,
+        unauthenticated=chosen.unauthenticated,
+        tls_at_proxy=chosen.tls_at_proxy,
+    )
     if importlib.util.find_spec("cloudpickle") is None:
         raise MissingDependencyError(
             'a worker service needs cloudpickle: pip install "wove[worker]"'
         )
     return options, bind, tls
+
+
+def _warn(options: ServiceOptions, tls: ServerTLS | None, *, tls_at_proxy: bool) -> None:
+    """Say in the first line of the log what this service risks."""
+    risks: list[str] = []
+    if os.name == "posix" and os.geteuid() == 0:
+        risks.append("as root, so that every task may do anything on this machine")
+    if not options.security.authenticates and tls is None and not tls_at_proxy:
+        risks.append(
+            "without TLS and without --security, so that every user of this machine may run code in it"
+        )
+    if risks:
+        logger.warning("this worker service runs %s", " and ".join(risks))
 
 
 def _serve_of(chosen: argparse.Namespace) -> Callable[..., Any]:

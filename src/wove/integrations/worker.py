@@ -243,7 +243,7 @@ def check_security(security: SecurityConfig) -> NetworkExecutorSecurity | None:
 
 def _security_of(security: SecurityConfig) -> NetworkExecutorSecurity:
     """The one for *security*: the same as long as that says the same, so that runs share requests."""
-    if security is None and os.environ.get(SECRET_VARIABLE):
+    if security is None and SECRET_VARIABLE in os.environ:  # an empty one is an error, not none
         security = f"env:{SECRET_VARIABLE}"
     if isinstance(security, NetworkExecutorSecurity):
         return security

@@ -11,6 +11,9 @@ INLINE_BYTES: Final = 64 * 1024
 #: lock between two of them. Divisible by 3 and by 4: base64 turns 3 bytes into 4 characters.
 PIECE_BYTES: Final = 768 * 1024
 
+#: Default of the largest message that either side takes, in JSON.
+MAX_MESSAGE_BYTES: Final = 512 * 1024 * 1024
+
 #: How many callables a worker keeps, and how many bytes their pickles may have together. Sender and worker
 #: follow the same rule, so that the sender knows which ones it may leave out of a frame.
 CALLABLES_KEPT: Final = 64

@@ -6,6 +6,7 @@ Messages never quote a value that could be a secret in the wrong place.
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -17,10 +18,19 @@ from wove.protocol import signing
 
 __all__ = ["Kind", "Settings", "read"]
 
+logger = logging.getLogger("wove")
+
 Kind: TypeAlias = Literal["signed", "bearer", "none"]
 
 DEFAULT_KEY: Final = "default"
 CLOCK_SKEW_SECONDS: Final = 300.0
+
+MIN_SECRET_BYTES: Final = 16
+"""A shorter secret is warned of: whoever has one signed message can try all that are short, offline."""
+
+MAX_WARNED: Final = 100
+_warned: set[str] = set()
+"""Labels whose short secrets have been warned of."""
 
 _KEYS: Final[dict[str, tuple[str, ...]]] = {
     "signed": (
@@ -105,6 +115,7 @@ def _read_variable(config: str, label: str) -> Settings:
             pass  # a secret may begin with a brace, too
         else:
             return replace(read(whole, f"{label} (the JSON in {config[4:]})"), recipe=config)
+    _warn_if_short(content, f"{label}: the environment variable {config[4:]}")
     return Settings("signed", secrets={DEFAULT_KEY: (content,)}, recipe=config)
 
 
@@ -176,7 +187,9 @@ def _secret(held: Mapping[object, object], name: str, label: str) -> bytes:
             raise TypeError(
                 f"{label}: '{name}_env' must be text, not of type {type(variable).__name__}"
             )
-        return _from_environment(variable, label)
+        found = _from_environment(variable, label)
+        _warn_if_short(found, f"{label}: the environment variable {variable}")
+        return found
     if not isinstance(value, (str, bytes)):
         raise TypeError(
             f"{label}: {name!r} must be text or bytes, not of type {type(value).__name__}"
@@ -184,17 +197,20 @@ def _secret(held: Mapping[object, object], name: str, label: str) -> bytes:
     if not value.strip():
         raise ValueError(f"{label}: {name!r} is empty")
     if isinstance(value, bytes):
+        _warn_if_short(value, f"{label}: {name!r}")
         return value
     if value.startswith("env:"):
         raise ValueError(
             f"{label}: {name!r} is the secret itself, and here it is the name of a variable: give that as '{name}_env'"
         )
     try:
-        return value.encode()
+        encoded = value.encode()
     except UnicodeEncodeError:
         raise ValueError(
             f"{label}: {name!r} holds half characters (surrogates); give it as bytes"
         ) from None
+    _warn_if_short(encoded, f"{label}: {name!r}")
+    return encoded
 
 
 def _token(held: Mapping[object, object], label: str) -> bytes:
@@ -222,6 +238,20 @@ def _from_environment(name: str, label: str) -> bytes:
     return os.fsencode(
         value
     )  # the bytes that are in the environment, whatever encoding they were meant in
+
+
+def _warn_if_short(secret: bytes, label: str) -> None:
+    """Log one warning for each *label* whose secret can be guessed."""
+    if len(secret) >= MIN_SECRET_BYTES or label in _warned:
+        return
+    if len(_warned) < MAX_WARNED:
+        _warned.add(label)
+    logger.warning(
+        "%s is shorter than %d bytes, and can be guessed: take one from "
+        'python -c "import secrets; print(secrets.token_urlsafe(32))"',
+        label,
+        MIN_SECRET_BYTES,
+    )
 
 
 def _key_id(value: object, label: str) -> str:

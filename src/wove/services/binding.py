@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from wove.executors.network.endpoints import is_local
+from wove.security.endpoints import is_local, missing_protection, resolves_to_loopback
 from wove.services.options import ServiceOptions
 
 __all__ = ["Bind", "ServerTLS", "refuse_exposed"]
@@ -57,8 +57,8 @@ class Bind:
 
     @property
     def is_local(self) -> bool:
-        """Whether only this machine can connect."""
-        return is_local(self.host)
+        """Whether only this machine can connect. Asks the resolver where the host is a name."""
+        return is_local(self.host) and resolves_to_loopback(self.host)
 
     def __str__(self) -> str:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
@@ -174,8 +174,9 @@ def refuse_exposed(
     tls: ServerTLS | None,
     options: ServiceOptions,
     *,
-    insecure: bool,
-    tls_at_proxy: bool,
+    insecure: bool = False,
+    unauthenticated: bool = False,
+    tls_at_proxy: bool = False,
 ) -> None:
     """Refuse to listen where others can connect, without TLS or without knowing who they are.
 
@@ -183,26 +184,29 @@ def refuse_exposed(
         bind: Where.
         tls: ``None``: plaintext.
         options: Whose ``security`` counts.
-        insecure: Nothing is refused.
+        insecure: Plaintext is not refused.
+        unauthenticated: To know nobody who sends is not refused.
         tls_at_proxy: Plaintext is not refused: a proxy in front of this service ends TLS.
 
     Raises:
         ValueError: It is refused; the message says for want of what.
     """
-    if insecure or bind.is_local:
-        return
-    missing: list[str] = []
-    if tls is None and not tls_at_proxy:
-        missing.append(
-            "without TLS (--tls-cert and --tls-key, or --tls-at-proxy if a proxy in front of it does that)"
+    lacks = missing_protection(tls=tls is not None, security=options.security)
+    told: list[str] = []
+    if "TLS" in lacks and not (insecure or tls_at_proxy):
+        told.append(
+            "without TLS (--tls-cert and --tls-key, or --tls-at-proxy if a proxy in front of it does that; "
+            "on a network that you trust, --insecure)"
         )
-    if not options.security.authenticates:
-        missing.append("without asking who sends (--security env:VARIABLE)")
-    if missing:
+    if "security" in lacks and not unauthenticated:
+        told.append(
+            "without asking who sends (--security env:VARIABLE; where everybody who can connect may run code, "
+            "--unauthenticated)"
+        )
+    if told and not bind.is_local:
         raise ValueError(
-            f"refused to listen on {bind}, which other machines can reach, {' and '.join(missing)}: "
-            f"whoever may send runs to a worker service may run any code in it. "
-            f"On a network that you trust, --insecure allows it"
+            f"refused to listen on {bind}, which other machines can reach, {' and '.join(told)}: "
+            f"whoever may send runs to a worker service may run any code in it"
         )
 
 

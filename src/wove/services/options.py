@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any, Final, TypeAlias, TypedDict
+from typing import Any, TypeAlias, TypedDict
 
 from wove.graph.options import suggest
+from wove.protocol.limits import MAX_MESSAGE_BYTES
 from wove.security import NetworkExecutorSecurity
 
 __all__ = ["SecurityConfig", "ServiceKeywords", "ServiceOptions", "service_options"]
 
 SecurityConfig: TypeAlias = str | Mapping[str, Any] | NetworkExecutorSecurity
 """What `NetworkExecutorSecurity.from_config` takes."""
-
-MAX_MESSAGE_BYTES: Final = 512 * 1024 * 1024
 
 
 class ServiceKeywords(TypedDict, total=False):

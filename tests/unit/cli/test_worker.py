@@ -307,6 +307,8 @@ def test_the_variable_may_hold_the_whole_configuration(start: Start) -> None:
         (["--bind", "8800"], "HOST:PORT"),
         (["--security", "env:WOVE_NO_SUCH_VARIABLE"], "WOVE_NO_SUCH_VARIABLE"),
         (["--security", "secret"], "env:VARIABLE"),
+        (["--security", ""], "env:VARIABLE"),
+        (["--insecure", "--bind", "0.0.0.0:0"], "--unauthenticated"),
         (["--concurrency", "0"], "concurrency must be at least 1"),
         (["--processes", "-1"], "processes must be at least 1"),
         (["--tls-cert", "cert.pem"], "--tls-key"),
@@ -355,3 +357,11 @@ def test_a_missing_package_is_named_with_its_install_line(
     monkeypatch.setitem(sys.modules, "uvicorn", None)
     assert main(["worker", "http", "--bind", "127.0.0.1:0"]) == 1
     assert 'pip install "wove[worker]"' in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid"), reason="there is no root")
+def test_the_first_line_of_the_log_says_what_is_risked(start: Start) -> None:
+    worker = start()
+    first = worker.log.read_text().splitlines()[0]
+    assert "WARNING" in first and "without TLS and without --security" in first
+    assert ("as root" in first) == (os.geteuid() == 0)

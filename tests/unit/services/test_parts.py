@@ -266,7 +266,11 @@ SIGNED = {"type": "signed", "secret": "s" * 40}
         ("0.0.0.0", SIGNED, True, set(), None),
         ("0.0.0.0", SIGNED, False, {"tls_at_proxy"}, None),
         ("0.0.0.0", "none", False, {"tls_at_proxy"}, "without asking"),
-        ("::", "none", False, {"insecure"}, None),
+        ("0.0.0.0", SIGNED, False, {"insecure"}, None),
+        ("::", "none", False, {"insecure"}, "without asking"),
+        ("::", "none", True, {"unauthenticated"}, None),
+        ("::", "none", False, {"unauthenticated"}, "without TLS"),
+        ("::", "none", False, {"insecure", "unauthenticated"}, None),
     ],
 )
 def test_who_may_reach_it(
@@ -279,7 +283,7 @@ def test_who_may_reach_it(
 ) -> None:
     pair = certificates.server
     files = ServerTLS.load(pair.certificate, pair.key) if tls else None
-    flags = {name: name in switches for name in ("insecure", "tls_at_proxy")}
+    flags = {name: name in switches for name in ("insecure", "unauthenticated", "tls_at_proxy")}
     options = service_options(security=security)
     if refused is None:
         refuse_exposed(Bind(host, 1), files, options, **flags)

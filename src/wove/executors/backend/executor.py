@@ -17,18 +17,18 @@ from wove.concurrency.thread_pool import ThreadPool, run_in_thread
 from wove.errors import MissingDependencyError, MissingDispatchFeatureError, WorkerLostError
 from wove.executors.base import CancelReach, EnvironmentExecutor, Frame
 from wove.executors.event_queue import EventQueue
-from wove.executors.network.endpoints import MAX_MESSAGE_BYTES
 from wove.integrations.base import BackendAdapter, JobStatus, PayloadDict
 from wove.integrations.common.watcher import Watcher
 from wove.integrations.naming import idempotency_key
 from wove.protocol import payload as payloads, signing
 from wove.protocol.completed_runs import CompletedRuns, Key
 from wove.protocol.frames import TERMINAL
-from wove.protocol.limits import INLINE_BYTES
+from wove.protocol.limits import INLINE_BYTES, MAX_MESSAGE_BYTES
 from wove.protocol.payload import Claim
 from wove.protocol.pickling import Pickled
 from wove.security import NetworkExecutorSecurity
-from wove.settings.config_readers import check_keys, number, whole
+from wove.security.endpoints import refuse_exposed_receiver
+from wove.settings.config_readers import check_keys, flag, number, whole
 
 __all__ = ["BackendAdapterEnvironmentExecutor", "for_adapter"]
 
@@ -38,6 +38,7 @@ KEYS: Final = (
     *CALLBACK_KEYS,
     "callback_retry_seconds",
     "security",
+    "insecure",
     "max_message_bytes",
     "watch_seconds",
     "start_timeout",
@@ -167,6 +168,16 @@ class BackendAdapterEnvironmentExecutor(EnvironmentExecutor):
                 f"without giving it away: use type 'signed', such as \"env:WOVE_WORKER_SECRET\""
             )
         address = read_address(config, label=label)
+        await run_in_thread(
+            partial(
+                refuse_exposed_receiver,
+                label,
+                host=address.host,
+                url=address.url,
+                security=self.security,
+                insecure=flag(config, "insecure", False, label=label),
+            )
+        )
         most = whole(config, "max_message_bytes", MAX_MESSAGE_BYTES, label=label)
         self.retry_seconds = number(config, "callback_retry_seconds", RETRY_SECONDS, label=label)
         self.call_seconds = number(config, "send_timeout", 60.0, label=label, none=True)

@@ -12,20 +12,13 @@ from wove import __version__
 from wove.concurrency.thread_pool import run_in_thread
 from wove.errors import DeliveryTimeoutError, WorkerLostError
 from wove.executors.grpc.channel import Link, load, said
-from wove.executors.network.endpoints import (
-    flag,
-    grpc_hosts,
-    is_local,
-    metadata_items,
-    number,
-    refuse_exposed,
-    text,
-    whole,
-)
 from wove.executors.network.executor import NetworkExecutor
+from wove.executors.network.hints import start_advice
 from wove.executors.network.pending import PendingRequest, Verify
 from wove.protocol import signing
 from wove.protocol.limits import INLINE_BYTES, PIECE_BYTES
+from wove.security.endpoints import grpc_hosts, is_local, refuse_exposed, resolves_to_loopback
+from wove.settings.config_readers import flag, metadata_items, number, text, whole
 
 if TYPE_CHECKING:
     import grpc
@@ -109,6 +102,7 @@ class GrpcEnvironmentExecutor(NetworkExecutor):
             raise ValueError(
                 f"{label}: certificates are configured, and nothing would use them without 'secure': True"
             )
+        self._hosts = hosts
         self._local = all(map(is_local, hosts))
         refuse_exposed(
             label,
@@ -159,6 +153,14 @@ class GrpcEnvironmentExecutor(NetworkExecutor):
 
     async def open(self) -> None:
         self._tasks: set[asyncio.Task[None]] = set()
+        if self.only_local(tls=self.secure):
+            # gRPC does not say whom it has connected to, before it has sent everything.
+            for host in self._hosts:
+                if not await run_in_thread(resolves_to_loopback, host):
+                    raise ValueError(
+                        f"{self.label}: {host} is an address of another machine here, and without TLS and security "
+                        f'only this machine may be connected to. Set both, or "insecure": True'
+                    )
         await run_in_thread(load, self.label)
         credentials = await run_in_thread(self._credentials) if self.secure else None
         import grpc.aio
@@ -221,6 +223,14 @@ class GrpcEnvironmentExecutor(NetworkExecutor):
             )
 
     def _hint(self, error: Exception) -> str:
+        text = str(error)
+        if (self.secure and "not in peer certificate" in text) or "ostname" in text:
+            return (
+                ". Connect to a name that is among the certificate's subjectAltNames, or give the service a "
+                "certificate for this name"
+            )
+        if advice := start_advice("grpc", self.target, text):
+            return advice
         # In TLS 1.3 the client is done before its certificate is looked at (RFC 8446, 4.4.2.4 and 2).
         if not self.secure or "Socket closed" not in str(error):
             return ""

@@ -337,6 +337,11 @@ class Connection(asyncio.Protocol):
             self._poll = select.poll()
             self._poll.register(self._descriptor, select.POLLIN)
 
+    @property
+    def peer(self) -> object:
+        """The address at the other end, as the socket tells it."""
+        return self._transport.get_extra_info("peername")
+
     def stale(self) -> bool:
         """Whether something has come since the last answer, be it the end: then it is good for nothing more.
 

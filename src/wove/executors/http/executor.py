@@ -9,12 +9,13 @@ from wove import __version__
 from wove.concurrency.thread_pool import run_in_thread
 from wove.errors import DeliveryTimeoutError, WorkerLostError
 from wove.executors.http.pool import Call, Failure, Origin, Pool
-from wove.executors.network.endpoints import header_items, number, parse_url, refuse_exposed, whole
 from wove.executors.network.executor import NetworkExecutor
 from wove.executors.network.pending import PendingRequest, Verify
 from wove.net.chunk_buffer import ChunkBuffer
 from wove.net.http1 import RequestHead, quoted
 from wove.protocol import signing
+from wove.security.endpoints import parse_url, refuse_exposed
+from wove.settings.config_readers import header_items, number, whole
 
 if TYPE_CHECKING:
     from wove.net.http1 import Head
@@ -114,7 +115,13 @@ class HttpEnvironmentExecutor(NetworkExecutor):
     async def open(self) -> None:
         context = await run_in_thread(self.tls.context, ["http/1.1"]) if self.url.tls else None
         self.pool = Pool(
-            Origin(self.url.host, self.url.port, context, self.max_message_bytes),
+            Origin(
+                self.url.host,
+                self.url.port,
+                context,
+                self.max_message_bytes,
+                only_local=self.only_local(tls=self.url.tls),
+            ),
             most=self._most,
             connect_seconds=self._connect_seconds,
             reconnect_seconds=self._reconnect_seconds,

@@ -14,7 +14,9 @@ from typing import Final, Literal, TypeAlias, cast
 
 from wove.executors.http.connection import Connection
 from wove.executors.http.tls import TLS
+from wove.executors.network.hints import advice_for_certificate, start_advice
 from wove.net.http1 import Head
+from wove.security.endpoints import refuse_foreign_peer
 
 __all__ = ["Call", "Failure", "Origin", "Pool"]
 
@@ -49,16 +51,22 @@ class Origin:
         port: Its port.
         tls: The context, for ``https``.
         most_body: The largest body of an answer, in bytes.
+        only_local: Whether the connection must lead to this machine.
     """
 
     host: str
     port: int
     tls: ssl.SSLContext | None
     most_body: int
+    only_local: bool = False
+
+    @property
+    def address(self) -> str:
+        """``HOST:PORT``, an IPv6 address in brackets."""
+        return f"{f'[{self.host}]' if ':' in self.host else self.host}:{self.port}"
 
     def __str__(self) -> str:
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"{'https' if self.tls is not None else 'http'}://{host}:{self.port}"
+        return f"{'https' if self.tls is not None else 'http'}://{self.address}"
 
     def hint(self) -> str:
         """Why a service may end a connection without a word before anything else was done over it."""
@@ -321,13 +329,20 @@ class Pool:
                 origin.port,
                 happy_eyeballs_delay=EYEBALLS_SECONDS,
             )
+            if origin.only_local:
+                try:
+                    refuse_foreign_peer(connection.peer, origin.host)
+                except ValueError:
+                    connection.abort()
+                    raise
             if origin.tls is not None:
                 await connection.secure(TLS(origin.tls, origin.host))
         return connection
 
     def _unconnected(self, began: float, message: str, error: Exception) -> None:
         """An attempt that *began* then has failed: so have the calls that waited for it, or it is repeated."""
-        untrusted = isinstance(error, ssl.SSLError)  # and will not be trusted in a second
+        # Neither a certificate nor a name will be another one in a second.
+        untrusted = isinstance(error, (ssl.SSLError, ValueError))
         hopeless = untrusted or not self._was_there
         now = self.loop.time()
         failing: list[Call] = []
@@ -360,10 +375,10 @@ class Pool:
         if isinstance(error, TimeoutError) and not error.args:
             return f"none within {self._connect_seconds:g} s (executor_config 'connect_timeout')"
         if isinstance(error, ssl.SSLCertVerificationError):
-            return (
-                f"its certificate was not accepted: {error.verify_message}. A private CA goes into executor_config "
-                f"'root_certificates'"
-            )
+            return advice_for_certificate(error)
         if isinstance(error, ssl.SSLError) and error.reason == "WRONG_VERSION_NUMBER":
             return "it does not speak TLS. If that is meant, use http:// in the url"
-        return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+        if isinstance(error, ValueError):
+            return str(error)
+        advice = start_advice("http", self.origin.address, str(error))
+        return f"{type(error).__name__}: {error}{advice}" if str(error) else type(error).__name__

@@ -21,18 +21,33 @@ from wove.errors import (
 )
 from wove.executors.base import CancelReach, EnvironmentExecutor, Frame
 from wove.executors.event_queue import EventQueue
-from wove.executors.network.endpoints import MAX_MESSAGE_BYTES, SHARED_KEYS
 from wove.executors.network.pending import PendingRequest, Verify
 from wove.protocol import codec, signing
 from wove.protocol.frames import TERMINAL, FrameError, check_event, says_busy
-from wove.protocol.limits import INLINE_BYTES
+from wove.protocol.limits import INLINE_BYTES, MAX_MESSAGE_BYTES
 from wove.protocol.pickling import Pickled
 from wove.security import NetworkExecutorSecurity
+from wove.security.endpoints import missing_protection
 from wove.settings.config_readers import check_keys, flag, number, tls_files, whole
 
-__all__ = ["NetworkExecutor"]
+__all__ = ["SHARED_KEYS", "NetworkExecutor"]
 
 logger = logging.getLogger("wove")
+
+SHARED_KEYS: Final = (
+    "security",
+    "insecure",
+    "max_message_bytes",
+    "root_certificates",
+    "client_certificate",
+    "client_key",
+    "busy_timeout",
+    "start_timeout",
+    "send_timeout",
+    "stop_timeout",
+    "cancel_ack_timeout",
+)
+"""Keys of ``executor_config`` that every network executor has."""
 
 BUSY_SECONDS: Final = 300.0
 """Default of ``busy_timeout``: so long a run is offered to a service that has no room."""
@@ -365,6 +380,10 @@ class NetworkExecutor(EnvironmentExecutor):
     def masked(self, text: str) -> str:
         """*text*, which quotes what came, without credentials: some services repeat what they were sent."""
         return text if self._masked is None else self._masked.sub("***", text)
+
+    def only_local(self, *, tls: bool) -> bool:
+        """Whether this environment may lead to this machine alone: nothing else protects its connections."""
+        return not self.insecure and bool(missing_protection(tls=tls, security=self.security))
 
     def _tokens(self) -> list[str]:
         if self.security.kind != "bearer":

@@ -23,7 +23,9 @@ from websockets.uri import parse_uri
 
 from wove.concurrency import forks
 from wove.errors import DeliveryTimeoutError, WorkerLostError
+from wove.executors.network.hints import advice_for_certificate
 from wove.executors.websocket.errors import Answer, meaning, refusal
+from wove.security.endpoints import refuse_foreign_peer
 
 __all__ = ["Answer", "Link", "connect"]
 
@@ -71,6 +73,7 @@ async def connect(
     max_size: int,
     context: ssl.SSLContext | None,
     seconds: float | None,
+    only_local: bool = False,
 ) -> Link:
     """Open a connection.
 
@@ -82,6 +85,7 @@ async def connect(
         max_size: The most bytes of a message from there.
         context: For TLS.
         seconds: How long everything may take; ``None``: any time.
+        only_local: Whether the connection must lead to this machine.
 
     Raises:
         WorkerLostError: Nobody is there, or the connection was lost meanwhile.
@@ -96,7 +100,7 @@ async def connect(
         protocol = ClientProtocol(
             uri, subprotocols=[Subprotocol(name) for name in subprotocols], max_size=max_size
         )
-        return Link(protocol, owner, headers)
+        return Link(protocol, owner, headers, only_local=uri.host if only_local else None)
 
     try:
         async with asyncio.timeout(seconds):
@@ -123,8 +127,7 @@ async def connect(
         ) from None
     except ssl.SSLCertVerificationError as error:
         raise Answer.of(
-            f"its certificate was not accepted: {error.verify_message}. If a private authority has signed it, "
-            f"name that in executor_config 'root_certificates'",
+            advice_for_certificate(error),
             0,
         ) from error
     except OSError as error:
@@ -152,11 +155,17 @@ class Link(asyncio.Protocol):
     """
 
     def __init__(
-        self, protocol: ClientProtocol, owner: Owner, headers: Iterable[tuple[str, str]]
+        self,
+        protocol: ClientProtocol,
+        owner: Owner,
+        headers: Iterable[tuple[str, str]],
+        *,
+        only_local: str | None = None,
     ) -> None:
         self._protocol = protocol
         self._owner = owner
         self._headers = headers
+        self._only_local = only_local  # the host, where that must be this machine
         self._loop = asyncio.get_running_loop()
         self.opened: asyncio.Future[None] = self._loop.create_future()
         self.is_open = False
@@ -288,6 +297,13 @@ class Link(asyncio.Protocol):
         if sock is not None:
             self._descriptor = sock.fileno()
             forks.blank(self._descriptor)
+        if self._only_local is not None:
+            try:
+                refuse_foreign_peer(transport.get_extra_info("peername"), self._only_local)
+            except ValueError as error:  # before anything is said: a token would be given away
+                self._not_opened(Answer.of(str(error), 0))
+                self._transport.abort()
+                return
         request = self._protocol.connect()
         for name, value in self._headers:
             request.headers[name] = value

@@ -18,13 +18,15 @@ from wove.errors import (
     SerializationError,
     WorkerLostError,
 )
-from wove.executors.network.endpoints import header_items, number, parse_url, refuse_exposed
 from wove.executors.network.executor import NetworkExecutor
+from wove.executors.network.hints import start_advice
 from wove.executors.network.pending import PendingRequest, Verify
 from wove.protocol import codec, websocket as sockets
 from wove.protocol.callables import CallableCache
 from wove.protocol.limits import INLINE_BYTES
 from wove.protocol.pickling import Pickled
+from wove.security.endpoints import parse_url, refuse_exposed
+from wove.settings.config_readers import header_items, number
 
 if TYPE_CHECKING:
     import ssl
@@ -377,6 +379,7 @@ class WebSocketEnvironmentExecutor(NetworkExecutor):
             max_size=self.max_message_bytes,
             context=self._context,
             seconds=self._open_seconds,
+            only_local=self.only_local(tls=self._url.tls),
         )
 
     def _opened(self, link: Link) -> None:
@@ -405,6 +408,7 @@ class WebSocketEnvironmentExecutor(NetworkExecutor):
                 if ours
                 else f"there is no connection to it: {type(error).__name__}: {error}"
             )
+            said += start_advice("websocket", f"{self._url.bracketed}:{self._url.port}", said)
             failure = kind(f"{self.label}: {exchange} could not be sent: {self._address}: {said}")
             failure.__cause__ = error.__cause__ if ours else error
             self.failed(exchange, failure)

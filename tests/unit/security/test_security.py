@@ -742,7 +742,7 @@ FORKS = """
 import os, threading
 from wove.security import NetworkExecutorSecurity
 
-service = NetworkExecutorSecurity.from_config({"type": "signed", "secret": "s"})
+service = NetworkExecutorSecurity.from_config({"type": "signed", "secret": "s" * 16})
 over = threading.Event()
 
 def once():
@@ -812,3 +812,21 @@ def test_a_secret_may_begin_with_a_brace(monkeypatch: pytest.MonkeyPatch) -> Non
     same.verify_headers(
         transport="http", target="/", headers=odd.headers_for(transport="http", target="/")
     )
+
+
+def test_a_short_secret_is_warned_of_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("WOVE_TEST_SHORT", "s" * 15)
+    for config in ("env:WOVE_TEST_SHORT", {"type": "signed", "secret_env": "WOVE_TEST_SHORT"}):
+        caplog.clear()
+        label = f"the test of {config}"
+        for _ in range(2):
+            NetworkExecutorSecurity.from_config(config, label=label)
+        [record] = caplog.records
+        assert "WOVE_TEST_SHORT is shorter than 16 bytes" in record.getMessage()
+        assert "sss" not in record.getMessage()
+    caplog.clear()
+    monkeypatch.setenv("WOVE_TEST_SHORT", "s" * 16)
+    NetworkExecutorSecurity.from_config("env:WOVE_TEST_SHORT", label="another test")
+    assert not caplog.records

@@ -7,21 +7,25 @@ from typing import Any
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from wove.executors.network.endpoints import (
-    SHARED_KEYS,
-    check_keys,
-    flag,
+from wove.executors.network.executor import SHARED_KEYS
+from wove.security import NetworkExecutorSecurity
+from wove.security.endpoints import (
     grpc_hosts,
-    header_items,
     is_local,
-    metadata_items,
-    number,
     parse_url,
     refuse_exposed,
+    refuse_exposed_receiver,
+    refuse_foreign_peer,
+)
+from wove.settings.config_readers import (
+    check_keys,
+    flag,
+    header_items,
+    metadata_items,
+    number,
     text,
     whole,
 )
-from wove.security import NetworkExecutorSecurity
 
 WHAT = "environment 'x'"
 SIGNED = NetworkExecutorSecurity.from_config({"type": "signed", "secret": "s"})
@@ -161,7 +165,6 @@ class TestGrpcHosts:
             "xds:localhost",
             "vsock:1:9000",
             "google-c2p:///localhost",
-            "https://localhost:9000",
             "Unix:/run/x",
             "dns:",
             "dns:///",
@@ -315,6 +318,53 @@ class TestRefuseExposed:
         assert ("use an https:// url" in message) == (not exposed.get("tls"))
         assert ('"security": "env:WOVE_WORKER_SECRET"' in message) == ("security" not in exposed)
         assert '"insecure": True' in message
+
+    @pytest.mark.parametrize(
+        ("host", "url", "security", "insecure"),
+        [
+            ("127.0.0.1", None, NONE, False),
+            ("localhost", "http://localhost:1/wove/events/{token}", NONE, False),
+            ("0.0.0.0", "https://web.internal/wove/events/{token}", SIGNED, False),
+            ("0.0.0.0", None, NONE, True),
+        ],
+    )
+    def test_receivers_that_pass(
+        self, host: str, url: str | None, security: Any, insecure: bool
+    ) -> None:
+        refuse_exposed_receiver(WHAT, host=host, url=url, security=security, insecure=insecure)
+
+    @pytest.mark.parametrize(
+        ("host", "url", "security", "told"),
+        [
+            ("0.0.0.0", None, NONE, "no TLS and no security"),
+            ("::", None, SIGNED, "no TLS:"),
+            ("10.0.0.7", "https://web.internal/wove/events/{token}", NONE, "no security:"),
+            # A proxy on this machine that others call.
+            ("127.0.0.1", "http://web.internal/wove/events/{token}", SIGNED, "no TLS:"),
+        ],
+    )
+    def test_receivers_that_do_not(
+        self, host: str, url: str | None, security: Any, told: str
+    ) -> None:
+        with pytest.raises(ValueError, match=told) as caught:
+            refuse_exposed_receiver(WHAT, host=host, url=url, security=security, insecure=False)
+        assert str(caught.value).startswith(f"{WHAT}: other machines can reach")
+        assert '"insecure": True' in str(caught.value)
+
+    def test_the_peer_decides_and_not_the_name(self) -> None:
+        refuse_foreign_peer(("127.0.0.1", 9), "localhost")
+        refuse_foreign_peer(("::1", 9, 0, 0), "localhost")
+        refuse_foreign_peer("/run/worker.sock", "localhost")
+        with pytest.raises(
+            ValueError, match=r"localhost is .* another machine here \(10\.0\.0\.7\)"
+        ):
+            refuse_foreign_peer(("10.0.0.7", 9), "localhost")
+
+    @pytest.mark.parametrize("scheme", ["http", "https", "grpc", "grpcs", "GRPC"])
+    def test_a_grpc_target_with_a_scheme(self, scheme: str) -> None:
+        with pytest.raises(ValueError, match="gRPC takes no scheme.*'workers.internal:9000'") as e:
+            grpc_hosts(f"{scheme}://workers.internal:9000")
+        assert ('"secure": True' in str(e.value)) == scheme.endswith("s")
 
 
 class TestKeys:

@@ -1,76 +1,41 @@
-"""Whom the network executors may talk to, and everything else that their configurations share.
+"""Whom the network executors, the worker services and the callback receiver may talk to.
 
-Checks only: nothing here opens a connection. Messages begin with *label*, such as ``"environment 'workers'"``.
-How keys are read is in `wove.settings.config_readers`, certificates are in `wove.net.tls`; executors take
-both from here.
+Checks only: no connection is opened here. Messages begin with *label*, such as ``"environment 'workers'"``.
 """
 
 from __future__ import annotations
 
 import ipaddress
 import re
+import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, cast
 from urllib.parse import unquote, urlsplit
 
 from wove.graph import rules
-from wove.net.tls import PEM, TLSFiles
-from wove.settings.config_readers import (
-    check_keys,
-    flag,
-    header_items,
-    metadata_items,
-    number,
-    text,
-    tls_files,
-    whole,
-)
 
 if TYPE_CHECKING:
     from wove.security import NetworkExecutorSecurity
 
 __all__ = [
-    "MAX_MESSAGE_BYTES",
-    "PEM",
-    "SHARED_KEYS",
     "URL",
-    "TLSFiles",
-    "check_keys",
-    "flag",
     "grpc_hosts",
-    "header_items",
     "is_local",
-    "metadata_items",
-    "number",
+    "is_loopback",
+    "missing_protection",
     "parse_url",
     "refuse_exposed",
-    "text",
-    "tls_files",
-    "whole",
+    "refuse_exposed_receiver",
+    "refuse_foreign_peer",
+    "resolves_to_loopback",
 ]
-
-MAX_MESSAGE_BYTES: Final = 512 * 1024 * 1024
-"""The default of ``max_message_bytes``: the largest message that is taken, in bytes."""
-
-SHARED_KEYS: Final = (
-    "security",
-    "insecure",
-    "max_message_bytes",
-    "root_certificates",
-    "client_certificate",
-    "client_key",
-    "busy_timeout",
-    "start_timeout",
-    "send_timeout",
-    "stop_timeout",
-    "cancel_ack_timeout",
-)
-"""Keys of ``executor_config`` that every network executor has."""
 
 _NAME: Final = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*")
 # RFC 3986, section 3.2.2, and RFC 6874: a zone means something to one machine only.
 _NETLOC: Final = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*\.?)(:[0-9]*)?")
+_SECURITY_REMEDY: Final = 'set executor_config "security": "env:WOVE_WORKER_SECRET" on both sides'
+_URL_SCHEMES: Final = frozenset({"http", "https", "grpc", "grpcs", "ws", "wss", "tcp"})
 _PORTS: Final = {"http": 80, "ws": 80, "https": 443, "wss": 443}
 
 
@@ -88,16 +53,55 @@ def is_local(host: str) -> bool:
         host = host[1:-1]
         if ":" not in host:
             return False
+    if (loopback := is_loopback(host)) is not None:
+        return loopback
+    name = host.lower().removesuffix(".")
+    return _NAME.fullmatch(name) is not None and (
+        name == "localhost" or name.endswith(".localhost")
+    )
+
+
+def is_loopback(address: str) -> bool | None:
+    """Return whether *address* is one of this machine alone; ``None`` if it is a name, not an address."""
     try:
-        address = ipaddress.ip_address(host)
+        parsed = ipaddress.ip_address(address)
     except ValueError:
-        name = host.lower().removesuffix(".")
-        return _NAME.fullmatch(name) is not None and (
-            name == "localhost" or name.endswith(".localhost")
+        return None
+    if isinstance(parsed, ipaddress.IPv6Address) and parsed.ipv4_mapped is not None:
+        parsed = parsed.ipv4_mapped
+    return parsed.is_loopback
+
+
+def resolves_to_loopback(host: str) -> bool:
+    """Return whether every address that *host* stands for is of this machine alone.
+
+    Asks the resolver, which may take its time, for a name. A name that does not resolve leads nowhere, and
+    so counts as local: whoever connects or listens reports it.
+    """
+    if (loopback := is_loopback(host)) is not None:
+        return loopback
+    try:
+        found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError):
+        return True
+    return all(is_loopback(str(place[0])) for *_, place in found)
+
+
+def refuse_foreign_peer(peer: object, host: str) -> None:
+    """Refuse a connection to *host*, admitted without TLS or security as local, that leads elsewhere.
+
+    Args:
+        peer: The peer's address as the socket tells it: a tuple for TCP; anything else is local.
+        host: The name that was connected to, for the message.
+
+    Raises:
+        ValueError: The peer is another machine.
+    """
+    if isinstance(peer, tuple) and peer and not is_loopback(str(cast("tuple[object]", peer)[0])):
+        raise ValueError(
+            f"{host} is an address of another machine here ({cast('tuple[object]', peer)[0]}), and without TLS and "
+            f'security only this machine may be connected to. Set both, or "insecure": True'
         )
-    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
-        address = address.ipv4_mapped
-    return address.is_loopback
 
 
 def grpc_hosts(target: str) -> list[str]:
@@ -117,6 +121,12 @@ def grpc_hosts(target: str) -> list[str]:
     if not target or re.search(r"[\x00-\x20\x7f]", target):
         raise ValueError(f"{target!r} is no gRPC target; one looks like workers.internal:9000")
     scheme, _, rest = target.partition(":")
+    if rest.startswith("//") and scheme.lower() in _URL_SCHEMES:
+        with_tls = """, with TLS by "secure": True""" if scheme in ("https", "grpcs") else ""
+        raise ValueError(
+            f"{target!r} is a URL, and gRPC takes no scheme {scheme}://; "
+            f"give {rest.strip('/') or 'HOST:PORT'!r}{with_tls}"
+        )
     if scheme in ("unix", "unix-abstract"):
         return ["localhost"]
     if scheme in ("ipv4", "ipv6"):
@@ -156,6 +166,11 @@ class URL:
     port: int
     target: str
     authority: str
+
+    @property
+    def bracketed(self) -> str:
+        """The host as it stands in a URL."""
+        return f"[{self.host}]" if ":" in self.host else self.host
 
     @property
     def tls(self) -> bool:
@@ -244,6 +259,16 @@ def _start(value: str) -> str:
     return scheme[:20] + separator if separator else value[:20]
 
 
+def missing_protection(*, tls: bool, security: NetworkExecutorSecurity) -> list[str]:
+    """Return what a connection to another machine lacks: ``"TLS"``, ``"security"``, both or nothing.
+
+    The one rule for all ways between two machines, out and back.
+    """
+    return [
+        name for name, given in (("TLS", tls), ("security", security.authenticates)) if not given
+    ]
+
+
 def refuse_exposed(
     label: str,
     *,
@@ -268,16 +293,59 @@ def refuse_exposed(
     Raises:
         ValueError: It is exposed; the message says what is missing and how to set it.
     """
-    if local or insecure or (tls and security.authenticates):
+    lacks = missing_protection(tls=tls, security=security)
+    if local or insecure or not lacks:
         return
-    lacks = [] if tls else ["TLS"]
-    remedies = [] if tls else [f"use {tls_remedy}"]
-    if not security.authenticates:
-        lacks.append("security")
-        remedies.append('set executor_config "security": "env:WOVE_WORKER_SECRET" on both sides')
+    remedies = [f"use {tls_remedy}"] if "TLS" in lacks else []
+    if "security" in lacks:
+        remedies.append(_SECURITY_REMEDY)
     raise ValueError(
         f"{label}: {target} is not on this machine, and the connection to it has no {' and no '.join(lacks)}: "
         "whoever is on the way could read and replace tasks and results, which are code. "
         f"To put that right, {' and '.join(remedies)}. "
         'On a development network only: "insecure": True'
+    )
+
+
+def refuse_exposed_receiver(
+    label: str,
+    *,
+    host: str,
+    url: str | None,
+    security: NetworkExecutorSecurity,
+    insecure: bool,
+) -> None:
+    """Refuse a callback receiver that other machines can reach without TLS, or without authentication.
+
+    Args:
+        label: What the message begins with.
+        host: Where the receiver listens.
+        url: What workers call; ``None``: the address that is listened on. ``https://`` names a proxy that ends TLS.
+        security: How events are authenticated.
+        insecure: The key ``insecure``: whether the user takes the risk.
+
+    Raises:
+        ValueError: The receiver is exposed; the message says what is missing and how to set it.
+    """
+    parts = None if url is None else urlsplit(url)
+    tls = parts is not None and parts.scheme == "https"
+    lacks = missing_protection(tls=tls, security=security)
+    if insecure or not lacks:
+        return
+    called = host if parts is None else (parts.hostname or host)
+    if is_local(called) and is_local(host) and resolves_to_loopback(host):
+        return
+    remedies: list[str] = []
+    if "TLS" in lacks:
+        remedies.append(
+            'put a proxy with TLS before it and name that in executor_config "callback_url": "https://..."'
+        )
+    if "security" in lacks:
+        remedies.append(_SECURITY_REMEDY)
+    raise ValueError(
+        f"{label}: other machines can reach its callback receiver ({host}{f', called as {called}' if parts else ''}), "
+        f"and it has no {' and no '.join(lacks)}: "
+        "whoever is on the way could read and replace results, which are code. "
+        f"To put that right, {' and '.join(remedies)}. "
+        'On a network that is yours alone: "insecure": True'
     )

@@ -1,0 +1,44 @@
+"""Advice in messages about connections that did not come about, the same for all transports."""
+
+from __future__ import annotations
+
+import errno
+import ssl
+from typing import Final
+
+__all__ = ["advice_for_certificate", "start_advice"]
+
+_REFUSED: Final = (f"[Errno {errno.ECONNREFUSED}]", "onnection refused")
+"""In the texts of asyncio, which may tell of several addresses in one error, and of gRPC."""
+
+# X509_V_ERR_HOSTNAME_MISMATCH and X509_V_ERR_IP_ADDRESS_MISMATCH (openssl/x509_vfy.h).
+_OTHER_NAME: Final = frozenset({62, 64})
+
+
+def start_advice(transport: str, address: str, text: str) -> str:
+    """Return the command that starts the missing service, if *text* says that a connection was refused.
+
+    Args:
+        transport: ``"http"``, ``"grpc"`` or ``"websocket"``: the service that is missing.
+        address: Where it is expected, ``HOST:PORT``.
+        text: The error's.
+
+    Returns:
+        A sentence to append, or nothing.
+    """
+    if not any(sign in text for sign in _REFUSED):
+        return ""
+    return (
+        f". Nothing listens there; this starts a service: wove worker {transport} --bind {address}"
+    )
+
+
+def advice_for_certificate(error: ssl.SSLCertVerificationError) -> str:
+    """Return why a service's certificate was not accepted, and what helps."""
+    text = f"its certificate was not accepted: {error.verify_message.rstrip('.')}. "
+    if error.verify_code in _OTHER_NAME:
+        return text + (
+            "Connect to a name that is among the certificate's subjectAltNames, or give the service a certificate "
+            "for this name"
+        )
+    return text + "A private authority goes into executor_config 'root_certificates'"

@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from wove.settings import config
     from wove.workflow import Weave
 
-__version__ = "0.1.0"
+__version__ = "3.0.0.dev0"
 
 __all__ = [
     "BackendAdapter",

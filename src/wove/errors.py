@@ -24,6 +24,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from wove import __version__
+
 __all__ = [
     "DeliveryError",
     "DeliveryOrphanedError",
@@ -109,6 +111,15 @@ class EnvironmentExecutionError(WoveError, RuntimeError):
         return (type(self), (str(self), dict(self.payload)))
 
 
+def install_command(extra: str) -> str:
+    """Return the shell command that installs the packages of *extra* beside this very Wove.
+
+    The package index may have another package named ``wove``. With the version given, pip keeps the Wove that is
+    installed, whether it came from a checkout or from a wheel, and installs only what *extra* adds.
+    """
+    return f'pip install "wove[{extra}]=={__version__}"'
+
+
 class MissingDependencyError(WoveError, RuntimeError):
     """An optional package is not installed; the message has the exact install command."""
 
@@ -119,7 +130,8 @@ class MissingDispatchFeatureError(MissingDependencyError):
     def __init__(self, message: str | None = None) -> None:
         super().__init__(
             message
-            or 'this needs cloudpickle to carry tasks out of the process. Install it with: pip install "wove[dispatch]"'
+            or "this needs cloudpickle to carry tasks out of the process. "
+            f"Install it with: {install_command('dispatch')}"
         )
 
 

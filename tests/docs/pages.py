@@ -10,8 +10,9 @@ The rules a page is written by:
   before the script starts.
 - A line of a ``bash`` block that starts the worker of a backend (``rq worker ...``) runs beside the script: see
   stage.py.
-- ``bash`` blocks may hold ``make TARGET``, ``pip install "wove[EXTRA]"``, ``wove ...`` and the like, as `check_command`
-  knows them. So may the lines of a ``dockerfile`` block, and ``ExecStart`` of an ``ini`` block, a systemd unit.
+- ``bash`` blocks may hold ``make TARGET``, ``pip install "./wove[EXTRA]"`` (a checkout or a wheel, never the index),
+  ``wove ...`` and the like, as `check_command` knows them. So may the lines of a ``dockerfile`` block, and
+  ``ExecStart`` of an ``ini`` block, a systemd unit.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ import shlex
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
+
+import wove
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -183,7 +186,8 @@ def check_command(command: str) -> str | None:
         case ["make", target]:
             return None if target in targets else f"the Makefile has no target {target}"
         case ["pip", "install", *_, what]:
-            named = re.fullmatch(r"wove(?:\[([\w,-]+)\])?", what)
+            wheel = rf"\S*/wove-{re.escape(wove.__version__)}-py3-none-any\.whl"
+            named = re.fullmatch(rf"(?:\./wove|{wheel})(?:\[([\w,-]+)\])?", what)
             extras = set((named[1] or "").split(",")) - {""} if named else {what}
             unknown = extras - set(project["optional-dependencies"])
             return f"there is no extra {', '.join(sorted(unknown))}" if unknown else None

@@ -76,13 +76,20 @@ def test_longer_fences_may_hold_shorter_ones() -> None:
     assert block.text == "```python\n1\n```\n"
 
 
-@pytest.mark.parametrize("command", ["make demo", "make test", 'pip install "wove[dispatch]"'])
+@pytest.mark.parametrize("command", ["make demo", "make test", 'pip install "./wove[dispatch]"'])
 def test_commands_that_work(command: str) -> None:
     assert check_command(command) is None
 
 
 @pytest.mark.parametrize(
-    "command", ["make coffee", 'pip install "wove[nothing]"', "pip install requests", "rm -rf /"]
+    "command",
+    [
+        "make coffee",
+        'pip install "./wove[nothing]"',
+        "pip install wove",  # the index has another package of that name
+        "pip install requests",
+        "rm -rf /",
+    ],
 )
 def test_commands_that_do_not(command: str) -> None:
     assert check_command(command)

@@ -15,6 +15,8 @@ from typing import Any
 import pytest
 from tests.support.scripts import Finished, needs_threads_at_the_end
 
+from wove.errors import install_command
+
 SOON = 30
 """Seconds after which something hangs."""
 
@@ -363,7 +365,7 @@ def test_detached_without_cloudpickle(script: Script, tmp_path: Path) -> None:
         """
     )
     first, second = found.stdout.splitlines()
-    assert 'pip install "wove[dispatch]"' in first
+    assert install_command("dispatch") in first
     assert second == "1"
 
 

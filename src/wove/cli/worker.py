@@ -15,7 +15,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from wove.cli.logs import logging_to_stderr
-from wove.errors import MissingDependencyError
+from wove.errors import MissingDependencyError, install_command
 
 if TYPE_CHECKING:
     from wove.services.binding import Bind, ServerTLS
@@ -161,7 +161,7 @@ def _settings(chosen: argparse.Namespace) -> tuple[ServiceOptions, Bind, ServerT
     )
     if importlib.util.find_spec("cloudpickle") is None:
         raise MissingDependencyError(
-            'a worker service needs cloudpickle: pip install "wove[worker]"'
+            f"a worker service needs cloudpickle. Install it with: {install_command('worker')}"
         )
     return options, bind, tls
 

@@ -83,7 +83,7 @@ class BackendAdapter(abc.ABC):
     """Modules that must be there; looked for when the environment starts."""
 
     install_hint: ClassVar[str] = ""
-    """The command that installs them: ``pip install "wove[celery]"``."""
+    """The command that installs them, for the message about one that is missing."""
 
     keys: ClassVar[tuple[str, ...] | None] = None
     """The adapter's own keys of ``executor_config``, for the error about an unknown one; ``None``: any key is taken."""

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias, Unpack
 from urllib.parse import unquote
 
 from wove.concurrency.thread_pool import run_in_thread
-from wove.errors import MissingDependencyError
+from wove.errors import MissingDependencyError, install_command
 from wove.protocol import signing
 from wove.protocol.codec import encode_events
 from wove.protocol.frames import TERMINAL, FrameError
@@ -27,7 +27,7 @@ try:
     import grpc.aio
 except ImportError:
     raise MissingDependencyError(
-        'the gRPC worker service needs the package grpc. Install it with: pip install "wove[dispatch]" grpcio'
+        f"the gRPC worker service needs the package grpc. Install it with: {install_command('grpc')}"
     ) from None
 
 if TYPE_CHECKING:

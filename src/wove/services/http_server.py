@@ -8,7 +8,7 @@ import socket
 from collections.abc import Callable, Generator
 from typing import TYPE_CHECKING, Any, Final
 
-from wove.errors import MissingDependencyError
+from wove.errors import MissingDependencyError, install_command
 from wove.services.http import WorkerApp
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ def _server_class() -> Any:
         import uvicorn
     except ImportError:
         raise MissingDependencyError(
-            'the HTTP worker service needs uvicorn: pip install "wove[worker]"'
+            f"the HTTP worker service needs uvicorn. Install it with: {install_command('worker')}"
         ) from None
 
     class Server(uvicorn.Server):

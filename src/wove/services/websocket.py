@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self, Unpack
 from weakref import WeakKeyDictionary
 
-from wove.errors import MissingDependencyError
+from wove.errors import MissingDependencyError, install_command
 from wove.protocol import websocket as sockets
 from wove.services.options import ServiceKeywords, ServiceOptions, service_options
 from wove.services.queue import RunQueue
@@ -242,7 +242,8 @@ async def serve(
         from websockets.asyncio.server import serve as listen
     except ImportError:
         raise MissingDependencyError(
-            'the WebSocket worker service needs the package websockets: pip install "wove[websocket]"'
+            "the WebSocket worker service needs the package websockets. "
+            f"Install it with: {install_command('websocket')}"
         ) from None
     listener = bind.listen()
     try:

@@ -22,7 +22,7 @@ FRAME = {
     "delivery": {"delivery_orphan_policy": "cancel"},
     "deadline": 12.5,
     "python": "3.11",
-    "wove": "0.1.0",
+    "wove": "3.0.0.dev0",
 }
 
 

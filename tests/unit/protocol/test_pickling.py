@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pickle
+import re
 import sys
 import threading
 import time
@@ -12,7 +13,7 @@ from typing import Any
 import pytest
 from tests.support.measures import least_within
 
-from wove.errors import MissingDispatchFeatureError, SerializationError
+from wove.errors import MissingDispatchFeatureError, SerializationError, install_command
 from wove.protocol import codec, pickling
 from wove.protocol.limits import INLINE_BYTES, PIECE_BYTES
 from wove.protocol.pickling import NotPlainError, Pickled, dumps, is_plain, loads, loads_plain
@@ -235,7 +236,7 @@ def test_without_cloudpickle(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "cloudpickle", None)
     monkeypatch.setattr(pickling, "_made_pickler", None)
     assert round_trip({"plain": [1, 2]}) == {"plain": [1, 2]}
-    with pytest.raises(MissingDispatchFeatureError, match=r'pip install "wove\[dispatch\]"'):
+    with pytest.raises(MissingDispatchFeatureError, match=re.escape(install_command("dispatch"))):
         dumps(Text("x"), label="a text")
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal, cast
 
 from wove import __version__
 from wove.concurrency.thread_pool import run_in_thread
-from wove.errors import DeliveryTimeoutError, WorkerLostError
+from wove.errors import DeliveryTimeoutError, WorkerLostError, install_command
 from wove.executors.grpc.channel import Link, load, said
 from wove.executors.network.executor import NetworkExecutor
 from wove.executors.network.hints import start_advice
@@ -83,7 +83,7 @@ class GrpcEnvironmentExecutor(NetworkExecutor):
         "reconnect_timeout",
         "channel_options",
     )
-    REQUIRES: ClassVar[tuple[str, str] | None] = ("grpc", 'pip install "wove[dispatch]" grpcio')
+    REQUIRES: ClassVar[tuple[str, str] | None] = ("grpc", install_command("grpc"))
 
     def configure(self, label: str, config: Mapping[str, Any]) -> None:
         target = text(config, "target", label=label)

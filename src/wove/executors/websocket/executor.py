@@ -17,6 +17,7 @@ from wove.errors import (
     EnvironmentExecutionError,
     SerializationError,
     WorkerLostError,
+    install_command,
 )
 from wove.executors.network.executor import NetworkExecutor
 from wove.executors.network.hints import start_advice
@@ -83,7 +84,7 @@ class WebSocketEnvironmentExecutor(NetworkExecutor):
     KEYS: ClassVar[tuple[str, ...]] = ("url", "headers", "open_timeout", "reconnect_timeout")
     REQUIRES: ClassVar[tuple[str, str] | None] = (
         "websockets",
-        'pip install "wove[dispatch]" websockets',
+        install_command("websocket"),
     )
 
     def configure(self, label: str, config: Mapping[str, Any]) -> None:

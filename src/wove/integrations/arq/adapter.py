@@ -16,7 +16,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Final, TypeAlias, cast
 
 from wove.concurrency.thread_pool import run_in_thread
-from wove.errors import DeliveryError
+from wove.errors import DeliveryError, install_command
 from wove.graph.rules import shown
 from wove.integrations.arq.options import (
     check_dsn,
@@ -74,7 +74,7 @@ class ARQAdapter(BackendAdapter):
 
     name: ClassVar[str] = "arq"
     required_modules: ClassVar[tuple[str, ...]] = ("arq",)
-    install_hint: ClassVar[str] = 'pip install "wove[arq]"'
+    install_hint: ClassVar[str] = install_command("arq")
     keys: ClassVar[tuple[str, ...] | None] = (
         "pool",
         "redis_settings",

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Final, cast
 
 from wove.concurrency import forks
-from wove.errors import DeliveryError
+from wove.errors import DeliveryError, install_command
 from wove.executors.base import CancelReach, Frame
 from wove.graph.rules import shown
 from wove.integrations.aws_batch.client import Api, DeniedError, client_of
@@ -106,7 +106,7 @@ class AWSBatchAdapter(BackendAdapter):
 
     name: ClassVar[str] = "aws_batch"
     required_modules: ClassVar[tuple[str, ...]] = ("boto3",)
-    install_hint: ClassVar[str] = 'pip install "wove[aws-batch]"'
+    install_hint: ClassVar[str] = install_command("aws-batch")
     keys: ClassVar[tuple[str, ...] | None] = (
         "client",
         "client_options",

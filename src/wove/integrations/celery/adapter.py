@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Final, NamedTuple, cast
 
 from wove.concurrency import forks
 from wove.concurrency.thread_pool import ThreadPool, run_in_thread
-from wove.errors import DeliveryError
+from wove.errors import DeliveryError, install_command
 from wove.executors.base import Frame
 from wove.integrations.base import BackendAdapter, JobStatus, PayloadDict
 from wove.integrations.celery.client import Broker, LostError, make_app
@@ -89,7 +89,7 @@ class CeleryAdapter(BackendAdapter):
 
     name = "celery"
     required_modules = ("celery",)
-    install_hint = 'pip install "wove[celery]"'
+    install_hint = install_command("celery")
     keys = (
         "app",
         "broker_url",

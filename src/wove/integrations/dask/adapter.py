@@ -17,7 +17,7 @@ from typing import Any, ClassVar, Final, NamedTuple, TypeVar, cast
 
 from wove.concurrency import forks
 from wove.concurrency.thread_pool import run_in_thread
-from wove.errors import DeliveryError
+from wove.errors import DeliveryError, install_command
 from wove.executors.base import Frame
 from wove.graph.rules import shown
 from wove.integrations.base import BackendAdapter, JobStatus, PayloadDict
@@ -85,7 +85,7 @@ class DaskAdapter(BackendAdapter):
 
     name: ClassVar[str] = "dask"
     required_modules: ClassVar[tuple[str, ...]] = ("distributed",)
-    install_hint: ClassVar[str] = 'pip install "wove[dask]"'
+    install_hint: ClassVar[str] = install_command("dask")
     keys: ClassVar[tuple[str, ...] | None] = (
         "client",
         "address",

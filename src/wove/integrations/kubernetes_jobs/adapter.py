@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar, Final, NamedTuple, cast
 
 from wove.concurrency import forks
-from wove.errors import DeliveryError
+from wove.errors import DeliveryError, install_command
 from wove.executors.base import CancelReach, Frame
 from wove.graph.rules import shown
 from wove.integrations.base import BackendAdapter, JobStatus, PayloadDict
@@ -107,7 +107,7 @@ class KubernetesJobsAdapter(BackendAdapter):
 
     name: ClassVar[str] = "kubernetes_jobs"
     required_modules: ClassVar[tuple[str, ...]] = ("kubernetes",)
-    install_hint: ClassVar[str] = 'pip install "wove[kubernetes-jobs]"'
+    install_hint: ClassVar[str] = install_command("kubernetes-jobs")
     keys: ClassVar[tuple[str, ...] | None] = (
         "namespace",
         "image",

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Final, Literal
 
 from wove.concurrency.thread_pool import ThreadPool
-from wove.errors import DeliveryError
+from wove.errors import DeliveryError, install_command
 from wove.executors.base import Frame
 from wove.integrations.base import BackendAdapter, JobStatus, PayloadDict
 from wove.integrations.common.batcher import Batcher
@@ -74,7 +74,7 @@ class RayAdapter(BackendAdapter):
 
     name: ClassVar[str] = "ray"
     required_modules: ClassVar[tuple[str, ...]] = ("ray",)
-    install_hint: ClassVar[str] = 'pip install "wove[ray]"'
+    install_hint: ClassVar[str] = install_command("ray")
     keys: ClassVar[tuple[str, ...] | None] = (
         "address",
         "init",

@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 
 from wove.concurrency import forks
 from wove.concurrency.thread_pool import ThreadPool
-from wove.errors import DeliveryError
+from wove.errors import DeliveryError, install_command
 from wove.executors.base import CancelReach, Frame
 from wove.graph.rules import shown
 from wove.integrations import naming
@@ -102,7 +102,7 @@ class RQAdapter(BackendAdapter):
 
     name: ClassVar[str] = "rq"
     required_modules: ClassVar[tuple[str, ...]] = ("rq", "redis")
-    install_hint: ClassVar[str] = 'pip install "wove[rq]"'
+    install_hint: ClassVar[str] = install_command("rq")
     keys: ClassVar[tuple[str, ...] | None] = ("queue", "redis_url", "queue_name", "enqueue_options")
     cancel_reach: ClassVar[CancelReach] = "process"
     watch_seconds: ClassVar[tuple[float, float]] = (0.5, 5.0)

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final, TypeVar, cast
 
 from wove.concurrency import forks
 from wove.concurrency.thread_pool import run_in_thread
-from wove.errors import DeliveryError
+from wove.errors import DeliveryError, install_command
 from wove.graph.rules import shown
 from wove.integrations.base import BackendAdapter, JobStatus, PayloadDict
 from wove.integrations.common.client_loops import on_loop
@@ -58,7 +58,7 @@ class TaskiqAdapter(BackendAdapter):
 
     name: ClassVar[str] = "taskiq"
     required_modules: ClassVar[tuple[str, ...]] = ("taskiq",)
-    install_hint: ClassVar[str] = 'pip install "wove[taskiq]"'
+    install_hint: ClassVar[str] = install_command("taskiq")
     keys: ClassVar[tuple[str, ...] | None] = ("task", "broker", "task_name")
     inline_bytes: ClassVar[int] = 64 * 1024
     watch_seconds: ClassVar[tuple[float, float]] = (0.5, 5.0)

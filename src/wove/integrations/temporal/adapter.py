@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final, TypeVar, cast
 
 from wove.concurrency import forks
 from wove.concurrency.thread_pool import run_in_thread
-from wove.errors import DeliveryError
+from wove.errors import DeliveryError, install_command
 from wove.graph.rules import shown
 from wove.integrations.base import BackendAdapter, JobStatus, PayloadDict
 from wove.integrations.common.client_loops import on_loop
@@ -73,7 +73,7 @@ class TemporalAdapter(BackendAdapter):
 
     name: ClassVar[str] = "temporal"
     required_modules: ClassVar[tuple[str, ...]] = ("temporalio",)
-    install_hint: ClassVar[str] = 'pip install "wove[temporal]"'
+    install_hint: ClassVar[str] = install_command("temporal")
     keys: ClassVar[tuple[str, ...] | None] = (
         "client",
         "target_host",

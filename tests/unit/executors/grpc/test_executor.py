@@ -18,6 +18,7 @@ from tests.support.services import Plan, Service, running
 
 import wove
 from wove import EnvironmentExecutionError, SerializationError, TaskTimeoutError, weave
+from wove.errors import install_command
 from wove.executors.grpc.executor import GrpcEnvironmentExecutor
 
 pytestmark = [pytest.mark.backend("grpc"), pytest.mark.timeout(90)]
@@ -169,7 +170,7 @@ def test_without_grpc_it_says_how_to_install_it(script: Script, tmp_path: Path) 
         flags=("-S",),
         env={"PYTHONPATH": str(only)},
     )
-    assert found.stdout.count('pip install "wove[dispatch]" grpcio') == 2
+    assert found.stdout.count(install_command("grpc")) == 2
     assert found.stdout.startswith("environment 'w': the grpc executor needs the package grpc")
 
 

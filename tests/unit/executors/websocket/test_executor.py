@@ -20,6 +20,7 @@ from tests.support.sockets import Socket, serve_sockets, ws
 
 import wove
 from wove import SerializationError, WorkerLostError, weave
+from wove.errors import install_command
 from wove.executors.network import executor as network
 from wove.executors.websocket import connection as wslink
 from wove.protocol import websocket as sockets
@@ -136,7 +137,7 @@ def test_the_missing_package_is_named(script: Callable[..., Any]) -> None:
             print(error)
         """
     )
-    assert 'pip install "wove[dispatch]" websockets' in found.stdout
+    assert install_command("websocket") in found.stdout
 
 
 # ------------------------------------------------------------------ what is sent

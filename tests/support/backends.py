@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping
 
 import pytest
 
-from tests.support import namespaces
+from tests.support import browser, namespaces
 from tests.support.servers import (
     aws_batch,
     dask,
@@ -51,6 +51,7 @@ BACKENDS: Mapping[str, Missing] = {
     "websocket": _packages("cloudpickle", "websockets"),
     "tls": _packages("trustme"),
     "netns": namespaces.missing,
+    "chromium": _all(_packages("websockets"), browser.missing),
     "redis": redis.missing,
     "rabbitmq": rabbitmq.missing,
     "celery": _packages("cloudpickle", "celery", "redis"),
@@ -65,7 +66,7 @@ BACKENDS: Mapping[str, Missing] = {
     "kubernetes_jobs": _all(_packages("cloudpickle"), kubernetes_jobs.missing),
 }
 
-HEAVY = ("ray", "slurm", "dask", "temporal", "kubernetes_jobs", "aws_batch", "rabbitmq")
+HEAVY = ("ray", "slurm", "dask", "temporal", "kubernetes_jobs", "aws_batch", "rabbitmq", "chromium")
 """Backends whose servers cost something even when nothing happens: their tests share one process of pytest-xdist, and
 so one server."""
 

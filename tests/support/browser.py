@@ -13,12 +13,14 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from websockets.sync.client import connect
+if TYPE_CHECKING:
+    from websockets.sync.client import ClientConnection
 
 START_SECONDS = 40.0
 ANSWER_SECONDS = 50.0
+END_SECONDS = 10.0
 
 COMMANDS = ("chromium", "chromium-browser", "google-chrome")
 
@@ -40,8 +42,8 @@ class Page:
         requests: The addresses that the page asked for, itself among them.
     """
 
-    def __init__(self, address: str) -> None:
-        self._socket = connect(address, max_size=None)
+    def __init__(self, socket: ClientConnection) -> None:
+        self._socket = socket
         self._ids = itertools.count(1)
         self._loaded = False
         self.errors: list[str] = []
@@ -140,14 +142,12 @@ class Page:
             base64.b64decode(self.call("Page.captureScreenshot", format="png")["data"])
         )
 
-    def close(self) -> None:
-        """Let go of the page."""
-        self._socket.close()
-
 
 @contextlib.contextmanager
 def browser() -> Iterator[Page]:
     """Start a browser and yield its page; end the browser afterwards."""
+    from websockets.sync.client import connect  # here, because the other tests do without
+
     command = _command()
     assert command is not None, missing()
     with tempfile.TemporaryDirectory(prefix="wove-browser-", ignore_cleanup_errors=True) as folder:
@@ -170,16 +170,14 @@ def browser() -> Iterator[Page]:
             start_new_session=True,
         )
         try:
-            page = Page(_address(process, Path(folder)))
-            try:
+            with connect(_address(process, Path(folder)), max_size=None) as socket:
+                page = Page(socket)
                 yield page
-            finally:
                 with contextlib.suppress(Exception):
                     page.call("Browser.close")
-                page.close()
         finally:
             try:
-                process.wait(10)
+                process.wait(END_SECONDS)
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()

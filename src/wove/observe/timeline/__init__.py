@@ -1,6 +1,6 @@
 """When and where each run of a weave took place: as a page, and as a Chrome trace.
 
-The page draws on a canvas by itself, in about 600 lines of ``timeline.js``. Measured with 100,000 runs in
+The page draws on a canvas by itself, with ``timeline.js``. Measured with 100,000 runs in
 headless Chromium, a custom series of ECharts 6.1 (1.1 MB) takes 6.7 s to open, and has to be given rectangles
 that somebody else has aggregated to be quicker; uPlot draws series, not intervals in lanes; vis-timeline makes
 an element of the document for each run.

@@ -248,6 +248,7 @@
     drawChosen(context, scale);
     context.restore();
     drawLabels(context, height);
+    drawScrollBar(context, width, height);
     context.restore();
   }
 
@@ -452,6 +453,15 @@
         last = y;
       }
     }
+  }
+
+  function drawScrollBar(context, width, height) {
+    const room = height - AXIS, all = contentHeight + 6;
+    if (all <= room + 1) return;
+    context.fillStyle = colors.faint;
+    context.globalAlpha = 0.6;
+    context.fillRect(width - 6, AXIS + scroll / all * room, 5, Math.max(16, room / all * room));
+    context.globalAlpha = 1;
   }
 
   const widths = new Map();
@@ -929,7 +939,7 @@
     else setView(view.start, view.end);
   }
 
-  window.wove = { drawNow: () => { drawLanes(); drawOverview(); }, show, view: () => ({ ...view }), setView, find, matches: () => matchList.length, ready: false };
+  window.wove = { show, fit, view: () => ({ ...view }), setView, find, matches: () => matchList.length, ready: false };
   paint();
   listen();
   show($("data").textContent).then(() => {

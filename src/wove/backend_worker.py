@@ -27,9 +27,12 @@ The payload, JSON, is taken from the environment variable {PAYLOAD_VARIABLE}; wh
 first argument; without one, from the standard input. If WOVE_WORKER_SECRET is set, only a payload that is signed with
 that secret is run.
 
-The exit status is 0 when the end of the task has been reported, also if the task failed; {UNREPORTED} when it could not
-be reported, {REFUSED} when the payload is refused, {UNREADABLE} when it cannot be read; 143 after SIGTERM and 130 after
-SIGINT, which stop the task and have that reported; 1 when something else went wrong.
+It asks that weave first whether it still waits, and whether no other process runs the task.
+
+The exit status is 0 when the end of the task has been reported, also if the task failed, or nobody waits for it;
+{UNREPORTED} when the weave could not be reached, {REFUSED} when the payload is refused, {UNREADABLE} when it cannot be
+read; 143 after SIGTERM and 130 after SIGINT, which stop the task and have that reported; 1 when something else went
+wrong.
 """
 
 
@@ -79,9 +82,13 @@ def _run(payload: str | bytes) -> int:
                 f"there is no payload: it goes into the environment variable {PAYLOAD_VARIABLE}, the first argument "
                 "or the standard input"
             )
-        from wove.integrations.worker import run  # in here, where SIGTERM is heard
+        from wove.errors import DeliveryError
+        from wove.integrations.worker import deliver  # in here, where SIGTERM is heard
 
-        run(payload)
+        # A scheduler may start a job again whose weave is gone, or whose first start is at work.
+        delivered = deliver(payload, security=None, ask_after=0.0)
+        if delivered is not None and (delivered.error is not None or delivered.unheard):
+            raise delivered.error or DeliveryError(delivered.unheard)
     except Exception as error:
         text = " ".join(f"{error}".split()) or type(error).__name__
         print(f"wove.backend_worker: {text}", file=sys.stderr)  # noqa: T201

@@ -51,14 +51,14 @@ from wove.protocol.pickling import Pickled, loads
 logging.basicConfig(level=logging.INFO)
 
 class Believing(Waiting):
-    def standing(self, run_id):
+    def standing(self, run_id, worker):
         return RunStatus.AWAITED if run_id == "awaited-run" else RunStatus.UNKNOWN
 
-    def take(self, event):
+    def take(self, event, worker):
         for name, value in event.items():
             if isinstance(value, Pickled):
                 with contextlib.suppress(Exception):
-                    loads(value, what=name).close()
+                    loads(value, label=name).close()
 
 with receiving() as house:
     route = house.open(Believing(), token="open", most=%(most)d)

@@ -49,12 +49,12 @@ class Waiting:
         self.lost: list[tuple[list[str], str]] = []
         self.claims: dict[str, Sequence[bytes | memoryview]] = {}
 
-    def standing(self, run_id: str) -> RunStatus:
+    def standing(self, run_id: str, worker: str) -> RunStatus:
         return self.standings.get(
             run_id, RunStatus.AWAITED if run_id.startswith("r") else RunStatus.UNKNOWN
         )
 
-    def take(self, event: dict[str, Any]) -> None:
+    def take(self, event: dict[str, Any], worker: str) -> None:
         self.events.append(event)
 
     def gone(self, run_ids: Sequence[str], worker: str) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.support.callback_peer import Answer, Peer, make_payload
+from tests.support.callback_peer import Answer, Peer, Request, make_payload
 
 from wove.errors import WorkerLostError
 from wove.integrations.common.statuses import REFUSED, UNREADABLE, UNREPORTED
@@ -130,7 +130,7 @@ def test_an_end_that_could_not_be_reported(peer: Peer, start: Start) -> None:
     status, _, stderr = ended(start(json.dumps(payload)))
     assert status == UNREPORTED and stderr.count("\n") == 1
     assert stderr.startswith(
-        f"wove.backend_worker: the end of run {payload['run_id']} of task 'pdf' could not be reported within 0.2 s: "
+        f"wove.backend_worker: run {payload['run_id']} of task 'pdf' is not begun: its weave is gone, or its "
     )
 
 
@@ -192,7 +192,11 @@ def test_a_signal_stops_the_run_and_that_is_reported(
 
 
 def test_a_cancelled_run_ends_the_process(peer: Peer, start: Start) -> None:
-    peer.answer = lambda request: Answer(410) if "heartbeat" in request.types else Answer()
+    def answer(request: Request) -> Answer:
+        told = len(peer.requests) > 2 and "heartbeat" in request.types
+        return Answer(410) if told else Answer()
+
+    peer.answer = answer
 
     async def task() -> None:
         import asyncio

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any, Final, TypeVar
 
-from wove.callback.link import Destination, Link, exchange, request
+from wove.callback.link import REFUSED_SECONDS, Destination, Link, exchange, request
 from wove.errors import DeliveryError
 from wove.net.http1 import Head, ProtocolError, quoted
 from wove.protocol import codec, payload
@@ -226,14 +226,20 @@ def _again_and_again(
     attempt: Callable[[], T], label: str, destination: Destination, seconds: float
 ) -> T:
     give_up_at = _now() + seconds
+    refused_since: float | None = None
     failures = 0
     while True:
         try:
             return attempt()
         except _Refused as error:
             trouble, cause, again = str(error), error.__cause__, error.again
+            refused_since = None
         except (OSError, ProtocolError) as error:
             trouble, cause, again = f"{destination}: {error}", error, True
+            refused = isinstance(error, ConnectionRefusedError)
+            refused_since = (refused_since or _now()) if refused else None
+        if refused_since is not None and _now() > refused_since + REFUSED_SECONDS:
+            again = False
         failures += 1
         pause = backoff(failures)
         left = give_up_at - _now()

@@ -6,10 +6,12 @@ import heapq
 import itertools
 import logging
 import math
+import time
 from collections.abc import Iterable, Sequence
 from typing import Final
 
 from wove.callback.client import CANCELLED, GONE, backoff, listed, may_come_right, shown
+from wove.callback.link import REFUSED_SECONDS
 from wove.callback.outbox import Event, EventBatch, RunEvents
 from wove.callback.reporter import Delivered
 from wove.errors import DeliveryError, SerializationError
@@ -24,6 +26,16 @@ _log = logging.getLogger("wove.worker")
 MAX_BYTES: Final = 1024 * 1024
 MAX_RUNS: Final = 1000
 """What goes in one request. A little more than so many bytes, by what the last run has to say."""
+
+
+DEAD_SECONDS: Final = 30.0
+"""How long an address at which nobody listened is taken to be dead after one more refused connection: a queue may
+hold thousands of payloads of one weave that is gone."""
+
+MAX_DEAD: Final = 256
+
+_dead: dict[tuple[bool, str, int], float] = {}
+"""Origins at which nobody listened, with the time of that in monotonic seconds."""
 
 
 class DeliveryQueue:
@@ -74,8 +86,8 @@ class DeliveryQueue:
         """Something of *outbox* is due: an event, or giving up."""
         if outbox not in self.alive:
             return
-        waits = outbox.end is not None and not outbox.end_is_out
-        if waits and outbox.attempts and now >= outbox.give_up_at:
+        waits = outbox.waiting
+        if waits and outbox.attempts and now >= outbox.patience_ends():
             self._give_up(outbox)
         elif not outbox.large:
             self.ready[outbox] = None
@@ -148,12 +160,12 @@ class DeliveryQueue:
             ((outbox, events),) = parcel.items
             self._refused(outbox, events, head.status, shown(destination, head, body))
 
-    def again(self, parcel: EventBatch, trouble: str, now: float) -> None:
-        """The same request may be taken a little later."""
+    def again(self, parcel: EventBatch, trouble: str, now: float, *, refused: bool = False) -> None:
+        """Send the same request a little later; *refused*: the connection was."""
         _log.info("%s; trying again", trouble)
         for outbox, events in parcel.items:
             outbox.put_back(events)
-            self._missed(outbox, trouble, now)
+            self._missed(outbox, trouble, now, refused=refused)
             outbox.not_before = now + backoff(outbox.attempts)
             self._at(outbox, outbox.not_before)
 
@@ -163,10 +175,12 @@ class DeliveryQueue:
             outbox.put_back(events)
             self.ready[outbox] = None
 
-    def missed(self, outboxes: Iterable[RunEvents], trouble: str, now: float) -> None:
-        """An attempt came to nothing, through no fault of what was to be sent."""
+    def missed(
+        self, outboxes: Iterable[RunEvents], trouble: str, now: float, *, refused: bool
+    ) -> None:
+        """Note an attempt that came to nothing, through no fault of what was to be sent."""
         for outbox in list(outboxes):
-            self._missed(outbox, trouble, now)
+            self._missed(outbox, trouble, now, refused=refused)
 
     def apart(self, parcel: EventBatch, trouble: str) -> None:
         """Something in the request is not right: each run's events are to be sent by themselves."""
@@ -219,6 +233,9 @@ class DeliveryQueue:
         if _has_end(events):
             _log.info("%s is dropped: nobody waits for it any more", _what(outbox))
             self.end(outbox, Delivered(gone=True))
+        elif report.asking and not cancelled and not report.detached:
+            _log.info("%s is not begun: nobody waits for it any more", _run(outbox))
+            self.end(outbox, Delivered(gone=True))
         elif not outbox.quiet:
             outbox.hush()
             if cancelled or not report.detached:
@@ -234,7 +251,14 @@ class DeliveryQueue:
     def _refused(
         self, outbox: RunEvents, events: Sequence[Event], status: int, trouble: str
     ) -> None:
-        if not _has_end(events):
+        report = outbox.report
+        if report.asking and not report.detached and not _has_end(events):
+            if status in (401, 403):
+                text = f"{_run(outbox)} was not begun: {trouble}"
+                self.end(outbox, Delivered(error=DeliveryError(text)))
+            else:
+                self._drop(outbox, f"its weave does not listen at that address: {trouble}")
+        elif not _has_end(events):
             _log.warning("%s. Run %s goes on", trouble, outbox.report.run_id)
             outbox.hush()
             outbox.report.answered()
@@ -245,19 +269,53 @@ class DeliveryQueue:
         else:
             self.end(outbox, Delivered(error=DeliveryError(f"{_what(outbox)} is lost: {trouble}")))
 
-    def _missed(self, outbox: RunEvents, trouble: str, now: float) -> None:
+    def _missed(self, outbox: RunEvents, trouble: str, now: float, *, refused: bool) -> None:
         outbox.attempts += 1
         outbox.trouble = trouble
-        if outbox.end is None:
+        if not refused:
+            outbox.refused_since = None
+        elif outbox.refused_since is None:
+            outbox.refused_since = now
+        if outbox.end is None and (outbox.report.detached or not outbox.report.asking):
             outbox.report.answered()
             return
-        if now >= outbox.give_up_at:
+        known_dead = refused and outbox.end is None and self._is_dead(outbox, now)
+        if known_dead or now >= outbox.patience_ends():
             self._give_up(outbox)
         else:
-            self._at(outbox, outbox.give_up_at)
+            self._at(outbox, outbox.patience_ends())
+
+    def _is_dead(self, outbox: RunEvents, now: float) -> bool:
+        """Whether nobody has listened at the run's address a moment ago, when another run asked there."""
+        found = _dead.get(outbox.report.destination.origin)
+        return found is not None and now < found + DEAD_SECONDS
+
+    def _drop(self, outbox: RunEvents, why: str) -> None:
+        """End a run that has not begun: there is nobody to report it to."""
+        text = f"{_run(outbox)} is not begun: {why}"
+        _log.warning("%s", text)
+        self.end(outbox, Delivered(gone=True, unheard=text))
 
     def _give_up(self, outbox: RunEvents) -> None:
         seconds = outbox.report.retry_seconds
+        if outbox.end is None and outbox.refused_since is not None:
+            _dead[outbox.report.destination.origin] = time.monotonic()
+            while len(_dead) > MAX_DEAD:
+                del _dead[next(iter(_dead))]
+            self._drop(
+                outbox,
+                f"its weave is gone, or its callback_url is not an address that this worker can call: {outbox.trouble}",
+            )
+            return
+        if outbox.end is None:
+            text = (
+                f"{_run(outbox)} was not begun: whether anybody waits for it could not be asked within "
+                f"{seconds:g} s: {outbox.trouble}"
+            )
+            self.end(outbox, Delivered(error=DeliveryError(text)))
+            return
+        if outbox.refused_since is not None:
+            seconds = min(seconds, REFUSED_SECONDS)
         text = f"{_what(outbox)} could not be reported within {seconds:g} s: {outbox.trouble}"
         self.end(outbox, Delivered(error=DeliveryError(text)))
 
@@ -266,8 +324,12 @@ def _has_end(events: Sequence[Event]) -> bool:
     return any(event["type"] in TERMINAL for event in events)
 
 
+def _run(outbox: RunEvents) -> str:
+    return f"run {outbox.report.run_id} of task {outbox.report.task!r}"
+
+
 def _what(outbox: RunEvents) -> str:
-    return f"the end of run {outbox.report.run_id} of task {outbox.report.task!r}"
+    return f"the end of {_run(outbox)}"
 
 
 def _too_large(outbox: RunEvents) -> Event:

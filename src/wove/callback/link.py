@@ -23,10 +23,22 @@ from wove.protocol.limits import INLINE_BYTES
 if TYPE_CHECKING:
     import ssl
 
-__all__ = ["Destination", "Link", "close_socket", "exchange", "request", "socket_pair"]
+__all__ = [
+    "REFUSED_SECONDS",
+    "Destination",
+    "Link",
+    "close_socket",
+    "exchange",
+    "request",
+    "socket_pair",
+]
 
 CONNECT_SECONDS: Final = 5.0
 """For one address of a host name: a SYN that is lost is sent again after 1 and after 3 seconds (RFC 6298, 2)."""
+
+REFUSED_SECONDS: Final = 10.0
+"""How long each connection may be refused before the end of a run, or a fetch, is given up. The receiver listens as
+long as its weave lives; only a proxy in front of it may be restarting."""
 
 ANSWER_BYTES: Final = 64 * 1024
 READ_BYTES: Final = 256 * 1024

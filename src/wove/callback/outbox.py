@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
+from wove.callback.link import REFUSED_SECONDS
 from wove.protocol.codec import encode_events
 from wove.protocol.completed_runs import bulk
 from wove.protocol.frames import TERMINAL, condensed
@@ -24,6 +25,9 @@ HOLD_SECONDS: Final = 0.01
 LARGE_BYTES: Final = 256 * 1024
 """Pickles of this size go over a connection of their own, so that no heartbeat waits behind them."""
 
+ASK_REFUSED_SECONDS: Final = 1.5
+"""How long connections may be refused before a run that has not begun is dropped: nobody listens there any more."""
+
 Event: TypeAlias = "Mapping[str, Any]"
 
 
@@ -37,6 +41,8 @@ class RunEvents:
         attempts: How often its delivery has failed.
         not_before: When it may be tried again, in monotonic seconds.
         give_up_at: When it is not tried again, in monotonic seconds.
+        refused_since: Since when each attempt has met a refused connection, in monotonic seconds; ``None``: the last
+            attempt met something else.
         trouble: What the last attempt met with.
         alone: What it says goes into no request with others: such a one was refused.
         parcel: The request with the end in it, where that is large: it is made once.
@@ -62,6 +68,7 @@ class RunEvents:
         "not_before",
         "parcel",
         "quiet",
+        "refused_since",
         "report",
         "shortened",
         "size",
@@ -83,6 +90,7 @@ class RunEvents:
         self.attempts = self.size = 0
         self.not_before = self.give_up_at = 0.0
         self.beat_due = math.inf
+        self.refused_since: float | None = None
         self.trouble = "no attempt was made"
 
     def add(self, event: Event, now: float) -> None:
@@ -101,8 +109,22 @@ class RunEvents:
             self._started, self.started_due = event, now + HOLD_SECONDS
         elif kind == "heartbeat":
             self._beat = event
+            if self.report.asking:
+                self.give_up_at = now + self.report.retry_seconds
         else:
             self._others.append(event)
+
+    @property
+    def waiting(self) -> bool:
+        """Whether somebody waits for what the receiver says: to the end of the run, or before it may begin."""
+        return self.report.asking if self.end is None else not self.end_is_out
+
+    def patience_ends(self) -> float:
+        """Return when to give up, in monotonic seconds."""
+        if self.refused_since is None:
+            return self.give_up_at
+        allowed = ASK_REFUSED_SECONDS if self.end is None else REFUSED_SECONDS
+        return min(self.give_up_at, self.refused_since + allowed)
 
     def beat(self) -> None:
         """Say once more that the run is here."""

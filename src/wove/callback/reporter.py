@@ -35,13 +35,17 @@ class Delivered:
     Attributes:
         error: Why it was given up; ``None``: the receiver has it.
         gone: The receiver did not want it: nobody waits for the run any more.
+        unheard: Why the run, which has not begun, was dropped without a word of the receiver; ``""``: it was not.
     """
 
-    __slots__ = ("error", "gone")
+    __slots__ = ("error", "gone", "unheard")
 
-    def __init__(self, *, error: DeliveryError | None = None, gone: bool = False) -> None:
+    def __init__(
+        self, *, error: DeliveryError | None = None, gone: bool = False, unheard: str = ""
+    ) -> None:
         self.error = error
         self.gone = gone
+        self.unheard = unheard
 
 
 class RunReporter:
@@ -82,7 +86,7 @@ class RunReporter:
         self.detached = detached
         self.cancel = cancel
         self.last_word: Event | None = None
-        self._begin: Callable[[], None] | None = None
+        self._begin: Callable[[], None] | None = None  # called once the run is known to be awaited
         self.way: EventSink | None = None
         self._lock = threading.Lock()
         self._ended = threading.Event()
@@ -104,18 +108,25 @@ class RunReporter:
         if self.way is not None:
             self.way.put(self, event)
 
+    @property
+    def asking(self) -> bool:
+        """Whether the receiver is being asked if anybody waits for the run, which has not begun."""
+        return self._begin is not None
+
     def ask(self, begin: Callable[[], None]) -> None:
-        """Ask the receiver whether the run is wanted, and call *begin* if it is, or if there is no telling.
+        """Ask the receiver whether the run is awaited, and call *begin* if it is.
+
+        Otherwise the run is over without having begun: `wait` and `when_delivered` say so. A detached run is also
+        begun where the receiver does not wait for it or cannot be asked.
 
         Args:
-            begin: Called from any thread. Must neither raise nor block. If nobody waits for the run, it is cancelled
-                instead.
+            begin: Called from any thread. Must neither raise nor block.
         """
         self._begin = begin
         self.put({"type": "heartbeat", "run_id": self.run_id, "task_id": self.task})
 
     def answered(self) -> None:
-        """The receiver does not mind that the run goes on, or cannot be asked."""
+        """Called when the receiver does not mind that the run goes on."""
         begin, self._begin = self._begin, None
         if begin is not None:
             begin()
@@ -167,6 +178,7 @@ class RunReporter:
             if self._delivered is not None:
                 return
             self._delivered = delivered
+            self._begin = None
             self._ended.set()
             callbacks, self._callbacks = self._callbacks, []
         self._arrived.set()

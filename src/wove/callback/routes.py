@@ -44,6 +44,8 @@ class RunStatus(enum.Enum):
 
     AWAITED = enum.auto()
     """It goes on."""
+    ELSEWHERE = enum.auto()
+    """It goes on, and another worker has it: of this one, only a result is of use."""
     CANCELLED = enum.auto()
     """It was told to end, and its end is waited for."""
     STOPPED = enum.auto()
@@ -54,15 +56,23 @@ class RunStatus(enum.Enum):
     """Nobody waits for it."""
 
 
+_TOLD_TO_END: Final = frozenset({RunStatus.CANCELLED, RunStatus.STOPPED, RunStatus.ELSEWHERE})
+
+
 class EventSubscriber(Protocol):
     """Who waits for events. Everything is called on the receiver's loop, and must neither block nor raise."""
 
-    def standing(self, run_id: str) -> RunStatus:
-        """What the run is to it. Asked for every event, before it is taken."""
+    def standing(self, run_id: str, worker: str) -> RunStatus:
+        """Return what the run is to it. Asked for every event, before it is taken.
+
+        Args:
+            run_id: Of the run.
+            worker: The process that the event comes from; ``""``: not known.
+        """
         ...
 
-    def take(self, event: dict[str, Any]) -> None:
-        """Take an event that was checked; pickles in it are `Pickled`, and nothing was unpickled."""
+    def take(self, event: dict[str, Any], worker: str) -> None:
+        """Take an event of *worker* that was checked; pickles in it are `Pickled`, and nothing was unpickled."""
         ...
 
     def gone(self, run_ids: Sequence[str], worker: str) -> None:
@@ -252,21 +262,25 @@ class AuthorizedRequest:
         for event in events:
             run_id: str = event["run_id"]
             terminal = event["type"] in TERMINAL
-            route, standing = self._find(run_id)
+            route, standing = self._find(run_id, line.worker)
             if standing is RunStatus.ENDED and terminal:
                 taken += 1
                 gone.pop(run_id, None)
-            elif standing is RunStatus.AWAITED or (standing is RunStatus.CANCELLED and terminal):
+            elif (
+                standing is RunStatus.AWAITED
+                or (standing is RunStatus.CANCELLED and terminal)
+                or (standing is RunStatus.ELSEWHERE and event["type"] == "task_result")
+            ):
                 taken += 1
                 if terminal:
                     self._presence.ended(route, run_id)
                     gone.pop(run_id, None)
                 else:
                     self._presence.heard(route, run_id, line)
-                route.party.take(event)
+                route.party.take(event, line.worker)
             else:
                 gone[run_id] = None
-                if standing in (RunStatus.CANCELLED, RunStatus.STOPPED):
+                if standing in _TOLD_TO_END:
                     cancelled[run_id] = None
         if not gone:
             return TAKEN
@@ -280,9 +294,9 @@ class AuthorizedRequest:
         )
         return Reply(410, text, fields)
 
-    def _find(self, run_id: str) -> tuple[Route, RunStatus]:
+    def _find(self, run_id: str, worker: str) -> tuple[Route, RunStatus]:
         for route in self._routes:
-            standing = route.party.standing(run_id)
+            standing = route.party.standing(run_id, worker)
             if standing is not RunStatus.UNKNOWN:
                 return route, standing
         return self._routes[0], RunStatus.UNKNOWN

@@ -182,16 +182,16 @@ class Sender:
             self._link = Link(self._destination)
         except OSError as error:
             self._failed(
-                f"cannot connect to {self._destination}: {error}", list(self._ledger.ready)
+                f"cannot connect to {self._destination}: {error}",
+                list(self._ledger.ready),
+                refused=isinstance(error, ConnectionRefusedError),
             )
 
     def _post(self, link: Link, parcel: EventBatch, now: float) -> None:
         self._tried_at = parcel.sent_at = now
         self._parcel = parcel
         try:
-            link.send(
-                _head(parcel, ("X-Wove-Worker", self._worker)), parcel.chunks, seconds=REPLY_SECONDS
-            )
+            link.send(_head(parcel, self._worker), parcel.chunks, seconds=REPLY_SECONDS)
         except (OSError, ProtocolError) as error:
             self._broke(f"{self._destination}: {error}")
         else:
@@ -264,12 +264,14 @@ class Sender:
             self._link = None
         self._ledger.unannounced(beat=self._stays)
 
-    def _failed(self, trouble: str, concerned: Sequence[RunEvents]) -> None:
+    def _failed(
+        self, trouble: str, concerned: Sequence[RunEvents], *, refused: bool = False
+    ) -> None:
         now = _now()
         self._failures += 1
         self._not_before = now + backoff(self._failures)
         (_log.info if self._failures == 1 else _log.debug)("%s; trying again", trouble)
-        self._ledger.missed(concerned, trouble, now)
+        self._ledger.missed(concerned, trouble, now, refused=refused)
 
     # --- connections of their own ---------------------------------------------------------------------------
 
@@ -285,7 +287,7 @@ class Sender:
                 parcel.encode()
             head, body = exchange(
                 parcel.destination,
-                _head(parcel),
+                _head(parcel, self._worker),
                 parcel.chunks,
                 stall_seconds=STALL_SECONDS,
                 patience=self._patience(),
@@ -302,7 +304,12 @@ class Sender:
 
     def _lost(self, parcel: EventBatch, error: Exception) -> None:
         if isinstance(error, (OSError, ProtocolError)):
-            self._ledger.again(parcel, f"{self._destination}: {error}", _now())
+            self._ledger.again(
+                parcel,
+                f"{self._destination}: {error}",
+                _now(),
+                refused=isinstance(error, ConnectionRefusedError),
+            )
         else:
             self._ledger.apart(parcel, f"it cannot be sent: {error}")
 
@@ -364,14 +371,14 @@ class Sender:
         self._wake = None
 
 
-def _head(parcel: EventBatch, *fields: tuple[str, str]) -> bytes:
+def _head(parcel: EventBatch, worker: str) -> bytes:
     destination = parcel.destination
     signed = parcel.security.headers_for(
         transport="http", target=destination.target, body=parcel.chunks
     )
     size = sum(map(len, parcel.chunks))
     common = (("Content-Type", "application/json"), ("Content-Length", str(size)))
-    return request(destination, "POST", (*common, *fields, *signed.items()))
+    return request(destination, "POST", (*common, ("X-Wove-Worker", worker), *signed.items()))
 
 
 # --- the senders of this process --------------------------------------------------------------------------

@@ -107,6 +107,10 @@ class BackendAdapter(abc.ABC):
     """Whether the backend itself starts a job again whose worker is gone. Only `watch` then knows what is lost; until
     it says so, a run whose worker's connection has ended waits for the next worker."""
 
+    redelivers: ClassVar[bool] = True
+    """Whether another worker may go on with a run whose worker's connection has ended, until the run is given up:
+    queues hand out a message again where their users want that. If false, a second start is refused in any case."""
+
     threads: ClassVar[int] = 4
     """How many plain functions are called at a time."""
 

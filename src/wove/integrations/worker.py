@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 
 from wove.callback.link import Destination
 from wove.callback.reporter import Delivered
-from wove.integrations.common.jobs import BEAT_SECONDS, Job, close, fetches
+from wove.integrations.common.jobs import ASK_SECONDS, BEAT_SECONDS, Job, close, fetches
 from wove.protocol import payload as payloads
 from wove.protocol.payload import Payload
 from wove.security import NetworkExecutorSecurity, SecurityConfig
@@ -21,7 +21,7 @@ from wove.worker.runs import BEATS_PER_INTERVAL
 if TYPE_CHECKING:
     import asyncio  # for `arun` alone: a process that calls `run` starts in half the time without it
 
-__all__ = ["SECRET_VARIABLE", "arun", "check_security", "close", "run"]
+__all__ = ["SECRET_VARIABLE", "arun", "check_security", "close", "deliver", "run"]
 
 _log = logging.getLogger("wove.worker")
 
@@ -41,7 +41,12 @@ SMALL_CHARACTERS: Final = 64 * 1024
 """A payload up to this size is read on the event loop: that takes less than half a millisecond."""
 
 
-def run(payload: Mapping[str, Any] | str | bytes, *, security: SecurityConfig = None) -> None:
+def run(
+    payload: Mapping[str, Any] | str | bytes,
+    *,
+    security: SecurityConfig = None,
+    ask_after: float = ASK_SECONDS,
+) -> None:
     """Run the task of *payload*, and report to the weave that waits for it.
 
     For sync workers. Returns when the end of the run, whatever it is, has been reported; that the task failed is for
@@ -55,11 +60,15 @@ def run(payload: Mapping[str, Any] | str | bytes, *, security: SecurityConfig = 
         security: As the environment's ``security``: then a payload that is not signed with it is refused, before
             anything of it is decoded. ``None``: the secret in the variable ``WOVE_WORKER_SECRET`` if there is one, else
             no security.
+        ask_after: Seconds. The worker asks the receiver before it begins the task of a payload of this age: if nobody
+            waits for the run any more, or its weave is gone, the task is not begun, unless the run is detached.
+            0: always.
 
     Raises:
         PermissionError: The payload is refused. Nobody is told but the log: whoever made it may have written the
             address, too.
-        DeliveryError: The end of the run did not get through, although it was tried for as long as the payload says.
+        DeliveryError: The end of the run did not get through, although it was tried for as long as the payload says;
+            or whether anybody waits for the run could not be asked.
         FrameError: The payload is none, and does not say whom to tell (a `ValueError`).
         ValueError: *security* is not right.
 
@@ -69,25 +78,32 @@ def run(payload: Mapping[str, Any] | str | bytes, *, security: SecurityConfig = 
         def run_backend_payload(payload):
             run(payload)
     """
+    _conclude(deliver(payload, security=security, ask_after=ask_after))
+
+
+def deliver(
+    payload: Mapping[str, Any] | str | bytes, *, security: SecurityConfig, ask_after: float
+) -> Delivered | None:
+    """As `run`, and return how the delivery of the run's end went instead of raising its error."""
     job = _read(payload, _security_of(security))
+    job.ask_after = ask_after
     try:
         job.enter()
         job.start()
-        delivered = job.report.wait()
+        return job.report.wait()
     except BaseException as error:
         if job.interrupt(error):
             job.report.wait_ended(STOP_SECONDS)
             job.insist()
             job.report.wait(LAST_SECONDS)
         raise
-    _conclude(delivered)
 
 
 async def arun(
     payload: Mapping[str, Any] | str | bytes,
     *,
     security: SecurityConfig = None,
-    ask_after: float | None = None,
+    ask_after: float = ASK_SECONDS,
 ) -> None:
     """As `run`, for async workers: on any event loop, which is not held up, whatever the task is.
 
@@ -96,8 +112,7 @@ async def arun(
     Args:
         payload: As `run`.
         security: As `run`.
-        ask_after: Seconds. The task of an older payload is begun only if the receiver does not say that nobody waits
-            for it any more: for backends that cannot take back what is in their queues. ``None``: it is always begun.
+        ask_after: As `run`.
 
     Raises:
         PermissionError: As `run`.
@@ -116,11 +131,11 @@ async def arun(
     job = (
         _read(payload, signer) if _is_small(payload) else await fetches.call(_read, payload, signer)
     )
+    job.ask_after = ask_after
     loop = asyncio.get_running_loop()
     done: asyncio.Future[Delivered] = loop.create_future()
     try:
         job.enter()
-        job.ask_after = ask_after
         job.report.when_delivered(lambda delivered: _settle_on(loop, done, delivered))
         if job.fetches:
             await fetches.call(job.start)

@@ -67,6 +67,25 @@ def test_runs_of_every_standing(house: Receiving) -> None:
         assert wire.post([]).status == 204
 
 
+def test_of_a_run_that_another_worker_has_only_a_result_is_taken(house: Receiving) -> None:
+    class First(Waiting):
+        def standing(self, run_id: str, worker: str) -> RunStatus:
+            return RunStatus.AWAITED if worker == "first" else RunStatus.ELSEWHERE
+
+    party = First()
+    route = house.open(party)
+    with Wire(route) as first, Wire(route) as second:
+        assert first.post(started("r1"), X_Wove_Worker="first").status == 204
+        for kind in ("task_started", "heartbeat", "task_cancelled", "task_error"):
+            refused = second.post(
+                {"type": kind, "run_id": "r1", "task_id": "t"}, X_Wove_Worker="second"
+            )
+            assert (refused.status, refused.fields["x-wove-cancelled"]) == (410, "r1")
+        assert party.taken == [("task_started", "r1")] and party.lost == []
+        assert second.post(result("r1"), X_Wove_Worker="second").status == 204
+    assert party.taken[-1] == ("task_result", "r1")
+
+
 def test_the_list_of_what_is_gone_cannot_break_the_head(house: Receiving) -> None:
     with Wire(house.open(Waiting())) as wire:
         answer = wire.post(
@@ -299,7 +318,7 @@ def test_a_party_that_fails_is_an_error_in_the_log(
     house: Receiving, caplog: pytest.LogCaptureFixture
 ) -> None:
     class Failing(Waiting):
-        def take(self, event: dict[str, object]) -> None:
+        def take(self, event: dict[str, object], worker: str) -> None:
             raise RuntimeError("not today")
 
     with Wire(house.open(Failing())) as wire:

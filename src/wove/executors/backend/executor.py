@@ -79,7 +79,7 @@ class _Job:
         submission: What the adapter returned.
         submitted: Whether it has.
         begun: Its worker has reported.
-        worker: Host and pid of it, for messages.
+        worker: The process that has it: host, pid and something random; ``""``: not known.
         cancelled: It was told to end, and its end is still wanted.
         claims: Ids of what its worker may fetch.
         suspicion: Runs when its worker's connection has ended.
@@ -97,6 +97,7 @@ class _Job:
         "submitted",
         "suspicion",
         "task",
+        "worker",
     )
 
     def __init__(self, frame: Frame, environment: str) -> None:
@@ -105,6 +106,7 @@ class _Job:
         key = idempotency_key(frame)
         self.key: Key | None = None if key is None else (environment, self.task, key)
         self.submission: Any = None
+        self.worker = ""
         self.submitted = self.begun = self.cancelled = self.stopped = False
         self.claims: list[str] = []
         self.suspicion: asyncio.Task[None] | None = None
@@ -367,19 +369,28 @@ class BackendAdapterEnvironmentExecutor(EnvironmentExecutor):
 
     # ------------------------------------------------------------------ back: what the receiver asks and tells
 
-    def standing(self, run_id: str) -> RunStatus:
+    def standing(self, run_id: str, worker: str) -> RunStatus:
         job = self._jobs.get(run_id)
         if job is not None:
+            if not self._may_have(job, worker):
+                return RunStatus.ELSEWHERE
             return RunStatus.CANCELLED if job.cancelled else RunStatus.AWAITED
         if run_id in self._ended:
             return RunStatus.ENDED
         return RunStatus.STOPPED if run_id in self._cancelled else RunStatus.UNKNOWN
 
-    def take(self, event: dict[str, Any]) -> None:
+    def _may_have(self, job: _Job, worker: str) -> bool:
+        """Return whether *worker* may run *job*: the first to report does, and another one only after it."""
+        if not worker or not job.worker or worker == job.worker or self.adapter.restarts:
+            return True
+        return self.adapter.redelivers and job.suspicion is not None
+
+    def take(self, event: dict[str, Any], worker: str) -> None:
         job = self._jobs.get(event["run_id"])
         if job is None or job.stopped:
             return
         job.begun = True
+        job.worker = worker or job.worker
         if job.suspicion is not None:
             job.suspicion.cancel()
             job.suspicion = None

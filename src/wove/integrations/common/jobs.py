@@ -24,11 +24,15 @@ from wove.security import NetworkExecutorSecurity
 from wove.worker.runner import Runner
 from wove.worker.runs import BEATS_PER_INTERVAL, SharedCallable
 
-__all__ = ["BEAT_SECONDS", "Job", "close", "fetches"]
+__all__ = ["ASK_SECONDS", "BEAT_SECONDS", "Job", "close", "fetches"]
 
 BEAT_SECONDS: Final = 5.0
 """The longest time between two heartbeats where the payload does not say: the answer to one is how a worker learns
 of a cancel."""
+
+ASK_SECONDS: Final = 1.0
+"""The age of a payload, in seconds, from which on its worker asks first whether anybody still waits for its run: it may
+have outlived its weave in a queue. A younger one is begun without a question, which would double its latency."""
 
 FETCHES: Final = 8
 """Payloads of `arun` that are being read, or fetch something, at a time."""
@@ -52,7 +56,7 @@ class Job:
     Attributes:
         report: What is said of its run.
         fetches: Something of it is to be fetched first, so that `start` blocks.
-        ask_after: In seconds: if it is older, the receiver is asked before the task is begun. ``None``: it is not.
+        ask_after: In seconds: if the payload is older, the receiver is asked before anything is fetched or begun.
     """
 
     def __init__(
@@ -80,7 +84,7 @@ class Job:
         self.report.when_delivered(self._leave)
         self.report.way = sender.sender_for(destination)
         self.fetches = isinstance(content, Payload) and bool(content.claims)
-        self.ask_after: float | None = None
+        self.ask_after = ASK_SECONDS
         self._content: Payload | ValueError | None = content
         self._worker = _this_worker()
         self._lock = threading.Lock()
@@ -102,6 +106,21 @@ class Job:
             self.report.fail(content, source="transport", retryable=False)
             return
         sender.sender_for(self.report.destination).open(self.report)
+
+        if _age(content) >= self.ask_after:
+            self.report.ask(partial(self._awaited, content))
+        else:
+            self._prepare(content)
+
+    def _awaited(self, content: Payload) -> None:
+        # In the sender's thread, which must not wait for what is to be fetched.
+        if self.fetches:
+            fetches.submit(self._prepare, content)
+        else:
+            self._prepare(content)
+
+    def _prepare(self, content: Payload) -> None:
+        """Fetch what is not in the payload, and begin."""
         frame = dict(content.frame)
         try:
             check_python(frame, label=f"task {self.report.task!r}")
@@ -114,21 +133,15 @@ class Job:
         except (DeliveryError, FrameError) as error:
             self.report.fail(error, source="transport", retryable=isinstance(error, DeliveryError))
             return
+        except Exception as error:
+            self.report.fail(error, source="executor")
+            return
+
         frame["deadline"] = _left(content)
         # Also where its weave wants none: the answer to one is how a worker learns of a cancel.
         delivery = cast("dict[str, Any]", frame.get("delivery") or {})
         interval = self.report.beat_seconds * BEATS_PER_INTERVAL
         frame["delivery"] = {**delivery, "delivery_heartbeat_seconds": interval}
-        if (
-            self.ask_after is not None
-            and content.sent_at is not None
-            and time.time() - content.sent_at > self.ask_after
-        ):
-            self.report.ask(partial(self._begin, frame, function))
-        else:
-            self._begin(frame, function)
-
-    def _begin(self, frame: dict[str, Any], function: SharedCallable) -> None:
         with self._lock:
             if not self._stopped:
                 self._submitted = True
@@ -211,6 +224,11 @@ class Job:
             label=f"{label} of task {self.report.task!r}",
             retry_seconds=self.report.retry_seconds,
         )
+
+
+def _age(content: Payload) -> float:
+    """Return how long ago *content* was made, in seconds, by two clocks: if they disagree, it counts as old."""
+    return 0.0 if content.sent_at is None else abs(time.time() - content.sent_at)
 
 
 def _left(content: Payload) -> float | None:

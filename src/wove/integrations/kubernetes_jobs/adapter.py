@@ -130,6 +130,7 @@ class KubernetesJobsAdapter(BackendAdapter):
         16 * 1024
     )  # each change of a Job or a pod is sent here with all of it
     beat_seconds: ClassVar[float] = 10.0
+    redelivers: ClassVar[bool] = False
     explains_stops: ClassVar[bool] = True
     threads: ClassVar[int] = 8
     watch_seconds: ClassVar[tuple[float, float]] = (

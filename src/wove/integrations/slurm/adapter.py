@@ -158,6 +158,7 @@ class SlurmAdapter(BackendAdapter):
     inline_bytes: ClassVar[int] = 32 * 1024
     beat_seconds: ClassVar[float] = 10.0
     watch_seconds: ClassVar[tuple[float, float]] = (2.0, 30.0)
+    redelivers: ClassVar[bool] = False
     explains_stops: ClassVar[bool] = True
 
     # ------------------------------------------------------------------ configuration

@@ -8,13 +8,10 @@ from wove.integrations.taskiq.client import Startups
 from wove.integrations.worker import arun, check_security
 from wove.security import SecurityConfig
 
-__all__ = ["ASK_SECONDS", "TASK_NAME", "register"]
+__all__ = ["TASK_NAME", "register"]
 
 TASK_NAME: Final = "wove.run_backend_payload"
 """Default of ``task_name``, and what `register` calls its task."""
-
-ASK_SECONDS: Final = 1.0
-"""So old is a payload whose worker asks whether its run is wanted: messages cannot be taken back."""
 
 
 def register(
@@ -43,7 +40,7 @@ def register(
     checked = check_security(security)
 
     async def run_backend_payload(payload: dict[str, Any]) -> None:
-        await arun(payload, security=checked, ask_after=ASK_SECONDS)
+        await arun(payload, security=checked)
 
     Startups.note(broker)
     return broker.register_task(run_backend_payload, task_name=name, **labels)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import os
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -280,6 +283,55 @@ def test_a_job_that_ends_without_a_report_is_lost() -> None:
     ) as caught:
         run(number)
     assert "/wove/events/<token>" in str(caught.value)
+
+
+@pytest.mark.parametrize("first_dies", [True, False])
+def test_a_payload_that_two_workers_have_runs_in_the_first(
+    tmp_path: Path, first_dies: bool
+) -> None:
+    """Whatever the second one reports does not end the run; nor does its death."""
+
+    class Twice(LineAdapter):
+        redelivers = False
+
+        def watch(self, submissions: Mapping[str, Any]) -> dict[str, JobStatus]:
+            return {}
+
+    def work(marks: str, leave: str) -> int:
+        import os
+        import time
+
+        with open(marks, "a") as file:
+            file.write("begun ")
+        while not os.path.exists(leave):
+            time.sleep(0.01)
+        return os.getpid()
+
+    def second() -> None:
+        adapter = until(lambda: LineAdapter.opened)[0]
+        until(lambda: marks.exists() and marks.read_text())
+        payload, worker = adapter.payloads[0], adapter.worker
+        if first_dies:
+            worker.kill()
+        job = [sys.executable, "-m", "wove.backend_worker"]
+        statuses.append(
+            subprocess.run(job, input=json.dumps(payload).encode(), timeout=30).returncode
+        )
+        leave.touch()
+
+    statuses: list[int] = []
+    marks, leave = tmp_path / "marks", tmp_path / "leave"
+    use(BackendAdapterEnvironmentExecutor("twice", adapter_class=Twice))
+    thread = threading.Thread(target=second)
+    thread.start()
+    values = {"marks": str(marks), "leave": str(leave)}
+    if first_dies:
+        with pytest.raises(WorkerLostError):
+            run(work, values=values)
+    else:
+        assert run(work, values=values) != 0
+    thread.join(30)
+    assert statuses == [0] and marks.read_text() == "begun "
 
 
 @pytest.mark.parametrize("restarts", [True, False])

@@ -53,16 +53,15 @@ def test_hooks_run_by_phase_and_not_in_the_order_of_their_registration() -> None
 
 
 def test_the_hooks_of_one_phase_keep_their_order_and_the_parent_has_its_own() -> None:
-    assert run("""
+    lines = run("""
         for number in range(3):
             forks.after_in_child(Phase.CACHES, lambda number=number: say("child", number))
         forks.after_in_parent(Phase.CACHES, lambda: say("parent"))
         if not fork():
             os._exit(0)
-    """) in (
-        ["child 0", "child 1", "child 2", "parent"],
-        ["parent", "child 0", "child 1", "child 2"],
-    )
+    """)
+    lines.remove("parent")  # the two processes print at the same time
+    assert lines == ["child 0", "child 1", "child 2"]
 
 
 def test_a_hook_that_fails_is_reported_and_costs_no_other_its_turn() -> None:

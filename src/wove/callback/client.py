@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import random
 import time
 from collections.abc import Callable, Mapping
 from typing import Any, Final, TypeVar
 
 from wove.callback.link import REFUSED_SECONDS, Destination, Link, exchange, request
+from wove.concurrency.backoff import Backoff
 from wove.errors import DeliveryError
 from wove.net.http1 import Head, ProtocolError, quoted
 from wove.protocol import codec, payload
@@ -22,7 +22,7 @@ from wove.security import NetworkExecutorSecurity, SecurityConfig
 __all__ = [
     "CANCELLED",
     "GONE",
-    "backoff",
+    "RETRY",
     "fetch",
     "listed",
     "may_come_right",
@@ -34,8 +34,8 @@ _log = logging.getLogger("wove.worker")
 
 T = TypeVar("T")
 
-BACKOFF_SECONDS: Final = (0.1, 2.0)
-"""Between two attempts: after the first, and at most."""
+RETRY: Final = Backoff(0.1, 2.0)
+"""Between two attempts. The jitter keeps the workers of a receiver apart."""
 
 _AGAIN: Final = frozenset({408, 425, 429})  # and 5xx: the same request may be taken a little later
 
@@ -43,12 +43,6 @@ GONE: Final = "x-wove-gone"
 CANCELLED: Final = "x-wove-cancelled"
 
 _now = time.monotonic
-
-
-def backoff(failures: int) -> float:
-    """How long to wait after so many failures, in seconds: not all workers of a receiver at the same moment."""
-    shortest, longest = BACKOFF_SECONDS
-    return min(longest, shortest * 2.0 ** min(failures - 1, 30)) * random.uniform(0.5, 1.0)
 
 
 def may_come_right(status: int) -> bool:
@@ -241,7 +235,7 @@ def _again_and_again(
         if refused_since is not None and _now() > refused_since + REFUSED_SECONDS:
             again = False
         failures += 1
-        pause = backoff(failures)
+        pause = RETRY.delay(failures)
         left = give_up_at - _now()
         if not again or left <= 0:
             tried = f" within {seconds:g} s" if again and seconds else ""

@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterable, Sequence
 from typing import Final
 
-from wove.callback.client import CANCELLED, GONE, backoff, listed, may_come_right, shown
+from wove.callback.client import CANCELLED, GONE, RETRY, listed, may_come_right, shown
 from wove.callback.link import REFUSED_SECONDS
 from wove.callback.outbox import Event, EventBatch, RunEvents
 from wove.callback.reporter import Delivered
@@ -166,7 +166,7 @@ class DeliveryQueue:
         for outbox, events in parcel.items:
             outbox.put_back(events)
             self._missed(outbox, trouble, now, refused=refused)
-            outbox.not_before = now + backoff(outbox.attempts)
+            outbox.not_before = now + RETRY.delay(outbox.attempts)
             self._at(outbox, outbox.not_before)
 
     def unsent(self, parcel: EventBatch) -> None:

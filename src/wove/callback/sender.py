@@ -20,7 +20,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Final
 
-from wove.callback.client import backoff
+from wove.callback.client import RETRY
 from wove.callback.ledger import DeliveryQueue
 from wove.callback.link import Destination, Link, close_socket, exchange, request, socket_pair
 from wove.callback.outbox import Event, EventBatch, RunEvents
@@ -255,7 +255,7 @@ class Sender:
         if (
             self._drops > 1
         ):  # the first time at once; a peer that does this always is not to be asked all the time
-            self._not_before = _now() + backoff(self._drops - 1)
+            self._not_before = _now() + RETRY.delay(self._drops - 1)
 
     def _drop(self) -> None:
         """Close the connection. The receiver takes that for the end of this process, unless it hears more soon."""
@@ -269,7 +269,7 @@ class Sender:
     ) -> None:
         now = _now()
         self._failures += 1
-        self._not_before = now + backoff(self._failures)
+        self._not_before = now + RETRY.delay(self._failures)
         (_log.info if self._failures == 1 else _log.debug)("%s; trying again", trouble)
         self._ledger.missed(concerned, trouble, now, refused=refused)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import random
 import threading
 from collections.abc import Awaitable, Callable, Mapping
 from contextvars import ContextVar
@@ -11,6 +10,7 @@ from functools import partial
 from time import perf_counter, time
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
+from wove.concurrency.backoff import Backoff
 from wove.engine.binding import portable
 from wove.engine.threads import ThreadCall, discard, is_awaitable
 from wove.engine.tracebacks import raisable
@@ -34,8 +34,9 @@ Bound: TypeAlias = Callable[[], Any] | Mapping[str, Any]
 CANCEL_GRACE_SECONDS = 5.0
 """How long a coroutine whose time is up may take to end before it is left behind."""
 
-BACKOFF_SECONDS = 60.0
-"""The longest delay of ``retry_delay="exponential"``."""
+RETRY = Backoff(1.0, 60.0, least=0.0)
+"""The delays of ``retry_delay="exponential"``, in seconds, with full jitter: so that tasks which failed together do not
+come back together."""
 
 
 class Pacer:
@@ -67,9 +68,7 @@ def retry_delay(setting: float | str | Callable[[int], float], failed: int) -> f
     if callable(setting):
         return max(0.0, float(setting(failed)))
     if isinstance(setting, str):
-        # "Full jitter", so that many that failed together do not come back together:
-        # https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/
-        return random.uniform(0.0, min(BACKOFF_SECONDS, 2.0 ** min(failed - 1, 60)))
+        return RETRY.delay(failed)
     return setting
 
 

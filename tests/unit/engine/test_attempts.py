@@ -12,7 +12,7 @@ import pytest
 from tests.support.forms import PATIENCE, attempt, run
 
 from wove import TaskTimeoutError, weave
-from wove.engine.attempts import BACKOFF_SECONDS, Pacer, retry_delay
+from wove.engine.attempts import RETRY, Pacer, retry_delay
 
 SHAPES = [
     "sync",
@@ -207,9 +207,7 @@ def test_the_lengths_of_delays() -> None:
     assert retry_delay(lambda failed: -1, 1) == 0
     for failed in (1, 2, 5, 2000):
         drawn = [retry_delay("exponential", failed) for _ in range(50)]
-        assert all(
-            0 <= delay <= min(BACKOFF_SECONDS, 2.0 ** min(failed - 1, 60)) for delay in drawn
-        )
+        assert all(0 <= delay <= min(RETRY.maximum, 2.0 ** min(failed - 1, 60)) for delay in drawn)
         assert len(set(drawn)) > 1
 
 

@@ -6,12 +6,12 @@ import abc
 import asyncio
 import contextlib
 import logging
-import random
 import ssl
 from collections import deque
 from dataclasses import dataclass
 from typing import Final, Literal, TypeAlias, cast
 
+from wove.concurrency.backoff import Backoff
 from wove.executors.http.connection import Connection
 from wove.executors.http.tls import TLS
 from wove.executors.network.hints import advice_for_certificate, start_advice
@@ -25,9 +25,8 @@ logger = logging.getLogger("wove")
 URGENT_CONNECTIONS: Final = 8
 """Beyond ``max_connections``, for cancels: where all connections wait for runs, a cancel must not wait with them."""
 
-FIRST_DELAY: Final = 0.05
-MAX_DELAY: Final = 0.5
-"""Seconds between two attempts to connect to a service that is down: doubled from the first, with jitter."""
+RECONNECT: Final = Backoff(0.05, 0.5)
+"""Between two attempts to connect to a service that is down."""
 
 EYEBALLS_SECONDS: Final = 0.25
 """RFC 8305, section 5: so long an address has before the next one is tried beside it."""
@@ -358,10 +357,8 @@ class Pool:
             logger.debug("%s; trying again", message)
             self._failures += 1
             if self._retry is None:
-                delay = min(MAX_DELAY, FIRST_DELAY * 2 ** min(self._failures - 1, 8))
-                self._retry = self.loop.call_later(
-                    delay * random.uniform(0.5, 1.0), self._try_again
-                )
+                delay = RECONNECT.delay(self._failures)
+                self._retry = self.loop.call_later(delay, self._try_again)
         for call in failing:
             call.failed("refused" if untrusted else "lost", message, error)
         self._connect()

@@ -6,12 +6,12 @@ import abc
 import asyncio
 import importlib.util
 import logging
-import random
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Final, Literal, TypeAlias
 
 from wove.concurrency import thread_pool
+from wove.concurrency.backoff import Backoff
 from wove.errors import (
     DeliveryError,
     EnvironmentExecutionError,
@@ -52,9 +52,8 @@ SHARED_KEYS: Final = (
 BUSY_SECONDS: Final = 300.0
 """Default of ``busy_timeout``: so long a run is offered to a service that has no room."""
 
-FIRST_DELAY: Final = 0.05
-MAX_DELAY: Final = 2.0
-"""Seconds between two offers to a busy service: the first, doubled up to the second, with jitter."""
+OFFER: Final = Backoff(0.05, 2.0)
+"""Between two offers of a run to a busy service."""
 
 CANCELLED_SECONDS: Final = 30.0
 """Default of ``cancel_ack_timeout``: so long a run that was cancelled may still answer."""
@@ -607,10 +606,8 @@ class NetworkExecutor(EnvironmentExecutor):
         exchange.sent = exchange.heard = False
         self.withdraw(exchange)
         exchange.unread.clear()
-        delay = min(MAX_DELAY, FIRST_DELAY * 2 ** min(exchange.offers, 10)) * random.uniform(
-            0.5, 1.0
-        )
         exchange.offers += 1
+        delay = OFFER.delay(exchange.offers)
         exchange.timer = self.loop.call_later(delay, self._prepare, exchange)
         return True
 

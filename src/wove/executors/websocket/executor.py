@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import importlib
-import random
 from collections.abc import Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal
 
 from wove import __version__
 from wove.concurrency import forks, thread_pool
+from wove.concurrency.backoff import Backoff
 from wove.errors import (
     DeliveryError,
     DeliveryTimeoutError,
@@ -44,9 +44,8 @@ ARRIVAL_SECONDS: Final = 0.25
 """So long an attempt to connect may still succeed when the executor is stopped. One that is cancelled in the moment of
 its success loses its socket: asyncio lets go of it unclosed (`asyncio.staggered`)."""
 
-FIRST_DELAY: Final = 0.1
-MAX_DELAY: Final = 5.0
-"""Seconds between two attempts to connect again: the first, doubled up to the second, with jitter."""
+RECONNECT: Final = Backoff(0.1, 5.0)
+"""Between two attempts to connect again."""
 
 # RFC 9110, 15.5 and 15.6; RFC 6585, 4: the handshake was not carried out, and may be in a moment.
 _PASSING: Final = frozenset({408, 425, 429, 502, 503, 504})
@@ -342,7 +341,7 @@ class WebSocketEnvironmentExecutor(NetworkExecutor):
     async def _connect(self) -> None:
         from wove.executors.websocket import connection as wslink
 
-        delay = FIRST_DELAY
+        failures = 0
         try:
             while self._outbox:
                 try:
@@ -352,8 +351,8 @@ class WebSocketEnvironmentExecutor(NetworkExecutor):
                     if isinstance(error, wslink.Answer):
                         passing = error.status in _PASSING
                     self._not_connected(error, passing)
-                    await asyncio.sleep(delay * random.uniform(0.5, 1.0) if self._outbox else 0)
-                    delay = min(2 * delay, MAX_DELAY)
+                    failures += 1
+                    await asyncio.sleep(RECONNECT.delay(failures) if self._outbox else 0)
                     continue
                 self._opened(link)
                 return

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import random
 import time
 from collections.abc import Callable, Generator, Iterable, Mapping
 from typing import Any, Final, cast
 
+from wove.concurrency.backoff import Backoff
 from wove.errors import DeliveryError
 
 __all__ = ["Api", "DeniedError", "client_of"]
@@ -20,10 +20,8 @@ ANSWER_SECONDS: Final = 15
 RETRY_SECONDS: Final = 40.0
 """For how long a call that is throttled is made again."""
 
-FIRST_DELAY: Final = 0.25
-MAX_DELAY: Final = 8.0
-"""Seconds between two tries, at most: each is a random part of it, so that many do not come back together
-(docs.aws.amazon.com/general/latest/gr/api-retries.html)."""
+THROTTLE: Final = Backoff(0.25, 8.0, least=0.0)
+"""Between two attempts of a request that AWS throttles (docs.aws.amazon.com/general/latest/gr/api-retries.html)."""
 
 MAX_IDS: Final = 100
 """Of one DescribeJobs (docs.aws.amazon.com/batch/latest/APIReference/API_DescribeJobs.html)."""
@@ -135,21 +133,21 @@ class Api:
     # ------------------------------------------------------------------ how
 
     def _call(self, doing: str, function: Callable[..., Any], **options: Any) -> dict[str, Any]:
-        began, delay = time.monotonic(), FIRST_DELAY
+        began, failures = time.monotonic(), 0
         while True:
             with self._explained(doing):
                 try:
                     return cast("dict[str, Any]", function(**options))
                 except (self._answered, *self._unsent) as error:
-                    wait = random.uniform(0.0, delay)
+                    failures += 1
+                    wait = THROTTLE.delay(failures)
                     late = time.monotonic() - began + wait > RETRY_SECONDS
                     # One that was never sent is worth one more try: kept connections end.
                     if late or not (
-                        _code(error) in THROTTLED or (_code(error) == "" and delay == FIRST_DELAY)
+                        _code(error) in THROTTLED or (_code(error) == "" and failures == 1)
                     ):
                         raise
                     time.sleep(wait)
-                    delay = min(MAX_DELAY, delay * 2)
 
     @contextlib.contextmanager
     def _explained(self, doing: str) -> Generator[None]:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 import importlib
 import json
-import random
 import socket
 import time
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any, Final, cast
 
+from wove.concurrency.backoff import Backoff
 from wove.errors import DeliveryError
 
 __all__ = ["Api", "RefusedError", "batch_api", "default_namespace", "hang_up", "lines_of"]
@@ -23,9 +23,8 @@ ANSWER_SECONDS: Final = 15.0
 RETRY_SECONDS: Final = 20.0
 """For how long a call that the server is too busy for is made again."""
 
-FIRST_DELAY: Final = 0.2
-MAX_DELAY: Final = 5.0
-"""Seconds between two tries, where the server does not say."""
+BUSY: Final = Backoff(0.2, 5.0, most=1.5)
+"""Between two attempts while the server is too busy, where it does not say how long to wait."""
 
 PASSING: Final = (429, 500, 502, 503, 504)
 """Answers that may be others the next time (kubernetes.io/docs/concepts/cluster-administration/flow-control)."""
@@ -202,7 +201,7 @@ class Api:
         self, doing: str, function: Callable[..., Any], *args: Any, **options: Any
     ) -> dict[str, Any]:
         """What the server answers to *function*, tried again while it is too busy."""
-        began, delay, broken = time.monotonic(), FIRST_DELAY, False
+        began, failures, broken = time.monotonic(), 0, False
         while True:
             try:
                 with self._explained(doing):
@@ -213,11 +212,11 @@ class Api:
                     return cast("dict[str, Any]", json.loads(response.data))
             except RefusedError as error:
                 cause: Any = error.__cause__
-                wait = _seconds(cause.headers, delay * random.uniform(0.5, 1.5))
+                failures += 1
+                wait = _seconds(cause.headers, BUSY.delay(failures))
                 if error.status not in PASSING or time.monotonic() - began + wait > RETRY_SECONDS:
                     raise
                 time.sleep(wait)
-                delay = min(MAX_DELAY, delay * 2)
             except DeliveryError as error:
                 # The server had closed a kept connection. A Job is not created twice: its name is taken then.
                 if broken or not isinstance(error.__cause__, self._broken):

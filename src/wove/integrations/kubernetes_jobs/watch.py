@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import logging
-import random
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final, NamedTuple
 
+from wove.concurrency.backoff import Backoff
 from wove.errors import DeliveryError
 from wove.integrations.base import JobStatus
 from wove.integrations.kubernetes_jobs.client import Api, RefusedError, hang_up, lines_of
@@ -34,8 +34,7 @@ TROUBLE_SECONDS: Final = 3.0
 WORDS_SECONDS: Final = 2.0
 """How long a Job that failed may be known before what its pod has to say."""
 
-FIRST_PAUSE: Final = 0.25
-MAX_PAUSE: Final = 5.0
+WATCH_AGAIN: Final = Backoff(0.25, 5.0, most=1.5)
 """Seconds between two tries to watch."""
 
 MIN_SECONDS: Final = 1.0
@@ -298,13 +297,13 @@ class Watches:
             thread.join(seconds)
 
     def _run(self, kind: str) -> None:
-        pause = FIRST_PAUSE
+        failures = 0
         while True:
             began = time.monotonic()
             try:
                 self._follow(kind)
                 self._closed.wait(max(0.0, MIN_SECONDS + began - time.monotonic()))
-                pause = FIRST_PAUSE
+                failures = 0
             except Exception as error:
                 if self._closed.is_set():
                     return
@@ -313,13 +312,13 @@ class Watches:
                 ):  # what changed since has been forgotten
                     self._versions.pop(kind, None)
                 elif (
-                    isinstance(error, DeliveryError) or pause > FIRST_PAUSE
+                    isinstance(error, DeliveryError) or failures
                 ):  # else how a watch ends in a restart
                     self._troubles[kind] = (
                         f"{error}" if isinstance(error, DeliveryError) else f"{error!r}"
                     )
-                self._closed.wait(pause * random.uniform(0.5, 1.5))
-                pause = min(MAX_PAUSE, pause * 2)
+                failures += 1
+                self._closed.wait(WATCH_AGAIN.delay(failures))
             self._prune()
             with self._lock:
                 if self._closed.is_set() or not self._book.size():

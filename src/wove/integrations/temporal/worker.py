@@ -22,6 +22,7 @@ from temporalio.client import Client
 from temporalio.service import TLSConfig
 from temporalio.worker import Worker
 
+from wove.concurrency.backoff import Backoff
 from wove.integrations.temporal.client import SETTLE_SECONDS, check_namespace
 from wove.integrations.temporal.states import end_of, words_of_end
 from wove.integrations.temporal.workflow import ACTIVITY, HEARTBEAT_SECONDS, RunBackendPayload
@@ -34,6 +35,9 @@ _log = logging.getLogger("wove.worker")
 
 BEAT_SECONDS: Final = HEARTBEAT_SECONDS / 4
 """The time between two heartbeats of an activity, the answer to which tells of a cancel."""
+
+CONNECT_AGAIN: Final = Backoff(0.2, 5.0)
+"""Between two attempts to connect to a server that is down."""
 
 ASK_SECONDS: Final = 2.0
 """How long Temporal may take to say why a run is over."""
@@ -271,17 +275,16 @@ async def _work_with(
 
 async def _connect(target: str, options: dict[str, Any], stop: asyncio.Event) -> Client | None:
     """A client; tries until there is one, as workers are started before or after their server. ``None``: stopped."""
-    delay, told = 0.2, False
+    failures = 0
     while not stop.is_set():
         try:
             return await Client.connect(target, **options)
         except RuntimeError as error:
-            if not told:
-                told = True
+            failures += 1
+            if failures == 1:
                 _log.warning("Temporal at %s cannot be reached, trying again: %s", target, error)
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(stop.wait(), delay)
-        delay = min(delay * 2, 5.0)
+            await asyncio.wait_for(stop.wait(), CONNECT_AGAIN.delay(failures))
     return None
 
 

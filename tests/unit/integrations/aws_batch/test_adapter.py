@@ -249,7 +249,7 @@ def test_throttling_is_waited_out(monkeypatch: pytest.MonkeyPatch) -> None:
 
     assert Api(SimpleNamespace(submit_job=submit_job), label="x").submit({"jobName": "n"}) == "1"
     assert len(delays) == 8 and len(set(delays)) == 8
-    assert all(0 <= delay <= aws_batch_api.MAX_DELAY for delay in delays)
+    assert all(0 <= delay <= aws_batch_api.THROTTLE.maximum for delay in delays)
 
 
 @pytest.mark.parametrize("code", ["ClientException", "ServerException", "AccessDeniedException"])

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, Self, TypeVar, Unpack, ov
 from wove.background import Background, Detached, Threaded, report, report_awaiting
 from wove.engine.execution import Execution
 from wove.engine.loops import run_awaiting, run_blocking
-from wove.engine.sources import is_iterable
+from wove.engine.sources import is_iterable, is_task
 from wove.errors import WeaveStateError
 from wove.explaining import Explanation, describe
 from wove.graph.options import (
@@ -202,9 +202,7 @@ class weave:  # noqa: N801 - it is used like a function
             TypeError, ValueError: An option is wrong; the message names it.
             WeaveStateError: The block is not open.
         """
-        if not options and (
-            type(source) is FunctionType or (callable(source) and not is_iterable(source))
-        ):
+        if not options and (type(source) is FunctionType or is_task(source)):
             self._declare(source, UNSET, _NO_OPTIONS)
             return source
         if source is not UNSET and not is_iterable(source):

@@ -17,7 +17,7 @@ from wove.engine.mapping import map_items
 from wove.engine.scheduler import WeaveRun, current_run, stopped
 from wove.graph.options import TaskOptions, check_task_options, shown
 from wove.graph.plan import plan
-from wove.graph.signature import Kind, describe, name_of
+from wove.graph.signature import ITEM, Kind, describe, name_of
 from wove.settings import current
 from wove.settings.resolution import Resolver
 
@@ -164,7 +164,10 @@ async def _call(
 
 def _item_name(fn: Callable[..., Any], name: str, signature: Signature) -> str:
     if not signature.names:
+        if signature.variadic:
+            return ITEM
         raise TypeError(f"merge of {name!r}: it takes no parameter for the item")
+
     required = [parameter for parameter in signature.names if parameter not in signature.defaults]
     return (required or signature.names)[0]
 

@@ -6,7 +6,7 @@ import inspect
 from collections.abc import AsyncIterable, Callable, Iterable
 from typing import Any, TypeGuard, TypeVar, Unpack, overload
 
-from wove.engine.sources import is_iterable
+from wove.engine.sources import is_iterable, is_task
 from wove.graph.options import UNSET, TaskOptions, check_task_options, shown
 from wove.graph.plan import DATA, Declaration
 from wove.result import RESERVED
@@ -80,7 +80,7 @@ class Weave:
         Raises:
             TypeError, ValueError: An option is wrong; the message names it.
         """
-        if not options and _is_method(source) and not is_iterable(source):
+        if not options and (is_task(source) or isinstance(source, classmethod)):
             return _mark(source, UNSET, {})
         if source is not UNSET and not is_iterable(source):
             raise TypeError(
@@ -91,10 +91,6 @@ class Weave:
             return _mark(fn, source, options)
 
         return decorate
-
-
-def _is_method(value: object) -> bool:
-    return callable(value) or isinstance(value, classmethod)
 
 
 def _mark(fn: F, source: Any, options: Any) -> F:

@@ -15,7 +15,7 @@ from wove.engine.binding import portable
 from wove.engine.threads import ThreadCall, discard, is_awaitable
 from wove.engine.tracebacks import raisable
 from wove.errors import TaskTimeoutError
-from wove.graph.signature import Kind, Signature
+from wove.graph.signature import ITEM, Kind, Signature
 from wove.observe.events import emit
 from wove.result import RunRecord, Trip, worded
 
@@ -324,7 +324,9 @@ class Caller:
             from wove.delivery import Call, Request  # here, because a local weave does without
 
             self.make_request = Request
-            self.call = Call(portable(self.fn, self.kind, self.signature), self.name)
+            variadic = ITEM in arguments
+            fn = portable(self.fn, self.kind, self.signature, variadic=variadic)
+            self.call = Call(fn, self.name)
         return self.make_request(
             call=self.call,
             args=dict(arguments),

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from wove.graph.signature import Kind, Signature
+from wove.graph.signature import ITEM, Kind, Signature
 
 if TYPE_CHECKING:
     from wove.graph.plan import Node
@@ -74,9 +74,20 @@ def with_item(arguments: dict[str, Any], name: str, item: Any) -> dict[str, Any]
     return {**arguments, name: item}
 
 
-def portable(fn: Callable[..., Any], kind: Kind, signature: Signature) -> Callable[..., Any]:
-    """*fn* as a worker can call it: with every argument by name, giving a value that can travel."""
-    if signature.positional_only:
+def portable(
+    fn: Callable[..., Any], kind: Kind, signature: Signature, *, variadic: bool = False
+) -> Callable[..., Any]:
+    """Return *fn* as a worker can call it: with every argument by name, giving a value that can travel.
+
+    Args:
+        fn: The callable.
+        kind: What calling it gives.
+        signature: What it takes.
+        variadic: Whether the item of a map goes to its ``*args``, under the name `ITEM`.
+    """
+    if variadic:
+        fn = partial(_by_position, fn, (*signature.names[: signature.positional], ITEM))
+    elif signature.positional_only:
         fn = partial(_by_position, fn, signature.names[: signature.positional_only])
     if kind is Kind.GENERATOR:
         return partial(_list_of, fn)

@@ -15,7 +15,7 @@ from wove.engine.threads import start_thread
 if TYPE_CHECKING:
     from wove.engine.threads import Inbox, Job
 
-__all__ = ["END", "WAIT", "Source", "Stream", "is_iterable", "open_source"]
+__all__ = ["END", "WAIT", "Source", "Stream", "is_iterable", "is_task", "open_source"]
 
 END: Final = object()
 """There is no further item."""
@@ -46,6 +46,15 @@ def is_iterable(value: object) -> bool:
     if kind is FunctionType:
         return False
     return hasattr(kind, "__iter__") or hasattr(kind, "__aiter__") or hasattr(kind, "__getitem__")
+
+
+def is_task(value: object) -> bool:
+    """Whether ``w.do(value)`` declares *value*, and does not map over it.
+
+    An object that can be called and iterated (a model of layers, a mock) is a task; a class that can be
+    iterated, such as an ``enum``, is a source.
+    """
+    return callable(value) and not (isinstance(value, type) and is_iterable(value))
 
 
 def is_async_iterable(value: object) -> bool:

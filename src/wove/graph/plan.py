@@ -7,7 +7,7 @@ from typing import Any
 
 from wove.errors import UnresolvedSignatureError
 from wove.graph.options import MAPPED_ONLY, suggest
-from wove.graph.signature import Kind, Signature, describe, name_of
+from wove.graph.signature import ITEM, Kind, Signature, describe, name_of
 
 __all__ = ["DATA", "Declaration", "ExecutionPlan", "Node", "Plan", "plan"]
 
@@ -265,6 +265,8 @@ def _item_parameter(node: Node, signature: Signature, free: list[str]) -> str:
     candidates = required or free
     if len(candidates) == 1:
         return candidates[0]
+    if not candidates and signature.variadic:
+        return ITEM
     if not candidates:
         taken = ", ".join(map(repr, signature.names)) or "none at all"
         raise TypeError(
@@ -282,6 +284,8 @@ def _place(node: Node, signature: Signature, given: list[str]) -> None:
     names = signature.names
     if len(given) == len(names):
         node.positional = names[: signature.positional]
+        if node.item is ITEM:
+            node.positional += (ITEM,)
         node.keywords = names[signature.positional :]
         return
     count = 0

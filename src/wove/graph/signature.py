@@ -7,9 +7,12 @@ import functools
 import inspect
 from collections.abc import Callable
 from types import CodeType, FunctionType, MethodType
-from typing import Any, cast
+from typing import Any, Final, cast
 
-__all__ = ["Kind", "Signature", "describe", "kind_of", "name_of", "read"]
+__all__ = ["ITEM", "Kind", "Signature", "describe", "kind_of", "name_of", "read"]
+
+ITEM: Final = "*item"
+"""The name of an item that a callable takes among its ``*args``. No parameter can have it."""
 
 
 class Kind(enum.Enum):
@@ -30,9 +33,10 @@ class Signature:
         positional_only: How many of the first ones cannot be given by name.
         positional: How many of the first ones can be given by position.
         default_of: The default values of the positional-only ones, to fill a gap before a given one.
+        variadic: Whether there is a ``*args``, which can take the item of a map.
     """
 
-    __slots__ = ("default_of", "defaults", "names", "positional", "positional_only")
+    __slots__ = ("default_of", "defaults", "names", "positional", "positional_only", "variadic")
 
     def __init__(
         self,
@@ -41,19 +45,26 @@ class Signature:
         positional_only: int,
         positional: int,
         default_of: dict[str, Any] | None = None,
+        *,
+        variadic: bool = False,
     ) -> None:
         self.names = names
         self.defaults = defaults
         self.positional_only = positional_only
         self.positional = positional
         self.default_of = default_of
+        self.variadic = variadic
 
+
+MAX_WRAPPERS: Final = 100
+"""Maximum number of wrappers that are looked through: an object may say that it wraps itself."""
 
 REMEMBERED = 4096
 """How many signatures are kept for the next run of the same block."""
 
 _NONE: frozenset[str] = frozenset()
 _EMPTY = Signature((), _NONE, 0, 0)
+_ONLY_VARIADIC = Signature((), _NONE, 0, 0, variadic=True)
 _ONE_ITEM = Signature(("item",), _NONE, 1, 1)
 
 _KINDS = {
@@ -114,8 +125,10 @@ def _read_function(fn: FunctionType, skip: int) -> Signature:
     if skip and not positional:  # def method(*args)
         skip = 0
     names = code.co_varnames[skip : positional + code.co_kwonlyargcount]
+    variadic = bool(code.co_flags & inspect.CO_VARARGS)
     if not names:
-        return _EMPTY
+        return _ONLY_VARIADIC if variadic else _EMPTY
+
     defaults = _NONE
     default_of = None
     if fn.__defaults__ or fn.__kwdefaults__:
@@ -125,36 +138,105 @@ def _read_function(fn: FunctionType, skip: int) -> Signature:
         if code.co_posonlyargcount:
             default_of = dict(zip(optional, given, strict=True))
     return Signature(
-        names, defaults, max(0, code.co_posonlyargcount - skip), positional - skip, default_of
+        names,
+        defaults,
+        max(0, code.co_posonlyargcount - skip),
+        positional - skip,
+        default_of,
+        variadic=variadic,
     )
 
 
 def _read_any(fn: Callable[..., Any], mapped: bool) -> Signature:
     try:
-        parameters = inspect.signature(fn).parameters
+        parameters = dict(inspect.signature(fn).parameters)
     except ValueError:
         if mapped:
             return _ONE_ITEM
         raise TypeError(
             f"{name_of(fn)!r} does not tell its parameters; declare a function that calls it"
         ) from None
+    if _is_bound_dispatcher(fn):
+        parameters.pop(next(iter(parameters), ""), None)
+
     bound = fn.keywords if isinstance(fn, functools.partial) else {}
     names: list[str] = []
     default_of: dict[str, Any] = {}
-    positional_only = 0
-    positional = 0
+    variadic = False
+    # By name wherever that is possible: a wrapper that shows another function's signature
+    # need not take its parameters in the same places.
+    positional = positional_only = 0
+
     for name, parameter in parameters.items():
+        if parameter.kind is parameter.VAR_POSITIONAL:
+            variadic = True
+            positional = len(names)
         if name in bound or parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
             continue
+
         names.append(name)
         if parameter.default is not parameter.empty:
             default_of[name] = parameter.default
-        if parameter.kind is parameter.POSITIONAL_ONLY:
-            positional_only += 1
-    # By name wherever that is possible: a wrapper that shows another function's signature
-    # need not take its parameters in the same places.
-    positional = positional_only
-    return Signature(tuple(names), frozenset(default_of), positional_only, positional, default_of)
+        if parameter.kind is parameter.POSITIONAL_ONLY or (
+            parameter.kind is parameter.POSITIONAL_OR_KEYWORD
+            and not _takes_by_name(fn, name, len(names) - 1)
+        ):
+            positional = positional_only = len(names)
+
+    return Signature(
+        tuple(names),
+        frozenset(default_of),
+        positional_only,
+        positional,
+        default_of,
+        variadic=variadic,
+    )
+
+
+def _takes_by_name(fn: Any, name: str, position: int) -> bool:
+    """Whether the code that a call reaches takes *name* as a keyword, whatever signature it shows.
+
+    A wrapper with ``*args`` alone takes no keyword, and one that has another name in that place takes the
+    value there; ``**kwargs`` pass everything on to what is wrapped. What dispatches on its first argument
+    needs that one by position (`functools.singledispatch` and its like have ``register``).
+
+    Args:
+        fn: The callable.
+        name: One of the parameters that it shows.
+        position: The parameter's place among them.
+    """
+    for _ in range(MAX_WRAPPERS):
+        if fn is None or isinstance(fn, type):
+            return True
+
+        if isinstance(fn, functools.partial):
+            fn, position = fn.func, position + len(fn.args)
+        elif isinstance(fn, MethodType):
+            fn, position = fn.__func__, position + 1
+        elif type(fn) is FunctionType:
+            code = fn.__code__
+            named = code.co_argcount + code.co_kwonlyargcount
+            if name in code.co_varnames[code.co_posonlyargcount : named]:
+                return True
+            if position < code.co_argcount or not code.co_flags & inspect.CO_VARKEYWORDS:
+                return False
+            if position == 0 and code.co_flags & inspect.CO_VARARGS and hasattr(fn, "register"):
+                return False
+            fn = fn.__dict__.get("__wrapped__")
+        elif hasattr(fn, "__wrapped__"):  # of C, as functools.cache: it passes everything on
+            fn = fn.__wrapped__
+        else:
+            call = getattr(cast("type[object]", type(fn)), "__call__", None)
+            fn, position = (call, position + 1) if type(call) is FunctionType else (None, position)
+    return True
+
+
+def _is_bound_dispatcher(fn: Any) -> bool:
+    """Whether *fn* shows the ``self`` that it already has, as a `functools.singledispatchmethod` does."""
+    return (
+        type(fn) is FunctionType
+        and fn.__code__.co_qualname == "singledispatchmethod.__get__.<locals>._method"
+    )
 
 
 def kind_of(fn: Callable[..., Any]) -> Kind:
@@ -180,7 +262,7 @@ def name_of(fn: Callable[..., Any]) -> str:
     if type(fn) is FunctionType:
         return fn.__name__
     target: Any = fn
-    while isinstance(target, functools.partial):
+    while isinstance(target, functools.partial) and "__name__" not in target.__dict__:
         target = target.func
     name = getattr(target, "__name__", None)
     return name if isinstance(name, str) else type(target).__name__

@@ -52,9 +52,8 @@ def in_process(*names: str, codec: bool = True) -> Iterator[Recorder]:
 
     environments = dict(before.environments)
     for name in chosen:
-        known = before.environments.get(name)
-        defaults = {} if known is None else known.defaults
-        environments[name] = Environment(name, kind(recorder), {}, defaults)
+        known = before.environments.get(name, Environment(name))
+        environments[name] = Environment(name, kind(recorder), {}, known.defaults)
 
     settings.install(Configuration(before.default_environment, environments, before.defaults))
     try:

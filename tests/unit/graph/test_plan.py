@@ -194,7 +194,6 @@ def test_a_single_free_parameter_gets_the_item_although_it_has_a_default() -> No
         (lambda a: None, ["no parameter for the item", "'a'"]),
         (lambda this, that: None, ["2 parameters", "(this, that)"]),
         (lambda this=1, that=2: None, ["2 parameters"]),
-        (lambda *items: None, ["no parameter for the item"]),
     ],
 )
 def test_not_exactly_one_free_parameter(fn: Callable[..., Any], parts: list[str]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 from typing import Final
 
-__all__ = ["UNACKNOWLEDGED_SECONDS", "keep_alive"]
+__all__ = ["UNACKNOWLEDGED_SECONDS", "UNREAD_SECONDS", "keep_alive"]
 
 IDLE_SECONDS: Final = 15
 PROBE_SECONDS: Final = 5
@@ -13,6 +13,10 @@ PROBES: Final = 3
 
 UNACKNOWLEDGED_SECONDS: Final = 30.0
 """After which a host that does not acknowledge what was written to it is gone."""
+
+UNREAD_SECONDS: Final = 40.0
+"""How long a client of a service may read nothing of what is sent to it, or be gone without a word. Longer than what
+a service may take, because clients are stopped in debuggers and by Ctrl-Z."""
 
 
 def keep_alive(sock: socket.socket, *, unacknowledged: float | None = None) -> None:

@@ -162,7 +162,11 @@ def is_timing(value: object) -> TypeGuard[list[float]]:
 def says_busy(event: Mapping[str, Any]) -> bool:
     """Whether *event* declines its run because there is no room for it now."""
     error: object = event.get("error")
-    return isinstance(error, dict) and cast("dict[str, object]", error).get("kind") == WORKER_BUSY
+    if not isinstance(error, dict):
+        return False
+    report = cast("dict[str, object]", error)
+    # A task's own exception may have the same name; its source is "task".
+    return report.get("kind") == WORKER_BUSY and report.get("source") == "executor"
 
 
 def condensed(events: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:

@@ -6,8 +6,9 @@ The plain form is the default: each command is a message, with its callable. A c
 * a message from the client is a command, or a list of commands;
 * a command whose callable has gone over this connection before has only its ``callable_id``, by the rule of
   `wove.protocol.callables.CallableCache` with `KEPT_BYTES`;
-* a service that closes the connection with `RESTARTING` has answered every run that it took, so that the others were
-  not begun, and may be sent elsewhere.
+* a service that sends `GOODBYE` and closes the connection has answered every run that it took, so that the others
+  were not begun, and may be sent elsewhere. The close code `RESTARTING` alone says nothing of the kind: proxies send
+  it, too, and nobody signs it.
 
 `PLAIN` comes first in the offer, because there are servers that choose the first they are offered, whatever it means.
 """
@@ -17,7 +18,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
-__all__ = ["KEPT_BYTES", "OFFERED", "OURS", "PLAIN", "RESTARTING", "joined", "split_signature"]
+__all__ = [
+    "GOODBYE",
+    "KEPT_BYTES",
+    "OFFERED",
+    "OURS",
+    "PLAIN",
+    "RESTARTING",
+    "joined",
+    "split_signature",
+]
 
 PLAIN: Final = "wove"
 OURS: Final = "wove.v1"
@@ -28,6 +38,9 @@ KEPT_BYTES: Final = 64 * 1024 * 1024
 
 #: Close code 1012, "service restart", of IANA's registry for RFC 6455.
 RESTARTING: Final = 1012
+
+#: The last message of a service that is about to stop. Signed as all others, where they are.
+GOODBYE: Final = b'{"type":"goodbye"}'
 
 _MAX_SIGNATURE_BYTES: Final = 16 * 68
 """The longest line of signatures: a service that is changing its secret signs with several, joined by commas."""

@@ -16,7 +16,7 @@ from wove.protocol.frames import TERMINAL, condensed, says_busy
 from wove.services.queue import RunQueue
 from wove.services.wire import is_big, is_big_reply
 
-__all__ = ["RETRY_AFTER", "Gone", "Refusal", "Request", "ResponseStream"]
+__all__ = ["RECOGNIZED", "RETRY_AFTER", "Gone", "Refusal", "Request", "ResponseStream"]
 
 Headers: TypeAlias = list[tuple[bytes, bytes]]
 Message: TypeAlias = MutableMapping[str, Any]
@@ -32,6 +32,9 @@ RETRY_AFTER: Final = ((b"retry-after", b"1"),)
 """Of a reply that says "busy", in seconds."""
 
 _JSON: Final = b"application/json"
+RECOGNIZED: Final = "wove.recognized"
+"""Key of the ASGI scope: what the server wants called once the client has shown who it is."""
+
 REPLY_SIGNATURE: Final = signing.REPLY_SIGNATURE.lower().encode("ascii")
 
 
@@ -136,6 +139,12 @@ class Request:
         """The client's address, for the log."""
         client = self._scope.get("client")
         return f"{client[0]}:{client[1]}" if client else "?"
+
+    def recognized(self) -> None:
+        """Tell the server that the client has shown who it is."""
+        tell: Callable[[], object] | None = self._scope.get(RECOGNIZED)
+        if tell is not None:
+            tell()
 
     @property
     def target(self) -> str:

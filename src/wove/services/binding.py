@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from wove.net.keepalive import UNREAD_SECONDS, keep_alive
 from wove.security.endpoints import is_local, missing_protection, resolves_to_loopback
 from wove.services.options import ServiceOptions
 
@@ -85,6 +86,7 @@ class Bind:
             if family == socket.AF_INET6:
                 listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
             listener.bind((str(address[0]), self.port))
+            keep_alive(listener, unacknowledged=UNREAD_SECONDS)  # connections inherit it
             listener.listen(LISTEN_BACKLOG)
         except OSError as error:
             listener.close()

@@ -18,8 +18,10 @@ from wove.errors import MissingDependencyError, install_command
 from wove.protocol import signing
 from wove.protocol.codec import encode_events
 from wove.protocol.frames import TERMINAL, FrameError
+from wove.services.forked import owns_port
 from wove.services.options import ServiceKeywords, ServiceOptions, service_options
 from wove.services.queue import RunQueue
+from wove.services.strangers import max_connections
 from wove.services.wire import decode_command, is_big, is_big_reply, no_room
 
 try:
@@ -53,8 +55,13 @@ LIVENESS: Final = "liveness"
 STOP_SECONDS: Final = 3.0
 """How long the last replies have to get out."""
 
-PING_SECONDS: Final = 60.0
+PING_SECONDS: Final = 20.0
 """A client that does not answer this ping is gone, and its runs are given up."""
+
+HANDSHAKE_SECONDS: Final = 10.0
+"""How long a connection may take until HTTP/2 is spoken over it, TLS included."""
+
+MAX_METADATA_BYTES: Final = 64 * 1024
 
 MAX_PENDING: Final = 100_000
 
@@ -291,6 +298,11 @@ async def serve(
             ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
             ("grpc.http2.max_ping_strikes", 0),
             ("grpc.keepalive_time_ms", int(PING_SECONDS * 1000)),
+            ("grpc.keepalive_timeout_ms", int(PING_SECONDS * 1000)),
+            ("grpc.server_handshake_timeout_ms", int(HANDSHAKE_SECONDS * 1000)),
+            ("grpc.max_allowed_incoming_connections", max_connections()),
+            ("grpc.max_metadata_size", MAX_METADATA_BYTES),
+            ("grpc.absolute_max_metadata_size", MAX_METADATA_BYTES),
         ]
     )
     server.add_generic_rpc_handlers((handler,))
@@ -298,9 +310,10 @@ async def serve(
     await handler.desk.start()
     try:
         await server.start()
-        started(str(type(bind)(bind.host, port)))
-        await stop.wait()
-        await handler.desk.drain()
+        with owns_port(port):
+            started(str(type(bind)(bind.host, port)))
+            await stop.wait()
+            await handler.desk.drain()
     finally:
         await server.stop(STOP_SECONDS)
         await handler.desk.aclose()

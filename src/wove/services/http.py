@@ -191,6 +191,7 @@ class WorkerApp:
             raise self._not_allowed(request, error, early=False) from None
         finally:
             budget.give_back(held)
+        request.recognized()
         request.sign = self._sign if self._security.signs_replies else None
         return chunks
 

@@ -9,7 +9,9 @@ from collections.abc import Callable, Generator
 from typing import TYPE_CHECKING, Any, Final
 
 from wove.errors import MissingDependencyError, install_command
+from wove.services.forked import owns_port
 from wove.services.http import WorkerApp
+from wove.services.strangers import Connections, max_connections
 
 if TYPE_CHECKING:
     from wove.services.binding import Bind, ServerTLS
@@ -22,8 +24,8 @@ KEEP_ALIVE_SECONDS: Final = 75
 
 MARGIN_SECONDS: Final = 5
 
-HEAD_SECONDS: Final = 10.0
-"""A connection is closed when it has been without a complete request head this often in a row, twice."""
+HANDSHAKE_SECONDS: Final = 10.0
+"""How long a TLS handshake may take."""
 
 CLOSE_SECONDS: Final = 3
 """How long the last replies have to get out."""
@@ -55,6 +57,8 @@ async def serve(
     server_class = _server_class()
     import uvicorn
 
+    from wove.services.http_protocol import limited_protocol
+
     app = WorkerApp(options)
     app.keep_alive = KEEP_ALIVE_SECONDS - MARGIN_SECONDS
     context = None if tls is None else tls.context(alpn=["http/1.1"])
@@ -63,6 +67,7 @@ async def serve(
         lifespan="off",  # the desk is drained before the listener is closed, not after
         log_config=None,
         access_log=False,
+        http=limited_protocol(Connections(max_connections())),
         server_header=False,
         date_header=False,
         root_path=root_path,
@@ -72,10 +77,9 @@ async def serve(
     )
     config.load()
     config.ssl = context
-    config.http_protocol_class = _guarded(config.http_protocol_class)
     listener = bind.listen()
-    with contextlib.closing(listener):
-        at = bind.at(listener)
+    at = bind.at(listener)
+    with contextlib.closing(listener), owns_port(at.port):
         server = server_class(
             config, lambda: started(f"{'http' if tls is None else 'https'}://{at}")
         )
@@ -94,10 +98,12 @@ async def serve(
 
 def _server_class() -> Any:
     try:
+        import httptools  # noqa: F401  # uvicorn would take another parser, which has other limits
         import uvicorn
     except ImportError:
         raise MissingDependencyError(
-            f"the HTTP worker service needs uvicorn. Install it with: {install_command('worker')}"
+            "the HTTP worker service needs uvicorn and httptools. "
+            f"Install it with: {install_command('worker')}"
         ) from None
 
     class Server(uvicorn.Server):
@@ -112,31 +118,30 @@ def _server_class() -> Any:
             yield
 
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-            await super().startup(sockets)
-            if self.started:
-                self._tell()
+            # uvicorn's own lets a TLS handshake take a minute.
+            await self.lifespan.startup()
+            loop = asyncio.get_running_loop()
+
+            def connection() -> asyncio.Protocol:
+                protocol: Any = self.config.http_protocol_class
+                made: asyncio.Protocol = protocol(
+                    config=self.config,
+                    server_state=self.server_state,
+                    app_state=self.lifespan.state,
+                )
+                return made
+
+            self.servers = [
+                await loop.create_server(
+                    connection,
+                    sock=sock,
+                    ssl=self.config.ssl,
+                    ssl_handshake_timeout=None if self.config.ssl is None else HANDSHAKE_SECONDS,
+                    backlog=self.config.backlog,
+                )
+                for sock in sockets or ()
+            ]
+            self.started = True
+            self._tell()
 
     return Server
-
-
-def _guarded(protocol: Any) -> Any:
-    """*protocol*, giving up connections whose request never gets complete; uvicorn would keep them for ever."""
-
-    class Guarded(protocol):  # type: ignore[misc]  # it is only known at run time
-        def connection_made(self, transport: Any) -> None:
-            parent: Any = super()
-            parent.connection_made(transport)
-            self._guard(False)
-
-        def _guard(self, overdue: bool) -> None:
-            if self.transport.is_closing():
-                return
-            # Between two requests uvicorn's own timer runs, and during one there is a cycle that is not complete.
-            between = self.timeout_keep_alive_task is not None
-            served = self.cycle is not None and not self.cycle.response_complete
-            if overdue and not (between or served):
-                self.transport.close()
-                return
-            self.loop.call_later(HEAD_SECONDS, self._guard, not (between or served))
-
-    return Guarded

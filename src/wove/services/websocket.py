@@ -6,6 +6,7 @@ Commands come as messages, on any path. ``GET .../healthz`` and ``.../readyz`` a
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 from collections.abc import Callable, Sequence
@@ -16,6 +17,7 @@ from weakref import WeakKeyDictionary
 
 from wove.errors import MissingDependencyError, install_command
 from wove.protocol import websocket as sockets
+from wove.services.forked import owns_port
 from wove.services.options import ServiceKeywords, ServiceOptions, service_options
 from wove.services.queue import RunQueue
 
@@ -246,7 +248,8 @@ async def serve(
             f"Install it with: {install_command('websocket')}"
         ) from None
     listener = bind.listen()
-    try:
+    at = bind.at(listener)
+    with contextlib.closing(listener), owns_port(at.port):
         context = None if tls is None else tls.context()
         async with WorkerSocket(options) as worker:
             server = await listen(
@@ -259,11 +262,9 @@ async def serve(
                 **worker.settings,
             )
             try:
-                started(f"{'ws' if tls is None else 'wss'}://{bind.at(listener)}")
+                started(f"{'ws' if tls is None else 'wss'}://{at}")
                 await stop.wait()
                 await worker.drain()
             finally:
                 server.close()
                 await server.wait_closed()
-    finally:
-        listener.close()

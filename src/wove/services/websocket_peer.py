@@ -196,6 +196,10 @@ class Peer:
                 if not self._out:
                     if self._draining and not self._tickets:
                         self._over = True
+                        if self._connection.subprotocol == sockets.OURS:
+                            number, self._sequence = self._sequence, self._sequence + 1
+                            chunks = self._signed([sockets.GOODBYE], number)
+                            await self._connection.send(b"".join(chunks), text=True)
                         await self._connection.close(
                             sockets.RESTARTING, "this worker service is about to stop"
                         )
@@ -249,6 +253,9 @@ class Peer:
                 + b",".join([b"".join(codec.encode(event)) for event in self._shortened(events)])
                 + b"]"
             ]
+        return self._signed(chunks, number)
+
+    def _signed(self, chunks: list[bytes], number: int) -> list[bytes]:
         if self._sign is not None:
             signature = self._sign(chunks, number)
             if signature is not None:

@@ -8,7 +8,15 @@ import pytest
 
 from wove.errors import SerializationError
 from wove.protocol.callables import CallableCache
-from wove.protocol.frames import EVENTS, PYTHON, TERMINAL, FrameError, check_event, check_python
+from wove.protocol.frames import (
+    EVENTS,
+    PYTHON,
+    TERMINAL,
+    FrameError,
+    check_event,
+    check_python,
+    says_busy,
+)
 
 
 @pytest.mark.parametrize("kind", sorted(EVENTS))
@@ -80,3 +88,18 @@ def test_both_sides_forget_alike() -> None:
         else:
             assert worker.get(callable_id) == callable_id
     assert len(sender) == len(worker)
+
+
+@pytest.mark.parametrize(
+    ("error", "busy"),
+    [
+        ({"kind": "WorkerBusyError", "source": "executor"}, True),
+        # A task's own exception of that name has run.
+        ({"kind": "WorkerBusyError", "source": "task"}, False),
+        ({"kind": "WorkerBusyError"}, False),
+        ({"kind": "OSError", "source": "executor"}, False),
+        ("WorkerBusyError", False),
+    ],
+)
+def test_only_the_service_says_that_it_is_busy(error: object, busy: bool) -> None:
+    assert says_busy({"type": "task_error", "run_id": "r", "error": error}) == busy

@@ -17,7 +17,7 @@ import pytest
 from tests.unit.services.hosts import get, hosted, post, run_task
 
 from wove.security import NetworkExecutorSecurity
-from wove.services import http as service, http_server as serve_http
+from wove.services import http as service
 from wove.services.binding import Bind
 from wove.services.http import WorkerApp, worker_app
 from wove.services.http_server import serve
@@ -298,7 +298,8 @@ def served(**options: Any) -> Iterator[int]:
 def test_a_request_that_never_gets_complete_is_given_up(
     monkeypatch: pytest.MonkeyPatch, no_leaks: None
 ) -> None:
-    monkeypatch.setattr(serve_http, "HEAD_SECONDS", 0.1)
+    monkeypatch.setattr(http_protocol, "HEAD_SECONDS", 0.1)
+    monkeypatch.setattr(http_protocol, "LOOK_SECONDS", 0.03)
     with served(security="none") as port:
         for before, start in [
             (b"", b""),

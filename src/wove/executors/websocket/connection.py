@@ -151,7 +151,6 @@ class Link(asyncio.Protocol):
         busy: A message is on its way out in pieces.
         why: Why it is over.
         ended: Done when nothing is left of it.
-        close_code: As the other side sent it (RFC 6455, section 7.4); ``None``: it sent none.
     """
 
     def __init__(
@@ -169,7 +168,6 @@ class Link(asyncio.Protocol):
         self._loop = asyncio.get_running_loop()
         self.opened: asyncio.Future[None] = self._loop.create_future()
         self.is_open = False
-        self.close_code: int | None = None
         self._transport: asyncio.Transport | None = None
         self._descriptor = -1
         self._paused = False
@@ -384,8 +382,6 @@ class Link(asyncio.Protocol):
 
     def _frame(self, frame: Frame) -> bool:
         if frame.opcode is Opcode.CLOSE:
-            received = self._protocol.close_rcvd
-            self.close_code = None if received is None else received.code
             return True
         if frame.opcode not in (Opcode.TEXT, Opcode.BINARY, Opcode.CONT):
             return not self._parts  # a ping or pong begins no message, and may stand within one

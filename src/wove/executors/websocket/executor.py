@@ -125,7 +125,7 @@ class WebSocketEnvironmentExecutor(NetworkExecutor):
         self._dying: set[Link] = set()
         self._batches = False
         self._connecting: asyncio.Task[None] | None = None
-        self._was_connected = self._closing = self._scheduled = False
+        self._was_connected = self._closing = self._scheduled = self._said_goodbye = False
         self._distrust: BaseException | None = None
         self._encoding: PendingRequest | None = None
         self._sequence = 0
@@ -272,7 +272,20 @@ class WebSocketEnvironmentExecutor(NetworkExecutor):
             signature, chunks = sockets.split_signature(chunks)
             verify = self.verifier(self._handshake, self._url.target, signature, self._sequence)
             self._sequence += 1
-        self.arrived(chunks, verify=verify)
+        if self._batches and b"".join(chunks[:2]) == sockets.GOODBYE:
+            self._goodbye(chunks, verify)
+        else:
+            self.arrived(chunks, verify=verify)
+
+    def _goodbye(self, chunks: list[bytes], verify: Verify | None) -> None:
+        """The service has answered all runs that it took; the others it has not begun."""
+        try:
+            if verify is not None:
+                verify(chunks)
+        except PermissionError as error:
+            self.distrusted(error)
+        else:
+            self._said_goodbye = True
 
     def distrusted(self, error: BaseException) -> None:
         if self._link is not None:
@@ -311,11 +324,10 @@ class WebSocketEnvironmentExecutor(NetworkExecutor):
         self._link = None
         sent, self._sent = list(self._sent), {}
         distrust, self._distrust = self._distrust, None
-        # Where a service of ours is restarted, it has answered all that it took.
         self.lost(
             sent,
             partial(self._lost, why, distrust),
-            untaken=link.close_code == sockets.RESTARTING and self._batches,
+            untaken=self._said_goodbye,
         )
         for exchange in [exchange for exchange in self._outbox if exchange.is_cancel]:
             self.answered(exchange, [], final=True)
@@ -385,6 +397,7 @@ class WebSocketEnvironmentExecutor(NetworkExecutor):
     def _opened(self, link: Link) -> None:
         self._was_connected = True
         self._link = link
+        self._said_goodbye = False
         self._batches = link.subprotocol == sockets.OURS
         self._kept = CallableCache[bool](size=sockets.KEPT_BYTES)
         self._sequence = 0

@@ -404,7 +404,7 @@ def test_gives_up_connecting_after_a_while(no_leaks: None) -> None:
 
 
 def test_runs_that_a_restarting_service_of_ours_did_not_take_are_sent_again(no_leaks: None) -> None:
-    """Close code 1012 says so, where the other side is ours: none of them has begun."""
+    """Its last message says so, where the other side is ours: none of them has begun."""
     got: list[str] = []
 
     def behave(line: Line) -> None:
@@ -412,6 +412,7 @@ def test_runs_that_a_restarting_service_of_ours_did_not_take_are_sent_again(no_l
         for command in connection.commands():
             got.append(command["task_id"])
             if line.number == 0:
+                connection.send(sockets.GOODBYE)
                 connection.close(sockets.RESTARTING, "see you")
             connection.send(events(command))
 
@@ -419,6 +420,24 @@ def test_runs_that_a_restarting_service_of_ours_did_not_take_are_sent_again(no_l
         configure(peer.url)
         assert run_one() == 1
         assert got == ["one", "one"]
+        wove.shutdown()
+
+
+def test_the_close_code_of_a_restart_alone_repeats_nothing(no_leaks: None) -> None:
+    """Proxies close with 1012, too, and know nothing of runs that have begun."""
+    got: list[str] = []
+
+    def behave(line: Line) -> None:
+        connection = Socket(line, sockets.OURS)
+        for command in connection.commands():
+            got.append(command["task_id"])
+            connection.close(sockets.RESTARTING, "see you")
+
+    with Peer(behave) as peer:
+        configure(peer.url)
+        with pytest.raises(WorkerLostError, match="code 1012"):
+            run_one()
+        assert got == ["one"]
         wove.shutdown()
 
 
@@ -443,6 +462,7 @@ def test_an_answer_that_came_before_a_restart_is_the_answer(
             got.append(command["task_id"])
             connection.send(events(command))
             if command["task_id"] == "large":
+                connection.send(sockets.GOODBYE)
                 connection.close(sockets.RESTARTING, "see you")
 
     with Peer(behave) as peer:

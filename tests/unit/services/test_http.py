@@ -17,7 +17,7 @@ import pytest
 from tests.unit.services.hosts import get, hosted, post, run_task
 
 from wove.security import NetworkExecutorSecurity
-from wove.services import http as service
+from wove.services import http as service, http_protocol
 from wove.services.binding import Bind
 from wove.services.http import WorkerApp, worker_app
 from wove.services.http_server import serve

@@ -210,7 +210,8 @@ def _takes_by_name(fn: Any, name: str, position: int) -> bool:
             return True
 
         if isinstance(fn, functools.partial):
-            fn, position = fn.func, position + len(fn.args)
+            known: functools.partial[Any] = fn
+            fn, position = known.func, position + len(known.args)
         elif isinstance(fn, MethodType):
             fn, position = fn.__func__, position + 1
         elif type(fn) is FunctionType:

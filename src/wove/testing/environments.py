@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 
 from wove import settings
@@ -14,7 +14,7 @@ __all__ = ["in_process"]
 
 
 @contextmanager
-def in_process(*names: str, codec: bool = True) -> Iterator[Recorder]:
+def in_process(*names: str, codec: bool = True) -> Generator[Recorder]:
     """Run the tasks of environments in this process, and record what is sent there.
 
     The environments keep their defaults (retries, timeouts, delivery settings); only their executor

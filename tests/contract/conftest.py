@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.contract.backend_links import Site
+from tests.backends import Site
 from tests.contract.links import LINKS, Bench, Link, parameters
 from tests.support.leaks import leak_check
 from tests.support.services import Services

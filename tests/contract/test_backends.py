@@ -1,4 +1,4 @@
-"""Weaves whose tasks run on a backend: the same over every one of `tests.contract.backend_links.BACKENDS`.
+"""Weaves whose tasks run on a backend: the same over every one of `tests.backends`.
 
 Each with its real server, and with workers started as their users start them.
 """
@@ -24,7 +24,7 @@ from typing import Any
 import pytest
 
 import wove
-from tests.contract.backend_links import Backend, Site, parameters
+from tests.backends import Backend, Site, contract_rows, parameters
 from tests.contract.backend_tasks import (
     Unfair,
     add_one,
@@ -54,7 +54,15 @@ TOLD = 0.3
 """Seconds after which the start of a run has been told. A worker waits a little, as a short run is one message."""
 
 
-@pytest.fixture(scope="module", params=parameters())
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run each test over each row, and one that no signature can influence not over a row's signed twin."""
+    if "backend" in metafunc.fixturenames:
+        signature = metafunc.definition.get_closest_marker("signature") is not None
+        rows = [row for row in contract_rows() if signature or not row.signed_twin]
+        metafunc.parametrize("backend", parameters(rows), indirect=True, scope="module")
+
+
+@pytest.fixture(scope="module")
 def backend(request: pytest.FixtureRequest) -> Backend:
     return request.param
 
@@ -97,6 +105,7 @@ def run(main: Callable[[], Coroutine[Any, Any, None]]) -> None:
 # --------------------------------------------------------------------------------------------- round trips
 
 
+@pytest.mark.signature
 def test_twenty_mapped_tasks(there: Configure) -> None:
     with weave() as w:
         w.do(range(20), environment="there")(add_one)
@@ -115,6 +124,7 @@ def test_what_a_main_module_or_a_function_defines_goes_by_value(there: Configure
     }
 
 
+@pytest.mark.signature
 def test_an_exception_keeps_its_type_and_its_remote_traceback(there: Configure) -> None:
     with pytest.raises(Unfair) as caught:
         there_is(fail, left=7)
@@ -123,6 +133,7 @@ def test_an_exception_keeps_its_type_and_its_remote_traceback(there: Configure) 
     assert there_is(add_one, item=1) == 2
 
 
+@pytest.mark.signature
 @pytest.mark.timeout(120)
 def test_a_hundred_megabytes_out_and_back(there: Configure) -> None:
     content = os.urandom(1 << 20) * 100
@@ -186,6 +197,7 @@ def test_a_task_that_no_worker_knows(there: Configure, backend: Backend, site: S
 # -------------------------------------------------------------------------------------------- signs of life
 
 
+@pytest.mark.signature
 def test_heartbeats_keep_a_blocking_run_alive(there: Configure) -> None:
     assert there_is(sleep, seconds=4.0, options={"delivery_heartbeat_seconds": 1.0}) == "done"
 
@@ -230,6 +242,7 @@ def test_the_orphan_policy_of_a_lost_run(there: Configure, tmp_path: Path, polic
     assert there_is(add_one, item=1) == 2
 
 
+@pytest.mark.signature
 def test_a_lost_run_is_submitted_again(there: Configure, tmp_path: Path) -> None:
     """Also one whose worker dies before it has told that it began."""
     options = {"delivery_orphan_policy": "requeue"}
@@ -246,7 +259,7 @@ def test_a_run_that_is_cancelled_in_the_queue_never_starts(
     if backend.slots is None:
         pytest.skip("nothing waits there")
     if not backend.cancels_queued:
-        pytest.skip("it cannot: see tests/contract/backend_links.py")
+        pytest.skip("it cannot: see tests/backends")
     slots, holding, until = backend.slots, tmp_path / "holding", tmp_path / "until"
 
     async def main() -> None:
@@ -270,6 +283,7 @@ def test_a_run_that_is_cancelled_in_the_queue_never_starts(
     run(main)
 
 
+@pytest.mark.signature
 @pytest.mark.parametrize("kind", ["coroutine", "thread"])
 def test_a_cancelled_run_is_ended(there: Configure, tmp_path: Path, kind: str) -> None:
     path, told = str(tmp_path / "path"), str(tmp_path / "told")
@@ -362,6 +376,7 @@ def proxied(there: Configure) -> Iterator[Proxy]:
         wove.shutdown()
 
 
+@pytest.mark.signature
 def test_a_receiver_that_is_down_while_results_arrive(
     there: Configure, backend: Backend, tmp_path: Path
 ) -> None:
@@ -385,6 +400,7 @@ def test_a_receiver_that_is_down_while_results_arrive(
     assert len(lines(tmp_path / "path")) == number
 
 
+@pytest.mark.signature
 def test_connections_that_break_while_runs_go_on(
     there: Configure, backend: Backend, tmp_path: Path
 ) -> None:
@@ -449,6 +465,7 @@ def first_request(sent: bytes) -> bytes | None:
     return head + found + rest[: int(length[1])]
 
 
+@pytest.mark.signature
 def test_forged_and_replayed_events(there: Configure, backend: Backend, tmp_path: Path) -> None:
     import cloudpickle
 
@@ -499,6 +516,7 @@ def test_forged_and_replayed_events(there: Configure, backend: Backend, tmp_path
     assert len(lines(tmp_path / "pids")) == 1
 
 
+@pytest.mark.signature
 def test_what_was_left_of_all_that(there: Configure) -> None:
     """The last of a row: whatever the others did to them, the workers take work."""
     with weave() as w:

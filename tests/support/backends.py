@@ -3,72 +3,35 @@
 A test says what it needs with ``@pytest.mark.backend("name")``. Where that backend is missing the test is skipped, and
 the end of the run names it under "not run". With ``WOVE_REQUIRE_BACKENDS=all`` (or a list: ``a,b``) it fails instead.
 
-A new backend is one more row in `BACKENDS`.
+A new backend is one more module in `tests.backends`.
 """
 
 from __future__ import annotations
 
 import functools
-import importlib.util
 import os
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import pytest
 
+from tests.backends import Missing, packages, specifications, together
 from tests.support import browser, namespaces
-from tests.support.servers import (
-    aws_batch,
-    dask,
-    kubernetes_jobs,
-    rabbitmq,
-    ray,
-    redis,
-    slurm,
-    temporal,
-)
-
-# Each row: a name, and a function that says what is missing (`None`: nothing, it can run).
-Missing = Callable[[], "str | None"]
-
-
-def _package(name: str) -> str | None:
-    return None if importlib.util.find_spec(name) else f"the package {name} is not installed"
-
-
-def _packages(*names: str) -> Missing:
-    return lambda: next(filter(None, map(_package, names)), None)
-
-
-def _all(*found: Missing) -> Missing:
-    return lambda: next(filter(None, (one() for one in found)), None)
-
+from tests.support.servers import rabbitmq, redis
 
 BACKENDS: Mapping[str, Missing] = {
-    "stdio": _packages("cloudpickle"),
-    "http": _packages("cloudpickle", "uvicorn"),  # the executor needs neither; its service does
-    "grpc": _packages("cloudpickle", "grpc"),
-    "websocket": _packages("cloudpickle", "websockets"),
-    "tls": _packages("trustme"),
+    "stdio": packages(),
+    "http": packages("uvicorn"),  # the executor needs neither; its service does
+    "grpc": packages("grpc"),
+    "websocket": packages("websockets"),
+    "tls": packages("trustme"),
     "netns": namespaces.missing,
-    "chromium": _all(_packages("websockets"), browser.missing),
+    "chromium": together(packages("websockets"), browser.missing),
     "redis": redis.missing,
     "rabbitmq": rabbitmq.missing,
-    "celery": _packages("cloudpickle", "celery", "redis"),
-    "rq": _all(_packages("cloudpickle", "rq"), redis.missing),
-    "arq": _all(_packages("cloudpickle", "arq"), redis.missing),
-    "taskiq": _all(_packages("cloudpickle", "taskiq", "taskiq_redis"), redis.missing),
-    "dask": _all(_packages("cloudpickle"), dask.missing),
-    "ray": _all(_packages("cloudpickle"), ray.missing),
-    "temporal": _all(_packages("cloudpickle"), temporal.missing),
-    "slurm": _all(_packages("cloudpickle"), slurm.missing),
-    "aws_batch": _all(_packages("cloudpickle"), aws_batch.missing),
-    "kubernetes_jobs": _all(_packages("cloudpickle"), kubernetes_jobs.missing),
+    **{name: specification.missing for name, specification in specifications().items()},
 }
-
-HEAVY = ("ray", "slurm", "dask", "temporal", "kubernetes_jobs", "aws_batch", "rabbitmq", "chromium")
-"""Backends whose servers cost something even when nothing happens: their tests share one process of pytest-xdist, and
-so one server."""
+"""What says whether a backend is missing, by the name that tests have for it."""
 
 _PROPERTY = "wove-backend-missing"
 
@@ -98,15 +61,10 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
         "markers", "backend(*names): the test needs these backends (tests/support/backends.py)"
     )
+    config.addinivalue_line(
+        "markers", "signature: what it tests may depend on whether payloads and events are signed"
+    )
     required()
-
-
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist, which reads the groups
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    for item in items:
-        names = {name for mark in item.iter_markers("backend") for name in mark.args}
-        if heavy := next((name for name in HEAVY if name in names), None):
-            item.add_marker(pytest.mark.xdist_group(heavy))
 
 
 @pytest.hookimpl(tryfirst=True)

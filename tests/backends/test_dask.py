@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+import wove
 from tests.contract.backend_tasks import add_one, block, count_up, die, sleep_and_tell
 from tests.contract.test_contract import eventually, lines
 from tests.support.elsewhere import ways
@@ -18,8 +20,6 @@ from tests.support.kept import free_port
 from tests.support.leaks import leak_check
 from tests.support.scripts import Finished
 from tests.support.servers import Servers, dask as support
-
-import wove
 from wove import DeliveryTimeoutError, WorkerLostError, weave
 from wove.errors import DeliveryError
 from wove.integrations.naming import job_id

@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from tests.support.servers import Servers
 
+from tests.support.servers import Servers
 from wove.errors import DeliveryError
 from wove.integrations.base import JobStatus
 from wove.integrations.rq import states as rq_states

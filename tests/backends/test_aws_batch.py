@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+import wove
 from tests.contract.backend_tasks import add_one, block, die
 from tests.contract.test_contract import eventually, lines
 from tests.support.elsewhere import ways
@@ -18,8 +20,6 @@ from tests.support.leaks import leak_check
 from tests.support.servers import aws_batch
 from tests.support.servers.aws_batch import AWSBatch
 from tests.support.volume import volume
-
-import wove
 from wove import WorkerLostError, weave
 from wove.errors import DeliveryError
 

@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+import wove
 from tests.contract.backend_tasks import add_one, block, count_up
 from tests.contract.test_contract import eventually, lines
 from tests.support import servers as support, workers
@@ -19,8 +21,6 @@ from tests.support.elsewhere import ways
 from tests.support.leaks import leak_check
 from tests.support.servers import Servers
 from tests.support.workers import Worker
-
-import wove
 from wove import WorkerLostError, weave
 from wove.errors import DeliveryError
 from wove.integrations.taskiq import register

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+import wove
 from tests.contract.backend_tasks import add_one, block, count_up, die, pid
 from tests.contract.test_contract import eventually, lines
 from tests.support.elsewhere import ways
@@ -20,8 +22,6 @@ from tests.support.proxy import Proxy
 from tests.support.servers import kubernetes_jobs
 from tests.support.servers.kubernetes_jobs import KubernetesJobs
 from tests.support.volume import volume
-
-import wove
 from wove import DeliveryTimeoutError, WorkerLostError, weave
 from wove.errors import DeliveryError
 from wove.integrations.kubernetes_jobs.watch import TROUBLE_SECONDS

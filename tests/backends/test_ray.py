@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
 from tests.support.kept import ROOT
 from tests.support.scripts import Finished, run_script
 from tests.support.servers import Servers, ray as support

@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+import wove
 from tests.contract.backend_tasks import add_one, block, count_up, sleep_and_tell
 from tests.contract.test_contract import eventually, lines
 from tests.support.elsewhere import ways
@@ -22,8 +24,6 @@ from tests.support.kept import ROOT
 from tests.support.leaks import leak_check
 from tests.support.servers import Servers
 from tests.support.servers.slurm import Slurm
-
-import wove
 from wove import DeliveryTimeoutError, WorkerLostError, weave
 from wove.errors import DeliveryError, MissingDependencyError
 from wove.integrations.slurm import adapter

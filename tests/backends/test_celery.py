@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+import wove
 from tests.contract.backend_tasks import add_one, block, count_up, insist
 from tests.contract.test_contract import eventually, lines
 from tests.support import servers as support, workers
@@ -21,8 +23,6 @@ from tests.support.leaks import leak_check
 from tests.support.proxy import Proxy
 from tests.support.servers import Servers
 from tests.support.workers import Worker
-
-import wove
 from wove import DeliveryOrphanedError, WorkerLostError, weave
 from wove.errors import DeliveryError
 

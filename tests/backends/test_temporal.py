@@ -19,6 +19,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+import wove
 from tests.contract.backend_tasks import add_one, block, count_up, sleep_and_tell
 from tests.contract.test_contract import eventually, lines
 from tests.support import workers
@@ -28,8 +30,6 @@ from tests.support.scripts import run_script
 from tests.support.servers import Servers, temporal
 from tests.support.servers.temporal import Temporal
 from tests.support.workers import Worker
-
-import wove
 from wove import WorkerLostError, weave
 from wove.errors import DeliveryError, DeliveryTimeoutError
 
@@ -50,7 +50,7 @@ from temporalio.converter import DataConverter, PayloadCodec
 from temporalio.worker import Worker
 
 with workflow.unsafe.imports_passed_through():
-    from tests.services import temporal_codec
+    from tests.support import temporal_codec
 from wove.integrations.temporal import run_payload
 
 
@@ -261,7 +261,7 @@ def test_large_values_stay_out_of_temporal(
 def test_a_client_and_a_codec_of_ones_own(
     server: Temporal, queue: str, own_worker: Worker, configure: Callable[..., None]
 ) -> None:
-    from tests.services import temporal_codec
+    from tests.support import temporal_codec
 
     async def main() -> None:
         client = await connected(server, data_converter=temporal_codec.CONVERTER)
@@ -289,8 +289,8 @@ def test_a_client_whose_loop_has_ended(
 def test_a_workflow_of_ones_own(
     server: Temporal, queue: str, own_worker: Worker, configure: Callable[..., None], given: str
 ) -> None:
-    from tests.services import temporal_codec
-    from tests.services.temporal_codec import Audited
+    from tests.support import temporal_codec
+    from tests.support.temporal_codec import Audited
 
     chosen = {"name": "Audited", "class": Audited, "method": Audited.run}[given]
     configure(workflow=chosen, connect_options={"data_converter": temporal_codec.CONVERTER})
@@ -432,7 +432,8 @@ def test_a_workflow_that_is_tried_again(
     from datetime import timedelta
 
     from temporalio.common import RetryPolicy
-    from tests.services import temporal_codec
+
+    from tests.support import temporal_codec
 
     source = OWN_WORKER.replace('self.steps.append("begun")', "await self.fail_twice()").replace(
         "    @workflow.run",
@@ -482,7 +483,7 @@ def test_an_activity_that_no_worker_knows(
         "async def main",
         "from temporalio import activity\n\n@activity.defn\nasync def other() -> None: ...\n\nasync def main",
     )
-    from tests.services import temporal_codec
+    from tests.support import temporal_codec
 
     configure(connect_options={"data_converter": temporal_codec.CONVERTER})
     command = workers.module("lacking", server.address, queue, ready=READY)

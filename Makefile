@@ -2,9 +2,9 @@
 PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
-# Most tests wait for processes and sockets, so there is one more at a time than there are cores. To see one at work:
+# Most tests wait for processes and sockets, so there are three at a time for each core. To see one at work:
 # make test PYTEST_PARALLEL= PYTEST_ARGS="-s -k name"
-PYTEST_PARALLEL ?= -n $(shell expr $$(getconf _NPROCESSORS_ONLN) + 1) --maxprocesses 4 --dist loadgroup
+PYTEST_PARALLEL ?= -n $(shell expr 3 \* $$(getconf _NPROCESSORS_ONLN)) --maxprocesses 8 --dist loadgroup
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-full check bench docs clean

@@ -17,6 +17,7 @@ settings.load_profile("any machine")
 pytest_plugins = [
     "tests.support.servers",
     "tests.support.backends",
+    "tests.support.groups",
     "tests.support.certificates",
     "tests.support.services",
     "tests.support.scripts",
@@ -39,3 +40,9 @@ def _garbage_is_collected_unwatched(request: pytest.FixtureRequest) -> Iterator[
     watching, gc.callbacks[:] = gc.callbacks[:], []
     yield
     gc.callbacks[:0] = watching
+
+
+def pytest_collection_finish() -> None:
+    """Take what the collection made, all tests among it, out of what `gc.collect` looks at: tests call that often."""
+    gc.collect()
+    gc.freeze()

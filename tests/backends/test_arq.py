@@ -31,7 +31,7 @@ pytestmark = pytest.mark.backend("arq")
 
 MODULE = """
 from arq.connections import RedisSettings
-from wove.integrations.arq.adapter import worker_function, wove_run_backend_payload
+from wove.integrations.arq import worker_function, wove_run_backend_payload
 
 class WorkerSettings:
     functions = [{function}]

@@ -225,8 +225,13 @@ def test_time_limits_of_celery(
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize("comes_back", [True, False], ids=["comes back", "stays away"])
 def test_redis_keeps_what_a_dead_worker_took_in_advance(
-    configure: Configure, work: Work, tmp_path: Path, comes_back: bool
+    configure: Configure,
+    work: Work,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    comes_back: bool,
 ) -> None:
+    monkeypatch.setattr("wove.integrations.celery.lost.SILENT_SECONDS", 3.0)
     worker = work(restarts=comes_back, concurrency=1)
 
     async def main() -> None:
@@ -249,7 +254,10 @@ def test_redis_keeps_what_a_dead_worker_took_in_advance(
 
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize("broker", [RABBITMQ], indirect=True)
-def test_rabbitmq_gives_it_to_another_one(configure: Configure, work: Work, tmp_path: Path) -> None:
+def test_rabbitmq_gives_it_to_another_one(
+    configure: Configure, work: Work, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("wove.integrations.celery.lost.SILENT_SECONDS", 2.0)
     worker = work(concurrency=1)
 
     async def main() -> None:
@@ -260,7 +268,7 @@ def test_rabbitmq_gives_it_to_another_one(configure: Configure, work: Work, tmp_
         worker.kill_all()
         with pytest.raises(WorkerLostError, match="is gone"):
             await running
-        await asyncio.sleep(20.0)
+        await asyncio.sleep(4.0)  # longer than a message may be missing
         assert not any(run.done() for run in taken)
         work()
         assert await asyncio.gather(*taken) == [1, 2]
@@ -269,12 +277,15 @@ def test_rabbitmq_gives_it_to_another_one(configure: Configure, work: Work, tmp_
 
 
 @pytest.mark.parametrize("broker", ["redis", RABBITMQ], indirect=True)
-def test_a_queue_without_workers(configure: Configure, work: Work) -> None:
+def test_a_queue_without_workers(
+    configure: Configure, work: Work, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What waits, waits; for minutes if need be."""
+    monkeypatch.setattr("wove.integrations.celery.lost.SILENT_SECONDS", 1.0)
 
     async def main() -> None:
         waiting = begin(add_one, item=1)
-        await asyncio.sleep(8.0)
+        await asyncio.sleep(3.0)  # longer than a message may be missing
         assert not waiting.done()
         work()
         assert await waiting == 2

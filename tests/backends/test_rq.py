@@ -174,14 +174,17 @@ def test_a_killed_work_horse(configure: Configure, work: Work, tmp_path: Path) -
     asyncio.run(main())
 
 
-def test_a_work_horse_outlives_its_worker(configure: Configure, work: Work, tmp_path: Path) -> None:
+def test_a_work_horse_outlives_its_worker(
+    configure: Configure, work: Work, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("wove.integrations.rq.states.SILENT_SECONDS", 1.0)
     worker = work(restarts=True)  # or else its keeper would end the horse
 
     async def main() -> None:
         running = begin(block, path=str(tmp_path / "pids"), until=str(tmp_path / "until"))
         await eventually(lambda: lines(tmp_path / "pids"))
         worker.kill()
-        await asyncio.sleep(12.0)  # longer than RQ's own connection may be away
+        await asyncio.sleep(4.0)  # longer than nothing may be heard of a run whose worker is away
         (tmp_path / "until").touch()
         assert await running == "done"
 

@@ -27,7 +27,7 @@ from tests.support.servers.slurm import Slurm
 from wove import DeliveryTimeoutError, WorkerLostError, weave
 from wove.errors import DeliveryError, MissingDependencyError
 from wove.integrations.slurm import adapter
-from wove.integrations.slurm.adapter import job_script
+from wove.integrations.slurm import job_script
 
 pytestmark = pytest.mark.backend("slurm")
 

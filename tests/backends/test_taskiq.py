@@ -197,9 +197,10 @@ def test_a_message_that_a_dead_worker_of_a_stream_holds(
 
 
 def test_what_waits_in_a_queue_is_not_lost(
-    configure: Configure, work: Work, tmp_path: Path
+    configure: Configure, work: Work, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """However long that takes, and whatever else is taken from it."""
+    monkeypatch.setattr("wove.integrations.common.silent_jobs.SILENCE_SECONDS", 2.0)
     work("register(broker)", "--max-async-tasks", "1")
     path, until = tmp_path / "pids", tmp_path / "until"
 
@@ -207,7 +208,7 @@ def test_what_waits_in_a_queue_is_not_lost(
         first = begin(block, path=str(path), until=str(until))
         await eventually(lambda: lines(path))
         waiting = [begin(add_one, item=number) for number in range(3)]
-        await asyncio.sleep(18)  # longer than what was taken may be silent
+        await asyncio.sleep(4.0)  # longer than what was taken may be silent
         assert not any(each.done() for each in waiting)
         until.touch()
         assert await asyncio.gather(first, *waiting) == ["done", 1, 2, 3]

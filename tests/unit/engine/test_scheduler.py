@@ -104,16 +104,20 @@ def test_sync_tasks_run_beside_each_other(form: str) -> None:
 
 
 def test_max_workers_bounds_the_threads(form: str) -> None:
+    """As many as are allowed work at once, and no more."""
     most = now = 0
-    lock = threading.Lock()
+    full = threading.Condition()
 
     def work() -> None:
         nonlocal most, now
-        with lock:
+        with full:
             now += 1
             most = max(most, now)
+            full.notify_all()
+            # The first ones wait for each other: a run one after the other would never get there.
+            assert full.wait_for(lambda: most >= 3, PATIENCE)
         threading.Event().wait(0.002)
-        with lock:
+        with full:
             now -= 1
 
     def declare(w: weave) -> None:
@@ -123,7 +127,7 @@ def test_max_workers_bounds_the_threads(form: str) -> None:
         w.do(range(20))(named("plainly_mapped", lambda item: work()))
 
     run(form, declare, max_workers=3)
-    assert most <= 3
+    assert most == 3
 
 
 def test_nothing_to_do(form: str) -> None:

@@ -111,10 +111,18 @@ def test_calls_that_never_end_leave_the_loop_its_turn() -> None:
 
 
 def test_a_call_into_a_loop_that_was_closed_is_dropped() -> None:
+    """It is neither made nor kept: a coroutine among its arguments is closed."""
     loop = asyncio.new_event_loop()
-    inbox = Inbox(loop)
+    inbox, made = Inbox(loop), list[object]()
     loop.close()
-    inbox.post(print, "never")
+
+    async def coroutine() -> None: ...
+
+    awaitable = coroutine()
+    inbox.post(made.append, awaitable)
+    assert made == []
+    with pytest.raises(RuntimeError, match="cannot reuse"):
+        awaitable.send(None)
 
 
 def test_a_call_reports_once_unless_it_is_given_up() -> None:

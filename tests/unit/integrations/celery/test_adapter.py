@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 from types import SimpleNamespace
 from typing import Any
@@ -32,18 +33,30 @@ def configured(**config: Any) -> CeleryAdapter:
 # -------------------------------------------------------------------------------------------- configuration
 
 
-def test_a_broker() -> None:
-    configured(
-        broker_url="redis://h:1/2", result_backend="redis://h:1/3", app_name="shop", queue="reports"
+@pytest.mark.parametrize("key", ["result_backend", "backend_url"])
+def test_a_broker(key: str) -> None:
+    adapter = configured(
+        broker_url="memory://", app_name="shop", queue="reports", **{key: "cache+memory://"}
     )
-    configured(
-        broker_url="amqp://a;amqp://b", backend_url="cache+memory://", terminate_on_cancel=True
-    )
+    adapter.start()
+    try:
+        app = adapter._app
+        assert (app.main, app.conf.broker_url) == ("shop", "memory://")
+        assert app.conf.result_backend == "cache+memory://"
+        assert adapter.options["queue"] == "reports"
+    finally:
+        asyncio.run(adapter.close())
 
 
 def test_an_app() -> None:
-    app = make_app("shop", "redis://h", None)
-    assert configured(app=app, task_name="mine").task_name == "mine"
+    app = make_app("shop", "memory://", None)
+    adapter = configured(app=app, task_name="mine")
+    assert adapter.task_name == "mine"
+    adapter.start()
+    try:
+        assert adapter._app is app
+    finally:
+        asyncio.run(adapter.close())
 
 
 @pytest.mark.parametrize("key", ["broker_url", "result_backend", "backend_url", "app_name"])

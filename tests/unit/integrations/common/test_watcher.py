@@ -90,17 +90,38 @@ def test_a_report_that_comes_meanwhile_counts() -> None:
     asyncio.run(main())
 
 
-def test_the_interval_grows_and_is_short_again_after_a_pause() -> None:
+def test_the_interval_grows_and_is_short_again_after_a_pause(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The intervals are those that it waits for: what else the machine does adds nothing to them."""
+    waited: list[float | None] = []
+
+    class Timeouts:
+        """asyncio, but that a limit is noted and takes a millisecond."""
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(asyncio, name)
+
+        def timeout(self, seconds: float | None) -> asyncio.Timeout:
+            waited.append(seconds)
+            return asyncio.timeout(0.001)
+
+    monkeypatch.setattr(watching, "asyncio", Timeouts())
+
     async def main() -> None:
-        house = House("a", seconds=(0.01, 60.0))
+        house = House("a", seconds=(1.0, 4.0), most=None)
         house.watcher.look()
-        await until(lambda: len(house.asked) >= 5)
+        await until(lambda: len(house.asked) >= 6)
+        intervals = [seconds for seconds in waited if seconds is not None]
+        assert intervals[:6] == [1.0, 1.5, 2.25, 3.375, 4.0, 4.0]
+
         house.jobs.clear()
-        await house.watcher.look_now(1.0)
+        await until(lambda: house.watcher._task is not None and house.watcher._task.done())
+        waited.clear()
         house.jobs["b"] = "another"
-        count = len(house.asked)
         house.watcher.look()
-        await until(lambda: len(house.asked) > count)
+        await until(lambda: waited)
+        assert waited[0] == 1.0
         await house.watcher.close()
 
     asyncio.run(main())

@@ -31,7 +31,10 @@ def test_an_address_and_options() -> None:
 
 
 def test_a_client_of_ones_own() -> None:
-    configured(client=CLIENT, submit_options={"resources": {"GPU": 1}, "priority": 5, "retries": 1})
+    options = {"resources": {"GPU": 1}, "priority": 5, "retries": 1}
+    adapter = configured(client=CLIENT, submit_options=options)
+    assert adapter._given is CLIENT
+    assert adapter._submit_options == options
 
 
 @pytest.mark.parametrize("more", [{"address": "tcp://h:1"}, {"client_options": {"timeout": 1}}])

@@ -6,6 +6,7 @@ import json
 import pickle
 import subprocess
 import sys
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -34,13 +35,40 @@ def queue(**more: Any) -> SimpleNamespace:
     return SimpleNamespace(**{**parts, **more})
 
 
-@pytest.mark.parametrize("url", ["redis://h:1/2", "rediss://u:p@h", "unix:///run/redis.sock?db=1"])
-def test_urls(url: str) -> None:
-    configured(redis_url=url, queue_name="other")
+@pytest.fixture
+def connected(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+    """Starts an adapter, and returns its queue. Of the server, only its version is there."""
+    redis = pytest.importorskip("redis")
+    answer = {"redis_version": "7.0.0"}
+    monkeypatch.setattr(redis.Redis, "execute_command", lambda *args, **options: answer)
+
+    def start(**config: Any) -> Any:
+        adapter = configured(**config)
+        adapter.start()
+        return adapter._queue
+
+    return start
 
 
-def test_without_any_key_it_is_where_rq_worker_looks() -> None:
-    configured()
+@pytest.mark.parametrize(
+    ("url", "where"),
+    [
+        ("redis://h:1/2", {"host": "h", "port": 1, "db": 2}),
+        ("rediss://u:p@h", {"host": "h", "username": "u", "password": "p"}),
+        ("unix:///run/redis.sock?db=1", {"path": "/run/redis.sock", "db": 1}),
+    ],
+)
+def test_urls(connected: Callable[..., Any], url: str, where: dict[str, Any]) -> None:
+    queue = connected(redis_url=url, queue_name="other")
+    assert queue.name == "other"
+    assert where.items() <= queue.connection.connection_pool.connection_kwargs.items()
+
+
+def test_without_any_key_it_is_where_rq_worker_looks(connected: Callable[..., Any]) -> None:
+    queue = connected()
+    assert queue.key == "rq:queue:default"
+    address = {"host": "localhost", "port": 6379}
+    assert address.items() <= queue.connection.connection_pool.connection_kwargs.items()
 
 
 @pytest.mark.parametrize("url", ["http://h", "localhost:6379", "h"])
@@ -59,7 +87,10 @@ def test_no_password_in_the_message() -> None:
 
 
 def test_a_queue_of_ones_own() -> None:
-    configured(queue=queue(), enqueue_options={"at_front": True})
+    own = queue()
+    adapter = configured(queue=own, enqueue_options={"at_front": True})
+    assert adapter._given is own
+    assert adapter._options["at_front"] is True
 
 
 @pytest.mark.parametrize("more", [{"redis_url": "redis://h"}, {"queue_name": "n"}])

@@ -50,7 +50,10 @@ def configured(**config: Any) -> SlurmAdapter:
 
 
 def test_nothing_is_needed() -> None:
-    configured()
+    adapter = configured()
+    assert adapter._sbatch == ("sbatch",)
+    assert adapter._command == (sys.executable, "-m", "wove.backend_worker")
+    assert (adapter._prefix, adapter._output) == ("wove-", "/dev/null")
 
 
 @pytest.mark.parametrize(

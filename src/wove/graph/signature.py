@@ -210,7 +210,7 @@ def _takes_by_name(fn: Any, name: str, position: int) -> bool:
             return True
 
         if isinstance(fn, functools.partial):
-            known: functools.partial[Any] = fn
+            known = cast("Any", fn)
             fn, position = known.func, position + len(known.args)
         elif isinstance(fn, MethodType):
             fn, position = fn.__func__, position + 1
@@ -263,7 +263,7 @@ def name_of(fn: Callable[..., Any]) -> str:
     if type(fn) is FunctionType:
         return fn.__name__
     target: Any = fn
-    while isinstance(target, functools.partial) and "__name__" not in target.__dict__:
-        target = target.func
+    while isinstance(target, functools.partial) and not hasattr(target, "__name__"):
+        target = cast("Any", target).func
     name = getattr(target, "__name__", None)
     return name if isinstance(name, str) else type(target).__name__

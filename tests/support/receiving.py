@@ -176,8 +176,10 @@ class Wire:
     def post(self, events: object, **fields: str) -> Answer:
         return self.request(body=json.dumps(events).encode(), **fields)
 
-    def signed(self, events: object, security: object = SIGNED, **fields: str) -> Answer:
-        body = json.dumps(events).encode()
+    def signed(
+        self, events: object, security: object = SIGNED, body: bytes = b"", **fields: str
+    ) -> Answer:
+        body = body or json.dumps(events).encode()
         made = NetworkExecutorSecurity.from_config(security).headers_for(  # type: ignore[arg-type]
             transport="http", target=self.path, body=body
         )

@@ -43,6 +43,10 @@ MAX_STRANGERS: Final = 256
 SMALL_ROOM: Final = 4 * 1024 * 1024
 """Bytes that small bodies have for themselves: a sign of life does not wait for a hundred megabytes."""
 
+STRANGERS_ROOM: Final = 32 * 1024 * 1024
+"""Bytes for large bodies of requests whose head does not authenticate them (see `wove.protocol.signing.BODY_DIGEST`).
+One that is larger has this room to itself."""
+
 BACKLOG: Final = 512
 """Connections that may wait to be accepted: a batch of jobs may report its start in one moment."""
 
@@ -105,6 +109,7 @@ class Receiver:
         port: And on which port, as soon as it does.
         large: Where bodies have their place until they are handed over.
         small: Where small ones have it.
+        strangers: Where large ones have it that cannot be authenticated before they are there.
         closed: Whether it has come to its end.
     """
 
@@ -113,6 +118,7 @@ class Receiver:
         self.routes = Routes()
         self.large = ByteLimiter(0)
         self.small = ByteLimiter(SMALL_ROOM)
+        self.strangers = ByteLimiter(STRANGERS_ROOM)
         self.closed = False
         self._users = 0  # routes that are open, or are being opened
         self._opening = asyncio.Lock()
@@ -317,12 +323,19 @@ class Receiver:
             logging.WARNING if loud else logging.DEBUG,
             "callback receiver, port %d: %s",
             self.port,
-            text,
+            _escaped(text),
         )
 
     def report(self, text: str, error: BaseException | None = None) -> None:
         """Log what should not be."""
-        logger.error("callback receiver, port %d: %s", self.port, text, exc_info=error)
+        logger.error("callback receiver, port %d: %s", self.port, _escaped(text), exc_info=error)
+
+
+def _escaped(text: str) -> str:
+    """Return *text* with line breaks and other control characters escaped: some of it came from outside."""
+    if text.isprintable():
+        return text
+    return "".join(each if each.isprintable() else repr(each)[1:-1] for each in text)
 
 
 def _listening(places: Sequence[tuple[int, tuple[Any, ...]]], port: int) -> list[socket.socket]:

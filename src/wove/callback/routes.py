@@ -28,6 +28,8 @@ CANCELLED: Final = "X-Wove-Cancelled"
 MAX_GONE_CHARACTERS: Final = 4000
 """Of such a list. Those that do not fit in are told the next time."""
 
+MAX_DIGEST_CHARACTERS: Final = 64
+
 MAX_TEXT_BYTES: Final = 8 * 1024 * 1024
 """Of a request, beside its pickles: what is made of it takes many times as much memory, and its parser holds the
 interpreter lock all the while."""
@@ -187,7 +189,10 @@ class Routes:
                 admitted.append(route)
         if not admitted and refusal is not None:
             raise refusal
-        return AuthorizedRequest(request, admitted, claim_id, self.presence, refusal)
+        authorized = AuthorizedRequest(request, admitted, claim_id, self.presence, refusal)
+        if claim_id is None:
+            authorized.authenticate_head()
+        return authorized
 
     def _find(self, token: str) -> list[Route]:
         given = _mark(token)
@@ -204,9 +209,20 @@ class AuthorizedRequest:
     Attributes:
         most: Bytes that its body may have.
         claim_id: What is to be fetched; ``None`` for events.
+        authenticated: Whether it comes from a holder of the secret, or its route has none: only then may room be kept
+            for the length that it announces.
     """
 
-    __slots__ = ("_presence", "_refusal", "_request", "_routes", "claim_id", "most")
+    __slots__ = (
+        "_announced",
+        "_presence",
+        "_refusal",
+        "_request",
+        "_routes",
+        "authenticated",
+        "claim_id",
+        "most",
+    )
 
     def __init__(
         self,
@@ -222,11 +238,29 @@ class AuthorizedRequest:
         self._refusal = refusal  # that of routes that it cannot be for
         self.claim_id = claim_id
         self.most = max(route.max_message_bytes for route in routes)
+        self.authenticated = all(not route.security.authenticates for route in routes)
+        self._announced: signing.Digest | None = None  # of the body, covered by a signature
+
+    def authenticate_head(self) -> None:
+        """Verify the signature by the digest of the body that the head announces, if it does.
+
+        Raises:
+            Refusal: The signature is not right.
+        """
+        announced = self._request.get(signing.BODY_DIGEST.lower())
+        if self.authenticated or announced is None:
+            return
+        self._announced = signing.Digest(announced[:MAX_DIGEST_CHARACTERS])
+        self._verify(self._announced)
+        self.authenticated = True
 
     def read(self, chunks: Sequence[bytes]) -> list[dict[str, Any]] | Refusal:
         """The events in a body, which is verified first, or why there are none. For any thread; it does not raise."""
         try:
-            self._verify(chunks)
+            if self._announced is None:
+                self._verify(chunks)
+            elif signing.digest(chunks) != self._announced:
+                return Refusal(403, "The body is another one than the head of this request says.")
             return [check_event(frame) for frame in codec.decode(chunks, most_text=MAX_TEXT_BYTES)]
         except Refusal as refusal:
             return refusal

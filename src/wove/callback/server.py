@@ -212,7 +212,7 @@ class Connection(asyncio.Protocol):
                 # Nobody knows how large it gets, so it needs room for the largest.
                 self._body.release()
                 assert self._visit is not None
-                self._reserve(self._receiver.large, self._visit.most)
+                self._reserve(self._large_room(self._visit), self._visit.most)
 
     def _headed(self, head: Request) -> None:
         parser = self._parser
@@ -240,7 +240,11 @@ class Connection(asyncio.Protocol):
         elif size is None or size <= SMALL_BYTES:
             self._reserve(self._receiver.small, SMALL_BYTES)
         else:
-            self._reserve(self._receiver.large, size)
+            self._reserve(self._large_room(visit), size)
+
+    def _large_room(self, visit: AuthorizedRequest) -> ByteLimiter:
+        """Return where a large body has its place: a stranger's never takes that of a worker's."""
+        return self._receiver.large if visit.authenticated else self._receiver.strangers
 
     # ------------------------------------------------------------------ a body
 

@@ -30,6 +30,7 @@ from typing import Final, TypeAlias, cast
 
 __all__ = [
     "AUTHORIZATION",
+    "BODY_DIGEST",
     "KEY",
     "NONCE",
     "REPLY_SIGNATURE",
@@ -60,6 +61,10 @@ AUTHORIZATION: Final = "Authorization"
 
 REQUEST_NAMES: Final = (KEY, TIMESTAMP, NONCE, SIGNATURE)
 """The headers of a signed request. In gRPC metadata the same names are in lower case."""
+
+
+BODY_DIGEST: Final = "X-Wove-Body-Digest"
+"""The SHA-256 of a body in hex, which its signature covers: with it, a request is authenticated by its head alone."""
 
 
 class Digest(str):

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import pickle
+import time
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
@@ -22,6 +25,7 @@ from tests.support.receiving import (
 
 from wove.callback.receiver import RunStatus
 from wove.protocol.pickling import Pickled
+from wove.protocol.signing import digest
 from wove.security import NetworkExecutorSecurity
 
 
@@ -261,6 +265,58 @@ def test_strangers_are_refused_before_their_body_is_read(house: Receiving) -> No
         answer = wire.answer()
         assert (answer.status, answer.fields["www-authenticate"]) == (401, "Wove")
         assert answer.fields["connection"] == "close"
+
+
+def test_a_stranger_s_large_body_takes_no_room_of_a_worker_s(house: Receiving) -> None:
+    """He has the token, and no secret; the worker's head authenticates its body."""
+    party = Waiting()
+    route = house.open(party, security=SIGNED)
+    with contextlib.ExitStack() as stack:
+        for _ in range(2):
+            stranger = stack.enter_context(Wire(route))
+            fields = {
+                "Content-Length": str(1 << 29),
+                "X-Wove-Key": "default",
+                "X-Wove-Timestamp": str(int(time.time())),
+                "X-Wove-Nonce": "a",
+                "X-Wove-Signature": f"v1={'0' * 64}",
+            }
+            stranger.send(stranger.head("POST", stranger.path, fields) + b"x" * 5000)
+        worker = stack.enter_context(Wire(route))
+        body = json.dumps(result("r1", "x" * (1 << 20))).encode()
+        assert worker.signed(None, body=body, X_Wove_Body_Digest=digest(body)).status == 204
+    assert party.taken == [("task_result", "r1")]
+
+
+@pytest.mark.parametrize("size", [10, 1 << 20])
+def test_the_announced_digest_is_that_of_the_body(house: Receiving, size: int) -> None:
+    party = Waiting()
+    route = house.open(party, security=SIGNED)
+    body, other = (json.dumps(result("r1", letter * size)).encode() for letter in "xy")
+    with Wire(route) as wire:
+        answer = wire.signed(None, body=body, X_Wove_Body_Digest=digest(other))
+        assert answer.status == 403, "what is announced is not what is signed"
+    signed = NetworkExecutorSecurity.from_config(SIGNED).headers_for(
+        transport="http", target=urlsplit(route.url).path, body=body
+    )
+    with Wire(route) as wire:
+        answer = wire.request(body=other, **{**signed, "X-Wove-Body-Digest": digest(body)})
+        assert answer.status == 403, "what comes is not what is announced"
+    assert party.taken == []
+
+
+def test_line_breaks_of_a_stranger_are_escaped_in_the_log(
+    house: Receiving, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Failing(Waiting):
+        def take(self, event: dict[str, Any], worker: str) -> None:
+            raise RuntimeError(event["task_id"])
+
+    with Wire(house.open(Failing())) as wire:
+        forged = {**started("r1"), "task_id": "t\nERROR forged: \x1b[31m\u2028x"}
+        assert wire.post(forged).status == 500
+    (record,) = [record for record in caplog.records if "could not be taken" in record.getMessage()]
+    assert "t\\nERROR forged: \\x1b[31m\\u2028x" in record.getMessage()
 
 
 @pytest.mark.parametrize("wrong", ["another secret", "another body", "another path", "garbage"])

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import importlib.util
 import inspect
 import logging
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from functools import cache, partial
 from typing import Any, ClassVar, Final, Literal, TypeGuard, cast
 
 from wove.callback.receiver import KEYS as CALLBACK_KEYS, Route, RunStatus, open_route, read_address
 from wove.concurrency.thread_pool import ThreadPool, run_in_thread
-from wove.errors import MissingDependencyError, MissingDispatchFeatureError, WorkerLostError
+from wove.errors import (
+    DeliveryError,
+    MissingDependencyError,
+    MissingDispatchFeatureError,
+    WorkerLostError,
+)
 from wove.executors.base import CancelReach, EnvironmentExecutor, Frame
 from wove.executors.event_queue import EventQueue
 from wove.integrations.base import BackendAdapter, JobStatus, PayloadDict
@@ -115,6 +121,10 @@ class _Job:
         return f"run {self.run_id} of task {self.task!r}"
 
 
+class _AdapterExitError(DeliveryError):
+    """An adapter, or the library that it uses, called `sys.exit`."""
+
+
 class BackendAdapterEnvironmentExecutor(EnvironmentExecutor):
     """Runs tasks on a backend, through a `BackendAdapter`.
 
@@ -186,7 +196,8 @@ class BackendAdapterEnvironmentExecutor(EnvironmentExecutor):
         longest = number(config, "watch_seconds", None, label=label)
         adapter = self.adapter = self._kind(environment_name, config)
         adapter.users_loop = run_config.get("users_loop")
-        adapter.configure()
+        with self._exits_contained("configure"):
+            adapter.configure()
         self._check_packages()
         self._inbox = EventQueue()
         self._jobs: dict[str, _Job] = {}
@@ -203,7 +214,7 @@ class BackendAdapterEnvironmentExecutor(EnvironmentExecutor):
         if type(adapter).watch is not BackendAdapter.watch:
             shortest, usual = adapter.watch_seconds
             self._watcher = Watcher(
-                lambda jobs: self._call(adapter.watch, jobs),
+                self._ask,
                 self._watched,
                 self._has_begun,
                 self._over,
@@ -249,10 +260,29 @@ class BackendAdapterEnvironmentExecutor(EnvironmentExecutor):
 
     async def _call(self, method: Callable[..., Any], *args: Any) -> Any:
         """What a method of the adapter gives: a coroutine's here, a plain function's in one of its threads."""
-        if inspect.iscoroutinefunction(method):
-            return await method(*args)
-        value = await self._threads.call(method, *args)
-        return await value if inspect.isawaitable(value) else value
+        with self._exits_contained(method.__name__):
+            if inspect.iscoroutinefunction(method):
+                return await method(*args)
+            value = await self._threads.call(method, *args)
+            return await value if inspect.isawaitable(value) else value
+
+    @contextlib.contextmanager
+    def _exits_contained(self, name: str) -> Generator[None]:
+        """Turn a `SystemExit` of the adapter into an error: it would end the loop that all environments live on."""
+        try:
+            yield
+        except (SystemExit, KeyboardInterrupt) as error:
+            raise _AdapterExitError(
+                f"{self.label}: {self.name}'s {name} raised {type(error).__name__}: {error}"
+            ) from error
+
+    async def _ask(self, jobs: Mapping[str, Any]) -> Mapping[str, JobStatus]:
+        """Return what has become of *jobs*: lost, if the adapter wants to end the process over the question."""
+        try:
+            found: Mapping[str, JobStatus] = await self._call(self.adapter.watch, jobs)
+        except _AdapterExitError as error:
+            return dict.fromkeys(jobs, JobStatus("lost", str(error)))
+        return found
 
     # ------------------------------------------------------------------ out
 

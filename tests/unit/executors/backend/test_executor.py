@@ -309,6 +309,7 @@ def test_a_payload_that_two_workers_have_runs_in_the_first(
 
     def second() -> None:
         adapter = until(lambda: LineAdapter.opened)[0]
+        until(lambda: adapter.payloads and adapter.begun(adapter.payloads[0]["run_id"]))
         until(lambda: marks.exists() and marks.read_text())
         payload, worker = adapter.payloads[0], adapter.worker
         if first_dies:
@@ -385,6 +386,52 @@ def test_a_backend_that_starts_a_lost_job_again(tmp_path: Path, restarts: bool) 
             WorkerLostError, match="the connection over which it reported has ended"
         ):
             run(die_once, values=values)
+
+
+@pytest.mark.parametrize("where", ["configure", "start", "submit", "watch", "coroutine"])
+def test_an_adapter_that_exits_ends_its_run_alone(where: str) -> None:
+    class Exiting(LineAdapter):
+        def configure(self) -> None:
+            self.leave("configure")
+
+        def leave(self, here: str) -> None:
+            if here == where:
+                sys.exit("no configuration found")
+
+        def start(self) -> None:
+            self.leave("start")
+            super().start()
+
+        def submit(self, payload: dict[str, Any], frame: Mapping[str, Any]) -> Any:
+            self.leave("submit")
+            return self.later() if where == "coroutine" else "a job that no worker gets"
+
+        async def later(self) -> None:
+            await asyncio.sleep(0)
+            self.leave("coroutine")
+
+        def watch(self, submissions: Mapping[str, Any]) -> dict[str, JobStatus]:
+            self.leave("watch")
+            return {}
+
+    exiting = BackendAdapterEnvironmentExecutor("exiting", adapter_class=Exiting)
+    wove.config(environments={"line": {"executor": line_executor()}, "bad": {"executor": exiting}})
+    with weave(error_mode="continue") as w:
+
+        @w.do(environment="line")
+        def good() -> int:
+            import time
+
+            time.sleep(1)
+            return 7
+
+        @w.do(environment="bad")
+        def bad() -> int:
+            return 1
+
+    assert w.result.good == 7
+    assert isinstance(w.result.exception, DeliveryError)
+    assert "raised SystemExit: no configuration found" in str(w.result.exception)
 
 
 def test_a_watch_that_fails_is_a_warning_and_no_more(caplog: pytest.LogCaptureFixture) -> None:

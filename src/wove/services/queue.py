@@ -9,6 +9,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from typing import Any, Final, TypeAlias
 
+from wove.concurrency.bounded import BoundedDict
 from wove.errors import TaskTimeoutError
 from wove.protocol.completed_runs import CompletedRuns, bulk
 from wove.protocol.faults import from_exception
@@ -70,8 +71,8 @@ class RunQueue:
         self._by_key: dict[tuple[str, str, str], QueuedRun] = {}
         self._waiting: OrderedDict[str, QueuedRun] = OrderedDict()
         self._waiting_bytes = 0
-        self._early_cancels: OrderedDict[Name, float] = OrderedDict()  # and until when
-        self._ended: OrderedDict[Name, None] = OrderedDict()
+        self._early_cancels = BoundedDict[Name, float](MAX_EARLY_CANCELS)  # and until when
+        self._ended = BoundedDict[Name, None](MAX_ENDED)
         self._draining = self._closed = False
         self._quiet: asyncio.Future[None] | None = None
 
@@ -226,8 +227,6 @@ class RunQueue:
         if job is None:
             if name not in self._ended:  # it may be behind its cancel, on another connection
                 self._early_cancels[name] = self._now() + EARLY_CANCEL_SECONDS
-                if len(self._early_cancels) > MAX_EARLY_CANCELS:
-                    self._early_cancels.popitem(last=False)
             return
         if any(ticket.name != name for ticket in job.tickets):  # the others still want it
             self._forget(job, name)
@@ -257,8 +256,6 @@ class RunQueue:
             del self._by_name[name]
         job.known_as.discard(name)
         self._ended[name] = None
-        if len(self._ended) > MAX_ENDED:
-            self._ended.popitem(last=False)
 
     # ------------------------------------------------------------------ queue
 

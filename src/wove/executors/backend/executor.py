@@ -8,12 +8,12 @@ import importlib.util
 import inspect
 import logging
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Generator, Mapping, Sequence
 from functools import cache, partial
 from typing import Any, ClassVar, Final, Literal, TypeGuard, cast
 
 from wove.callback.receiver import KEYS as CALLBACK_KEYS, Route, RunStatus, open_route, read_address
+from wove.concurrency.bounded import BoundedDict
 from wove.concurrency.thread_pool import ThreadPool, run_in_thread
 from wove.errors import (
     DeliveryError,
@@ -202,8 +202,8 @@ class BackendAdapterEnvironmentExecutor(EnvironmentExecutor):
         self._inbox = EventQueue()
         self._jobs: dict[str, _Job] = {}
         adapter.wanted, adapter.begun = self._jobs.__contains__, self._is_at_work
-        self._ended: OrderedDict[str, bool] = OrderedDict()
-        self._cancelled: OrderedDict[str, bool] = OrderedDict()  # whether it had begun
+        self._ended = BoundedDict[str, None](MAX_ENDED)
+        self._cancelled = BoundedDict[str, bool](MAX_ENDED)  # whether it had begun
         self._memory = CompletedRuns(
             runs=REMEMBERED_RUNS, size=REMEMBERED_BYTES, seconds=REMEMBERED_SECONDS
         )
@@ -392,7 +392,7 @@ class BackendAdapterEnvironmentExecutor(EnvironmentExecutor):
             job.cancelled = True
         else:
             self._forget(job)
-        _remember(self._cancelled, job.run_id, job.begun)  # its worker is told so when it reports
+        self._cancelled[job.run_id] = job.begun  # its worker is told so when it reports
         never = await self._call(self.adapter.cancel, job.run_id, job.submission, frame)
         if never is True and wanted and job.run_id in self._jobs:
             self._finish(job, {"type": "task_cancelled", "run_id": job.run_id, "task_id": job.task})
@@ -516,7 +516,7 @@ class BackendAdapterEnvironmentExecutor(EnvironmentExecutor):
 
     def _finish(self, job: _Job, event: dict[str, Any]) -> None:
         self._forget(job)
-        _remember(self._ended, job.run_id)
+        self._ended[job.run_id] = None
         self._inbox.put([event])
 
     def _forget(self, job: _Job) -> None:
@@ -566,12 +566,6 @@ def _was_stopped(event: Mapping[str, Any]) -> bool:
     report = cast("Mapping[str, object]", error)
     kind = str(report.get("kind")).rpartition(".")[2]
     return report.get("source") == "executor" and kind == WorkerLostError.__name__
-
-
-def _remember(runs: OrderedDict[str, bool], run_id: str, begun: bool = True) -> None:
-    runs[run_id] = begun
-    if len(runs) > MAX_ENDED:
-        runs.popitem(last=False)
 
 
 def _is_adapter(kind: object) -> TypeGuard[type[BackendAdapter]]:

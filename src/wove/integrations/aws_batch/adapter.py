@@ -9,11 +9,11 @@ import logging
 import math
 import re
 import time
-from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Final, cast
 
 from wove.concurrency import forks
+from wove.concurrency.bounded import BoundedDict
 from wove.errors import DeliveryError, install_command
 from wove.executors.base import CancelReach, Frame
 from wove.graph.rules import shown
@@ -157,7 +157,7 @@ class AWSBatchAdapter(BackendAdapter):
         self._command = self._read_command()
         self._options = self._read_options()
         self._check_overrides()
-        self._mine: OrderedDict[str, None] = OrderedDict()
+        self._mine = BoundedDict[str, None](MAX_KEYED)
         self._told: set[str] = set()
 
     def _check_client(self, client: Any) -> None:
@@ -276,8 +276,6 @@ class AWSBatchAdapter(BackendAdapter):
         job = self._there.submit(request)
         if idempotency_key(frame) is not None:
             self._mine[job] = None
-            if len(self._mine) > MAX_KEYED:
-                self._mine.popitem(last=False)
         return job
 
     def request(self, payload: PayloadDict, frame: Frame) -> dict[str, Any]:

@@ -5,12 +5,12 @@ Imported by workers that have a task from `wove.integrations.celery.register`, a
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any, Final, cast
 
 from celery.worker import control, request, state
 
+from wove.concurrency.bounded import BoundedDict
 from wove.integrations.celery.worker import COMMAND
 
 __all__ = ["Request", "where"]
@@ -18,7 +18,7 @@ __all__ = ["Request", "where"]
 MAX_FAILURES: Final = 1000
 """So many tasks that failed last are remembered: somebody asks within seconds."""
 
-_failures: OrderedDict[str, str] = OrderedDict()
+_failures: Final = BoundedDict[str, str](MAX_FAILURES)
 
 _Request: Any = request.Request
 _state: Any = state
@@ -47,8 +47,6 @@ def _note(task_id: str, error: object) -> None:
     _failures[task_id] = (
         f"{type(error).__name__}: {error}" if isinstance(error, BaseException) else str(error)
     )
-    if len(_failures) > MAX_FAILURES:
-        _failures.popitem(last=False)
 
 
 def where(_: Any, ids: Sequence[str] = (), **__: Any) -> dict[str, tuple[str, str]]:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Callable
 from typing import Final, TypeAlias
 
 from wove.concurrency import forks
+from wove.concurrency.bounded import BoundedDict
 
 __all__ = ["SubmittedKeys", "Wanted"]
 
@@ -24,14 +24,12 @@ class SubmittedKeys:
     """
 
     def __init__(self) -> None:
-        self._jobs: OrderedDict[str, tuple[Wanted, str]] = OrderedDict()
+        self._jobs = BoundedDict[str, tuple[Wanted, str]](MAX_JOBS)
         forks.after_in_child(forks.Phase.CACHES, self.reset_after_fork)
 
     def note(self, job: str, wanted: Wanted, run_id: str) -> None:
         """The environment that has *wanted* has submitted *job* for its run *run_id*."""
         self._jobs[job] = wanted, run_id
-        if len(self._jobs) > MAX_JOBS:
-            self._jobs.popitem(last=False)
 
     def who_waits(self, job: str, wanted: Wanted) -> str | None:
         """Who may wait for *job*, beside the environment that has *wanted*; ``None``: nobody."""

@@ -11,11 +11,11 @@ import contextlib
 import importlib
 import json
 import warnings
-from collections import OrderedDict
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any, ClassVar, Final, NamedTuple, TypeVar, cast
 
 from wove.concurrency import forks
+from wove.concurrency.bounded import BoundedDict
 from wove.concurrency.thread_pool import run_in_thread
 from wove.errors import DeliveryError, install_command
 from wove.executors.base import Frame
@@ -129,7 +129,7 @@ class DaskAdapter(BackendAdapter):
     async def start(self) -> None:
         self._trips: Batcher[_Item, Any] = Batcher(self._carry)
         self._connecting = asyncio.Lock()
-        self._used: OrderedDict[str, None] = OrderedDict()
+        self._used = BoundedDict[str, None](MAX_KEYS)
         self._distributed, self._parse_seconds = await run_in_thread(_import)
         await self._connected()
 
@@ -226,8 +226,6 @@ class DaskAdapter(BackendAdapter):
         if key in self._used:
             return unique
         self._used[key] = None
-        if len(self._used) > MAX_KEYS:
-            self._used.popitem(last=False)
         client = await self._connected()
 
         async def ask() -> Any:

@@ -263,7 +263,9 @@ def name_of(fn: Callable[..., Any]) -> str:
     if type(fn) is FunctionType:
         return fn.__name__
     target: Any = fn
-    while isinstance(target, functools.partial) and not hasattr(target, "__name__"):
-        target = cast("Any", target).func
+    while isinstance(target, functools.partial):
+        if "__name__" in target.__dict__:
+            return str(target.__dict__["__name__"])
+        target = target.func
     name = getattr(target, "__name__", None)
     return name if isinstance(name, str) else type(target).__name__

@@ -80,7 +80,7 @@ class Weave:
         Raises:
             TypeError, ValueError: An option is wrong; the message names it.
         """
-        if not options and (is_task(source) or isinstance(source, classmethod)):
+        if not options and _is_method(source):
             return _mark(source, UNSET, {})
         if source is not UNSET and not is_iterable(source):
             raise TypeError(
@@ -91,6 +91,10 @@ class Weave:
             return _mark(fn, source, options)
 
         return decorate
+
+
+def _is_method(value: object) -> bool:
+    return is_task(value) or isinstance(value, classmethod)
 
 
 def _mark(fn: F, source: Any, options: Any) -> F:

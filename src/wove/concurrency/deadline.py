@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from time import monotonic
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ class Deadline:
 
     Args:
         loop: Everything here is called on this loop.
-        due: Returns a time of `loop.time`; ``None`` while there is no limit.
+        due: Returns a time of `time.monotonic`; ``None`` while there is no limit.
         expired: Called without arguments, once for each call of `update` at most.
     """
 
@@ -54,7 +55,7 @@ class Deadline:
 
     def _start(self, due: float) -> None:
         self._when = due
-        self._timer = self._loop.call_at(due, self._check)
+        self._timer = self._loop.call_later(max(0.0, due - monotonic()), self._check)
 
     def _check(self) -> None:
         self._timer = None

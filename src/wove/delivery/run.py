@@ -14,12 +14,23 @@ from wove.protocol.frames import is_timing
 from wove.result import Trip
 
 if TYPE_CHECKING:
+    from wove.concurrency.deadline import Deadline
+    from wove.concurrency.limiter import Reservation
     from wove.concurrency.mailbox import LoopMailbox
-    from wove.delivery.gates import Waiting
     from wove.delivery.request import Request
     from wove.delivery.runs import RunTable
 
-__all__ = ["CANCELLED", "GONE", "Ending", "Outcome", "RemoteRun", "State", "Waiter", "new_run_id"]
+__all__ = [
+    "CANCELLED",
+    "GONE",
+    "IN_FLIGHT",
+    "Ending",
+    "Outcome",
+    "RemoteRun",
+    "State",
+    "Waiter",
+    "new_run_id",
+]
 
 
 class Ending(enum.Enum):
@@ -45,14 +56,35 @@ GONE: Final = Outcome(Ending.GONE)
 
 
 class State(enum.Enum):
-    """Where a run is."""
+    """Where a run is.
+
+    ============= ============ =============================================================================
+    from          to           when
+    ============= ============ =============================================================================
+    WAITING       SENT         its frame is handed to the executor
+    WAITING       OVER         it cannot be encoded, its last waiter leaves, or its session closes
+    SENT          STARTED      ``task_started`` comes
+    SENT, STARTED WAITING      its worker or executor is lost, and the run is submitted again
+    SENT, STARTED CANCELLING   it is given up, and its cancel must be acknowledged (``require_ack``)
+    SENT, STARTED SETTLING     its terminal event comes
+    SENT, STARTED OVER         it is given up (``best_effort``) or lost, cannot be sent, or its session closes
+    CANCELLING    OVER         its terminal event comes, its worker is lost, or the acknowledgement is overdue
+    SETTLING      OVER         its outcome is decoded
+    ============= ============ =============================================================================
+    """
 
     WAITING = enum.auto()
-    """For its session, a slot, or its bytes. Nobody outside knows of it."""
+    """For its session, for a slot, or to be encoded. Nothing outside this process knows of it."""
     SENT = enum.auto()
+    STARTED = enum.auto()
+    CANCELLING = enum.auto()
+    """The verdict of the run is known, and given to its waiter at the next transition."""
     SETTLING = enum.auto()
-    """Its terminal event was seen and is being decoded."""
     OVER = enum.auto()
+
+
+IN_FLIGHT: Final = (State.SENT, State.STARTED, State.CANCELLING)
+"""The states in which a worker may have the run."""
 
 
 class Waiter:
@@ -107,14 +139,13 @@ class RemoteRun:
         start_seen_at: When ``task_started`` came; 0 before.
         end_seen_at: When its end came; 0 before.
         timing: What its worker says about its times, as it came.
-        seen_at: When the last event came, once it has started.
-        started: Whether ``task_started`` was seen.
+        seen_at: When the last event came, once the run has started.
         losses: How many of its submissions were lost.
-        slot: Whether it holds a slot of its environment's gate.
-        place: Its place in that gate's queue.
-        verdict: How it is going to end as soon as its cancel is acknowledged.
-        acknowledge_by: When that wait ends, as `time.monotonic`.
-        timer: Fires when one of its limits may have passed.
+        slot: Whether the run counts in the limiter of its environment.
+        place: Its place in the queue of that limiter.
+        verdict: How a cancelled run ends as soon as its cancel is acknowledged.
+        acknowledge_by: When that wait ends; ``None``: never.
+        timer: Expires at the earliest time limit of the run; ``None`` if it has none.
     """
 
     __slots__ = (
@@ -135,7 +166,6 @@ class RemoteRun:
         "sent_at",
         "slot",
         "start_seen_at",
-        "started",
         "state",
         "table",
         "timer",
@@ -157,13 +187,12 @@ class RemoteRun:
         self.start_seen_at = self.end_seen_at = 0.0
         self.timing: object = None
         self.seen_at = 0.0
-        self.started = False
         self.losses = 0
         self.slot = False
-        self.place: Waiting | None = None
+        self.place: Reservation | None = None
         self.verdict: Outcome | None = None
         self.acknowledge_by: float | None = None
-        self.timer: asyncio.TimerHandle | None = None
+        self.timer: Deadline | None = None
         self.host: str | None = None
         self.pid: int | None = None
         self.bytes_out = 0

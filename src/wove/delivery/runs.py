@@ -8,16 +8,31 @@ executors that serve the whole process, on the weave's own for those that are st
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 from functools import partial
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Final, Protocol, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 
-from wove.delivery.commands import Commands, cancel_task, reported_loss, unknown_event
-from wove.delivery.encoding import Codec
-from wove.delivery.gates import gate
+from wove.concurrency.deadline import Deadline
+from wove.delivery.encoding import (
+    EncodedCall,
+    RunEncoder,
+    cancel_task,
+    reported_loss,
+    unknown_event,
+)
+from wove.delivery.in_flight import limiter_of
 from wove.delivery.keys import shared
-from wove.delivery.run import CANCELLED, GONE, Ending, Outcome, RemoteRun, State, Waiter, new_run_id
+from wove.delivery.run import (
+    CANCELLED,
+    GONE,
+    IN_FLIGHT,
+    Ending,
+    Outcome,
+    RemoteRun,
+    State,
+    Waiter,
+    new_run_id,
+)
 from wove.errors import (
     DeliveryOrphanedError,
     DeliveryTimeoutError,
@@ -27,8 +42,9 @@ from wove.protocol.frames import TERMINAL
 
 if TYPE_CHECKING:
     from wove.concurrency.mailbox import LoopMailbox
+    from wove.delivery.sessions import ExecutorSession
 
-__all__ = ["MAX_REQUEUES", "Outlet", "RunTable"]
+__all__ = ["MAX_REQUEUES", "RunTable"]
 
 logger = logging.getLogger("wove")
 
@@ -37,46 +53,23 @@ MAX_REQUEUES: Final = 5
 it gets must end some time; one that is lost to five machines in a row is taken for such a task."""
 
 
-class Outlet(Protocol):
-    """What a table needs of its session."""
-
-    @property
-    def ready(self) -> bool:
-        """Whether frames can be sent now."""
-        ...
-
-    def resubmit(self, run: RemoteRun) -> None:
-        """Bring *run* back to `RunTable.admit` once frames can be sent, or end it."""
-        ...
-
-    def transmit(
-        self, frame: dict[str, Any], sent: Callable[[BaseException | None], object]
-    ) -> None:
-        """Send *frame*; call *sent*, perhaps at once, with what went wrong."""
-        ...
-
-    def emptied(self) -> None:
-        """There is no run left."""
-        ...
-
-
 class RunTable:
     """The runs of one session.
 
     Args:
         environment: The environment's name.
         home: The way to the loop on which this table lives.
-        outlet: Sends frames.
-        wire: Whether values cross the outlet pickled.
+        session: Sends the frames.
+        wire: Whether values are pickled on their way to the executor.
         inline: Whether small values may be pickled on the table's own loop.
-        acknowledge_seconds: How long ``require_ack`` waits; ``None`` for ever.
+        acknowledge_seconds: How long ``require_ack`` waits; ``None``: for ever.
     """
 
     def __init__(
         self,
         environment: str,
         home: LoopMailbox,
-        outlet: Outlet,
+        session: ExecutorSession,
         *,
         wire: bool,
         inline: bool,
@@ -84,14 +77,12 @@ class RunTable:
     ) -> None:
         self.home = home
         self._environment = environment
-        self._outlet = outlet
-        self._wire = wire
-        self._codec = Codec(home.post, inline=inline)
+        self._session = session
+        self._encoder = RunEncoder(home, wire=wire, inline=inline)
         self.acknowledge_seconds = acknowledge_seconds
-        self._gate = gate(environment)
+        self._limiter = limiter_of(environment)
         self._sent: dict[str, RemoteRun] = {}
         self._all: set[RemoteRun] = set()
-        self._commands = Commands(wire=wire)
 
     def __len__(self) -> int:
         """How many runs there are, the detached ones included."""
@@ -111,65 +102,48 @@ class RunTable:
             self._encode(run)
             return
         limit = run.request.settings.delivery.max_in_flight
-        run.place = self._gate.enter(limit, partial(self._granted_somewhere, run))
+        run.place = self._limiter.acquire(partial(self._granted_somewhere, run), limit=limit)
         if run.place is None:
             run.slot = True
             self._encode(run)
 
     def _granted_somewhere(self, run: RemoteRun) -> None:
         if not self.home.post(self._granted, run):
-            self._gate.leave()
+            self._limiter.release()
 
     def _granted(self, run: RemoteRun) -> None:
         run.place = None
         if run.state is State.OVER:
-            self._gate.leave()
+            self._limiter.release()
         else:
             run.slot = True
             self._encode(run)
 
     def _encode(self, run: RemoteRun) -> None:
-        call = run.request.call
         run.admitted_at = run.admitted_at or monotonic()
-        if not self._wire:
-            self._hand_over(run, {"callable": call.fn, "args": run.request.args})
-        elif call.when_pickled(lambda: self.home.post(self._encode, run)):
-            if call.failure is not None:
-                self._end(run, Outcome(Ending.ERROR, call.failure))
-            else:
-                self._codec.arguments(run.request, partial(self._encoded, run))
+        self._encoder.encode(run, partial(self._encoded, run))
 
-    def _encoded(self, run: RemoteRun, args: Any) -> None:
-        call = run.request.call
-        if isinstance(args, BaseException):
-            self._end(run, Outcome(Ending.ERROR, args))
-        elif call.pickled is not None:
-            run.bytes_out = call.pickled.size + args.size
-            self._hand_over(
-                run,
-                {
-                    "callable_pickle": call.pickled,
-                    "callable_id": call.callable_id,
-                    "args_pickle": args,
-                },
-            )
+    def _encoded(self, run: RemoteRun, call: EncodedCall | BaseException) -> None:
+        if isinstance(call, BaseException):
+            self._end(run, Outcome(Ending.ERROR, call))
+        else:
+            self._hand_over(run, call)
 
     def _hand_over(self, run: RemoteRun, call: dict[str, Any]) -> None:
         if run.state is not State.WAITING:
             return
-        if not self._outlet.ready:  # lost since; the run keeps its slot and comes back
-            self._outlet.resubmit(run)
+        if not self._session.ready:  # lost since; the run keeps its slot and comes back
+            self._session.resubmit(run)
             return
         run.run_id = new_run_id()
-        frame = self._commands.run_task(run, call)
+        frame = self._encoder.run_task(run, call)
         run.sent_at = monotonic()
         run.transmitted_at = run.start_seen_at = 0.0
         run.state = State.SENT
-        run.started = False
         self._sent[run.run_id] = run
         if run.request.settings.delivery.timeout is not None:
             self._watch(run)
-        self._outlet.transmit(frame, partial(self._transmitted, run, run.run_id))
+        self._session.transmit(frame, partial(self._transmitted, run, run.run_id))
 
     def _transmitted(self, run: RemoteRun, run_id: str, error: BaseException | None) -> None:
         if error is None:
@@ -207,8 +181,9 @@ class RunTable:
             return isinstance(run_id, str)
         if kind == "task_started":
             run.host, run.pid = event.get("host"), event.get("pid")
-            run.started = True
             run.start_seen_at = monotonic()
+            if run.state is State.SENT:
+                run.state = State.STARTED
         elif isinstance(kind, str) and kind in TERMINAL:
             self._terminal(run, event)
             return True
@@ -217,9 +192,12 @@ class RunTable:
         elif kind != "heartbeat":
             self._terminal(run, unknown_event(kind))
             return True
-        if run.started and run.request.settings.delivery.heartbeat_seconds is not None:
+        if (
+            run.state is State.STARTED
+            and run.request.settings.delivery.heartbeat_seconds is not None
+        ):
             run.seen_at = monotonic()
-            if run.timer is None or kind == "task_started":
+            if kind == "task_started":
                 self._watch(run)
         return True
 
@@ -240,7 +218,7 @@ class RunTable:
         if pickled is not None:
             run.bytes_in = pickled.size
         self._release(run, State.SETTLING)
-        self._codec.outcomes(
+        self._encoder.decode(
             event, run.request.call.task, len(run.waiters), partial(self._decoded, run)
         )
 
@@ -273,7 +251,7 @@ class RunTable:
             del self._sent[run.run_id]
             run.admitted_at = 0.0
             run.state = State.WAITING
-            self._outlet.resubmit(run)
+            self._session.resubmit(run)
         else:
             logger.debug("%s was lost: %s", run, error)
             self._end(run, Outcome(Ending.ERROR, error))
@@ -281,50 +259,46 @@ class RunTable:
     # ------------------------------------------------------------------ limits of time
 
     def _watch(self, run: RemoteRun) -> None:
-        """Have `_tick` called when the next of the run's limits may have passed."""
-        self._unwatch(run)
-        due = self._due(run)
-        if due is not None:
-            run.timer = self.home.loop.call_later(max(0.0, due - monotonic()), self._tick, run)
-
-    def _due(self, run: RemoteRun) -> float | None:
-        if run.verdict is not None:
-            return run.acknowledge_by
-        policy = run.request.settings.delivery
-        limits: list[float] = []
-        if policy.timeout is not None:
-            limits.append(run.sent_at + policy.timeout)
-        if policy.heartbeat_seconds is not None and run.started:
-            limits.append(run.seen_at + policy.heartbeat_seconds)
-        return min(limits, default=None)
+        """Have `_expire` called at the earliest of the limits of *run*, one of which is new."""
+        if run.timer is None:
+            due, expire = partial(self._due, run), partial(self._expire, run)
+            run.timer = Deadline(self.home.loop, due, expire)
+        run.timer.update()
 
     def _unwatch(self, run: RemoteRun) -> None:
         if run.timer is not None:
             run.timer.cancel()
             run.timer = None
 
-    def _tick(self, run: RemoteRun) -> None:
-        run.timer = None
-        now = monotonic()
-        due = self._due(run)
-        if due is None or run.state is not State.SENT:
+    def _due(self, run: RemoteRun) -> float | None:
+        if run.state is State.CANCELLING:
+            return run.acknowledge_by
+        limits = (self._end_due(run), self._sign_due(run))
+        return min((limit for limit in limits if limit is not None), default=None)
+
+    def _end_due(self, run: RemoteRun) -> float | None:
+        """Return when ``delivery_timeout`` has passed."""
+        seconds = run.request.settings.delivery.timeout
+        return None if seconds is None else run.sent_at + seconds
+
+    def _sign_due(self, run: RemoteRun) -> float | None:
+        """Return when the next sign of life is overdue."""
+        seconds = run.request.settings.delivery.heartbeat_seconds
+        return None if seconds is None or run.state is not State.STARTED else run.seen_at + seconds
+
+    def _expire(self, run: RemoteRun) -> None:
+        if run.state is State.CANCELLING:
+            self._unacknowledged(run)
             return
-        if due > now:
-            self._watch(run)
-            return
-        policy = run.request.settings.delivery
-        if run.verdict is not None:
-            self._unacknowledged(run, run.verdict)
-        elif policy.timeout is not None and run.sent_at + policy.timeout <= now:
-            if not run.waiters:  # detached: it goes on, but is not counted any more
-                self._end(run, GONE)
-                return
-            text = (
-                f"{run} had no end {policy.timeout:g} s after it was handed over (delivery_timeout)"
-            )
-            self._give_up(run, Outcome(Ending.ERROR, DeliveryTimeoutError(text)))
-        else:
+        end_due, sign_due = self._end_due(run), self._sign_due(run)
+        if end_due is None or (sign_due is not None and sign_due < end_due):
             self._silent(run)
+        elif run.waiters:
+            seconds = run.request.settings.delivery.timeout
+            text = f"{run} did not finish within {seconds:g} s of being sent (delivery_timeout)"
+            self._give_up(run, Outcome(Ending.ERROR, DeliveryTimeoutError(text)))
+        else:  # detached: it continues, but is not counted any more
+            self._end(run, GONE)
 
     def _silent(self, run: RemoteRun) -> None:
         policy = run.request.settings.delivery
@@ -342,7 +316,7 @@ class RunTable:
 
     def attach(self, run: RemoteRun, waiter: Waiter) -> None:
         """Let *waiter* have the outcome of *run* as well, or tell it that it comes too late."""
-        if run.state in (State.WAITING, State.SENT) and run.verdict is None:
+        if run.state in (State.WAITING, State.SENT, State.STARTED):
             run.waiters.append(waiter)
         else:
             waiter.settle(GONE)
@@ -358,7 +332,7 @@ class RunTable:
         if waiter not in run.waiters:
             waiter.settle(CANCELLED)
             return
-        if run.state is not State.SENT:
+        if run.state not in IN_FLIGHT:
             run.waiters.remove(waiter)
             waiter.settle(CANCELLED)
             if run.state is State.WAITING and not run.waiters:
@@ -386,10 +360,10 @@ class RunTable:
         """Cancel *run*; it ends with *verdict*, at once or when the cancel is acknowledged."""
         shared.drop(run)
         self._send_cancel(run)
-        if run.state is not State.SENT:
-            return  # the executor answered on the spot
+        if run.state not in IN_FLIGHT:
+            return  # the executor answered at once
         if run.request.settings.delivery.cancel_mode == "require_ack":
-            run.verdict = verdict
+            run.state, run.verdict = State.CANCELLING, verdict
             if self.acknowledge_seconds is not None:
                 run.acknowledge_by = monotonic() + self.acknowledge_seconds
             self._watch(run)
@@ -402,7 +376,7 @@ class RunTable:
         def sent(error: BaseException | None) -> None:
             if error is not None:
                 # Of an environment that has stopped meanwhile, with a hundred runs perhaps, that is no news.
-                level = logging.WARNING if self._outlet.ready else logging.DEBUG
+                level = logging.WARNING if self._session.ready else logging.DEBUG
                 logger.log(
                     level,
                     "%s: its cancel could not be sent: %s: %s",
@@ -411,16 +385,16 @@ class RunTable:
                     error,
                 )
 
-        if self._outlet.ready:
-            self._outlet.transmit(cancel_task(run), sent)
+        if self._session.ready:
+            self._session.transmit(cancel_task(run), sent)
 
-    def _unacknowledged(self, run: RemoteRun, verdict: Outcome) -> None:
+    def _unacknowledged(self, run: RemoteRun) -> None:
         error = DeliveryTimeoutError(
             f"{run} was cancelled, and its worker did not acknowledge that within "
             f"{self.acknowledge_seconds:g} s (delivery_cancel_mode='require_ack'): it may still be running"
         )
-        if verdict.ending is Ending.ERROR:
-            error.__cause__ = verdict.value
+        if run.verdict is not None and run.verdict.ending is Ending.ERROR:
+            error.__cause__ = run.verdict.value
         self._end(run, Outcome(Ending.ERROR, error))
 
     def fail(self, run: RemoteRun, outcome: Outcome) -> None:
@@ -442,21 +416,19 @@ class RunTable:
             waiter.settle(outcome)
         self._all.discard(run)
         if not self._all:
-            self._outlet.emptied()
+            self._session.emptied()
 
     def _release(self, run: RemoteRun, state: State) -> None:
         """Let go of everything that a run holds while it is in flight."""
         run.state = state
-        if run.timer is not None:
-            run.timer.cancel()
-            run.timer = None
+        self._unwatch(run)
         self._sent.pop(run.run_id, None)
         if run.key is not None:
             shared.drop(run)
         if run.place is not None:
             # If it has been granted meanwhile, `_granted` gives it back.
-            self._gate.withdraw(run.place)
+            self._limiter.withdraw(run.place)
             run.place = None
         if run.slot:
             run.slot = False
-            self._gate.leave()
+            self._limiter.release()

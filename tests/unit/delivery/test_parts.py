@@ -1,4 +1,4 @@
-"""The small parts: gates, mailboxes, keys, ids."""
+"""The small parts: limiters, mailboxes, keys, ids."""
 
 from __future__ import annotations
 
@@ -10,74 +10,13 @@ from typing import Any
 import pytest
 
 from wove.concurrency.mailbox import MAX_AT_A_TIME, LoopMailbox
-from wove.delivery.gates import Gate, gate
+from wove.delivery.in_flight import limiter_of
 from wove.delivery.keys import render
 from wove.delivery.run import new_run_id
 
 
-class TestGate:
-    def test_no_limit_never_waits_and_is_counted(self) -> None:
-        gate = Gate()
-        for _ in range(5):
-            assert gate.enter(None, lambda: None) is None
-        assert gate.in_flight == 5
-        assert gate.enter(5, lambda: None) is not None
-
-    def test_first_come_first_served(self) -> None:
-        gate, order = Gate(), []
-        assert gate.enter(1, lambda: None) is None
-        for number in range(3):
-            assert gate.enter(1, lambda number=number: order.append(number)) is not None
-        for _ in range(3):
-            gate.leave()
-        assert order == [0, 1, 2]
-        assert gate.in_flight == 1
-        gate.leave()
-        assert gate.in_flight == 0
-
-    def test_a_higher_limit_does_not_jump_the_queue(self) -> None:
-        gate, order = Gate(), []
-        gate.enter(None, lambda: None)
-        assert gate.enter(1, lambda: order.append("low")) is not None
-        assert gate.enter(9, lambda: order.append("high")) is not None
-        gate.leave()
-        assert order == ["low", "high"]
-
-    def test_withdraw(self) -> None:
-        gate, order = Gate(), []
-        gate.enter(1, lambda: None)
-        low = gate.enter(1, lambda: order.append("low"))
-        gate.enter(2, lambda: order.append("high"))
-        assert low is not None
-        assert gate.withdraw(low)
-        assert order == ["high"]
-        assert not gate.withdraw(low)
-        gate.leave()
-        gate.leave()
-        assert gate.in_flight == 0
-
-    def test_threads(self) -> None:
-        gate = Gate()
-        most = [0]
-
-        def work() -> None:
-            for _ in range(200):
-                granted = threading.Event()
-                if gate.enter(3, granted.set) is not None:
-                    granted.wait()
-                most[0] = max(most[0], gate.in_flight)
-                gate.leave()
-
-        threads = [threading.Thread(target=work) for _ in range(8)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        assert most[0] <= 3
-        assert gate.in_flight == 0
-
-    def test_one_for_each_environment(self) -> None:
-        assert gate("a") is gate("a") is not gate("b")
+def test_one_limiter_for_each_environment() -> None:
+    assert limiter_of("a") is limiter_of("a") is not limiter_of("b")
 
 
 class TestMailbox:

@@ -10,7 +10,7 @@ import pytest
 from tests.unit.delivery.puppet import Puppet, SharedPuppet, drive, eventually, request
 
 from wove.delivery import DeliveryClient
-from wove.delivery.gates import gate
+from wove.delivery.in_flight import limiter_of
 from wove.delivery.keys import shared
 from wove.delivery.runs import MAX_REQUEUES
 from wove.errors import (
@@ -32,7 +32,7 @@ def puppet(request: pytest.FixtureRequest) -> Puppet:
 @pytest.fixture(autouse=True)
 def _nothing_is_held() -> Any:
     yield
-    assert gate("puppets").in_flight == 0
+    assert limiter_of("puppets").in_use == 0
     assert len(shared) == 0
 
 
@@ -289,7 +289,7 @@ def test_delivery_timeout_runs_from_the_hand_over(puppet: Puppet) -> None:
         assert not second.done()
         answer(puppet)
         await first
-        with pytest.raises(DeliveryTimeoutError, match=r"0\.2 s after it was handed over"):
+        with pytest.raises(DeliveryTimeoutError, match=r"within 0\.2 s of being sent"):
             await second
         await eventually(lambda: puppet.cancels == [puppet.runs[1]["run_id"]])
 
@@ -491,7 +491,7 @@ def test_a_detached_run_is_not_cancelled_by_its_timeout(puppet: Puppet) -> None:
         run.cancel()
         with pytest.raises(DeliveryOrphanedError):
             await run
-        await eventually(lambda: gate("puppets").in_flight == 0)
+        await eventually(lambda: limiter_of("puppets").in_use == 0)
         assert puppet.cancels == []
 
     drive(main)

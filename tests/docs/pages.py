@@ -193,8 +193,12 @@ def check_command(command: str) -> str | None:
             return f"there is no extra {', '.join(sorted(unknown))}" if unknown else None
         case ["dask", "scheduler", *_] | [_, "dask", "scheduler", *_] | ["ray", "start", "--head"]:
             return None
-        case ["python", "-m", "examples.stdlib_report" | "wove.backend_worker"]:
+        case ["python", "-m", "wove.backend_worker"]:
             return None
+        case ["python", "-m", module, *_] if module.startswith("examples."):
+            path = ROOT.joinpath(*module.split("."))
+            there = path.with_suffix(".py").exists() or path.is_dir()
+            return None if there else f"there is no example {module}"
         case [program, *arguments] if program.rpartition("/")[2] == "wove":
             return _check_arguments(arguments)
         case _:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import builtins
+import re
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any, Final, cast
 
 from wove.errors import EnvironmentExecutionError, SerializationError, WoveError
+from wove.protocol.by_value import make_portable
 from wove.protocol.frames import PYTHON, ErrorReport
 from wove.protocol.limits import TRACEBACK_CHARACTERS
 from wove.protocol.pickling import Pickled, dumps, loads
@@ -49,9 +51,11 @@ def from_exception(
         "source": source,
     }
     fields: dict[str, Any] = {"error": report}
-    pickled = _surviving(exception, task)
+    pickled, trouble = _pickle(exception, task)
     if pickled is not None:
         fields["exception_pickle"] = pickled
+    else:
+        report["lacking"] = trouble
     return fields
 
 
@@ -68,6 +72,7 @@ def to_exception(event: Mapping[str, Any], *, task: str) -> BaseException:
         task: The task's name, for messages.
     """
     report, trouble = _report(event, task)
+    trouble = trouble or str(report.get("lacking") or "")
     exception: object = event.get("exception")
     if exception is None and "exception_pickle" in event:
         theirs = event.get("python")
@@ -82,7 +87,7 @@ def to_exception(event: Mapping[str, Any], *, task: str) -> BaseException:
                 trouble = str(error)
     if isinstance(exception, BaseException):
         if text := report.get("traceback"):
-            exception.__cause__ = RemoteTraceback(str(text))
+            exception.__cause__ = RemoteTraceback(_with_source(str(text)))
         return exception
     return _without_object(report, trouble, task, exception)
 
@@ -99,7 +104,7 @@ def _without_object(
         text += f" (its exception object is missing: {trouble})"
     error = EnvironmentExecutionError(text, report)
     if remote := report.get("traceback"):
-        error.__cause__ = RemoteTraceback(str(remote))
+        error.__cause__ = RemoteTraceback(_with_source(str(remote)))
     return error
 
 
@@ -122,17 +127,41 @@ def _report(event: Mapping[str, Any], task: str) -> tuple[dict[str, Any], str]:
     return ({} if report is None else {"message": str(report)}), trouble
 
 
-def _surviving(exception: BaseException, task: str) -> Pickled | None:
-    """The exception's pickle, if it was rebuilt from it as an exception of the same type."""
-    label = f"the exception of task {task!r}"
+def _pickle(exception: BaseException, task: str) -> tuple[Pickled | None, str]:
+    """The exception's pickle, from which an exception of the same type is made; and what it lacks.
+
+    Where parts of it cannot be pickled, it travels without them. Never raises.
+    """
     try:
-        pickled = dumps(exception, label=label)
-        rebuilt = loads(pickled, label=label)
-    except (
-        BaseException
-    ):  # whatever it raises, cloudpickle missing included: the report still goes out
-        return None
-    return pickled if type(rebuilt) is type(exception) else None
+        try:
+            return _checked(exception, task), ""
+        except Exception:
+            copy, lacking = make_portable(exception, lambda part: _survives(part, task))
+            copy.add_note(
+                f"without what cannot be pickled of it: {', '.join(lacking)}"
+                if lacking
+                else "without what cannot be rebuilt of it"
+            )
+            return _checked(copy, task), ""
+    except BaseException as error:  # cloudpickle missing included: the report still goes out
+        return None, _message(error)
+
+
+def _checked(exception: BaseException, task: str) -> Pickled:
+    label = f"the exception of task {task!r}"
+    pickled = dumps(exception, label=label)
+    rebuilt = loads(pickled, label=label)
+    if type(rebuilt) is not type(exception):
+        raise SerializationError(f"{label} is rebuilt as {type(rebuilt).__name__}")
+    return pickled
+
+
+def _survives(part: object, task: str) -> bool:
+    try:
+        loads(dumps(part, label=task), label=task)
+    except Exception:
+        return False
+    return True
 
 
 def _kind(exception: BaseException) -> str:
@@ -164,6 +193,25 @@ def _traceback(exception: BaseException) -> str:
         half = TRACEBACK_CHARACTERS // 2
         text = f"{text[:half]}\n... {len(text) - 2 * half} characters left out ...\n{text[-half:]}"
     return text
+
+
+_PLACE: Final = re.compile(
+    r'^([ |]*)  File "(?P<file>[^"\n]+)", line (?P<line>\d{1,9})(?:, in .*)?$', re.MULTILINE
+)
+
+
+def _with_source(text: str) -> str:
+    """A remote traceback with the source lines that its worker did not have, where this process has them."""
+    import linecache
+
+    def add_source(place: re.Match[str]) -> str:
+        indent = place[1]
+        if text.startswith(f"\n{indent}    ", place.end()):
+            return place[0]
+        source = linecache.getline(place["file"], int(place["line"])).strip()
+        return f"{place[0]}\n{indent}    {source}" if source else place[0]
+
+    return _PLACE.sub(add_source, text)
 
 
 def _is_ours(module: object, exception: BaseException) -> bool:

@@ -74,9 +74,11 @@ class Command(TypedDict, total=False):
 class ErrorReport(TypedDict, total=False):
     """An error in plain JSON: the ``error`` of a ``task_error``.
 
-    ``source`` says whose fault it was: ``"task"``, ``"executor"``, ``"transport"`` or ``"config"``.
+    ``source`` says whose fault it was: ``"task"``, ``"executor"``, ``"transport"`` or ``"config"``; ``lacking``,
+    why no exception object comes with it.
     """
 
+    lacking: str
     kind: str
     message: str
     traceback: str

@@ -14,9 +14,11 @@ from __future__ import annotations
 import io
 import pickle
 from collections.abc import Callable, Sequence
+from types import CodeType, FunctionType
 from typing import TYPE_CHECKING, Any, Final
 
 from wove.errors import MissingDispatchFeatureError, SerializationError
+from wove.protocol import by_value
 from wove.protocol.limits import INLINE_BYTES, PIECE_BYTES
 
 if TYPE_CHECKING:
@@ -26,8 +28,10 @@ __all__ = [
     "PROTOCOL",
     "NotPlainError",
     "Pickled",
+    "declare_one_machine",
     "dumps",
     "dumps_plain",
+    "is_picklable",
     "is_plain",
     "loads",
     "loads_plain",
@@ -138,7 +142,7 @@ def dumps(value: object, *, label: str) -> Pickled:
     except Exception as error:
         from wove.protocol.pickling_diagnostics import explain
 
-        raise SerializationError(explain(value, label, error, _picklable)) from error
+        raise SerializationError(explain(value, label, error, is_picklable)) from error
 
 
 def loads(pickled: Pickled | bytes, *, label: str) -> Any:
@@ -219,7 +223,8 @@ def _dump(value: object) -> Pickled:
     return Pickled(chunks, size=target.size, plain=pickler.plain)
 
 
-def _picklable(value: object) -> bool:
+def is_picklable(value: object) -> bool:
+    """Return whether `dumps` takes *value*. Takes as long as pickling it."""
     try:
         _pickler_type()(_Nowhere(), protocol=PROTOCOL).dump(value)
     except Exception:
@@ -239,11 +244,28 @@ def _pickler_type() -> Any:
 
         class Pickler(base):  # type: ignore[misc]  # a base that is only known at run time
             plain = True
+            own_locks: dict[int, object] | None = None
 
             def reducer_override(self, obj: Any) -> Any:
                 # The C pickler asks for everything but the exact built-in scalars and containers.
                 self.plain = False
-                return override(self, obj)
+                if isinstance(obj, (type, FunctionType)):
+                    return self._reduce_definition(obj)
+                if self.own_locks is not None and id(obj) in self.own_locks:
+                    return by_value.new_lock(obj)
+                if isinstance(obj, CodeType):
+                    return by_value.keep_filename(obj, self.dispatch_table[CodeType](obj))
+                return by_value.reduce_by_value(obj) or override(self, obj)
+
+            def _reduce_definition(self, obj: Any) -> Any:
+                reduced = override(self, obj)
+                if type(reduced) is not tuple or reduced[0] is type:
+                    return reduced
+                if locks := by_value.find_own_locks(obj):
+                    self.own_locks = (self.own_locks or {}) | {id(lock): lock for lock in locks}
+                if isinstance(obj, type):
+                    return by_value.keep_slots(obj, reduced)
+                return by_value.reduce_singledispatch(obj) or reduced
 
         _made_pickler = Pickler
     return _made_pickler
@@ -332,6 +354,8 @@ class _Unpickler(pickle.Unpickler):
     """
 
     def find_class(self, module_name: str, global_name: str) -> Any:
+        if module_name == "__main__":
+            return _find_in_main(super().find_class, global_name)
         if module_name == "cloudpickle.cloudpickle":
             found = super().find_class(module_name, global_name)
             if global_name in ("_make_skeleton_class", "_make_skeleton_enum"):
@@ -340,6 +364,21 @@ class _Unpickler(pickle.Unpickler):
                 return _sparing_our_own(found)
             return found
         return super().find_class(module_name, global_name)
+
+
+def _find_in_main(find: Callable[[str, str], Any], name: str) -> Any:
+    try:
+        return find("__main__", name)
+    except AttributeError:
+        raise _NotInMainError(
+            f"{name!r} was pickled by its name in the script (__main__), and no such name is defined by the main "
+            f"program of this process. Objects of its kind do not travel by value: define it in a module that "
+            f"both sides import, or create it inside the task"
+        ) from None
+
+
+class _NotInMainError(Exception):
+    """A pickle refers to a name in ``__main__`` that does not exist here."""
 
 
 def _rebuilt_classes() -> Any:
@@ -372,6 +411,20 @@ def _sparing_our_own(set_state: Callable[[type, Any], type]) -> Callable[[type, 
     return set_class_state
 
 
+_one_machine = False
+
+
+def declare_one_machine() -> None:
+    """Say that all pickles of this process come from the same machine: errors then do not speak of two versions."""
+    global _one_machine
+    _one_machine = True
+
+
+def _says_module_lacks(error: Exception) -> bool:
+    """Whether *error* is what the unpickler raises when a module has no attribute of the name."""
+    return isinstance(error, AttributeError) and "on <module " in str(error)
+
+
 def _why_not_loaded(label: str, error: Exception) -> str:
     if isinstance(error, ModuleNotFoundError) and error.name:
         if error.name.partition(".")[0] == "cloudpickle":
@@ -380,11 +433,13 @@ def _why_not_loaded(label: str, error: Exception) -> str:
             f"cannot rebuild {label}: the module {error.name!r} cannot be imported there. "
             f"Install it there, or make it importable (PYTHONPATH, working directory)."
         )
-    if isinstance(error, (AttributeError, ImportError)):
-        return (
-            f"cannot rebuild {label}: {error}. The module there is not the same as here: "
-            f"bring both sides to the same version of the code."
-        )
+    if isinstance(error, _NotInMainError):
+        return f"cannot rebuild {label}: {error}."
+    if isinstance(error, ImportError) or _says_module_lacks(error):
+        advice = "Define it at the top level of the module, not at run time or below a condition."
+        if not _one_machine:
+            advice = f"If the code there is another version, bring both sides to the same version. {advice}"
+        return f"cannot rebuild {label}: {error}. {advice}"
     return (
         f"cannot rebuild {label}: {type(error).__name__}: {error}. "
         f"Its class must survive pickle.loads(pickle.dumps(...)); send plain data where it does not."

@@ -25,6 +25,7 @@ from wove.protocol import codec
 from wove.protocol.faults import from_exception
 from wove.protocol.frames import PYTHON, FrameError
 from wove.protocol.limits import INLINE_BYTES
+from wove.protocol.pickling import declare_one_machine
 
 if TYPE_CHECKING:
     from wove.worker.runner import Runner
@@ -84,6 +85,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     from wove.worker.runner import Runner  # here, because the parent reads this file too
 
     arguments = sys.argv[1:] if arguments is None else arguments
+    declare_one_machine()
     _take_over(os.environ)
     commands, events = _claim_stdio()
     parent = os.getppid()

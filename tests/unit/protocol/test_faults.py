@@ -107,18 +107,46 @@ class Changed(Exception):
         return ValueError, ("something else",)
 
 
+def test_an_exception_with_an_init_of_its_own_keeps_its_type_and_attributes() -> None:
+    again = way(Two(1, 2))
+    assert type(again) is Two and str(again) == "1 and 2" and not hasattr(again, "__notes__")
+
+
+def test_what_cannot_be_pickled_of_an_exception_is_left_out_and_named() -> None:
+    again = way(Locked("l", {"a": 1}))
+    assert type(again) is Locked and again.args == ("l", {"a": 1})
+    assert not hasattr(again, "lock")
+    assert again.__notes__ == ["without what cannot be pickled of it: lock (lock)"]
+
+    again = way(ValueError(threading.Lock(), 3))
+    assert type(again) is ValueError and again.args[1] == 3 and "lock object" in again.args[0]
+    assert again.__notes__ == ["without what cannot be pickled of it: args[0] (lock)"]
+
+
 @pytest.mark.parametrize(
-    "error", [Two(1, 2), Locked("l"), Sullen("s"), Changed("c"), ValueError(threading.Lock())]
+    ("error", "why"), [(Sullen("s"), "not with me"), (Changed("c"), "is rebuilt as ValueError")]
 )
-def test_what_does_not_survive_is_reported_in_plain(error: Exception) -> None:
+def test_what_does_not_survive_is_reported_in_plain(error: Exception, why: str) -> None:
     assert "exception_pickle" not in from_exception(error, task="pdf")
     again = way(error, source="executor")
     assert type(again) is EnvironmentExecutionError
     kind = type(error).__name__
     assert f"task 'pdf' failed: {again.payload['kind']}: {error}" in str(again)
+    assert "its exception object is missing: " in str(again) and why in str(again)
     assert again.payload["kind"].endswith(kind) and again.payload["source"] == "executor"
     assert again.payload["message"] == str(error) and "in caught" in again.payload["traceback"]
     assert isinstance(again.__cause__, RemoteTraceback)
+
+
+def test_source_lines_that_the_worker_did_not_have_are_added_here() -> None:
+    place = f'  File "{__file__}", line 1, in task'
+    remote = f"Traceback (most recent call last):\n{place}\nValueError: no\n"
+    error = to_exception({"error": {"kind": "ValueError", "traceback": remote}}, task="pdf")
+    assert f"{place}\n    from __future__ import annotations\nValueError" in str(error.__cause__)
+
+    whole = f"Traceback (most recent call last):\n{place}\n    its own line\nValueError: no\n"
+    error = to_exception({"error": {"kind": "ValueError", "traceback": whole}}, task="pdf")
+    assert whole.rstrip() in str(error.__cause__)
 
 
 class Unspeakable(Exception):

@@ -141,7 +141,7 @@ class ExecutorManager:
         self,
         environment: Environment,
         state: Mapping[str, Any],
-        users_loop: asyncio.AbstractEventLoop | None,
+        caller_loop: asyncio.AbstractEventLoop | None,
     ) -> ExecutorSession:
         sessions = self._shared.setdefault(environment.name, [])
         found = next((one for one in sessions if _serves(one, environment, state)), None)
@@ -151,7 +151,7 @@ class ExecutorManager:
                 self._open().mailbox,
                 background=True,
                 run_config=state,
-                users_loop=users_loop,
+                caller_loop=caller_loop,
                 on_empty=self._close_if_unused,
             )
             sessions.append(found)

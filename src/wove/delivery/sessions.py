@@ -85,7 +85,8 @@ class ExecutorSession:
         home: The way to the loop on which the executor is used.
         background: Whether that is Wove's own loop; else users' code runs on it.
         run_config: What `EnvironmentExecutor.start` gets as ``run_config``.
-        users_loop: The user's own loop on which the weave runs that needs this first; see `EnvironmentExecutor.binds`.
+        caller_loop: The loop of the user on which the first weave that needs this runs; see
+            `EnvironmentExecutor.needs_caller_loop`.
         after: A session of the same executor that is being closed; this one starts after it.
         on_empty: Called when the last run has ended.
     """
@@ -97,14 +98,14 @@ class ExecutorSession:
         *,
         background: bool,
         run_config: Mapping[str, Any],
-        users_loop: asyncio.AbstractEventLoop | None = None,
+        caller_loop: asyncio.AbstractEventLoop | None = None,
         after: ExecutorSession | None = None,
         on_empty: Callable[[ExecutorSession], object] | None = None,
     ) -> None:
         kind = executor_class(environment.executor, environment.name)
         self.environment = environment
         self.run_config = run_config
-        self._users_loop = None if users_loop is None else weakref.ref(users_loop)
+        self._caller_loop = None if caller_loop is None else weakref.ref(caller_loop)
         self.home = home
         self.limits = Limits.of(environment.executor_config, environment.name)
         self.leases = 0
@@ -214,9 +215,9 @@ class ExecutorSession:
             self.table.admit(run)
 
     def _start_config(self) -> Mapping[str, Any]:
-        if self._users_loop is None or not self._kind.binds:
+        if self._caller_loop is None or not self._kind.needs_caller_loop:
             return self.run_config
-        return {**self.run_config, "users_loop": self._users_loop()}
+        return {**self.run_config, "caller_loop": self._caller_loop()}
 
     def _make(self) -> EnvironmentExecutor:
         executor = self.environment.executor

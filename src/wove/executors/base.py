@@ -84,9 +84,9 @@ class EnvironmentExecutor(abc.ABC):
     ``sys.path``, so that a session started under others must be replaced. They are in ``run_config`` as
     ``cwd``, ``environ`` and ``path``. Process-scoped executors only."""
 
-    binds: ClassVar[bool] = False
+    needs_caller_loop: ClassVar[bool] = False
     """Whether it may be given clients that belong to an event loop of the user's. Then ``run_config`` has
-    ``users_loop``, where the weave that needs it first runs on such a loop. Process-scoped executors only."""
+    ``caller_loop``, where the weave that needs it first runs on such a loop. Process-scoped executors only."""
 
     @abc.abstractmethod
     async def start(

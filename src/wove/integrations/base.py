@@ -52,7 +52,7 @@ class BackendAdapter(abc.ABC):
 
     Attributes:
         label: What messages should begin with: ``"environment 'reports'"``.
-        users_loop: The event loop of the ``async with weave()`` that needed the environment first, if it was one. A
+        caller_loop: The event loop of the ``async with weave()`` that needed the environment first, if it was one. A
             client that the user made for such a loop is used there: see `wove.integrations.common.client_loops`.
         wanted: Whether a run, by its id, is still waited for: what was given up need not be submitted any more.
         begun: Whether a worker has reported that it runs it, and is not missed since; of a run that was cancelled,
@@ -99,7 +99,7 @@ class BackendAdapter(abc.ABC):
     """The longest time between two signs of life of a worker, which are answered with whether its runs are still
     wanted. Longer for a backend that ends the process of a cancelled job itself, and has thousands of them."""
 
-    words_seconds: ClassVar[float] = 3.0
+    loss_reason_timeout: ClassVar[float] = 3.0
     """How long the backend may take to notice that a worker process is gone. So long it is asked for its own words
     before a run whose worker's connection has ended is given up without them."""
 
@@ -114,7 +114,7 @@ class BackendAdapter(abc.ABC):
     threads: ClassVar[int] = 4
     """How many plain functions are called at a time."""
 
-    explains_stops: ClassVar[bool] = False
+    reports_cancel_reason: ClassVar[bool] = False
     """Whether the backend ends jobs with a signal and knows why: a time limit, an operator, another job. When a worker
     reports that it was stopped in the middle of a run, `watch` is then asked for the reason first."""
 
@@ -125,7 +125,7 @@ class BackendAdapter(abc.ABC):
         self.environment = environment
         self.config = config
         self.label = f"environment {environment!r}"
-        self.users_loop: asyncio.AbstractEventLoop | None = None
+        self.caller_loop: asyncio.AbstractEventLoop | None = None
         self.wanted: Callable[[str], bool] = lambda run_id: True
         self.begun: Callable[[str], bool] = lambda run_id: False
 

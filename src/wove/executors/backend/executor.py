@@ -145,7 +145,7 @@ class BackendAdapterEnvironmentExecutor(EnvironmentExecutor):
 
     scope: ClassVar[Literal["run", "process"]] = "process"
     wire: ClassVar[bool] = True
-    binds: ClassVar[bool] = True
+    needs_caller_loop: ClassVar[bool] = True
 
     adapter_class: type[BackendAdapter] | None = None
 
@@ -195,7 +195,7 @@ class BackendAdapterEnvironmentExecutor(EnvironmentExecutor):
         self.call_seconds = number(config, "send_timeout", 60.0, label=label, none=True)
         longest = number(config, "watch_seconds", None, label=label)
         adapter = self.adapter = self._kind(environment_name, config)
-        adapter.users_loop = run_config.get("users_loop")
+        adapter.caller_loop = run_config.get("caller_loop")
         with self._exits_contained("configure"):
             adapter.configure()
         self._check_packages()
@@ -427,7 +427,7 @@ class BackendAdapterEnvironmentExecutor(EnvironmentExecutor):
         if event["type"] not in TERMINAL:
             self._inbox.put([event])
             return
-        if self.adapter.explains_stops and not job.cancelled and _was_stopped(event):
+        if self.adapter.reports_cancel_reason and not job.cancelled and _was_stopped(event):
             job.stopped = True
             self._spawn(self._explain(job, event))
             return
@@ -467,7 +467,7 @@ class BackendAdapterEnvironmentExecutor(EnvironmentExecutor):
     async def _lose_with_words(self, job: _Job) -> None:
         """Ask the backend what has become of a job until it knows that it is lost, or has had its time to notice."""
         loop = asyncio.get_running_loop()
-        until = loop.time() + self.adapter.words_seconds
+        until = loop.time() + self.adapter.loss_reason_timeout
         while self._watcher is not None and (left := until - loop.time()) > 0:
             await self._watcher.look_now(left)
             fate = self._watcher.noted(job.run_id)

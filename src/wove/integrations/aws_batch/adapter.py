@@ -121,7 +121,7 @@ class AWSBatchAdapter(BackendAdapter):
     inline_bytes: ClassVar[int] = 6 * 1024
     beat_seconds: ClassVar[float] = 10.0
     redelivers: ClassVar[bool] = False
-    explains_stops: ClassVar[bool] = True
+    reports_cancel_reason: ClassVar[bool] = True
     threads: ClassVar[int] = 8
     watch_seconds: ClassVar[tuple[float, float]] = (
         2.0,

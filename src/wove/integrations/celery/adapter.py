@@ -103,7 +103,7 @@ class CeleryAdapter(BackendAdapter):
     )
     inline_bytes = INLINE_CHARACTERS
     watch_seconds: ClassVar[tuple[float, float]] = (0.5, 5.0)
-    words_seconds: ClassVar[float] = (
+    loss_reason_timeout: ClassVar[float] = (
         7.0  # a worker looks after its pool every 5 s: celery.concurrency.asynpool
     )
 

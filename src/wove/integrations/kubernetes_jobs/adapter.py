@@ -131,7 +131,7 @@ class KubernetesJobsAdapter(BackendAdapter):
     )  # each change of a Job or a pod is sent here with all of it
     beat_seconds: ClassVar[float] = 10.0
     redelivers: ClassVar[bool] = False
-    explains_stops: ClassVar[bool] = True
+    reports_cancel_reason: ClassVar[bool] = True
     threads: ClassVar[int] = 8
     watch_seconds: ClassVar[tuple[float, float]] = (
         0.25,

@@ -159,7 +159,7 @@ class SlurmAdapter(BackendAdapter):
     beat_seconds: ClassVar[float] = 10.0
     watch_seconds: ClassVar[tuple[float, float]] = (2.0, 30.0)
     redelivers: ClassVar[bool] = False
-    explains_stops: ClassVar[bool] = True
+    reports_cancel_reason: ClassVar[bool] = True
 
     # ------------------------------------------------------------------ configuration
 

@@ -172,7 +172,7 @@ class TemporalAdapter(BackendAdapter):
 
         A client belongs to no loop. What the user has put into it may: a codec of payloads, or an interceptor.
         """
-        loop = self.users_loop
+        loop = self.caller_loop
         if self._given is None or loop is None or not loop.is_running():
             return None
         config = self._given.config()

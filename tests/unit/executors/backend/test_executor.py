@@ -342,7 +342,7 @@ def test_a_backend_that_starts_a_lost_job_again(tmp_path: Path, restarts: bool) 
 
     class Restarting(LineAdapter):
         restarts = restarting
-        words_seconds = 0.2
+        loss_reason_timeout = 0.2
         died: float | None = None
 
         def watch(self, submissions: Mapping[str, Any]) -> dict[str, JobStatus]:
@@ -358,7 +358,7 @@ def test_a_backend_that_starts_a_lost_job_again(tmp_path: Path, restarts: bool) 
                 self.died = now
             given_up = (
                 self.died is not None
-                and now > self.died + SUSPECT_SECONDS + self.words_seconds + 1.0
+                and now > self.died + SUSPECT_SECONDS + self.loss_reason_timeout + 1.0
             )
             if given_up and len(self.payloads) == 1:
                 self.submit(self.payloads[0], {})
@@ -503,7 +503,7 @@ def test_an_adapter_learns_of_the_loop_of_an_async_weave() -> None:
         found: ClassVar[list[Any]] = []
 
         def start(self) -> None:
-            self.found.append(self.users_loop)
+            self.found.append(self.caller_loop)
             super().start()
 
     async def main() -> bool:

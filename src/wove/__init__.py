@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from wove.helpers import batch, denone, flatten, fold, redict, sync_to_async, undict
     from wove.integrations.base import BackendAdapter
     from wove.merging import merge
+    from wove.observe.dashboard import dashboard
     from wove.result import WoveResult
     from wove.security import NetworkExecutorSecurity
     from wove.settings import config
@@ -71,6 +72,7 @@ __all__ = [
     "__version__",
     "batch",
     "config",
+    "dashboard",
     "denone",
     "flatten",
     "fold",
@@ -95,6 +97,7 @@ _HOMES = {
     "WoveResult": "wove.result",
     "batch": "wove.helpers",
     "config": "wove.settings",
+    "dashboard": "wove.observe.dashboard",
     "denone": "wove.helpers",
     "flatten": "wove.helpers",
     "fold": "wove.helpers",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import AsyncIterable, Callable, Iterable, Mapping
 from os import PathLike
 from types import FunctionType, MappingProxyType, TracebackType
@@ -308,7 +310,7 @@ class weave:  # noqa: N801 - it is used like a function
         """Plan; what is to be run here and now, if it is not run in the background."""
         self._state = _OVER  # should planning fail
         execution = Execution(
-            self._declarations, self._values, self._options, current(), self._watchers
+            self._declarations, self._values, self._options, current(), [*self._watchers, *_live()]
         )
         self._plan = execution.plan
         self._execution = execution
@@ -363,9 +365,9 @@ class weave:  # noqa: N801 - it is used like a function
         """
         if self._execution is not None:
             return self._execution.graph()
-        from wove.engine.picture import graph_of
+        from wove.engine.picture import graph_of_plan
 
-        return graph_of(self._planned(), Resolver(current(), self._options))
+        return graph_of_plan(self._planned(), Resolver(current(), self._options))
 
     def timeline(self) -> Timeline:
         """Return when and where each run took place, as a page and as a Chrome trace.
@@ -420,6 +422,22 @@ _NO_RESULT = {
     _RUNNING: "there is no result yet: the tasks are running. In a task, name what you need as a parameter",
     _OVER: "there is no result: the block did not get to running its tasks",
 }
+
+
+_SHOWN = "WOVE_DASHBOARD" in os.environ
+
+
+def _live() -> list[Callable[[WeaveRun], Display]]:
+    """Return what shows the run on the live page of this process, where there is one."""
+    if _SHOWN:
+        from wove.observe.dashboard import start_as_configured
+
+        start_as_configured()
+    if "wove.observe.dashboard" not in sys.modules:
+        return []
+    from wove.engine.live import LiveView
+
+    return [LiveView]
 
 
 def _watchers(

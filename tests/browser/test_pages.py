@@ -18,6 +18,7 @@ import pytest
 from tests.support.browser import Page, browser
 from tests.support.made_records import ORIGIN, made_records
 
+import wove
 from wove import config, weave
 from wove.observe.graph import Graph
 from wove.observe.sampling import Row
@@ -37,6 +38,8 @@ KEPT = (
     "timeline-large-dark",
     "timeline-zoomed-light",
     "timeline-phone",
+    "live-page-light",
+    "live-page-dark",
 )
 """The pictures of the documentation."""
 
@@ -266,7 +269,9 @@ def test_a_graph_of_twelve_tasks_before_during_and_after(page: Page, tmp_path: P
         take(page, tmp_path, f"timeline-demo-{theme}")
 
 
-def run_twelve() -> tuple[weave, dict[str, Graph]]:
+def run_twelve(
+    at_half_way: Callable[[], object] = lambda: None,
+) -> tuple[weave, dict[str, Graph]]:
     """A weave of twelve tasks on threads, the loop and worker processes; its graph at three moments."""
     config(environments={"pool": {"executor": "stdio", "executor_config": {"processes": 2}}})
     half_way, go_on = threading.Event(), threading.Event()
@@ -340,11 +345,67 @@ def run_twelve() -> tuple[weave, dict[str, Graph]]:
         ):
             time.sleep(0.001)
         graphs["during"] = w.graph
+        at_half_way()
     finally:
         go_on.set()
     assert w.wait(60)
     graphs["after"] = w.graph
     return w, graphs
+
+
+# ---------------------------------------------------------------------- the live page
+
+LIVE = "document.getElementById('link').textContent === 'live'"
+TIMELINE = "document.getElementById('timeline').contentWindow.wove?.ready"
+
+
+@pytest.fixture
+def live() -> Iterator[str]:
+    shown = wove.dashboard(":0")
+    yield shown.url
+    shown.close()
+
+
+@pytest.mark.backend("stdio")
+def test_the_live_page_follows_a_weave(page: Page, live: str, tmp_path: Path) -> None:
+    page.look("light", 1280, 900)
+    page.open(live)
+    page.wait("document.getElementById('link').textContent === 'no weave has run yet'")
+
+    def look() -> None:
+        page.wait(f"{LIVE} && document.querySelectorAll('#tasks tr').length === 12")
+        page.wait("document.getElementById('tasks').textContent.includes('running')")
+        page.wait(f"{TIMELINE} && document.getElementById('graph').naturalWidth > 100")
+        for theme in THEMES:
+            page.look(theme, 1280, 1500)
+            page.wait(f"document.getElementById('graph').complete && {TIMELINE}")
+            take(page, tmp_path, f"live-page-{theme}")
+
+    run_twelve(look)
+    page.wait("document.getElementById('state').textContent.includes('failed')")
+    page.wait("document.querySelectorAll('#failures details').length === 1")
+    page.run("document.querySelector('#failures summary').click()")
+    assert "does not add up" in page.run("document.querySelector('#failures pre').textContent")
+    page.wait("frames[0].document.getElementById('summary').textContent.includes('1 failed')")
+    page.look("light", 420, 900)
+    assert page.run("document.documentElement.scrollWidth") <= 420
+    assert page.errors == []
+
+
+def test_no_data_can_run_in_the_live_page(page: Page, live: str) -> None:
+    def hostile() -> None:
+        raise ValueError(HOSTILE)
+
+    hostile.__name__ = HOSTILE
+    with weave(error_mode="return") as w:
+        w.do(hostile)
+    page.open(live)
+    page.wait(f"{LIVE} && document.querySelectorAll('#failures details').length === 1")
+    page.wait(TIMELINE)
+    assert page.run("document.querySelectorAll('script').length") == 1
+    assert page.run("document.querySelectorAll('img').length") == 1
+    assert page.run("document.title") == "Wove"
+    assert page.errors == []
 
 
 def test_no_data_can_run_in_a_graph(page: Page, tmp_path: Path) -> None:

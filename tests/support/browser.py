@@ -38,7 +38,7 @@ class Page:
     """One page of the browser.
 
     Attributes:
-        errors: What the page's scripts raised, and what the page's policy refused, as text.
+        errors: What the page's scripts raised, and what the page's policy refused, as text, since it was opened.
         requests: The addresses that the page asked for, itself among them.
     """
 
@@ -82,6 +82,7 @@ class Page:
 
     def open(self, url: str, ready: str = "true") -> float:
         """Open *url*; return the seconds until the script *ready* gave true."""
+        self.errors.clear()
         began = time.perf_counter()
         self._loaded = False
         self.call("Page.navigate", url=url)

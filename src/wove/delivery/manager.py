@@ -309,6 +309,9 @@ def _shutdown(timeout: float, reason: str) -> None:
     worker: Any = sys.modules.get("wove.integrations.worker")
     if worker is not None:
         worker.close(min(timeout, 1.0))
+    page: Any = sys.modules.get("wove.observe.dashboard")
+    if page is not None:
+        page.close()
     thread_pool.close(min(timeout, 1.0))
 
 

@@ -113,11 +113,12 @@ class Execution:
 
     def graph(self) -> Graph:
         """Return the graph, with what the tasks are doing now."""
-        from wove.engine.picture import (
-            graph_of,  # here, because a weave that nobody looks at does without
-        )
+        # Here, because a weave that nobody looks at does without.
+        from wove.engine.picture import graph_of_plan, graph_of_run
 
-        return graph_of(self.plan, self.resolver, self._run)
+        if self._run is not None:
+            return graph_of_run(self._run)
+        return graph_of_plan(self.plan, self.resolver)
 
     def error(self) -> BaseException | None:
         """What the block is to raise."""

@@ -4,29 +4,29 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from wove.observe.graph import Graph
 from wove.observe.sampling import Row, Sampler, length_of
 
 if TYPE_CHECKING:
     from wove.engine.scheduler import WeaveRun
     from wove.graph.plan import Node, Plan
-    from wove.observe.graph import Graph
     from wove.settings.resolution import Resolver
 
-__all__ = ["graph_of"]
+__all__ = ["graph_of_plan", "graph_of_run"]
 
 
-def graph_of(plan: Plan, resolver: Resolver, run: WeaveRun | None = None) -> Graph:
-    """Return the graph of *plan*.
+def graph_of_plan(plan: Plan, resolver: Resolver) -> Graph:
+    """Return the graph of *plan*, which has not been run, with its settings.
 
-    Args:
-        plan: The tasks. A plan with something wrong in it is drawn as far as it goes.
-        resolver: Their settings.
-        run: What they are doing, once they are run.
+    A plan with something wrong in it is drawn as far as it goes.
     """
-    from wove.observe.graph import Graph
-
-    rows = [_waiting(node, resolver) for node in plan.nodes] if run is None else Sampler(run).rows()
+    rows = [_waiting(node, resolver) for node in plan.nodes]
     return Graph(rows, [node.needs for node in plan.nodes])
+
+
+def graph_of_run(run: WeaveRun) -> Graph:
+    """Return the graph of *run*, with what its tasks are doing now; also from another thread."""
+    return Graph(Sampler(run).rows(), [task.node.needs for task in run.tasks])
 
 
 def _waiting(node: Node, resolver: Resolver) -> Row:

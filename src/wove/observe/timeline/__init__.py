@@ -9,21 +9,19 @@ an element of the document for each run.
 from __future__ import annotations
 
 import json
-from base64 import b64encode
 from collections.abc import Iterable
 from functools import cached_property
-from hashlib import sha256
 from html import escape
-from importlib.resources import files
 from os import PathLike
 from pathlib import Path
 from typing import Any, Final
 
+from wove.observe.assets import digest, read
 from wove.observe.timeline.chrome import events
 from wove.observe.timeline.encoding import encode
 from wove.observe.timeline.model import Model, RecordView, build
 
-__all__ = ["SUFFIXES", "Timeline", "check_path"]
+__all__ = ["SUFFIXES", "Timeline", "check_path", "page"]
 
 SUFFIXES: Final = (".html", ".json")
 """What a timeline can be saved as: the page, or the Chrome trace."""
@@ -52,21 +50,14 @@ class Timeline:
         return build(self._records)
 
     @cached_property
+    def data(self) -> str:
+        """The runs as the page carries them, compressed."""
+        return encode(self._model, title=self._title)
+
+    @cached_property
     def html(self) -> str:
         """The page, in one piece: a browser needs no network to show it."""
-        script, style = _asset("timeline.js"), _asset("timeline.css")
-        # Nothing in the data can become part of the page, and nothing but this script can run in it.
-        policy = f"default-src 'none'; style-src '{_digest(style)}'; script-src '{_digest(script)}'"
-        page = _asset("timeline.html")
-        for name, text in (
-            ("policy", escape(policy)),
-            ("title", escape(self._title)),
-            ("style", style),
-            ("script", script),
-            ("data", encode(self._model, title=self._title)),
-        ):
-            page = page.replace(f"<!--{name}-->", text)
-        return page
+        return page(self.data, self._title)
 
     def chrome_trace(self) -> dict[str, Any]:
         """Return the runs in Chrome's trace format, for https://ui.perfetto.dev and ``chrome://tracing``.
@@ -108,6 +99,28 @@ class Timeline:
         )
 
 
+def page(data: str, title: str) -> str:
+    """Return the page that shows *data*.
+
+    Args:
+        data: `Timeline.data`.
+        title: What the page is called.
+    """
+    script, style = read(__name__, "timeline.js"), read(__name__, "timeline.css")
+    # Nothing in the data can become part of the page, and nothing but this script can run in it.
+    policy = f"default-src 'none'; style-src {digest(style)}; script-src {digest(script)}"
+    text = read(__name__, "timeline.html")
+    for name, part in (
+        ("policy", escape(policy)),
+        ("title", escape(title)),
+        ("style", style),
+        ("script", script),
+        ("data", data),
+    ):
+        text = text.replace(f"<!--{name}-->", part)
+    return text
+
+
 def check_path(path: str | PathLike[str], name: str) -> Path:
     """Return *path* as one that `Timeline.save` takes.
 
@@ -124,12 +137,3 @@ def check_path(path: str | PathLike[str], name: str) -> Path:
             f"{name} must end in .html (a page) or .json (a Chrome trace), not {str(path)!r}"
         )
     return path
-
-
-def _asset(name: str) -> str:
-    return files("wove.observe.timeline").joinpath(name).read_text("utf-8")
-
-
-def _digest(text: str) -> str:
-    """Return what allows exactly *text* in a content security policy."""
-    return f"sha256-{b64encode(sha256(text.encode()).digest()).decode()}"

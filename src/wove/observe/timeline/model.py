@@ -213,7 +213,7 @@ def build(records: Iterable[RecordView], now: float | None = None) -> Model:
     if not records:
         return Model()
 
-    now = time() if now is None else now
+    now, here = time() if now is None else now, os.getpid()
     origin = min(record.started for record in records)
     offsets = _clock_offsets(records)
     attempts = _last_attempts(records)
@@ -239,16 +239,16 @@ def build(records: Iterable[RecordView], now: float | None = None) -> Model:
             begun - origin,
             parts,
         )
-        workers.setdefault(_worker(record), []).append(bar)
+        workers.setdefault(_worker(record, here), []).append(bar)
 
     model = Model(origin, last - origin, list(tasks.numbers), list(errors.numbers))
     _fill_lanes(model, workers)
     return model
 
 
-def _worker(record: RecordView) -> _Worker:
-    if record.trip is None and record.run_id is None:
-        return record.environment, _HOST, os.getpid(), record.thread or 0
+def _worker(record: RecordView, here: int) -> _Worker:
+    if record.trip is None:
+        return record.environment, _HOST, here, record.thread or 0
     return record.environment, record.host or "", record.pid or 0, 0
 
 
@@ -312,10 +312,10 @@ def _parts(
     """Return when the worker began *record*, and the seconds of each of `PHASES`."""
     trip = record.trip
     started = record.started
-    if trip is None or trip.admitted is None:
-        if record.run_id is None and trip is not None:  # it has not even got a slot
-            return ended, (ended - started, *_NOTHING[1:])
-        return started, (*_NOTHING[:WORK], max(0.0, ended - started), *_NOTHING[WORK + 1 :])
+    if trip is None:
+        return started, (*_BEFORE, max(0.0, ended - started), *_AFTER)
+    if trip.admitted is None:  # it has not even got a slot
+        return ended, (max(0.0, ended - started), *_BEFORE[1:], 0.0, *_AFTER)
 
     # One after the other, whatever the clocks say.
     admitted = max(started, trip.admitted)
@@ -351,7 +351,8 @@ def _within(spent: Sequence[float], limit: float) -> tuple[float, float, float]:
     return load * share, work * share, dump * share
 
 
-_NOTHING: Final = (0.0,) * len(PHASES)
+_BEFORE: Final = (0.0,) * WORK
+_AFTER: Final = (0.0,) * (len(PHASES) - WORK - 1)
 
 
 # ---------------------------------------------------------------------- where it is drawn

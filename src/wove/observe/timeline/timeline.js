@@ -44,15 +44,17 @@
     const header = JSON.parse(new TextDecoder().decode(bytes.subarray(4, 4 + size)));
     const n = header.runs;
     const columns = {};
+    for (const name of ["lane", "task", "item", "state", "attempt", "losses", "error", "out", "in", "begun", ...header.phases]) {
+      columns[name] = new Int32Array(n);
+    }
     let at = 4 + size;
     for (const name of header.columns) {
-      const column = new Int32Array(n);
+      const column = columns[name];
       let value = 0;
       for (let i = 0; i < n; i++) {
         value = (value + (bytes[at + i] | bytes[at + n + i] << 8 | bytes[at + 2 * n + i] << 16 | bytes[at + 3 * n + i] << 24)) | 0;
         column[i] = value;
       }
-      columns[name] = column;
       at += 4 * n;
     }
     return arrange(header, columns);

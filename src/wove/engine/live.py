@@ -1,0 +1,59 @@
+"""What the live page is shown of a run."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any
+
+from wove.engine.outcome import records_of
+from wove.engine.picture import graph_of_run
+from wove.engine.recording import title_of
+from wove.observe.sampling import Row, Sampler
+
+if TYPE_CHECKING:
+    from wove.engine.scheduler import WeaveRun
+    from wove.observe.graph import Graph
+    from wove.result import RunRecord
+
+__all__ = ["LiveView"]
+
+
+class LiveView:
+    """A run as the page of this process sees it, until it is closed; nothing where there is no page.
+
+    Args:
+        run: The run, which has not begun yet.
+    """
+
+    def __init__(self, run: WeaveRun) -> None:
+        self.title = title_of(task.name for task in run.tasks)
+        self._run = run
+        self._sampler = Sampler(run)
+        page: Any = sys.modules.get("wove.observe.dashboard")
+        self._watched = None if page is None else page.watch(self)
+
+    def close(self) -> None:
+        """The run has ended. The page keeps what it needs of it."""
+        if self._watched is not None:
+            self._watched.close()
+            self._watched = None
+
+    async def aclose(self) -> None:
+        """`close`."""
+        self.close()
+
+    def rows(self) -> list[Row]:
+        """Return how the tasks stand now."""
+        return self._sampler.rows()
+
+    def graph(self) -> Graph:
+        """Return the graph, as it is now."""
+        return graph_of_run(self._run)
+
+    def records(self) -> list[RunRecord]:
+        """Return what has run until now."""
+        return records_of(self._run)
+
+    def failures(self) -> list[tuple[str, int | None, BaseException]]:
+        """Return what has failed until now."""
+        return self._run.failures.copy()

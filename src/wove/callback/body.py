@@ -1,44 +1,43 @@
-"""The body of a request, and its place in a room."""
+"""The body of a request, and the room that it takes."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
-from wove.callback.byte_limiter import ByteLimiter, Reservation
+from wove.concurrency.limiter import CapacityLimiter, Reservation
 from wove.net.chunk_buffer import ChunkBuffer
 
 __all__ = ["Body"]
 
 
 class Body:
-    """What has come of a body. It may be there whole; else it has a place in a `ByteLimiter`, reserved before it comes.
+    """The received part of a body. Unless all of it is there already, its bytes are reserved before they come.
 
     Attributes:
-        room: Where it has its place, or waits for one.
+        room: Limits the bytes of bodies; this one has its share of it, or waits for that.
     """
 
     __slots__ = ("_bytes", "_held", "_turn", "room")
 
     def __init__(self) -> None:
-        self.room: ByteLimiter | None = None
+        self.room: CapacityLimiter | None = None
         self._bytes = ChunkBuffer()
-        self._held = 0  # there
+        self._held = 0  # bytes of *room*
         self._turn: Reservation | None = None
 
-    def reserve(self, room: ByteLimiter, size: int, ready: Callable[[], object]) -> bool:
-        """Whether there is a place for *size* bytes at once. Otherwise *ready* is called when there is."""
+    def reserve(self, room: CapacityLimiter, size: int, ready: Callable[[], object]) -> bool:
+        """Return whether *size* bytes are reserved at once. Otherwise *ready* is called when they are."""
         self.room = room
-        if room.take(size):
-            self._held = size
-            return True
 
-        def come() -> None:
+        def granted() -> None:
             self._turn = None
             self._held = size
             ready()
 
-        self._turn = room.wait(size, come)
-        return False
+        self._turn = room.acquire(granted, amount=size)
+        if self._turn is None:
+            self._held = size
+        return self._turn is None
 
     def add(self, piece: bytes) -> None:
         """Append *piece*."""
@@ -55,7 +54,7 @@ class Body:
         if room is not None and turn is not None:
             room.withdraw(turn)
         elif room is not None and held:
-            room.give_back(held)
+            room.release(held)
 
     def drop(self) -> None:
         """Forget it."""

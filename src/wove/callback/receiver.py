@@ -16,11 +16,11 @@ from collections.abc import Sequence
 from typing import Any, Final, TypeAlias
 
 from wove.callback.address import KEYS, Address, read_address
-from wove.callback.byte_limiter import ByteLimiter
 from wove.callback.liveness import WorkerConnection
 from wove.callback.routes import EventSubscriber, Route, Routes, RunStatus
 from wove.callback.server import Connection
 from wove.concurrency import forks
+from wove.concurrency.limiter import CapacityLimiter
 from wove.errors import DeliveryError
 from wove.security import NetworkExecutorSecurity
 
@@ -116,9 +116,9 @@ class Receiver:
     def __init__(self, key: _Key) -> None:
         self.loop, self.host, self._ports = self._key = key
         self.routes = Routes()
-        self.large = ByteLimiter(0)
-        self.small = ByteLimiter(SMALL_ROOM)
-        self.strangers = ByteLimiter(STRANGERS_ROOM)
+        self.large = CapacityLimiter(0)
+        self.small = CapacityLimiter(SMALL_ROOM)
+        self.strangers = CapacityLimiter(STRANGERS_ROOM)
         self.closed = False
         self._users = 0  # routes that are open, or are being opened
         self._opening = asyncio.Lock()

@@ -17,9 +17,9 @@ from wove.net.keepalive import UNACKNOWLEDGED_SECONDS, keep_alive
 from wove.protocol.limits import INLINE_BYTES
 
 if TYPE_CHECKING:
-    from wove.callback.byte_limiter import ByteLimiter
     from wove.callback.receiver import Receiver
     from wove.callback.routes import AuthorizedRequest
+    from wove.concurrency.limiter import CapacityLimiter
 
 __all__ = ["SMALL_BYTES", "Connection"]
 
@@ -242,13 +242,13 @@ class Connection(asyncio.Protocol):
         else:
             self._reserve(self._large_room(visit), size)
 
-    def _large_room(self, visit: AuthorizedRequest) -> ByteLimiter:
+    def _large_room(self, visit: AuthorizedRequest) -> CapacityLimiter:
         """Return where a large body has its place: a stranger's never takes that of a worker's."""
         return self._receiver.large if visit.authenticated else self._receiver.strangers
 
     # ------------------------------------------------------------------ a body
 
-    def _reserve(self, room: ByteLimiter, size: int) -> None:
+    def _reserve(self, room: CapacityLimiter, size: int) -> None:
         """Go on when there is a place for *size* bytes."""
         if self._body.reserve(room, size, self._come):
             self._granted()

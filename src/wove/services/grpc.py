@@ -198,14 +198,14 @@ class WorkerHandler(grpc.GenericRpcHandler):
             except PermissionError as error:
                 await self._not_allowed(context, error)
             return _decode(request)
-        if not self.desk.unverified.take(size):
+        if not self.desk.unverified.try_acquire(size):
             return None
         try:
             await run_in_thread(self._verify, request, metadata)
         except PermissionError as error:
             await self._not_allowed(context, error)
         finally:
-            self.desk.unverified.give_back(size)
+            self.desk.unverified.release(size)
         return await run_in_thread(_decode, request)
 
     def _verify(self, request: bytes, metadata: _Pairs) -> None:

@@ -168,7 +168,7 @@ class WorkerApp:
 
     async def _verified_body(self, request: Request) -> list[bytes]:
         """The body, once it has been verified. Nobody has looked into it."""
-        budget = self.desk.unverified
+        limiter = self.desk.unverified
         held = 0
         chunks: list[bytes] = []
 
@@ -176,7 +176,7 @@ class WorkerApp:
             nonlocal held
             if request.size > self._most:
                 raise self._too_large()
-            if not budget.take(len(chunk)):
+            if not limiter.try_acquire(len(chunk)):
                 raise Refusal(503, "no room", headers=RETRY_AFTER, reply=no_room(), early=True)
             held += len(chunk)
             chunks.append(chunk)
@@ -190,7 +190,7 @@ class WorkerApp:
         except PermissionError as error:
             raise self._not_allowed(request, error, early=False) from None
         finally:
-            budget.give_back(held)
+            limiter.release(held)
         request.recognized()
         request.sign = self._sign if self._security.signs_replies else None
         return chunks

@@ -10,13 +10,14 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final, TypeAlias
 
 from wove.concurrency.bounded import BoundedDict
+from wove.concurrency.limiter import CapacityLimiter
 from wove.errors import TaskTimeoutError
 from wove.protocol.completed_runs import CompletedRuns, bulk
 from wove.protocol.faults import from_exception
 from wove.protocol.frames import PYTHON, TERMINAL
 from wove.services.options import ServiceOptions
 from wove.services.queued_runs import Name, QueuedRun, Subscription
-from wove.services.wire import Budget, busy_error, executor_error
+from wove.services.wire import busy_error, executor_error
 from wove.services.workers import ProcessBackend, ThreadBackend, WorkerBackend
 
 __all__ = ["RunQueue", "Tell"]
@@ -58,7 +59,7 @@ class RunQueue:
 
     def __init__(self, options: ServiceOptions) -> None:
         self.options = options
-        self.unverified = Budget(2 * options.max_message_bytes)
+        self.unverified = CapacityLimiter(2 * options.max_message_bytes)
         self._memory = CompletedRuns(
             runs=options.remembered_runs,
             size=options.remembered_bytes,

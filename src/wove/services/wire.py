@@ -18,7 +18,6 @@ from wove.protocol.limits import INLINE_BYTES
 from wove.protocol.pickling import Pickled, dumps
 
 __all__ = [
-    "Budget",
     "busy_error",
     "check_command",
     "decode_command",
@@ -185,27 +184,3 @@ def no_room() -> dict[str, Any]:
 def busy_error(frame: Mapping[str, Any], message: str) -> dict[str, Any]:
     """The event that asks to send the run again, a little later."""
     return executor_error(frame, WORKER_BUSY, message, retryable=True)
-
-
-class Budget:
-    """How many bytes of requests that are not yet verified may be held at a time. For one loop.
-
-    Args:
-        limit: In bytes.
-    """
-
-    __slots__ = ("_room",)
-
-    def __init__(self, limit: int) -> None:
-        self._room = limit
-
-    def take(self, size: int) -> bool:
-        """Whether *size* more bytes may be held. If so, they are to be given back."""
-        if size > self._room:
-            return False
-        self._room -= size
-        return True
-
-    def give_back(self, size: int) -> None:
-        """*size* bytes have been verified, or let go."""
-        self._room += size

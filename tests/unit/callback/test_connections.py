@@ -156,9 +156,9 @@ def test_a_body_that_is_cut_off_is_not_taken(house: Receiving) -> None:
     found = receiver_of(route)
     with Wire(route) as wire:
         wire.send(wire.head("POST", wire.path, {"Content-Length": "100000"}) + b"x" * 70_000)
-        eventually(lambda: found.large.held)
+        eventually(lambda: found.large.in_use)
     eventually(lambda: not found._connections)
-    assert found.large.held == found.small.held == 0 and party.taken == []
+    assert found.large.in_use == found.small.in_use == 0 and party.taken == []
 
 
 # ------------------------------------------------------------------ time
@@ -183,7 +183,7 @@ def test_bodies_that_trickle_are_given_up(
     with Wire(route) as wire:
         wire.send(wire.head("POST", wire.path, {"Content-Length": "100000"}) + b"x")
         assert wire.answer().status == 408
-        assert found.large.held == 0
+        assert found.large.in_use == 0
         assert wire.ended()
 
 
@@ -260,21 +260,21 @@ def test_bodies_wait_until_there_is_room(house: Receiving) -> None:
     body, other = large("r1", 700_000), large("r2", 600_000)
     with Wire(route) as first, Wire(route) as second, Wire(route) as third:
         first.send(first.head("POST", first.path, {"Content-Length": str(len(body))}) + body[:-1])
-        eventually(lambda: found.large.held == len(body))
+        eventually(lambda: found.large.in_use == len(body))
         second.send(
             second.head(
                 "POST", second.path, {"Content-Length": str(len(other)), "Expect": "100-continue"}
             )
         )
         assert third.post(beat("r3")).status == 204, "a sign of life does not wait"
-        assert found.large.held == len(body)
+        assert found.large.in_use == len(body)
         first.send(body[-1:])
         assert first.answer().status == 204
         assert second.answer().status == 100
         second.send(other)
         assert second.answer().status == 204
     assert party.taken == [("heartbeat", "r3"), ("task_result", "r1"), ("task_result", "r2")]
-    eventually(lambda: found.large.held == 0)
+    eventually(lambda: found.large.in_use == 0)
 
 
 def test_who_leaves_while_waiting_for_room_holds_up_nobody(house: Receiving) -> None:
@@ -284,7 +284,7 @@ def test_who_leaves_while_waiting_for_room_holds_up_nobody(house: Receiving) -> 
     body = large("r1", 700_000)
     with Wire(route) as first, Wire(route) as last:
         first.send(first.head("POST", first.path, {"Content-Length": str(len(body))}) + body[:-1])
-        eventually(lambda: found.large.held == len(body))
+        eventually(lambda: found.large.in_use == len(body))
         with Wire(route) as leaves:
             leaves.send(
                 leaves.head("POST", leaves.path, {"Content-Length": str(len(body))})
@@ -295,7 +295,7 @@ def test_who_leaves_while_waiting_for_room_holds_up_nobody(house: Receiving) -> 
         first.send(body[-1:])
         assert first.answer().status == 204
         assert last.answer().status == 204
-    eventually(lambda: found.large.held == 0)
+    eventually(lambda: found.large.in_use == 0)
 
 
 def test_a_chunked_body_takes_room_once_it_is_not_small(house: Receiving) -> None:
@@ -309,12 +309,12 @@ def test_a_chunked_body_takes_room_once_it_is_not_small(house: Receiving) -> Non
             + b"%x\r\n" % len(body)
             + body[:1000]
         )
-        eventually(lambda: found.small.held)
+        eventually(lambda: found.small.in_use)
         wire.send(body[1000:])
-        eventually(lambda: found.large.held == 10_000_000)
+        eventually(lambda: found.large.in_use == 10_000_000)
         wire.send(b"\r\n0\r\n\r\n")
         assert wire.answer().status == 204
-    assert found.large.held == found.small.held == 0
+    assert found.large.in_use == found.small.in_use == 0
 
 
 def test_many_workers_at_once(house: Receiving) -> None:

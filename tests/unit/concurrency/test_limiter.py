@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import threading
 
-from wove.concurrency.limiter import CapacityLimiter
+from hypothesis import given, strategies as st
+
+from wove.concurrency.limiter import CapacityLimiter, Reservation
 
 
 def nothing() -> None: ...
@@ -118,3 +120,35 @@ def test_threads() -> None:
         thread.join()
     assert len(most) == 1600 and max(most) <= 3
     assert limiter.in_use == 0
+
+
+@given(
+    st.lists(
+        st.tuples(st.sampled_from(["acquire", "release", "withdraw"]), st.integers(1, 120)),
+        max_size=60,
+    )
+)
+def test_never_more_than_the_limit_and_nothing_is_forgotten(steps: list[tuple[str, int]]) -> None:
+    limiter = CapacityLimiter(100)
+    held: list[int] = []
+    waiting: list[tuple[Reservation, int]] = []
+
+    def granted() -> None:  # first come, first served
+        held.append(waiting.pop(0)[1])
+
+    for step, amount in steps:
+        if step == "acquire":
+            place = limiter.acquire(granted, amount=amount)
+            if place is None:
+                held.append(amount)
+            else:
+                waiting.append((place, amount))
+        elif step == "release" and held:
+            limiter.release(held.pop(amount % len(held)))
+        elif step == "withdraw" and waiting:
+            assert limiter.withdraw(waiting.pop(amount % len(waiting))[0])
+        assert limiter.in_use == sum(held)
+        assert limiter.in_use <= 100 or len(held) == 1
+    while held:
+        limiter.release(held.pop())
+    assert not waiting and limiter.in_use == 0

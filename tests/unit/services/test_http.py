@@ -249,8 +249,8 @@ def test_strangers_cannot_make_it_hold_more_than_its_budget() -> None:
                 + b"x" * 500_000
             )
         deadline = time.monotonic() + 30
-        while app.desk.unverified.take(1):
-            app.desk.unverified.give_back(1)
+        while app.desk.unverified.try_acquire(1):
+            app.desk.unverified.release(1)
             assert time.monotonic() < deadline
             time.sleep(0.005)
         reply = post(port, body, sign(body))
@@ -259,7 +259,7 @@ def test_strangers_cannot_make_it_hold_more_than_its_budget() -> None:
         while (reply := post(port, body, sign(body))).status == 503:
             assert time.monotonic() < deadline
         assert reply.value == 600_000
-    assert app.desk.unverified.take(2_000_000), "all of it was given back"
+    assert app.desk.unverified.try_acquire(2_000_000), "all of it was given back"
 
 
 def test_a_body_that_trickles_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,7 +20,7 @@ from wove.protocol.frames import FrameError
 from wove.protocol.pickling import Pickled, dumps, loads
 from wove.services.binding import Bind, ServerTLS, refuse_exposed
 from wove.services.options import service_options
-from wove.services.wire import Budget, decode_command
+from wove.services.wire import decode_command
 
 CALL = dumps(len, label="f")
 
@@ -143,13 +143,6 @@ def test_elsewhere_is_another_thread() -> None:
             await run_in_thread(lambda: 1 // 0)
 
     asyncio.run(main())
-
-
-def test_a_budget() -> None:
-    budget = Budget(10)
-    assert budget.take(7) and not budget.take(4) and budget.take(3)
-    budget.give_back(7)
-    assert budget.take(7) and not budget.take(1)
 
 
 # --- memory -----------------------------------------------------------------------------------------------

@@ -74,7 +74,7 @@ def _payload(arguments: Sequence[str]) -> str | bytes:
 
 
 def _run(payload: str | bytes) -> int:
-    # What goes wrong is said once, below. A task that configures logging gets to see the rest.
+    # An error is printed once, below. A task that configures logging gets to see the rest.
     logging.getLogger("wove").addHandler(logging.NullHandler())
     try:
         if not payload.strip():

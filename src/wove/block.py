@@ -350,7 +350,7 @@ class weave:  # noqa: N801 - it is used like a function
 
     @property
     def execution_plan(self) -> ExecutionPlan:
-        """What waits for what; also inside the block, and when planning or running failed."""
+        """Return which task waits for which; also inside the block, and when planning or running failed."""
         return self._planned().execution_plan()
 
     def _planned(self) -> Plan:

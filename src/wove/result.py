@@ -1,4 +1,4 @@
-"""What a weave leaves behind: its results, and the record of every run."""
+"""The results of a weave, and the record of every run."""
 
 from __future__ import annotations
 
@@ -146,7 +146,7 @@ class WoveResult:
 
     @property
     def run_records(self) -> tuple[RunRecord, ...]:
-        """What ran when and where: one record an attempt, or a local item."""
+        """Return what ran when and where: one record an attempt, or a local item."""
         return self._run_records()
 
     @property

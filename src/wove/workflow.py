@@ -19,7 +19,7 @@ _MARK = "__wove_task__"
 
 
 class _Marked:
-    """What `Weave.do` keeps on a method."""
+    """The mark that `Weave.do` leaves on a method."""
 
     __slots__ = ("mapped", "options", "source")
 
@@ -110,7 +110,7 @@ def _mark(fn: F, source: Any, options: Any) -> F:
 
 
 _PLAIN = _Marked(None, False, {})
-"""What a method that is not marked itself, but replaces a task, says about it."""
+"""The mark of a method that has none itself, but replaces a task."""
 
 
 def _marks_of(cls: type) -> dict[str, list[_Marked]]:

@@ -20,7 +20,7 @@ KEYS: Final = ("callback_host", "callback_port", "callback_url", "callback_token
 """The keys of ``executor_config`` that are read here."""
 
 PATH: Final = "/wove/events/"
-"""What comes before the token in the path of every request."""
+"""The part of every request's path that comes before the token."""
 
 EVERYWHERE: Final = frozenset({"0.0.0.0", "::", "0:0:0:0:0:0:0:0"})
 MAX_PORTS: Final = 10_000

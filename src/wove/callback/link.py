@@ -89,7 +89,7 @@ class Destination(NamedTuple):
 
     @property
     def origin(self) -> tuple[bool, str, int]:
-        """What destinations have in common that can share a connection."""
+        """Return what two destinations must agree on to share a connection."""
         return self[:3]
 
     def __str__(self) -> str:
@@ -189,7 +189,8 @@ class Link:
             self.cut = True
 
     def receive(self, seconds: float = 0.0) -> list[bytes]:
-        """What there is of the answer's body, after waiting for at most *seconds*; the head goes to the parser.
+        """Return the part of the answer's body that has arrived, after waiting for at most *seconds*; the head goes
+        to the parser.
 
         Raises:
             ProtocolError: What came is no answer, or not a whole one.
@@ -350,7 +351,7 @@ def _configure(sock: socket.socket) -> None:
 
 _context: ssl.SSLContext | None = None
 _nothing_there: tuple[type[OSError], ...] = (BlockingIOError,)
-"""What a socket raises that does not wait."""
+"""The errors of a non-blocking socket that has nothing to read or no room to write."""
 
 
 def _secured(sock: socket.socket, host: str) -> socket.socket:

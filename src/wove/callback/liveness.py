@@ -14,7 +14,7 @@ __all__ = ["WorkerConnection", "WorkerLiveness"]
 WORKER: Final = "x-wove-worker"
 """The header that says which process posts: ``host/pid/`` and something random."""
 
-# What is between tells nothing of the worker when it closes a connection (RFC 9110, 7.6.3; RFC 7239).
+# A proxy in between tells nothing of the worker when it closes a connection (RFC 9110, 7.6.3; RFC 7239).
 _OF_PROXIES: Final = frozenset({"via", "forwarded", "x-forwarded-for"})
 
 MAX_CHARACTERS: Final = 200

@@ -1,4 +1,4 @@
-"""What the receiver answers."""
+"""The answers of the receiver."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Reply(NamedTuple):
 
 
 def bulk_head(size: int, *, minor: int, keep: bool) -> bytes:
-    """What comes before *size* bytes of whatever. For the arguments see `Reply.encode`."""
+    """Return the head of a reply with *size* bytes of body. For the arguments see `Reply.encode`."""
     fields = [("Content-Type", "application/octet-stream"), ("Content-Length", str(size))]
     return _head(200, [*fields, *_persistence(minor, keep)])
 

@@ -42,7 +42,7 @@ _WRONG_PATH: Final = "There is nothing here: the path is not that of the callbac
 
 
 class RunStatus(enum.Enum):
-    """What a run is to a `EventSubscriber`."""
+    """How a run stands with an `EventSubscriber`."""
 
     AWAITED = enum.auto()
     """It goes on."""
@@ -124,7 +124,7 @@ class Route:
 
 
 def _mark(token: str) -> bytes:
-    """What tokens are compared by: of the same length, and of nothing that one could find out byte by byte."""
+    """Return the digest by which tokens are compared, so that a comparison tells nothing of single bytes."""
     return hashlib.sha256(token.encode("utf-8", "surrogatepass")).digest()
 
 
@@ -273,7 +273,7 @@ class AuthorizedRequest:
             )
 
     def claimed(self) -> Sequence[bytes | memoryview]:
-        """What is to be fetched.
+        """Return the chunks that the worker fetches.
 
         Raises:
             Refusal: There is nothing, or it is not for this one.
@@ -358,7 +358,7 @@ class AuthorizedRequest:
 
 
 def _not_allowed(route: Route, request: Request, error: PermissionError) -> Refusal:
-    """What exactly is wrong is for the log: it would tell an attacker how far he has come."""
+    """Refuse without a reason, and log the reason: it would tell an attacker how far the request got."""
     why = f"{route.label}: {error}"
     if route.security.kind == "bearer":
         header, scheme = signing.AUTHORIZATION, "Bearer"

@@ -48,7 +48,7 @@ IMPATIENCE_SECONDS: Final = 1.0
 """The end of a run does not wait longer than this behind a heartbeat that is not answered."""
 
 IDLE_SECONDS: Final = 30.0
-"""So long thread and connection outlive the last run: the next one is often close behind."""
+"""How long thread and connection outlive the last run, in seconds: the next run is often close behind."""
 
 SOONEST_SECONDS: Final = 0.1
 """Between two attempts, however many runs end meanwhile and would like one."""

@@ -35,11 +35,11 @@ SLOWEST_BYTES: Final = 4096
 bytes: others may wait for the room that it takes."""
 
 WRITE_SECONDS: Final = 60.0
-"""So long somebody may take nothing of what is sent to him."""
+"""How long a client may stop reading before the connection is aborted, in seconds."""
 
 LINGER_SECONDS: Final = 2.0
-"""So long what still comes is read and dropped after a refusal: closing at once would reset the connection, and the
-refusal could be lost (RFC 9112, 9.6)."""
+"""How long the rest of a request is read and dropped after a refusal, in seconds: closing at once would reset the
+connection, and the refusal could be lost (RFC 9112, 9.6)."""
 
 SMALL_BYTES: Final = INLINE_BYTES
 """A body up to this size does not wait for the room of large ones, and one that is refused is skipped."""

@@ -15,8 +15,8 @@ __all__ = ["logging_to_stderr"]
 FORMAT: Final = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
 MAX_LINES: Final = 10_000
-"""So many lines wait for a slow stderr; more are dropped, because a full disk or a stopped terminal must not
-stop the service."""
+"""Maximum number of lines that wait for a slow stderr; more are dropped, because a full disk or a stopped terminal
+must not stop the service."""
 
 
 class _Later(logging.Handler):

@@ -12,7 +12,7 @@ from typing import Any, Final
 __all__ = ["LoopMailbox"]
 
 MAX_AT_A_TIME: Final = 100
-"""So many calls are made in one turn of the loop, before what they have written goes out."""
+"""Maximum number of calls in one turn of the loop: what they have written goes out after it."""
 
 
 class LoopMailbox:

@@ -139,8 +139,8 @@ names: Final = ThreadPool(MAX_LOOKUPS, "wove-dns")
 """For host names: a name server that does not answer holds up its thread for half a minute."""
 
 LOOKUP_SECONDS: Final = 0.1
-"""So long a thread that looks up a name is waited for when Wove ends. It is a daemon, and whoever wanted the name
-is gone."""
+"""How long a thread that looks up a name is waited for when Wove ends, in seconds. It is a daemon, and the
+caller who wanted the name is gone."""
 
 
 def submit(fn: Callable[..., object], *args: Any) -> None:

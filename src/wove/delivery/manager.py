@@ -1,4 +1,4 @@
-"""What the process has open to the outside: the background loop, and the sessions of all environments."""
+"""The process's ways to the outside: the background loop, and the sessions of all environments."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def is_prepared(environment: Environment) -> bool:
 
 
 def process_state() -> dict[str, Any]:
-    """What the workers of an executor with `EnvironmentExecutor.inherits` take over from this process."""
+    """Return what workers take over from this process, for executors with `EnvironmentExecutor.inherits`."""
     try:
         cwd = os.getcwd()
     except OSError:  # it was removed

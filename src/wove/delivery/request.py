@@ -1,4 +1,4 @@
-"""What the engine hands over: one call, and one attempt to run it elsewhere."""
+"""The engine's requests to run a call elsewhere: one call, and one attempt of it."""
 
 from __future__ import annotations
 
@@ -130,7 +130,7 @@ class Request:
         self.expired = False
 
     def __str__(self) -> str:
-        """What messages call it: ``task 'pdf'`` or ``item 3 of task 'pdf'``."""
+        """Return its name in messages: ``task 'pdf'`` or ``item 3 of task 'pdf'``."""
         if self.item is None:
             return f"task {self.call.task!r}"
         return f"item {self.item} of task {self.call.task!r}"

@@ -26,7 +26,7 @@ __all__ = ["ExecutorSession", "Limits", "bounded"]
 logger = logging.getLogger("wove")
 
 MAX_GARBAGE: Final = 100
-"""So many answers of `recv` in a row that are no events, and the executor counts as broken."""
+"""Number of answers of `recv` in a row that are not events after which the executor counts as broken."""
 
 LAST_WORDS_SECONDS: Final = 2.0
 """How long commands that are still on their way out (cancels) keep an executor from being stopped."""
@@ -46,7 +46,7 @@ class Limits:
 
     @classmethod
     def of(cls, config: Mapping[str, Any], environment: str) -> Limits:
-        """Those of an ``executor_config``.
+        """Return the limits that an ``executor_config`` sets.
 
         Raises:
             TypeError: One is no number.

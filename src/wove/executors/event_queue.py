@@ -11,7 +11,7 @@ __all__ = ["EventQueue"]
 
 
 class EventQueue:
-    """What an executor's `recv` gives: all events that there are, as soon as there is one. For one loop."""
+    """Events for an executor's `recv`: all that there are, as soon as there is one. For one loop."""
 
     __slots__ = ("_events", "_reader")
 

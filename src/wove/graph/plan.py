@@ -119,7 +119,7 @@ class Node:
 
 
 class ExecutionPlan(Mapping[str, Any]):
-    """What will run after what, by task name; as attributes and as a mapping.
+    """The order of the tasks, by name: which waits for which; as attributes and as a mapping.
 
     Attributes:
         dependencies: For each task, the tasks it waits for.

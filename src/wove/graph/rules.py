@@ -1,4 +1,4 @@
-"""What the value of an option must be, and the words that say so.
+"""The rules for the values of options, and the words that state them.
 
 A rule takes a value and returns it as Wove keeps it, or raises ``TypeError`` or ``ValueError`` with
 the rest of a sentence that begins with the option: "must be a whole number, not '3'".
@@ -124,7 +124,7 @@ def flag(value: Any) -> bool:
 
 
 def one_of(*choices: str) -> Rule:
-    """One of these texts."""
+    """Return the rule for one of these texts."""
 
     def rule(value: Any) -> str:
         listed = either([repr(choice) for choice in choices])

@@ -1,4 +1,4 @@
-"""What a callable takes, read once, without calling it."""
+"""The parameters of callables, read once, without calling them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ ITEM: Final = "*item"
 
 
 class Kind(enum.Enum):
-    """What calling a task's callable gives."""
+    """The kinds of results that calling a task's callable has."""
 
     SYNC = "sync"
     ASYNC = "async"
@@ -80,7 +80,7 @@ _described: dict[int, tuple[CodeType, tuple[Signature, Kind]]] = {}
 
 
 def describe(fn: Callable[..., Any], *, mapped: bool) -> tuple[Signature, Kind]:
-    """What *fn* takes (`read`) and what calling it gives (`kind_of`)."""
+    """Return the parameters of *fn* (`read`), and the kind of result that calling it has (`kind_of`)."""
     if type(fn) is not FunctionType or fn.__dict__ or fn.__defaults__ or fn.__kwdefaults__:
         return read(fn, mapped=mapped), kind_of(fn)
     # A block that is run again declares other functions with the same code, which say the same.
@@ -241,7 +241,7 @@ def _is_bound_dispatcher(fn: Any) -> bool:
 
 
 def kind_of(fn: Callable[..., Any]) -> Kind:
-    """What calling *fn* gives, as far as *fn* tells beforehand."""
+    """Return the kind of result that calling *fn* has, as far as *fn* tells beforehand."""
     if type(fn) is FunctionType and not fn.__dict__:
         return _KINDS[fn.__code__.co_flags & _KIND_FLAGS]
     target: Any = fn

@@ -12,13 +12,13 @@ from wove.executors.base import CancelReach, Frame
 __all__ = ["BackendAdapter", "JobStatus", "MaybeAwaitable", "PayloadDict"]
 
 PayloadDict: TypeAlias = dict[str, Any]
-"""What is handed to the backend: a dict of nothing but JSON values; see `wove.protocol.payload`."""
+"""A payload as the backend gets it: a dict of JSON values; see `wove.protocol.payload`."""
 
 MaybeAwaitable: TypeAlias = "Awaitable[Any] | Any"
 
 
 class JobStatus(NamedTuple):
-    """What the backend says has become of a job that is over, or never will be.
+    """The end of a job as the backend tells it: the job is over, or will never begin.
 
     Attributes:
         state: ``"lost"``: it failed, was removed, or will never run, and nothing is to be expected of it.
@@ -168,7 +168,7 @@ class BackendAdapter(abc.ABC):
         """
 
     def watch(self, submissions: Mapping[str, Any]) -> MaybeAwaitable:
-        """What has become of jobs that have not reported their end: one query for all of them.
+        """Ask the backend, in one query, about all jobs that have not reported their end.
 
         Called every `watch_seconds` while there are such jobs; overriding it is what makes a lost job an error
         within seconds where its worker has not begun yet. (A worker that has begun keeps a connection open; when that

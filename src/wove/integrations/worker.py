@@ -1,4 +1,4 @@
-"""What the worker of a backend calls: `run` and `arun`, with the payload that was submitted."""
+"""The functions that a backend's worker calls with the submitted payload: `run` and `arun`."""
 
 from __future__ import annotations
 
@@ -171,7 +171,7 @@ def _conclude(delivered: Delivered | None) -> None:
 
 
 def _read(payload: object, security: NetworkExecutorSecurity) -> Job:
-    """What is to be done about *payload*: to run it, or to report why not.
+    """Return the job for *payload*: to run it, or to report why not.
 
     Raises:
         PermissionError: It is refused.

@@ -1,4 +1,4 @@
-"""What is asked of the kernel for every TCP connection of ours."""
+"""The kernel's settings for every TCP connection of Wove."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the network executors trust, and who they say they are: certificates and keys."""
+"""Certificates and keys: whom the network executors trust, and how they identify themselves."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a running weave looks like from outside, now and then: one row a task.
+"""Samples of a running weave, taken now and then: one row for each task.
 
 Nothing here costs the engine anything. Its state is read while it changes, so the numbers of a
 row need not be of one and the same moment; those of a task that has ended are final.
@@ -216,7 +216,7 @@ class _Watched:
         if items is None:
             return 0
         ended = items.ended
-        # What has ended from the start on without a gap is never looked at again. Slices are copies:
+        # The items that have ended from the start on without a gap are never looked at again. Slices are copies:
         # an array that somebody holds a view of could not grow.
         try:
             self._low = ended.index(0.0, self._low)

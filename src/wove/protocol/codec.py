@@ -195,7 +195,7 @@ def _unpacked(
 
 
 def _bytes_of(texts: Iterator[bytes]) -> Iterator[bytes]:
-    """What the base64 *texts* (one text, in pieces) stand for."""
+    """Decode the base64 *texts* (one text, in pieces)."""
     kept = b""
     for text in texts:
         piece = kept + text if kept else text

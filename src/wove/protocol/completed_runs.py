@@ -14,7 +14,7 @@ Key: TypeAlias = tuple[str, str, str]
 """Who sent it, the task, and the idempotency key."""
 
 OVERHEAD_BYTES = 1024
-"""What an entry costs beside its pickle; so that many empty results count, too."""
+"""Number of bytes that an entry counts beside its pickle, so that many empty results count, too."""
 
 
 class CompletedRuns:

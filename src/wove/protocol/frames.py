@@ -48,7 +48,7 @@ PYTHON: Final = f"{sys.version_info.major}.{sys.version_info.minor}"
 
 
 class Command(TypedDict, total=False):
-    """What a worker receives. ``run_task`` and ``cancel_task`` always have a ``run_id``.
+    """A command, as a worker receives it. ``run_task`` and ``cancel_task`` always have a ``run_id``.
 
     ``python`` (``"3.11"``) is the version that pickled the frame, ``wove`` the sender's version, ``deadline``
     the seconds that the attempt has left, ``callable_id`` the SHA-256 (hex) of the callable's pickle.
@@ -87,7 +87,7 @@ class ErrorReport(TypedDict, total=False):
 
 
 class Event(TypedDict, total=False):
-    """What a worker sends. Every event has the ``run_id`` of the command it answers.
+    """An event, as a worker sends it. Every event has the ``run_id`` of the command it answers.
 
     ``host`` and ``pid`` come with ``task_started``, or with the end of a run that was over too soon for one.
     ``timing`` comes with the end: when the worker began the run, in seconds since the epoch, and for how many

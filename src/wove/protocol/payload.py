@@ -34,7 +34,7 @@ _FROM_FRAME: Final = (
     "traceparent",
 )
 ENVELOPE_BYTES: Final = 2048
-"""What a payload has beside its pickles: names, settings and signature, generously."""
+"""Number of bytes for the rest of a payload beside its pickles: names, settings and signature, generously."""
 
 
 class Claim(NamedTuple):
@@ -78,7 +78,7 @@ class Payload(NamedTuple):
 
     @property
     def digest(self) -> signing.Digest:
-        """What the signature is of. Takes a while: not to be asked for where nobody looks at it."""
+        """Return the digest that the signature covers. It takes a while: ask only where it is needed."""
         return digest(self.fields)
 
 

@@ -1,4 +1,4 @@
-"""What is signed, and how: no clock, no randomness, no configuration. Those are in `wove.security`.
+"""The texts that are signed, and how: no clock, no randomness, no configuration. Those are in `wove.security`.
 
 A request is signed with HMAC-SHA256 (RFC 2104) over six lines joined by line feeds::
 
@@ -110,7 +110,7 @@ def digest(body: Body) -> Digest:
 def request_text(
     transport: str, target: str, timestamp: str, nonce: str, body_digest: str
 ) -> bytes:
-    """What the signature of a request covers.
+    """Return the text that the signature of a request covers.
 
     Raises:
         ValueError: One of the parts holds a line break, which would make two different requests one text.
@@ -119,7 +119,7 @@ def request_text(
 
 
 def reply_text(transport: str, target: str, nonce: str, sequence: int, body_digest: str) -> bytes:
-    """What the signature of a reply covers: the request's *nonce*, and the how many-th reply to it this is.
+    """Return the text that a reply's signature covers: the request's *nonce*, and the reply's number among its replies.
 
     Raises:
         ValueError: As `request_text`.
@@ -128,7 +128,8 @@ def reply_text(transport: str, target: str, nonce: str, sequence: int, body_dige
 
 
 def payload_text(adapter: str, run_id: str, body_digest: str) -> bytes:
-    """What the signature of a backend's payload covers. No time: nobody knows how long it will be queued.
+    """Return the text that the signature of a backend's payload covers. No time: nobody knows how long it will be
+    queued.
 
     Raises:
         ValueError: As `request_text`.

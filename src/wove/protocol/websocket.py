@@ -1,4 +1,4 @@
-"""What two Wove sides agree on beyond one JSON message per command, over a WebSocket.
+"""The agreement of two Wove sides over a WebSocket, beyond one JSON message for each command.
 
 The plain form is the default: each command is a message, with its callable. A client of ours offers two subprotocols
 (RFC 6455, section 1.9), `PLAIN` and `OURS`. Where the service chooses `OURS`,

@@ -1,4 +1,4 @@
-"""What a configuration of `NetworkExecutorSecurity` may be, checked, and its secrets fetched.
+"""Reads a configuration of `NetworkExecutorSecurity`: checks it, and fetches its secrets.
 
 Messages never quote a value that could be a secret in the wrong place.
 """
@@ -174,7 +174,7 @@ def _check_keys(held: Mapping[object, object], keys: tuple[str, ...], label: str
 
 
 def _secret(held: Mapping[object, object], name: str, label: str) -> bytes:
-    """What is under *name*, or in the environment variable under *name* ``_env``."""
+    """Return the secret under *name*, or in the environment variable under *name* ``_env``."""
     variable = held.get(f"{name}_env")
     value = held.get(name)
     if (variable is None) == (value is None):

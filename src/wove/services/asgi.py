@@ -25,8 +25,8 @@ PATIENCE_SECONDS: Final = 0.05
 """A run that ends within this time is answered with its events in one piece; of a longer one they are streamed."""
 
 LINGER_SECONDS: Final = 2.0
-"""So long what still comes is thrown away after an early refusal. Closing at once would reset the connection,
-and the client might never read the reply (RFC 9112, section 9.6)."""
+"""How long the rest of a request is read and dropped after an early refusal, in seconds. Closing at once would reset
+the connection, and the client might never read the reply (RFC 9112, section 9.6)."""
 
 RETRY_AFTER: Final = ((b"retry-after", b"1"),)
 """Of a reply that says "busy", in seconds."""
@@ -148,7 +148,7 @@ class Request:
 
     @property
     def target(self) -> str:
-        """What a signature covers: the path as it was sent, with the query."""
+        """Return the target that a signature covers: the path as it was sent, with the query."""
         raw: bytes | None = self._scope.get("raw_path")
         # ASGI makes raw_path optional; without it, an escape that the client need not have made is lost.
         path = quote(self.path, safe="/:@!$&'()*+,;=~") if raw is None else raw.decode("latin-1")

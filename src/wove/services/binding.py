@@ -136,7 +136,7 @@ class ServerTLS:
         return tls
 
     def context(self, *, alpn: list[str] | None = None) -> ssl.SSLContext:
-        """What asyncio takes: TLS 1.2 or newer.
+        """Return the context for asyncio: TLS 1.2 or newer.
 
         Raises:
             ValueError: The files cannot be used. The message names the file.

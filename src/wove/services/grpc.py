@@ -103,7 +103,7 @@ def worker_handler(
 
 
 class WorkerHandler(grpc.GenericRpcHandler):
-    """What `worker_handler` makes.
+    """The generic handler that `worker_handler` makes.
 
     It answers its own method, and ``/grpc.health.v1.Health/Check``: ``SERVING`` while it would take a run, and
     for the service name ``"liveness"`` as long as it is there.
@@ -257,7 +257,7 @@ class WorkerHandler(grpc.GenericRpcHandler):
 
     async def _not_allowed(self, context: Context, error: PermissionError) -> None:
         logger.warning("a call of %s was refused: %s", _peer(context), error)
-        # What exactly is wrong is for the log: it would tell an attacker how far he has come.
+        # The reason is for the log alone: it would tell an attacker how far the request got.
         await context.abort(grpc.StatusCode.UNAUTHENTICATED, "not authorized")
 
 

@@ -58,7 +58,7 @@ def worker_app(
 
 
 class WorkerApp:
-    """What `worker_app` makes.
+    """The ASGI application that `worker_app` makes.
 
     Attributes:
         desk: Where the runs go.
@@ -215,7 +215,7 @@ class WorkerApp:
     def _not_allowed(self, request: Request, error: PermissionError, *, early: bool) -> Refusal:
         logger.warning("a request of %s was refused: %s", request.peer, error)
         scheme = b"Bearer" if self._security.kind == "bearer" else b"Wove"
-        # What exactly is wrong is for the log: it would tell an attacker how far he has come.
+        # The reason is for the log alone: it would tell an attacker how far the request got.
         return Refusal(401, "not authorized", headers=((b"www-authenticate", scheme),), early=early)
 
 

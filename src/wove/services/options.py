@@ -1,4 +1,4 @@
-"""What a worker service can be told, the same for all transports."""
+"""The options of a worker service, the same for all transports."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from wove.security import NetworkExecutorSecurity
 __all__ = ["SecurityConfig", "ServiceKeywords", "ServiceOptions", "service_options"]
 
 SecurityConfig: TypeAlias = str | Mapping[str, Any] | NetworkExecutorSecurity
-"""What `NetworkExecutorSecurity.from_config` takes."""
+"""The configurations that `NetworkExecutorSecurity.from_config` takes."""
 
 
 class ServiceKeywords(TypedDict, total=False):

@@ -1,4 +1,4 @@
-"""What a worker service does with the runs it is sent, whatever transport brought them."""
+"""The queue of a worker service's runs, whatever transport brought them."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ logger = logging.getLogger("wove.service")
 Tell: TypeAlias = Callable[[dict[str, Any]], object]
 
 MAX_EARLY_CANCELS: Final = 1000
-"""So many cancels of runs that have not arrived (yet) are remembered."""
+"""Maximum number of cancels that are remembered for runs that have not arrived yet."""
 
 EARLY_CANCEL_SECONDS: Final = 60.0
 """For so long; a run that comes later is another one of the same name."""
 
 MAX_ENDED: Final = 1000
-"""So many runs that have ended are remembered: a cancel that comes too late is no early one."""
+"""Maximum number of ended runs that are remembered: a cancel that comes too late is not an early one."""
 
 
 class RunQueue:

@@ -44,7 +44,7 @@ OPEN_SECONDS: Final = 10.0
 
 
 class WorkerSocket:
-    """What a server of the `websockets` package needs in order to run the tasks that it is sent.
+    """The handler and the options of a `websockets` server that runs the tasks it is sent.
 
     Args:
         options: Checked options; or give them as keywords.
@@ -131,7 +131,7 @@ class WorkerSocket:
         if self._draining:
             return connection.respond(503, "this worker service is about to stop\n")
         if not self._verified(connection, request):
-            # What exactly is wrong is for the log: it would tell an attacker how far he has come.
+            # The reason is for the log alone: it would tell an attacker how far the request got.
             response = connection.respond(401, "not authorized\n")
             response.headers["WWW-Authenticate"] = (
                 "Bearer" if self._security.kind == "bearer" else "Wove"
@@ -212,7 +212,7 @@ def _json(connection: ServerConnection, status: int, value: dict[str, Any]) -> R
 
 
 class _Quiet(logging.LoggerAdapter[logging.Logger]):
-    """What the websockets package logs, for debugging: anybody who connects and talks nonsense is an error there."""
+    """Logs the messages of the websockets package for debugging only: it counts every malformed request as an error."""
 
     def log(self, level: int, msg: object, *args: object, **kwargs: Any) -> None:
         del level

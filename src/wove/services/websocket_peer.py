@@ -35,7 +35,7 @@ Sign: TypeAlias = Callable[[Sequence[bytes], int], str | None]
 """Makes the signature of a message, given its text and its number on the connection."""
 
 OVERHEAD_BYTES: Final = 512
-"""What an event that waits costs beside its pickle."""
+"""Number of bytes that a waiting event counts beside its pickle."""
 
 # RFC 6455, section 7.4.1
 INVALID: Final = 1007

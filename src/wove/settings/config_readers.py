@@ -48,8 +48,8 @@ _OF_THE_CONNECTION: Final = frozenset(
         "upgrade",
     }
 )
-"""What governs one connection (RFC 9110, section 7.6.1) or frames one message: a second one, or another value,
-lets two readers see two different requests."""
+"""The fields that govern one connection (RFC 9110, section 7.6.1) or frames one message: a second one, or another
+value, lets two readers see two different requests."""
 
 
 def check_keys(

@@ -1,4 +1,4 @@
-"""What ``wove.config`` holds: environments and defaults, immutable and picklable.
+"""The contents of ``wove.config``: environments and defaults, immutable and picklable.
 
 A call lays what it was given over what was there, key by key: :func:`overlaid`. Nothing here knows
 which executors there are; an unknown name is found out when its environment starts.
@@ -82,7 +82,7 @@ class Configuration:
     default_environment: str = DEFAULT
     environments: Mapping[str, Environment] = field(default_factory=dict[str, Environment])
     defaults: Mapping[str, Any] = field(default_factory=dict[str, Any])
-    # What resolution has worked out for weaves without settings of their own. A cache, no part of the value:
+    # The results of resolution for weaves without settings of their own. A cache, not part of the value:
     # it dies with the configuration, so it never has to be emptied.
     resolved: dict[Any, Any] = field(
         init=False, repr=False, compare=False, default_factory=dict[Any, Any]
@@ -161,7 +161,7 @@ def check_default_kept(before: Configuration, after: Configuration) -> None:
 def _defaults(old: Mapping[str, Any], given: Mapping[str, object], label: str) -> Mapping[str, Any]:
     options = {name: value for name, value in given.items() if name in OPTIONS}
     checked = check_defaults(options, label)
-    # What was given and did not come out of the check is a None that takes a default back.
+    # An option that the check has dropped is a None that takes a default back.
     return {name: value for name, value in old.items() if name not in options} | checked
 
 

@@ -80,7 +80,7 @@ class Setting(NamedTuple):
 
 
 _BUILT_IN: Final[Mapping[str, Any]] = {name: option.default for name, option in OPTIONS.items()}
-# What a task has in the end, beside its environment: its own options, and what its weave sets for it.
+# The settings of a task beside its environment's: its own options, and what its weave sets for it.
 _OF_TASK: Final = tuple(
     n for n in OPTIONS if n in {*names("task"), "max_pending"} and n != "environment"
 )
@@ -93,7 +93,7 @@ _POLICY_FIELDS: Final = {
 
 
 class _Base(NamedTuple):
-    """What a task gets in one environment before its own options, ready to be overlaid."""
+    """The settings of a task in one environment before its own options, ready to be overlaid."""
 
     environment: Environment
     fields: dict[str, Any]

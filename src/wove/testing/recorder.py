@@ -1,4 +1,4 @@
-"""What was sent while environments ran in this process, and which faults are still to come."""
+"""The runs that were sent while environments ran in this process, and the faults that are still to come."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class SentRun:
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """What is to happen to a run.
+    """The fault that happens to a run.
 
     Attributes:
         delay: Seconds before the run begins.

@@ -1,4 +1,4 @@
-"""What happens by the clock while tasks run: heartbeats, deadlines, and a look at the load.
+"""The worker's clock while tasks run: heartbeats, deadlines, and a look at the load.
 
 All of it in one thread that exists only while there is something to watch, because a task that blocks must
 not keep its own heartbeat from being sent.

@@ -53,7 +53,7 @@ class SharedCallable:
 
 
 class ExecutingRun:
-    """What is known of one run.
+    """The state of one run.
 
     Attributes:
         names: The fields that every event of it has.

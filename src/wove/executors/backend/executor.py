@@ -67,12 +67,12 @@ LINGER_SECONDS: Final = 0.2
 """How long a thread of the adapter's that is still in a call is waited for in the end. It is a daemon."""
 
 MAX_ENDED: Final = 10_000
-"""So many runs that have ended are remembered, so that an event that comes twice is no error."""
+"""Maximum number of ended runs that are remembered, so that an event that comes twice is not an error."""
 
 REMEMBERED_RUNS: Final = 10_000
 REMEMBERED_BYTES: Final = 64 * 1024 * 1024
 REMEMBERED_SECONDS: Final = 3600.0
-"""What is kept of the results of runs with an idempotency key."""
+"""How long the results of runs with an idempotency key are kept, in seconds."""
 
 
 class _Job:
@@ -259,7 +259,7 @@ class BackendAdapterEnvironmentExecutor(EnvironmentExecutor):
             await run_in_thread(partial(self._threads.close, LINGER_SECONDS, for_good=True))
 
     async def _call(self, method: Callable[..., Any], *args: Any) -> Any:
-        """What a method of the adapter gives: a coroutine's here, a plain function's in one of its threads."""
+        """Call a method of the adapter: a coroutine function on this loop, a plain function in one of its threads."""
         with self._exits_contained(method.__name__):
             if inspect.iscoroutinefunction(method):
                 return await method(*args)

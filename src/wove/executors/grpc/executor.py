@@ -293,7 +293,7 @@ class GrpcEnvironmentExecutor(NetworkExecutor):
 
 
 class _Call:
-    """What an exchange holds while it is under way.
+    """The state of one call while it is under way.
 
     Attributes:
         left: Whether gRPC has it.

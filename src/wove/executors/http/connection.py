@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 __all__ = ["Connection"]
 
 IDLE_SECONDS: Final = 4.0
-"""So long a connection is kept for the next request. uvicorn closes after 5 s, and whoever closes first decides
-that no request gets lost in between."""
+"""How long a connection is kept for the next request, in seconds. uvicorn closes after 5 s; the client closes
+first, so that no request gets lost in between."""
 
 MAX_IDLE_SECONDS: Final = 60.0
 """Even if the server promises more: routers on the way forget connections, and tell nobody."""
@@ -98,7 +98,7 @@ class Connection(asyncio.Protocol):
         self._handshake: asyncio.Future[None] | None = None
         self._deserted: float | None = None  # when its call was withdrawn
         self._timer: asyncio.TimerHandle | None = None
-        # What is coming at the moment: see GRACE_SECONDS.
+        # The unit that is arriving: see GRACE_SECONDS.
         self._unit: int | None = None  # HEAD, BODY, or the number of a line
         self._unit_since = 0.0
         self._unit_bytes = 0

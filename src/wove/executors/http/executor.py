@@ -256,7 +256,7 @@ class _Post(Call):
 
 
 def _media_type(head: Head) -> str:
-    """What the body is (RFC 9110, 8.3), without parameters."""
+    """Return the body's media type (RFC 9110, 8.3), without parameters."""
     return (head.get("content-type") or "").partition(";")[0].strip().lower()
 
 

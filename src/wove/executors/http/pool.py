@@ -34,8 +34,8 @@ EYEBALLS_SECONDS: Final = 0.25
 GOODBYE_SECONDS: Final = 1.0
 
 ARRIVAL_SECONDS: Final = 0.25
-"""So long an attempt to connect may still succeed when the pool is closed. One that is cancelled in the moment of its
-success loses its socket: asyncio lets go of it unclosed (`asyncio.staggered`)."""
+"""How long an attempt to connect may still succeed when the pool is closed, in seconds. One that is cancelled in the
+moment of its success loses its socket: asyncio lets go of it unclosed (`asyncio.staggered`)."""
 
 Failure: TypeAlias = Literal["lost", "late", "refused"]
 """No answer came, it did not come in time, or what came is none."""
@@ -368,7 +368,7 @@ class Pool:
         self._connect()
 
     def _words(self, error: Exception) -> str:
-        """What is wrong, in the words of the system or of OpenSSL."""
+        """Return the error in the words of the system or of OpenSSL."""
         if isinstance(error, TimeoutError) and not error.args:
             return f"none within {self._connect_seconds:g} s (executor_config 'connect_timeout')"
         if isinstance(error, ssl.SSLCertVerificationError):

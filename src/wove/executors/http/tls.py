@@ -40,7 +40,7 @@ class TLS:
         self.failure: ssl.SSLError | None = None
 
     def hello(self) -> bytes:
-        """What to send first."""
+        """Return the bytes to send first."""
         try:
             self._object.do_handshake()
         except ssl.SSLWantReadError:
@@ -76,13 +76,13 @@ class TLS:
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
     def encrypt(self, data: bytes) -> bytes:
-        """What to send for *data*."""
+        """Return the bytes to send for *data*."""
         for start in range(0, len(data), WRITE_BYTES):
             self._object.write(memoryview(data)[start : start + WRITE_BYTES])
         return self.pending()
 
     def pending(self) -> bytes:
-        """What else is to be sent."""
+        """Return the bytes that are still to be sent."""
         return self._outgoing.read()
 
     def goodbye(self) -> bytes:

@@ -1,1 +1,1 @@
-"""What the executors for worker services share."""
+"""Parts that the executors for worker services share."""

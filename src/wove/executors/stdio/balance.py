@@ -31,7 +31,7 @@ BACKLOG_BYTES: Final = 256 * 1024
 
 @dataclass(slots=True, eq=False)
 class WorkerLoad:
-    """What one process has to do.
+    """The load of one process.
 
     Attributes:
         limit: How many runs may be at once in it; ``None`` for any number.

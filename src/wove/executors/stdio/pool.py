@@ -34,7 +34,7 @@ KILLED_SECONDS: Final = 3.0
 """How long the system may take to end one that was killed: its memory is given back first."""
 
 MAX_SILENT_ENDS: Final = 3
-"""So many processes in a row that end without a word, and the runs that wait for one fail as well."""
+"""Number of processes in a row that end without a word after which the runs that wait for one fail as well."""
 
 STAGNATION_SECONDS: Final = 1.0
 """After so long without a start or end, processes get more runs than they seem to have room for; then
@@ -43,7 +43,7 @@ after twice as long, and so on."""
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """What a pool is made of.
+    """The settings of a pool.
 
     Attributes:
         environment: The environment's name.

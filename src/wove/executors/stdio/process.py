@@ -29,14 +29,14 @@ WRITE_CHUNKS: Final = 256
 """Written at a time; the system's limit is 1024 (IOV_MAX)."""
 
 STDERR_TAIL: Final = 4096
-"""So many of the last bytes on stderr are kept for the message about an unexpected end."""
+"""Number of last bytes on stderr that are kept for the message about an unexpected end."""
 
 POLL_SECONDS: Final = 0.1
 """How often the end of a process is looked for, where the system cannot tell it (no pidfd)."""
 
 
 class Listener:
-    """What happens to a worker process. All calls come on the loop."""
+    """Receiver of what happens to a worker process. All calls come on the loop."""
 
     def lines(self, process: WorkerProcess, lines: list[list[bytes]]) -> None:
         """It wrote complete lines to stdout, each in chunks and without its line break."""

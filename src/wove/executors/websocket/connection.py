@@ -45,7 +45,7 @@ CLOSE_SECONDS: Final = 1.0
 """How long the other side may take to close, too. RFC 6455, section 7.1.1: the server ends the TCP connection."""
 
 WRITE_BYTES: Final = 256 * 1024
-"""So much may wait in this process for the network before the rest of a message is held back."""
+"""Number of bytes that may wait for the network before the rest of a message is held back."""
 
 ATTEMPT_SECONDS: Final = 0.25
 """After so long the next address of a name is tried as well (RFC 8305, section 8)."""
@@ -143,7 +143,7 @@ async def connect(
 
 
 class Link(asyncio.Protocol):
-    """What `connect` gives.
+    """A connection, made by `connect`.
 
     Attributes:
         opened: Done when the handshake is; its exception says why it came to nothing.
@@ -187,7 +187,7 @@ class Link(asyncio.Protocol):
 
     @property
     def subprotocol(self) -> str | None:
-        """What the other side chose."""
+        """Return the subprotocol that the service chose."""
         return self._protocol.subprotocol
 
     @property
@@ -200,7 +200,7 @@ class Link(asyncio.Protocol):
         return self.is_open and not self._paused and not self.busy
 
     def so_far(self) -> str:
-        """What came of the answer to the handshake, for a message."""
+        """Return the part of the handshake's answer that has arrived, for a message."""
         return (
             "did not come"
             if not self._received
@@ -366,7 +366,7 @@ class Link(asyncio.Protocol):
         if self.is_open and (
             self._protocol.close_expected() or self._protocol.state is State.CLOSED
         ):
-            # What is queued cannot be sent any more; and nobody has to wait until the other side has closed.
+            # The queue cannot be sent any more; and nobody has to wait until the other side has closed.
             self._expect_end()
             self._gone(self._last_words(None))
         return whole

@@ -1,4 +1,4 @@
-"""What is said of handshakes that came to nothing, and of close codes. Imported when an executor starts, only."""
+"""Messages about failed handshakes and close codes. Imported only when an executor starts."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from wove.errors import EnvironmentExecutionError, WorkerLostError
 __all__ = ["Answer", "meaning", "refusal"]
 
 QUOTED: Final = 300
-"""So many characters of a refusal's body are quoted."""
+"""Maximum number of characters of a refusal's body that are quoted."""
 
 
 class Answer(EnvironmentExecutionError):
@@ -38,7 +38,7 @@ class Answer(EnvironmentExecutionError):
 
 
 def meaning(code: int) -> str:
-    """What a close code says, to be added to a sentence that names it."""
+    """Return the meaning of a close code, to be added to a sentence that names it."""
     meanings = {
         1009: ": a message is too large for it",  # RFC 6455, section 7.4.1
         1011: ": an error in the service",

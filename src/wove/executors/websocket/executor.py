@@ -41,8 +41,8 @@ OPEN_SECONDS: Final = 10.0
 RECONNECT_SECONDS: Final = 5.0
 
 ARRIVAL_SECONDS: Final = 0.25
-"""So long an attempt to connect may still succeed when the executor is stopped. One that is cancelled in the moment of
-its success loses its socket: asyncio lets go of it unclosed (`asyncio.staggered`)."""
+"""How long an attempt to connect may still succeed when the executor is stopped, in seconds. One that is cancelled in
+the moment of its success loses its socket: asyncio lets go of it unclosed (`asyncio.staggered`)."""
 
 RECONNECT: Final = Backoff(0.1, 5.0)
 """Between two attempts to connect again."""
@@ -133,7 +133,7 @@ class WebSocketEnvironmentExecutor(NetworkExecutor):
         self._context: ssl.SSLContext | None = await thread_pool.run_in_thread(self._load)
 
     def _load(self) -> ssl.SSLContext | None:
-        """What takes its time: importing, and reading certificates."""
+        """Do what takes its time: import the library, and read certificates."""
         with forks.importing:
             importlib.import_module("wove.executors.websocket.connection")
         return self.tls.context() if self._url.tls else None

@@ -156,7 +156,7 @@ class ARQAdapter(BackendAdapter):
         return loop_of_redis(getattr(self._pool, "connection_pool", None))
 
     async def _there(self, make: Callable[[], Any]) -> Any:
-        """What *make* makes, awaited on the pool's loop and for not too long; with an error that says whose it is."""
+        """Await what *make* returns on the pool's loop, with a time limit and an error that names the environment."""
 
         async def bounded() -> Any:
             async with asyncio.timeout(self._seconds):
@@ -342,7 +342,7 @@ class ARQAdapter(BackendAdapter):
         return fates
 
     async def _look_at_silent(self, names: Sequence[str]) -> dict[str, JobStatus]:
-        """Those that are in progress, and have not reported."""
+        """Return the jobs that are in progress and have not reported."""
         taken: list[str] = []
         for some in _portions(names, ASKED_AT_ONCE):
             [found] = await self._ask([("MGET", *(RUNNING + name for name in some))])
@@ -385,7 +385,7 @@ class ARQAdapter(BackendAdapter):
             return JobStatus("finished", f"{job} has left a result that cannot be read: {error}")
 
     def _read_result(self, result: bytes) -> Any:
-        """What arq.jobs.serialize_result has stored."""
+        """Read what arq.jobs.serialize_result has stored."""
         deserialize = self._pool.job_deserializer
         if deserialize is None:
             return words.inert(result)

@@ -1,4 +1,4 @@
-"""What an environment for ARQ is configured with."""
+"""The configuration of an environment for ARQ."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from wove.graph.rules import shown, suggest
 __all__ = ["check_dsn", "library", "read_options", "read_settings", "shown_address"]
 
 OPTIONS: Final = ("_defer_by", "_defer_until", "_expires")
-"""Those of ARQ's own options that ``enqueue_options`` may set."""
+"""The options of ARQ that ``enqueue_options`` may set."""
 
 TAKEN: Final[Mapping[str, str]] = {
     "_job_id": "Wove gives each job its id; delivery_idempotency_key decides which runs share one",
@@ -26,7 +26,7 @@ SCHEMES: Final = ("redis", "rediss", "unix")
 
 
 def library() -> Any:
-    """What is used of ARQ, under one roof. Imports it, which takes a moment."""
+    """Import the parts of ARQ that are used, which takes a moment, and return them in one object."""
     with forks.importing:
         modules = {
             "arq.connections": ("ArqRedis", "RedisSettings", "create_pool"),

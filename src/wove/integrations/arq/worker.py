@@ -1,4 +1,4 @@
-"""What ARQ's workers run. Nothing of ARQ is imported before `worker_function` is called."""
+"""The function that ARQ's workers run. Nothing of ARQ is imported before `worker_function` is called."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def worker_function(
     timeout: float | None = None,
     keep_result: float = KEEP_SECONDS,
 ) -> Any:
-    """What belongs into ``WorkerSettings.functions``: an ``arq.worker.Function``, not to be tried twice.
+    """Return an ``arq.worker.Function`` for ``WorkerSettings.functions``, which is not tried twice.
 
     Args:
         name: The environment's ``function_name``.

@@ -38,8 +38,9 @@ MAX_OVERRIDES: Final = 8192
 that has more (docs.aws.amazon.com/AmazonECS/latest/APIReference/API_TaskOverride.html)."""
 
 OF_BATCH: Final = 1024
-"""What Batch adds to them for itself: AWS_BATCH_JOB_ID and its like (docs.aws.amazon.com/batch/latest/userguide/
-job_env_vars.html), the names of queue and compute environment among them."""
+"""Number of bytes for what Batch adds to them itself: AWS_BATCH_JOB_ID and its like
+(docs.aws.amazon.com/batch/latest/userguide/ job_env_vars.html), the names of queue and compute environment among
+them."""
 
 MAX_REQUEST: Final = 30 * 1024
 """Bytes of a SubmitJob request (docs.aws.amazon.com/batch/latest/userguide/service_limits.html)."""
@@ -56,7 +57,7 @@ MARGIN_SECONDS: Final = 30
 """By what the job's time limit comes after the run's: its worker ends the run by itself, and reports that."""
 
 MAX_KEYED: Final = 10_000
-"""So many jobs of runs with a key are remembered as submitted here."""
+"""Maximum number of jobs with an idempotency key that are remembered as submitted here."""
 
 ACK_SECONDS: Final = 5.0
 """How long a cancel that is to be acknowledged waits until the job is over."""
@@ -75,7 +76,7 @@ OPTIONS: Final = (
     "tags",
     "consumableResourcePropertiesOverride",
 )
-"""What may be in ``submit_job_options`` (docs.aws.amazon.com/batch/latest/APIReference/API_SubmitJob.html)."""
+"""The keys of ``submit_job_options`` (docs.aws.amazon.com/batch/latest/APIReference/API_SubmitJob.html)."""
 
 TAKEN: Final = {
     "jobName": "it is made of the task's name; there is 'job_name_prefix'",
@@ -393,7 +394,7 @@ class AWSBatchAdapter(BackendAdapter):
 
 
 def fate_of(job: Mapping[str, Any]) -> JobStatus | None:
-    """What has become of a job, as DescribeJobs tells it; ``None``: it is not over.
+    """Return the end of a job as DescribeJobs tells it; ``None``: it is not over.
 
     Example:
         >>> fate_of({"jobId": "1", "status": "FAILED", "statusReason": "Host EC2 terminated."})

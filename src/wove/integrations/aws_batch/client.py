@@ -98,7 +98,7 @@ class Api:
         self._call(f"terminate job {job}", self.client.terminate_job, jobId=job, reason=reason)
 
     def describe(self, jobs: Iterable[str]) -> dict[str, dict[str, Any]]:
-        """What there is to know about jobs, by id. Those that are not known are left out."""
+        """Return the descriptions of jobs, by id, without those that Batch does not know."""
         ids, found = list(jobs), dict[str, dict[str, Any]]()
         for first in range(0, len(ids), MAX_IDS):
             some = ids[first : first + MAX_IDS]
@@ -142,7 +142,7 @@ class Api:
                     failures += 1
                     wait = THROTTLE.delay(failures)
                     late = time.monotonic() - began + wait > RETRY_SECONDS
-                    # One that was never sent is worth one more try: kept connections end.
+                    # A request that was never sent is worth one more try: kept connections end.
                     if late or not (
                         _code(error) in THROTTLED or (_code(error) == "" and failures == 1)
                     ):

@@ -242,7 +242,7 @@ class CeleryAdapter(BackendAdapter):
             self.task_name,
             args=(payload,),
             task_id=task_id,
-            # What monitors show of the arguments, instead of the beginning of a pickle.
+            # The text that monitors show for the arguments, instead of the beginning of a pickle.
             argsrepr=f"(<run {payload['run_id']} of task {frame['task_id']!r}>,)",
             kwargsrepr="{}",
             **self.options,
@@ -262,7 +262,7 @@ class CeleryAdapter(BackendAdapter):
         told = self._broker.ask("revoke", arguments, wait=bool(wanted))
         if not told:
             return [False] * len(cancels)
-        # Those that no worker has begun now will not be: all that are there have been told.
+        # A message that no worker has begun by now will not be begun: all that are there have been told.
         begun: set[str] = set()
         for tasks in self._broker.where(wanted).values():
             begun.update(task for task, (state, _) in tasks.items() if state == "active")

@@ -44,7 +44,7 @@ LISTEN_SECONDS: Final = 0.1
 CLOSE_SECONDS: Final = 1.0
 
 STUCK_CHUNK: Final = 50
-"""So many messages are read at a time of those that Redis workers have and have not acknowledged."""
+"""Number of unacknowledged messages of Redis workers that are read at a time."""
 
 
 class LostError(DeliveryError):
@@ -52,7 +52,7 @@ class LostError(DeliveryError):
 
 
 class Depth(NamedTuple):
-    """What the broker says of the queue.
+    """The state of a queue as the broker tells it.
 
     Attributes:
         ready: The messages that no worker has; ``None``: nobody knows.
@@ -172,7 +172,7 @@ class Broker:
     def ask(
         self, command: str, arguments: Mapping[str, Any], *, wait: bool = True
     ) -> dict[str, Any]:
-        """What workers answer to a remote control command, by their names; those that cannot are left out.
+        """Return the answers of workers to a remote control command, by worker name, without those that cannot answer.
 
         Args:
             command: Its name, as of ``celery inspect``.
@@ -219,7 +219,8 @@ class Broker:
     def _broadcast(
         self, connection: Any, command: str, arguments: dict[str, Any], seconds: float
     ) -> dict[str, Any]:
-        """What kombu/pidbox.py does, with two differences: it tries once, and it does not outlast its environment."""
+        """Do what kombu/pidbox.py does, with two differences: it tries once, and it does not outlast its
+        environment."""
         mailbox = self._app.control.mailbox(connection)
         channel = connection.default_channel
         message: dict[str, Any] = {"method": command, "arguments": arguments, "destination": None}

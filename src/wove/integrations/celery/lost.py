@@ -49,7 +49,7 @@ class _Missed:
 
 
 class LostJobDetector:
-    """What was seen of messages, from one look to the next. For one thread at a time."""
+    """Finds lost jobs by what was seen of their messages, from one look to the next. For one thread at a time."""
 
     def __init__(self) -> None:
         self._heard: dict[str, float] = {}
@@ -116,7 +116,7 @@ class LostJobDetector:
         answers: Mapping[str, Mapping[str, object]],
         now: float,
     ) -> dict[str, _Missed]:
-        """Those that nobody has known for long enough."""
+        """Return the jobs that nobody has known for long enough."""
         known: dict[str, str] = {}
         for host, tasks in answers.items():
             self._heard[host] = now
@@ -175,7 +175,7 @@ class LostJobDetector:
 def _failed(
     waiting: Mapping[str, Submission], answers: Mapping[str, Mapping[str, tuple[str, str]]]
 ) -> dict[str, JobStatus]:
-    """Those of which a worker says that they have failed there, and that no other has now."""
+    """Return the jobs that have failed on a worker, as it says, and that no other worker has now."""
     said: dict[str, str] = {}
     alive: set[str] = set()
     for host, tasks in answers.items():

@@ -1,4 +1,4 @@
-"""What the main process of a Celery worker knows of Wove's tasks, and tells when it is asked.
+"""The record that a Celery worker's main process keeps of Wove's tasks, and tells when it is asked.
 
 Imported by workers that have a task from `wove.integrations.celery.register`, and by nobody else.
 """
@@ -16,7 +16,7 @@ from wove.integrations.celery.worker import COMMAND
 __all__ = ["Request", "where"]
 
 MAX_FAILURES: Final = 1000
-"""So many tasks that failed last are remembered: somebody asks within seconds."""
+"""Maximum number of failed tasks that are remembered: the adapter asks within seconds."""
 
 _failures: Final = BoundedDict[str, str](MAX_FAILURES)
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 __all__ = ["Results"]
 
 CHUNK: Final = 500
-"""So many results are asked for at a time."""
+"""Number of results that are asked for at a time."""
 
 LOST: Final = frozenset({"FAILURE", "REVOKED", "REJECTED"})
 """Of celery.states: the job is over, and not as it should be. (RETRY is not over.)"""
@@ -38,7 +38,7 @@ class Results:
         return cls(backend) if isinstance(backend, BaseKeyValueStoreBackend) else None
 
     def fates(self, submissions: Mapping[str, Submission], task: str) -> dict[str, JobStatus]:
-        """What has become of those that are over, by run id."""
+        """Return the ends of the jobs that are over, by run id."""
         backend = self._backend
         fates: dict[str, JobStatus] = {}
         runs = list(submissions)
@@ -72,7 +72,7 @@ def _fate(meta: object, task: str) -> JobStatus | None:
 
 
 def remedy(task: str) -> str:
-    """What to do about workers that do not know *task*."""
+    """Return the remedy for workers that do not know *task*."""
     return (
         f"register it in the module that `celery -A` names, with wove.integrations.celery.register(app, name={task!r})"
         f", or name another one as 'task_name' in executor_config"

@@ -1,1 +1,1 @@
-"""What adapters of several backends share."""
+"""Parts that adapters of several backends share."""

@@ -16,7 +16,7 @@ Reply = TypeVar("Reply")
 
 MAX_ITEMS: Final = 256
 MAX_BYTES: Final = 1024 * 1024
-"""What goes in one batch. A larger one would keep a loop busy for longer than ten milliseconds."""
+"""Maximum number of bytes in one batch. A larger batch would keep a loop busy for longer than ten milliseconds."""
 
 
 class Batcher(Generic[Item, Reply]):

@@ -1,4 +1,4 @@
-"""What a backend has stored about the end of a job, for messages: read without trusting whoever could write it."""
+"""A backend's own record of a job's end, for messages: read without trusting whoever could write it."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class _InertUnpickler(pickle.Unpickler):
 
 
 def inert(data: bytes) -> Any:
-    """What *data* is a pickle of, with lifeless stand-ins for everything that is not a plain value.
+    """Unpickle *data* safely: everything that is not a plain value becomes a stand-in without behaviour.
 
     For what lies in a store that others can write to: unpickling it as usual would run what they like.
 

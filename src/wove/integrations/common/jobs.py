@@ -232,7 +232,7 @@ def _age(content: Payload) -> float:
 
 
 def _left(content: Payload) -> float | None:
-    """What is left of the deadline, in seconds; ``None``: there is none."""
+    """Return the seconds until the deadline; ``None``: there is no deadline."""
     deadline: object = content.frame.get("deadline")
     if isinstance(deadline, bool) or not isinstance(deadline, (int, float)):
         return None
@@ -246,7 +246,7 @@ def _left(content: Payload) -> float | None:
 
 
 class _Worker:
-    """What a process has for all its payloads.
+    """The parts that a process has once for all its payloads.
 
     Attributes:
         reports: Of the runs that are here, by run id.

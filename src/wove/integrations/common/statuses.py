@@ -25,7 +25,7 @@ _MEANINGS: Final = {
 
 
 def meaning(status: int) -> str | None:
-    """What the exit *status* of a job says that runs our worker; ``None``: nothing in particular.
+    """Return the meaning of the exit *status* of a job that runs our worker; ``None``: nothing in particular.
 
     Example:
         >>> meaning(127)

@@ -90,7 +90,7 @@ class Watcher:
             self._known[run_id] = timer, fate
 
     def noted(self, run_id: str) -> JobStatus | None:
-        """What is known to have become of a job, and has not been told yet."""
+        """Return the end of a job that is known and has not been told yet."""
         return self._known[run_id][1] if run_id in self._known else None
 
     def forget(self, run_id: str) -> None:

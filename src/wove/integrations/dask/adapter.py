@@ -39,13 +39,14 @@ CONNECT_SECONDS: Final = 10.0
 a scheduler that went away may take to come back before the client gives up (distributed/client.py, `_reconnect`)."""
 
 SPARE_SECONDS: Final = 2.0
-"""What is added to that for a client that does not keep to it, and how long one that failed may take to close."""
+"""Seconds added to that for a client that does not keep to it, and for the close of a client that failed."""
 
 MAX_NAME: Final = 100
-"""So much of a task's name is in a key: Dask's dashboard groups tasks by what their keys begin with."""
+"""Maximum number of characters of a task's name in a key: Dask's dashboard groups tasks by what their keys begin
+with."""
 
 MAX_KEYS: Final = 10_000
-"""So many idempotency keys that were used are remembered."""
+"""Maximum number of used idempotency keys that are remembered."""
 
 LIVE: Final = ("released", "waiting", "no-worker", "queued", "processing")
 """States of a task whose result is still to come (distributed/scheduler.py, ALL_TASK_STATES)."""
@@ -213,7 +214,7 @@ class DaskAdapter(BackendAdapter):
         if idempotency_key(frame) is not None:
             key = await self._free(key, payload)
         item = _Item(key, payload, delivery.get("delivery_orphan_policy") == "detach")
-        # What this returns holds the task in the cluster: Dask lets go of what no future is held of.
+        # The returned future holds the task in the cluster: Dask releases tasks without one.
         return await self._trips.put(item, _size(payload))
 
     async def _free(self, key: str, payload: PayloadDict) -> str:

@@ -1,4 +1,4 @@
-"""What the scheduler and the workers of Dask have noted about a task."""
+"""The notes of Dask's scheduler and workers about a task."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ STARTED: Final = frozenset({"executing", "long-running", "resumed", "memory", "e
 """States of a task at a worker that has begun it."""
 
 TRANSITION: Final = 6
-"""What a worker's row about two states has: before, wanted, after, what follows from it, why, when."""
+"""Number of columns in a worker's row about two states: before, wanted, after, what follows from it, why, when."""
 
 GONE: Final = frozenset({"released", "forgotten"})
 

@@ -57,7 +57,7 @@ ACK_SECONDS: Final = 5.0
 LOG_LINES: Final = 20
 MAX_LOGS: Final = 8
 LOG_SECONDS: Final = 1.0
-"""What is read of the logs of failed pods that left no message, for each look at what has become of Jobs."""
+"""How long the logs of failed pods without a message are read at each look, in seconds."""
 
 CLOSE_SECONDS: Final = 1.0
 
@@ -467,7 +467,7 @@ class KubernetesJobsAdapter(BackendAdapter):
 
 
 def _called(factory: Callable[..., Any], payload: PayloadDict, job: dict[str, Any]) -> Any:
-    """What *factory* makes of a payload; it may take the payload alone."""
+    """Return the Job that *factory* makes of a payload; it may take the payload alone."""
     try:
         inspect.signature(factory).bind(payload, job)
     except TypeError:

@@ -37,7 +37,7 @@ REMEDIES: Final = (
     (403, " cannot ", "a Role must allow it: docs/kubernetes.md has one with the least rights"),
     (403, "exceeded quota", "'workers' of a mapped task bounds how many Jobs it has at a time"),
 )
-"""What to do about an answer of that status with such words in it. A 403 is not always of the authorizer, whose words
+"""The remedies for an answer of that status with such words in it. A 403 is not always of the authorizer, whose words
 these are (apiserver/pkg/endpoints/handlers/responsewriters/errors.go): quotas and webhooks refuse with it, too."""
 
 
@@ -200,7 +200,7 @@ class Api:
     def _answer(
         self, doing: str, function: Callable[..., Any], *args: Any, **options: Any
     ) -> dict[str, Any]:
-        """What the server answers to *function*, tried again while it is too busy."""
+        """Call *function*, again while the server is too busy, and return its answer."""
         began, failures, broken = time.monotonic(), 0, False
         while True:
             try:
@@ -268,7 +268,7 @@ def _fields(error: ValueError) -> str:
 
 
 def _seconds(headers: Any, default: float) -> float:
-    """What ``Retry-After`` says."""
+    """Return the seconds of ``Retry-After``."""
     with contextlib.suppress(AttributeError, TypeError, ValueError):
         return max(default, float(headers.get("Retry-After")))
     return default

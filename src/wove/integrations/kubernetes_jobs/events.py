@@ -47,7 +47,7 @@ class Unmade:
         self._waiting = False
 
     def verdicts(self, uids: Iterable[str]) -> dict[str, PodStatus]:
-        """What becomes of those of these Jobs whose pods are refused. Why others wait is logged."""
+        """Return the ends of the Jobs whose pods are refused, and log why others wait."""
         podless = self._book.podless(uids)
         if not podless:
             self._waiting = False
@@ -75,7 +75,7 @@ class Unmade:
         return verdicts
 
     def _told(self) -> dict[str, str]:
-        """What events say, by the uid of their Job."""
+        """Return the messages of events, by the uid of their Job."""
         try:
             events = self._api.events(REASON)
         except RefusedError as error:

@@ -55,7 +55,7 @@ def name_of(frame: Mapping[str, Any], *, prefix: str) -> str:
 
 
 class Template(NamedTuple):
-    """What all Jobs of an environment have in common.
+    """The parts that all Jobs of an environment have in common.
 
     Attributes:
         namespace: Where they go.

@@ -1,4 +1,4 @@
-"""What Kubernetes says of Jobs and pods, reduced to what is of interest about a run. Pure."""
+"""The states of Jobs and pods, reduced to what matters for a run. Pure."""
 
 from __future__ import annotations
 
@@ -135,7 +135,7 @@ def pod_state(pod: Mapping[str, Any]) -> PodState:
 
 
 def _in(thing: Any, *path: str) -> Any:
-    """What is there at *path*; ``None``: nothing. The API leaves out what is empty."""
+    """Return the value at *path*; ``None``: there is none. The API leaves out empty values."""
     for key in path:
         if thing is None:
             return None

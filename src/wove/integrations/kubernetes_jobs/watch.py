@@ -1,4 +1,4 @@
-"""What is known of an environment's Jobs and pods: kept up to date by one watch of each, for all of them."""
+"""The known state of an environment's Jobs and pods, kept up to date by one watch of each."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ MIN_SECONDS: Final = 1.0
 
 
 class PodStatus(NamedTuple):
-    """What has become of a Job.
+    """The end of a Job.
 
     Attributes:
         fate: That.
@@ -143,7 +143,7 @@ class PodCache:
             )
 
     def podless(self, uids: Iterable[str]) -> dict[str, JobState]:
-        """Those of these Jobs for which no pod was made for a while, although they are there."""
+        """Return those of the Jobs that exist and have had no pod for a while."""
         before = time.monotonic() - TROUBLE_SECONDS
         with self._lock:
             served = {pod.job for pod in self._pods.values()}
@@ -159,7 +159,7 @@ class PodCache:
             }
 
     def verdicts(self, uids: Iterable[str]) -> dict[str, PodStatus]:
-        """What has become of those of these Jobs that are over, or will never begin."""
+        """Return the ends of those of the Jobs that are over, or will never begin."""
         now = time.monotonic()
         with self._lock:
             pods: dict[str, list[PodState]] = {}

@@ -211,7 +211,7 @@ class RayAdapter(BackendAdapter):
             self._condemned.discard(submission)
 
     async def _settled(self, submission: Submission, seconds: float) -> State:
-        """What becomes of a task within so many seconds."""
+        """Wait for the end of a task for at most *seconds*, and return its state."""
         deadline = asyncio.get_running_loop().time() + seconds
         while (state := await self._threads.call(self._state, submission)) == "under way":
             if asyncio.get_running_loop().time() >= deadline:

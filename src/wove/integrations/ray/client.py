@@ -20,14 +20,14 @@ __all__ = ["Submission", "connect", "leave", "load", "shutdown_lock"]
 
 LOGGER: Final = "ray._private.worker"
 IN_A_THREAD: Final = "SIGTERM handler is not set because current thread is not the main thread"
-"""What Ray warns of where it is initialised in a thread (ray/_private/worker.py, `init`). It is so on purpose: how a
-process ends is its own matter."""
+"""Ray's warning where it is initialised in a thread (ray/_private/worker.py, `init`). That is on purpose here: how
+a process ends is its own matter."""
 
 UNKNOWN_OPTION: Final = "Unknown keyword argument"
-"""What begins the error of such a call (ray/_private/worker.py, `init`): a RuntimeError, as others of it are."""
+"""The beginning of the error of such a call (ray/_private/worker.py, `init`): a RuntimeError, as others are."""
 
 CLIENT: Final = "ray://"
-"""What the address of a Ray Client server begins with."""
+"""The beginning of the address of a Ray Client server."""
 
 CONNECT_SECONDS: Final = 10.0
 """How long the cluster may take to accept a connection."""

@@ -30,13 +30,13 @@ from wove.settings.config_readers import text
 __all__ = ["RQAdapter", "RunId", "Submission", "time_limit"]
 
 FUNCTION: Final = "wove.integrations.worker.run"
-"""What a job calls, by name."""
+"""The function that a job calls, by name."""
 
 DEFAULT_URL: Final = "redis://localhost:6379/0"
 """Where ``rq worker`` looks by default (rq/cli/helpers.py, `get_redis_from_config`)."""
 
 SCHEMES: Final = ("redis", "rediss", "unix")
-"""What `redis.Redis.from_url` takes (redis/connection.py, `parse_url`)."""
+"""The URL schemes that `redis.Redis.from_url` takes (redis/connection.py, `parse_url`)."""
 
 CONNECT_SECONDS: Final = 5.0
 ANSWER_SECONDS: Final = 10.0

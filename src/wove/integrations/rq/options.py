@@ -22,7 +22,7 @@ OPTIONS: Final = (
     "on_stopped",
     "webhooks",
 )
-"""What may be in ``enqueue_options``: options of `rq.Queue.enqueue` (rq/queue.py, `parse_args`)."""
+"""The keys of ``enqueue_options``: options of `rq.Queue.enqueue` (rq/queue.py, `parse_args`)."""
 
 TAKEN: Final = {
     "job_id": "it is made of the run's id, or of delivery_idempotency_key",

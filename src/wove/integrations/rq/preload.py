@@ -17,5 +17,5 @@ loaded = (cloudpickle, wove.integrations.worker)
 
 
 def plain(run_id: str) -> str:
-    """What a pickled `wove.integrations.rq.adapter.RunId` becomes."""
+    """Rebuild a pickled `wove.integrations.rq.adapter.RunId` as plain text."""
     return run_id

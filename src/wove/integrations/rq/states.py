@@ -1,4 +1,4 @@
-"""What RQ knows of jobs: read from Redis for many jobs at once, without their payloads, and without unpickling."""
+"""The states of RQ's jobs: read from Redis for many jobs at once, without their payloads, and without unpickling."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ ABANDONED: Final = "AbandonedJobError"
 """In the words of a job whose worker gave no heartbeat (rq/registry.py, `StartedJobRegistry.cleanup`)."""
 
 NOT_FOUND: Final = "Invalid attribute name"
-"""What RQ says when it cannot import a job's function (rq/utils.py, `import_attribute`)."""
+"""RQ's message when it cannot import a job's function (rq/utils.py, `import_attribute`)."""
 
 
 class Row(NamedTuple):
@@ -124,7 +124,7 @@ class JobInspector:
         self._suspects: dict[str, float] = {}
 
     def at(self, jobs: Mapping[str, tuple[str, str | None]]) -> dict[str, JobStatus]:
-        """What has become of *jobs*: keys in Redis, and marks, by run id."""
+        """Return the ends of *jobs*, given as keys in Redis and marks, by run id."""
         fates: dict[str, JobStatus] = {}
         failed: dict[str, Row] = {}
         started: dict[str, Row] = {}

@@ -65,10 +65,10 @@ MAX_SCRIPT: Final = 4 * 1024 * 1024
 """Bytes of a script that Slurm takes by default (slurm.conf(5), SchedulerParameters, max_script_size)."""
 
 MAX_NAME: Final = 128
-"""So long a job's name is at most. Accounting keeps 255 characters (tinytext) of it."""
+"""Maximum number of characters of a job's name. Accounting keeps 255 characters (tinytext) of it."""
 
 MAX_IDS: Final = 1000
-"""So many jobs are named in one command line."""
+"""Maximum number of jobs that are named in one command line."""
 
 QUERIES_AT_ONCE: Final = 2
 LINGER_SECONDS: Final = 0.2
@@ -99,7 +99,7 @@ REMEDIES: Final = (
         "does Slurm's controller answer (`scontrol ping`)?",
     ),
 )
-"""What to do about words of ``sbatch``."""
+"""The remedies for words of ``sbatch``."""
 
 _ANSWER: Final = re.compile(r"(?:Submitted batch job )?(\d+)(?:(?:;| on cluster )([\w.-]+))?")
 
@@ -447,7 +447,7 @@ class SlurmAdapter(BackendAdapter):
         return found
 
     def _accounted(self, submissions: Sequence[Submission]) -> dict[tuple[str, str], Row]:
-        """What the accounting knows of jobs; nothing where there is none."""
+        """Return the accounting's rows of jobs; an empty dict where there is no accounting."""
         found: dict[tuple[str, str], Row] = {}
         for cluster, jobs in _by_cluster(submissions).items():
             for first in range(0, len(jobs), MAX_IDS):

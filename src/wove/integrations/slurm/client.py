@@ -18,16 +18,16 @@ from wove.errors import DeliveryError, MissingDependencyError
 __all__ = ["Allowance", "Done", "check_program", "last_line", "run", "sibling"]
 
 MAX_CHARACTERS: Final = 1000
-"""So much of what a command says is in a message."""
+"""Maximum number of characters of a command's output in a message."""
 
 
 TAIL_BYTES: Final = 2000
 TAIL_CHARACTERS: Final = 500
-"""What is read of a job's output, and quoted of its last line."""
+"""Number of characters of a job's output that are read, and of its last line that are quoted."""
 
 
 class Done(NamedTuple):
-    """What a command that ended has said.
+    """The output of a command that has ended.
 
     Attributes:
         status: Its exit status.

@@ -71,7 +71,7 @@ EXPORTED: Final = (
     "LD_LIBRARY_PATH",
     "MODULEPATH",
 )
-"""What a job gets of the environment of the process that submits it: enough to find programs and modules."""
+"""The variables of the submitting process that a job gets: enough to find programs and modules."""
 
 _OF_SBATCH: Final = (
     "SBATCH_*",
@@ -81,11 +81,11 @@ _OF_SBATCH: Final = (
     "SLURM_UMASK",
     "SLURM_DEBUG_FLAGS",
 )
-"""What ``sbatch`` itself reads (sbatch(1), INPUT ENVIRONMENT VARIABLES). Not all of SLURM_*: in a process that is a job
-itself, these say what *that* job has, and Slurm hands them on to the new one."""
+"""The variables that ``sbatch`` itself reads (sbatch(1), INPUT ENVIRONMENT VARIABLES). Not all of SLURM_*: in a
+process that is a job itself, these say what *that* job has, and Slurm hands them on to the new one."""
 
 _NOT_OF_SBATCH: Final = ("SBATCH_EXPORT", "SBATCH_WAIT", "SBATCH_ARRAY_INX", "SBATCH_GET_USER_ENV")
-"""Those of them that would undo what Wove sets: no option on the command line switches them off."""
+"""The variables of ``sbatch`` that would undo what Wove sets: no option on the command line switches them off."""
 
 _OTHER_COMMANDS: Final = ("SQUEUE_*", "SCANCEL_*", "SACCT_*", "SLURM_TIME_FORMAT")
 """Filters and prompts that suit a person, and hide jobs from whoever asks about them by their ids (squeue(1),
@@ -240,7 +240,7 @@ def _quoted(word: str) -> str:
 
 
 class Export(NamedTuple):
-    """What a job gets of this process's environment.
+    """The part of this process's environment that a job gets.
 
     Attributes:
         option: The value of ``sbatch --export``.

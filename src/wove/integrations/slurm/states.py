@@ -1,4 +1,4 @@
-"""What Slurm says of jobs, in the columns of ``squeue`` and ``sacct``, and what becomes of a run by it. Pure."""
+"""The states of Slurm's jobs, by the columns of ``squeue`` and ``sacct``, and what they mean for a run. Pure."""
 
 from __future__ import annotations
 
@@ -94,10 +94,10 @@ LIMITS: Final = ("Assoc", "Max", "QOS")
 
 
 MAX_NODES: Final = 3
-"""So many are named in a message."""
+"""Maximum number of nodes that are named in a message."""
 
 OUT: Final = ("down", "drain", "error", "fail")
-"""What states of nodes begin with that take no more jobs until somebody sees to them (sinfo(1), NODE STATE CODES)."""
+"""The beginnings of states of nodes that take no more jobs until an administrator acts (sinfo(1), NODE STATE CODES)."""
 
 
 class Node(NamedTuple):
@@ -161,7 +161,7 @@ class Row(NamedTuple):
 
     @property
     def wants_nodes(self) -> bool:
-        """What it waits for are nodes that others do not just use."""
+        """Return whether it waits for nodes, and not only for others to leave them."""
         return self.worries and "node" in self.reason.lower()
 
 
@@ -249,7 +249,7 @@ def _status(code: str) -> int:
 
 
 def fate_of(row: Row, said: str = "") -> JobStatus | None:
-    """What has become of the job, if it is over or never begins.
+    """Return the end of the job, if it is over or never begins.
 
     Args:
         row: Of the job.

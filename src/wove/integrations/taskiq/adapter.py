@@ -131,8 +131,8 @@ class TaskiqAdapter(BackendAdapter):
         self._started_on = loop or asyncio.get_running_loop()
 
     async def close(self) -> None:
-        # What was started on a loop of the user's is left to them, together with the loop. So are threads that belong
-        # to a broker in memory: it does not start again without them.
+        # A broker that was started on the user's loop is left to the user, together with the loop. So are threads
+        # that belong to a broker in memory: it does not start again without them.
         if self._started_on is asyncio.get_running_loop() and not hasattr(self._broker, "executor"):
             await self._broker.shutdown()
 
@@ -203,6 +203,6 @@ def _import() -> Any:
 
 
 def _said(error: BaseException) -> str:
-    """What was in the way; taskiq wraps it in an error without words."""
+    """Return the cause's words; taskiq wraps it in an error without any."""
     cause = error.__cause__ if error.__cause__ is not None else error
     return ": ".join(filter(None, (type(cause).__name__, str(cause))))

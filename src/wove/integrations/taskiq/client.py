@@ -1,4 +1,4 @@
-"""What can be known of a Taskiq broker: where it lives, and whether it was started."""
+"""A Taskiq broker's state: the loop it belongs to, and whether it was started."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What Taskiq leaves behind of its tasks: results, and messages that are still in the queue or not.
+"""The traces of Taskiq's tasks: results, and messages that are still in the queue or not.
 
 Its workers log and drop the messages of tasks that they do not know, and a worker that is killed takes along those
 that it has fetched. With Redis, both can be seen from the queue: a message that is in it no more, of a task that
@@ -64,7 +64,7 @@ class LostJobDetector:
     async def look(
         self, submissions: Mapping[str, Sent], begun: Callable[[str], bool]
     ) -> dict[str, JobStatus]:
-        """What has become of *submissions*. To be called on the broker's loop."""
+        """Return the ends of *submissions* that are known. Called on the broker's loop."""
         fates: dict[str, JobStatus] = {}
         runs = {sent.task_id: run_id for run_id, sent in submissions.items()}
         if self._results is not None:
@@ -105,7 +105,7 @@ class LostJobDetector:
         return {task_id for task_id, sent in waiting.items() if sent.ended < first.began}
 
     async def _taken_from_stream(self, waiting: Mapping[str, Sent]) -> set[str]:
-        """What is older than what was delivered last, and than the oldest that a worker still holds, is taken.
+        """Return the messages that are older than the last delivered one and than the oldest that a worker holds.
 
         Taskiq's workers look for the messages of those that have died only after they were handed a new one
         (RedisStreamBroker.listen in taskiq_redis/redis_broker.py), which there may never be.

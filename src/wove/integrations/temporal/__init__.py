@@ -34,14 +34,14 @@ _HOMES = {
 
 
 def workflows() -> list[type]:
-    """What belongs into ``Worker(workflows=[...])``."""
+    """Return the workflows for ``Worker(workflows=[...])``."""
     from wove.integrations.temporal.workflow import RunBackendPayload
 
     return [RunBackendPayload]
 
 
 def activities(*, security: SecurityConfig = None) -> list[Callable[..., Any]]:
-    """What belongs into ``Worker(activities=[...])``.
+    """Return the activities for ``Worker(activities=[...])``.
 
     Args:
         security: As the environment's ``security``; ``None``: the secret in the variable ``WOVE_WORKER_SECRET``, if

@@ -48,7 +48,7 @@ TAKEN: Final[Mapping[str, str]] = {
     "start_signal": "a run is started without one",
     "start_signal_args": "a run is started without one",
 }
-"""What ``start_options`` may not set, and why."""
+"""The options that ``start_options`` may not set, and why."""
 
 STARTS_AT_ONCE: Final = 32
 """Workflows that are being started at a time. More wait here and not in the server, where each would be slower."""
@@ -180,7 +180,7 @@ class TemporalAdapter(BackendAdapter):
         return loop if has_code else None
 
     async def _there(self, make: Callable[[], Coroutine[Any, Any, T]]) -> T:
-        """What *make* makes, awaited where the client is to be used, and no longer than this adapter is open."""
+        """Await what *make* returns where the client is to be used, and no longer than this adapter is open."""
         calling = asyncio.ensure_future(
             on_loop(self._loop(), make, label=f"{self.label}: its client")
         )

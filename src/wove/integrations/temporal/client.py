@@ -68,7 +68,7 @@ _keyed: Final = SubmittedKeys()
 
 _clients: Final[WeakSet[Client]] = WeakSet()
 _runtimes: Final[set[Runtime]] = set()
-"""What environments of this process use, or have used."""
+"""The runtimes that environments of this process use, or have used."""
 
 
 class Submission:
@@ -185,7 +185,7 @@ def _leak(thing: object) -> None:
 
 
 def forked(label: str) -> DeliveryError:
-    """What an `AssertionError` of Temporal's library is for a weave: it knows the process that it was used in first.
+    """Return the error for an `AssertionError` of Temporal's library, which belongs to the process that used it first.
 
     A second runtime would work in the child, but for every tenth time: its locks (parking_lot) still have entries for
     threads that wait in the parent, and follow them when there are more threads than there were.
@@ -219,7 +219,7 @@ async def check_namespace(client: Client, *, label: str) -> None:
 
 
 def unreachable(error: RPCError, client: Client, *, label: str) -> DeliveryError:
-    """What *error*, the answer to a call, is for a weave."""
+    """Return the error that a weave gets for *error*, the answer to a call."""
     remedy = ""
     if error.status is RPCStatusCode.NOT_FOUND:
         remedy = (
@@ -298,7 +298,7 @@ async def cancel(client: Client, submission: Submission, *, is_ours: bool) -> bo
             return False
         # A request to cancel would wait for a worker, and there may be none for long.
         await handle.terminate(reason=CANCELLED, rpc_timeout=RPC)
-        # What the server knows of it does not change any more, so this is whether one was quicker.
+        # The server's record does not change any more, so this tells whether one was quicker.
         return not await _has_begun(handle, is_ours=is_ours)
     except RPCError as error:
         if error.status is RPCStatusCode.NOT_FOUND:  # it is over

@@ -1,4 +1,4 @@
-"""What has become of workflows: one query for those that have ended, and a look at one of those that wait."""
+"""The ends of workflows: one query for those that have ended, and a look at one of those that wait."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ class Fates:
     async def _fate_of(
         self, submission: Submission, status: WorkflowExecutionStatus | None
     ) -> JobStatus | None:
-        """What became of a closed workflow; ``None``: another run of it has taken over."""
+        """Return the end of a closed workflow; ``None``: another run of it has taken over."""
         if status is WorkflowExecutionStatus.COMPLETED:
             return JobStatus("finished", f"{submission} is completed")
         end = await end_of(submission.handle(self._client))
@@ -179,7 +179,7 @@ class Fates:
     async def _failure_of_code(
         self, submission: Submission, description: WorkflowExecutionDescription
     ) -> str | None:
-        """What workers say of the code of a workflow that they failed to run, as of a type that they do not know."""
+        """Return the workers' error about a workflow's code that they failed to run, such as an unknown type."""
         if description.status is not WorkflowExecutionStatus.RUNNING:
             return None
         said: str | None = None

@@ -1,4 +1,4 @@
-"""What Temporal's workers run beside the workflow: the activity, and a worker that has nothing else.
+"""The activity of Temporal's workers, and a worker that has nothing else.
 
 ``python -m wove.integrations.temporal --task-queue NAME`` is that worker.
 """

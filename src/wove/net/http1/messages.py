@@ -1,4 +1,4 @@
-"""What requests and responses have in common: fields, chunks, and lines that come in pieces."""
+"""The common parts of requests and responses: fields, chunks, and lines that come in pieces."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ QUOTED_BYTES: Final = 200
 
 KNOWN_FIELDS: Final = 128
 KNOWN_BYTES: Final = 100
-"""So many short field lines are remembered: the messages of one peer differ in few of them."""
+"""Maximum number of short field lines that are remembered: the messages of one peer differ in few of them."""
 
 # RFC 9110, 5.6.2 (token) and 5.5 (what a field value is made of: no control characters but the tab).
 TOKEN: Final = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
@@ -49,7 +49,7 @@ _TARGET: Final = re.compile(r"/[\x21-\x7e]*")
 
 
 class ProtocolError(Exception):
-    """What came is not an HTTP/1.1 message, or not a whole one. The text goes into a sentence."""
+    """The input is not an HTTP/1.1 message, or not a whole one. The text goes into a sentence."""
 
 
 class TooLargeError(ProtocolError):
@@ -169,7 +169,7 @@ class Parser:
     __slots__ = ("_extensions", "_left", "_pending", "_step", "announced", "complete", "received")
 
     NOUN: ClassVar[str] = "the message"
-    """What errors call it."""
+    """Its name in errors."""
 
     def __init__(self, first: Step) -> None:
         self.complete = False
@@ -183,7 +183,7 @@ class Parser:
     # ------------------------------------------------------------------ what a subclass says
 
     def _named(self) -> str:
-        """What errors call the message once its head is known."""
+        """Return the message's name in errors once its head is known."""
         return self.NOUN
 
     def _quoted(self, data: bytes | bytearray) -> str:

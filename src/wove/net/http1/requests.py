@@ -26,14 +26,14 @@ _REQUEST_LINE: Final = re.compile(
     rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]{1,64}) ([\x21-\x7e]+) HTTP/([0-9])\.([0-9])"
 )
 _BEGINNING: Final = re.compile(rb"(?:\r\n)?(?:[!#$%&'*+\-.^_`|~0-9A-Za-z]+(?: .*)?)?|\r", re.DOTALL)
-"""What may become a request line: a method, a space, and so on. One empty line before it is skipped."""
+"""The beginning of a request line: a method, a space, and so on. One empty line before it is skipped."""
 
 # RFC 9112, 3.2.2: a server takes the absolute form, too, which clients use that think of us as of a proxy.
 _ABSOLUTE: Final = re.compile(r"https?://[^/?#]+", re.IGNORECASE)
 
 
 class RequestError(ProtocolError):
-    """What came is no request, and *status* is the answer to that.
+    """The input is not a request, and *status* is the answer to that.
 
     Attributes:
         status: 400, or what says more.

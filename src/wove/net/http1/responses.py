@@ -49,7 +49,7 @@ class Head(Message):
 
 
 def _guess(raw: bytes | bytearray) -> str:
-    """What these bytes may be, if not HTTP/1."""
+    """Return a guess at what these bytes are, if not HTTP/1."""
     if raw[:2] in (b"\x15\x03", b"\x16\x03"):  # RFC 8446, 5.1: alert and handshake records
         return "it looks like TLS. Use https:// in the url"
     return f"it begins with {quoted(raw)}"

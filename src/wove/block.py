@@ -21,6 +21,7 @@ from wove.graph.options import (
     TaskOptions,
     Unset,
     check_task_options,
+    check_value_name,
     check_weave_options,
     shown,
 )
@@ -75,11 +76,13 @@ class weave:  # noqa: N801 - it is used like a function
         delivery_heartbeat_seconds: Seconds without a sign of life, after which a started run is lost.
         delivery_max_in_flight: The most remote runs of one environment at once in this process.
         delivery_orphan_policy: ``"cancel"``, ``"fail"``, ``"requeue"`` or ``"detach"``.
+        values: More initial values, whatever their names. A mapping from names to values.
         **initial_values: Values that tasks can name; all together they are the dict ``data``.
 
     Raises:
         NameError: An initial value has a name that is taken.
-        TypeError, ValueError: An option is wrong; the message names it.
+        TypeError, ValueError: An option is wrong; the message names it. An initial value that is
+            called as an option of `do`, or nearly as one of the weave's own, belongs in *values*.
 
     Example:
         >>> with weave(n=3) as w:
@@ -105,6 +108,7 @@ class weave:  # noqa: N801 - it is used like a function
         error_mode: Literal["raise", "return", "continue"] | Unset | None = UNSET,
         progress: bool | None = None,
         record: str | PathLike[str] | None = None,
+        values: Mapping[str, Any] | None = None,
         delivery_timeout: float | Unset | None = UNSET,
         delivery_idempotency_key: IdempotencyKey | Unset | None = UNSET,
         delivery_cancel_mode: Literal["best_effort", "require_ack"] | Unset | None = UNSET,
@@ -145,15 +149,15 @@ class weave:  # noqa: N801 - it is used like a function
         self._watchers = _watchers(bool(progress), record)
         self._execution: Execution | None = None
         self._state = _NEW
-        self._values = initial_values
+        self._values = _initial_values(initial_values, values)
         self._declarations: dict[str, Declaration] = {}
         self._inherited: set[str] = set()
         self._plan: Plan | None = None
         self._result: WoveResult | None = None
         self._background: Background | None = None
-        for name in initial_values:
+        for name in self._values:
             if name in RESERVED or name == DATA:
-                raise _taken("initial value", name)
+                raise _taken("an initial value", name)
         if parent is not None:
             self._inherit(parent)
 
@@ -190,7 +194,8 @@ class weave:  # noqa: N801 - it is used like a function
         names nothing receives the item, and its result is the list of results in the items' order.
 
         Args:
-            source: What to map over; a callable is the task itself.
+            source: What to map over. A callable alone is the task itself, also one that can be
+                iterated: map over ``iter(callable)`` to have its items.
             **options: ``retries`` more attempts, ``retry_delay`` seconds apart (or ``"exponential"``, or
                 a callable of the attempt), after the exceptions of ``retry_on``; ``timeout`` seconds for
                 each; ``workers`` items at once and ``limit_per_minute`` launches; the ``environment``
@@ -234,7 +239,7 @@ class weave:  # noqa: N801 - it is used like a function
                 f"task {name!r} is declared twice: one of the two would be lost. Rename one of them"
             )
         elif name in RESERVED or name == DATA or name in self._values:
-            raise _taken("task", name)
+            raise _taken("a task", name)
         if options:
             maps = mapped or (replaces is not None and replaces.origin() is not None)
             options = check_task_options(options, mapped=maps, label=f"task {name!r}")
@@ -465,12 +470,34 @@ def _raise(execution: Execution) -> None:
             del error, execution  # or the traceback would hold itself alive
 
 
+def _initial_values(named: dict[str, Any], values: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return the initial values of both ways to give them."""
+    for name in named:
+        check_value_name(name, _PARAMETERS)
+    if values is None:
+        return named
+    if not isinstance(values, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise TypeError(
+            f"weave: values must be a mapping from names to values, not {shown(values)}"
+        )
+    for name in values:
+        if not isinstance(name, str):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise TypeError(f"weave: the names in values are text, not {shown(name)}")
+        if name in named:
+            raise TypeError(f"weave: {name!r} is given twice, by itself and in values")
+    return {**named, **values}
+
+
+_PARAMETERS: Final = frozenset(weave.__init__.__kwdefaults__)
+"""The options of ``weave(...)``."""
+
+
 def _taken(label: str, name: str) -> NameError:
     if name == DATA:
-        return NameError(f"{name!r} cannot name a {label}: it is the dict of all initial values")
+        return NameError(f"{name!r} cannot name {label}: it is the dict of all initial values")
     if name in RESERVED:
         return NameError(
-            f"{name!r} cannot name a {label}: it is an attribute of the result. Choose another name"
+            f"{name!r} cannot name {label}: it is an attribute of the result. Choose another name"
         )
     return NameError(
         f"{name!r} is an initial value and a task: one of the two would be lost. Rename one of them"

@@ -42,6 +42,7 @@ __all__ = [
     "WeaveOptions",
     "check_defaults",
     "check_task_options",
+    "check_value_name",
     "check_weave_options",
     "names",
     "shown",
@@ -264,6 +265,55 @@ def check_task_options(
 def check_weave_options(options: Mapping[str, object], label: str = "weave") -> dict[str, Any]:
     """A checked copy of the settings of a weave; as :func:`check_task_options`."""
     return _check(options, "weave", label)
+
+
+def check_value_name(name: str, own: Collection[str]) -> None:
+    """Refuse an initial value of a weave that was surely meant as an option.
+
+    Args:
+        name: The name of the value.
+        own: The parameters of ``weave(...)``.
+
+    Raises:
+        TypeError: It is called as an option of tasks, or as one of *own* but for one character.
+    """
+    if name in _unmistakable:
+        return
+    remedy = f"A value of that name is given as values={{{name!r}: ...}}"
+    option = OPTIONS.get(name)
+    if option is not None:
+        raise TypeError(
+            f"weave: {name} is not an option here; it belongs to "
+            f"{either([text for scope, text in _PLACES.items() if scope in option.scopes])}. {remedy}"
+        )
+    # A short word is near too many others: `value` is not a slip for `values`.
+    for other in own:
+        if ("_" in other or len(other) >= 8) and _is_near(name, other):
+            raise TypeError(f"weave: unknown option {name!r}. Did you mean {other!r}? {remedy}")
+    if len(_unmistakable) < REMEMBERED:
+        _unmistakable.add(name)
+
+
+REMEMBERED: Final = 1024
+"""How many names of initial values are known to be no slips; a block that is run again has the same."""
+
+_unmistakable: set[str] = set()
+
+
+def _is_near(name: str, other: str) -> bool:
+    """Return whether one character added, left out, replaced or swapped makes *name* of *other*."""
+    if abs(len(name) - len(other)) > 1:
+        return False
+    start = 0
+    while start < min(len(name), len(other)) and name[start] == other[start]:
+        start += 1
+    left, right = name[start:], other[start:]
+    return (
+        left[1:] == right[1:]
+        or left[1:] == right
+        or left == right[1:]
+        or (left[:2] == right[1::-1] and left[2:] == right[2:])
+    )
 
 
 def check_defaults(options: Mapping[str, object], label: str) -> dict[str, Any]:

@@ -488,7 +488,7 @@ def _initial_values(named: dict[str, Any], values: Mapping[str, Any] | None) -> 
     return {**named, **values}
 
 
-_PARAMETERS: Final = frozenset(weave.__init__.__kwdefaults__)
+_PARAMETERS: Final = frozenset(weave.__init__.__kwdefaults__ or ())
 """The options of ``weave(...)``."""
 
 

@@ -57,7 +57,7 @@ def test_initial_values_may_have_names_of_python(form: str) -> None:
 def test_names_that_are_taken(name: str) -> None:
     with pytest.raises(
         NameError,
-        match=f"'{name}' cannot name a initial value|'{name}' cannot name an initial value",
+        match=f"'{name}' cannot name an initial value",
     ):
         weave(**{name: 1})
     fn: Any = lambda: None  # noqa: E731
@@ -822,3 +822,96 @@ def test_what_succeeded_is_freed_without_the_garbage_collector(
     finally:
         gc.enable()
     assert refs
+
+
+@pytest.mark.parametrize(
+    "name", ["retries", "retry_delay", "retry_on", "timeout", "workers", "limit_per_minute"]
+)
+def test_an_option_of_tasks_is_no_initial_value(name: str) -> None:
+    with pytest.raises(
+        TypeError, match=rf"weave: {name} is not an option here.*values=\{{'{name}'"
+    ):
+        weave(**{name: 5})
+    with weave(values={name: 5}) as w:
+        w.do(lambda data: data[name])
+    assert w.result.final == 5
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("error_mod", "error_mode"),
+        ("error_modes", "error_mode"),
+        ("enviroment", "environment"),
+        ("enviromnent", "environment"),
+        ("max_worker", "max_workers"),
+        ("on_dome", "on_done"),
+        ("progres", "progress"),
+        ("delivery_time_out", "delivery_timeout"),
+    ],
+)
+def test_a_slip_in_an_option_is_told(name: str, meant: str) -> None:
+    for _ in range(2):  # nothing that was refused is taken for known
+        with pytest.raises(TypeError, match=f"unknown option '{name}'. Did you mean '{meant}'"):
+            weave(**{name: 1})
+    with weave(values={name: 1}) as w:
+        w.do(lambda data: data[name])
+    assert w.result.final == 1
+
+
+@pytest.mark.parametrize("name", ["value", "work", "for_", "records", "debugs", "account", "done"])
+def test_a_word_that_is_only_alike_is_an_initial_value(name: str) -> None:
+    with weave(**{name: 1}) as w:
+        w.do(lambda data: data[name])
+    assert w.result.final == 1
+
+
+def test_both_ways_to_give_initial_values() -> None:
+    with weave(values={"a": 1, "fork_": 2}, b=3) as w:
+
+        @w.do
+        def total(a: int, b: int, fork_: int) -> int:
+            return a + b + fork_
+
+    assert w.result.total == 6
+    for values, message in (
+        ({"b": 1}, "given twice"),
+        ([("a", 1)], "must be a mapping"),
+        ({1: 1}, "are text"),
+    ):
+        with pytest.raises(TypeError, match=message):
+            weave(values=values, b=2)  # type: ignore[arg-type]
+    with pytest.raises(NameError, match="'data' cannot name an initial value"):
+        weave(values={"data": 1})
+
+
+class Layers:
+    """Can be called and iterated, as a model of layers."""
+
+    def __iter__(self) -> Any:
+        return iter(())
+
+    def __call__(self, x: int) -> int:
+        return x + 1
+
+
+def test_a_callable_that_can_be_iterated_is_the_task() -> None:
+    with weave(x=1) as w:
+        w.do(Layers())
+    assert w.result.Layers == 2
+
+
+def test_an_enumeration_is_mapped_over() -> None:
+    import enum
+
+    class Colour(enum.Enum):
+        RED = 1
+        BLUE = 2
+
+    with weave() as w:
+
+        @w.do(Colour)
+        def name(colour: Colour) -> str:
+            return colour.name
+
+    assert w.result.name == ["RED", "BLUE"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 from wove.concurrency.mailbox import LoopMailbox
@@ -69,7 +69,7 @@ class DeliveryClient:
             owner = (
                 run if key is None else shared.claim(request.settings.environment.name, key, run)
             )
-            waiter = self._waiter(owner)
+            waiter = self._waiter(owner, request.working)
             if owner is run:
                 submitted = self._submit(session, run, waiter)
             else:
@@ -123,8 +123,8 @@ class DeliveryClient:
 
     # ------------------------------------------------------------------ runs
 
-    def _waiter(self, run: RemoteRun) -> Waiter:
-        return Waiter(self._mailbox, run.table.home.loop)
+    def _waiter(self, run: RemoteRun, working: Callable[[bool], object] | None) -> Waiter:
+        return Waiter(self._mailbox, run.table.home.loop, working)
 
     def _submit(self, session: ExecutorSession, run: RemoteRun, waiter: Waiter) -> bool:
         run.waiters.append(waiter)

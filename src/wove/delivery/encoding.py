@@ -6,7 +6,6 @@ What may take long, or runs code of the user's, happens in a thread.
 from __future__ import annotations
 
 from collections.abc import Callable
-from time import monotonic
 from typing import TYPE_CHECKING, Any, Final, TypeAlias, cast
 
 from wove import __version__
@@ -108,8 +107,8 @@ class RunEncoder:
             "delivery": delivery,
             **self._common,
         }
-        if run.deadline is not None:
-            frame["deadline"] = max(0.0, round(run.deadline - monotonic(), 3))
+        if run.request.timeout is not None:
+            frame["deadline"] = run.request.timeout
         return frame
 
     # ------------------------------------------------------------------ on the way back

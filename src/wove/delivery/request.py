@@ -100,15 +100,28 @@ class Request:
         settings: The task's effective settings; they name the environment.
         item: The item's position in a mapped task, from 0; ``None`` for an unmapped task.
         attempt: Counted from 1.
-        timeout: Seconds this attempt may take, which the worker is told; ``None`` for no limit.
+        timeout: Seconds this attempt may take from the moment that its worker begins it. The worker
+            is told. ``None`` for no limit.
         record: Where the run's id, worker and sizes are noted, if anywhere.
 
     Attributes:
+        working: Called on the weave's loop: with true whenever a worker begins the run, with false
+            when the run is lost and waits for another worker. ``None``: nobody wants to know.
         expired: Set before the run is cancelled because the attempt's own time is over. Such a run is
             always cancelled, whatever the orphan policy is: its weave goes on.
     """
 
-    __slots__ = ("args", "attempt", "call", "expired", "item", "record", "settings", "timeout")
+    __slots__ = (
+        "args",
+        "attempt",
+        "call",
+        "expired",
+        "item",
+        "record",
+        "settings",
+        "timeout",
+        "working",
+    )
 
     def __init__(
         self,
@@ -127,6 +140,7 @@ class Request:
         self.attempt = attempt
         self.timeout = timeout
         self.record = record
+        self.working: Callable[[bool], object] | None = None
         self.expired = False
 
     def __str__(self) -> str:

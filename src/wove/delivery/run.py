@@ -14,6 +14,8 @@ from wove.protocol.frames import is_timing
 from wove.result import Trip
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from wove.concurrency.deadline import Deadline
     from wove.concurrency.limiter import Reservation
     from wove.concurrency.mailbox import LoopMailbox
@@ -93,11 +95,19 @@ class Waiter:
     Args:
         mailbox: The way to its loop.
         home: The loop on which the run lives.
+        working: Called on the waiter's loop: with true whenever a worker begins the run, with false
+            when the run is lost and waits for another one. ``None``: it is not of interest.
     """
 
-    __slots__ = ("_home", "_mailbox", "future")
+    __slots__ = ("_home", "_mailbox", "_working", "future")
 
-    def __init__(self, mailbox: LoopMailbox, home: asyncio.AbstractEventLoop) -> None:
+    def __init__(
+        self,
+        mailbox: LoopMailbox,
+        home: asyncio.AbstractEventLoop,
+        working: Callable[[bool], object] | None = None,
+    ) -> None:
+        self._working = working
         self.future: asyncio.Future[Outcome] = mailbox.loop.create_future()
         self._mailbox = mailbox
         self._home = home
@@ -112,6 +122,15 @@ class Waiter:
             _settle(self.future, outcome)
         else:
             self._mailbox.post_from(self._home, _settle, self.future, outcome)
+
+    def report(self, working: bool) -> None:
+        """Tell whether a worker is at work on the run. Called on the loop where the run lives."""
+        if self._working is None:
+            return
+        if self._mailbox.loop is self._home:
+            self._working(working)
+        else:
+            self._mailbox.post_from(self._home, self._working, working)
 
     def disappoint(self) -> None:
         """Tell that the run is gone. For any thread, once the run's loop takes nothing any more."""
@@ -132,7 +151,6 @@ class RemoteRun:
         key: Its idempotency key, already made text, if it has one.
         run_id: Of its last submission.
         waiters: Who wants the outcome. More than one with an idempotency key; none once detached.
-        deadline: When its attempt ends, as `time.monotonic`; ``None`` for never.
         admitted_at: When it had its slot, as are all these times as `time.monotonic`; 0 before.
         sent_at: When it was handed over.
         transmitted_at: When the executor had sent it; 0 before.
@@ -153,7 +171,6 @@ class RemoteRun:
         "admitted_at",
         "bytes_in",
         "bytes_out",
-        "deadline",
         "end_seen_at",
         "host",
         "key",
@@ -182,7 +199,6 @@ class RemoteRun:
         self.state = State.WAITING
         self.run_id = ""
         self.waiters: list[Waiter] = []
-        self.deadline = None if request.timeout is None else monotonic() + request.timeout
         self.admitted_at = self.sent_at = self.transmitted_at = 0.0
         self.start_seen_at = self.end_seen_at = 0.0
         self.timing: object = None

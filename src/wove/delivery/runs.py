@@ -53,6 +53,12 @@ MAX_REQUEUES: Final = 5
 it gets must end some time; one that is lost to five machines in a row is taken for such a task."""
 
 
+def _report(run: RemoteRun, working: bool) -> None:
+    if run.request.timeout is not None:
+        for waiter in run.waiters:
+            waiter.report(working)
+
+
 class RunTable:
     """The runs of one session.
 
@@ -148,6 +154,9 @@ class RunTable:
     def _transmitted(self, run: RemoteRun, run_id: str, error: BaseException | None) -> None:
         if error is None:
             run.transmitted_at = monotonic()
+            if not self._wire and run.state is State.SENT:
+                # An executor of the user's in this process need not say when it begins a run.
+                _report(run, True)
             return
         if self._sent.get(run_id) is not run:
             return
@@ -184,6 +193,7 @@ class RunTable:
             run.start_seen_at = monotonic()
             if run.state is State.SENT:
                 run.state = State.STARTED
+                _report(run, True)
         elif isinstance(kind, str) and kind in TERMINAL:
             self._terminal(run, event)
             return True
@@ -251,6 +261,7 @@ class RunTable:
             del self._sent[run.run_id]
             run.admitted_at = 0.0
             run.state = State.WAITING
+            _report(run, False)
             self._session.resubmit(run)
         else:
             logger.debug("%s was lost: %s", run, error)
@@ -318,6 +329,8 @@ class RunTable:
         """Let *waiter* have the outcome of *run* as well, or tell it that it comes too late."""
         if run.state in (State.WAITING, State.SENT, State.STARTED):
             run.waiters.append(waiter)
+            if run.state is State.STARTED:
+                waiter.report(True)
         else:
             waiter.settle(GONE)
 

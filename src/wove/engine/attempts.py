@@ -22,7 +22,7 @@ from wove.result import RunRecord, Trip, worded
 if TYPE_CHECKING:
     from contextvars import Context
 
-    from wove.delivery import Call, Request
+    from wove.delivery import Call, DeliveryClient, Request
     from wove.engine.scheduler import WeaveRun
     from wove.settings.resolution import TaskSettings
 
@@ -310,7 +310,7 @@ class Caller:
             request = self._request(arguments, record, limit)
             if limit is None:
                 return await scope.run(request)
-            return await self._in_time(scope.run(request), request, limit)
+            return await self._in_time(scope, request, limit)
         except BaseException as error:
             record.error = worded(error)
             raise
@@ -337,21 +337,37 @@ class Caller:
             record=record,
         )
 
-    async def _in_time(self, run: Awaitable[Any], request: Request, limit: float) -> Any:
-        task = asyncio.Task(_outcome(run), loop=self.run.loop, name=self.name)
+    async def _in_time(self, scope: DeliveryClient, request: Request, limit: float) -> Any:
+        over: asyncio.Future[None] = self.run.loop.create_future()
+        clock = request.working = _WorkClock(over, limit)
+        task = asyncio.Task(_outcome(scope.run(request)), loop=self.run.loop, name=self.name)
         try:
-            await asyncio.wait({task}, timeout=limit)
+            ends: set[asyncio.Future[Any]] = {task, over}
+            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
         except asyncio.CancelledError:
             error = await self._part(task)
             if error is not None:  # what the orphan policy says of it
                 raise error from None
             raise
+        finally:
+            clock.stop()
         if task.done():
-            return _value(task)
+            return self._in_words(task, request, limit)
         request.expired = True
         raise TaskTimeoutError.of(
             self.name, request.attempt, limit, request.item
         ) from await self._part(task)
+
+    def _in_words(
+        self, task: asyncio.Task[tuple[bool, Any]], request: Request, limit: float
+    ) -> Any:
+        """Return or raise the outcome of a run; where its worker has stopped it, as if stopped here."""
+        succeeded, value = task.result()
+        if succeeded:
+            return value
+        if type(value) is TaskTimeoutError and (value.task, value.attempt) == (self.name, None):
+            raise TaskTimeoutError.of(self.name, request.attempt, limit, request.item) from value
+        raise value
 
     async def _part(self, task: asyncio.Task[tuple[bool, Any]]) -> BaseException | None:
         """Cancel a run elsewhere, and wait for what delivery says to that: it sees to an end of its own."""
@@ -361,6 +377,35 @@ class Caller:
             return None
         succeeded, value = task.result()
         return None if succeeded or isinstance(value, asyncio.CancelledError) else value
+
+
+class _WorkClock:
+    """Measures the time that a worker is at work on a run, and says when that was too long."""
+
+    __slots__ = ("_limit", "_over", "_timer")
+
+    def __init__(self, over: asyncio.Future[None], limit: float) -> None:
+        self._over = over
+        self._limit = limit
+        self._timer: asyncio.TimerHandle | None = None
+
+    def __call__(self, working: bool) -> None:
+        """Start from the beginning, or stop: the run waits for another worker."""
+        self.stop()
+        if working and not self._over.done():
+            loop = self._over.get_loop()
+            self._timer = loop.call_later(self._limit, _end_wait, self._over)
+
+    def stop(self) -> None:
+        """Say nothing any more."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+
+def _end_wait(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
 
 
 def _settle(outcome: asyncio.Future[tuple[bool, Any]], succeeded: bool, value: Any) -> None:

@@ -41,7 +41,7 @@ class EnvironmentExecutor(abc.ABC):
 
     A ``run_task`` frame holds ``run_id`` (unique per submission), ``task_id`` (the task's name), ``delivery``
     (the run's ``delivery_*`` settings, the key already made text), where there is one ``deadline`` (seconds
-    left), and:
+    that the run may take once it has begun), and:
 
     * with ``wire = False`` (default): ``callable`` and ``args`` (a dict of keyword arguments), live. The
       events hold ``result`` or ``exception``, live.

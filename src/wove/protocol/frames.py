@@ -51,7 +51,7 @@ class Command(TypedDict, total=False):
     """A command, as a worker receives it. ``run_task`` and ``cancel_task`` always have a ``run_id``.
 
     ``python`` (``"3.11"``) is the version that pickled the frame, ``wove`` the sender's version, ``deadline``
-    the seconds that the attempt has left, ``callable_id`` the SHA-256 (hex) of the callable's pickle.
+    the seconds that the attempt may take once it has begun, ``callable_id`` the SHA-256 (hex) of the callable's pickle.
     ``callable`` and ``args`` hold live values for executors that keep frames in this process.
     """
 

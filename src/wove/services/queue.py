@@ -11,10 +11,8 @@ from typing import Any, Final, TypeAlias
 
 from wove.concurrency.bounded import BoundedDict
 from wove.concurrency.limiter import CapacityLimiter
-from wove.errors import TaskTimeoutError
 from wove.protocol.completed_runs import CompletedRuns, bulk
-from wove.protocol.faults import from_exception
-from wove.protocol.frames import PYTHON, TERMINAL
+from wove.protocol.frames import TERMINAL
 from wove.services.options import ServiceOptions
 from wove.services.queued_runs import Name, QueuedRun, Subscription
 from wove.services.wire import busy_error, executor_error
@@ -278,9 +276,6 @@ class RunQueue:
             return
         self._waiting[inner] = job
         self._waiting_bytes += job.size_in
-        if job.deadline is not None:
-            assert self._loop is not None
-            job.timer = self._loop.call_at(job.deadline, self._expire, job)
 
     def _is_full(self) -> bool:
         return len(self._jobs) >= self.options.concurrency + self.options.backlog
@@ -288,8 +283,6 @@ class RunQueue:
     def _begin(self, job: QueuedRun) -> None:
         now = self._now()
         job.begun = now
-        if job.deadline is not None:
-            job.frame["deadline"] = max(0.0, round(job.deadline - now, 3))
         frame, job.frame = (
             job.frame,
             job.names,
@@ -300,9 +293,6 @@ class RunQueue:
     def _unqueue(self, job: QueuedRun) -> None:
         if self._waiting.pop(job.inner, None) is not None:
             self._waiting_bytes -= job.size_in
-        if job.timer is not None:
-            job.timer.cancel()
-            job.timer = None
 
     def _advance(self) -> None:
         while (
@@ -313,17 +303,6 @@ class RunQueue:
             job = next(iter(self._waiting.values()))
             self._unqueue(job)
             self._begin(job)
-
-    def _expire(self, job: QueuedRun) -> None:
-        """The time of a run is up, and it has not begun."""
-        self._unqueue(job)
-        seconds = self._now() - job.arrived
-        error = TaskTimeoutError(
-            f"task {job.task_id!r} timed out: it waited {seconds:.3g} s for its turn in the worker service"
-        )
-        error.task, error.limit = job.task_id, seconds
-        fields = from_exception(error, task=job.task_id, retryable=True)
-        self._end(job, {"type": "task_error", **job.names, **fields, "python": PYTHON})
 
     def _cancel(self, job: QueuedRun) -> None:
         if job.inner in self._waiting:

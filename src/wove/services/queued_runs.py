@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
@@ -52,7 +51,6 @@ class QueuedRun:
         arrived: When; as all times, by the loop's clock.
         begun: When the workers got it.
         began: When they said that it started.
-        deadline: When its time is up; ``None``: never.
         stopping: The workers have been told to end it.
         tickets: Who waits for it.
         started: Its ``task_started`` event.
@@ -64,7 +62,6 @@ class QueuedRun:
         "began",
         "begun",
         "beats",
-        "deadline",
         "frame",
         "inner",
         "key",
@@ -78,7 +75,6 @@ class QueuedRun:
         "stopping",
         "task_id",
         "tickets",
-        "timer",
     )
 
     def __init__(self, frame: dict[str, Any], ticket: Subscription, now: float) -> None:
@@ -99,14 +95,11 @@ class QueuedRun:
         self.known_as = {ticket.name}
         self.frame = frame
         self.arrived = now
-        seconds = frame.get("deadline")
-        self.deadline: float | None = None if seconds is None else now + seconds
         self.size_in = bulk(frame)
         self.begun: float | None = None
         self.began: float | None = None
         self.started: dict[str, Any] | None = None
         self.stopping = False
-        self.timer: asyncio.TimerHandle | None = None
 
     @property
     def matters(self) -> bool:

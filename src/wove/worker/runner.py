@@ -111,8 +111,6 @@ class Runner:
             if closed:
                 raise RuntimeError("the worker is shutting down, and takes no more tasks")
             run.callable = function or self._callable_of(frame, run)
-            if run.seconds is not None:
-                self._pulse.expire_at(run, time.monotonic() + run.seconds)
             self._crew.submit(partial(self._perform, run))
         except FrameError as error:
             self._fail(run, error, source="transport")
@@ -194,6 +192,8 @@ class Runner:
         run.ticks.append(time.perf_counter())
         try:
             self._emit({"type": "task_started", **run.names, "host": HOST, "pid": self._pid})
+            if run.seconds is not None:
+                self._pulse.expire_at(run, time.monotonic() + run.seconds)
             if self._reports_load:
                 self._pulse.started()
             if run.beat_seconds is not None:

@@ -57,7 +57,7 @@ class ExecutingRun:
 
     Attributes:
         names: The fields that every event of it has.
-        seconds: What the attempt had left when it arrived; ``None``: no limit.
+        seconds: How long the attempt may take once it has begun; ``None``: no limit.
         beat_seconds: The time between two heartbeats; ``None``: nobody wants them.
         begun: It has left the queue.
         ended: Its terminal event is decided.

@@ -177,7 +177,6 @@ class _Post(Call):
 
     def begin(self) -> tuple[bytes, list[bytes]]:
         executor, exchange = self._executor, self._exchange
-        executor.refresh(exchange)
         # Signed only now: after a long wait for a connection the time in the signature would be an old one.
         fields = executor.signed_headers(exchange, executor.url.target)
         head = executor.head.encode([("Content-Length", str(exchange.size)), *fields.items()])

@@ -61,9 +61,6 @@ CANCELLED_SECONDS: Final = 30.0
 CANCEL_SECONDS: Final = 10.0
 """How long the service may take to answer a cancel itself."""
 
-STALE_SECONDS: Final = 0.1
-"""So long a command may wait, encoded, before the time it has left is written anew."""
-
 MASKED: Final = 8
 """So many characters of a credential are recognised. One that is shorter is no secret."""
 
@@ -211,8 +208,6 @@ class NetworkExecutor(EnvironmentExecutor):
     def send_nowait(self, frame: Frame) -> bool:
         if frame["type"] == "run_task":
             exchange = PendingRequest(frame)
-            if "deadline" in frame:  # seconds left now; made so again whenever it is sent
-                exchange.due = self.loop.time() + frame["deadline"]
             self.exchanges[exchange.run_id] = exchange
             self._prepare(exchange)
         elif frame["type"] == "cancel_task":
@@ -234,18 +229,11 @@ class NetworkExecutor(EnvironmentExecutor):
 
     def _prepare(self, exchange: PendingRequest) -> None:
         exchange.timer = None
-        frame = self._timely(exchange)
+        frame = self.outgoing(exchange)
         if _bulk(frame) <= INLINE_BYTES:
             self._prepared(exchange, *self._encode(frame))
         else:
             thread_pool.submit(self._encode_elsewhere, exchange, frame)
-
-    def _timely(self, exchange: PendingRequest) -> Frame:
-        frame = self.outgoing(exchange)
-        if exchange.due is not None:
-            exchange.encoded_at = self.loop.time()
-            frame["deadline"] = max(0.0, round(exchange.due - exchange.encoded_at, 3))
-        return frame
 
     def _encode(self, frame: Frame) -> tuple[list[bytes] | BaseException, signing.Digest | None]:
         try:
@@ -420,23 +408,6 @@ class NetworkExecutor(EnvironmentExecutor):
             batch.after = fail
         else:
             fail()
-
-    def refresh(self, exchange: PendingRequest) -> None:
-        """Bring the time that *exchange* says it has left up to date, after a wait for its turn.
-
-        A large one is left as it is: to encode it takes longer than a loop should stand still.
-        """
-        if exchange.due is None or self.loop.time() - exchange.encoded_at < STALE_SECONDS:
-            return
-        frame = self._timely(exchange)
-        if _bulk(frame) <= INLINE_BYTES:
-            chunks, digest = self._encode(frame)
-            if not isinstance(chunks, BaseException):
-                exchange.chunks, exchange.digest, exchange.size = (
-                    chunks,
-                    digest,
-                    sum(map(len, chunks)),
-                )
 
     def verifier(
         self, headers: Mapping[str, str], target: str, signature: str | None, sequence: int = 0

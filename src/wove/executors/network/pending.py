@@ -42,8 +42,6 @@ class PendingRequest:
         "busy_since",
         "chunks",
         "digest",
-        "due",
-        "encoded_at",
         "frame",
         "heard",
         "is_cancel",
@@ -71,8 +69,6 @@ class PendingRequest:
         self.sent_headers: Any = None
         self.state: Any = None
         self.sent = self.over = self.heard = self.unwanted = False
-        self.due: float | None = None
-        self.encoded_at = 0.0
         self.busy_since: float | None = None
         self.offers = 0
         self.timer: asyncio.TimerHandle | None = None

@@ -119,8 +119,6 @@ class Pool(Listener):
 
     def run(self, frame: Frame) -> None:
         """Take a ``run_task`` frame."""
-        if "deadline" in frame:  # seconds left now; made so again when it leaves the queue
-            frame["deadline"] += self._loop.time()
         self._waiting[frame["run_id"]] = frame
         self._dispatch()
 
@@ -202,8 +200,6 @@ class Pool(Listener):
             and len(worker.runs) == 1
         ):
             self._loop.call_later(self._plan.start_seconds, self._check_spoke, worker)
-        if "deadline" in frame:
-            frame["deadline"] = max(0.0, round(frame["deadline"] - now, 3))
         known = frame.pop("callable_id", None)
         pickled = frame["callable_pickle"]
         if self._plan.ours and known is not None:

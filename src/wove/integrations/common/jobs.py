@@ -137,7 +137,6 @@ class Job:
             self.report.fail(error, source="executor")
             return
 
-        frame["deadline"] = _left(content)
         # Also where its weave wants none: the answer to one is how a worker learns of a cancel.
         delivery = cast("dict[str, Any]", frame.get("delivery") or {})
         interval = self.report.beat_seconds * BEATS_PER_INTERVAL
@@ -229,17 +228,6 @@ class Job:
 def _age(content: Payload) -> float:
     """Return how long ago *content* was made, in seconds, by two clocks: if they disagree, it counts as old."""
     return 0.0 if content.sent_at is None else abs(time.time() - content.sent_at)
-
-
-def _left(content: Payload) -> float | None:
-    """Return the seconds until the deadline; ``None``: there is no deadline."""
-    deadline: object = content.frame.get("deadline")
-    if isinstance(deadline, bool) or not isinstance(deadline, (int, float)):
-        return None
-    if content.sent_at is None:
-        return deadline
-    # The clocks of two machines: if they disagree, it is neither longer than it was nor over before it began.
-    return deadline - min(max(time.time() - content.sent_at, 0.0), deadline)
 
 
 # --- this process -----------------------------------------------------------------------------------------

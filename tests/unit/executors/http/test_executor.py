@@ -250,27 +250,6 @@ def test_a_run_that_waits_for_a_connection_is_cancelled_without_a_word_to_the_se
         wove.shutdown()
 
 
-def test_the_time_that_a_run_has_left_is_that_when_it_gets_its_connection(no_leaks: None) -> None:
-    def slow(line: Line) -> None:
-        while True:
-            request = line.request()
-            time.sleep(0.4)
-            line.send(answer(events(request.frame)))
-
-    with Peer(slow) as peer:
-        configure(peer.url, max_connections=1)
-        with weave() as w:
-
-            @w.do(range(3), environment="peer", timeout=30)
-            def same(item: int) -> int:
-                return item
-
-        assert w.result.same == [0, 1, 2]
-        left = [request.frame["deadline"] for request in peer.requests]
-        assert left[0] <= 30 and left[0] - 0.3 > left[1] and left[1] - 0.3 > left[2]
-        wove.shutdown()
-
-
 def test_an_idle_connection_is_closed_in_time(
     monkeypatch: pytest.MonkeyPatch, no_leaks: None
 ) -> None:

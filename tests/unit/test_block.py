@@ -883,35 +883,3 @@ def test_both_ways_to_give_initial_values() -> None:
             weave(values=values, b=2)  # type: ignore[arg-type]
     with pytest.raises(NameError, match="'data' cannot name an initial value"):
         weave(values={"data": 1})
-
-
-class Layers:
-    """Can be called and iterated, as a model of layers."""
-
-    def __iter__(self) -> Any:
-        return iter(())
-
-    def __call__(self, x: int) -> int:
-        return x + 1
-
-
-def test_a_callable_that_can_be_iterated_is_the_task() -> None:
-    with weave(x=1) as w:
-        w.do(Layers())
-    assert w.result.Layers == 2
-
-
-def test_an_enumeration_is_mapped_over() -> None:
-    import enum
-
-    class Colour(enum.Enum):
-        RED = 1
-        BLUE = 2
-
-    with weave() as w:
-
-        @w.do(Colour)
-        def name(colour: Colour) -> str:
-            return colour.name
-
-    assert w.result.name == ["RED", "BLUE"]

@@ -83,6 +83,8 @@ class RunTable:
     ) -> None:
         self.home = home
         self._environment = environment
+        # An executor of the user's in this process need not say when it begins a run.
+        self._says_started = wire
         self._session = session
         self._encoder = RunEncoder(home, wire=wire, inline=inline)
         self.acknowledge_seconds = acknowledge_seconds
@@ -154,8 +156,7 @@ class RunTable:
     def _transmitted(self, run: RemoteRun, run_id: str, error: BaseException | None) -> None:
         if error is None:
             run.transmitted_at = monotonic()
-            if not self._wire and run.state is State.SENT:
-                # An executor of the user's in this process need not say when it begins a run.
+            if not self._says_started and run.state is State.SENT:
                 _report(run, True)
             return
         if self._sent.get(run_id) is not run:

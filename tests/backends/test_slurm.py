@@ -110,6 +110,28 @@ def test_what_a_job_gets_of_the_environment(
     assert there_is(environment)["SECRET_OF_MINE"] == "hunter2"
 
 
+def test_a_job_that_sbatch_disowned_is_found(configure: Configure, tmp_path: Path) -> None:
+    """The controller was too busy to answer, and took the job all the same, a moment later."""
+    first, marks = tmp_path / "first", tmp_path / "marks"
+    busy = "Batch job submission failed: Socket timed out on send/recv operation"
+    sbatch = wrapped(
+        tmp_path,
+        "sbatch",
+        f'if [ ! -e {first} ]; then : > {first}; sbatch --begin=now+2 "$@" > /dev/null\n'
+        f"echo 'sbatch: error: {busy}' >&2; exit 1; fi",
+    )
+    configure(sbatch=sbatch)
+
+    def charge(marks: str) -> str:
+        with open(marks, "a") as file:
+            file.write("begun ")
+        return "charged"
+
+    with weave(marks=str(marks)) as w:
+        w.do(environment="jobs", retries=1)(charge)
+    assert w.result.final == "charged" and marks.read_text() == "begun "
+
+
 def test_a_login_environment(
     configure: Configure, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -502,6 +524,7 @@ def test_a_controller_that_does_not_answer(
     configure: Configure, slurm: Slurm, tmp_path: Path
 ) -> None:
     """What runs ends as it should; what is to be submitted is an error, in time, and the loop goes on."""
+    configure(submit_patience_seconds=1)
 
     async def main() -> None:
         running = begin(block, path=str(tmp_path / "pids"), until=str(tmp_path / "until"))

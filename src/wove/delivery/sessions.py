@@ -248,10 +248,12 @@ class ExecutorSession:
         sending = self._spawn(_send(executor, frame))
         self._sending[run_id] = sending
         seconds = self.limits.send_timeout
+        if seconds is not None:
+            seconds += executor.submit_patience_seconds
         timer = (
             None
             if seconds is None
-            else self.home.loop.call_later(seconds, self._overdue, run_id, sending, sent)
+            else self.home.loop.call_later(seconds, self._overdue, run_id, sending, sent, seconds)
         )
         sending.add_done_callback(partial(self._sent, run_id, timer, sent))
 
@@ -260,6 +262,7 @@ class ExecutorSession:
         run_id: str,
         sending: asyncio.Task[None],
         sent: Callable[[BaseException | None], object],
+        seconds: float,
     ) -> None:
         if self._sending.get(run_id) is not sending:
             return
@@ -268,7 +271,7 @@ class ExecutorSession:
         sent(
             DeliveryTimeoutError(
                 f"environment {self.environment.name!r}: run {run_id} could not be handed over "
-                f"within {self.limits.send_timeout:g} s (executor_config 'send_timeout')"
+                f"within {seconds:g} s (executor_config 'send_timeout')"
             )
         )
 

@@ -70,6 +70,9 @@ class EnvironmentExecutor(abc.ABC):
         ...         pass
     """
 
+    submit_patience_seconds: float = 0.0
+    """How long `send` may wait for something that is away, beside its ``send_timeout``."""
+
     scope: ClassVar[Literal["run", "process"]] = "run"
     """Whether it is started around each weave, or once for the process."""
 

@@ -54,6 +54,7 @@ class BackendAdapter(abc.ABC):
         label: What messages should begin with: ``"environment 'reports'"``.
         caller_loop: The event loop of the ``async with weave()`` that needed the environment first, if it was one. A
             client that the user made for such a loop is used there: see `wove.integrations.common.client_loops`.
+        submit_patience_seconds: How long `submit` waits for a backend that is away, if the adapter is `patient`.
         wanted: Whether a run, by its id, is still waited for: what was given up need not be submitted any more.
         begun: Whether a worker has reported that it runs it, and is not missed since; of a run that was cancelled,
             whether it had.
@@ -111,6 +112,10 @@ class BackendAdapter(abc.ABC):
     """Whether another worker may go on with a run whose worker's connection has ended, until the run is given up:
     queues hand out a message again where their users want that. If false, a second start is refused in any case."""
 
+    patient: ClassVar[bool] = False
+    """Whether `submit` waits for a backend that is away: ``submit_patience_seconds`` of ``executor_config`` (60) are
+    then added to its ``send_timeout``."""
+
     threads: ClassVar[int] = 4
     """How many plain functions are called at a time."""
 
@@ -125,6 +130,7 @@ class BackendAdapter(abc.ABC):
         self.environment = environment
         self.config = config
         self.label = f"environment {environment!r}"
+        self.submit_patience_seconds = 0.0
         self.caller_loop: asyncio.AbstractEventLoop | None = None
         self.wanted: Callable[[str], bool] = lambda run_id: True
         self.begun: Callable[[str], bool] = lambda run_id: False

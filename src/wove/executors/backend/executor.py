@@ -57,6 +57,10 @@ KEYS: Final = (
 RETRY_SECONDS: Final = 60.0
 """Default of ``callback_retry_seconds``."""
 
+PATIENCE_KEY: Final = "submit_patience_seconds"
+PATIENCE_SECONDS: Final = 60.0
+"""The key of backends that wait for a controller or API server that is away, and its default."""
+
 SUSPECT_SECONDS: Final = 1.5
 """How long a worker whose connection has ended may take to open another one."""
 
@@ -169,7 +173,8 @@ class BackendAdapterEnvironmentExecutor(EnvironmentExecutor):
     ) -> None:
         config, label = environment_config, f"environment {environment_name!r}"
         if self._kind.keys is not None:
-            check_keys(label, self.name, config, (*self._kind.keys, *KEYS))
+            more = (PATIENCE_KEY,) if self._kind.patient else ()
+            check_keys(label, self.name, config, (*self._kind.keys, *more, *KEYS))
         self.label = label
         self.security = NetworkExecutorSecurity.from_config(
             config.get("security"), label=f"{label}: executor_config 'security'"
@@ -195,6 +200,10 @@ class BackendAdapterEnvironmentExecutor(EnvironmentExecutor):
         self.call_seconds = number(config, "send_timeout", 60.0, label=label, none=True)
         longest = number(config, "watch_seconds", None, label=label)
         adapter = self.adapter = self._kind(environment_name, config)
+        if adapter.patient:
+            adapter.submit_patience_seconds = self.submit_patience_seconds = number(
+                config, PATIENCE_KEY, PATIENCE_SECONDS, label=label
+            )
         adapter.caller_loop = run_config.get("caller_loop")
         with self._exits_contained("configure"):
             adapter.configure()

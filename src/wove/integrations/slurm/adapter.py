@@ -7,12 +7,15 @@ What is known of Slurm here is its commands: ``sbatch``, ``scancel``, ``squeue``
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
+import os
 import re
 import shutil
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any, ClassVar, Final, NamedTuple
 
 from wove.concurrency.thread_pool import ThreadPool, run_in_thread
@@ -52,6 +55,13 @@ logger = logging.getLogger("wove")
 SUBMIT_SECONDS: Final = 50.0
 """How long ``sbatch`` may take. It tries again by itself for a while when the controller is busy."""
 
+RETRY_SECONDS: Final = 2.0
+"""The time between two attempts to submit a job while the controller is away."""
+
+WITHDRAW_SECONDS: Final = 3.0
+SETTLED_LOOKS: Final = 3
+"""The time between two looks for a job that the controller may still take, and how many must find none."""
+
 QUERY_SECONDS: Final = 30.0
 """How long the other commands may take."""
 
@@ -87,6 +97,10 @@ REMEDIES: Final = (
         "the site takes no script of {size} bytes (max_script_size)",
     ),
     (
+        "time limit specification|invalid time",
+        "'time' of sbatch_options is minutes, or hours:minutes:seconds, or days-hours",
+    ),
+    (
         "qos|account|policy|limit",
         "see 'account', 'qos' and 'time' of sbatch_options, and delivery_max_in_flight",
     ),
@@ -100,6 +114,12 @@ REMEDIES: Final = (
     ),
 )
 """The remedies for words of ``sbatch``."""
+
+_AWAY: Final = re.compile(
+    "contact|connect|configuration source|timed out|zero bytes|transport|unexpected message|try again",
+    re.IGNORECASE,
+)
+"""What ``sbatch`` says when the controller is away, or has not answered, and may have taken the job."""
 
 _ANSWER: Final = re.compile(r"(?:Submitted batch job )?(\d+)(?:(?:;| on cluster )([\w.-]+))?")
 
@@ -159,6 +179,7 @@ class SlurmAdapter(BackendAdapter):
     beat_seconds: ClassVar[float] = 10.0
     watch_seconds: ClassVar[tuple[float, float]] = (2.0, 30.0)
     redelivers: ClassVar[bool] = False
+    patient: ClassVar[bool] = True
     reports_cancel_reason: ClassVar[bool] = True
 
     # ------------------------------------------------------------------ configuration
@@ -211,6 +232,9 @@ class SlurmAdapter(BackendAdapter):
     # ------------------------------------------------------------------ start and close
 
     async def start(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._doubtful: dict[str, str] = {}
+        self._withdrawing: asyncio.Task[None] | None = None
         self._cancels: Batcher[tuple[Submission, bool], bool] = Batcher(self._carry_cancels)
         try:
             await self._queries.call(self._connect)
@@ -236,7 +260,11 @@ class SlurmAdapter(BackendAdapter):
 
     async def close(self) -> None:
         await self._cancels.close()
+        if self._withdrawing is not None:
+            self._withdrawing.cancel()
         try:
+            for name, keep in self._doubtful.items():
+                await self._queries.call(self._cancel_named, name, keep)
             if self._unsaid:
                 await self._queries.call(self._tell, list(self._unsaid), LAST_SECONDS)
         finally:
@@ -272,27 +300,103 @@ class SlurmAdapter(BackendAdapter):
                 f"{len(content)} bytes, and Slurm takes {MAX_SCRIPT}. Large arguments are not in it: is "
                 "delivery_idempotency_key so long?"
             )
-        done = commands.run(
+        call = partial(
+            commands.run,
             command,
             seconds=SUBMIT_SECONDS,
             environment=environment,
             content=content,
             label=self.label,
         )
-        if done.status:
-            raise DeliveryError(
-                f"{self.label}: {command[0]} did not take the job: {_with_remedy(done.words, len(content))}"
-            )
-        lines = done.stdout.split("\n")
-        found = next(
-            (line for line in reversed(lines) if _ANSWER.fullmatch(line.strip())), done.words
-        )
-        return self._submission(found, name)
+        return self._submitted(call, command[0], name, payload["run_id"], len(content))
+
+    def _submitted(
+        self, call: Callable[[], commands.Done], program: str, name: str, run_id: str, size: int
+    ) -> Submission:
+        """Submit the job *name*, once, and wait for a controller that is away.
+
+        Where the controller may have taken the job although ``sbatch`` says that it has not (a time-out), the job is
+        looked for by its name, and adopted.
+
+        Raises:
+            DeliveryError: Slurm refused the job, or did not answer for ``submit_patience_seconds``. In the second case
+                the job is withdrawn by its name as soon as Slurm answers.
+        """
+        until = time.monotonic() + self.submit_patience_seconds
+        failures = 0
+        while True:
+            try:
+                done = call()
+            except commands.NoAnswerError as error:
+                words = str(error)
+            else:
+                if not done.status:
+                    lines = reversed(done.stdout.split("\n"))
+                    found = next(
+                        (one for one in lines if _ANSWER.fullmatch(one.strip())), done.words
+                    )
+                    submission = self._submission(found, name)
+                    if failures:
+                        self._withdraw(name, keep=submission.job)
+                    return submission
+                words = f"{self.label}: {program} did not take the job: {_with_remedy(done.words, size)}"
+                if not _AWAY.search(done.words):
+                    raise DeliveryError(words)
+            if jobs := self._jobs_named(name):
+                self._withdraw(name, keep=jobs[0])
+                return Submission(jobs[0], "", name)
+            failures += 1
+            if time.monotonic() >= until or not self.wanted(run_id):
+                self._withdraw(name)
+                raise DeliveryError(words)
+            logger.info("%s; waiting for it", words)
+            time.sleep(min(RETRY_SECONDS, max(0.0, until - time.monotonic())))
+
+    def _jobs_named(self, name: str) -> list[str] | None:
+        """Return the ids of the user's jobs *name* that are not over; ``None``: Slurm does not answer."""
+        options = ("--noheader", "--me", f"--name={name}", "--format=%A")
+        try:
+            done = self._ask((*self._squeue, *options), QUERY_SECONDS)
+        except DeliveryError:
+            return None
+        return None if done.status else done.stdout.split()
+
+    def _withdraw(self, name: str, *, keep: str = "") -> None:
+        """Have the jobs *name* cancelled, except *keep*: the controller may take one only now."""
+        self._doubtful[name] = keep
+        self._loop.call_soon_threadsafe(self._start_withdrawing)
+
+    def _start_withdrawing(self) -> None:
+        if self._withdrawing is None or self._withdrawing.done():
+            self._withdrawing = self._loop.create_task(self._withdraw_all())
+
+    async def _withdraw_all(self) -> None:
+        """Cancel doubtful jobs until Slurm has said for `SETTLED_LOOKS` times that there are none."""
+        looks: dict[str, int] = {}
+        while self._doubtful:
+            for name, keep in list(self._doubtful.items()):
+                clear = await self._queries.call(self._cancel_named, name, keep)
+                looks[name] = looks.get(name, 0) + 1 if clear else 0
+                if looks[name] >= SETTLED_LOOKS:
+                    del self._doubtful[name]
+            await asyncio.sleep(WITHDRAW_SECONDS)
+
+    def _cancel_named(self, name: str, keep: str) -> bool:
+        """Cancel the jobs *name* except *keep*; whether Slurm answered that there are none."""
+        jobs = self._jobs_named(name)
+        others = [job for job in jobs or () if job != keep]
+        if others:
+            logger.info("%s: job %s was submitted too late, and is cancelled", self.label, others)
+            with contextlib.suppress(DeliveryError):
+                self._tell([Submission(job, "", name) for job in others], QUERY_SECONDS)
+        return jobs is not None and not others
 
     def _name(self, payload: PayloadDict, frame: Frame) -> str:
-        """For people: Slurm takes any number of jobs with one name."""
+        """Return a name for people that no other job has, so that a job can be looked for by it."""
         if naming.idempotency_key(frame) is not None:
-            return naming.job_id(frame, prefix=self._prefix, most=MAX_NAME)
+            suffix = f"-{payload['run_id']}"
+            keyed = naming.job_id(frame, prefix=self._prefix, most=MAX_NAME - len(suffix))
+            return f"{keyed}{suffix}"
         suffix = f"-{payload['run_id']}"
         pattern = "A-Za-z0-9_.-"
         return naming.job_name(
@@ -473,7 +577,7 @@ class SlurmAdapter(BackendAdapter):
         )
 
     def _said(self, row: Row, submission: Submission) -> str:
-        """The last line of a job's output, where there is a file of it that can be read here."""
+        """Return a sentence with the last line of a job's output, or that its folder is not there; ``""``: neither."""
         if self._output == "/dev/null" or row.state in (
             "COMPLETED",
             "PENDING",
@@ -482,9 +586,12 @@ class SlurmAdapter(BackendAdapter):
         ):
             return ""
         values = {"j": submission.job, "A": submission.job, "x": submission.name, "%": "%"}
-        return commands.last_line(
-            re.sub(r"%(.)", lambda found: values.get(found[1], found[0]), self._output)
-        )
+        path = re.sub(r"%(.)", lambda found: values.get(found[1], found[0]), self._output)
+        folder = os.path.dirname(path)
+        if os.path.isabs(folder) and not os.path.isdir(folder):
+            return f"the folder {folder} of executor_config 'output' is not there"
+        line = commands.last_line(path)
+        return f"it said: {line}" if line else ""
 
 
 def _with_remedy(words: str, size: int = 0) -> str:

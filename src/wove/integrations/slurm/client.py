@@ -15,7 +15,7 @@ from typing import Final, NamedTuple
 
 from wove.errors import DeliveryError, MissingDependencyError
 
-__all__ = ["Allowance", "Done", "check_program", "last_line", "run", "sibling"]
+__all__ = ["Allowance", "Done", "NoAnswerError", "check_program", "last_line", "run", "sibling"]
 
 MAX_CHARACTERS: Final = 1000
 """Maximum number of characters of a command's output in a message."""
@@ -24,6 +24,10 @@ MAX_CHARACTERS: Final = 1000
 TAIL_BYTES: Final = 2000
 TAIL_CHARACTERS: Final = 500
 """Number of characters of a job's output that are read, and of its last line that are quoted."""
+
+
+class NoAnswerError(DeliveryError):
+    """A command was killed because it took too long; whether it has done its work is not known."""
 
 
 class Done(NamedTuple):
@@ -67,7 +71,8 @@ def run(
         label: What messages begin with.
 
     Raises:
-        DeliveryError: It could not be started, or took longer.
+        DeliveryError: It could not be started.
+        NoAnswerError: It took longer.
     """
     try:
         process = subprocess.Popen(
@@ -86,7 +91,7 @@ def run(
             stdout, stderr = process.communicate(content, timeout=seconds)
         except subprocess.TimeoutExpired:
             _kill(process)
-            raise DeliveryError(
+            raise NoAnswerError(
                 f"{label}: {_named(command)} did not answer within {seconds:g} s. Does Slurm's controller answer "
                 "(scontrol ping)?"
             ) from None

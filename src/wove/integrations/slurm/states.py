@@ -253,7 +253,7 @@ def fate_of(row: Row, said: str = "") -> JobStatus | None:
 
     Args:
         row: Of the job.
-        said: The last that it printed, if that is known.
+        said: A sentence about what it printed, if that is known.
     """
     if (why := row.never) is not None:
         return JobStatus("lost", f"job {row.job} of Slurm waits in vain ({row.reason}): {why}")
@@ -271,9 +271,12 @@ def fate_of(row: Row, said: str = "") -> JobStatus | None:
     if end == "finished":
         return JobStatus("finished", words)
     cause = MEANINGS.get(row.state) or (_meaning(row.status) if row.state == "FAILED" else None)
-    return JobStatus(
-        "lost", ". ".join(filter(None, (words, cause, f"it said: {said}" if said else "")))
-    )
+    sentences = [each for each in (words, cause, said) if each]
+    return JobStatus("lost", " ".join(_ended_sentence(each) for each in sentences).rstrip("."))
+
+
+def _ended_sentence(text: str) -> str:
+    return text if text.endswith((".", "?", "!")) else f"{text}."
 
 
 def _meaning(status: int) -> str | None:

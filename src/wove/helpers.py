@@ -11,6 +11,8 @@ from itertools import islice
 from operator import index
 from typing import Any, ParamSpec, TypeVar, cast, overload
 
+from wove.concurrency.mailbox import post_to
+
 __all__ = ["batch", "denone", "flatten", "fold", "redict", "sync_to_async", "undict"]
 
 P = ParamSpec("P")
@@ -226,12 +228,9 @@ async def _in_thread(call: Callable[[], Any]) -> tuple[bool, Any]:
             ended = (True, context.run(call))
         except BaseException as error:  # SystemExit too belongs to the one who awaits
             ended = (False, error)
-        try:
-            loop.call_soon_threadsafe(settle, *ended)
-        except RuntimeError:  # the loop is closed: nobody waits any more
+        if not post_to(loop, settle, *ended):
             waiting.clear()
-        finally:
-            del ended
+        del ended
 
     start_thread(job)
     return await outcome

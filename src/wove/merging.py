@@ -10,6 +10,7 @@ from contextvars import Context, ContextVar, copy_context
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar, Unpack, overload
 
+from wove.concurrency.mailbox import post_to
 from wove.engine.attempts import ERRANDS, Caller, ChildCalls, in_own_task
 from wove.engine.binding import with_item
 from wove.engine.loops import run_awaiting, run_blocking
@@ -205,8 +206,7 @@ async def _from_other_loop(
             future.set_result((succeeded, value))
 
     def settle(succeeded: bool, value: Any) -> None:
-        with contextlib.suppress(RuntimeError):  # the loop was closed meanwhile
-            loop.call_soon_threadsafe(tell, succeeded, value)
+        post_to(loop, tell, succeeded, value)
 
     if not run.attend(call, context, settle):
         raise stopped()

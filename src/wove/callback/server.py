@@ -12,6 +12,7 @@ from wove.callback.body import Body
 from wove.callback.liveness import WorkerConnection
 from wove.callback.replies import Refusal, Reply, bulk_head
 from wove.concurrency import forks, thread_pool
+from wove.concurrency.mailbox import post_to
 from wove.net.http1 import Request, RequestError, RequestParser, TooLargeError
 from wove.net.keepalive import UNACKNOWLEDGED_SECONDS, keep_alive
 from wove.protocol.limits import INLINE_BYTES
@@ -293,8 +294,7 @@ class Connection(asyncio.Protocol):
 
     def _read_elsewhere(self, visit: AuthorizedRequest, chunks: list[bytes]) -> None:
         found = visit.read(chunks)
-        with contextlib.suppress(RuntimeError):  # the loop was closed: nobody waits any more
-            self._loop.call_soon_threadsafe(self._worked, visit, found)
+        post_to(self._loop, self._worked, visit, found)
 
     def _worked(self, visit: AuthorizedRequest, found: list[dict[str, Any]] | Refusal) -> None:
         self._working = False

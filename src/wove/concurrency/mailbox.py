@@ -2,17 +2,32 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextvars
 import threading
 from collections import deque
 from collections.abc import Callable
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
-__all__ = ["LoopMailbox"]
+if TYPE_CHECKING:
+    import asyncio
+
+__all__ = ["LoopMailbox", "post_to"]
 
 MAX_AT_A_TIME: Final = 100
 """Maximum number of calls in one turn of the loop: what they have written goes out after it."""
+
+
+def post_to(loop: asyncio.AbstractEventLoop, fn: Callable[..., object], *args: Any) -> bool:
+    """Have ``fn(*args)`` called on *loop*, from any thread. For single calls; a `LoopMailbox` takes many.
+
+    Returns:
+        Whether the call has been scheduled. False means that the loop is closed, so that nothing waits there any more.
+    """
+    try:
+        loop.call_soon_threadsafe(fn, *args)
+    except RuntimeError:
+        return False
+    return True
 
 
 class LoopMailbox:

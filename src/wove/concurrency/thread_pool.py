@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any, Final, TypeVar
 
 from wove.concurrency import forks
+from wove.concurrency.mailbox import post_to
 
 __all__ = ["ThreadPool", "close", "names", "relay", "run_in_thread", "submit"]
 
@@ -88,10 +89,7 @@ class ThreadPool:
                 outcome = (False, RuntimeError(f"{fn!r} raised {error!r}"))
             except BaseException as error:  # whatever it is, it is for the one who waits
                 outcome = (False, error)
-            try:
-                loop.call_soon_threadsafe(settle, *outcome)
-            except RuntimeError:  # the loop was closed: nobody waits any more
-                pass
+            post_to(loop, settle, *outcome)
 
         self.submit(call)
         return await done

@@ -42,19 +42,8 @@ class _Loop(asyncio.SelectorEventLoop):
         proto: int = 0,
         flags: int = 0,
     ) -> _Addresses:
-        future: asyncio.Future[_Addresses] = self.create_future()
-
-        def look_up() -> None:
-            found: _Addresses | BaseException
-            try:
-                found = list(socket.getaddrinfo(host, port, family, type, proto, flags))
-            except BaseException as error:  # also a UnicodeError is for who asked
-                found = error
-            with contextlib.suppress(RuntimeError):  # the loop was closed meanwhile
-                self.call_soon_threadsafe(_settle, future, found)
-
-        thread_pool.names.submit(look_up)
-        return await future
+        look_up = thread_pool.names.call(socket.getaddrinfo, host, port, family, type, proto, flags)
+        return list(await look_up)
 
     def __del__(self, *args: Any) -> None:
         if not self.dropped:
@@ -133,15 +122,6 @@ class BackgroundLoop:
             finally:
                 asyncio.set_event_loop(None)
                 loop.close()
-
-
-def _settle(future: asyncio.Future[_Addresses], found: _Addresses | BaseException) -> None:
-    if future.done():  # cancelled: nobody waits any more
-        return
-    if isinstance(found, BaseException):
-        future.set_exception(found)
-    else:
-        future.set_result(found)
 
 
 async def _finish() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
 import os
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 
 from wove.callback.link import Destination
 from wove.callback.reporter import Delivered
+from wove.concurrency.mailbox import post_to
 from wove.integrations.common.jobs import ASK_SECONDS, BEAT_SECONDS, Job, close, fetches
 from wove.protocol import payload as payloads
 from wove.protocol.payload import Payload
@@ -158,8 +158,7 @@ def _settle_on(
         if not done.done():
             done.set_result(delivered)
 
-    with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
-        loop.call_soon_threadsafe(settle)
+    post_to(loop, settle)
 
 
 def _conclude(delivered: Delivered | None) -> None:

@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any, ClassVar, Literal
 
+from wove.concurrency.mailbox import post_to
 from wove.concurrency.thread_pool import ThreadPool, run_in_thread
 from wove.executors.base import EnvironmentExecutor, Frame
 from wove.executors.event_queue import EventQueue
@@ -171,10 +172,7 @@ class CodecExecutor(RecordingExecutor):
     def _on_event(self, event: dict[str, Any]) -> None:
         """Take an event of the runner's, from any thread."""
         [decoded] = codec.decode(codec.encode(event))
-        try:
-            self.loop.call_soon_threadsafe(self.deliver, decoded)
-        except RuntimeError:  # the loop is closed, and with it went whoever waited
-            pass
+        post_to(self.loop, self.deliver, decoded)
 
 
 class DirectExecutor(RecordingExecutor):

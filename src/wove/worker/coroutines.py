@@ -10,6 +10,8 @@ import threading
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+from wove.concurrency.mailbox import post_to
+
 __all__ = ["CoroutineLoop"]
 
 _log = logging.getLogger("wove.worker")
@@ -52,8 +54,7 @@ class CoroutineLoop:
     def close(self, timeout: float) -> None:
         """Cancel what runs, and end the thread, waiting at most *timeout* seconds."""
         self._closing = True
-        with contextlib.suppress(RuntimeError):  # closed before
-            self._loop.call_soon_threadsafe(self._loop.stop)
+        post_to(self._loop, self._loop.stop)
         self._thread.join(timeout)
 
     def _run(self) -> None:
@@ -98,8 +99,7 @@ class _Coroutine:
         self._task.add_done_callback(lambda _: self._report(False, asyncio.CancelledError()))
 
     def cancel(self) -> None:
-        with contextlib.suppress(RuntimeError):  # the loop is closed, and everything on it with it
-            self._loop.call_soon_threadsafe(self._cancel)
+        post_to(self._loop, self._cancel)
 
     def _cancel(self) -> None:
         self._cancelled = True

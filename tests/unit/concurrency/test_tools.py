@@ -1,9 +1,10 @@
-"""`Backoff`, `BoundedDict` and `Deadline`."""
+"""`Backoff`, `BoundedDict`, `Deadline` and `post_to`."""
 
 from __future__ import annotations
 
 import asyncio
 import random
+import threading
 from collections.abc import Callable
 from time import monotonic
 
@@ -12,6 +13,7 @@ import pytest
 from wove.concurrency.backoff import Backoff
 from wove.concurrency.bounded import BoundedDict
 from wove.concurrency.deadline import Deadline
+from wove.concurrency.mailbox import post_to
 
 
 class TestBackoff:
@@ -131,3 +133,26 @@ class TestDeadline:
 
         self.run(body)
         assert expired == []
+
+
+def test_post_to_says_when_the_loop_is_closed() -> None:
+    seen: list[int] = []
+
+    async def main() -> None:
+        loop, done = asyncio.get_running_loop(), asyncio.Event()
+
+        def post() -> None:
+            assert post_to(loop, seen.append, 1)
+            assert post_to(loop, done.set)
+
+        thread = threading.Thread(target=post)
+        thread.start()
+        async with asyncio.timeout(30):
+            await done.wait()
+        thread.join()
+
+    asyncio.run(main())
+    assert seen == [1]
+    loop = asyncio.new_event_loop()
+    loop.close()
+    assert not post_to(loop, seen.append, 2)

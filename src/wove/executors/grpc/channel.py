@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from wove.concurrency import forks
+from wove.concurrency.mailbox import post_to
 from wove.errors import DeliveryError, WorkerLostError
 
 if TYPE_CHECKING:
@@ -344,9 +345,7 @@ class Link:
                 task.add_done_callback(_resting.discard)
                 task.add_done_callback(lambda _: done.set())
 
-        try:
-            self._loop.call_soon_threadsafe(begin)
-        except RuntimeError:  # the loop has ended
+        if not post_to(self._loop, begin):
             done.set()
 
     @property

@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Final, Literal, TypeAlias
 
 from wove.concurrency import thread_pool
 from wove.concurrency.backoff import Backoff
+from wove.concurrency.mailbox import post_to
 from wove.errors import (
     DeliveryError,
     EnvironmentExecutionError,
@@ -247,7 +248,7 @@ class NetworkExecutor(EnvironmentExecutor):
         return self.security.kind == "signed" and self.transport != "websocket"
 
     def _encode_elsewhere(self, exchange: PendingRequest, frame: Frame) -> None:
-        self._post(self._prepared, exchange, *self._encode(frame))
+        post_to(self.loop, self._prepared, exchange, *self._encode(frame))
 
     def _prepared(
         self,
@@ -338,7 +339,9 @@ class NetworkExecutor(EnvironmentExecutor):
             return
         batch = self._decoding
         batch.count += 1
-        thread_pool.submit(lambda: self._post(self._decoded, batch, _decode(chunks, verify)))
+        thread_pool.submit(
+            lambda: post_to(self.loop, self._decoded, batch, _decode(chunks, verify))
+        )
 
     def failed(self, exchange: PendingRequest, error: BaseException) -> None:
         """No answer came for *exchange*, and none will."""
@@ -449,8 +452,14 @@ class NetworkExecutor(EnvironmentExecutor):
         chunks, final, status, verify = exchange.unread[0]
         offer = exchange.offers
         thread_pool.submit(
-            lambda: self._post(
-                self._decoded_reply, exchange, offer, final, status, _decode(chunks, verify)
+            lambda: post_to(
+                self.loop,
+                self._decoded_reply,
+                exchange,
+                offer,
+                final,
+                status,
+                _decode(chunks, verify),
             )
         )
 
@@ -614,12 +623,6 @@ class NetworkExecutor(EnvironmentExecutor):
             self.withdraw(exchange)
         exchange.chunks = []
         exchange.unread.clear()
-
-    def _post(self, *call: Any) -> None:
-        try:
-            self.loop.call_soon_threadsafe(*call)
-        except RuntimeError:  # the loop was closed: nobody waits for this any more
-            pass
 
 
 def _finder(values: Iterable[str]) -> re.Pattern[str] | None:

@@ -8,9 +8,10 @@ import shlex
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 from wove.concurrency import thread_pool
+from wove.concurrency.mailbox import post_to
 from wove.errors import DeliveryError, EnvironmentExecutionError, WorkerLostError
 from wove.executors.base import Frame
 from wove.executors.stdio.balance import WorkerLoad, choose
@@ -220,7 +221,7 @@ class Pool(Listener):
                 chunks = codec.encode(frame)
             except BaseException as error:  # memory, above all; it ends this run alone
                 chunks = error
-            self._post(self._encoded, worker, run_id, chunks)
+            post_to(self._loop, self._encoded, worker, run_id, chunks)
 
         thread_pool.submit(encode)
 
@@ -350,7 +351,7 @@ class Pool(Listener):
             frames = codec.decode(line)
         except BaseException as error:
             frames = error
-        self._post(self._decoded, worker, frames)
+        post_to(self._loop, self._decoded, worker, frames)
 
     def _decoded(self, worker: _Worker, frames: list[Frame] | BaseException) -> None:
         worker.decoding -= 1
@@ -464,9 +465,3 @@ class Pool(Listener):
 
     def _tell(self, *events: Frame) -> None:
         self._tell_all(events)
-
-    def _post(self, *call: Any) -> None:
-        try:
-            self._loop.call_soon_threadsafe(*call)
-        except RuntimeError:  # the loop was closed: nobody waits for this any more
-            pass

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal
 from wove import __version__
 from wove.concurrency import forks, thread_pool
 from wove.concurrency.backoff import Backoff
+from wove.concurrency.mailbox import post_to
 from wove.errors import (
     DeliveryError,
     DeliveryTimeoutError,
@@ -249,7 +250,7 @@ class WebSocketEnvironmentExecutor(NetworkExecutor):
             text = codec.encode({"callable_pickle": pickled})
         except BaseException as error:  # memory, above all; it ends this run alone
             text = error
-        self._post(self._callable_encoded, exchange, text)
+        post_to(self.loop, self._callable_encoded, exchange, text)
 
     def _callable_encoded(
         self, exchange: PendingRequest, text: list[bytes] | BaseException

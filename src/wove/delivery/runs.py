@@ -308,6 +308,8 @@ class RunTable:
         elif run.waiters:
             seconds = run.request.settings.delivery.timeout
             text = f"{run} did not finish within {seconds:g} s of being sent (delivery_timeout)"
+            if run.state is State.SENT:
+                text += ": no worker has reported that it began it"
             self._give_up(run, Outcome(Ending.ERROR, DeliveryTimeoutError(text)))
         else:  # detached: it continues, but is not counted any more
             self._end(run, GONE)

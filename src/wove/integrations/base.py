@@ -189,5 +189,17 @@ class BackendAdapter(abc.ABC):
         """
         raise NotImplementedError
 
+    def waiting(self, submissions: Mapping[str, Any]) -> MaybeAwaitable:
+        """Return why no worker has begun these jobs, in words for a warning; ``""``: the backend does not know.
+
+        Called when jobs have waited for ``notice_seconds``, at most once a second.
+
+        Args:
+            submissions: What `submit` returned, by run id.
+
+        Example: ``"no worker listens to queue 'reports'"``.
+        """
+        return ""
+
     def close(self) -> MaybeAwaitable:  # noqa: B027
         """Let go of what `start` opened. A client that the user passed in is theirs, and stays open."""

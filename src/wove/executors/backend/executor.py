@@ -47,6 +47,7 @@ KEYS: Final = (
     "insecure",
     "max_message_bytes",
     "watch_seconds",
+    "notice_seconds",
     "start_timeout",
     "send_timeout",
     "stop_timeout",
@@ -56,6 +57,12 @@ KEYS: Final = (
 
 RETRY_SECONDS: Final = 60.0
 """Default of ``callback_retry_seconds``."""
+
+NOTICE_SECONDS: Final = 10.0
+"""Default of ``notice_seconds``: how long a run may wait for a worker before a warning says why it does."""
+
+NOTICE_INTERVAL_SECONDS: Final = 1.0
+"""The shortest time between two questions to the backend why runs wait."""
 
 PATIENCE_KEY: Final = "submit_patience_seconds"
 PATIENCE_SECONDS: Final = 60.0
@@ -88,6 +95,8 @@ class _Job:
         key: Under which its result is remembered, if it has an idempotency key.
         submission: What the adapter returned.
         submitted: Whether it has.
+        submitted_at: When, in the loop's time.
+        noticed: Whether a warning has said that no worker has begun it.
         begun: Its worker has reported.
         worker: The process that has it: host, pid and something random; ``""``: not known.
         cancelled: It was told to end, and its end is still wanted.
@@ -101,10 +110,12 @@ class _Job:
         "cancelled",
         "claims",
         "key",
+        "noticed",
         "run_id",
         "stopped",
         "submission",
         "submitted",
+        "submitted_at",
         "suspicion",
         "task",
         "worker",
@@ -117,7 +128,8 @@ class _Job:
         self.key: Key | None = None if key is None else (environment, self.task, key)
         self.submission: Any = None
         self.worker = ""
-        self.submitted = self.begun = self.cancelled = self.stopped = False
+        self.submitted = self.begun = self.cancelled = self.stopped = self.noticed = False
+        self.submitted_at = 0.0
         self.claims: list[str] = []
         self.suspicion: asyncio.Task[None] | None = None
 
@@ -199,6 +211,9 @@ class BackendAdapterEnvironmentExecutor(EnvironmentExecutor):
         self.retry_seconds = number(config, "callback_retry_seconds", RETRY_SECONDS, label=label)
         self.call_seconds = number(config, "send_timeout", 60.0, label=label, none=True)
         longest = number(config, "watch_seconds", None, label=label)
+        self.notice_seconds = number(
+            config, "notice_seconds", NOTICE_SECONDS, label=label, none=True
+        )
         adapter = self.adapter = self._kind(environment_name, config)
         if adapter.patient:
             adapter.submit_patience_seconds = self.submit_patience_seconds = number(
@@ -218,6 +233,7 @@ class BackendAdapterEnvironmentExecutor(EnvironmentExecutor):
         )
         self._claims: dict[str, tuple[Pickled, set[str]]] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._noticing: asyncio.Task[None] | None = None
         self._threads = ThreadPool(adapter.threads, f"wove-{self.name}")
         self._watcher: Watcher | None = None
         if type(adapter).watch is not BackendAdapter.watch:
@@ -326,7 +342,9 @@ class BackendAdapterEnvironmentExecutor(EnvironmentExecutor):
         except BaseException:
             self._forget(job)
             raise
-        job.submitted = True
+        job.submitted, job.submitted_at = True, asyncio.get_running_loop().time()
+        if self.notice_seconds is not None and self._noticing is None:
+            self._noticing = self._spawn(self._notice(self.notice_seconds))
         if self._watcher is not None:
             self._watcher.look()
 
@@ -520,6 +538,50 @@ class BackendAdapterEnvironmentExecutor(EnvironmentExecutor):
             job,
             {"type": "task_error", "run_id": job.run_id, "task_id": job.task, "exception": error},
         )
+
+    # ------------------------------------------------------------------ nobody took it
+
+    def _unbegun(self) -> list[_Job]:
+        return [
+            job
+            for job in self._jobs.values()
+            if job.submitted and not job.begun and not job.cancelled and not job.noticed
+        ]
+
+    async def _notice(self, seconds: float) -> None:
+        """Warn of runs that no worker has begun for *seconds*, once for each reason, while there are such runs."""
+        loop = asyncio.get_running_loop()
+        told: str | None = None
+        try:
+            while unbegun := self._unbegun():
+                due = min(job.submitted_at for job in unbegun) + seconds
+                await asyncio.sleep(max(NOTICE_INTERVAL_SECONDS, due - loop.time()))
+                limit = loop.time() - seconds
+                late = [job for job in self._unbegun() if job.submitted_at <= limit]
+                if not late:
+                    continue
+                for job in late:
+                    job.noticed = True
+                why = await self._why_waiting({job.run_id: job.submission for job in late})
+                if why == told or not (left := [job for job in late if not job.begun]):
+                    continue
+                told = why
+                logger.warning(
+                    "%s: no worker has begun %s within %g s%s",
+                    self.label,
+                    left[0] if len(left) == 1 else f"{len(left)} runs, such as {left[0]},",
+                    seconds,
+                    f": {why}" if why else "",
+                )
+        finally:
+            self._noticing = None
+
+    async def _why_waiting(self, submissions: Mapping[str, Any]) -> str:
+        try:
+            async with asyncio.timeout(self.call_seconds):
+                return str(await self._call(self.adapter.waiting, submissions) or "")
+        except Exception as error:
+            return f"its backend cannot say why: {type(error).__name__}: {error}"
 
     # ------------------------------------------------------------------ ends
 

@@ -273,6 +273,26 @@ class CeleryAdapter(BackendAdapter):
     async def watch(self, submissions: Mapping[str, Submission]) -> dict[str, JobStatus]:
         return await self._asker.call(self._look, dict(submissions))
 
+    async def waiting(self, submissions: Mapping[str, Submission]) -> str:
+        return await self._asker.call(self._why_waiting)
+
+    def _why_waiting(self) -> str:
+        queue = self._broker.queue
+        if queue is None or not self._broker.answers:
+            return ""
+        consumed = self._broker.ask("active_queues", {})
+        hosts = [
+            host
+            for host, queues in consumed.items()
+            if any(each.get("name") == queue for each in queues)
+        ]
+        if not hosts:
+            found = f"; {', '.join(sorted(consumed))} take from others" if consumed else ""
+            return f"no Celery worker takes from queue {queue!r}{found} (celery worker -Q {queue})"
+        active = self._broker.ask("active", {})
+        busy = sum(bool(active.get(host)) for host in hosts)
+        return f"of {len(hosts)} Celery workers on queue {queue!r}, {busy} are busy"
+
     def _look(self, submissions: Mapping[str, Submission]) -> dict[str, JobStatus]:
         fates = (
             self._results.fates(submissions, self.task_name) if self._results is not None else {}

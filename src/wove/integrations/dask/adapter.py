@@ -294,6 +294,15 @@ class DaskAdapter(BackendAdapter):
 
     # ------------------------------------------------------------------ watch
 
+    def waiting(self, submissions: Mapping[str, Any]) -> str:
+        if self._client is None:
+            return ""
+        info: dict[str, Any] = self._client.scheduler_info()
+        workers = info.get("n_workers", len(info.get("workers", ())))
+        if not workers:
+            return "no worker is connected to the Dask scheduler (dask worker ADDRESS)"
+        return f"{workers} workers are connected to the Dask scheduler"
+
     async def watch(self, submissions: Mapping[str, Any]) -> dict[str, JobStatus]:
         # No copy of the futures outlives this: as long as there is one, Dask keeps the task.
         client = self._client

@@ -442,6 +442,10 @@ class KubernetesJobsAdapter(BackendAdapter):
         self._remove(api, removed)
         return said
 
+    def waiting(self, submissions: Mapping[str, Any]) -> str:
+        uids = {each.uid for each in submissions.values() if isinstance(each, Submission)}
+        return self._book.why_waiting(uids)
+
     def _remove(self, api: Api, submissions: Iterable[Submission]) -> None:
         for each in submissions:
             try:

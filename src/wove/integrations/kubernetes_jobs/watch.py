@@ -213,6 +213,14 @@ class PodCache:
                 )
         return None
 
+    def why_waiting(self, uids: set[str]) -> str:
+        """Return why the pods of these Jobs do not run; ``""``: nothing is known of that."""
+        with self._lock:
+            pods = [pod for pod in self._pods.values() if pod.job in uids and not pod.leaving]
+        if not pods:
+            return "Kubernetes has made no pod for the Job yet"
+        return "; ".join(sorted({why for pod in pods if (why := pod.waits or pod.trouble)}))
+
     def waiting(self) -> list[tuple[str, int]]:
         """Why pods cannot be scheduled, and how many; what was told before is left out."""
         counts: dict[str, int] = {}

@@ -163,6 +163,7 @@ class RQAdapter(BackendAdapter):
         self._errors: type[Exception] = redis.exceptions.RedisError
         self._changed: type[Exception] = redis.exceptions.WatchError
         self._send_command = commands.send_command
+        self._worker_class: Any = rq.Worker
         if self._given is not None:
             self._queue = self._given
         else:
@@ -378,6 +379,17 @@ class RQAdapter(BackendAdapter):
     def watch(self, submissions: Mapping[str, Any]) -> dict[str, JobStatus]:
         jobs = {run_id: (self._key(each), each.mark) for run_id, each in submissions.items()}
         return self._look.at(jobs)
+
+    def waiting(self, submissions: Mapping[str, Any]) -> str:
+        workers: list[Any] = self._worker_class.all(queue=self._queue)
+        if not workers:
+            return (
+                f"no RQ worker listens to queue {self._queue.name!r} (rq worker {self._queue.name})"
+            )
+        busy = sum(
+            str(worker.get_state()).rpartition(".")[2].lower() == "busy" for worker in workers
+        )
+        return f"of {len(workers)} RQ workers on queue {self._queue.name!r}, {busy} are busy"
 
     def _key(self, submission: Submission) -> str:
         key: str | bytes = self._job_class.key_for(submission.job_id)

@@ -454,6 +454,15 @@ class SlurmAdapter(BackendAdapter):
         await asyncio.sleep(self._allowance.take())
         return await self._queries.call(self._look, submissions)
 
+    async def waiting(self, submissions: Mapping[str, Any]) -> str:
+        return await self._queries.call(self._why_waiting, submissions)
+
+    def _why_waiting(self, submissions: Mapping[str, Submission]) -> str:
+        rows = self._rows({each.cluster for each in submissions.values()})
+        found = [rows[each.place] for each in submissions.values() if each.place in rows]
+        states = {f"{row.state} ({row.reason})" if row.reason else row.state for row in found}
+        return f"Slurm says {', '.join(sorted(states))}" if states else ""
+
     def _look(self, submissions: Mapping[str, Submission]) -> dict[str, JobStatus]:
         rows = self._rows({each.cluster for each in submissions.values()})
         fates: dict[str, JobStatus] = {}

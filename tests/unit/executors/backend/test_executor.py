@@ -434,6 +434,65 @@ def test_an_adapter_that_exits_ends_its_run_alone(where: str) -> None:
     assert "raised SystemExit: no configuration found" in str(w.result.exception)
 
 
+class Unserved(LineAdapter):
+    """A queue that no worker serves until `serve`."""
+
+    served = False
+    why = "no worker listens to queue 'reports'"
+
+    def submit(self, payload: dict[str, Any], frame: Mapping[str, Any]) -> Any:
+        if self.served:
+            return super().submit(payload, frame)
+        self.payloads.append(payload)
+        return payload
+
+    def watch(self, submissions: Mapping[str, Any]) -> dict[str, JobStatus]:
+        return {}
+
+    def waiting(self, submissions: Mapping[str, Any]) -> str:
+        assert set(submissions) <= {payload["run_id"] for payload in self.payloads}
+        return self.why
+
+
+def test_a_run_that_nobody_took_is_told_of(caplog: pytest.LogCaptureFixture) -> None:
+    use(BackendAdapterEnvironmentExecutor("unserved", adapter_class=Unserved), notice_seconds=0.2)
+    with pytest.raises(
+        DeliveryTimeoutError, match=r"\(delivery_timeout\): no worker has reported that it began it"
+    ):
+        run(number, delivery_timeout=4)
+    said = [line for line in caplog.messages if "no worker has begun" in line]
+    assert len(said) == 1
+    assert "of task 'number' within 0.2 s: no worker listens to queue 'reports'" in said[0]
+
+
+def test_many_runs_that_nobody_took_are_told_of_together(caplog: pytest.LogCaptureFixture) -> None:
+    use(BackendAdapterEnvironmentExecutor("unserved", adapter_class=Unserved), notice_seconds=0.2)
+    with pytest.raises(DeliveryTimeoutError), weave() as w:
+
+        @w.do(range(5), environment="line", delivery_timeout=4)
+        def step(i: int) -> int:
+            return i
+
+    said = [line for line in caplog.messages if "no worker has begun" in line]
+    assert len(said) == 1 and "5 runs, such as run " in said[0]
+
+
+def test_a_run_that_was_begun_is_not_told_of(caplog: pytest.LogCaptureFixture) -> None:
+    class Served(Unserved):
+        served = True
+
+    def slow() -> int:
+        import time
+
+        time.sleep(3)
+        return 7
+
+    use(BackendAdapterEnvironmentExecutor("served", adapter_class=Served), notice_seconds=2.5)
+    assert run(number) == 7  # and the worker is there
+    assert run(slow) == 7
+    assert not [line for line in caplog.messages if "no worker has begun" in line]
+
+
 def test_a_watch_that_fails_is_a_warning_and_no_more(caplog: pytest.LogCaptureFixture) -> None:
     class Blind(LineAdapter):
         asked: ClassVar[list[int]] = []

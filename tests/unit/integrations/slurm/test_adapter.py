@@ -523,17 +523,19 @@ def test_a_controller_that_is_away_is_waited_for(
 ) -> None:
     monkeypatch.setattr(slurm, "RETRY_SECONDS", 0.05)
     adapter.submit_patience_seconds = 30.0
-    cluster.says("sbatch", err=AWAY, status=1)
-    cluster.says(
-        "squeue", err="slurm_load_jobs error: Unable to contact slurm controller", status=1
-    )
+    away = cluster.folder / "away"
+    away.touch()
+    for name, words in (("sbatch", "18"), ("squeue", "")):
+        (cluster.folder / name).write_text(
+            f'#!/bin/sh\necho "$@" >> {cluster.folder}/{name}.calls\n'
+            f'if [ -e {away} ]; then echo "{AWAY}" >&2; exit 1; fi\necho {words}\n'
+        )
     ended: list[object] = []
     thread = threading.Thread(target=lambda: ended.append(adapter.submit(PAYLOAD, FRAME)))
     thread.start()
     eventually(adapter, lambda: len(cluster.calls("sbatch")) >= 3)
     assert ended == []
-    cluster.says("squeue")
-    cluster.says("sbatch", "18\n")
+    away.unlink()
     thread.join(20)
     assert ended == [("18", "", "wove-T-sk-1-r1")]
 

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
         WeaveStateError,
         WorkerLostError,
         WoveError,
+        WoveWarning,
     )
     from wove.executors.backend.executor import BackendAdapterEnvironmentExecutor
     from wove.executors.base import EnvironmentExecutor
@@ -69,6 +70,7 @@ __all__ = [
     "WorkerLostError",
     "WoveError",
     "WoveResult",
+    "WoveWarning",
     "__version__",
     "batch",
     "config",

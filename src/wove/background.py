@@ -65,22 +65,25 @@ class Threaded(Background):
         self._execution = execution
         self._on_done = on_done
         self._result: WoveResult | None = None
+        # Not `Thread.join`, which takes a thread for ended when Ctrl-C interrupts it (until 3.13).
+        self._ended = threading.Event()
         self._thread = threading.Thread(target=self._work, name="wove-background")
 
     def launch(self) -> None:
         _hold_exit()
-        _running.add(self._thread)
+        _running.add(self)
         try:
             self._thread.start()
         except BaseException:  # no more threads, from the system or at the end of the interpreter
-            _running.discard(self._thread)
+            _running.discard(self)
             raise
 
     def _work(self) -> None:
         try:
             self._result = self._execution.context.copy().run(self._in_context)
         finally:
-            _running.discard(self._thread)
+            _running.discard(self)
+            self._ended.set()
 
     def _in_context(self) -> WoveResult:
         # It belongs to no other weave any more: one that starts it may well end before it does.
@@ -90,15 +93,14 @@ class Threaded(Background):
     def wait(self, timeout: float | None) -> bool:
         if self._thread is threading.current_thread():  # in on_done, which is a part of it
             return False
-        self._thread.join(timeout)
-        return not self._thread.is_alive()
+        return self._ended.wait(timeout)
 
     def result(self) -> WoveResult | None:
         return self._result
 
 
-_running: set[threading.Thread] = set()
-"""The threads of the weaves in the background."""
+_running: set[Threaded] = set()
+"""The weaves that run in threads."""
 
 _holds_exit = False
 
@@ -124,8 +126,7 @@ def _hold_exit() -> None:
 
 def _wait_for_all() -> None:
     while _running:
-        thread = _running.pop()
-        thread.join()
+        _running.pop().wait(None)
 
 
 def _run(execution: Execution, on_done: OnDone | None) -> WoveResult:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import sys
 from collections.abc import AsyncIterable, Callable, Iterable, Mapping
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, Self, TypeVar, Unpack, ov
 
 from wove.background import Background, Detached, Threaded, report, report_awaiting
 from wove.engine.execution import Execution
-from wove.engine.loops import run_awaiting, run_blocking
+from wove.engine.loops import refuse_green_threads, run_awaiting, run_blocking
 from wove.engine.sources import is_iterable, is_task
 from wove.errors import WeaveStateError
 from wove.explaining import Explanation, describe
@@ -258,6 +259,10 @@ class weave:  # noqa: N801 - it is used like a function
         return self
 
     async def __aenter__(self) -> Self:
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:
+            raise WeaveStateError(_NOT_ASYNCIO) from None
         return self.__enter__()
 
     def __exit__(
@@ -314,6 +319,7 @@ class weave:  # noqa: N801 - it is used like a function
     def _prepare(self) -> Execution | None:
         """Plan; what is to be run here and now, if it is not run in the background."""
         self._state = _OVER  # should planning fail
+        refuse_green_threads()
         execution = Execution(
             self._declarations, self._values, self._options, current(), [*self._watchers, *_live()]
         )
@@ -412,6 +418,11 @@ class weave:  # noqa: N801 - it is used like a function
     def __repr__(self) -> str:
         return f"<weave of {len(self._declarations)} task(s), {_STATES[self._state]}>"
 
+
+_NOT_ASYNCIO = (
+    "async with weave() runs on asyncio, and no loop of asyncio runs here. Under another event loop, "
+    "such as trio's, run a plain `with weave()` in a thread: await trio.to_thread.run_sync(function)"
+)
 
 _STATES = {_NEW: "not entered", _OPEN: "open", _RUNNING: "running", _OVER: "over"}
 

@@ -16,6 +16,8 @@ The tree, with the built-in type that each can also be caught as::
         └── DeliveryOrphanedError                      the run and its weave lost each other
             └── WorkerLostError                        the worker or its backend lost the run
 
+`WoveWarning` is a `UserWarning`.
+
 An error raised by a task is never wrapped: it comes out as the object that the task raised.
 """
 
@@ -40,11 +42,16 @@ __all__ = [
     "WeaveStateError",
     "WorkerLostError",
     "WoveError",
+    "WoveWarning",
 ]
 
 
 class WoveError(Exception):
     """Base of every exception that Wove itself raises."""
+
+
+class WoveWarning(UserWarning):
+    """Something that works, and is most likely not what was meant."""
 
 
 class UnresolvedSignatureError(WoveError, NameError):

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 from wove.concurrency.backoff import Backoff
 from wove.engine.binding import portable
+from wove.engine.importing import refuse_while_importing
 from wove.engine.threads import ThreadCall, discard, is_awaitable
 from wove.engine.tracebacks import raisable
 from wove.errors import TaskTimeoutError
@@ -321,6 +322,7 @@ class Caller:
         self, arguments: Mapping[str, Any], record: RunRecord, limit: float | None
     ) -> Request:
         if self.call is None:
+            refuse_while_importing(self.fn, arguments.values(), self.name)
             from wove.delivery import Call, Request  # here, because a local weave does without
 
             self.make_request = Request

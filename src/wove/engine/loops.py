@@ -8,19 +8,24 @@ import os
 import signal
 import sys
 import threading
+import warnings
 from asyncio import AbstractEventLoop
 from collections.abc import Callable
+from contextvars import Context
 from functools import partial
 from typing import Any, Protocol, Self
 
 from wove.concurrency import forks
 from wove.engine.threads import start_thread
+from wove.errors import WeaveStateError, WoveWarning
 
-__all__ = ["Runnable", "is_ours", "run_awaiting", "run_blocking"]
+__all__ = ["Runnable", "is_ours", "refuse_green_threads", "run_awaiting", "run_blocking"]
 
 
 class Runnable(Protocol):
     """What is run on a loop: a weave's run."""
+
+    context: Context
 
     def start(self) -> None: ...
 
@@ -35,6 +40,17 @@ class Runnable(Protocol):
 
 Make = Callable[[AbstractEventLoop, Callable[[], object]], Runnable]
 """Makes the runnable, given its loop and what it calls when it has ended."""
+
+BLOCKS_LOOP = (
+    "a plain `with weave()` inside a running event loop blocks that loop until its tasks have ended: "
+    "write `async with weave()`, or run the block in a thread (asyncio.to_thread)"
+)
+
+GREEN_THREADS = (
+    "has replaced the threads of this process by green ones, and a weave needs real ones, because two "
+    "event loops cannot run in one thread. Run this in a process with another kind of worker (threads "
+    "or prefork), or leave the threads as they are"
+)
 
 CLEAN_UP_SECONDS = 5.0
 """How long tasks that user code left on the loop may take to end once they are cancelled."""
@@ -57,12 +73,13 @@ class _Closer:
     """Closes a loop when the thread that it was kept for ends, or when the interpreter does."""
 
     def __init__(self, loop: AbstractEventLoop) -> None:
-        self.loop = loop
+        self.loop: AbstractEventLoop | None = loop
         self.pid = os.getpid()
 
     def __del__(self) -> None:
-        if os.getpid() == self.pid and not self.loop.is_running():
-            self.loop.close()
+        loop = self.loop
+        if loop is not None and os.getpid() == self.pid and not loop.is_running():
+            loop.close()
 
 
 _kept = _Kept()
@@ -86,15 +103,72 @@ def is_ours(loop: AbstractEventLoop) -> bool:
 def run_blocking(make: Make) -> None:
     """Run what *make* makes until it has ended; the calling thread blocks.
 
-    Inside a running loop it is run on a helper thread. Ctrl-C in the main thread cancels it.
+    Inside a running loop it is run on a helper thread, and outside of notebooks a `WoveWarning` says
+    that the loop stands still. Ctrl-C in the main thread cancels it.
     """
     try:
         asyncio.get_running_loop()
     except RuntimeError:
-        run = _run_here  # not here and now: this error would become the context of the tasks' own
+        # Not here and now: this error would become the context of the tasks' own.
+        run = _run_beside_asgiref if _is_thread_of_asgiref() else _run_here
     else:
+        if not _is_notebook():
+            warnings.warn(BLOCKS_LOOP, WoveWarning, stacklevel=3)
         run = _run_on_helper
     run(make)
+
+
+def refuse_green_threads() -> None:
+    """Refuse to run where threads are greenlets: all loops of the process would have to run in one thread.
+
+    Raises:
+        WeaveStateError: `gevent` or `eventlet` has replaced the threads.
+    """
+    gevent: Any = sys.modules.get("gevent.monkey")
+    if gevent is not None and gevent.is_module_patched("threading"):
+        raise WeaveStateError(f"gevent {GREEN_THREADS} (monkey.patch_all(thread=False))")
+    eventlet: Any = sys.modules.get("eventlet.patcher")
+    if eventlet is not None and eventlet.is_monkey_patched("thread"):
+        raise WeaveStateError(f"eventlet {GREEN_THREADS} (eventlet.monkey_patch(thread=False))")
+
+
+def _is_notebook() -> bool:
+    """Return whether code runs cell by cell here, where nothing but the cell waits for the loop."""
+    ipython: Any = sys.modules.get("IPython")
+    if ipython is not None and ipython.get_ipython() is not None:
+        return True
+    marimo: Any = sys.modules.get("marimo")
+    return marimo is not None and bool(marimo.running_in_notebook())
+
+
+def _is_thread_of_asgiref() -> bool:
+    """Return whether `asgiref.sync.sync_to_async` runs the calling thread, as it does sync views of Django."""
+    module: Any = sys.modules.get("asgiref.sync")
+    if module is None:
+        return False
+    return getattr(module.SyncToAsync.threadlocal, "main_event_loop", None) is not None
+
+
+def _run_beside_asgiref(make: Make) -> None:
+    """Run on a loop of asgiref's, while the calling thread serves what the tasks send back to it.
+
+    Inside such a thread, `sync_to_async` and the async ORM of Django want this very thread: a loop
+    that blocks it would wait for ever.
+    """
+    module: Any = sys.modules["asgiref.sync"]
+    executors = module.AsyncToSync.executors
+
+    async def run() -> None:
+        serving = executors.current
+
+        def make_served(loop: AbstractEventLoop, finished: Callable[[], object]) -> Runnable:
+            runnable = make(loop, finished)
+            runnable.context.run(setattr, executors, "current", serving)
+            return runnable
+
+        await run_awaiting(make_served)
+
+    module.AsyncToSync(run, force_new_loop=True)()
 
 
 def _run_here(make: Make) -> None:
@@ -283,10 +357,20 @@ def _clean(loop: AbstractEventLoop) -> bool:
                     }
                 )
     loop.run_until_complete(loop.shutdown_asyncgens())
-    if getattr(loop, "_default_executor", True) is not None:
-        loop.run_until_complete(loop.shutdown_default_executor())
-    loop.close()
+    if getattr(loop, "_default_executor", True) is None:
+        loop.close()
+    else:
+        # A thread of `asyncio.to_thread` cannot be stopped, and the block does not wait for it.
+        if _kept.closer is not None:
+            _kept.closer.loop = None
+        start_thread(partial(_close_with_threads, loop))
     return False
+
+
+def _close_with_threads(loop: AbstractEventLoop) -> None:
+    """Close *loop*, on which nothing is left, as soon as the threads that its tasks have used have ended."""
+    loop.run_until_complete(loop.shutdown_default_executor())
+    loop.close()
 
 
 async def run_awaiting(make: Make) -> None:

@@ -18,7 +18,7 @@ from wove.protocol.frames import FrameError
 from wove.protocol.limits import INLINE_BYTES, PIECE_BYTES, QUOTED_CHARACTERS
 from wove.protocol.pickling import Pickled
 
-__all__ = ["Encoded", "FrameError", "decode", "encode", "encode_events"]
+__all__ = ["Encoded", "FrameError", "decode", "encode", "encode_events", "find_run_id"]
 
 _PICKLES: Final = (
     "result_pickle",
@@ -132,7 +132,9 @@ def decode(data: bytes | Sequence[bytes], *, most_text: int | None = None) -> li
     try:
         found: object = _from_json(text.decode("utf-8"))
     except (ValueError, RecursionError) as error:
-        raise FrameError(f"this is not JSON ({error}): {_start(text)}", _run_id_in(text)) from error
+        raise FrameError(
+            f"this is not JSON ({error}): {_start(text)}", find_run_id(text)
+        ) from error
     if isinstance(found, dict) and isinstance(
         events := cast(dict[str, object], found).get("events"), list
     ):
@@ -300,9 +302,9 @@ def _run_id(frame: Mapping[str, Any]) -> str | None:
     return found if isinstance(found, str) else None
 
 
-def _run_id_in(text: bytes) -> str | None:
-    """The run that a broken frame was about, if its beginning or its end says so."""
-    for part in (text[:4096], text[-4096:]):
+def find_run_id(text: bytes, *more: bytes) -> str | None:
+    """The run that a broken frame was about, if its beginning or its end says so: of the first or last part."""
+    for part in (text[:4096], (more[-1] if more else text)[-4096:]):
         if match := _RUN_ID.search(part):
             return match[1].decode("ascii")
     return None

@@ -80,19 +80,19 @@ class ProcessBackend:
         with forks.importing:
             from wove.executors.stdio.executor import worker_command
             from wove.executors.stdio.pool import Plan, Pool
-            from wove.worker.stdio import child_environment
+            from wove.worker.stdio import boot_record, child_environment
 
         self._tell = tell
         self._tasks: dict[str, str] = {}
         plan = Plan(
             environment="worker service",
             command=worker_command(),
-            ours=True,
             processes=processes,
             terminate=True,
             start_seconds=60.0,
             cwd=None,
-            environ=child_environment(os.environ, sys.path),
+            environ=child_environment(os.environ),
+            boot=boot_record(os.environ, sys.path),
         )
         self._pool = Pool(plan, self._take)
 

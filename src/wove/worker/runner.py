@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING, Any, Final
 from wove.errors import SerializationError, TaskTimeoutError
 from wove.protocol.callables import CallableCache
 from wove.protocol.faults import from_exception
-from wove.protocol.frames import PYTHON, FrameError, check_python
+from wove.protocol.frames import PYTHON, TERMINAL, FrameError, check_python
 from wove.protocol.pickling import Pickled, dumps, loads
 from wove.worker.heartbeats import HeartbeatTimer, LoadMeter
 from wove.worker.interrupts import Interruptible, TaskInterrupted
+from wove.worker.run_marks import BEGUN, RETURNED, RunMarks
 from wove.worker.runs import ExecutingRun, SharedCallable
 from wove.worker.threads import Crew
 
@@ -49,6 +50,7 @@ class Runner:
             that run, within about 5 ms of all of them waiting and not computing; again when another task has
             started since, and every second. It carries the ``run_id`` of one of them. A sender that keeps
             its CPU-bound tasks from competing for one interpreter lock learns from it that it may send more.
+        marks: Where to note which runs have begun, for whoever survives this process.
 
     Example::
 
@@ -64,8 +66,10 @@ class Runner:
         max_threads: int | None = None,
         name: str = "wove-worker",
         report_load: bool = False,
+        marks: RunMarks | None = None,
     ) -> None:
         self._emit_event = emit
+        self._marks = marks
         self._name = name
         self._lock = threading.Lock()
         self._runs: dict[str, ExecutingRun] = {}
@@ -188,6 +192,8 @@ class Runner:
             run.begun = True
             self._running += 1
             self._started += 1
+        if self._marks is not None:
+            self._marks.mark(run.slot, BEGUN)
         run.began = time.time()
         run.ticks.append(time.perf_counter())
         try:
@@ -290,6 +296,8 @@ class Runner:
             self._fail(run, error, source="executor")
 
     def _conclude(self, run: ExecutingRun, ok: bool, value: Any) -> None:
+        if self._marks is not None:
+            self._marks.mark(run.slot, RETURNED)
         run.ticks.append(time.perf_counter())
         if ok:
             label = f"the result of task {run.task!r}"
@@ -388,8 +396,25 @@ class Runner:
     def _emit(self, event: dict[str, Any]) -> None:
         try:
             self._emit_event(event)
-        except Exception:
+        except Exception as error:
             _log.exception("cannot send %s of run %s", event["type"], event["run_id"])
+            if event["type"] in TERMINAL:
+                self._emit_substitute(event, error)
+
+    def _emit_substitute(self, event: dict[str, Any], error: Exception) -> None:
+        """End the run of *event* in fewer bytes: nobody waits for an end that cannot be sent."""
+        size = sum(part.size for part in event.values() if isinstance(part, Pickled))
+        report: dict[str, Any] = {
+            "kind": type(error).__name__,
+            "message": f"its worker could not send the end of it ({event['type']}, {size} bytes): {error}",
+            "retryable": False,
+            "source": "executor",
+        }
+        names: dict[str, Any] = {name: event[name] for name in ("run_id", "task_id")}
+        try:
+            self._emit_event({"type": "task_error", **names, "error": report, "python": PYTHON})
+        except Exception:
+            _log.exception("cannot send that run %s has ended", event["run_id"])
 
     def _callable_of(self, frame: Mapping[str, Any], run: ExecutingRun) -> SharedCallable:
         pickled, callable_id = frame.get("callable_pickle"), frame.get("callable_id")

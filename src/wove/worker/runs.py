@@ -57,6 +57,7 @@ class ExecutingRun:
 
     Attributes:
         names: The fields that every event of it has.
+        slot: Where it is marked in `RunMarks`; -1: nowhere.
         seconds: How long the attempt may take once it has begun; ``None``: no limit.
         beat_seconds: The time between two heartbeats; ``None``: nobody wants them.
         begun: It has left the queue.
@@ -78,6 +79,7 @@ class ExecutingRun:
         "run_id",
         "seconds",
         "section",
+        "slot",
         "stopping",
         "task",
         "ticks",
@@ -89,6 +91,8 @@ class ExecutingRun:
         self.task = str(frame.get("task_id") or "?")
         self.names = {"run_id": run_id, "task_id": self.task}
         self.seconds = _seconds(frame.get("deadline"))
+        slot: object = frame.get("slot")
+        self.slot = slot if isinstance(slot, int) else -1
         delivery: Any = frame.get("delivery")
         policy = cast(dict[str, Any], delivery) if isinstance(delivery, dict) else {}
         interval = _seconds(policy.get("delivery_heartbeat_seconds"))

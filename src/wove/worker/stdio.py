@@ -1,12 +1,13 @@
 """A worker process that talks over its stdin and stdout: one JSON frame a line.
 
-Both sides of starting one stand here: the environment that the parent gives it (:func:`child_environment`),
+Both sides of starting one stand here: what the parent gives it (:func:`child_environment`, :func:`boot_record`),
 and what the worker makes of it (:func:`main`).
 """
 
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import importlib
 import json
 import logging
@@ -26,15 +27,16 @@ from wove.protocol.faults import from_exception
 from wove.protocol.frames import PYTHON, FrameError
 from wove.protocol.limits import INLINE_BYTES
 from wove.protocol.pickling import declare_one_machine
+from wove.worker.run_marks import RunMarks
 
 if TYPE_CHECKING:
     from wove.worker.runner import Runner
 
-__all__ = ["BOOT_VARIABLE", "REPORT_LOAD_FLAG", "child_environment", "main"]
+__all__ = ["BOOT_VARIABLE", "REPORT_LOAD_FLAG", "boot_record", "child_environment", "main"]
 
 _log = logging.getLogger("wove.worker")
 
-#: Carries the parent's module path: JSON, ``{"sys_path": [...], "pythonpath": "..." or null}``.
+#: The number of the descriptor from which a worker reads what it starts with: see `boot_record`.
 BOOT_VARIABLE: Final = "WOVE_STDIO_BOOT"
 
 #: Argument of the worker: emit the ``blocked`` heartbeats of :class:`~wove.worker.runner.Runner`.
@@ -50,27 +52,37 @@ _READ_MORE_BYTES: Final = 1024 * 1024  # in the middle of a long line
 # --- the parent's side ------------------------------------------------------------------------------------
 
 
-def child_environment(environ: Mapping[str, str], sys_path: Sequence[object]) -> dict[str, str]:
-    """The environment variables for a worker that imports what this process can import.
+def child_environment(environ: Mapping[str, str]) -> dict[str, str]:
+    """The environment variables for a worker that is to import ``wove``.
 
-    The worker finds ``wove`` itself through ``PYTHONPATH``, where it is not installed; then it takes over
-    *sys_path*, and puts ``PYTHONPATH`` back to what it was, so that the task sees what its weave saw. Start
-    it with ``-P``, so that no ``json.py`` in its working directory comes before Python's own.
+    It finds ``wove`` through ``PYTHONPATH``, where it is not installed. Start it with ``-P``, so that no ``json.py``
+    in its working directory comes before Python's own.
+
+    Args:
+        environ: The environment variables that the task is to see.
+    """
+    environment = dict(environ)
+    root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.realpath(__file__))))
+    if root not in map(os.path.realpath, site.getsitepackages()):  # it looks there anyway
+        paths = filter(None, (root, environ.get("PYTHONPATH")))
+        environment["PYTHONPATH"] = os.pathsep.join(paths)
+    return environment
+
+
+def boot_record(environ: Mapping[str, str], sys_path: Sequence[object]) -> dict[str, Any]:
+    """What a worker starts with, for the file that `BOOT_VARIABLE` names: it may be too long for a variable.
+
+    The worker takes over *sys_path*, and puts ``PYTHONPATH`` back to what it was, so that the task sees what its
+    weave saw.
 
     Args:
         environ: The environment variables that the task is to see.
         sys_path: Usually ``sys.path``.
     """
-    original = environ.get("PYTHONPATH")
-    boot = {
+    return {
         "sys_path": [entry for entry in sys_path if isinstance(entry, str)],
-        "pythonpath": original,
+        "pythonpath": environ.get("PYTHONPATH"),
     }
-    environment = {**environ, BOOT_VARIABLE: json.dumps(boot)}
-    root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.realpath(__file__))))
-    if root not in map(os.path.realpath, site.getsitepackages()):  # it looks there anyway
-        environment["PYTHONPATH"] = os.pathsep.join(filter(None, (root, original)))
-    return environment
 
 
 # --- the worker's side ------------------------------------------------------------------------------------
@@ -86,7 +98,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     arguments = sys.argv[1:] if arguments is None else arguments
     declare_one_machine()
-    _take_over(os.environ)
+    marks = _take_over(os.environ)
     commands, events = _claim_stdio()
     parent = os.getppid()
     # Ctrl-C goes to every process of the terminal; the parent decides what it means for the tasks. A handler
@@ -99,8 +111,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         importlib.import_module(
             "cloudpickle"
         )  # while the parent still pickles; a run says so if it is missing
+    with contextlib.suppress(Exception):  # no stderr: then nobody reads it either
+        # Says where a crash was: to the user, and to the parent, which tells from it whose run it was.
+        faulthandler.enable()
     outbox = _Outbox(events, wake)
-    runner = Runner(outbox.put, report_load=REPORT_LOAD_FLAG in arguments)
+    runner = Runner(outbox.put, report_load=REPORT_LOAD_FLAG in arguments, marks=marks)
     for line in _lines(commands, enough, parent):
         try:
             if _handle(line, runner):
@@ -122,17 +137,26 @@ def _drain(runner: Runner, wake: int) -> None:
     os.write(wake, b"!")
 
 
-def _take_over(environ: MutableMapping[str, str]) -> None:
+def _take_over(environ: MutableMapping[str, str]) -> RunMarks | None:
     """Import from where the parent imports, and hide from the task how that came about."""
-    text = environ.pop(BOOT_VARIABLE, None)
-    if text is None:
-        return  # started by hand, or by a command of the user's own
-    boot = json.loads(text)
+    number = environ.pop(BOOT_VARIABLE, None)
+    if number is None:
+        return None  # started by hand, or by a command of the user's own
+    with open(int(number), "rb") as file:
+        boot = json.load(file)
+
     sys.path[:] = boot["sys_path"]
     if boot["pythonpath"] is None:
         environ.pop("PYTHONPATH", None)
     else:
         environ["PYTHONPATH"] = boot["pythonpath"]
+
+    descriptor = boot.get("marks")
+    if descriptor is None:
+        return None
+    marks = RunMarks(descriptor)
+    os.close(descriptor)
+    return marks
 
 
 def _claim_stdio() -> tuple[int, int]:

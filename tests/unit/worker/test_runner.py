@@ -172,7 +172,7 @@ ERRORS: list[tuple[BaseException, type[BaseException]]] = [
     (GeneratorExit(), GeneratorExit),
     (Rude(), Rude),
     (Unspeakable(), EnvironmentExecutionError),
-    (Two(1, 2), EnvironmentExecutionError),
+    (Two(1, 2), Two),
     (ExceptionGroup("g", [ValueError()]), ExceptionGroup),
 ]
 

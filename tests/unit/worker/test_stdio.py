@@ -22,7 +22,8 @@ from wove.protocol import codec
 from wove.protocol.faults import to_exception
 from wove.protocol.frames import TERMINAL
 from wove.protocol.pickling import dumps, loads
-from wove.worker.stdio import BOOT_VARIABLE, REPORT_LOAD_FLAG, child_environment
+from wove.worker.run_marks import shared_file
+from wove.worker.stdio import BOOT_VARIABLE, REPORT_LOAD_FLAG, boot_record, child_environment
 
 COMMAND = [sys.executable, "-P", "-m", "wove.stdio_worker"]
 ROOT = str(Path(wove.__file__).resolve().parents[1])
@@ -32,17 +33,21 @@ class Worker:
     """A worker process."""
 
     def __init__(self, *arguments: str, path: list[str] | None = None, **options: Any) -> None:
-        environ = child_environment(
-            options.pop("env", os.environ), sys.path if path is None else path
+        theirs = options.pop("env", os.environ)
+        boot = shared_file(
+            json.dumps(boot_record(theirs, sys.path if path is None else path)).encode()
         )
+        environ = {**child_environment(theirs), BOOT_VARIABLE: str(boot)}
         self.process = subprocess.Popen(
             [*COMMAND, *arguments],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             env=environ,
+            pass_fds=[boot],
             **options,
         )
+        os.close(boot)
         assert self.process.stdin and self.process.stdout
         self.stdin, self.stdout = self.process.stdin, self.process.stdout
 
@@ -273,7 +278,7 @@ def test_it_ends_when_its_parent_is_killed(tmp_path: Path) -> None:
         "import os, subprocess, sys, time\n"
         "from wove.worker.stdio import child_environment\n"
         f"worker = subprocess.Popen({COMMAND!r}, stdin=subprocess.PIPE, stdout=subprocess.PIPE,\n"
-        "                          env=child_environment(os.environ, sys.path))\n"
+        "                          env=child_environment(os.environ))\n"
         "holder = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(100)'],\n"
         "                          pass_fds=[worker.stdin.fileno(), worker.stdout.fileno()])\n"
         "worker.stdin.write(b'hello\\n'); worker.stdin.flush()\n"
@@ -344,8 +349,9 @@ def test_modules_of_the_working_directory_do_not_get_in_its_way(tmp_path: Path) 
 
 def test_child_environment() -> None:
     environ = {"A": "1", "PYTHONPATH": "/x"}
-    child = child_environment(environ, ["/a", "", Path("/not/text")])
-    assert json.loads(child[BOOT_VARIABLE]) == {"sys_path": ["/a", ""], "pythonpath": "/x"}
+    child = child_environment(environ)
+    record = boot_record(environ, ["/a", "", Path("/not/text")])
+    assert record == {"sys_path": ["/a", ""], "pythonpath": "/x"}
     assert child["A"] == "1" and child["PYTHONPATH"].split(os.pathsep)[-1] == "/x"
     assert environ == {"A": "1", "PYTHONPATH": "/x"}
 

@@ -106,15 +106,17 @@ def _plan(name: str, config: Mapping[str, Any], state: Mapping[str, Any]) -> Pla
             f"{label}: executor_config 'terminate_on_cancel' must be True or False, not {terminate!r}"
         )
     environ = cast("Mapping[str, str]", state.get("environ", os.environ))
+    boot: dict[str, Any] | None = None
     if command is None:
         with forks.importing:
-            from wove.worker.stdio import child_environment
+            from wove.worker.stdio import boot_record, child_environment
 
-        environ = child_environment(environ, state.get("path", sys.path))
+        boot = boot_record(environ, state.get("path", sys.path))
+        environ = child_environment(environ)
     return Plan(
         environment=name,
         command=worker_command() if command is None else _split(command, label),
-        ours=command is None,
+        boot=boot,
         processes=processes,
         terminate=terminate,
         start_seconds=config.get("start_timeout", 60.0),
@@ -129,6 +131,12 @@ def worker_command() -> list[str]:
         raise DeliveryError(
             "this interpreter does not know its own executable (sys.executable is empty): "
             "set executor_config 'command' for stdio"
+        )
+    if getattr(sys, "frozen", False):
+        raise DeliveryError(
+            f"this is a frozen application, and {sys.executable!r} would start it again instead of a worker: set "
+            f"executor_config 'command' for stdio, to a Python with wove and cloudpickle that runs "
+            f"'-m wove.stdio_worker', or to a program of yours that calls wove.worker.stdio.main()"
         )
     with forks.importing:
         from wove.worker.stdio import REPORT_LOAD_FLAG

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
+import os
 import shlex
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
-from wove.concurrency import thread_pool
+from wove.concurrency import forks, thread_pool
 from wove.concurrency.mailbox import post_to
 from wove.errors import DeliveryError, EnvironmentExecutionError, WorkerLostError
 from wove.executors.base import Frame
@@ -20,6 +22,7 @@ from wove.protocol import codec
 from wove.protocol.callables import CallableCache
 from wove.protocol.frames import TERMINAL, FrameError
 from wove.protocol.limits import INLINE_BYTES
+from wove.worker.run_marks import BEGUN, RETURNED, RunMarks, shared_file
 
 __all__ = ["Plan", "Pool"]
 
@@ -49,7 +52,7 @@ class Plan:
     Attributes:
         environment: The environment's name.
         command: Program and arguments of a worker.
-        ours: Whether that is Wove's own worker, which says more than a plain one needs to.
+        boot: What Wove's own worker starts with, which says more than a plain one needs to; ``None``: it is not ours.
         processes: The most processes.
         terminate: Whether a cancelled run that does not end costs its process.
         start_seconds: How long a worker of ours may take until it says something; ``None`` for no limit.
@@ -59,12 +62,17 @@ class Plan:
 
     environment: str
     command: Sequence[str]
-    ours: bool
+    boot: Mapping[str, Any] | None
     processes: int
     terminate: bool
     start_seconds: float | None
     cwd: str | None
     environ: Mapping[str, str]
+
+    @property
+    def ours(self) -> bool:
+        """Whether the worker is Wove's own."""
+        return self.boot is not None
 
 
 class _Worker:
@@ -76,16 +84,22 @@ class _Worker:
         "draining",
         "encoding",
         "kept",
+        "marks",
         "process",
         "reason",
         "runs",
         "seat",
+        "slots",
         "spoke",
+        "unbegun",
     )
 
-    def __init__(self, process: WorkerProcess, *, limited: bool) -> None:
+    def __init__(self, process: WorkerProcess, marks: RunMarks | None) -> None:
         self.process = process
-        self.seat = WorkerLoad(limit=1 if limited else None)
+        self.marks = marks
+        self.slots: dict[str, int] = {}
+        self.unbegun: dict[str, Frame] = {}  # by run id, to be given to another one if it ends
+        self.seat = WorkerLoad(limit=None if marks is None else 1)
         self.kept = CallableCache[bool]()
         self.runs: dict[str, str] = {}  # task by run id
         self.cancelled: set[str] = set()  # those of them that were told to end
@@ -201,6 +215,10 @@ class Pool(Listener):
             and len(worker.runs) == 1
         ):
             self._loop.call_later(self._plan.start_seconds, self._check_spoke, worker)
+        if worker.marks is not None:
+            worker.unbegun[run_id] = frame
+            worker.slots[run_id] = slot = worker.marks.acquire()
+            frame = {**frame, "slot": slot}
         known = frame.pop("callable_id", None)
         pickled = frame["callable_pickle"]
         if self._plan.ours and known is not None:
@@ -223,7 +241,10 @@ class Pool(Listener):
                 chunks = error
             post_to(self._loop, self._encoded, worker, run_id, chunks)
 
-        thread_pool.submit(encode)
+        try:
+            thread_pool.submit(encode)
+        except (RuntimeError, MemoryError) as error:  # no room for a thread
+            self._loop.call_soon(self._encoded, worker, run_id, error)
 
     def _encoded(self, worker: _Worker, run_id: str, chunks: list[bytes] | BaseException) -> None:
         worker.encoding = False
@@ -249,16 +270,36 @@ class Pool(Listener):
             DeliveryError: It cannot be started.
         """
         try:
-            process = WorkerProcess(self._plan.command, self._plan.cwd, self._plan.environ, self)
+            worker = self._start()
         except (OSError, ValueError) as error:
             raise DeliveryError(
                 f"environment {self._plan.environment!r}: its worker cannot be started: {error} "
                 f"(command: {shlex.join(self._plan.command)})"
             ) from error
-        self._workers.append(_Worker(process, limited=self._plan.ours))
+        self._workers.append(worker)
         logger.debug(
-            "environment %r: started worker process %d", self._plan.environment, process.pid
+            "environment %r: started worker process %d", self._plan.environment, worker.process.pid
         )
+
+    def _start(self) -> _Worker:
+        plan = self._plan
+        if plan.boot is None:
+            return _Worker(WorkerProcess(plan.command, plan.cwd, plan.environ, self), None)
+
+        with forks.importing:
+            from wove.worker.stdio import BOOT_VARIABLE
+
+        ours: list[int] = []
+        try:
+            ours.append(shared_file())
+            marks = RunMarks(ours[0])
+            ours.append(shared_file(json.dumps({**plan.boot, "marks": ours[0]}).encode()))
+            environ = {**plan.environ, BOOT_VARIABLE: str(ours[1])}
+            process = WorkerProcess(plan.command, plan.cwd, environ, self, inherits=ours)
+        finally:
+            for descriptor in ours:
+                os.close(descriptor)
+        return _Worker(process, marks)
 
     def _check_stagnation(self) -> None:
         self._stagnation = None
@@ -315,6 +356,9 @@ class Pool(Listener):
         if worker.runs.pop(run_id, None) is None:
             return False
         self._where.pop(run_id, None)
+        worker.unbegun.pop(run_id, None)
+        if worker.marks is not None:
+            worker.marks.release(worker.slots.pop(run_id))
         if run_id in worker.cancelled:
             worker.cancelled.discard(run_id)
             return False
@@ -330,8 +374,7 @@ class Pool(Listener):
         for line in lines:
             size = sum(map(len, line))
             if size > 2 * INLINE_BYTES:
-                worker.decoding += 1
-                thread_pool.submit(self._decode_elsewhere, worker, line)
+                self._decode_large(worker, line)
             elif size:
                 frames.extend(self._decode(worker, line))
         self._take(worker, frames)
@@ -345,12 +388,21 @@ class Pool(Listener):
         except FrameError as error:
             return self._garbage(worker, error)
 
+    def _decode_large(self, worker: _Worker, line: Sequence[bytes]) -> None:
+        worker.decoding += 1
+        try:
+            thread_pool.submit(self._decode_elsewhere, worker, line)
+        except (RuntimeError, MemoryError) as error:  # no room for a thread
+            self._decoded(worker, _unreadable(line, error))
+
     def _decode_elsewhere(self, worker: _Worker, line: Sequence[bytes]) -> None:
         frames: list[Frame] | BaseException
         try:
             frames = codec.decode(line)
-        except BaseException as error:
+        except FrameError as error:
             frames = error
+        except BaseException as error:  # memory, above all
+            frames = _unreadable(line, error)
         post_to(self._loop, self._decoded, worker, frames)
 
     def _decoded(self, worker: _Worker, frames: list[Frame] | BaseException) -> None:
@@ -369,6 +421,9 @@ class Pool(Listener):
         )  # fmt: skip
         run_id = getattr(error, "run_id", None)
         if run_id not in worker.runs:
+            if isinstance(error, _UnreadableError):  # it may have been the end of any run
+                worker.reason = f"an answer of it could not be read: {error}"
+                worker.process.kill()
             return []
         text = f"run {run_id} ended with an event that cannot be read: {error}"
         failure = EnvironmentExecutionError.of_transport(text, kind=type(error).__name__)
@@ -393,6 +448,8 @@ class Pool(Listener):
                 over += self._forget(worker, run_id)
             elif kind == "task_started":
                 self._moved = True
+                if isinstance(run_id, str):
+                    worker.unbegun.pop(run_id, None)
         self._tell(*frames)
         if over:
             self._moved = True
@@ -424,19 +481,7 @@ class Pool(Listener):
             worker.process.pid,
             status,
         )
-        for run_id, task in list(worker.runs.items()):
-            cancelled = run_id in worker.cancelled
-            self._forget(worker, run_id)
-            if cancelled:
-                self._tell({"type": "task_cancelled", "run_id": run_id})
-                continue
-            why = f" ({worker.reason})" if worker.reason else ""
-            before = "" if worker.spoke else " before it answered anything"
-            text = (
-                f"run {run_id} of task {task!r} was lost: worker process {worker.process.pid} of environment "
-                f"{self._plan.environment!r} ended with {status}{before}{why}{said}"
-            )
-            self._tell({"type": "task_error", "run_id": run_id, "exception": WorkerLostError(text)})
+        self._end_runs(worker, status, said)
         if self._stopping:
             if not self._workers and self._all_ended is not None and not self._all_ended.done():
                 self._all_ended.set_result(None)
@@ -455,6 +500,60 @@ class Pool(Listener):
                 )
         self._dispatch()
 
+    def _end_runs(self, worker: _Worker, status: str, said: str) -> None:
+        """End the runs that the process had begun, the ones that were running first; the others wait again."""
+        begun, returned = self._sort_by_fate(worker)
+        lost = [*begun, *returned]
+        waiting = {
+            run_id: frame
+            for run_id, frame in worker.unbegun.items()
+            if run_id not in lost and run_id not in worker.cancelled
+        }
+        reason = worker.reason or worker.process.trouble
+        why = f" ({reason})" if reason else ""
+        before = "" if worker.spoke else " before it answered anything"
+        with_it = f". Lost with it: {', '.join(lost)}" if len(lost) > 1 else ""
+        end = f"worker process {worker.process.pid} of environment {self._plan.environment!r} ended with {status}"
+
+        for run_id in list(worker.cancelled):
+            self._forget(worker, run_id)
+            self._tell({"type": "task_cancelled", "run_id": run_id})
+        for run_id in lost:
+            task = worker.runs[run_id]
+            self._forget(worker, run_id)
+            how = " after its call had returned" if run_id in returned else ""
+            text = f"run {run_id} of task {task!r} was lost{how}: {end}{before}{why}{with_it}{said}"
+            self._tell({"type": "task_error", "run_id": run_id, "exception": WorkerLostError(text)})
+        for run_id in waiting:
+            self._forget(worker, run_id)
+        for run_id, frame in reversed(waiting.items()):
+            self._waiting[run_id] = frame
+            self._waiting.move_to_end(run_id, last=False)
+        if worker.marks is not None:
+            worker.marks.close()
+
+    def _sort_by_fate(self, worker: _Worker) -> tuple[list[str], list[str]]:
+        """The runs of a process that has ended: those that were running, and those whose call had returned.
+
+        At least one, so that a run that ends each process before it is begun is not given to process after process.
+        """
+        runs = [run_id for run_id in worker.runs if run_id not in worker.cancelled]
+        marks = worker.marks
+        if marks is None or self._stopping:
+            return runs, []
+        states = {run_id: marks.state(worker.slots[run_id]) for run_id in runs}
+        returned = [run_id for run_id in runs if states[run_id] == RETURNED]
+        begun = [
+            run_id
+            for run_id in runs
+            if states[run_id] == BEGUN or (not states[run_id] and run_id not in worker.unbegun)
+        ]
+        # Of several that ran at once: the one in whose thread the process crashed, or else the last to begin.
+        crashed = worker.process.crashed_thread
+        begun.reverse()
+        begun.sort(key=lambda run_id: marks.thread(worker.slots[run_id]) != crashed)
+        return begun or ([] if returned else runs[:1]), returned
+
     def _fail_waiting(self, error: DeliveryError) -> None:
         waiting = list(self._waiting)
         self._waiting.clear()
@@ -465,3 +564,14 @@ class Pool(Listener):
 
     def _tell(self, *events: Frame) -> None:
         self._tell_all(events)
+
+
+class _UnreadableError(FrameError):
+    """There is no room here to read a line, whatever is in it."""
+
+
+def _unreadable(line: Sequence[bytes], error: BaseException) -> FrameError:
+    """The error for a line that may well be a frame, and cannot be read here because of *error*."""
+    size = sum(map(len, line))
+    text = f"{type(error).__name__} while {size} bytes were read {error}".rstrip()
+    return _UnreadableError(text, codec.find_run_id(*line))

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import fcntl
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -31,8 +32,18 @@ WRITE_CHUNKS: Final = 256
 STDERR_TAIL: Final = 4096
 """Number of last bytes on stderr that are kept for the message about an unexpected end."""
 
+CRASH_TAIL: Final = 32 * 1024
+"""So many of the last bytes on stderr are searched for the stack of a crash, among those of all threads."""
+
 POLL_SECONDS: Final = 0.1
 """How often the end of a process is looked for, where the system cannot tell it (no pidfd)."""
+
+
+_CRASHED: Final = re.compile(
+    rb"Fatal Python error: (?P<kind>[^\n]*)\n.*?Current thread 0x(?P<thread>[0-9a-f]+)[^\n]*\n"
+    rb"(?P<stack>(?:  [^\n]*\n)*)",
+    re.DOTALL,
+)
 
 
 class Listener:
@@ -58,6 +69,7 @@ class WorkerProcess:
         cwd: Working directory; ``None`` for this process's.
         environ: Environment variables.
         listener: Is told what happens.
+        inherits: Descriptors that the process gets, under the same numbers. They stay open here.
 
     Raises:
         OSError: It cannot be started.
@@ -69,6 +81,8 @@ class WorkerProcess:
         cwd: str | None,
         environ: Mapping[str, str],
         listener: Listener,
+        *,
+        inherits: Sequence[int] = (),
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._listener = listener
@@ -81,6 +95,7 @@ class WorkerProcess:
         self._poll: asyncio.TimerHandle | None = None
         self._open: set[int] = set()
         self.ended = False
+        self.trouble = ""  # why nothing more of it can be read
 
         theirs: list[int] = []
         try:
@@ -106,6 +121,7 @@ class WorkerProcess:
                 cwd=cwd,
                 env=dict(environ),
                 process_group=0,
+                pass_fds=tuple(inherits),
             )
         except BaseException:
             forks.release(*self._open)
@@ -133,8 +149,19 @@ class WorkerProcess:
     @property
     def last_words(self) -> str:
         """The last lines that it wrote to stderr."""
-        text = self._tail.decode("utf-8", "replace").strip()
+        tail = self._tail
+        if (found := _CRASHED.search(tail)) is not None:  # not the stacks of all other threads
+            stack = b"Fatal Python error: %b\n%b" % (found["kind"], found["stack"])
+            return "\n".join(stack.decode("utf-8", "replace").splitlines()[:20])
+        text = tail[-STDERR_TAIL:].decode("utf-8", "replace").strip()
         return "\n".join(text.splitlines()[-20:])
+
+    @property
+    def crashed_thread(self) -> int | None:
+        """The identity of the thread that crashed, where Python's `faulthandler` could say it."""
+        if (found := _CRASHED.search(self._tail)) is None:
+            return None
+        return int(found["thread"], 16)
 
     # ------------------------------------------------------------------ to the process
 
@@ -198,7 +225,12 @@ class WorkerProcess:
 
     def _readable(self) -> None:
         lines: list[list[bytes]] = []
-        if not self._read_lines(lines):
+        try:
+            going_on = self._read_lines(lines)
+        except MemoryError:
+            self._line.clear()  # gives some back
+            going_on, self.trouble = False, "this process had not enough memory to read its answer"
+        if not going_on:
             self._close(self._stdout)
             if self._line:
                 lines.append(self._line)
@@ -238,7 +270,7 @@ class WorkerProcess:
         if not data:
             self._close(self._stderr)
             return
-        self._tail = (self._tail + data)[-STDERR_TAIL:]
+        self._tail = (self._tail + data)[-CRASH_TAIL:]
         relay.submit(_print, data)
 
     # ------------------------------------------------------------------ its end

@@ -17,6 +17,7 @@ import pytest
 from tests.unit.delivery.puppet import drive, eventually, request
 
 import wove
+from wove import weave
 from wove.delivery import Call, DeliveryClient
 from wove.errors import DeliveryError, EnvironmentExecutionError, WorkerLostError
 from wove.settings.model import Environment
@@ -628,3 +629,91 @@ def test_debug_log(caplog: pytest.LogCaptureFixture) -> None:
     assert "started worker process" in caplog.text
     assert "environment 'pool' started" in caplog.text
     assert "environment 'pool' stopped" in caplog.text
+
+
+# --- crashes ----------------------------------------------------------------------------------------------
+
+
+def test_a_crash_is_told_of_the_item_that_was_running_and_no_other_is_lost(
+    tmp_path: Path,
+) -> None:
+    wove.config(environments={"pool": {"executor": "stdio", "executor_config": {"processes": 2}}})
+    marks = tmp_path / "marks"
+    marks.mkdir()
+    folder = str(marks)
+    with weave(error_mode="continue", folder=folder) as w:
+
+        @w.do(range(12), environment="pool")
+        def step(i: int, folder: str) -> int:
+            with open(os.path.join(folder, str(i)), "a") as file:
+                file.write("begun\n")
+            if i == 4:
+                os.abort()
+            return i
+
+    begun = {int(path.name): path.read_text() for path in marks.iterdir()}
+    lost = {failure.item for failure in w.result.failures}
+    assert 4 in lost and lost <= set(begun), (lost, begun)
+    assert all(text == "begun\n" for text in begun.values()), "one was run twice"
+    (crash,) = (failure for failure in w.result.failures if failure.item == 4)
+    assert "SIGABRT" in str(crash.exception)
+    assert "Fatal Python error: Aborted" in str(crash.exception) and "in step" in str(
+        crash.exception
+    )
+
+
+@pytest.mark.parametrize("attempt", range(3))
+def test_the_first_error_after_a_crash_names_its_item(attempt: int) -> None:
+    del attempt
+    wove.config(environments={"pool": {"executor": "stdio", "executor_config": {"processes": 2}}})
+    with weave(error_mode="return") as w:
+
+        @w.do(range(12), environment="pool")
+        def step(i: int) -> int:
+            if i == 4:
+                os.abort()
+            return i
+
+    assert w.result.exception is not None
+    assert w.result.exception.__notes__[0].startswith("in task 'step', item 4")
+
+
+def test_a_module_path_of_any_length(monkeypatch: pytest.MonkeyPatch) -> None:
+    long = [f"/nowhere/{'x' * 60}/{number}" for number in range(4_000)]
+    monkeypatch.setattr(sys, "path", [*sys.path, *long])
+    wove.config(environments={"long": {"executor": "stdio", "executor_config": {"processes": 1}}})
+    with weave() as w:
+
+        @w.do(environment="long")
+        def last() -> str:
+            return sys.path[-1]
+
+    assert w.result.last == long[-1]
+
+
+def test_a_frozen_application_is_not_started_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "frozen", True, raising=False)
+    wove.config(environments={"frozen": {"executor": "stdio"}})
+    with pytest.raises(wove.DeliveryError, match="executor_config 'command'"), weave() as w:
+
+        @w.do(environment="frozen")
+        def one() -> int:
+            return 1
+
+
+def test_an_end_that_is_too_large_for_the_workers_memory_still_ends_the_run() -> None:
+    wove.config(environments={"small": {"executor": "stdio", "executor_config": {"processes": 1}}})
+    with pytest.raises(Exception, match="MemoryError|memory"), weave() as w:
+
+        @w.do(environment="small", timeout=60)
+        def big() -> bytes:
+            import re
+            import resource
+
+            value = bytes(200 * 2**20)
+            with open("/proc/self/status") as file:
+                found = re.search(r"VmSize:\s+(\d+)", file.read())
+            assert found
+            used = int(found[1]) * 1024
+            resource.setrlimit(resource.RLIMIT_AS, (used + 60 * 2**20,) * 2)
+            return value

@@ -1,0 +1,81 @@
+"""What a worker process is doing, in memory that outlives it.
+
+The events of a process that is killed may never be written. So it notes in a page of memory that it shares with its
+parent which runs it has begun, and which calls have returned.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import threading
+from typing import Final
+
+__all__ = ["BEGUN", "RETURNED", "RunMarks", "shared_file"]
+
+SLOTS: Final = 2048
+"""How many runs of one process are marked; four pages of memory. Later ones have no slot."""
+
+_BYTES: Final = 8
+_STATES: Final = 4
+
+BEGUN: Final = 1
+RETURNED: Final = 2
+
+
+class RunMarks:
+    """For each run that a process has: how far it has come, and in which thread.
+
+    Args:
+        descriptor: Of a file that both processes have open; it is not needed afterwards.
+    """
+
+    def __init__(self, descriptor: int) -> None:
+        os.ftruncate(descriptor, SLOTS * _BYTES)
+        self._memory = mmap.mmap(descriptor, SLOTS * _BYTES)
+        self._marks = memoryview(self._memory).cast("Q")
+        self._free = list(range(SLOTS - 1, -1, -1))
+
+    def acquire(self) -> int:
+        """Return a slot for a run that has not begun; -1 where all are in use."""
+        return self._free.pop() if self._free else -1
+
+    def release(self, slot: int) -> None:
+        """Let another run have *slot*."""
+        if slot >= 0:
+            self._marks[slot] = 0
+            self._free.append(slot)
+
+    def mark(self, slot: int, state: int) -> None:
+        """Note that the run of *slot* has come to *state*, in the calling thread."""
+        if 0 <= slot < SLOTS:
+            self._marks[slot] = threading.get_ident() * _STATES + state
+
+    def state(self, slot: int) -> int:
+        """Return what was marked last; `BEGUN` for a run that has no slot, since nobody knows."""
+        return self._marks[slot] % _STATES if slot >= 0 else BEGUN
+
+    def thread(self, slot: int) -> int:
+        """Return the identity of the thread that marked last."""
+        return self._marks[slot] // _STATES if slot >= 0 else 0
+
+    def close(self) -> None:
+        """Give the memory back."""
+        self._marks.release()
+        self._memory.close()
+
+
+def shared_file(content: bytes = b"") -> int:
+    """Return the descriptor of a file without a name, at its beginning."""
+    if hasattr(os, "memfd_create"):
+        descriptor = os.memfd_create("wove")
+    else:
+        import tempfile
+
+        with tempfile.TemporaryFile() as file:
+            descriptor = os.dup(file.fileno())
+    view = memoryview(content)
+    while view:
+        view = view[os.write(descriptor, view) :]
+    os.lseek(descriptor, 0, os.SEEK_SET)
+    return descriptor

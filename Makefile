@@ -15,7 +15,7 @@ help:
 	@echo "make test-full   the same, with ten times the fuzzing, restarts and jobs"
 	@echo "make check       ruff, mypy --strict, pyright, import contracts"
 	@echo "make bench       the benchmarks"
-	@echo "make docs        build the documentation; make test runs every example in it"
+	@echo "make docs        build the documentation, check links, spelling and how readable the guides are"
 	@echo "make clean       remove .venv and what the other targets built"
 
 demo: $(VENV)/.with-worker
@@ -39,6 +39,8 @@ bench: $(VENV)/.with-test
 
 docs: $(VENV)/.with-test,docs
 	$(PY) -m sphinx -q -W --keep-going -E -b html docs build/docs
+	$(VENV)/bin/codespell --ignore-words-list redict,thirdparty --skip '*.png,*.svg' README.md CHANGELOG.md docs examples
+	$(PY) docs/_ext/readability.py > build/readability.txt || { cat build/readability.txt; exit 1; }
 	@echo "built build/docs/index.html"
 
 clean:

@@ -1,6 +1,6 @@
-"""Every exception that Wove itself raises.
+"""All exceptions that Wove itself raises.
 
-The tree, with the built-in type that each can also be caught as::
+Each can also be caught as the built-in type in brackets::
 
     WoveError
     ├── UnresolvedSignatureError      (NameError)      a parameter names nothing
@@ -67,8 +67,8 @@ class TaskTimeoutError(WoveError, TimeoutError):
 
     Attributes:
         task: The task's name, or ``None`` when unknown.
-        attempt: Which attempt it was, counted from 1.
-        limit: The limit that passed, in seconds.
+        attempt: The number of the attempt, counted from 1.
+        limit: The time limit, in seconds.
     """
 
     task: str | None = None
@@ -77,7 +77,7 @@ class TaskTimeoutError(WoveError, TimeoutError):
 
     @classmethod
     def of(cls, task: str, attempt: int, limit: float, item: int | None = None) -> TaskTimeoutError:
-        """The error for *attempt* (from 1) of *task*, which had *limit* seconds."""
+        """Return the error for *attempt* (from 1) of *task*, which had *limit* seconds."""
         which = f"task {task!r}" if item is None else f"item {item} of task {task!r}"
         error = cls(f"{which} timed out: attempt {attempt} took longer than {limit:g} s")
         error.task, error.attempt, error.limit = task, attempt, limit
@@ -93,7 +93,7 @@ class SerializationError(WoveError, TypeError):
 
 
 class EnvironmentExecutionError(WoveError, RuntimeError):
-    """A remote task failed, and its exception object did not come with the report.
+    """A remote task failed, and the report has no exception object.
 
     Attributes:
         payload: The report as it came: ``kind``, ``message``, ``traceback``, ``retryable`` and
@@ -110,7 +110,7 @@ class EnvironmentExecutionError(WoveError, RuntimeError):
     def of_transport(
         cls, message: str, *, kind: str, retryable: bool = False
     ) -> EnvironmentExecutionError:
-        """The error for something that came back and cannot be used; *kind* names what it was."""
+        """Return the error for an answer that cannot be used; *kind* is the type that the report names."""
         report = {"kind": kind, "message": message, "retryable": retryable, "source": "transport"}
         return cls(message, report)
 

@@ -14,7 +14,7 @@ __all__ = ["RESERVED", "Failure", "RunRecord", "Trip", "WoveResult", "worded"]
 
 @dataclass(slots=True)
 class Trip:
-    """When a remote run passed which point of its way. Seconds since the epoch; ``None`` where it never did.
+    """When a remote run passed each point of its way, in seconds since the epoch; ``None``: it did not.
 
     Attributes:
         admitted: It had a slot of its environment.
@@ -45,7 +45,7 @@ class RunRecord:
         item: The item's position in a mapped task, from 0; ``None`` for an unmapped task.
         attempt: Counted from 1. In this process, the attempts of one call share one record, which has
             the number of the last one.
-        environment: Where it ran: the name of the environment.
+        environment: The name of the environment in which it ran.
         started: When the attempt began, in seconds since the epoch.
         ended: When it ended; ``None`` if it had not when the weave did.
         run_id: The id it had outside this process; ``None`` for a local run.
@@ -55,9 +55,9 @@ class RunRecord:
             run, and where it ran on the loop.
         bytes_out: Bytes of the pickled callable and arguments that were sent.
         bytes_in: Bytes of the pickled result that came back.
-        losses: How often a worker was lost with it, and it was submitted again.
+        losses: How often it was submitted again because its worker was lost.
         error: The type and message of the exception it ended with, if any.
-        trip: When a remote run passed which point of its way; ``None`` for a local run.
+        trip: When a remote run passed each point of its way; ``None`` for a local run.
     """
 
     task: str
@@ -84,7 +84,7 @@ class Failure:
     Attributes:
         task: The task's name.
         item: The item's position in a mapped task, or ``None``.
-        exception: What it raised.
+        exception: The exception that it raised.
     """
 
     task: str
@@ -161,7 +161,7 @@ class WoveResult:
             error = self._errors[name]
             if self._returns_errors:
                 return error
-            # Every reading shows the way to the task, without the ways of the readings before it.
+            # Each reading starts with the traceback of the task; otherwise they would add up.
             raise error.with_traceback(self._tracebacks.get(name))
         if name in self._initial:
             return self._initial[name]
@@ -170,7 +170,7 @@ class WoveResult:
         raise KeyError(self._unknown(name))
 
     def __getattr__(self, name: str) -> Any:
-        # Only for names that are no attributes. Without the state of an unpickled object there is nothing.
+        # Only called for names that are not attributes. An object that is being unpickled has no state yet.
         values = self.__dict__.get("_values")
         if values is not None and name in values:
             return values[name]
@@ -240,7 +240,7 @@ class WoveResult:
 
 
 class _Kept:
-    """The records of a result that was pickled."""
+    """Returns the records of a result that was pickled."""
 
     def __init__(self, records: tuple[RunRecord, ...]) -> None:
         self.records = records
@@ -258,7 +258,7 @@ def _short(value: object) -> str:
 
 
 def _portable(error: BaseException) -> BaseException:
-    """*error*, or where it cannot be pickled and rebuilt, one that says the same."""
+    """Return *error*, or one with the same message if *error* cannot be pickled and rebuilt."""
     import pickle
 
     from wove.errors import EnvironmentExecutionError

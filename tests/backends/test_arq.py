@@ -529,7 +529,7 @@ def test_a_pool_that_is_not_connected(configure: Configure, work: Work, url: str
     asyncio.run(main())
     from wove.delivery.manager import hub
 
-    asyncio.run_coroutine_threadsafe(connections.disconnect(), hub._portal.loop).result(10)  # type: ignore[union-attr]
+    asyncio.run_coroutine_threadsafe(connections.disconnect(), hub._background.loop).result(10)  # type: ignore[union-attr]
 
 
 def test_a_pool_with_an_enqueue_job_of_its_own(configure: Configure, work: Work, url: str) -> None:

@@ -72,11 +72,11 @@ class Receiving:
     """Routes, opened on a loop in another thread, and closed in the end."""
 
     def __init__(self) -> None:
-        self.portal = BackgroundLoop()
+        self.background = BackgroundLoop()
         self.routes: list[Route] = []
 
     def call(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        return asyncio.run_coroutine_threadsafe(coroutine, self.portal.loop).result(PATIENCE)
+        return asyncio.run_coroutine_threadsafe(coroutine, self.background.loop).result(PATIENCE)
 
     def open(
         self, party: Waiting, *, security: object = None, most: int = 1 << 29, **config: object
@@ -103,7 +103,7 @@ class Receiving:
         async def farewell() -> None:
             pass
 
-        self.portal.stop(farewell, PATIENCE)
+        self.background.stop(farewell, PATIENCE)
 
 
 @contextlib.contextmanager

@@ -31,9 +31,9 @@ def post_to(loop: asyncio.AbstractEventLoop, fn: Callable[..., object], *args: A
 
 
 class LoopMailbox:
-    """Has callables called on *loop*, in the order in which they were posted.
+    """Makes calls on *loop*, in the order in which they were posted.
 
-    Posting is thread-safe, takes no lock, and wakes the loop once for however many calls wait.
+    Posting is thread-safe, acquires no lock, and wakes the loop once, however many calls wait.
 
     Attributes:
         loop: Where the calls are made.
@@ -43,11 +43,11 @@ class LoopMailbox:
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop
-        # Each call is a list [fn, args], emptied when it is made: so its poster can see whether it was.
+        # Each call is a list [fn, args], emptied when it is made, so that its poster can see whether it was made.
         self._calls: deque[list[Any]] = deque()
         self._woken = False
         self._closed = False
-        # Not that of whoever posts: what is started here may live long, and would keep its values alive.
+        # An empty context: tasks started here may live long, and would keep the values of the poster's context alive.
         self._context = contextvars.Context()
         self._closing = threading.RLock()  # a call made while closing may post again
 
@@ -55,7 +55,7 @@ class LoopMailbox:
         """Have ``fn(*args)`` called on the loop. Exceptions go to the loop's exception handler.
 
         Returns:
-            Whether the call will be made. False means that the mailbox or its loop was closed before.
+            Whether the call will be made. False means that the mailbox or its loop is closed.
         """
         call = [fn, args]
         self._calls.append(call)
@@ -73,9 +73,9 @@ class LoopMailbox:
     def post_from(
         self, loop: asyncio.AbstractEventLoop, fn: Callable[..., object], *args: Any
     ) -> None:
-        """As `post`, for code that runs on another *loop*: wakes ours at the end of that one's turn.
+        """Do as `post`, for code that runs on another *loop*: the wake-up waits for the end of that loop's turn.
 
-        So many calls that are posted in one turn cost one wake-up, and the two threads do not contend
+        The calls that are posted in one turn then cost one wake-up together, and the two threads do not contend
         for the interpreter after each of them.
         """
         self._calls.append([fn, args])
@@ -86,11 +86,11 @@ class LoopMailbox:
     def _wake(self) -> None:
         try:
             self.loop.call_soon_threadsafe(self._drain, context=self._context)
-        except RuntimeError:  # the loop was closed: nobody waits there any more
+        except RuntimeError:  # the loop is closed: nothing waits there any more
             self._closed = True
 
     def close(self) -> None:
-        """Make the calls that wait, and take no more. To be called on the loop's own thread."""
+        """Make the calls that wait, and refuse new ones. To be called on the loop's own thread."""
         with self._closing:
             self._closed = True
             self._make(len(self._calls))
@@ -101,9 +101,9 @@ class LoopMailbox:
             return not call
 
     def _drain(self) -> None:
-        # First the flag, then the calls: a call that comes between the two only wakes the loop once more.
+        # First the flag, then the calls: a call posted in between only wakes the loop once more.
         self._woken = False
-        if self._closed:  # what is there has been refused
+        if self._closed:  # the posters of the remaining calls were told so
             return
         self._make(min(len(self._calls), MAX_AT_A_TIME))
         if self._calls:

@@ -1,4 +1,4 @@
-"""A few daemon threads for what must not happen on a loop: pickling, unpickling, encoding, printing.
+"""A few daemon threads for work that must not happen on a loop: pickling, unpickling, encoding, printing.
 
 Threads start on demand and end by themselves when idle. A forked child starts with none.
 """
@@ -25,11 +25,11 @@ MAX_THREADS: Final = 8
 
 
 class ThreadPool:
-    """Calls, taken up in the order of their submission by at most *limit* threads.
+    """Makes calls in at most *limit* threads, in the order of their submission.
 
     Args:
-        limit: The most threads at once. With 1, calls run strictly one after the other.
-        name: What the threads are called.
+        limit: Maximum number of threads. With 1, calls run strictly one after the other.
+        name: The name of each thread.
     """
 
     def __init__(self, limit: int, name: str) -> None:
@@ -38,7 +38,7 @@ class ThreadPool:
         self.reset_after_fork()
 
     def reset_after_fork(self) -> None:
-        """Drop all calls and threads, as in a forked child, where neither is its own."""
+        """Drop all calls and threads: in a forked child, both are the parent's."""
         self._calls: deque[tuple[Callable[..., object], tuple[Any, ...]]] = deque()
         self._changed = threading.Condition(threading.Lock())
         self._threads: set[threading.Thread] = set()
@@ -53,12 +53,12 @@ class ThreadPool:
                 self._changed.notify()
                 return
             if len(self._threads) >= self._limit:
-                return  # a busy one takes it next
+                return  # a busy thread takes the call next
             thread = threading.Thread(target=self._work, name=self._name, daemon=True)
             self._threads.add(thread)
         try:
             thread.start()
-        except RuntimeError:  # the interpreter is ending: no thread will come any more
+        except RuntimeError:  # the interpreter is ending, and starts no threads any more
             with self._changed:
                 self._threads.discard(thread)
                 alone = not self._threads
@@ -67,8 +67,8 @@ class ThreadPool:
                 fn(*args)
 
     async def call(self, fn: Callable[..., T], *args: Any) -> T:
-        """``fn(*args)``, called in one of the threads. Whoever stops waiting for it does not stop it."""
-        import asyncio  # here: a worker process without a loop does without it, and starts in half the time
+        """Return ``fn(*args)``, called in one of the threads. Cancelling this does not stop the call."""
+        import asyncio  # here: a worker process without a loop starts in half the time
 
         loop = asyncio.get_running_loop()
         done: asyncio.Future[T] = loop.create_future()
@@ -85,9 +85,9 @@ class ThreadPool:
             outcome: tuple[bool, Any]
             try:
                 outcome = (True, fn(*args))
-            except StopIteration as error:  # no future takes one
+            except StopIteration as error:  # a future refuses it
                 outcome = (False, RuntimeError(f"{fn!r} raised {error!r}"))
-            except BaseException as error:  # whatever it is, it is for the one who waits
+            except BaseException as error:  # whatever it is, it belongs to the caller
                 outcome = (False, error)
             post_to(loop, settle, *outcome)
 
@@ -95,11 +95,11 @@ class ThreadPool:
         return await done
 
     def close(self, timeout: float, *, for_good: bool = False) -> None:
-        """End the threads once they have nothing to do; wait for each at most *timeout* seconds.
+        """End the threads once they are idle; wait for each at most *timeout* seconds.
 
         Args:
             timeout: Seconds.
-            for_good: Nothing is to be called any more: one that is still busy then ends right after that.
+            for_good: No call comes any more. A thread that is still busy then ends right after its call.
         """
         with self._changed:
             self._closing = True
@@ -123,18 +123,18 @@ class ThreadPool:
                         return
                 fn, args = self._calls.popleft()
             fn(*args)
-            del fn, args  # an idle thread must not keep alive what it worked on
+            del fn, args  # an idle thread must not keep the last arguments alive
 
 
 _codec: Final = ThreadPool(MAX_THREADS, "wove-codec")
 
 relay: Final = ThreadPool(1, "wove-stderr")
-"""For what workers print: it goes on to this process's stderr, and a slow terminal must hold up nothing."""
+"""Copies the output of workers to the stderr of this process. A slow terminal must delay nothing else."""
 
 MAX_LOOKUPS: Final = 8
 
 names: Final = ThreadPool(MAX_LOOKUPS, "wove-dns")
-"""For host names: a name server that does not answer holds up its thread for half a minute."""
+"""Looks up host names. A name server that does not answer blocks its thread for half a minute."""
 
 LOOKUP_SECONDS: Final = 0.1
 """How long a thread that looks up a name is waited for when Wove ends, in seconds. It is a daemon, and the
@@ -142,20 +142,20 @@ caller who wanted the name is gone."""
 
 
 def submit(fn: Callable[..., object], *args: Any) -> None:
-    """Have ``fn(*args)`` called in one of the process's codec threads. *fn* must not raise."""
+    """Have ``fn(*args)`` called in one of the codec threads of the process. *fn* must not raise."""
     _codec.submit(fn, *args)
 
 
 async def run_in_thread(fn: Callable[..., T], *args: Any) -> T:
-    """``fn(*args)``, called in one of the codec threads.
+    """Return ``fn(*args)``, called in one of the codec threads.
 
-    Not `asyncio.to_thread`: the threads of a loop that also runs the user's application are not ours to fill.
+    Unlike `asyncio.to_thread`, this leaves the threads of the user's loop to the user.
     """
     return await _codec.call(fn, *args)
 
 
 def close(timeout: float) -> None:
-    """Let the threads finish what they have to do and end; wait for each at most *timeout* seconds.
+    """End the threads after the calls that they have; wait for each at most *timeout* seconds.
 
     A later :func:`submit` starts new ones.
     """

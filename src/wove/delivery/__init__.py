@@ -1,4 +1,4 @@
-"""Between the engine and the outside: the one way in which a task leaves this process."""
+"""The only way in which a task leaves this process: from the engine to an executor, and back."""
 
 from __future__ import annotations
 

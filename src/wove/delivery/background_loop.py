@@ -24,10 +24,10 @@ _Addresses: TypeAlias = list[tuple[Any, ...]]
 
 
 class _Loop(asyncio.SelectorEventLoop):
-    """A loop that a forked child can drop without a word: its thread does not exist there.
+    """A loop that a forked child, where its thread does not exist, can drop without a warning.
 
-    It looks up names in threads of Wove's own. asyncio would use its default executor, whose threads the
-    interpreter waits for at its end, also for a name server that does not answer.
+    It looks up names in threads of Wove's own. asyncio would use its default executor. At its end, the interpreter
+    waits for those threads, also while a name server does not answer.
     """
 
     dropped = False
@@ -38,7 +38,7 @@ class _Loop(asyncio.SelectorEventLoop):
         port: str | bytes | int | None,
         *,
         family: int = 0,
-        type: int = 0,  # noqa: A002  # asyncio calls it so
+        type: int = 0,  # noqa: A002  # the name is asyncio's
         proto: int = 0,
         flags: int = 0,
     ) -> _Addresses:
@@ -54,8 +54,8 @@ class BackgroundLoop:
     """A loop in a daemon thread of its own.
 
     Attributes:
-        mailbox: The way in, from any thread.
-        loop: The loop; for code that runs on it.
+        mailbox: Posts calls to the loop, from any thread.
+        loop: The loop, for code that runs on it.
 
     Raises:
         DeliveryError: The interpreter is ending.
@@ -66,10 +66,10 @@ class BackgroundLoop:
         # would remove the parent's descriptors from what the kernel sees as one shared set.
         self._selector = selectors.DefaultSelector()
         self.loop = _Loop(self._selector)
-        # In asyncio's debug mode: starting a process takes longer than the usual 0.1 s, and that is no news.
+        # For asyncio's debug mode: starting a process takes longer than its usual 0.1 s, and is not worth a warning.
         self.loop.slow_callback_duration = 1.0
         self.mailbox = LoopMailbox(self.loop)
-        self._thread = threading.Thread(target=self._run, name="wove-portal", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="wove-background-loop", daemon=True)
         try:
             self._thread.start()
         except RuntimeError as error:
@@ -79,9 +79,9 @@ class BackgroundLoop:
             ) from error
 
     def stop(self, farewell: Callable[[], Coroutine[Any, Any, None]], timeout: float) -> None:
-        """Run *farewell* on the loop, then end loop and thread.
+        """Run *farewell* on the loop, then end the loop and its thread.
 
-        Waits for that at most *timeout* seconds, and not at all when called on the loop itself.
+        Waits at most *timeout* seconds for that, and not at all when called on the loop itself.
         """
         self.mailbox.post(self._begin_stop, farewell)
         if threading.current_thread() is not self._thread:
@@ -92,7 +92,7 @@ class BackgroundLoop:
                 )
 
     def abandon(self) -> None:
-        """Let go of everything in a forked child, where the thread does not exist."""
+        """Release everything in a forked child, where the thread does not exist."""
         self.loop.dropped = True
         self._selector.close()
         for name in (

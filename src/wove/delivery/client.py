@@ -1,4 +1,4 @@
-"""One weave's way to the outside."""
+"""The client of one weave: runs requests in their environments."""
 
 from __future__ import annotations
 
@@ -18,25 +18,25 @@ if TYPE_CHECKING:
 
 __all__ = ["DeliveryClient"]
 
-PARTING_SECONDS: Final = 5.0
-"""How long a cancelled run waits for its table to answer, beyond the wait for an acknowledgement."""
+LEAVE_SECONDS: Final = 5.0
+"""How long the waiter of a cancelled run waits for the table, beyond the wait for an acknowledgement."""
 
 
 class DeliveryClient:
     """Runs requests in their environments, for one weave.
 
-    Everything is to be called on the weave's own loop.
+    All methods must be called on the loop of the weave.
 
     Args:
-        loop: The weave's loop.
-        shared: Whether it is the user's own loop, with more on it than the weave.
+        loop: The loop of the weave.
+        shared: Whether that is a loop of the user, which runs more than the weave.
 
     Example:
-        >>> scope = Scope(asyncio.get_running_loop())
+        >>> client = DeliveryClient(asyncio.get_running_loop())
         >>> try:
-        ...     value = await scope.run(Request(Call(fn, "task"), {"item": 1}, settings))
+        ...     value = await client.run(Request(Call(fn, "task"), {"item": 1}, settings))
         ... finally:
-        ...     await scope.aclose()
+        ...     await client.aclose()
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop, *, shared: bool = False) -> None:
@@ -50,14 +50,14 @@ class DeliveryClient:
         self._state: Mapping[str, Any] | None = None
 
     async def run(self, request: Request) -> Any:
-        """The value that *request* returns in its environment, or the exception that it raises there.
+        """Return the value of *request* in its environment, or raise the exception that it raises there.
 
         Raises:
-            DeliveryTimeoutError: It did not end, or did not beat, in time; or its cancel was to be
-                acknowledged and was not.
-            DeliveryOrphanedError: It was cancelled under the orphan policies ``fail`` or ``detach``.
-            WorkerLostError: Its worker is gone.
-            asyncio.CancelledError: It was cancelled.
+            DeliveryTimeoutError: The run did not end in time, gave no sign of life in time, or its cancel was
+                not acknowledged.
+            DeliveryOrphanedError: The run was cancelled under the orphan policies ``fail`` or ``detach``.
+            WorkerLostError: The worker of the run is gone.
+            asyncio.CancelledError: This call was cancelled.
         """
         policy = request.settings.delivery
         key = None
@@ -80,16 +80,16 @@ class DeliveryClient:
                     return outcome.value
                 if outcome.ending is Ending.ERROR:
                     raise outcome.value
-            # Else it is gone: its session was closed before it got there, or the run that it was to share
-            # had just ended. Then it is submitted anew.
+            # Otherwise the run is gone: its session closed before the run got there, or the run that it was
+            # to share had just ended. So it is submitted once more.
 
     async def aclose(self) -> None:
-        """Give back what this weave used, and stop the executors that were started for it alone.
+        """Give the sessions back, and stop the executors that were started for this weave alone.
 
-        Takes as long as they need, within their ``stop_timeout``.
+        Takes as long as those executors need, at most their ``stop_timeout``.
         """
         sessions, self._sessions = self._sessions, {}
-        if self._hub is not process.hub:  # in a forked child: they are the parent's
+        if self._hub is not process.hub:  # in a forked child: the sessions are the parent's
             return
         closing = [self._hub.release(session) for _, session in sessions.values()]
         futures = [future for future in closing if future is not None]
@@ -130,13 +130,13 @@ class DeliveryClient:
         run.waiters.append(waiter)
         if session.submit(run, here=session.home.loop is self._loop):
             return True
-        # It has not got there, and nobody else looks at it any more but those that share its key.
+        # The run has not got there, and only the waiters that share its key still know it.
         self._hub.discard(session)
         self._drop(run.request.settings.environment)
         shared.drop(run)
         run.state = State.OVER
         for other in run.waiters:
-            other.disappoint()
+            other.settle_gone()
         return False
 
     def _join(self, run: RemoteRun, waiter: Waiter) -> bool:
@@ -149,7 +149,7 @@ class DeliveryClient:
         try:
             return await waiter.future
         except asyncio.CancelledError:
-            outcome = await self._part(request, run, waiter)
+            outcome = await self._leave(request, run, waiter)
             if outcome.ending is Ending.ERROR:
                 raise outcome.value from None
             raise
@@ -160,12 +160,12 @@ class DeliveryClient:
                 request.record.host, request.record.pid = run.host, run.pid
                 request.record.bytes_out, request.record.bytes_in = run.bytes_out, run.bytes_in
 
-    async def _part(self, request: Request, run: RemoteRun, waiter: Waiter) -> Outcome:
-        """The weave stops waiting: how that ends."""
+    async def _leave(self, request: Request, run: RemoteRun, waiter: Waiter) -> Outcome:
+        """Stop waiting, and return how the run ends for this weave."""
         delivery = request.settings.delivery
         policy = "cancel" if request.expired else delivery.orphan_policy
         table = run.table
-        waiter.renew()
+        waiter.wait_again()
         if table.home.loop is self._loop:
             table.abandon(run, waiter, policy)
         elif not table.home.post(table.abandon, run, waiter, policy):
@@ -174,6 +174,6 @@ class DeliveryClient:
             return CANCELLED
         limit = table.acknowledge_seconds
         await asyncio.wait(
-            {waiter.future}, timeout=None if limit is None else limit + PARTING_SECONDS
+            {waiter.future}, timeout=None if limit is None else limit + LEAVE_SECONDS
         )
         return waiter.future.result() if waiter.future.done() else CANCELLED

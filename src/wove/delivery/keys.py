@@ -1,4 +1,4 @@
-"""``delivery_idempotency_key``: its text, and the runs that share one submission because they share a key."""
+"""``delivery_idempotency_key``: its text, and the runs in flight that have one."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ __all__ = ["SharedRuns", "render", "shared"]
 
 
 def render(key: str | Callable[..., str], args: Mapping[str, Any], label: object) -> str:
-    """The text of an idempotency key.
+    """Return the text of an idempotency key.
 
     Args:
         key: A template with ``{param}`` fields, formatted as `str.format` does (``{user.id}``,
             ``{day:%Y-%m-%d}``), or a callable, called as ``key(**args)``.
-        args: The task's arguments by parameter name.
+        args: The arguments of the task, by parameter name.
         label: The task, for messages.
 
     Raises:
@@ -51,7 +51,7 @@ def render(key: str | Callable[..., str], args: Mapping[str, Any], label: object
 
 
 class _UnknownFieldError(Exception):
-    """Apart from KeyError, which formatting an argument's own fields may raise as well."""
+    """A field names no parameter. Not a KeyError, which formatting an argument may raise as well."""
 
 
 class _Fields(dict[str, Any]):
@@ -66,17 +66,17 @@ class SharedRuns:
         self.reset_after_fork()
 
     def reset_after_fork(self) -> None:
-        """Drop everything: nothing of it is in flight in a forked child."""
+        """Forget all runs: in a forked child, none of them is in flight."""
         self._lock = threading.Lock()
         self._runs: dict[tuple[str, str], RemoteRun] = {}
 
     def claim(self, environment: str, key: str, run: RemoteRun) -> RemoteRun:
-        """The run in flight with this key; that is *run* itself, from now on, if there was none."""
+        """Return the run in flight with this *key*. If there was none, that is *run* from now on."""
         with self._lock:
             return self._runs.setdefault((environment, key), run)
 
     def drop(self, run: RemoteRun) -> None:
-        """Let nobody join *run* any more."""
+        """Let no caller join *run* any more."""
         if run.key is None:
             return
         name = (run.request.settings.environment.name, run.key)
@@ -89,6 +89,6 @@ class SharedRuns:
 
 
 shared: Final = SharedRuns()
-"""The one of this process."""
+"""The shared runs of this process."""
 
 forks.after_in_child(forks.Phase.CACHES, shared.reset_after_fork)

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 __all__ = ["hub", "is_prepared", "prepare", "process_state", "shutdown"]
 
 NOT_COMPARED: Final = frozenset({"PYTEST_CURRENT_TEST"})
-"""Variables that tell nothing to a task and change all the time: no reason to replace its workers."""
+"""Environment variables that change all the time and mean nothing to a task: not a reason to replace its workers."""
 
 EXIT_SECONDS: Final = 5.0
 """How long the end of the interpreter waits for sessions to stop."""
@@ -35,11 +35,11 @@ _prepared: set[str] = set()
 
 
 def prepare(environment: Environment) -> None:
-    """Import what *environment* needs: once, and where a pause does not matter.
+    """Import the executor of *environment*, in a thread where a pause does not matter.
 
     Raises:
-        ValueError: It has an unknown executor.
-        TypeError: Its executor is neither a name nor an executor.
+        ValueError: There is no executor of that name.
+        TypeError: The executor is neither a name nor an executor.
     """
     with forks.importing:
         executor_class(environment.executor, environment.name)
@@ -48,7 +48,7 @@ def prepare(environment: Environment) -> None:
 
 
 def is_prepared(environment: Environment) -> bool:
-    """Whether `prepare` has nothing left to do, so that it need not be called in another thread."""
+    """Return whether `prepare` has nothing to do, so that it need not be called in another thread."""
     executor = environment.executor
     return (
         executor in _prepared
@@ -67,11 +67,11 @@ def process_state() -> dict[str, Any]:
 
 
 class ExecutorManager:
-    """The sessions of one process. Its methods are thread-safe."""
+    """The sessions of one process. All methods are thread-safe."""
 
     def __init__(self) -> None:
         self._lock = threading.RLock()
-        self._portal: BackgroundLoop | None = None
+        self._background: BackgroundLoop | None = None
         self._shared: dict[str, list[ExecutorSession]] = {}
         self._own: dict[int, ExecutorSession] = {}
         self._at_exit = False
@@ -84,17 +84,17 @@ class ExecutorManager:
         *,
         shared: bool = False,
     ) -> ExecutorSession:
-        """The session for *environment*, to be given back with :meth:`release`.
+        """Return the session for *environment*. Give it back with :meth:`release`.
 
         Args:
-            environment: Where a weave wants to run something.
-            loop: The weave's loop.
-            state: Gives the weave's :func:`process_state`; called only where it matters.
-            shared: Whether *loop* is the user's own: clients that the user made may be bound to it.
+            environment: The environment in which a weave runs a task.
+            loop: The loop of the weave.
+            state: Returns the :func:`process_state` of the weave; called only where it matters.
+            shared: Whether *loop* is a loop of the user, to which clients of the user may be bound.
 
         Raises:
-            ValueError: It has an unknown executor.
-            DeliveryError: Its executor instance is in use on another loop.
+            ValueError: There is no executor of that name.
+            DeliveryError: The executor instance is in use on another loop.
         """
         with forks.importing:
             kind = executor_class(environment.executor, environment.name)
@@ -112,7 +112,7 @@ class ExecutorManager:
         """Give a lease back.
 
         Returns:
-            If that closes an executor on the caller's own loop: a future, done when it is closed.
+            A future that is done when the executor is closed, if that happens on the loop of the caller.
         """
         with self._lock:
             session.leases -= 1
@@ -122,18 +122,18 @@ class ExecutorManager:
                 closing = session.begin_close(GONE)
                 closing.add_done_callback(lambda _: self._forget_own(session))
                 return closing
-            if session.retired:  # else it waits for the next weave
+            if session.retired:  # otherwise it waits for the next weave
                 session.home.post(self._close_if_unused, session)
         return None
 
     def discard(self, session: ExecutorSession) -> None:
-        """Do not lease *session* again: it does not answer any more."""
+        """Do not lease *session* again: its loop takes no calls any more."""
         with self._lock:
             sessions = self._shared.get(session.environment.name, [])
             if session in sessions:
                 sessions.remove(session)
-            if self._portal is not None and self._portal.mailbox is session.home:
-                self._portal = None
+            if self._background is not None and self._background.mailbox is session.home:
+                self._background = None
 
     # ------------------------------------------------------------------ sessions of the process
 
@@ -157,9 +157,7 @@ class ExecutorManager:
             sessions.append(found)
         found.retired = False
         for other in sessions:
-            if (
-                other is not found and not other.retired
-            ):  # its weaves and runs may end, then it goes
+            if other is not found and not other.retired:  # it closes after its weaves and runs
                 other.retired = True
                 other.home.post(self._close_if_unused, other)
         return found
@@ -174,13 +172,13 @@ class ExecutorManager:
         session.begin_close(GONE)
 
     def _open(self) -> BackgroundLoop:
-        if self._portal is None:
-            self._portal = BackgroundLoop()
+        if self._background is None:
+            self._background = BackgroundLoop()
             if not self._at_exit:
                 self._at_exit = True
-                # Called when all threads that are not daemons have ended: none of them loses its portal.
+                # Called when all threads that are not daemons have ended: none of them loses its loop.
                 atexit.register(_at_exit)
-        return self._portal
+        return self._background
 
     # ------------------------------------------------------------------ sessions of one loop
 
@@ -225,16 +223,16 @@ class ExecutorManager:
     # ------------------------------------------------------------------ end
 
     def shutdown(self, timeout: float, reason: str) -> None:
-        """End every session and the background loop, within about *timeout* seconds, for that *reason*."""
+        """End every session and the background loop, within about *timeout* seconds; *reason* is for messages."""
         with self._lock:
-            portal, self._portal = self._portal, None
+            background, self._background = self._background, None
             sessions = [session for several in self._shared.values() for session in several]
             self._shared = {}
             own = list(self._own.values())
         outcome = Outcome(Ending.ERROR, WorkerLostError(f"{reason} while this run was in flight"))
         for session in own:
             session.home.post(session.begin_close, outcome)
-        if portal is None:
+        if background is None:
             return
 
         async def farewell() -> None:
@@ -242,16 +240,16 @@ class ExecutorManager:
             if closing:
                 await asyncio.wait(closing)
 
-        portal.stop(farewell, timeout)
+        background.stop(farewell, timeout)
 
     def abandon(self) -> None:
-        """In a forked child: forget what is the parent's."""
-        if self._portal is not None:
-            self._portal.abandon()
+        """Release the background loop in a forked child, where it is the parent's."""
+        if self._background is not None:
+            self._background.abandon()
 
 
 def _serves(session: ExecutorSession, environment: Environment, state: Mapping[str, Any]) -> bool:
-    """Whether *session* is what a weave with these settings would start."""
+    """Return whether *session* is the one that a weave with these settings would start."""
     if session.closed is not None:
         return False
     mine = session.environment
@@ -264,7 +262,7 @@ def _serves(session: ExecutorSession, environment: Environment, state: Mapping[s
         try:
             if not bool(dict(mine.executor_config) == dict(environment.executor_config)):
                 return False
-        except Exception:  # objects that do not compare: then only the very same settings will do
+        except Exception:  # objects that do not compare: only the same object would do
             return False
     return _same_state(session.run_config, state)
 
@@ -286,11 +284,11 @@ _left_behind: list[ExecutorManager] = []
 def shutdown(timeout: float = 10.0) -> None:
     """End every session, worker process and background thread of Wove.
 
-    Runs in flight end with `WorkerLostError`. A later weave starts anew. Nothing needs to call this: it
+    Runs in flight end with `WorkerLostError`. A later weave starts new sessions. Calling this is optional: it
     happens by itself when the interpreter ends. Calling it twice, or from a task, does no harm.
 
     Args:
-        timeout: Seconds to wait for executors to stop; then they are left to themselves.
+        timeout: Seconds to wait for executors to stop. Afterwards they are left alone.
 
     Example:
         >>> import wove
@@ -305,7 +303,7 @@ def _at_exit() -> None:
 
 def _shutdown(timeout: float, reason: str) -> None:
     hub.shutdown(timeout, reason)
-    # This process may itself be a backend's worker; then what it runs goes on.
+    # This process may itself be the worker of a backend, and then its own runs continue.
     worker: Any = sys.modules.get("wove.integrations.worker")
     if worker is not None:
         worker.close(min(timeout, 1.0))
@@ -319,7 +317,7 @@ def reset_after_fork() -> None:
     global hub
     old, hub = hub, ExecutorManager()
     old.abandon()
-    # Kept: what is suspended on the parent's loop would run its `finally` blocks here when it is freed.
+    # Kept: coroutines suspended on the loop of the parent would run their `finally` blocks here when they are freed.
     _left_behind.append(old)
 
 

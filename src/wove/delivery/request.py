@@ -19,20 +19,20 @@ __all__ = ["Call", "Request"]
 
 
 class Call:
-    """A task's callable, pickled at most once, however many runs need it.
+    """The callable of a task, pickled at most once, however many runs need it.
 
     Args:
         fn: The callable; it is called with keyword arguments.
         task: The task's name.
 
     Attributes:
-        pickled: Its pickle, once there is one.
-        callable_id: The SHA-256 of that, in hexadecimal.
-        failure: Why there is none.
+        pickled: Its pickle; ``None`` until it has been made.
+        callable_id: The SHA-256 of the pickle, in hexadecimal.
+        failure: Why it cannot be pickled.
     """
 
     __slots__ = (
-        "_begun",
+        "_is_started",
         "_lock",
         "_settled",
         "_waiting",
@@ -50,24 +50,24 @@ class Call:
         self.callable_id = ""
         self.failure: BaseException | None = None
         self._waiting: list[Callable[[], object]] = []
-        self._begun = self._settled = False
+        self._is_started = self._settled = False
         self._lock = threading.Lock()
 
     def when_pickled(self, ready: Callable[[], object]) -> bool:
-        """Whether `pickled` or `failure` is set; if not, *ready* is called in some thread once it is."""
+        """Return whether `pickled` or `failure` is set. If not, *ready* is called in another thread once it is."""
         with self._lock:
             if self._settled:
                 return True
             self._waiting.append(ready)
-        self.begin()
+        self.start()
         return False
 
-    def begin(self) -> None:
-        """Have it pickled: it is going to be wanted."""
+    def start(self) -> None:
+        """Start to pickle the callable, which is going to be needed."""
         with self._lock:
-            if self._begun:
+            if self._is_started:
                 return
-            self._begun = True
+            self._is_started = True
         thread_pool.submit(self._pickle)
 
     def _pickle(self) -> None:
@@ -96,9 +96,9 @@ class Request:
 
     Args:
         call: The task's callable.
-        args: Its keyword arguments.
-        settings: The task's effective settings; they name the environment.
-        item: The item's position in a mapped task, from 0; ``None`` for an unmapped task.
+        args: The keyword arguments.
+        settings: The effective settings of the task, with its environment.
+        item: The position of the item in a mapped task, from 0; ``None`` for an unmapped task.
         attempt: Counted from 1.
         timeout: Seconds this attempt may take from the moment that its worker begins it. The worker
             is told. ``None`` for no limit.
@@ -107,8 +107,8 @@ class Request:
     Attributes:
         working: Called on the weave's loop: with true whenever a worker begins the run, with false
             when the run is lost and waits for another worker. ``None``: nobody wants to know.
-        expired: Set before the run is cancelled because the attempt's own time is over. Such a run is
-            always cancelled, whatever the orphan policy is: its weave goes on.
+        expired: Set before the run is cancelled because the time of the attempt is over. Such a run is
+            always cancelled, whatever the orphan policy is: its weave continues.
     """
 
     __slots__ = (

@@ -1,4 +1,4 @@
-"""A run outside this process, and those that wait for its outcome."""
+"""A run outside this process, and the callers that wait for its outcome."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ __all__ = [
 
 
 class Ending(enum.Enum):
-    """How a run ended for one that waited for it."""
+    """How a run ended for a caller that waited for it."""
 
     VALUE = enum.auto()
     ERROR = enum.auto()
     CANCELLED = enum.auto()
-    """It was given up because its weave stopped waiting; there is nothing more to say."""
+    """The weave stopped waiting, and the run was given up."""
     GONE = enum.auto()
-    """It never was, or was another's and is no more: to be submitted anew."""
+    """The run was never submitted, or was shared and has ended: it is to be submitted once more."""
 
 
 class Outcome(NamedTuple):
@@ -90,10 +90,10 @@ IN_FLIGHT: Final = (State.SENT, State.STARTED, State.CANCELLING)
 
 
 class Waiter:
-    """One call of `Scope.run`, waiting on its own loop.
+    """One call of `DeliveryClient.run`, which waits on its own loop.
 
     Args:
-        mailbox: The way to its loop.
+        mailbox: Posts to that loop.
         home: The loop on which the run lives.
         working: Called on the waiter's loop: with true whenever a worker begins the run, with false
             when the run is lost and waits for another one. ``None``: it is not of interest.
@@ -112,12 +112,12 @@ class Waiter:
         self._mailbox = mailbox
         self._home = home
 
-    def renew(self) -> None:
+    def wait_again(self) -> None:
         """Wait once more, for the answer to `RunTable.abandon`."""
         self.future = self._mailbox.loop.create_future()
 
     def settle(self, outcome: Outcome) -> None:
-        """Tell the outcome. Called on the loop where the run lives; only the first one counts."""
+        """Set the outcome. Called on the loop where the run lives; only the first call counts."""
         if self._mailbox.loop is self._home:
             _settle(self.future, outcome)
         else:
@@ -132,8 +132,8 @@ class Waiter:
         else:
             self._mailbox.post_from(self._home, self._working, working)
 
-    def disappoint(self) -> None:
-        """Tell that the run is gone. For any thread, once the run's loop takes nothing any more."""
+    def settle_gone(self) -> None:
+        """Set `GONE` as the outcome. For any thread, once the loop of the run takes no calls any more."""
         self._mailbox.post(_settle, self.future, GONE)
 
 
@@ -143,22 +143,22 @@ def _settle(future: asyncio.Future[Outcome], outcome: Outcome) -> None:
 
 
 class RemoteRun:
-    """One run. Its fields belong to the loop of its table, once it has been submitted there.
+    """One run. Once it has been submitted to its table, its fields belong to the loop of that table.
 
     Attributes:
-        request: What is to run.
-        table: Where it lives.
-        key: Its idempotency key, already made text, if it has one.
-        run_id: Of its last submission.
-        waiters: Who wants the outcome. More than one with an idempotency key; none once detached.
-        admitted_at: When it had its slot, as are all these times as `time.monotonic`; 0 before.
+        request: The call, and how it is to run.
+        table: The table that the run belongs to.
+        key: Its idempotency key, rendered as text; ``None`` without one.
+        run_id: The id of its last submission.
+        waiters: The calls that wait for the outcome. More than one with an idempotency key; none once detached.
+        admitted_at: When it got its slot; 0 before. All times are those of `time.monotonic`.
         sent_at: When it was handed over.
         transmitted_at: When the executor had sent it; 0 before.
         start_seen_at: When ``task_started`` came; 0 before.
-        end_seen_at: When its end came; 0 before.
-        timing: What its worker says about its times, as it came.
+        end_seen_at: When its terminal event came; 0 before.
+        timing: The times that its worker reports, not yet checked.
         seen_at: When the last event came, once the run has started.
-        losses: How many of its submissions were lost.
+        losses: The number of its submissions that were lost.
         slot: Whether the run counts in the limiter of its environment.
         place: Its place in the queue of that limiter.
         verdict: How a cancelled run ends as soon as its cancel is acknowledged.
@@ -251,7 +251,7 @@ _ids = _new_ids()
 
 
 def new_run_id() -> str:
-    """An id that no other run has, in any process: of ``[a-z0-9-]``, at most 48 characters."""
+    """Return an id that no other run has, in any process: at most 48 characters of ``[a-z0-9-]``."""
     return f"{_prefix}-{next(_ids):x}"
 
 

@@ -1,8 +1,8 @@
-"""The delivery policy: what happens to a run between its hand-over and its end.
+"""The delivery policy: decides what happens to a run between its hand-over and its end.
 
-Timeouts, heartbeats, cancels, lost workers, orphans, shared keys: all of it is decided here and nowhere
-else. A table lives on one loop, and all its methods are called there: on Wove's background loop for
-executors that serve the whole process, on the weave's own for those that are started around a weave.
+Timeouts, heartbeats, cancels, lost workers, orphans and shared keys are decided here and nowhere else. A table
+lives on one loop, and all its methods are called there: on the background loop for executors that serve the whole
+process, on the loop of the weave for executors that are started around a weave.
 """
 
 from __future__ import annotations
@@ -49,8 +49,8 @@ __all__ = ["MAX_REQUEUES", "RunTable"]
 logger = logging.getLogger("wove")
 
 MAX_REQUEUES: Final = 5
-"""How often ``delivery_orphan_policy="requeue"`` submits a run again. A task that kills whatever worker
-it gets must end some time; one that is lost to five machines in a row is taken for such a task."""
+"""Maximum number of times that ``delivery_orphan_policy="requeue"`` submits a run again. A task that kills each worker
+that runs it must end some time; one that is lost with six workers in a row is taken for such a task."""
 
 
 def _report(run: RemoteRun, working: bool) -> None:
@@ -64,7 +64,7 @@ class RunTable:
 
     Args:
         environment: The environment's name.
-        home: The way to the loop on which this table lives.
+        home: Posts to the loop of this table.
         session: Sends the frames.
         wire: Whether values are pickled on their way to the executor.
         inline: Whether small values may be pickled on the table's own loop.
@@ -93,17 +93,17 @@ class RunTable:
         self._all: set[RemoteRun] = set()
 
     def __len__(self) -> int:
-        """How many runs there are, the detached ones included."""
+        """Return the number of runs, including the detached ones."""
         return len(self._all)
 
     # ------------------------------------------------------------------ on the way out
 
     def add(self, run: RemoteRun) -> None:
-        """Count *run* among the table's; it ends here."""
+        """Add *run*, which is going to end in this table."""
         self._all.add(run)
 
     def admit(self, run: RemoteRun) -> None:
-        """Take *run* up: the session is ready. It waits for a slot, is pickled and handed over."""
+        """Have *run* wait for a slot, be encoded and be handed over. The session is ready for it."""
         if run.state is not State.WAITING:
             return
         if run.slot:  # submitted again
@@ -140,7 +140,7 @@ class RunTable:
     def _hand_over(self, run: RemoteRun, call: dict[str, Any]) -> None:
         if run.state is not State.WAITING:
             return
-        if not self._session.ready:  # lost since; the run keeps its slot and comes back
+        if not self._session.ready:  # lost meanwhile; the run keeps its slot and comes back
             self._session.resubmit(run)
             return
         run.run_id = new_run_id()
@@ -169,10 +169,13 @@ class RunTable:
     # ------------------------------------------------------------------ on the way back
 
     def receive(self, event: object) -> bool:
-        """Take an event; whether it was one. What is wrong with it ends its run, if it names one."""
+        """Return whether *event* was an event, after it has been applied.
+
+        An event that names a run and is otherwise wrong ends that run.
+        """
         if not isinstance(event, dict):
             logger.warning(
-                "environment %r: recv() gave %s instead of an event",
+                "environment %r: recv() returned %s instead of an event",
                 self._environment,
                 type(event).__name__,
             )
@@ -183,7 +186,7 @@ class RunTable:
         kind = event.get("type")
         if run is None:
             logger.debug(
-                "environment %r: dropped a %r for %r, which is not waited for",
+                "environment %r: dropped a %r for %r, which is not awaited",
                 self._environment,
                 kind,
                 run_id,
@@ -235,13 +238,13 @@ class RunTable:
 
     def _decoded(self, run: RemoteRun, outcomes: list[Outcome]) -> None:
         waiters, run.waiters = run.waiters, []
-        # Some may have left meanwhile; nobody joins a run that is settling.
+        # Some waiters may have left meanwhile; no waiter joins a run that is settling.
         for waiter, outcome in zip(waiters, outcomes, strict=False):
             waiter.settle(outcome)
         self._end(run, GONE)
 
     def lose(self, error: WorkerLostError) -> None:
-        """The receiver or the whole executor is lost, and with it every run that was handed over."""
+        """End or requeue every run that was handed over: the executor is lost."""
         for run in list(self._sent.values()):
             self._lose(run, error)
 
@@ -318,7 +321,7 @@ class RunTable:
         policy = run.request.settings.delivery
         text = (
             f"{run} gave no sign of life for {policy.heartbeat_seconds:g} s (delivery_heartbeat_seconds): "
-            f"its worker counts as dead"
+            f"its worker is taken for dead"
         )
         if policy.orphan_policy == "requeue" and run.waiters and run.losses < MAX_REQUEUES:
             self._send_cancel(run)
@@ -329,7 +332,7 @@ class RunTable:
     # ------------------------------------------------------------------ giving up
 
     def attach(self, run: RemoteRun, waiter: Waiter) -> None:
-        """Let *waiter* have the outcome of *run* as well, or tell it that it comes too late."""
+        """Let *waiter* have the outcome of *run* as well, or settle it with `GONE` if that is too late."""
         if run.state in (State.WAITING, State.SENT, State.STARTED):
             run.waiters.append(waiter)
             if run.state is State.STARTED:
@@ -338,12 +341,12 @@ class RunTable:
             waiter.settle(GONE)
 
     def abandon(self, run: RemoteRun, waiter: Waiter, policy: str) -> None:
-        """*waiter* stops waiting. Its answer is how it ends for it.
+        """Let *waiter* stop waiting, and settle it with how the run ends for it.
 
         Args:
-            run: What it waits for.
-            waiter: Who.
-            policy: The orphan policy that holds.
+            run: The run that it waits for.
+            waiter: The call that stops waiting.
+            policy: The orphan policy that applies.
         """
         if waiter not in run.waiters:
             waiter.settle(CANCELLED)
@@ -373,7 +376,7 @@ class RunTable:
             self._give_up(run, ending)
 
     def _give_up(self, run: RemoteRun, verdict: Outcome) -> None:
-        """Cancel *run*; it ends with *verdict*, at once or when the cancel is acknowledged."""
+        """Cancel *run*, which ends with *verdict* at once or when the cancel is acknowledged."""
         shared.drop(run)
         self._send_cancel(run)
         if run.state not in IN_FLIGHT:
@@ -391,7 +394,7 @@ class RunTable:
 
         def sent(error: BaseException | None) -> None:
             if error is not None:
-                # Of an environment that has stopped meanwhile, with a hundred runs perhaps, that is no news.
+                # An environment that has stopped meanwhile may have a hundred runs, which need no warning each.
                 level = logging.WARNING if self._session.ready else logging.DEBUG
                 logger.log(
                     level,
@@ -423,7 +426,7 @@ class RunTable:
             self._end(run, outcome if run.verdict is None else run.verdict)
 
     def _end(self, run: RemoteRun, outcome: Outcome) -> None:
-        """Nothing more happens to *run*."""
+        """End *run* with *outcome*. Nothing more happens to it."""
         if run.state is State.OVER:
             return
         self._release(run, State.OVER)
@@ -435,14 +438,14 @@ class RunTable:
             self._session.emptied()
 
     def _release(self, run: RemoteRun, state: State) -> None:
-        """Let go of everything that a run holds while it is in flight."""
+        """Release everything that *run* holds while it is in flight."""
         run.state = state
         self._unwatch(run)
         self._sent.pop(run.run_id, None)
         if run.key is not None:
             shared.drop(run)
         if run.place is not None:
-            # If it has been granted meanwhile, `_granted` gives it back.
+            # If the place has been granted meanwhile, `_granted` gives it back.
             self._limiter.withdraw(run.place)
             run.place = None
         if run.slot:

@@ -28,15 +28,15 @@ logger = logging.getLogger("wove")
 MAX_GARBAGE: Final = 100
 """Number of answers of `recv` in a row that are not events after which the executor counts as broken."""
 
-LAST_WORDS_SECONDS: Final = 2.0
+LAST_SEND_SECONDS: Final = 2.0
 """How long commands that are still on their way out (cancels) keep an executor from being stopped."""
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """How long the calls of an executor may take, in seconds; ``None`` for no limit.
+    """How long the calls of an executor may take, in seconds; ``None``: no limit.
 
-    They are keys of ``executor_config``, for every executor alike.
+    Each is a key of ``executor_config``, for every executor.
     """
 
     start_timeout: float | None = 60.0
@@ -49,7 +49,7 @@ class Limits:
         """Return the limits that an ``executor_config`` sets.
 
         Raises:
-            TypeError: One is no number.
+            TypeError: One is not a number.
             ValueError: One is not greater than 0.
         """
         given: dict[str, float | None] = {}
@@ -68,8 +68,20 @@ class Limits:
 
 
 class _Phase(enum.Enum):
+    """Where a session is.
+
+    ======== ======== ===========================================================
+    from     to       when
+    ======== ======== ===========================================================
+    NEW      STARTING the first run comes
+    STARTING READY    the executor has started
+    STARTING NEW      the executor did not start; the waiting runs fail
+    READY    NEW      the executor is lost; its runs fail or are submitted again
+    any      CLOSED   `ExecutorSession.begin_close` is called
+    ======== ======== ===========================================================
+    """
+
     NEW = enum.auto()
-    """Not started, or to be started again after its executor was lost."""
     STARTING = enum.auto()
     READY = enum.auto()
     CLOSED = enum.auto()
@@ -78,16 +90,16 @@ class _Phase(enum.Enum):
 class ExecutorSession:
     """Starts an executor when the first run comes, reads its events, and stops it.
 
-    The methods are called on the loop of *home*, except `submit`.
+    All methods but `submit` are called on the loop of *home*.
 
     Args:
-        environment: What to start.
-        home: The way to the loop on which the executor is used.
-        background: Whether that is Wove's own loop; else users' code runs on it.
-        run_config: What `EnvironmentExecutor.start` gets as ``run_config``.
+        environment: The environment whose executor is started.
+        home: Posts to the loop on which the executor is used.
+        background: Whether that is Wove's own loop; otherwise code of the user runs on it.
+        run_config: The ``run_config`` of `EnvironmentExecutor.start`.
         caller_loop: The loop of the user on which the first weave that needs this runs; see
             `EnvironmentExecutor.needs_caller_loop`.
-        after: A session of the same executor that is being closed; this one starts after it.
+        after: A session of the same executor that is being closed; this session starts after it.
         on_empty: Called when the last run has ended.
     """
 
@@ -134,15 +146,15 @@ class ExecutorSession:
     # ------------------------------------------------------------------ runs
 
     def submit(self, run: RemoteRun, *, here: bool) -> bool:
-        """Take *run*; False if this session will never do so.
+        """Take *run*, and return whether this session still takes runs.
 
         Args:
-            run: Not yet submitted anywhere.
-            here: Whether this is called on the session's own loop. Any thread may call it otherwise.
+            run: A run that has not been submitted to any session.
+            here: Whether this is called on the loop of the session. Otherwise any thread may call it.
         """
         if not here:
             if self._kind.wire:
-                run.request.call.begin()  # meanwhile, the other loop wakes up
+                run.request.call.start()  # meanwhile, the other loop wakes up
             return self.home.post(self._submit, run)
         if self._phase is _Phase.CLOSED:
             return False
@@ -234,7 +246,7 @@ class ExecutorSession:
             return
         run_id = frame["run_id"]
         earlier = self._sending.get(run_id)
-        if earlier is not None:  # a cancel must not overtake what it cancels
+        if earlier is not None:  # a cancel must not overtake its run
             earlier.add_done_callback(lambda _: self.transmit(frame, sent))
             return
         try:
@@ -244,7 +256,7 @@ class ExecutorSession:
         except BaseException as error:
             sent(self._noted(error))
             return
-        # One task and a timer, because this happens for each run.
+        # A task and a timer instead of `asyncio.timeout`, because this happens for each run.
         sending = self._spawn(_send(executor, frame))
         self._sending[run_id] = sending
         seconds = self.limits.send_timeout
@@ -287,7 +299,7 @@ class ExecutorSession:
             error = DeliveryError("an executor was cancelled by itself")
         else:
             error = sending.exception()
-        if self._sending.get(run_id) is not sending:  # it took too long, and that was said
+        if self._sending.get(run_id) is not sending:  # it took too long, which was reported
             return
         del self._sending[run_id]
         if timer is not None:
@@ -314,7 +326,7 @@ class ExecutorSession:
                 garbage += 1
                 if garbage >= MAX_GARBAGE:
                     raise DeliveryError(
-                        f"recv() gave {garbage} times in a row something that is no event"
+                        f"recv() returned {garbage} times in a row something that is not an event"
                     )
                 await asyncio.sleep(
                     0
@@ -327,7 +339,7 @@ class ExecutorSession:
             self._break(executor, error)
 
     def _break(self, executor: EnvironmentExecutor, error: BaseException) -> None:
-        """Nothing can be received any more: all runs are lost, and the next one starts the executor again."""
+        """Lose all runs: nothing can be received any more. The next run starts the executor again."""
         if self._executor is not executor:
             return
         name = self.environment.name
@@ -346,11 +358,14 @@ class ExecutorSession:
     # ------------------------------------------------------------------ end
 
     def begin_close(self, outcome: Outcome, seconds: float | None = None) -> asyncio.Future[None]:
-        """End all runs with *outcome* and stop the executor; the future is done when that is.
+        """End all runs with *outcome* and stop the executor.
 
         Args:
-            outcome: For those that still wait.
-            seconds: At most so long, if that is less than ``stop_timeout``.
+            outcome: The outcome of the runs that have not ended.
+            seconds: How long to wait for the executor, if that is less than ``stop_timeout``.
+
+        Returns:
+            A future that is done when the executor has stopped.
         """
         if self.closed is None:
             self._phase = _Phase.CLOSED
@@ -367,7 +382,7 @@ class ExecutorSession:
             self._starter.cancel()
             await asyncio.wait({self._starter}, timeout=1.0)
         if self._sending:
-            wait = LAST_WORDS_SECONDS if limit is None else min(LAST_WORDS_SECONDS, limit)
+            wait = LAST_SEND_SECONDS if limit is None else min(LAST_SEND_SECONDS, limit)
             await asyncio.wait(set(self._sending.values()), timeout=wait)
         executor, self._executor = self._executor, None
         if executor is not None:
@@ -409,11 +424,14 @@ async def _send(executor: EnvironmentExecutor, frame: dict[str, Any]) -> None:
 
 
 async def bounded(coroutine: Coroutine[Any, Any, object], seconds: float | None) -> bool:
-    """Await *coroutine* for at most *seconds*, even if it does not let itself be cancelled.
+    """Await *coroutine* for at most *seconds*, even if it suppresses its cancellation.
 
     Returns:
-        Whether it ended in time. Its exception is raised; that it ended because it was cancelled by
-        itself is an exception like others, as a `DeliveryError`.
+        Whether it ended in time.
+
+    Raises:
+        DeliveryError: The coroutine cancelled itself.
+        BaseException: Any exception of the coroutine.
     """
     task = asyncio.ensure_future(coroutine)
     try:

@@ -114,7 +114,7 @@ def test_the_first_terminal_event_counts(puppet: Puppet, caplog: pytest.LogCaptu
         assert await other == "second"
 
     drive(main)
-    assert caplog.text.count("not waited for") == 4
+    assert caplog.text.count("not awaited") == 4
 
 
 def test_a_result_may_be_none_or_an_exception(puppet: Puppet) -> None:
@@ -177,7 +177,7 @@ def test_nothing_but_garbage_is_the_end_of_the_executor(puppet: Puppet) -> None:
 
     async def main(scope: DeliveryClient) -> None:
         puppet.recv = nonsense  # type: ignore[method-assign]
-        with pytest.raises(WorkerLostError, match="no event"):
+        with pytest.raises(WorkerLostError, match="not an event"):
             await scope.run(request(puppet))
 
     drive(main)

@@ -481,7 +481,7 @@ def test_a_certificate_for_another_name_is_refused(
 
 
 def test_names_are_looked_up_without_the_loops_own_executor(no_leaks: None) -> None:
-    portal = BackgroundLoop()
+    background = BackgroundLoop()
 
     async def look_up() -> list[Any]:
         loop = asyncio.get_running_loop()
@@ -492,14 +492,14 @@ def test_names_are_looked_up_without_the_loops_own_executor(no_leaks: None) -> N
             await loop.getaddrinfo("x" * 70 + ".example", 80)
         return found
 
-    found = asyncio.run_coroutine_threadsafe(look_up(), portal.loop).result(30)
+    found = asyncio.run_coroutine_threadsafe(look_up(), background.loop).result(30)
     assert {address[4][1] for address in found} == {80}
-    assert portal.loop._default_executor is None  # type: ignore[attr-defined]
+    assert background.loop._default_executor is None  # type: ignore[attr-defined]
     assert [thread.name for thread in threading.enumerate() if "asyncio" in thread.name] == []
 
     async def nothing() -> None: ...
 
-    portal.stop(nothing, 10)
+    background.stop(nothing, 10)
 
 
 def test_a_name_server_that_does_not_answer_keeps_no_process_alive(script: Any) -> None:

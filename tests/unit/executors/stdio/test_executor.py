@@ -591,10 +591,12 @@ def test_nothing_is_left_after_many_weaves() -> None:
     for _ in range(50):
         assert drive(main) == list(range(5))
     names = [thread.name for thread in threading.enumerate()]
-    assert names.count("wove-portal") == 1
+    assert names.count("wove-background-loop") == 1
     assert len(names) < 15
     wove.shutdown()
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith("wove-portal")]
+    assert not [
+        thread for thread in threading.enumerate() if thread.name.startswith("wove-background-loop")
+    ]
 
 
 def test_weaves_that_start_while_others_shut_down() -> None:

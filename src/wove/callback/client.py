@@ -12,7 +12,7 @@ from wove.callback.link import REFUSED_SECONDS, Destination, Link, exchange, req
 from wove.concurrency.backoff import Backoff
 from wove.errors import DeliveryError
 from wove.net.http1 import Head, ProtocolError, quoted
-from wove.protocol import codec, payload, signing
+from wove.protocol import codec, payload
 from wove.protocol.faults import from_exception
 from wove.protocol.frames import PYTHON, check_event
 from wove.protocol.payload import Claim
@@ -113,11 +113,9 @@ def post_event(
             ("Content-Length", str(sum(map(len, chunks)))),
         ]
         if signer.authenticates:
-            digest = signing.digest(chunks)
             fields += signer.headers_for(
-                transport="http", target=destination.target, body=digest
+                transport="http", target=destination.target, body=chunks
             ).items()
-            fields.append((signing.BODY_DIGEST, digest))
         head, body = exchange(
             destination, request(destination, "POST", fields), chunks, stall_seconds=timeout
         )

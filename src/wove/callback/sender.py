@@ -28,7 +28,6 @@ from wove.callback.reporter import RunReporter
 from wove.concurrency import forks
 from wove.concurrency.thread_pool import ThreadPool
 from wove.net.http1 import ProtocolError
-from wove.protocol import signing
 
 __all__ = ["Sender", "close", "sender_for"]
 
@@ -376,11 +375,9 @@ def _head(parcel: EventBatch, worker: str) -> bytes:
     destination = parcel.destination
     signed: dict[str, str] = {}
     if parcel.security.authenticates:
-        digest = signing.digest(parcel.chunks)
         signed = parcel.security.headers_for(
-            transport="http", target=destination.target, body=digest
+            transport="http", target=destination.target, body=parcel.chunks
         )
-        signed[signing.BODY_DIGEST] = digest
     size = sum(map(len, parcel.chunks))
     common = (("Content-Type", "application/json"), ("Content-Length", str(size)))
     return request(destination, "POST", (*common, ("X-Wove-Worker", worker), *signed.items()))

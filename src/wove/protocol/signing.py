@@ -36,6 +36,7 @@ __all__ = [
     "REPLY_SIGNATURE",
     "REQUEST_NAMES",
     "SIGNATURE",
+    "SIZE",
     "TIMESTAMP",
     "Body",
     "Digest",
@@ -43,6 +44,7 @@ __all__ = [
     "Nonces",
     "check_signed",
     "digest",
+    "given_digest",
     "is_key_id",
     "matches",
     "payload_text",
@@ -56,6 +58,9 @@ KEY: Final = "X-Wove-Key"
 TIMESTAMP: Final = "X-Wove-Timestamp"
 NONCE: Final = "X-Wove-Nonce"
 SIGNATURE: Final = "X-Wove-Signature"
+SIZE: Final = "X-Wove-Size"
+"""Bytes of the body, where the transport does not tell. Not signed: room is reserved by it, and nothing else."""
+
 REPLY_SIGNATURE: Final = "X-Wove-Reply-Signature"
 AUTHORIZATION: Final = "Authorization"
 
@@ -84,6 +89,7 @@ _TIMESTAMP: Final = re.compile(r"[0-9]{1,12}")
 _NONCE: Final = re.compile(
     r"[\x21-\x2b\x2d-\x7e]{1,128}"
 )  # no comma: it joins two headers of one name
+_DIGEST: Final = re.compile(r"[0-9a-f]{64}")
 _SIGNATURE: Final = re.compile(r"v1=[0-9a-f]{64}")
 
 
@@ -160,13 +166,15 @@ def is_key_id(name: str) -> bool:
     return _KEY_ID.fullmatch(name) is not None
 
 
-def single_values(headers: object, names: Collection[str]) -> dict[str, str]:
-    """The values of *names*, each of which must be there once, and be printable ASCII.
+def single_values(
+    headers: object, names: Collection[str], *, optional: Collection[str] = ()
+) -> dict[str, str]:
+    """The values of *names*, each of which must be there once, and be printable ASCII; *optional* ones may be missing.
 
     Raises:
         PermissionError: Otherwise, and for whatever else *headers* may be.
     """
-    wanted = {name.lower(): name for name in names}
+    wanted = {name.lower(): name for name in (*names, *optional)}
     found: dict[str, str] = {}
     try:
         items = cast(
@@ -219,6 +227,20 @@ def check_signed(values: Mapping[str, str]) -> int:
         if not form.fullmatch(values[name]):
             raise PermissionError(f"the header {name} is not {hint}")
     return int(values[TIMESTAMP])
+
+
+def given_digest(values: Mapping[str, str]) -> Digest | None:
+    """The digest that the headers name; ``None`` if they name none.
+
+    Raises:
+        PermissionError: It does not look as it must.
+    """
+    value = values.get(BODY_DIGEST)
+    if value is None:
+        return None
+    if not _DIGEST.fullmatch(value):
+        raise PermissionError(f"the header {BODY_DIGEST} is not 64 hex digits in lower case")
+    return Digest(value)
 
 
 class Nonces:

@@ -128,11 +128,13 @@ class NetworkExecutorSecurity:
         if settings.kind == "none":
             return {}
         timestamp, nonce = str(int(time.time())), os.urandom(16).hex()
-        text = signing.request_text(transport, target, timestamp, nonce, signing.digest(body))
+        digest = signing.digest(body)
+        text = signing.request_text(transport, target, timestamp, nonce, digest)
         return {
             signing.KEY: settings.key,
             signing.TIMESTAMP: timestamp,
             signing.NONCE: nonce,
+            signing.BODY_DIGEST: digest,
             signing.SIGNATURE: signing.sign(settings.secrets[settings.key][0], text),
         }
 
@@ -146,7 +148,7 @@ class NetworkExecutorSecurity:
     # The service's side of a request -----------------------------------------------------------
 
     def screen_headers(self, *, headers: Headers) -> None:
-        """Refuse what can be refused before the body is there, so that a stranger's body is never read.
+        """Refuse what can be refused without knowing what a signature covers.
 
         To pass here is not enough: `verify_headers` has to follow.
 
@@ -184,6 +186,57 @@ class NetworkExecutorSecurity:
             self.screen_headers(headers=headers)
             return
         values, timestamp = self._signed(headers)
+        self._verify(transport, target, body, values, timestamp)
+
+    def verify_head(
+        self, *, transport: str, target: str, headers: Headers
+    ) -> signing.Digest | None:
+        """Refuse a request by its headers alone, before any of its body is read.
+
+        For this, a signed request names the digest of its body. `verify_body` has to follow.
+
+        Args:
+            transport: As `verify_headers`.
+            target: As `verify_headers`.
+            headers: As `screen_headers`.
+
+        Returns:
+            The digest that the body must have; ``None``: any body is right.
+
+        Raises:
+            PermissionError: The request is refused.
+        """
+        if self._settings.kind != "signed":
+            self.screen_headers(headers=headers)
+            return None
+        values, timestamp = self._signed(headers)
+        digest = signing.given_digest(values)
+        if digest is None:
+            raise PermissionError(
+                f"the header {signing.BODY_DIGEST} is missing, by which a request is verified before its body is read"
+            )
+        self._verify(transport, target, digest, values, timestamp)
+        return digest
+
+    def verify_body(self, digest: signing.Digest | None, body: Body) -> None:
+        """Refuse *body* if it is not the one that was signed.
+
+        Args:
+            digest: From `verify_head`.
+            body: As `verify_headers`.
+
+        Raises:
+            PermissionError: The body is refused.
+        """
+        if digest is not None and signing.digest(body) != digest:
+            raise PermissionError(
+                "the body is not the one that was signed: it was changed on the way"
+            )
+
+    def _verify(
+        self, transport: str, target: str, body: Body, values: Mapping[str, str], timestamp: int
+    ) -> None:
+        """Check signature and nonce of a signed request."""
         try:
             text = signing.request_text(
                 transport,
@@ -379,7 +432,9 @@ class NetworkExecutorSecurity:
 
     def _signed(self, headers: Headers) -> tuple[dict[str, str], int]:
         """The values and the timestamp of headers that may be a signed request's."""
-        values = signing.single_values(headers, signing.REQUEST_NAMES)
+        values = signing.single_values(
+            headers, signing.REQUEST_NAMES, optional=(signing.BODY_DIGEST,)
+        )
         timestamp = signing.check_signed(values)
         if values[signing.KEY] not in self._settings.secrets:
             raise PermissionError(

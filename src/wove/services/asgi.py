@@ -157,33 +157,40 @@ class Request:
         return f"{path}?{query.decode('latin-1')}" if query else path
 
     async def read(
-        self, accept: Callable[[bytes], object], seconds: float, bytes_per_second: float
+        self,
+        accept: Callable[[bytes], Awaitable[object]],
+        seconds: float,
+        bytes_per_second: float,
     ) -> None:
         """Give the chunks of the body to *accept*.
 
         Args:
-            accept: What it raises ends the reading.
-            seconds: How long the body may take to come.
-            bytes_per_second: And a second more for every so many bytes that have come.
+            accept: Its exception ends the reading. Its time does not count.
+            seconds: How long the body may take to come, and each part of it.
+            bytes_per_second: Each this many bytes that have come give the whole a second more.
 
         Raises:
             Gone: The client has gone.
             Refusal: It comes too slowly.
         """
-        began = asyncio.get_running_loop().time()
+        clock = asyncio.get_running_loop().time
+        due = clock() + seconds
         try:
-            async with asyncio.timeout_at(began + seconds) as limit:
-                while True:
+            while True:
+                async with asyncio.timeout_at(
+                    min(due + self.size / bytes_per_second, clock() + seconds)
+                ):
                     message = await self._receive()
-                    if message["type"] == "http.disconnect":
-                        raise Gone
-                    chunk: bytes = message.get("body", b"")
-                    self.size += len(chunk)
-                    if chunk:
-                        accept(chunk)
-                    if not message.get("more_body", False):
-                        return
-                    limit.reschedule(began + seconds + self.size / bytes_per_second)
+                if message["type"] == "http.disconnect":
+                    raise Gone
+                chunk: bytes = message.get("body", b"")
+                self.size += len(chunk)
+                if chunk:
+                    before = clock()
+                    await accept(chunk)
+                    due += clock() - before
+                if not message.get("more_body", False):
+                    return
         except TimeoutError:
             raise Refusal(
                 408, "the body came too slowly", headers=((b"connection", b"close"),)

@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import io
 import logging
+import re
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final, TypeAlias, Unpack
 from urllib.parse import unquote
@@ -18,6 +19,7 @@ from wove.errors import MissingDependencyError, install_command
 from wove.protocol import signing
 from wove.protocol.codec import encode_events
 from wove.protocol.frames import TERMINAL, FrameError
+from wove.services.byte_budget import ByteBudget
 from wove.services.forked import owns_port
 from wove.services.options import ServiceKeywords, ServiceOptions, service_options
 from wove.services.queue import RunQueue
@@ -43,6 +45,7 @@ Context: TypeAlias = "grpc.aio.ServicerContext[bytes, bytes]"
 
 DEFAULT_METHOD: Final = "/wove.network_executor.WorkerService/Send"
 REPLY_SIGNATURE: Final = signing.REPLY_SIGNATURE.lower()
+SIZE: Final = signing.SIZE.lower()
 
 # grpc/health/v1/health.proto: HealthCheckRequest has the text `service` as field 1, HealthCheckResponse the
 # enumeration `status` as field 1, SERVING = 1 and NOT_SERVING = 2.
@@ -62,6 +65,20 @@ HANDSHAKE_SECONDS: Final = 10.0
 """How long a connection may take until HTTP/2 is spoken over it, TLS included."""
 
 MAX_METADATA_BYTES: Final = 64 * 1024
+
+READ_SECONDS: Final = 30.0
+READ_BYTES_PER_SECOND: Final = 1024
+"""How long a message may take to come: gRPC does not tell how far it has got. The second counts from the size that a
+client announces; a stranger's has the first alone."""
+
+HEALTH_SECONDS: Final = 5.0
+"""How long a question of a health check may take to come."""
+
+LOOKAHEAD_BYTES: Final = 64 * 1024
+"""What of a call is taken before its message is asked for."""
+
+MAX_STREAMS: Final = 2000
+"""Calls at once over one connection; Wove's own clients have up to 1,000, and their cancels."""
 
 MAX_PENDING: Final = 100_000
 
@@ -117,10 +134,11 @@ class WorkerHandler(grpc.GenericRpcHandler):
         self._method = method
         self._security = options.security
         self._most = options.max_message_bytes
-        self._send: Any = grpc.unary_unary_rpc_method_handler(self._serve)
-        self._health: Any = grpc.unary_unary_rpc_method_handler(self._check)
-        # It takes a stream so that not even the request is read.
-        self._refusal: Any = grpc.stream_unary_rpc_method_handler(self._refuse)
+        # All take a stream, of which nothing is read before it is asked for: a unary handler is given the whole
+        # message of whoever sends one.
+        self._send: Any = grpc.stream_unary_rpc_method_handler(self._serve)
+        self._health: Any = grpc.stream_unary_rpc_method_handler(self._check)
+        self._health_room = ByteBudget(options.max_message_bytes)
 
     def service(
         self, handler_call_details: grpc.HandlerCallDetails
@@ -129,27 +147,19 @@ class WorkerHandler(grpc.GenericRpcHandler):
         handler: grpc.RpcMethodHandler[bytes, bytes] | None = None
         if handler_call_details.method == self._method:
             handler = self._send
-            if self._security.authenticates:
-                try:
-                    self._security.screen_metadata(
-                        metadata=_pairs(handler_call_details.invocation_metadata)
-                    )
-                except PermissionError:
-                    handler = self._refusal
         elif handler_call_details.method == HEALTH:
             handler = self._health
         return handler
 
-    async def _refuse(self, request: object, context: Context) -> bytes:
-        del request
+    async def _check(self, requests: object, context: Context) -> bytes:
+        del requests
+        share = self._health_room.open()
         try:
-            self._security.screen_metadata(metadata=_pairs(context.invocation_metadata()))
-        except PermissionError as error:
-            await self._not_allowed(context, error)
-        raise AssertionError("what was refused a moment ago is not any more")
-
-    async def _check(self, request: bytes, context: Context) -> bytes:
-        name = _service_name(request)
+            if not await share.take(self._most):
+                return NOT_SERVING
+            name = _service_name(await self._read(None, HEALTH_SECONDS, context))
+        finally:
+            share.close()
         if name == LIVENESS:
             return SERVING
         if name in ("", self._method[1:].partition("/")[0]):
@@ -157,18 +167,23 @@ class WorkerHandler(grpc.GenericRpcHandler):
         await context.abort(grpc.StatusCode.NOT_FOUND, "there is no such service here")
         raise AssertionError
 
-    async def _serve(self, request: bytes, context: Context) -> bytes:
-        # gRPC makes objects of it at each asking; nobody asks for them without authentication.
-        metadata = _pairs(context.invocation_metadata()) if self._security.authenticates else []
-        frame = await self._command(request, metadata, context)
-        size = len(request)
-        del request  # it may be large, and the run may take long
-        if frame is None:
-            return b"".join(encode_events([no_room()]))
+    async def _serve(self, requests: object, context: Context) -> bytes:
+        del requests
+        metadata = _pairs(context.invocation_metadata())
+        try:
+            digest = self._security.verify_head(
+                transport="grpc", target=self._method, headers=metadata
+            )
+        except PermissionError as error:
+            await self._not_allowed(context, str(error))
+            raise AssertionError from None
+        frame = await self._command(metadata, digest, context)
         if isinstance(frame, FrameError):
-            logger.warning("a call of %s (%d bytes) was refused: %s", _peer(context), size, frame)
+            logger.warning("a call of %s was refused: %s", _peer(context), frame)
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(frame)[:1000])
             raise AssertionError
+        if frame is None:
+            return self._signed(encode_events([no_room()]), metadata, context)
         owner = self._security.principal(headers=metadata)
         if frame["type"] == "cancel_task":
             self.desk.cancel(frame, owner=owner)
@@ -180,38 +195,76 @@ class WorkerHandler(grpc.GenericRpcHandler):
         return await run_in_thread(lambda: self._signed(encode_events(events), metadata, context))
 
     async def _command(
-        self, request: bytes, metadata: _Pairs, context: Context
+        self,
+        metadata: _Pairs,
+        digest: signing.Digest | None,
+        context: Context,
     ) -> dict[str, Any] | FrameError | None:
-        """The frame, once it has been verified; ``None`` if there is no room for that.
+        """The command, once it has been verified; ``None`` if there is no room for it.
 
-        Nobody has looked into it before.
+        Nobody looks into it before. gRPC does not tell how large a message is that has not been read: one whose sender
+        does not say so may be as large as the limit.
         """
-        size = len(request)
-        if size > self._most:
-            await context.abort(
-                grpc.StatusCode.RESOURCE_EXHAUSTED,
-                f"the request has {size} bytes, more than {self._most}, the limit of this worker service",
-            )
-        if not is_big(size):
-            try:
-                self._verify(request, metadata)
-            except PermissionError as error:
-                await self._not_allowed(context, error)
-            return _decode(request)
-        if not self.desk.unverified.try_acquire(size):
-            return None
+        size = _announced(metadata)
+        if size is not None and size > self._most:
+            await self._too_large(size, context)
+        share = self.desk.arriving.open()
         try:
-            await run_in_thread(self._verify, request, metadata)
-        except PermissionError as error:
-            await self._not_allowed(context, error)
+            seconds = READ_SECONDS + (size or 0) / READ_BYTES_PER_SECOND
+            if not await share.take(self._most if size is None else size):
+                return None
+            request = await self._read(size, seconds, context)
+            refusal = (
+                await run_in_thread(self._refusal, request, digest)
+                if is_big(len(request))
+                else self._refusal(request, digest)
+            )
+            if refusal is not None:
+                del request  # an exception's frames would keep it until garbage is collected
+                await self._not_allowed(context, refusal)
+                raise AssertionError
+            if not is_big(len(request)):
+                return _decode(request)
+            return await run_in_thread(_decode, request)
         finally:
-            self.desk.unverified.release(size)
-        return await run_in_thread(_decode, request)
+            share.close()
 
-    def _verify(self, request: bytes, metadata: _Pairs) -> None:
-        self._security.verify_metadata(
-            transport="grpc", target=self._method, body=request, metadata=metadata
+    async def _read(
+        self,
+        size: int | None,
+        seconds: float,
+        context: Context,
+    ) -> bytes:
+        """The one message of a call."""
+        try:
+            async with asyncio.timeout(seconds):
+                # Not from the iterator: that is a generator, and keeps the message until it is collected.
+                request: Any = await context.read()
+        except TimeoutError:
+            await context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, "the message came too slowly")
+            raise AssertionError from None
+        if not isinstance(request, bytes):  # grpc.aio.EOF
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "the call has no message")
+            raise AssertionError
+        most = self._most if size is None else size
+        if len(request) > most:
+            await self._too_large(len(request), context)
+        return request
+
+    async def _too_large(self, size: int, context: Context) -> None:
+        await context.abort(
+            grpc.StatusCode.RESOURCE_EXHAUSTED,
+            f"the request has {size} bytes, more than {self._most}, the limit of this worker service, "
+            f"or more than it announced",
         )
+
+    def _refusal(self, request: bytes, digest: signing.Digest | None) -> str | None:
+        """Why the message is refused; ``None`` if it is not."""
+        try:
+            self._security.verify_body(digest, request)
+        except PermissionError as error:
+            return str(error)
+        return None
 
     async def _run(self, frame: dict[str, Any], owner: str, context: Context) -> dict[str, Any]:
         """The last event of a run. Who waits for one reply learns from that, too, where it ran."""
@@ -255,9 +308,9 @@ class WorkerHandler(grpc.GenericRpcHandler):
             buffer.write(chunk)
         return buffer.getvalue()
 
-    async def _not_allowed(self, context: Context, error: PermissionError) -> None:
-        logger.warning("a call of %s was refused: %s", _peer(context), error)
-        # The reason is for the log alone: it would tell an attacker how far the request got.
+    async def _not_allowed(self, context: Context, why: str) -> None:
+        logger.warning("a call of %s was refused: %s", _peer(context), why)
+        # What exactly is wrong is for the log: it would tell an attacker how far he has come.
         await context.abort(grpc.StatusCode.UNAUTHENTICATED, "not authorized")
 
 
@@ -301,6 +354,10 @@ async def serve(
             ("grpc.keepalive_timeout_ms", int(PING_SECONDS * 1000)),
             ("grpc.server_handshake_timeout_ms", int(HANDSHAKE_SECONDS * 1000)),
             ("grpc.max_allowed_incoming_connections", max_connections()),
+            ("grpc.max_concurrent_streams", MAX_STREAMS),
+            # Otherwise gRPC takes megabytes of each call before anybody has asked for its message.
+            ("grpc.http2.bdp_probe", 0),
+            ("grpc.http2.lookahead_bytes", LOOKAHEAD_BYTES),
             ("grpc.max_metadata_size", MAX_METADATA_BYTES),
             ("grpc.absolute_max_metadata_size", MAX_METADATA_BYTES),
         ]
@@ -345,6 +402,14 @@ _Pairs: TypeAlias = list[tuple[str, str | bytes]]
 
 def _pairs(metadata: Any) -> _Pairs:
     return [(name, value) for name, value in metadata or ()]
+
+
+def _announced(metadata: _Pairs) -> int | None:
+    """The size that the sender says its message has; ``None`` if it does not say so in order."""
+    found = [value for name, value in metadata if name == SIZE]
+    if len(found) != 1 or not isinstance(found[0], str):
+        return None
+    return int(found[0]) if re.fullmatch(r"[0-9]{1,12}", found[0]) else None
 
 
 def _decode(request: bytes) -> dict[str, Any] | FrameError:

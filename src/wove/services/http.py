@@ -13,6 +13,7 @@ from typing import Any, Final, TypeAlias, Unpack
 
 from wove.concurrency.thread_pool import run_in_thread
 from wove.protocol.frames import FrameError
+from wove.protocol.signing import Digest
 from wove.services.asgi import RETRY_AFTER, Gone, Refusal, Request, ResponseStream
 from wove.services.options import ServiceKeywords, ServiceOptions, service_options
 from wove.services.queue import RunQueue
@@ -28,8 +29,10 @@ Receive: TypeAlias = Callable[[], Awaitable[Message]]
 Send: TypeAlias = Callable[[Message], Awaitable[None]]
 
 BODY_SECONDS: Final = 30.0
+"""How long a body, and each part of it, may take to come. The whole gets more time, the more has come."""
+
 BODY_BYTES_PER_SECOND: Final = 1024
-"""A body must be there after so many seconds, and one more for every so many bytes that did come."""
+"""How fast the rest must come."""
 
 
 def worker_app(
@@ -147,15 +150,14 @@ class WorkerApp:
                 403, "requests of web pages are refused where there is no security", early=True
             )
         try:
-            self._security.screen_headers(headers=request.headers)
+            digest = self._security.verify_head(
+                transport="http", target=request.target, headers=request.headers
+            )
         except PermissionError as error:
             raise self._not_allowed(request, error, early=True) from None
-        chunks = await self._verified_body(request)
-        if is_big(request.size):
-            frame = await run_in_thread(_decode, chunks)
-        else:
-            frame = _decode(chunks)
-        chunks.clear()
+        request.recognized()
+        request.sign = self._sign if self._security.signs_replies else None
+        frame = await self._command(request, digest)
         if isinstance(frame, FrameError):
             logger.warning("a request of %s was refused: %s", request.peer, frame)
             raise Refusal(400, str(frame))
@@ -166,39 +168,31 @@ class WorkerApp:
         else:
             await ResponseStream(request).run(self.desk, frame, owner)
 
-    async def _verified_body(self, request: Request) -> list[bytes]:
-        """The body, once it has been verified. Nobody has looked into it."""
-        limiter = self.desk.unverified
-        held = 0
+    async def _command(
+        self, request: Request, digest: Digest | None
+    ) -> dict[str, Any] | FrameError:
+        """The command in the body. Nobody looks into it before it is known to be the one that was signed."""
+        share = self.desk.arriving.open()
         chunks: list[bytes] = []
 
-        def accept(chunk: bytes) -> None:
-            nonlocal held
+        async def accept(chunk: bytes) -> None:
             if request.size > self._most:
                 raise self._too_large()
-            if not limiter.try_acquire(len(chunk)):
+            if not await share.take(len(chunk)):
                 raise Refusal(503, "no room", headers=RETRY_AFTER, reply=no_room(), early=True)
-            held += len(chunk)
             chunks.append(chunk)
 
         try:
             await request.read(accept, BODY_SECONDS, BODY_BYTES_PER_SECOND)
-            if is_big(request.size):
-                await run_in_thread(self._verify, request, chunks)
-            else:
-                self._verify(request, chunks)
+            if not is_big(request.size):
+                self._security.verify_body(digest, chunks)
+                return _decode(chunks)
+            await run_in_thread(self._security.verify_body, digest, chunks)
+            return await run_in_thread(_decode, chunks)
         except PermissionError as error:
             raise self._not_allowed(request, error, early=False) from None
         finally:
-            limiter.release(held)
-        request.recognized()
-        request.sign = self._sign if self._security.signs_replies else None
-        return chunks
-
-    def _verify(self, request: Request, chunks: Sequence[bytes]) -> None:
-        self._security.verify_headers(
-            transport="http", target=request.target, body=chunks, headers=request.headers
-        )
+            share.close()
 
     def _sign(self, request: Request, chunks: Sequence[bytes]) -> str | None:
         return self._security.reply_signature(

@@ -10,9 +10,9 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final, TypeAlias
 
 from wove.concurrency.bounded import BoundedDict
-from wove.concurrency.limiter import CapacityLimiter
 from wove.protocol.completed_runs import CompletedRuns, bulk
 from wove.protocol.frames import TERMINAL
+from wove.services.byte_budget import ByteBudget
 from wove.services.options import ServiceOptions
 from wove.services.queued_runs import Name, QueuedRun, Subscription
 from wove.services.wire import busy_error, executor_error
@@ -45,7 +45,7 @@ class RunQueue:
 
     Attributes:
         options: Those.
-        unverified: The bytes of requests that may be held before they are verified. All connections share it.
+        arriving: Room for requests that arrive. All connections share it, and no stranger has any of it.
 
     Example::
 
@@ -57,7 +57,7 @@ class RunQueue:
 
     def __init__(self, options: ServiceOptions) -> None:
         self.options = options
-        self.unverified = CapacityLimiter(2 * options.max_message_bytes)
+        self.arriving = ByteBudget(options.max_message_bytes)
         self._memory = CompletedRuns(
             runs=options.remembered_runs,
             size=options.remembered_bytes,

@@ -39,6 +39,10 @@ CLOSE_SECONDS: Final = 3.0
 NOT_ALLOWED: Final = 1008
 """Close code "policy violation" (RFC 6455, section 7.4.1)."""
 
+PING_SECONDS: Final = 15.0
+PONG_SECONDS: Final = 20.0
+"""Between two pings, and how long the answer to one may take."""
+
 OPEN_SECONDS: Final = 10.0
 """How long a client may take for its handshake."""
 
@@ -89,6 +93,9 @@ class WorkerSocket:
             "process_request": self.process_request,
             "select_subprotocol": self.select_subprotocol,
             "max_size": self.desk.options.max_message_bytes,
+            # A client that is gone without a word is noticed within 40 s, where TCP does not notice it sooner.
+            "ping_interval": PING_SECONDS,
+            "ping_timeout": PONG_SECONDS,
             "compression": None,  # pickles in base64 gain little, for much time
         }
 

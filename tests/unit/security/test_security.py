@@ -54,6 +54,7 @@ def by_hand(
         "X-Wove-Key": key,
         "X-Wove-Timestamp": stamp,
         "X-Wove-Nonce": nonce,
+        "X-Wove-Body-Digest": hashlib.sha256(body).hexdigest(),
         "X-Wove-Signature": f"v1={signature}",
     }
 
@@ -99,6 +100,7 @@ class TestSigned:
             "x-wove-key",
             "x-wove-timestamp",
             "x-wove-nonce",
+            "x-wove-body-digest",
             "x-wove-signature",
         ]
         service = security()

@@ -142,6 +142,11 @@ def test_strangers_are_refused_and_told_nothing(
         refused = ("UNAUTHENTICATED", "not authorized")
         assert await client.status(body, metadata=[]) == refused
         assert await client.status(body + b" ", metadata=good) == refused
+        old = [pair for pair in good if pair[0] != "x-wove-body-digest"]
+        assert await client.status(body + b" ", metadata=old) == refused
+        forged = [*old, ("x-wove-body-digest", "0" * 64)]
+        assert await client.status(body, metadata=forged) == refused
+        good = client.security.metadata_for(transport="grpc", target=DEFAULT_METHOD, body=body)
         assert await client.status(body, metadata=[*good, good[0]]) == refused
         assert await client.status(body, metadata=[("x-wove-key", "other"), *good[1:]]) == refused
         await client.call(body, metadata=good)

@@ -28,6 +28,7 @@ __all__ = ["DEFAULT_METHOD", "GrpcEnvironmentExecutor"]
 
 DEFAULT_METHOD: Final = "/wove.network_executor.WorkerService/Send"
 REPLY_SIGNATURE: Final = signing.REPLY_SIGNATURE.lower()
+SIZE: Final = signing.SIZE.lower()
 MAX_CALLS: Final = 1000
 """A gRPC server built on its C core begins to throw calls away unseen when more than 1,000 wait for the
 application (``grpc.server.max_pending_requests``, src/core/server/server.cc)."""
@@ -250,7 +251,11 @@ class GrpcEnvironmentExecutor(NetworkExecutor):
             )
             chunks.clear()
             headers = self.signed_headers(exchange, self.method)
-            metadata = (*self.metadata, *((name.lower(), value) for name, value in headers.items()))
+            metadata = (
+                *self.metadata,
+                (SIZE, str(exchange.size)),
+                *((name.lower(), value) for name, value in headers.items()),
+            )
             call.left = True
             sent = self.link.send(body, metadata, self.timeout)
             del body

@@ -247,6 +247,7 @@ def signature(
         "X-Wove-Key": "default",
         "X-Wove-Timestamp": timestamp,
         "X-Wove-Nonce": nonce,
+        "X-Wove-Body-Digest": hashlib.sha256(content).hexdigest(),
         "X-Wove-Signature": f"v1={hmac.new(secret.encode(), text.encode(), 'sha256').hexdigest()}",
     }
 

@@ -319,6 +319,8 @@ def test_a_signature_is_of_the_same_text_as_ever() -> None:
             "X-Wove-Key",
             "X-Wove-Timestamp",
             "X-Wove-Nonce",
+            "X-Wove-Body-Digest",
+            "X-Wove-Size",
             "X-Wove-Signature",
             "X-Wove-Reply-Signature",
         ),  # signed

@@ -32,7 +32,7 @@ RETRY_AFTER: Final = ((b"retry-after", b"1"),)
 """Of a reply that says "busy", in seconds."""
 
 _JSON: Final = b"application/json"
-RECOGNIZED: Final = "wove.recognized"
+RECOGNIZED: Final = "wove-recognized"
 """Key of the ASGI scope: what the server wants called once the client has shown who it is."""
 
 REPLY_SIGNATURE: Final = signing.REPLY_SIGNATURE.lower().encode("ascii")

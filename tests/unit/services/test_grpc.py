@@ -16,6 +16,7 @@ from wove.protocol import codec
 from wove.protocol.frames import says_busy
 from wove.protocol.pickling import loads
 from wove.security import NetworkExecutorSecurity
+from wove.services import byte_budget
 from wove.services.binding import Bind
 from wove.services.grpc import DEFAULT_METHOD, HEALTH, WorkerHandler, serve, worker_handler
 from wove.services.options import service_options
@@ -201,14 +202,16 @@ def test_what_is_no_command(body: bytes, message: str) -> None:
     with_service(check)
 
 
-def test_no_room_for_one_more_large_command() -> None:
+def test_no_room_for_one_more_large_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(byte_budget, "ROOM_SECONDS", 0.1)
+
     async def check(client: Client) -> None:
-        limiter = client.desk.unverified
-        held = 2 * client.desk.options.max_message_bytes - 1000
-        assert limiter.try_acquire(held)
+        budget = client.desk.arriving
+        oldest = budget.open()
+        assert await oldest.take(client.desk.options.max_message_bytes - 1000)
         (event,) = await client.run(lambda blob: len(blob), args={"blob": bytes(300_000)})
         assert says_busy(event) and "run_id" not in event
-        limiter.release(held)
+        oldest.close()
         (event,) = await client.run(lambda blob: len(blob), args={"blob": bytes(300_000)})
         assert loads(event["result_pickle"], label="r") == 300_000
 

@@ -17,7 +17,7 @@ import pytest
 from tests.unit.services.hosts import get, hosted, post, run_task
 
 from wove.security import NetworkExecutorSecurity
-from wove.services import http as service, http_protocol
+from wove.services import byte_budget, http as service, http_protocol
 from wove.services.binding import Bind
 from wove.services.http import WorkerApp, worker_app
 from wove.services.http_server import serve
@@ -237,29 +237,42 @@ def test_a_body_that_is_too_large_is_not_read(http: str) -> None:
         assert post(port, run_task(lambda: 1)).value == 1
 
 
-def test_strangers_cannot_make_it_hold_more_than_its_budget() -> None:
+def test_no_byte_of_a_strangers_body_is_held() -> None:
+    """Neither does it count: clients with the secret are served meanwhile."""
     app = worker_app(security=SIGNED, max_message_bytes=1_000_000)
     body = run_task(lambda data: len(data), args={"data": b"x" * 600_000})
     with hosted(app) as port, contextlib.ExitStack() as stack:
-        for _ in range(4):  # each within the limit, and none of them ends
+        forged = {**sign(body), "X-Wove-Signature": "v1=" + "0" * 64}
+        undigested = {
+            name: value for name, value in sign(body).items() if name != "X-Wove-Body-Digest"
+        }
+        for headers in (forged, undigested) * 2:
             one = stack.enter_context(socket.create_connection(("127.0.0.1", port), 30))
-            head = "".join(f"{name}: {value}\r\n" for name, value in sign(b"").items())
+            head = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
             one.sendall(
                 f"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 600000\r\n{head}\r\n".encode()
-                + b"x" * 500_000
             )
-        deadline = time.monotonic() + 30
-        while app.desk.unverified.try_acquire(1):
-            app.desk.unverified.release(1)
-            assert time.monotonic() < deadline
-            time.sleep(0.005)
-        reply = post(port, body, sign(body))
-        assert (reply.status, reply.headers["retry-after"]) == (503, "1")
-        stack.close()
-        while (reply := post(port, body, sign(body))).status == 503:
-            assert time.monotonic() < deadline
-        assert reply.value == 600_000
-    assert app.desk.unverified.try_acquire(2_000_000), "all of it was given back"
+            assert one.recv(1000).startswith(b"HTTP/1.1 401")
+        assert post(port, body, sign(body)).value == 600_000
+
+
+def test_bodies_that_stall_wait_for_nobody_and_hold_up_nobody(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Of clients with the secret: together they hold a bounded amount, and the oldest gets done."""
+    monkeypatch.setattr(service, "BODY_SECONDS", 1.0)
+    monkeypatch.setattr(byte_budget, "ROOM_SECONDS", 30.0)
+    app = worker_app(security=SIGNED, max_message_bytes=1_000_000)
+    body = run_task(lambda data: len(data), args={"data": b"x" * 600_000})
+    with hosted(app) as port, contextlib.ExitStack() as stack:
+        for _ in range(4):
+            one = stack.enter_context(socket.create_connection(("127.0.0.1", port), 30))
+            head = "".join(f"{name}: {value}\r\n" for name, value in sign(body).items())
+            one.sendall(
+                f"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n{head}\r\n".encode()
+                + body[:500_000]
+            )
+        assert post(port, body, sign(body)).value == 600_000
 
 
 def test_a_body_that_trickles_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -147,7 +147,7 @@ class weave:  # noqa: N801 - it is used like a function
             raise TypeError(f"weave: progress must be True, False or None, not {shown(progress)}")
         self._debug = debug
         self._on_done = on_done
-        self._watchers = _watchers(bool(progress), record)
+        self._watchers = _NOBODY if not progress and record is None else _watchers(progress, record)
         self._execution: Execution | None = None
         self._state = _NEW
         self._values = _initial_values(initial_values, values)
@@ -320,9 +320,10 @@ class weave:  # noqa: N801 - it is used like a function
         """Plan; what is to be run here and now, if it is not run in the background."""
         self._state = _OVER  # should planning fail
         refuse_green_threads()
-        execution = Execution(
-            self._declarations, self._values, self._options, current(), [*self._watchers, *_live()]
-        )
+        watchers = self._watchers
+        if _SHOWN or "wove.observe.dashboard" in sys.modules:
+            watchers = (*watchers, _live())
+        execution = Execution(self._declarations, self._values, self._options, current(), watchers)
         self._plan = execution.plan
         self._execution = execution
         if self._debug:
@@ -392,7 +393,7 @@ class weave:  # noqa: N801 - it is used like a function
         return Timeline(self.result.run_records, title_of(self._declarations))
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str]:
-        return {**self.graph._repr_mimebundle_(), "text/plain": repr(self)}
+        return {**self.graph.mimebundle(), "text/plain": repr(self)}
 
     def explain(self) -> Explanation:
         """Every effective setting of the weave and of each task, and where it came from; runs nothing."""
@@ -440,25 +441,26 @@ _NO_RESULT = {
 }
 
 
-_SHOWN = "WOVE_DASHBOARD" in os.environ
+_NOBODY: Final[tuple[Callable[[WeaveRun], Display], ...]] = ()
+"""Who looks at most runs."""
+
+_SHOWN: Final = "WOVE_DASHBOARD" in os.environ
 
 
-def _live() -> list[Callable[[WeaveRun], Display]]:
-    """Return what shows the run on the live page of this process, where there is one."""
+def _live() -> Callable[[WeaveRun], Display]:
+    """Return what shows a run on the live page of this process, if there is one."""
     if _SHOWN:
         from wove.observe.dashboard import start_as_configured
 
         start_as_configured()
-    if "wove.observe.dashboard" not in sys.modules:
-        return []
     from wove.engine.live import LiveView
 
-    return [LiveView]
+    return LiveView
 
 
 def _watchers(
-    progress: bool, record: str | PathLike[str] | None
-) -> list[Callable[[WeaveRun], Display]]:
+    progress: bool | None, record: str | PathLike[str] | None
+) -> tuple[Callable[[WeaveRun], Display], ...]:
     """Return who looks at the run; imported here, because most weaves are not looked at."""
     watchers: list[Callable[[WeaveRun], Display]] = []
     if progress:
@@ -469,7 +471,7 @@ def _watchers(
         from wove.engine.recording import Recorder
 
         watchers.append(Recorder(record))
-    return watchers
+    return tuple(watchers)
 
 
 def _raise(execution: Execution) -> None:

@@ -68,7 +68,7 @@ class Execution:
         self.context = copy_context()
         self._run: WeaveRun | None = None
         self._watch = watch
-        self._displays: list[Display] = []
+        self._displays: Sequence[Display] = ()
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (Execution, self._parts)
@@ -87,7 +87,8 @@ class Execution:
             context=self.context,
             finished=finished,
         )
-        self._displays = [watch(self._run) for watch in self._watch]
+        if self._watch:
+            self._displays = [watch(self._run) for watch in self._watch]
         return self._run
 
     async def unwatch(self) -> None:

@@ -83,7 +83,7 @@ class _HTTPServer(ThreadingHTTPServer):
 
 
 class _Handler(BaseHTTPRequestHandler):
-    server: _HTTPServer
+    server: _HTTPServer  # pyright: ignore[reportIncompatibleVariableOverride]
     timeout = REQUEST_SECONDS
     server_version = "wove"
     sys_version = ""

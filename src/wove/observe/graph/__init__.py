@@ -73,4 +73,8 @@ class Graph:
         return f'<div style="overflow:auto">{self.svg}</div>'
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str]:
+        return self.mimebundle()
+
+    def mimebundle(self) -> dict[str, str]:
+        """Return what a notebook shows for the graph, by MIME type."""
         return {"text/plain": str(self), "text/html": self._repr_html_(), "image/svg+xml": self.svg}

@@ -12,6 +12,7 @@ from wove.callback.body import Body
 from wove.callback.liveness import WorkerConnection
 from wove.callback.replies import Refusal, Reply, bulk_head
 from wove.concurrency import forks, thread_pool
+from wove.concurrency.deadline import Deadline
 from wove.concurrency.mailbox import post_to
 from wove.net.http1 import Request, RequestError, RequestParser, TooLargeError
 from wove.net.keepalive import UNACKNOWLEDGED_SECONDS, keep_alive
@@ -93,7 +94,7 @@ class Connection(asyncio.Protocol):
         self._congested = self._paused = self._ended = self._lost = self._working = False
         self._unsent = 0  # bytes, when last looked at
         self._since = self._heard = self._loop.time()
-        self._timer: asyncio.TimerHandle | None = None
+        self._timer = Deadline(self._loop, self._due, self._expire)
 
     # ------------------------------------------------------------------ begin and end
 
@@ -107,7 +108,7 @@ class Connection(asyncio.Protocol):
         self._peer = str((transport.get_extra_info("peername") or ("?",))[0])
         self._transport.set_write_buffer_limits(high=PIECE_BYTES)
         self._receiver.arrived(self)
-        self._watch()
+        self._timer.update()
 
     def eof_received(self) -> bool:
         self._ended = True
@@ -119,9 +120,7 @@ class Connection(asyncio.Protocol):
         self._lost = True
         self._rest = b""
         self._out = None
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        self._timer.cancel()
         if not self._working:  # what is being decoded is taken all the same
             self._let_go()
 
@@ -175,7 +174,7 @@ class Connection(asyncio.Protocol):
         if self._ended and not self._rest and self._state is _State.HEAD and not self._congested:
             self._transport.close()
         self._flow()
-        self._watch()
+        self._timer.update()
 
     def _flow(self) -> None:
         """Read from the kernel only what can be gone on with."""
@@ -448,7 +447,12 @@ class Connection(asyncio.Protocol):
     # ------------------------------------------------------------------ time
 
     def _due(self) -> float | None:
-        """When patience ends, in the loop's time; ``None``: not because of this one."""
+        """Return when patience ends, in the loop's time; ``None``: not because of this connection."""
+        if self._lost:
+            return None
+        if self._congested and (unsent := self._transport.get_write_buffer_size()) < self._unsent:
+            self._unsent = unsent  # slow, but not stuck
+            self._heard = self._loop.time()
         if self._congested or self._state is _State.SEND:
             return self._heard + WRITE_SECONDS
         if self._state is _State.HEAD:
@@ -460,29 +464,8 @@ class Connection(asyncio.Protocol):
             return min(self._heard + BODY_SECONDS, pace)
         return self._since + LINGER_SECONDS if self._state is _State.LINGER else None
 
-    def _watch(self) -> None:
-        """Have `_tick` called when patience may end. A timer that is left from before only comes early."""
-        due = self._due()
-        if due is None or self._lost:
-            return
-        if self._timer is not None:
-            if self._timer.when() <= due:
-                return
-            self._timer.cancel()
-        self._timer = self._loop.call_at(due, self._tick)
-
-    def _tick(self) -> None:
-        self._timer = None
-        now = self._loop.time()
-        if self._congested and (unsent := self._transport.get_write_buffer_size()) < self._unsent:
-            self._unsent = unsent  # slow, but not stuck
-            self._heard = now
-        due = self._due()
-        if due is None:
-            return
-        if now < due:
-            self._watch()
-        elif self._congested or self._state in (_State.SKIP, _State.SEND, _State.LINGER):
+    def _expire(self) -> None:
+        if self._congested or self._state in (_State.SKIP, _State.SEND, _State.LINGER):
             self._transport.abort()
         elif self._state is _State.HEAD and not self._started:
             self._transport.close()
@@ -490,7 +473,7 @@ class Connection(asyncio.Protocol):
             self._refuse(
                 Refusal(408, "This came too slowly: send it again, in one go."), broken=True
             )
-            self._watch()
+            self._timer.update()
 
 
 def _pieces(head: bytes, chunks: Sequence[bytes | memoryview]) -> Iterator[bytes | memoryview]:

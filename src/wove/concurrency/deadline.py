@@ -41,9 +41,8 @@ class Deadline:
     def update(self) -> None:
         """Start or move the timer. To be called when a limit has been set, or has become earlier."""
         due = self._due()
-        if due is None:
-            self.cancel()
-        elif self._timer is None or due < self._when:
+        # A timer that is too early, or not needed any more, is left alone: it asks again when it fires.
+        if due is not None and (self._timer is None or due < self._when):
             self.cancel()
             self._start(due)
 

@@ -10,6 +10,7 @@ import ssl
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from wove.concurrency import forks
+from wove.concurrency.deadline import Deadline
 from wove.net.chunk_buffer import ChunkBuffer
 from wove.net.http1 import ProtocolError, ResponseParser, quoted
 from wove.net.keepalive import UNACKNOWLEDGED_SECONDS, keep_alive
@@ -97,7 +98,7 @@ class Connection(asyncio.Protocol):
         self._tls: TLS | None = None
         self._handshake: asyncio.Future[None] | None = None
         self._deserted: float | None = None  # when its call was withdrawn
-        self._timer: asyncio.TimerHandle | None = None
+        self._timer = Deadline(self._loop, self._due, self._expire)
         # The unit that is arriving: see GRACE_SECONDS.
         self._unit: int | None = None  # HEAD, BODY, or the number of a line
         self._unit_since = 0.0
@@ -126,7 +127,7 @@ class Connection(asyncio.Protocol):
             self._rest = [*reversed(chunks), head]
             self._pump()
         if call.limit is not None:
-            self._watch()
+            self._timer.update()
 
     def _pump(self) -> None:
         while self._rest and not self._paused and not self._transport.is_closing():
@@ -280,45 +281,43 @@ class Connection(asyncio.Protocol):
         if unit is not None:
             self._unit_since = self._loop.time()
             self._unit_bytes = parser.received
-            self._watch()
+            self._timer.update()
 
     def _due(self) -> float | None:
+        """Return when the earliest limit passes; ``None``: there is none, or the connection is closed."""
+        if self._parser is None:
+            return None
         limits: list[float] = []
         if self._deserted is not None:
             limits.append(self._deserted + REST_SECONDS)
-        if self._call is not None and self._call.limit is not None:
-            limits.append(self._began + self._call.limit)
-        if self._unit is not None and self._parser is not None:
+        if (late := self._late_at()) is not None:
+            limits.append(late)
+        if self._unit is not None:
             came = self._parser.received - self._unit_bytes
             limits.append(self._unit_since + GRACE_SECONDS + came / SLOWEST_BYTES)
         return min(limits, default=None)
 
-    def _watch(self) -> None:
-        """Have `_tick` called when a limit may have passed. A timer that is left from before only comes early."""
-        due = self._due()
-        if due is None or self._parser is None:
-            return
-        if self._timer is not None:
-            if self._timer.when() <= due:
-                return
-            self._timer.cancel()
-        self._timer = self._loop.call_at(due, self._tick)
+    def _late_at(self) -> float | None:
+        """Return when the time of the call is over."""
+        return (
+            None
+            if self._call is None or self._call.limit is None
+            else self._began + self._call.limit
+        )
 
-    def _tick(self) -> None:
-        self._timer = None
-        parser, due, now = self._parser, self._due(), self._loop.time()
+    def _expire(self) -> None:
+        parser, due, late = self._parser, self._due(), self._late_at()
         if parser is None or due is None:
             return
-        if now < due:
-            self._watch()
-        elif self._call is None:
+        call = self._call
+        if call is None:
             self.abort()
-        elif self._call.limit is not None and self._began + self._call.limit <= now:
+        elif late is not None and late <= due:
             self._settle(
-                "late", f"no whole answer within {self._call.limit:g} s (executor_config 'timeout')"
+                "late", f"no whole answer within {call.limit:g} s (executor_config 'timeout')"
             )
         else:
-            seconds = now - self._unit_since
+            seconds = self._loop.time() - self._unit_since
             self._settle(
                 "lost",
                 f"its answer came too slowly, and was given up {seconds:.0f} s {parser.progress()}",
@@ -371,7 +370,7 @@ class Connection(asyncio.Protocol):
             self._deserted = self._loop.time()
             if not parser.complete:
                 self._pool.resting(self)
-                self._watch()
+                self._timer.update()
         elif parser is not None:
             self.abort()
 
@@ -389,9 +388,7 @@ class Connection(asyncio.Protocol):
         """Close it at once, whatever is under way."""
         self._call = self._parser = self._body = None
         self._rest = []
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        self._timer.cancel()
         self._pool.leaving(self)
         self._transport.abort()
 
@@ -420,9 +417,7 @@ class Connection(asyncio.Protocol):
             self._failed(exc or ConnectionAbortedError("it was closed"))
         else:
             self._lost(exc)
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        self._timer.cancel()
         self._pool.gone(self)
 
     def _last_words(self) -> None:

@@ -19,6 +19,20 @@ MAX_LINES: Final = 10_000
 must not stop the service."""
 
 
+_CONTROLS: Final = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160))} | {
+    0x2028: "\\u2028",
+    0x2029: "\\u2029",
+}
+
+
+class _OneLine(logging.Formatter):
+    """Escape control characters in messages: text that came from elsewhere must not look like a line of the log."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  # logging's name
+        record.message = record.message.translate(_CONTROLS)
+        return super().formatMessage(record)
+
+
 class _Later(logging.Handler):
     """Formats and writes in a thread of its own: neither takes a loop's time."""
 
@@ -49,7 +63,7 @@ class _Later(logging.Handler):
 def logging_to_stderr(level: str) -> Generator[None]:
     """Wove's log from *level* on, and the warnings of everything else, meanwhile."""
     handler = _Later()
-    handler.setFormatter(logging.Formatter(FORMAT))
+    handler.setFormatter(_OneLine(FORMAT))
     root, ours = logging.getLogger(), logging.getLogger("wove")
     before = ours.level
     root.addHandler(handler)

@@ -23,6 +23,9 @@ __all__ = ["NetworkExecutorSecurity", "SecurityConfig"]
 
 SecurityConfig: TypeAlias = "str | Mapping[str, Any] | NetworkExecutorSecurity | None"
 
+MAX_NONCES: Final = 1_000_000
+"""Maximum number of nonces in memory, about 130 MB, shared evenly by the secrets that are accepted."""
+
 MAX_REPLY_SIGNATURES: Final = 16
 """Signatures in one reply header that are looked at."""
 
@@ -56,12 +59,15 @@ class NetworkExecutorSecurity:
     def __init__(self, settings: Settings) -> None:
         # Not for users: from_config checks what it is given.
         self._settings = settings
-        self._nonces = (
-            signing.Nonces() if settings.kind == "signed" and settings.remembers else None
-        )
         # Nonces belong to a secret, under whatever id it is given.
         known = {secret for several in settings.secrets.values() for secret in several}
         self._owners = {secret: hmac.digest(secret, b"wove nonces", "sha256") for secret in known}
+        # A store for each, so that the holder of one secret cannot push out the nonces of another.
+        self._nonces = (
+            {owner: signing.Nonces(MAX_NONCES // len(known)) for owner in self._owners.values()}
+            if settings.kind == "signed" and settings.remembers
+            else None
+        )
 
     @classmethod
     def from_config(
@@ -259,8 +265,9 @@ class NetworkExecutorSecurity:
         if self._nonces is None:
             return
         with _lock:
-            new = self._nonces.accept(
-                self._owners[matching],
+            owner = self._owners[matching]
+            new = self._nonces[owner].accept(
+                owner,
                 values[signing.NONCE],
                 timestamp,
                 time.time(),

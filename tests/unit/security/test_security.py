@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import hashlib
 import hmac
@@ -832,3 +833,16 @@ def test_a_short_secret_is_warned_of_once(
     monkeypatch.setenv("WOVE_TEST_SHORT", "s" * 16)
     NetworkExecutorSecurity.from_config("env:WOVE_TEST_SHORT", label="another test")
     assert not caplog.records
+
+
+def test_one_secret_cannot_push_out_the_nonces_of_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("wove.security.MAX_NONCES", 20)
+    service = security(key="a", accepted=[{"key": "b", "secret": "the other secret"}])
+    first = by_hand(key="a")
+    verify(service, first)
+    for _ in range(100):
+        with contextlib.suppress(PermissionError):
+            verify(service, by_hand("the other secret", key="b"))
+    with pytest.raises(PermissionError, match="been here before"):
+        verify(service, first)
+    verify(service, by_hand(key="a"))

@@ -19,6 +19,7 @@ from wove import weave
 from wove.observe import dashboard as module
 from wove.observe.dashboard import Dashboard
 from wove.observe.dashboard.address import Address
+from wove.observe.dashboard.server import MAX_REQUESTS
 from wove.observe.dashboard.weaves import MAX_ENDED, MAX_FAILURES
 
 PATIENCE = 20.0
@@ -165,6 +166,55 @@ def test_what_is_not_there_is_404_and_nothing_can_be_changed(page: Dashboard) ->
     connection.request("POST", "/weaves", b"{}")
     assert connection.getresponse().status == 501
     connection.close()
+
+
+def test_a_weave_that_cannot_be_kept_does_not_end_the_page(
+    page: Dashboard, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Broken:
+        title = "broken"
+
+        def rows(self) -> list[Any]:
+            raise ValueError("no rows")
+
+        graph = records = failures = rows
+
+    broken = module.watch(Broken())  # type: ignore[arg-type]
+    assert broken is not None
+    broken.close()
+    until(lambda: "could not keep" in caplog.text)
+    with weave() as w:
+
+        @w.do
+        def one() -> int:
+            return 1
+
+    assert w.result.one == 1
+    assert [one["title"] for one in state(page)] == ["Weave of one"]
+
+
+def test_connections_that_say_nothing_take_a_bounded_number_of_threads(page: Dashboard) -> None:
+    host, port = page.url.split("/")[2].split(":")
+    before = threading.active_count()
+    silent = [
+        socket.create_connection((host, int(port)), PATIENCE) for _ in range(MAX_REQUESTS + 5)
+    ]
+    try:
+        # Those for which there was no room are closed, and all others wait for a request.
+        silent[-1].settimeout(PATIENCE)
+        assert silent[-1].recv(1) == b""
+        assert threading.active_count() <= before + MAX_REQUESTS
+    finally:
+        for connection in silent:
+            connection.close()
+    until(lambda: get_or_none(page) == 200)
+
+
+def get_or_none(page: Dashboard) -> int | None:
+    try:
+        return get(page, "/weaves")[0]
+    except OSError:
+        return None
 
 
 # ---------------------------------------------------------------------- whom it refuses

@@ -6,6 +6,7 @@ import base64
 import json
 import logging
 import os
+import sys
 import time
 import zlib
 from array import array
@@ -327,6 +328,20 @@ def test_there_is_none_before_the_tasks_have_run() -> None:
     with weave() as w:
         with pytest.raises(WeaveStateError):
             w.timeline()
+
+
+def test_what_is_noted_of_an_item_is_small() -> None:
+    items = 20_000
+    with weave() as w:
+
+        @w.do(range(items), workers=2)
+        def nothing(item: int) -> None: ...
+
+    (task,) = w._execution._run.tasks  # type: ignore[union-attr]
+    assert task.items is not None
+    noted = (task.items.started, task.items.ended, task.items.threads)
+    assert all(len(one) == items for one in noted)
+    assert sum(map(sys.getsizeof, noted)) < 30 * items
 
 
 @pytest.mark.backend("stdio")

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 import socket
+import sys
 import threading
 from collections.abc import Callable
 from html import escape
@@ -18,11 +20,15 @@ from wove.observe.timeline import page
 
 __all__ = ["Server"]
 
+_log = logging.getLogger("wove")
+
 TIDY_SECONDS: Final = 0.25
 REQUEST_SECONDS: Final = 10.0
 """How long a browser may take to send a request."""
 
 END_SECONDS: Final = 2.0
+MAX_REQUESTS: Final = 32
+"""How many requests are answered at the same time. A page makes four; the connections of others are closed."""
 
 _HTML: Final = "text/html; charset=utf-8"
 _WEAVE: Final = re.compile(r"/weaves/(\d{1,9})(/graph\.svg|/timeline|/data|)")
@@ -65,6 +71,7 @@ class _HTTPServer(ThreadingHTTPServer):
 
     def __init__(self, address: Address, weaves: Weaves) -> None:
         self.weaves = weaves
+        self._room = threading.Semaphore(MAX_REQUESTS)
         if ":" in address.host:
             self.address_family = socket.AF_INET6
         super().__init__((address.host, address.port), _Handler)
@@ -76,10 +83,26 @@ class _HTTPServer(ThreadingHTTPServer):
         self.socket.bind(self.server_address)
 
     def service_actions(self) -> None:
-        self.weaves.tidy()
+        try:
+            self.weaves.tidy()
+        except Exception:  # the page must outlive a weave that it cannot show
+            _log.exception("the dashboard could not keep a weave that has ended")
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        if self._room.acquire(blocking=False):
+            super().process_request(request, client_address)
+        else:
+            self.shutdown_request(request)
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self._room.release()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A browser that goes away is not an error."""
+        if not isinstance(sys.exception(), OSError):  # a browser that goes away is not an error
+            _log.exception("the dashboard could not answer a request")
 
 
 class _Handler(BaseHTTPRequestHandler):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import traceback
 from collections import deque
@@ -173,8 +174,17 @@ class Weaves:
         """Let go of the runs that have ended. Not where they end: what they leave may be much."""
         while self._to_keep:
             watched = self._to_keep.popleft()
-            if watched in self._ended:
+            if watched not in self._ended:
+                continue
+            try:
                 watched.keep()
+            except BaseException:
+                with (
+                    self._lock,
+                    contextlib.suppress(ValueError),
+                ):  # newer ones may have displaced it
+                    self._ended.remove(watched)
+                raise
 
     def all(self) -> list[Watched]:
         """Return all that are shown, the newest first."""

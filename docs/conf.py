@@ -34,6 +34,7 @@ html_static_path = ["_static"]
 html_css_files = ["wove.css"]
 html_copy_source = False
 html_show_sourcelink = False
+html_show_copyright = False
 
 # A single backtick in a docstring is code.
 default_role = "literal"

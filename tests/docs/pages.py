@@ -181,7 +181,7 @@ def _commands_of_image(text: str) -> list[str]:
 def check_command(command: str) -> str | None:
     """What is wrong with the shell *command* of a page; ``None`` when it is one that works."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     match shlex.split(command):
         case ["make", target]:
             return None if target in targets else f"the Makefile has no target {target}"

@@ -117,7 +117,7 @@ class Backend:
     cause: str = "."
     unknown_words: str = "."
     leaves: str | None = None
-    seconds: float = 60.0
+    seconds: float = 180.0
 
     def __str__(self) -> str:
         return self.name

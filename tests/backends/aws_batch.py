@@ -33,7 +33,7 @@ def _contract(name: str, **more: Any) -> Backend:
             }
         )
 
-    return Backend(name, "aws_batch", ("aws_batch",), opened, seconds=120.0, **more)
+    return Backend(name, "aws_batch", ("aws_batch",), opened, **more)
 
 
 CONTRACT = (

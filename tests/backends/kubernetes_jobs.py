@@ -24,9 +24,7 @@ def _contract(name: str, **more: Any) -> Backend:
         yield Site(config)
 
     needs = ("kubernetes_jobs",)
-    return Backend(
-        name, "kubernetes_jobs", needs, opened, cause="exit code 137", seconds=120.0, **more
-    )
+    return Backend(name, "kubernetes_jobs", needs, opened, cause="exit code 137", **more)
 
 
 CONTRACT = (

@@ -337,7 +337,7 @@ def submitted(found: Any, run_id: str, key: str | None = None) -> Any:
 @pytest.fixture
 def stranger(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
     """From now on this process is another than the one that has submitted jobs before."""
-    return ours._keyed.clear
+    return ours._keyed.reset_after_fork
 
 
 def test_a_kept_result_is_replaced(

@@ -51,6 +51,10 @@ from wove.errors import SerializationError
 
 Configure = Callable[..., None]
 
+MAPPED = volume(20, 8)
+EACH = volume(10, 4)
+"""Items of maps: on some backends, each is a process of its own."""
+
 TOLD = 0.3
 """Seconds after which the start of a run has been told. A worker waits a little, as a short run is one message."""
 
@@ -107,10 +111,10 @@ def run(main: Callable[[], Coroutine[Any, Any, None]]) -> None:
 
 
 @pytest.mark.signature
-def test_twenty_mapped_tasks(there: Configure) -> None:
+def test_mapped_tasks(there: Configure) -> None:
     with weave() as w:
-        w.do(range(20), environment="there")(add_one)
-    assert w.result.add_one == list(range(1, 21))
+        w.do(range(MAPPED), environment="there")(add_one)
+    assert w.result.add_one == list(range(1, MAPPED + 1))
 
 
 def test_it_runs_in_another_process(there: Configure) -> None:
@@ -136,8 +140,9 @@ def test_an_exception_keeps_its_type_and_its_remote_traceback(there: Configure) 
 
 @pytest.mark.signature
 @pytest.mark.timeout(120)
-def test_a_hundred_megabytes_out_and_back(there: Configure) -> None:
-    content = os.urandom(1 << 20) * 100
+def test_a_large_value_out_and_back(there: Configure) -> None:
+    """Larger than any channel takes: the worker fetches it, and sends it back in pieces."""
+    content = os.urandom(1 << 20) * volume(100, 20)
     back = there_is(reverse, content=content)
     assert len(back) == len(content)
     assert bool(back == content[::-1])  # nobody wants to see how they differ
@@ -149,7 +154,7 @@ def test_two_weaves_at_once_in_two_threads_with_a_fixed_port(there: Configure) -
 
     def one(number: int) -> None:
         with weave() as w:
-            w.do(range(number, number + 10), environment="there")(add_one)
+            w.do(range(number, number + EACH), environment="there")(add_one)
         seen[number] = w.result.add_one
 
     threads = [threading.Thread(target=one, args=(number,)) for number in (100, 200)]
@@ -157,7 +162,7 @@ def test_two_weaves_at_once_in_two_threads_with_a_fixed_port(there: Configure) -
         thread.start()
     for thread in threads:
         thread.join()
-    assert seen == {number: list(range(number + 1, number + 11)) for number in (100, 200)}
+    assert seen == {number: list(range(number + 1, number + 1 + EACH)) for number in (100, 200)}
 
 
 def test_a_loop_and_a_weave_inside_of_a_task(there: Configure) -> None:

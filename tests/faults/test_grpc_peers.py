@@ -28,7 +28,7 @@ from wove import (
 )
 from wove.executors.grpc import channel as grpc_link
 
-pytestmark = [pytest.mark.backend("grpc"), pytest.mark.timeout(60)]
+pytestmark = [pytest.mark.backend("grpc")]
 
 PEER = Path(__file__).parents[1] / "support" / "grpc_peer.py"
 MOST = 1_000_000

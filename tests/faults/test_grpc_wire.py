@@ -17,7 +17,7 @@ from tests.support.peers import GoneError, Line, Peer
 import wove
 from wove import DeliveryTimeoutError, EnvironmentExecutionError, WorkerLostError, weave
 
-pytestmark = [pytest.mark.backend("grpc"), pytest.mark.timeout(60)]
+pytestmark = [pytest.mark.backend("grpc")]
 
 MOST = 1_000_000
 

@@ -36,7 +36,6 @@ from wove.security import NetworkExecutorSecurity
 
 pytestmark = [
     pytest.mark.backend("http"),
-    pytest.mark.timeout(60),
     pytest.mark.usefixtures("no_leaks"),
 ]
 

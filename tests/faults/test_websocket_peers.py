@@ -31,7 +31,6 @@ from wove.executors.websocket import connection as wslink
 
 pytestmark = [
     pytest.mark.backend("websocket"),
-    pytest.mark.timeout(60),
     pytest.mark.usefixtures("no_leaks"),
 ]
 

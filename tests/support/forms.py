@@ -26,7 +26,7 @@ FORMS = [
 ]
 """Every way to run a weave in the foreground."""
 
-PATIENCE = 20.0
+PATIENCE = 60.0
 """Seconds after which a test takes it that what it waits for never comes."""
 
 Declare = Callable[[weave], object]

@@ -32,7 +32,7 @@ T = TypeVar("T")
 
 ROOT = Path(__file__).parents[2]
 
-PATIENCE = 40.0
+PATIENCE = 120.0
 """Seconds that a command may take to get somewhere, on a machine that does other things."""
 
 PROCESSES = 8

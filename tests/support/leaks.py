@@ -80,7 +80,7 @@ def _children() -> Iterator[str]:
 @contextmanager
 def leak_check(
     temporary: Path,
-    grace: float = 5.0,
+    grace: float = 20.0,
     *,
     leaves: str | None = None,
     caplog: pytest.LogCaptureFixture | None = None,

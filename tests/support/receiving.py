@@ -19,7 +19,7 @@ from wove.security import NetworkExecutorSecurity
 
 T = TypeVar("T")
 
-PATIENCE = 20.0
+PATIENCE = 60.0
 """Seconds after which something is taken to be missing."""
 
 SIGNED = {"type": "signed", "secret": "only for tests"}

@@ -81,8 +81,8 @@ DOCUMENTED = (
 COMMANDS = ("wove", "wove.backend_worker", "wove.integrations.temporal", "wove.stdio_worker")
 """What users start with ``python -m``."""
 
-NOT_MODULES = {"wove.run_backend_payload", "wove.v1", "wove.service"}
-"""Texts of that form which are the names of a task, a subprotocol and loggers."""
+NOT_MODULES = {"wove.run_backend_payload", "wove.v1", "wove.service", "wove.recognized"}
+"""Texts of that form which are the names of a task, a subprotocol, loggers and a key in the scope of ASGI requests."""
 
 ADAPTERS = {
     "arq": "ARQAdapter",

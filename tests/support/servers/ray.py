@@ -144,7 +144,7 @@ def _started(
     }
     kept = keep(name, command, folder, environ=variables, cwd=folder)
     try:
-        kept.until(lambda: "Ray runtime started" in kept.log(), "is up", patience=80)
+        kept.until(lambda: "Ray runtime started" in kept.log(), "is up")
         yield kept
     finally:
         kept.stop(now=True)  # asked nicely, it waits for its workers to drain

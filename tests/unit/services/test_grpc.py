@@ -24,7 +24,7 @@ from wove.services.options import service_options
 grpc = pytest.importorskip("grpc")
 aio = pytest.importorskip("grpc.aio")
 
-pytestmark = [pytest.mark.backend("grpc"), pytest.mark.timeout(60)]
+pytestmark = [pytest.mark.backend("grpc")]
 
 SECRET = {"type": "signed", "secret": "only for these tests"}
 SIGNING_REPLIES = {**SECRET, "sign_replies": True}

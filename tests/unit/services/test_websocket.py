@@ -19,7 +19,6 @@ from wove.services.websocket import WorkerSocket
 
 pytestmark = [
     pytest.mark.backend("websocket"),
-    pytest.mark.timeout(60),
     pytest.mark.usefixtures("no_leaks"),
 ]
 

@@ -268,7 +268,9 @@ def test_a_submission_that_comes_too_late_is_taken_back() -> None:
     assert until(lambda: adapter.cancelled) == [adapter.payloads[0]["run_id"]]
 
 
-def test_a_job_that_ends_without_a_report_is_lost() -> None:
+def test_a_job_that_ends_without_a_report_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("wove.integrations.common.watcher.FINISHED_SECONDS", 0.5)
+
     class Forgetful(LineAdapter):
         def submit(self, payload: dict[str, Any], frame: Mapping[str, Any]) -> Any:
             return "a job"

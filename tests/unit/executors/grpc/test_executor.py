@@ -21,7 +21,7 @@ from wove import EnvironmentExecutionError, SerializationError, TaskTimeoutError
 from wove.errors import install_command
 from wove.executors.grpc.executor import GrpcEnvironmentExecutor
 
-pytestmark = [pytest.mark.backend("grpc"), pytest.mark.timeout(90)]
+pytestmark = pytest.mark.backend("grpc")
 
 Script = Callable[..., Finished]
 STRICT = ("-X", "dev", "-W", "error")

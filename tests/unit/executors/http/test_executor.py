@@ -29,7 +29,7 @@ from wove.executors.http.executor import HttpsEnvironmentExecutor
 from wove.executors.http.pool import Call, Origin, Pool
 from wove.net.chunk_buffer import ChunkBuffer
 
-pytestmark = [pytest.mark.backend("stdio"), pytest.mark.timeout(60)]
+pytestmark = [pytest.mark.backend("stdio")]
 
 SECRET = {"type": "signed", "secret": "a secret of both sides"}
 

@@ -26,7 +26,7 @@ from wove.executors.websocket import connection as wslink
 from wove.protocol import websocket as sockets
 from wove.protocol.pickling import dumps
 
-pytestmark = [pytest.mark.backend("websocket"), pytest.mark.timeout(60)]
+pytestmark = [pytest.mark.backend("websocket")]
 
 URL = "ws://127.0.0.1:9/"
 

@@ -33,7 +33,7 @@ class Measured(TypedDict):
 
 
 class FileReport(TypedDict):
-    """What is known of one file; ``error`` says why it is no Python, and then the numbers are 0."""
+    """What is known of one file; ``error`` says why it is not Python, and then the numbers are 0."""
 
     path: str
     error: str | None

@@ -61,7 +61,7 @@ def fold(items: Iterable[T], size: int) -> list[list[T]]:
         size: Items per list, at least 1.
 
     Raises:
-        TypeError: *items* is not iterable, or *size* is no whole number.
+        TypeError: *items* is not iterable, or *size* is not a whole number.
         ValueError: *size* is less than 1.
 
     Example:
@@ -84,7 +84,7 @@ def batch(items: Iterable[T], count: int) -> list[list[T]]:
         count: How many lists, at least 1.
 
     Raises:
-        TypeError: *items* is not iterable, or *count* is no whole number.
+        TypeError: *items* is not iterable, or *count* is not a whole number.
         ValueError: *count* is less than 1.
 
     Example:
@@ -105,7 +105,7 @@ def undict(mapping: Mapping[K, V]) -> list[tuple[K, V]]:
     """The ``(key, value)`` pairs of *mapping*, to map over; :func:`redict` turns them back.
 
     Raises:
-        TypeError: *mapping* is no mapping.
+        TypeError: *mapping* is not a mapping.
 
     Example:
         >>> undict({"a": 1, "b": 2})
@@ -122,7 +122,7 @@ def redict(pairs: Iterable[tuple[K, V]]) -> dict[K, V]:
     """A dict of ``(key, value)`` pairs; of pairs with the same key the last one counts.
 
     Raises:
-        TypeError: *pairs* is not iterable, one of them is no pair, or a key has no hash.
+        TypeError: *pairs* is not iterable, one of them is not a pair, or a key has no hash.
 
     Example:
         >>> redict([("a", 1), ("b", 2)])
@@ -136,7 +136,7 @@ def redict(pairs: Iterable[tuple[K, V]]) -> dict[K, V]:
             key, value = pair
         except (TypeError, ValueError):
             raise TypeError(
-                f"redict: item {position} is no (key, value) pair: {pair!r:.80}"
+                f"redict: item {position} is not a (key, value) pair: {pair!r:.80}"
             ) from None
         made[key] = value
     return made

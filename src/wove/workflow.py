@@ -142,7 +142,7 @@ def declarations_of(parent: object) -> dict[str, Declaration]:
     """The tasks of the class *parent*, bound to a new instance of it.
 
     Raises:
-        TypeError: *parent* is no subclass of `Weave`, needs arguments, or has a task that cannot be called.
+        TypeError: *parent* is not a subclass of `Weave`, needs arguments, or has a task that cannot be called.
     """
     if not _is_workflow(parent):
         raise TypeError(f"weave(...) takes a subclass of wove.Weave, not {shown(parent)}")

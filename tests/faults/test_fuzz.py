@@ -237,7 +237,7 @@ class Socket:
         except (
             OSError,
             asyncio.IncompleteReadError,
-        ):  # headers that are no HTTP, or too large for it
+        ):  # headers that are not HTTP, or too large for it
             head = b"HTTP/1.1 000 "
         return int(head[9:12]), cls(reader, writer)
 

@@ -135,9 +135,9 @@ def test_a_service_that_gives_a_run_up_has_lost_it(lasting: Peer, status: str) -
 BODIES: dict[str, tuple[type[BaseException], list[str]]] = {
     "invalid_json": (EnvironmentExecutionError, ["answered OK", "not JSON", '{"events": [']),
     "page": (EnvironmentExecutionError, ["not JSON", "Welcome!"]),
-    "no_event": (EnvironmentExecutionError, ["no event", "done"]),
+    "no_event": (EnvironmentExecutionError, ["not an event", "done"]),
     "object": (EnvironmentExecutionError, ["without a run_id", "ok=True"]),
-    "unknown": (EnvironmentExecutionError, ["'task_pending' is no type of event"]),
+    "unknown": (EnvironmentExecutionError, ["'task_pending' is not a type of event"]),
     "foreign": (EnvironmentExecutionError, ["another run, 'somebody-elses'"]),
     "only_started": (EnvironmentExecutionError, ["without telling how the run ended"]),
     "no_events": (EnvironmentExecutionError, ["answered OK with nothing"]),

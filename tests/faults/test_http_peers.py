@@ -257,12 +257,12 @@ FAULTS: dict[str, Expected] = {
         EnvironmentExecutionError,
         ["200 OK", "not JSON", "Welcome to nginx!"],
     ),
-    "JSON that is no event": (
+    "JSON that is not an event": (
         sending(answer(b'"done"')),
         EnvironmentExecutionError,
-        ["200 OK", "no event", "done"],
+        ["200 OK", "not an event", "done"],
     ),
-    "an object that is no event": (
+    "an object that is not an event": (
         sending(answer(b'{"ok": true}')),
         EnvironmentExecutionError,
         ["200 OK", "without a run_id", "ok=True"],
@@ -270,7 +270,7 @@ FAULTS: dict[str, Expected] = {
     "an unknown event": (
         unknown_event,
         EnvironmentExecutionError,
-        ["200 OK", "'task_pending' is no type of event"],
+        ["200 OK", "'task_pending' is not a type of event"],
     ),
     "an event of another run": (
         foreign,
@@ -289,7 +289,7 @@ FAULTS: dict[str, Expected] = {
     ),
     "an empty body": (sending(answer(b"")), EnvironmentExecutionError, ["200 OK", "with nothing"]),
     "a pickle that does not load": (bad_pickle, Exception, ["the result of task 'bad'"]),
-    "a pickle that is no base64": (
+    "a pickle that is not base64": (
         bad_base64,
         EnvironmentExecutionError,
         ["result_pickle is not base64"],
@@ -317,7 +317,7 @@ FAULTS: dict[str, Expected] = {
     "another protocol": (
         sending(b"220 mail.example ESMTP\r\n"),
         EnvironmentExecutionError,
-        ["no HTTP/1.1 answer", "'220 mail.example ESMTP'"],
+        ["not an HTTP/1.1 answer", "'220 mail.example ESMTP'"],
     ),
     "two lengths": (
         sending(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nContent-Length: 20\r\n\r\n{}"),

@@ -359,7 +359,7 @@ def test_sends_an_event_of_unknown_type() -> None:
     def act(connection: Socket, command: dict[str, Any]) -> None:
         connection.send({"type": "task_pending", "run_id": command["run_id"]})
 
-    check_one(act, EnvironmentExecutionError, "'task_pending' is no type of event")
+    check_one(act, EnvironmentExecutionError, "'task_pending' is not a type of event")
 
 
 def test_sends_a_pickle_that_does_not_load() -> None:
@@ -473,7 +473,7 @@ def test_trickles_a_message(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_signs_of_life_do_not_make_a_long_task_a_trickle(
     monkeypatch: pytest.MonkeyPatch, who: str
 ) -> None:
-    """Whoever asks for them: a pong, or a ping, is no message that has begun."""
+    """Whoever asks for them: a pong, or a ping, is not a message that has begun."""
     monkeypatch.setattr(wslink, "TRICKLE_SECONDS", 0.2)
     monkeypatch.setattr(wslink, "LOOK_SECONDS", 0.05)
     monkeypatch.setattr(wslink, "PING_SECONDS", 0.3 if who == "client" else 20.0)

@@ -194,7 +194,7 @@ def _wrapped(rng: Random, text: bytes) -> bytes:
 
 
 def body(rng: Random, right: dict[str, Any]) -> bytes:
-    """Bytes that are no command, or a wrong one."""
+    """Bytes that are not a command, or a wrong one."""
     text = json.dumps(right).encode()
     kind = rng.randrange(12)
     if kind == 0:

@@ -124,10 +124,10 @@ def _ports(value: object, label: str) -> range:
         )
     first, last = int(match[1]), int(match[2] or match[1])
     if last > HIGHEST_PORT:
-        raise ValueError(f"{label}: {last} is no port; {HIGHEST_PORT} is the highest")
+        raise ValueError(f"{label}: {last} is not a port; {HIGHEST_PORT} is the highest")
     if match[2] and not 0 < first <= last:
         raise ValueError(
-            f'{label}: {shown(value)} is no range: give the lower port first, as in "9010-9019"'
+            f'{label}: {shown(value)} is not a range: give the lower port first, as in "9010-9019"'
         )
     if last - first >= MAX_PORTS:
         raise ValueError(f"{label}: {shown(value)} has more than {MAX_PORTS} ports")

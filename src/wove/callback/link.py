@@ -72,7 +72,7 @@ class Destination(NamedTuple):
         """
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ValueError(f"{url!r:.200} is no http:// or https:// URL")
+            raise ValueError(f"{url!r:.200} is not an http:// or https:// URL")
         secure = parts.scheme == "https"
         host = parts.hostname
         if not host.isascii():
@@ -159,7 +159,7 @@ class Link:
 
         Raises:
             OSError: The connection is gone, and there is no answer to be read.
-            ProtocolError: What came meanwhile is no answer.
+            ProtocolError: What came meanwhile is not an answer.
         """
         self.parser = ResponseParser(most_answer)
         self._early.clear()
@@ -193,7 +193,7 @@ class Link:
         to the parser.
 
         Raises:
-            ProtocolError: What came is no answer, or not a whole one.
+            ProtocolError: What came is not an answer, or not a whole one.
             OSError: The connection is gone, or (`TimeoutError`) nothing came.
         """
         pieces, self._early = self._early, []
@@ -263,7 +263,7 @@ def exchange(
 
     Raises:
         OSError: No connection, or it was lost, or nothing moved.
-        ProtocolError: What came is no HTTP answer.
+        ProtocolError: What came is not an HTTP answer.
     """
     link = Link(destination)
     try:

@@ -239,7 +239,7 @@ class EventBatch:
         """Make the body. What is large is only in there afterwards.
 
         Raises:
-            FrameError: An event is no JSON.
+            FrameError: An event is not JSON.
         """
         self.chunks = encode_events([event for _, events in self.items for event in events])
         for outbox, events in self.items:

@@ -274,8 +274,8 @@ class Receiver:
             return f"this process may not listen on the callback {where}: give a port above 1023"
         if error.errno == errno.EADDRNOTAVAIL:
             return (
-                f"{self.host} (executor_config 'callback_host') is no address of this machine: give one that is, or "
-                "0.0.0.0 for all; what workers call is 'callback_url'"
+                f"{self.host} (executor_config 'callback_host') is not an address of this machine: give one that is, "
+                "or 0.0.0.0 for all; what workers call is 'callback_url'"
             )
         return f"cannot listen on the callback {where}: {error}"
 
@@ -293,7 +293,7 @@ class Receiver:
             oldest.drop()
 
     def recognized(self, connection: Connection) -> None:
-        """It is no stranger's."""
+        """It is not a stranger's."""
         self._strangers.pop(connection, None)
 
     def left(self, connection: Connection, line: WorkerConnection) -> None:

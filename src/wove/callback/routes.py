@@ -265,7 +265,7 @@ class AuthorizedRequest:
         except Refusal as refusal:
             return refusal
         except FrameError as error:
-            return Refusal(400, f"These are no events: {error}.", ends=_unusable(error))
+            return Refusal(400, f"These are not events: {error}.", ends=_unusable(error))
         except BaseException as error:  # memory, above all
             why = f"a callback could not be read: {type(error).__name__}: {error}"
             return Refusal(
@@ -376,10 +376,10 @@ def _not_allowed(route: Route, request: Request, error: PermissionError) -> Refu
 
 
 def _unusable(error: FrameError) -> dict[str, Any] | None:
-    """The end of the run whose worker reported something that is no event, so that nobody waits for it for ever."""
+    """The end of the run whose worker reported something that is not an event, so that nobody waits for it for ever."""
     if error.run_id is None:
         return None
-    message = f"what the worker of run {error.run_id} posted is no event: {error}"
+    message = f"what the worker of run {error.run_id} posted is not an event: {error}"
     report = {
         "kind": "TransportError",
         "message": message,

@@ -80,7 +80,7 @@ class Connection(asyncio.Protocol):
 
     def __init__(self, receiver: Receiver) -> None:
         self.known = False
-        """Whether a request has been admitted: it is no stranger's."""
+        """Whether a request has been admitted: it is not a stranger's."""
         self._receiver = receiver
         self._loop = receiver.loop
         self._line = WorkerConnection()

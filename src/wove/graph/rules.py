@@ -72,7 +72,7 @@ def either(choices: Sequence[str]) -> str:
 
 
 def _number(value: Any) -> float:
-    """*value* as a float; a bool, text and whatever else is no number is a TypeError."""
+    """*value* as a float; a bool, text and whatever else is not a number is a TypeError."""
     if type(value) is not float and type(value) is not int:
         from numbers import Real  # for the numbers of other packages alone: numpy's, for one
 
@@ -175,7 +175,7 @@ def exceptions(value: Any) -> tuple[type[Exception], ...]:
             )
         if not issubclass(kind, Exception):
             raise ValueError(
-                f"must not hold {kind.__name__}: what is no Exception (SystemExit, KeyboardInterrupt, "
+                f"must not hold {kind.__name__}: what is not an Exception (SystemExit, KeyboardInterrupt, "
                 "GeneratorExit, CancelledError, ...) is never retried"
             )
     return cast("tuple[type[Exception], ...]", kinds)
@@ -194,7 +194,7 @@ def idempotency_key(value: Any) -> IdempotencyKey:
     try:
         fields = [field for _, field, _, _ in Formatter().parse(value) if field is not None]
     except ValueError as error:
-        raise ValueError(f"is no valid template: {error} in {value!r}") from None
+        raise ValueError(f"is not a valid template: {error} in {value!r}") from None
     for field in fields:
         # "{item.id}" and "{item[id]}" are fields of the parameter `item`, as in str.format.
         if not field.split(".")[0].split("[")[0].isidentifier():

@@ -124,7 +124,7 @@ class TLSFiles:
             with Path(path).expanduser().open("rb") as file:
                 content = file.read(MAX_BYTES + 1)
         except (OSError, ValueError, RuntimeError) as error:
-            why = (error.strerror if isinstance(error, OSError) else None) or "that is no path"
+            why = (error.strerror if isinstance(error, OSError) else None) or "that is not a path"
             raise ValueError(
                 f"{label} is neither PEM text (which begins with -----BEGIN) nor a file that can be read: "
                 f"{why}{_shown(path)}"

@@ -117,7 +117,7 @@ class Event(TypedDict, total=False):
 
 
 class FrameError(ValueError):
-    """Something arrived that is no frame.
+    """Something arrived that is not a frame.
 
     Attributes:
         run_id: The run that it was about, as far as that could be made out.
@@ -142,11 +142,12 @@ def check_event(frame: Mapping[str, Any]) -> dict[str, Any]:
         raise FrameError(f"an event without a run_id: {_outline(frame)}")
     kind = frame.get("type")
     if not isinstance(kind, str):  # it may be something that cannot even be looked up, or shown
-        raise FrameError(f"an event whose type is no text: {_outline(frame)}", run_id)
+        raise FrameError(f"an event whose type is not text: {_outline(frame)}", run_id)
     if kind not in EVENTS:
         known = ", ".join(sorted(EVENTS))
         raise FrameError(
-            f"{kind!r:.100} is no type of event (the types are {known}): {_outline(frame)}", run_id
+            f"{kind!r:.100} is not a type of event (the types are {known}): {_outline(frame)}",
+            run_id,
         )
     return frame if isinstance(frame, dict) else dict(frame)
 

@@ -315,7 +315,7 @@ class NetworkExecutorSecurity:
             sequence: The how many-th reply to this request it is, from 0.
 
         Raises:
-            PermissionError: The request's headers are no signed request's.
+            PermissionError: The request's headers are not those of a signed request.
         """
         if not self._settings.signs_replies:
             return None

@@ -119,7 +119,7 @@ def grpc_hosts(target: str) -> list[str]:
         ['10.0.0.1', '127.0.0.1']
     """
     if not target or re.search(r"[\x00-\x20\x7f]", target):
-        raise ValueError(f"{target!r} is no gRPC target; one looks like workers.internal:9000")
+        raise ValueError(f"{target!r} is not a gRPC target; one looks like workers.internal:9000")
     scheme, _, rest = target.partition(":")
     if rest.startswith("//") and scheme.lower() in _URL_SCHEMES:
         with_tls = """, with TLS by "secure": True""" if scheme in ("https", "grpcs") else ""
@@ -201,7 +201,7 @@ def parse_url(
         example: What one looks like, for messages.
 
     Raises:
-        TypeError: It is no text.
+        TypeError: It is not text.
         ValueError: It is missing, has another scheme, no host, an impossible port, a user name, a fragment, or
             characters that must be percent-encoded (RFC 3986).
     """
@@ -223,7 +223,7 @@ def parse_url(
         parts = urlsplit(value)
         port = parts.port
     except ValueError as error:
-        raise ValueError(f"{key_label} is no URL: {error}. One looks like {example!r}") from None
+        raise ValueError(f"{key_label} is not a URL: {error}. One looks like {example!r}") from None
     if "@" in parts.netloc:  # and not quoted: there is a password in it
         raise ValueError(
             f"{key_label} holds a user name or password, which is never sent; use 'security' or 'headers'"

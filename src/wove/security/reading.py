@@ -226,7 +226,7 @@ def _token(held: Mapping[object, object], label: str) -> bytes:
 def _from_environment(name: str, label: str) -> bytes:
     if not name or "=" in name or not name.isprintable() or name != name.strip():
         raise ValueError(
-            f"{label}: that is no name of an environment variable; write it as in 'env:WOVE_WORKER_SECRET'"
+            f"{label}: that is not a name of an environment variable; write it as in 'env:WOVE_WORKER_SECRET'"
         )
     value = os.environ.get(name, "")
     if not value.strip():

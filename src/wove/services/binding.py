@@ -52,7 +52,7 @@ class Bind:
             raise ValueError(f"{text!r}: put an IPv6 address in brackets: [{host}]:{port}")
         if not colon or not host or not port.isascii() or not port.isdigit() or int(port) > 65535:
             raise ValueError(
-                f"{text!r} is no HOST:PORT, like 127.0.0.1:8800; 0.0.0.0 stands for every address of IPv4"
+                f"{text!r} is not a HOST:PORT, like 127.0.0.1:8800; 0.0.0.0 stands for every address of IPv4"
             )
         return cls(host, int(port))
 
@@ -76,7 +76,7 @@ class Bind:
             )
         except socket.gaierror as error:
             raise OSError(
-                f"cannot listen on {self}: {self.host!r} is no address of this machine ({error})"
+                f"cannot listen on {self}: {self.host!r} is not an address of this machine ({error})"
             ) from error
         family, _, _, _, address = min(found, key=lambda entry: entry[0] != socket.AF_INET)
         # With the protocol named: asyncio sets TCP_NODELAY on no other connections.

@@ -392,7 +392,7 @@ def _listen(server: grpc.aio.Server, bind: Bind, tls: ServerTLS | None) -> int:
         raise OSError(f"cannot listen on {bind}: {error}") from error
     if port == 0:
         raise OSError(
-            f"cannot listen on {bind}: another program listens there, or it is no address of this machine"
+            f"cannot listen on {bind}: another program listens there, or it is not an address of this machine"
         )
     return port
 

@@ -87,7 +87,7 @@ def check_command(frame: dict[str, Any], *, callable_id: str | None = None) -> d
         callable_id: That of its callable, if it is known; else it is found out, from every byte.
 
     Raises:
-        FrameError: It is no command.
+        FrameError: It is not a command.
     """
     run_id = frame.get("run_id")
     if not isinstance(run_id, str) or not RUN_ID.fullmatch(run_id):
@@ -95,7 +95,7 @@ def check_command(frame: dict[str, Any], *, callable_id: str | None = None) -> d
     kind = frame.get("type")
     if kind not in ("run_task", "cancel_task"):
         raise FrameError(
-            f"{kind!r:.100} is no command of a worker service: run_task, cancel_task", run_id
+            f"{kind!r:.100} is not a command of a worker service: run_task, cancel_task", run_id
         )
     task_id = frame.get("task_id")
     frame["task_id"] = (

@@ -108,7 +108,7 @@ def number(
         unit: The unit, for messages.
 
     Raises:
-        TypeError: It is no number.
+        TypeError: It is not a number.
         ValueError: It is not greater than 0, or not finite.
     """
     if name not in config:
@@ -124,7 +124,7 @@ def whole(
     """The whole number of at least *minimum* under *name*.
 
     Raises:
-        TypeError: It is no whole number.
+        TypeError: It is not a whole number.
         ValueError: It is less than *minimum*.
     """
     return (
@@ -155,7 +155,7 @@ def text(
     """The text under *name*, not empty; *default* where it is absent or ``None``.
 
     Raises:
-        TypeError: It is no text.
+        TypeError: It is not text.
         ValueError: It is empty.
     """
     value = config.get(name)
@@ -202,7 +202,7 @@ def options(
         known: All that there are; ``None``: the library knows.
 
     Raises:
-        TypeError: It is no dict.
+        TypeError: It is not a dict.
         ValueError: An option is not one, or not the user's to set.
     """
     key_label = f"{label}: executor_config {name!r}"
@@ -257,7 +257,7 @@ def header_items(
 
     Raises:
         TypeError: It is something else.
-        ValueError: A name is no token, or is one that Wove sets; a value holds line breaks, other control
+        ValueError: A name is not a token, or is one that Wove sets; a value holds line breaks, other control
             characters, or what is not Latin-1 (RFC 9110, sections 5.1 and 5.5).
 
     Example:
@@ -270,7 +270,9 @@ def header_items(
         if not isinstance(held, str):
             raise TypeError(f"{key_label} must be text, not of type {type(held).__name__}")
         if not _TOKEN.fullmatch(name):
-            raise ValueError(f"{key_label} is no header name: letters, digits and hyphens make one")
+            raise ValueError(
+                f"{key_label} is not a header name: letters, digits and hyphens make one"
+            )
         _refuse_ours(name.lower(), key_label, security, {*_OF_THE_CONNECTION, *reserved})
         if not _FIELD_VALUE.fullmatch(held):
             raise ValueError(
@@ -300,7 +302,7 @@ def metadata_items(
         key_label = f"{label}: executor_config {key!r}: {given!r}"
         if not _METADATA_NAME.fullmatch(name):
             raise ValueError(
-                f"{key_label} is no name for metadata: letters, digits, '_', '-' and '.' make one"
+                f"{key_label} is not a name for metadata: letters, digits, '_', '-' and '.' make one"
             )
         _refuse_ours(name, key_label, security, {*_OF_THE_CONNECTION, *reserved})
         if name.endswith("-bin"):

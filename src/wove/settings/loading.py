@@ -2,7 +2,7 @@
 
 The file is Python. Either it has a dict ``WOVE_CONFIG``, which then is all that counts, or its
 module-level names are the settings. A misspelt setting must not pass in silence, and a file needs
-imports, helpers and constants of its own; so of the names that are no settings
+imports, helpers and constants of its own; so of the names that are not settings
 
 - private ones, modules, functions, classes and other objects are the file's own affair,
 - UPPER_CASE ones too, unless they are a setting's name in capitals or nearly that,
@@ -74,7 +74,7 @@ def load(path: Path, known: Collection[str]) -> Mapping[Any, object]:
         known: The names of all settings.
 
     Raises:
-        TypeError: ``WOVE_CONFIG`` is no dict, or a name looks like a misspelt setting.
+        TypeError: ``WOVE_CONFIG`` is not a dict, or a name looks like a misspelt setting.
         Exception: Whatever the file raises, with a note that says which file it was.
     """
     namespace = _run(path)
@@ -90,7 +90,7 @@ def load(path: Path, known: Collection[str]) -> Mapping[Any, object]:
 
 
 def _check_stranger(name: str, value: object, known: Collection[str], label: str) -> None:
-    """Refuse a name that is no setting and looks as if it were meant as one."""
+    """Refuse a name that is not a setting and looks as if it were meant as one."""
     if name.startswith("_") or not (value is None or isinstance(value, _PLAIN)):
         return
     constant = name.isupper()

@@ -187,7 +187,7 @@ def reset_after_fork() -> None:
 def _lines(commands: int, enough: int, parent: int) -> Iterator[list[bytes]]:
     """The lines of the input, each in chunks, until it ends, *enough* is readable, or the parent is gone.
 
-    The end of the input is no sure sign of the last: another process may hold the pipe open.
+    The end of the input is not a sure sign of the last: another process may hold the pipe open.
     """
     poll = select.poll() if hasattr(select, "poll") else None
     if poll is not None:
@@ -230,7 +230,7 @@ def _handle(line: list[bytes], runner: Runner) -> bool:
         elif kind == "shutdown":
             return True
         else:
-            raise FrameError(f"{kind!r} is no type of command", frame.get("run_id"))
+            raise FrameError(f"{kind!r} is not a type of command", frame.get("run_id"))
     return False
 
 

@@ -114,7 +114,7 @@ def test_404_for_every_other_path_and_token(house: Receiving, path: str) -> None
     with Wire(house.open(party, token="t")) as wire:
         answer = wire.request(body=json.dumps(beat("r1")).encode(), path=path)
         assert answer.status in (400, 404)
-        assert (answer.status == 400) == ("é" in path)  # which is no HTTP
+        assert (answer.status == 400) == ("é" in path)  # which is not HTTP
         assert "t" not in answer.text.split()
     assert party.taken == []
 
@@ -152,7 +152,7 @@ def test_400_for_what_are_no_events(house: Receiving, body: bytes) -> None:
     party = Waiting()
     with Wire(house.open(party)) as wire:
         answer = wire.request(body=body)
-        assert answer.status == 400 and answer.text.startswith("These are no events: ")
+        assert answer.status == 400 and answer.text.startswith("These are not events: ")
         assert len(answer.text.splitlines()) == 1 and len(answer.body) < 2100
         assert wire.post(beat("r1")).status == 204, "the connection is good for more"
     assert party.taken == [("heartbeat", "r1")]
@@ -179,7 +179,7 @@ def test_what_cannot_be_used_ends_its_run(house: Receiving, event: dict[str, str
         assert wire.post([beat("r1"), event]).status == 400
     assert party.taken == [("task_error", "r2")]
     error = party.events[0]["error"]
-    assert error["source"] == "transport" and "is no event" in error["message"]
+    assert error["source"] == "transport" and "is not an event" in error["message"]
 
 
 def test_413_is_decided_by_the_head(house: Receiving) -> None:

@@ -61,14 +61,14 @@ def test_an_error_in_plain_json(peer: Peer) -> None:
 def test_what_is_no_event(peer: Peer) -> None:
     with pytest.raises(FrameError, match="an event without a run_id"):
         post_event(peer.url, {"type": "task_result"})
-    with pytest.raises(FrameError, match="is no type of event"):
+    with pytest.raises(FrameError, match="is not a type of event"):
         post_event(peer.url, {"type": "task_finished", "run_id": "r"})
     with pytest.raises(SerializationError, match="cannot pickle the result of task 'pdf'"):
         post_event(
             peer.url,
             {"type": "task_result", "run_id": "r", "task_id": "pdf", "result": threading.Lock()},
         )
-    with pytest.raises(ValueError, match="is no http:// or https:// URL"):
+    with pytest.raises(ValueError, match="is not an http:// or https:// URL"):
         post_event("nowhere", {"type": "heartbeat", "run_id": "r"})
     assert peer.opened == 0
 

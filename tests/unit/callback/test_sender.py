@@ -408,7 +408,7 @@ def test_what_is_not_http_is_trouble(peer: Peer, runs: Runs) -> None:
     peer.answer = lambda request: Odd()
     report = runs.open(retry_seconds=0.2)
     report.put(result(1))
-    assert "no HTTP/1.1 answer: it begins with '220 ready'" in trouble(report)
+    assert "not an HTTP/1.1 answer: it begins with '220 ready'" in trouble(report)
 
 
 # --- the connection ---------------------------------------------------------------------------------------

@@ -158,7 +158,7 @@ def test_a_port_that_another_environment_has(house: Receiving) -> None:
 @pytest.mark.parametrize(
     ("host", "says"),
     [
-        ("192.0.2.1", "is no address of this machine"),
+        ("192.0.2.1", "is not an address of this machine"),
         ("no-such-host.invalid", "there is no host 'no-such-host.invalid'"),
     ],
 )

@@ -255,7 +255,7 @@ def test_a_payload_that_cannot_be_read_is_reported(
         ({}, "a payload without a run_id"),
         ({"run_id": "r", "version": 1}, "has no callback_url that can be posted to: None"),
         ({"run_id": "r", "version": 1, "callback_url": "ftp://x/y"}, "has no callback_url"),
-        ({"run_id": "r", "version": 1, "callback_url": "http://host/a b"}, "no request target"),
+        ({"run_id": "r", "version": 1, "callback_url": "http://host/a b"}, "not a request target"),
         (
             {"run_id": "r", "version": 1, "callback_url": "http://host:port/"},
             "Port could not be cast",

@@ -213,14 +213,14 @@ def test_the_standard_library_reads_the_same(made: tuple[bytes, bool], where: li
 @pytest.mark.parametrize(
     ("raw", "says"),
     [
-        (b"SSH-2.0-OpenSSH_9.6\r\n", "no HTTP/1.1 answer: it begins with 'SSH-2.0"),
+        (b"SSH-2.0-OpenSSH_9.6\r\n", "not an HTTP/1.1 answer: it begins with 'SSH-2.0"),
         (b"\x15\x03\x01\x00\x02\x02\x46", "looks like TLS. Use https://"),
-        (b"HTTP/2 200 OK\r\n\r\n", "no HTTP/1.1 answer"),
-        (b"HTTP/1.1 600 Odd\r\n\r\n", "no HTTP/1.1 answer"),
-        (b"HTTP/1.1 20 OK\r\n\r\n", "no HTTP/1.1 answer"),
-        (b"HTTP/1.1  200 OK\r\n\r\n", "no HTTP/1.1 answer"),
-        (b"HTTP/1.1 200 \x1b[2J\r\n\r\n", "no HTTP/1.1 answer"),
-        (b"\r\nHTTP/1.1 200 OK\r\n\r\n", "no HTTP/1.1 answer"),
+        (b"HTTP/2 200 OK\r\n\r\n", "not an HTTP/1.1 answer"),
+        (b"HTTP/1.1 600 Odd\r\n\r\n", "not an HTTP/1.1 answer"),
+        (b"HTTP/1.1 20 OK\r\n\r\n", "not an HTTP/1.1 answer"),
+        (b"HTTP/1.1  200 OK\r\n\r\n", "not an HTTP/1.1 answer"),
+        (b"HTTP/1.1 200 \x1b[2J\r\n\r\n", "not an HTTP/1.1 answer"),
+        (b"\r\nHTTP/1.1 200 OK\r\n\r\n", "not an HTTP/1.1 answer"),
         (b"HTTP/1.1 200 OK\nContent-Length: 0\n\n", "end of line that is not CR LF"),
         (b"HTTP/1.1 200 OK\r\nA: b\rC: d\r\n\r\n", "end of line that is not CR LF"),
         (b"HTTP/1.1 200 OK\r\nA: b\r\n c\r\n\r\n", "obs-fold"),
@@ -434,7 +434,7 @@ def test_a_request_head() -> None:
 
 @pytest.mark.parametrize("target", ["", "tasks", "/a b", "/a\r\nX: y", "/é", "http://h/", "/\x7f"])
 def test_a_target_that_would_break_the_request_line_is_refused(target: str) -> None:
-    with pytest.raises(ValueError, match="no request target"):
+    with pytest.raises(ValueError, match="not a request target"):
         RequestHead("POST", target, [])
 
 

@@ -156,7 +156,7 @@ class TestMistakes:
         assert "'root_certificates' is neither PEM text" in told
         assert "No such file" in told and "nope.pem" in told
         assert "Is a directory" in self.told(tmp_path)
-        assert "that is no path" in self.told("a\x00b")
+        assert "that is not a path" in self.told("a\x00b")
 
     def test_no_permission(self, tmp_path: Path) -> None:
         if os.geteuid() == 0:

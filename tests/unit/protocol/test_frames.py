@@ -34,7 +34,7 @@ def test_an_event_names_its_run(frame: dict[str, Any]) -> None:
 
 def test_an_unknown_type_names_the_run_and_the_types() -> None:
     with pytest.raises(
-        FrameError, match=r"'task_done' is no type of event .*task_result.*run_id='7'"
+        FrameError, match=r"'task_done' is not a type of event .*task_result.*run_id='7'"
     ) as caught:
         check_event({"type": "task_done", "run_id": "7", "result": "x" * 1000})
     assert caught.value.run_id == "7" and len(str(caught.value)) < 300

@@ -181,7 +181,7 @@ class TestGrpcHosts:
         "target", ["", " ", "localhost :9000", "localhost:9000\n", "localhost\x00:1"]
     )
     def test_no_target_at_all(self, target: str) -> None:
-        with pytest.raises(ValueError, match="is no gRPC target; one looks like"):
+        with pytest.raises(ValueError, match="is not a gRPC target; one looks like"):
             grpc_hosts(target)
 
     @settings(max_examples=200, deadline=None)
@@ -240,9 +240,9 @@ class TestURL:
             ("http://a%2eb/", "names no host"),
             ("http://[::1]x/", "no host|no URL"),
             ("http://[fe80::1%25eth0]/", "without a zone"),
-            ("http://[::1/", "is no URL"),
-            ("http://w:99999/", "is no URL"),
-            ("http://w:x/", "is no URL"),
+            ("http://[::1/", "is not a URL"),
+            ("http://w:99999/", "is not a URL"),
+            ("http://w:x/", "is not a URL"),
             ("http://w:0/", "has port 0"),
             ("http://w/#part", "has a fragment"),
             ("http://w/#", "has a fragment"),
@@ -430,7 +430,7 @@ class TestHeaders:
         ["", "a b", "a:", "a\n", "\xe9", "a\x00", "a(b)", 'a"'],
     )
     def test_names_that_are_none(self, name: str) -> None:
-        with pytest.raises(ValueError, match="is no header name"):
+        with pytest.raises(ValueError, match="is not a header name"):
             header_items({name: "1"}, WHAT)
 
     @pytest.mark.parametrize(
@@ -500,8 +500,8 @@ class TestHeaders:
         value = {"X-Project": "reports", "trace-bin": b"\x00\xff"}
         assert metadata_items(value, WHAT) == [("x-project", "reports"), ("trace-bin", b"\x00\xff")]
         for wrong, told in (
-            ({"a b": "1"}, "is no name for metadata"),
-            ({":path": "1"}, "is no name for metadata"),
+            ({"a b": "1"}, "is not a name for metadata"),
+            ({":path": "1"}, "is not a name for metadata"),
             ({"grpc-timeout": "1"}, "is set by Wove itself"),
             ({"a": "\xe9"}, "outside printable ASCII"),
             ({"a": "1\n"}, "outside printable ASCII"),

@@ -185,7 +185,7 @@ def test_the_body_of_a_stranger_is_not_read() -> None:
         (b"", "not JSON"),
         (b"\xff\xfe", "not JSON"),
         (b'{"type": "run_task"}', "run_id"),
-        (b'{"type": "shutdown", "run_id": "a"}', "'shutdown' is no command"),
+        (b'{"type": "shutdown", "run_id": "a"}', "'shutdown' is not a command"),
         (b'{"type": "run_task", "run_id": "a"}', "callable_pickle"),
         (b"[" * 100_000, "not JSON"),
         (b'{"a": "' + b"x" * 300_000, "not JSON"),

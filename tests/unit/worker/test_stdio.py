@@ -194,7 +194,7 @@ def test_lines_that_are_no_frames_are_reported_and_skipped(worker: Worker) -> No
     error = worker.terminal()
     assert error["run_id"] == "broken" and error["error"]["source"] == "transport"
     worker.write(b'{"type": "dance", "run_id": "odd"}\n')
-    assert "'dance' is no type of command" in str(worker.outcome())
+    assert "'dance' is not a type of command" in str(worker.outcome())
     worker.write(b'{"type": "run_task", "run_id": "empty"}\n')
     assert "without its callable" in str(worker.outcome())
     assert worker.call(lambda: 5) == 5

@@ -231,7 +231,7 @@ class Link:
                 self._asker = self._loop.create_task(self._give_up(channel))
             try:
                 await channel.wait_for_state_change(state)
-            except Exception as error:  # it is being closed; UsageError is no RuntimeError
+            except Exception as error:  # it is being closed; UsageError is not a RuntimeError
                 logger.debug("%s: its channel is not watched any more: %s", self._what, error)
                 return
             state = channel.get_state(try_to_connect=bool(self._queue))

@@ -63,7 +63,7 @@ CANCEL_SECONDS: Final = 10.0
 """How long the service may take to answer a cancel itself."""
 
 MASKED: Final = 8
-"""So many characters of a credential are recognised. One that is shorter is no secret."""
+"""So many characters of a credential are recognised. One that is shorter is not a secret."""
 
 LAST_WORDS_SECONDS: Final = 2.0
 """How long cancels that are still on their way out keep the executor from stopping."""
@@ -361,7 +361,7 @@ class NetworkExecutor(EnvironmentExecutor):
         kind: str = "TransportError",
         retryable: bool = False,
     ) -> None:
-        """What came for *exchange* is no answer; *message* says what it is."""
+        """What came for *exchange* is not an answer; *message* says what it is."""
         text = f"{self.label}: {exchange}: {self.masked(message)}"
         self.failed(
             exchange, EnvironmentExecutionError.of_transport(text, kind=kind, retryable=retryable)
@@ -405,7 +405,7 @@ class NetworkExecutor(EnvironmentExecutor):
                 if not exchange.over and not (untaken and self._offer_again(exchange)):
                     self.failed(exchange, make_error(exchange))
 
-        # What comes from now on is no answer to them: under load, not decoding anything may never be the case.
+        # What comes from now on is not an answer to them: under load, not decoding anything may never be the case.
         batch, self._decoding = self._decoding, _Decoding()
         if batch.count:
             batch.after = fail
@@ -493,7 +493,7 @@ class NetworkExecutor(EnvironmentExecutor):
                     event = check_event(frame)
                 except FrameError as error:
                     self.refused(
-                        exchange, f"{said} with what is no event: {error}", kind="FrameError"
+                        exchange, f"{said} with what is not an event: {error}", kind="FrameError"
                     )
                     return
                 if event["run_id"] != exchange.run_id:
@@ -513,7 +513,7 @@ class NetworkExecutor(EnvironmentExecutor):
 
     def _unreadable(self, exchange: PendingRequest, said: str, error: BaseException) -> None:
         if isinstance(error, FrameError):
-            self.refused(exchange, f"{said} with what is no event: {error}", kind="FrameError")
+            self.refused(exchange, f"{said} with what is not an event: {error}", kind="FrameError")
         elif isinstance(error, PermissionError):
             refusal = DeliveryError(
                 f"{self.label}: {exchange}: {said}, and that is not authentic: {error}"

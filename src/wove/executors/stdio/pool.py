@@ -414,9 +414,9 @@ class Pool(Listener):
             self._buried(worker)
 
     def _garbage(self, worker: _Worker, error: BaseException) -> list[Frame]:
-        """Report a line that is no frame. If it names one of the runs, that one cannot end otherwise."""
+        """Report a line that is not a frame. If it names one of the runs, that one cannot end otherwise."""
         logger.warning(
-            "environment %r: worker process %d wrote to its stdout what is no frame, which is skipped: %s",
+            "environment %r: worker process %d wrote to its stdout what is not a frame, which is skipped: %s",
             self._plan.environment, worker.process.pid, error,
         )  # fmt: skip
         run_id = getattr(error, "run_id", None)

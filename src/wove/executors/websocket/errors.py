@@ -18,7 +18,7 @@ class Answer(EnvironmentExecutionError):
     """The other side answered the handshake, and not with a WebSocket connection.
 
     Attributes:
-        status: The HTTP status; 0: that was no HTTP.
+        status: The HTTP status; 0: that was not HTTP.
     """
 
     status = 0
@@ -69,7 +69,7 @@ def refusal(error: Exception) -> BaseException:
         if isinstance(cause, EOFError):
             return WorkerLostError("it closed the connection before the handshake was done")
         return Answer.of(
-            f"it is no WebSocket server: its answer to the handshake is not HTTP ({cause or error})",
+            f"it is not a WebSocket server: its answer to the handshake is not HTTP ({cause or error})",
             0,
         )
     if isinstance(error, InvalidHandshake):

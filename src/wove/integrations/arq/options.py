@@ -54,7 +54,7 @@ def read_options(value: object, label: str) -> tuple[dict[str, Any], dict[str, A
     for name in given:
         if not isinstance(name, str):
             raise TypeError(
-                f"{key_label} must be a dict of keyword arguments of enqueue_job, and {name!r} is no name"
+                f"{key_label} must be a dict of keyword arguments of enqueue_job, and {name!r} is not a name"
             )
         if name in TAKEN:
             raise ValueError(f"{key_label} has {name!r}: {TAKEN[name]}")
@@ -82,7 +82,7 @@ def check_dsn(dsn: str, label: str) -> None:
         _fields_of(dsn)
     except ValueError:
         raise ValueError(
-            f"{label}: executor_config 'redis_settings' is no address of a Redis; as text it is "
+            f"{label}: executor_config 'redis_settings' is not an address of a Redis; as text it is "
             "'redis://[[user]:password@]host[:port][/database]', 'rediss://...' for TLS, or 'unix:///path?db=0'"
         ) from None
 

@@ -166,7 +166,7 @@ class Api:
             ) from error
         except self._invalid as error:
             raise ValueError(
-                f"{self._what}: this is no request that AWS Batch takes: {error}"
+                f"{self._what}: this is not a request that AWS Batch takes: {error}"
             ) from error
         except self._unreached as error:  # no credentials, no region, no connection: it says which
             raise DeliveryError(

@@ -18,7 +18,7 @@ its class and its attributes, or of ``unpickle_exception`` with its class and it
 
 
 class UnreadableError(ValueError):
-    """Bytes that are no pickle, or one of something other than plain values and exceptions."""
+    """Bytes that are not a pickle, or one of something other than plain values and exceptions."""
 
 
 class _Inert:

@@ -22,7 +22,7 @@ GONE: Final = frozenset({"released", "forgotten"})
 def never_began(key: str, story: Iterable[tuple[Any, ...]]) -> bool:
     """Whether *story*, told after a cancel, shows that no worker has begun the task *key*, and none will.
 
-    The notes are of limited length, and the oldest go first. So that nothing is said of an end is no proof: the task's
+    The notes are of limited length, and the oldest go first. So that nothing is said of an end is not proof: the task's
     beginning and its end must both be there.
 
     Args:

@@ -87,7 +87,7 @@ class Api:
             ValueError
         ) as error:  # newer versions of the client look at the fields, too: pydantic's errors
             raise ValueError(
-                f"{self._what}: this is no Job that the Kubernetes API takes: {_fields(error)}"
+                f"{self._what}: this is not a Job that the Kubernetes API takes: {_fields(error)}"
             ) from None
 
     def read(self, name: str) -> dict[str, Any] | None:

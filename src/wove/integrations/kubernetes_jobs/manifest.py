@@ -152,7 +152,7 @@ class Template(NamedTuple):
             or not isinstance(spec, dict)
             or not isinstance(made["spec"].get("template"), dict)
         ):
-            raise ValueError("it is no Job: that has kind 'Job', and a spec with a template")
+            raise ValueError("it is not a Job: that has kind 'Job', and a spec with a template")
         made["spec"]["template"] = merged(made["spec"]["template"], ours)
         return made
 

@@ -182,7 +182,7 @@ class PodCache:
                 and uid not in self._gone
             ):
                 return None
-            # That its only pod may not fail is no reason by itself.
+            # That its only pod may not fail is not a reason by itself.
             why = (
                 ""
                 if job.one_pod and failed is not None and job.reason == "BackoffLimitExceeded"

@@ -27,7 +27,7 @@ __all__ = ["RayAdapter"]
 TAKEN: Final = {
     "remote_options": {
         "num_returns": "a run returns nothing through Ray",
-        "_generator_backpressure_num_objects": "a run is no generator",
+        "_generator_backpressure_num_objects": "a run is not a generator",
     },
     "init_options": {
         "address": "it has a key of its own, 'address'",

@@ -52,7 +52,7 @@ def read_options(value: object, *, label: str) -> dict[str, Any]:
         label: What messages begin with.
 
     Raises:
-        TypeError: It is no dict.
+        TypeError: It is not a dict.
         ValueError: An option is not one, or not the user's to set; the message says why.
     """
     given = options(value, "enqueue_options", label=label, taken=TAKEN, known=OPTIONS)

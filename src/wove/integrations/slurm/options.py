@@ -300,7 +300,7 @@ def read_export(value: object, *, label: str) -> Export:
         name, given, held = each.partition("=")
         if not (_NAME if given else _PATTERN).fullmatch(name):
             raise ValueError(
-                f"{key_label}: {name!r} is no name of a variable. Write NAME, NAME=value or PREFIX_*"
+                f"{key_label}: {name!r} is not a name of a variable. Write NAME, NAME=value or PREFIX_*"
             )
         if name in ("ALL", "NONE", "NIL"):
             raise ValueError(f"{key_label}: {name!r} stands alone, not in a list")

@@ -130,7 +130,7 @@ class TemporalAdapter(BackendAdapter):
         for name in cast("Mapping[object, Any]", value):
             if not isinstance(name, str):
                 raise TypeError(
-                    f"{label} must be a dict of keyword arguments, and {name!r} is no name"
+                    f"{label} must be a dict of keyword arguments, and {name!r} is not a name"
                 )
             if name in taken:
                 raise ValueError(f"{label} has {name!r}: {taken[name]}")

@@ -117,7 +117,7 @@ def name_of(workflow: object, *, label: str) -> str:
     """The type of a workflow, given by its name, its class or its run method.
 
     Raises:
-        TypeError: It is no workflow, or one without a fixed name.
+        TypeError: It is not a workflow, or one without a fixed name.
     """
     if workflow is None:
         return WORKFLOW

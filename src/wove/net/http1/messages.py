@@ -84,10 +84,10 @@ class RequestHead:
     def __init__(self, method: str, target: str, fields: Iterable[tuple[str, str]]) -> None:
         if not _TARGET.fullmatch(target):
             raise ValueError(
-                f"{target!r} is no request target: a path without spaces, all of it ASCII"
+                f"{target!r} is not a request target: a path without spaces, all of it ASCII"
             )
         if not TOKEN.fullmatch(method.encode("latin-1")):
-            raise ValueError(f"{method!r} is no method")
+            raise ValueError(f"{method!r} is not a method")
         self._start = f"{method} {target} HTTP/1.1\r\n".encode("ascii") + _field_lines(fields)
 
     def encode(self, fields: Iterable[tuple[str, str]]) -> bytes:
@@ -141,7 +141,7 @@ class Message:
 
 
 def _field(line: bytes) -> tuple[str, str]:
-    """Name and value; the ValueError of what is no field goes on after "a header field of ..."."""
+    """Name and value; the ValueError of what is not a field goes on after "a header field of ..."."""
     if line[:1] in (b" ", b"\t"):  # RFC 9112, 5.2
         raise ValueError("goes on in the next line (obs-fold)")
     name, colon, value = line.partition(b":")

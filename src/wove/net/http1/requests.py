@@ -117,7 +117,7 @@ class RequestParser(Parser):
         """Take *data* up to the next stop; give the parts of the body in it.
 
         Raises:
-            RequestError: This is no request. The parser must not be fed again.
+            RequestError: This is not a request. The parser must not be fed again.
             TooLargeError: The body is larger than was admitted.
         """
         pieces: list[bytes] = []
@@ -221,7 +221,7 @@ def _origin_form(target: str) -> str:
         target = target[absolute.end() :]
         target = target if target.startswith("/") else f"/{target}"
     if not target.startswith("/"):
-        raise RequestError("the target of the request is no path")
+        raise RequestError("the target of the request is not a path")
     return target
 
 
@@ -230,4 +230,4 @@ def _no_request(raw: bytes | bytearray) -> RequestError:
         return RequestError(
             "this is HTTP without TLS, and what came looks like TLS: use http:// in the callback_url"
         )
-    return RequestError("what came is no HTTP/1.1 request")
+    return RequestError("what came is not an HTTP/1.1 request")

@@ -109,7 +109,7 @@ class ResponseParser(Parser):
         """Take *data*; give the parts of the body in it.
 
         Raises:
-            ProtocolError: This is no response. The parser must not be fed again.
+            ProtocolError: This is not a response. The parser must not be fed again.
         """
         pieces: list[bytes] = []
         position, size = 0, len(data)
@@ -159,7 +159,7 @@ class ResponseParser(Parser):
         if raw is None:
             so_far = self._pending or b""
             if not so_far.startswith(b"HTTP/1."[: len(so_far)]):
-                raise ProtocolError(f"what came is no HTTP/1.1 answer: {_guess(so_far)}")
+                raise ProtocolError(f"what came is not an HTTP/1.1 answer: {_guess(so_far)}")
             self._refuse_bare(known)
             return position
         head = self._parsed(raw)
@@ -185,7 +185,7 @@ class ResponseParser(Parser):
         first, *lines = raw.split(b"\r\n")
         match = _STATUS_LINE.fullmatch(first)
         if match is None or CONTROL.search(first):
-            raise ProtocolError(f"what came is no HTTP/1.1 answer: {_guess(raw)}")
+            raise ProtocolError(f"what came is not an HTTP/1.1 answer: {_guess(raw)}")
         minor, status, reason = match.groups()
         return Head(
             int(minor), int(status), (reason or b"").decode("latin-1").strip(), self._fields(lines)

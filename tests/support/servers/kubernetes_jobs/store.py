@@ -18,7 +18,7 @@ MAX_CHANGES = 5000
 
 
 class RefusedError(Exception):
-    """An answer that is no success, as the ``Status`` of an API server says it."""
+    """An answer that is not a success, as the ``Status`` of an API server says it."""
 
     def __init__(self, code: int, reason: str, message: str) -> None:
         super().__init__(message)

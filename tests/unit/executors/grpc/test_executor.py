@@ -59,7 +59,7 @@ def configure(service: Service, **config: Any) -> None:
 WRONG: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({}, ValueError, "executor_config 'target' is missing"),
     ({"target": 9000}, TypeError, "'target' must be text"),
-    ({"target": "a host:1"}, ValueError, "'target': 'a host:1' is no gRPC target"),
+    ({"target": "a host:1"}, ValueError, "'target': 'a host:1' is not a gRPC target"),
     (
         {"target": "localhost:1", "secured": True},
         ValueError,
@@ -78,7 +78,11 @@ WRONG: list[tuple[dict[str, Any], type[Exception], str]] = [
         ValueError,
         "'metadata': 'x-wove-key' is set by Wove",
     ),
-    ({"target": "localhost:1", "metadata": {"a\nb": "k"}}, ValueError, "is no name for metadata"),
+    (
+        {"target": "localhost:1", "metadata": {"a\nb": "k"}},
+        ValueError,
+        "is not a name for metadata",
+    ),
     (
         {"target": "localhost:1", "channel_options": [1]},
         TypeError,

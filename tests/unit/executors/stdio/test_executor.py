@@ -320,7 +320,7 @@ def test_lines_that_are_no_frames_are_skipped(caplog: pytest.LogCaptureFixture) 
     )
     assert drive(lambda scope: run(scope, environment)) == "result"
     assert "hello, I am a worker" in caplog.text
-    assert caplog.text.count("no frame") >= 3
+    assert caplog.text.count("not a frame") >= 3
 
 
 @pytest.mark.parametrize(

@@ -122,7 +122,7 @@ def test_nothing_is_needed() -> None:
         ),
         ({"export": 3}, TypeError, r"'export' must be a list of names"),
         ({"export": [3]}, TypeError, r"'export' must be a list of names, and 3 is none"),
-        ({"export": ["A B"]}, ValueError, r"'A B' is no name of a variable"),
+        ({"export": ["A B"]}, ValueError, r"'A B' is not a name of a variable"),
         ({"export": ["ALL", "X"]}, ValueError, r"'ALL' stands alone"),
         ({"export": ["X=a\0b"]}, ValueError, r"value of 'X' holds a NUL"),
     ],

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 from tests.support.browser import Page, browser
 from tests.support.made_records import ORIGIN, made_records
+from tests.support.volume import volume
 
 import wove
 from wove import config, weave
@@ -52,8 +53,10 @@ THEMES = ("light", "dark")
 
 ITEMS = 100_000
 MAX_BYTES = 10_000_000
-MAX_OPEN_SECONDS = 2.0
-MIN_FRAMES = 30.0
+MAX_OPEN_SECONDS = volume(2.0, 20.0)
+MIN_FRAMES = volume(30.0, 3.0)
+"""What holds on a machine that does nothing else; among many tests at once, no more than that it gets there."""
+
 TRIES = 8
 """How often a figure is measured at most: what else the machine does only makes it worse."""
 

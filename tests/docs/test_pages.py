@@ -77,6 +77,8 @@ def test_demo_on_a_small_folder(tmp_path: Path) -> None:
         text=True,
         timeout=60,
     )
-    assert (done.returncode, done.stderr) == (0, "")
+    # Its worker service warns of that, where the tests run as root.
+    said = [line for line in done.stderr.splitlines() if "runs as root" not in line]
+    assert (done.returncode, said) == (0, [])
     assert re.search(r"3 files", done.stdout)
     assert re.search(r"pool: .* process", done.stdout)

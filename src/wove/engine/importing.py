@@ -42,7 +42,12 @@ def _is_initializing(name: str) -> bool:
 
 def _waits_for_weave(name: str) -> bool:
     """Return whether a thread imports the module *name*, and runs a weave meanwhile."""
-    return any(_imports(frame, name) for frame in sys._current_frames().values())
+    return any(_imports(frame, name) for frame in _frames())
+
+
+def _frames() -> list[FrameType]:
+    frames: dict[int, FrameType] = sys._current_frames()  # pyright: ignore[reportPrivateUsage]
+    return list(frames.values())
 
 
 def _imports(frame: FrameType | None, name: str) -> bool:

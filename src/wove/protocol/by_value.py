@@ -76,9 +76,9 @@ def _is_importable(obj: object) -> bool:
 
 def _reduce_by_own_method(obj: object) -> Reduced | None:
     """Reduce an instance of a class of ``__main__`` that has a ``__reduce__`` of its own."""
-    reduced: object = obj.__reduce_ex__(5)
+    reduced = obj.__reduce_ex__(5)
     if not isinstance(reduced, str):
-        return cast("Reduced", reduced)
+        return reduced
     kind = type(obj)
     here = getattr(sys.modules.get("__main__"), reduced, None)
     if here is not obj and _by_name.get((kind, reduced)) is not obj:
@@ -95,7 +95,7 @@ def _reduce_by_own_method(obj: object) -> Reduced | None:
 _by_name: Final[dict[tuple[type, str], object]] = {}
 
 
-def _make_by_name(kind: type, name: str) -> object:
+def _make_by_name(kind: type[Any], name: str) -> object:
     """Return the one object of that name: here its script's own, elsewhere always the same copy."""
     here = getattr(sys.modules.get("__main__"), name, None)
     if type(here) is kind:
@@ -108,9 +108,8 @@ def _make_by_name(kind: type, name: str) -> object:
 
 def _reduce_cached(function: Any) -> Reduced:
     parameters = function.cache_parameters()
-    extra = {
-        name: value for name, value in vars(function).items() if name not in _WRAPPER_ATTRIBUTES
-    }
+    attributes = cast("dict[str, Any]", vars(function))
+    extra = {name: value for name, value in attributes.items() if name not in _WRAPPER_ATTRIBUTES}
     extra.pop("cache_parameters", None)
     made = (parameters["maxsize"], parameters["typed"], function.__wrapped__)
     return _make_cached, made, extra or None
@@ -184,16 +183,22 @@ def keep_slots(cls: type, reduced: Reduced) -> Reduced:
         for name, value in state[0].items()
         if not (isinstance(value, types.MemberDescriptorType) and value.__objclass__ is cls)
     }
-    slots = attributes.pop("__slots__")
-    if not isinstance(slots, (str, list, tuple, dict)):  # an iterator, which is at its end
+    slots: Any = attributes.pop("__slots__")
+    if not issubclass(type(slots), (str, list, tuple, dict)):  # an iterator, which is at its end
         slots = [
             name
             for name, value in vars(cls).items()
             if isinstance(value, types.MemberDescriptorType) and value.__objclass__ is cls
         ]
     type_constructor, name, bases, keywords, *tracking = new
-    new = (type_constructor, name, bases, {**keywords, "__slots__": slots}, *tracking)
-    return make, new, (attributes, state[1]), *others
+    remade: tuple[Any, ...] = (
+        type_constructor,
+        name,
+        bases,
+        {**keywords, "__slots__": slots},
+        *tracking,
+    )
+    return make, remade, (attributes, state[1]), *others
 
 
 def _is_lock(obj: object) -> bool:
@@ -208,7 +213,7 @@ def find_own_locks(obj: object) -> list[object]:
     """
     parts: list[object] = []
     if isinstance(obj, type):
-        for value in vars(obj).values():
+        for value in cast("dict[str, object]", dict(vars(obj))).values():
             parts.append(value)
             if hasattr(type(value), "__get__") and isinstance(
                 held := getattr(value, "__dict__", None), dict
@@ -266,7 +271,7 @@ def _make_exception(kind: type[BaseException], arguments: tuple[Any, ...]) -> Ba
     """Make an exception as the nearest class of Python's own would, without the user's ``__init__``."""
     base = next(cls for cls in kind.__mro__ if cls.__module__ == "builtins")
     made: BaseException = base.__new__(kind, *arguments)
-    if not isinstance(made, BaseExceptionGroup):
+    if not issubclass(kind, BaseExceptionGroup):
         cast("Any", base).__init__(made, *arguments)
     return made
 

@@ -255,11 +255,12 @@ def _pickler_type() -> Any:
                     return by_value.new_lock(obj)
                 if isinstance(obj, CodeType):
                     return by_value.keep_filename(obj, self.dispatch_table[CodeType](obj))
-                return by_value.reduce_by_value(obj) or override(self, obj)
+                reduced: Any = by_value.reduce_by_value(obj) or override(self, obj)
+                return reduced
 
             def _reduce_definition(self, obj: Any) -> Any:
-                reduced = override(self, obj)
-                if type(reduced) is not tuple or reduced[0] is type:
+                reduced: Any = override(self, obj)
+                if not issubclass(type(reduced), tuple) or reduced[0] is type:
                     return reduced
                 if locks := by_value.find_own_locks(obj):
                     self.own_locks = (self.own_locks or {}) | {id(lock): lock for lock in locks}

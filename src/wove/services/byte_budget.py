@@ -32,23 +32,26 @@ class ByteBudget:
         self._shares[share] = None
         return share
 
-    def _admits(self, share: Share, size: int) -> bool:
+    def admits(self, share: Share, size: int) -> bool:
+        """Return whether *share* may hold *size* more bytes now."""
         return self._held + size <= self._limit or share is next(iter(self._shares))
 
-    def _take(self, share: Share, size: int) -> None:
+    def take(self, share: Share, size: int) -> None:
+        """Note that *share* holds *size* more bytes."""
         share.held += size
         self._held += size
 
-    def _close(self, share: Share) -> None:
+    def release(self, share: Share) -> None:
+        """Take back what *share* holds, and let others have it. May be called twice."""
         if share not in self._shares:
             return
         del self._shares[share]
         self._held -= share.held
         for other in self._shares:
             if other.waiter is not None and not other.waiter.done():
-                if not self._admits(other, other.wanted):
+                if not self.admits(other, other.wanted):
                     return
-                self._take(other, other.wanted)
+                self.take(other, other.wanted)
                 other.waiter.set_result(None)
 
 
@@ -72,8 +75,8 @@ class Share:
     async def take(self, size: int) -> bool:
         """Return whether *size* more bytes may be held. Waits for room, at most `ROOM_SECONDS`."""
         budget = self._budget
-        if budget._admits(self, size):
-            budget._take(self, size)
+        if budget.admits(self, size):
+            budget.take(self, size)
             return True
         self.wanted = size
         self.waiter = asyncio.get_running_loop().create_future()
@@ -85,4 +88,4 @@ class Share:
 
     def close(self) -> None:
         """Give everything back. May be called twice."""
-        self._budget._close(self)
+        self._budget.release(self)

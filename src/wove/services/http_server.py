@@ -98,7 +98,9 @@ async def serve(
 
 def _server_class() -> Any:
     try:
-        import httptools  # noqa: F401  # uvicorn would take another parser, which has other limits
+        import httptools  # noqa: F401  # pyright: ignore[reportUnusedImport]
+
+        # uvicorn would take another parser, which has other limits.
         import uvicorn
     except ImportError:
         raise MissingDependencyError(

@@ -25,7 +25,7 @@ _log = logging.getLogger("wove.worker")
 
 MAX_BYTES: Final = 1024 * 1024
 MAX_RUNS: Final = 1000
-"""What goes in one request. A little more than so many bytes, by what the last run has to say."""
+"""Number of bytes after which no further run goes into a request; the last run's events may exceed it."""
 
 
 DEAD_SECONDS: Final = 30.0

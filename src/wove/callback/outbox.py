@@ -1,4 +1,4 @@
-"""What of a run's events is to be sent when, and in which company. For the sender's thread alone."""
+"""Decides which of a run's events are sent, when, and in which batch. For the sender's thread alone."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["Event", "EventBatch", "RunEvents"]
 
 HOLD_SECONDS: Final = 0.01
-"""So long a ``task_started`` waits for the end of its run: most tasks are short, and then one POST says it all."""
+"""How long a ``task_started`` waits for the end of its run: most tasks are short, and then one POST says it all."""
 
 LARGE_BYTES: Final = 256 * 1024
 """Pickles of this size go over a connection of their own, so that no heartbeat waits behind them."""
@@ -163,7 +163,7 @@ class RunEvents:
         return same and not self.alone and not other.alone
 
     def take(self, now: float) -> list[Event]:
-        """What is to be sent now, to be given to `put_back` if it does not get through; not an end that is large."""
+        """Return the events to send now, without a large end; `put_back` takes them if they do not get through."""
         if self.end is not None and not self.large:
             return self.take_end(now)
         found: list[Event] = []
@@ -232,7 +232,7 @@ class EventBatch:
 
     @property
     def security(self) -> NetworkExecutorSecurity:
-        """What signs it."""
+        """Return the security that signs the batch."""
         return self.items[0][0].report.security
 
     def encode(self) -> None:

@@ -1,4 +1,4 @@
-"""What one run has to say, and those who wait for it to be heard."""
+"""Reports of a single run, and the callers who wait for their delivery."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ WAKE_SECONDS: Final = 1.0
 
 
 class EventSink(Protocol):
-    """What takes the events of a report: its sender."""
+    """Receiver of a reporter's events: its sender."""
 
     def put(self, report: RunReporter, event: Event) -> None:
         """Send *event* soon. Never blocks."""

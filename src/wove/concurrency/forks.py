@@ -152,7 +152,7 @@ def release(*descriptors: int) -> None:
 
 
 class _Fork(threading.local):
-    """What this thread, which forks, holds for that."""
+    """The locks that the forking thread holds during the fork."""
 
     is_importing = False
     locks: tuple[threading.Lock, ...] = ()

@@ -74,7 +74,7 @@ def retry_delay(setting: float | str | Callable[[int], float], failed: int) -> f
 
 
 class ChildCalls:
-    """What one call has others do for it: merges, and weaves of its own. They end with the call.
+    """The work that one call has started: merges, and weaves of its own. It ends with the call.
 
     A thread cannot be stopped, but what it waits for can.
     """
@@ -95,7 +95,7 @@ class ChildCalls:
         end()
 
     def discard(self, end: Callable[[], object]) -> None:
-        """What *end* would end has ended."""
+        """Forget *end*: the work that it would end has ended."""
         self._ends.discard(end)
 
     def end(self) -> None:
@@ -108,7 +108,7 @@ class ChildCalls:
 
 
 ERRANDS: ContextVar[ChildCalls | None] = ContextVar("wove_errands", default=None)
-"""Those of the call that the current code is part of, if it may end before the weave does."""
+"""The child calls of the call that the current code is part of, if it may end before the weave does."""
 
 
 def is_plain(settings: TaskSettings) -> bool:
@@ -122,7 +122,7 @@ def is_plain(settings: TaskSettings) -> bool:
 
 
 class Attempts:
-    """What became of the attempts of one caller; it outlives the run.
+    """The outcomes of one caller's attempts; they outlive the run.
 
     Attributes:
         records: Of those outside this process.

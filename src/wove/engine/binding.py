@@ -35,7 +35,7 @@ def call_here(node: Node, values: Mapping[str, Any]) -> Callable[[], Any]:
 
 
 def call_now(node: Node, values: Mapping[str, Any]) -> Any:
-    """What calling the node's callable with all it needs gives."""
+    """Call the node's callable with all it needs, and return the result."""
     if not node.positional and not node.keywords:
         return node.declaration.fn()
     if node.keywords or node.fill:

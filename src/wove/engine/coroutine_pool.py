@@ -106,7 +106,7 @@ class CoroutinePool:
 
     def left(self, lane: asyncio.Task[Any]) -> None:
         """*lane* takes no more jobs, and is in its last step."""
-        # What happens when a lane ends happens here and now, not in a round of the loop of its own;
+        # The end of a lane is handled here and now, not in a round of the loop of its own;
         # the callback is for a lane that was cancelled before its first step.
         lane.remove_done_callback(self._lane_ended)
         self._lane_ended(lane)

@@ -32,7 +32,7 @@ class Display(Protocol):
 
 
 class Execution:
-    """What one weave is to run, under which settings. It pickles when its tasks and values do.
+    """The plan and the settings of one weave's run. It pickles when its tasks and values do.
 
     Args:
         declarations: The tasks by name, in order of definition.
@@ -97,7 +97,7 @@ class Execution:
             await display.aclose()
 
     def result(self) -> WoveResult | None:
-        """What the run has left, when it has ended; ``None`` where it was never made."""
+        """Return the run's result, when it has ended; ``None`` where it was never made."""
         self._close_displays()
         return None if self._run is None else result_of(self._run, self.values)
 
@@ -122,7 +122,7 @@ class Execution:
         return graph_of_plan(self.plan, self.resolver)
 
     def error(self) -> BaseException | None:
-        """What the block is to raise."""
+        """Return the exception that the block raises."""
         run = self._run
         if run is None:
             return None

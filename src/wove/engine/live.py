@@ -1,4 +1,4 @@
-"""What the live page is shown of a run."""
+"""The view of a run that the live page gets."""
 
 from __future__ import annotations
 

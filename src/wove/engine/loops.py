@@ -23,7 +23,7 @@ __all__ = ["Runnable", "is_ours", "refuse_green_threads", "run_awaiting", "run_b
 
 
 class Runnable(Protocol):
-    """What is run on a loop: a weave's run."""
+    """A weave's run, as loops see it."""
 
     context: Context
 

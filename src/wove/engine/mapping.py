@@ -30,7 +30,7 @@ __all__ = ["Items", "ItemsSoFar", "map_items"]
 
 
 class ItemsSoFar:
-    """What the items of one map have done so far.
+    """The progress of one map's items.
 
     Attributes:
         results: By position; ``None`` where an item has not succeeded.
@@ -84,7 +84,7 @@ class Items(ItemsSoFar):
     async def close(self) -> None:
         """It is over, one way or the other."""
         await self._source.close()
-        # What refers to itself only the garbage collector can free, and results can be many.
+        # Only the garbage collector frees a reference cycle, and results can be many.
         self._source.wake = _nothing
 
     def launch(self) -> int:
@@ -454,7 +454,7 @@ class _ThreadedItems(Items):
 
     def stop(self) -> None:
         with self._lock:
-            # What runs in threads is given up, and its slots are free for others. A thread that has
+            # Calls that run in threads are given up, and their slots are free for others. A thread that has
             # not begun yet gives its slot back by itself.
             given_up = 0 if self._abandoned else self._threads - self._coming
             self._stopped = self._abandoned = True

@@ -312,7 +312,7 @@ class WeaveRun:
                 self._errands.discard(self.leave_off)
         self.inbox.close()
         finished = self._finished
-        # What refers to itself only the garbage collector can free, and weaves can be many.
+        # Only the garbage collector frees a reference cycle, and weaves can be many.
         self.parent = self._errands = None
         del self.lanes, self.context, self._finished
         finished()
@@ -614,7 +614,7 @@ def _settle(future: asyncio.Future[BaseException | None], error: BaseException |
 
 
 def stopped() -> asyncio.CancelledError:
-    """What ends those who wait for something that a stopped weave does not do any more."""
+    """Return the exception for callers who wait for a weave that has stopped."""
     return asyncio.CancelledError("the weave was stopped")
 
 

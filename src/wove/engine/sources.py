@@ -1,4 +1,4 @@
-"""What a mapped task takes its items from, without ever waiting: an item, the end, or "not yet"."""
+"""Sources of a mapped task's items, which never wait: they give an item, the end, or "not yet"."""
 
 from __future__ import annotations
 

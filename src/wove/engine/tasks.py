@@ -109,7 +109,7 @@ class Task:
             self.items = self.items.so_far()
 
     def records(self) -> list[RunRecord]:
-        """What became of its attempts outside this process."""
+        """Return the records of its attempts outside this process."""
         return [] if self._attempts is None else self._attempts.records
 
     def attempts(self, item: int | None = None) -> int:

@@ -1,4 +1,4 @@
-"""What an exception says of where it came from: the user's lines, and which task it was."""
+"""The origin that an exception shows: the user's lines, and the task."""
 
 from __future__ import annotations
 

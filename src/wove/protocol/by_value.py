@@ -1,4 +1,4 @@
-"""What a script defines and cloudpickle cannot pickle by value: how it is reduced, and made again.
+"""Definitions of a script that cloudpickle cannot pickle by value: how they are reduced, and made again.
 
 cloudpickle pickles functions and classes of ``__main__`` by value. Other objects that such a script defines are
 pickled by their name there, which no other process knows: cached functions, types made by ``NewType``, type aliases.

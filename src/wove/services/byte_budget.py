@@ -56,7 +56,7 @@ class ByteBudget:
 
 
 class Share:
-    """What one request holds. Made by `ByteBudget.open`.
+    """The bytes that one request holds. Made by `ByteBudget.open`.
 
     Attributes:
         held: In bytes.

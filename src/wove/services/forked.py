@@ -1,4 +1,4 @@
-"""What a child that a task forks lets go of: the sockets and the signal handling of its service.
+"""Releases in a child that a task forks: the sockets and the signal handling of its service.
 
 Without this, a child that outlives a killed service would hold its port and all its connections, so that no
 client would learn of the end; and a signal for the child would stop the service, because both would share the

@@ -75,7 +75,7 @@ HEALTH_SECONDS: Final = 5.0
 """How long a question of a health check may take to come."""
 
 LOOKAHEAD_BYTES: Final = 64 * 1024
-"""What of a call is taken before its message is asked for."""
+"""Number of bytes of a call that are taken before its message is asked for."""
 
 MAX_STREAMS: Final = 2000
 """Calls at once over one connection; Wove's own clients have up to 1,000, and their cancels."""
@@ -310,7 +310,7 @@ class WorkerHandler(grpc.GenericRpcHandler):
 
     async def _not_allowed(self, context: Context, why: str) -> None:
         logger.warning("a call of %s was refused: %s", _peer(context), why)
-        # What exactly is wrong is for the log: it would tell an attacker how far he has come.
+        # The reason is for the log alone: it would tell an attacker how far the request got.
         await context.abort(grpc.StatusCode.UNAUTHENTICATED, "not authorized")
 
 

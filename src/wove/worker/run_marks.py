@@ -1,4 +1,4 @@
-"""What a worker process is doing, in memory that outlives it.
+"""The runs of a worker process, marked in memory that outlives it.
 
 The events of a process that is killed may never be written. So it notes in a page of memory that it shares with its
 parent which runs it has begun, and which calls have returned.

@@ -70,7 +70,7 @@ def child_environment(environ: Mapping[str, str]) -> dict[str, str]:
 
 
 def boot_record(environ: Mapping[str, str], sys_path: Sequence[object]) -> dict[str, Any]:
-    """What a worker starts with, for the file that `BOOT_VARIABLE` names: it may be too long for a variable.
+    """Return the boot record of a worker, for the file that `BOOT_VARIABLE` names: it may be too long for a variable.
 
     The worker takes over *sys_path*, and puts ``PYTHONPATH`` back to what it was, so that the task sees what its
     weave saw.

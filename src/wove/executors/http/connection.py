@@ -32,8 +32,8 @@ MAX_IDLE_SECONDS: Final = 60.0
 
 GRACE_SECONDS: Final = 10.0
 SLOWEST_BYTES: Final = 1024
-"""What has begun to come (a head, a body, a line of a stream) must be there within so many seconds, and one more
-for each so many bytes. What has not begun may take as long as the task does."""
+"""A unit that has begun to arrive (a head, a body, a line of a stream) must be complete within `GRACE_SECONDS`, and
+a second more for each `SLOWEST_BYTES` bytes. Until it begins, it may take as long as the task does."""
 
 REST_SECONDS: Final = 0.1
 """How long the end of an answer is waited for whose last event has come, so that its connection can be kept."""

@@ -1,4 +1,4 @@
-"""What the executors for worker services share: encoding, checking what comes back, busy services, cancels."""
+"""The common part of the executors for worker services: encoding, checking what comes back, busy services, cancels."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ CANCEL_SECONDS: Final = 10.0
 """How long the service may take to answer a cancel itself."""
 
 MASKED: Final = 8
-"""So many characters of a credential are recognised. One that is shorter is not a secret."""
+"""Match on the first 8 characters of a credential. Shorter credentials are not treated as secrets."""
 
 LAST_WORDS_SECONDS: Final = 2.0
 """How long cancels that are still on their way out keep the executor from stopping."""
@@ -116,7 +116,7 @@ class NetworkExecutor(EnvironmentExecutor):
     def __init__(self) -> None:
         self.exchanges: dict[str, PendingRequest] = {}
         self.confidential: list[str] = []
-        """What else is sent with a command that may prove who we are; filled by `configure`."""
+        """Further values sent with a command that may prove the sender's identity; filled by `configure`."""
 
         self._cancels: set[PendingRequest] = set()
         self._inbox = EventQueue()
@@ -361,7 +361,7 @@ class NetworkExecutor(EnvironmentExecutor):
         kind: str = "TransportError",
         retryable: bool = False,
     ) -> None:
-        """What came for *exchange* is not an answer; *message* says what it is."""
+        """End *exchange*: the response was not a valid answer, as *message* says."""
         text = f"{self.label}: {exchange}: {self.masked(message)}"
         self.failed(
             exchange, EnvironmentExecutionError.of_transport(text, kind=kind, retryable=retryable)
@@ -405,7 +405,7 @@ class NetworkExecutor(EnvironmentExecutor):
                 if not exchange.over and not (untaken and self._offer_again(exchange)):
                     self.failed(exchange, make_error(exchange))
 
-        # What comes from now on is not an answer to them: under load, not decoding anything may never be the case.
+        # Later replies belong to the next batch: under load, there may never be a moment without decoding.
         batch, self._decoding = self._decoding, _Decoding()
         if batch.count:
             batch.after = fail
@@ -415,7 +415,7 @@ class NetworkExecutor(EnvironmentExecutor):
     def verifier(
         self, headers: Mapping[str, str], target: str, signature: str | None, sequence: int = 0
     ) -> Verify | None:
-        """What verifies a reply before it is decoded; ``None`` where replies are not signed.
+        """Return the check of a reply before it is decoded; ``None`` where replies are not signed.
 
         Args:
             headers: Those that the request, or the handshake, was signed with.

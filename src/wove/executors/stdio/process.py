@@ -33,7 +33,7 @@ STDERR_TAIL: Final = 4096
 """Number of last bytes on stderr that are kept for the message about an unexpected end."""
 
 CRASH_TAIL: Final = 32 * 1024
-"""So many of the last bytes on stderr are searched for the stack of a crash, among those of all threads."""
+"""Number of last bytes on stderr that are searched for the stack of a crash, among those of all threads."""
 
 POLL_SECONDS: Final = 0.1
 """How often the end of a process is looked for, where the system cannot tell it (no pidfd)."""

@@ -119,7 +119,7 @@ _AWAY: Final = re.compile(
     "contact|connect|configuration source|timed out|zero bytes|transport|unexpected message|try again",
     re.IGNORECASE,
 )
-"""What ``sbatch`` says when the controller is away, or has not answered, and may have taken the job."""
+"""The messages of ``sbatch`` when the controller is away, or has not answered, and may have taken the job."""
 
 _ANSWER: Final = re.compile(r"(?:Submitted batch job )?(\d+)(?:(?:;| on cluster )([\w.-]+))?")
 

@@ -1,4 +1,4 @@
-"""What the page shows: weaves that run, as they are now, and the last that have ended, as they were then."""
+"""The weaves that the page shows: those that run, as they are now, and the last that have ended, as they were then."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ MAX_TRACEBACK_CHARACTERS: Final = 20_000
 
 
 class LiveRun(Protocol):
-    """What the page asks of a run; from its own threads, while the run goes on."""
+    """The part of a run that the page reads, from its own threads, while the run goes on."""
 
     @property
     def title(self) -> str: ...
@@ -43,7 +43,7 @@ _SUMMARY: Final = ("number", "title", "state", "seconds", "done", "tasks")
 
 
 class _Kept(NamedTuple):
-    """What is shown of a weave that has ended."""
+    """The part of an ended weave that is shown."""
 
     details: dict[str, Any]
     graph: str

@@ -43,7 +43,7 @@ class Graph:
 
     @property
     def states(self) -> dict[str, str]:
-        """What each task is doing: ``"waiting"``, ``"running"``, ``"done"``, ``"failed"``, ``"cancelled"``, or
+        """Return the state of each task: ``"waiting"``, ``"running"``, ``"done"``, ``"failed"``, ``"cancelled"``, or
         ``"skipped"``, for one that was never begun."""
         return {row.name: row.state for row in self._rows}
 

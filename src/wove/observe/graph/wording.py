@@ -1,4 +1,4 @@
-"""What a graph says about a task, in words: the same in Mermaid, in SVG, and for those who cannot see it."""
+"""A graph's words about a task: the same in Mermaid, in SVG, and for those who cannot see it."""
 
 from __future__ import annotations
 

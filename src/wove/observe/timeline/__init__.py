@@ -24,7 +24,7 @@ from wove.observe.timeline.model import Model, RecordView, build
 __all__ = ["SUFFIXES", "Timeline", "check_path", "page"]
 
 SUFFIXES: Final = (".html", ".json")
-"""What a timeline can be saved as: the page, or the Chrome trace."""
+"""The suffixes of files that a timeline can be saved as: the page, and the Chrome trace."""
 
 
 class Timeline:

@@ -34,7 +34,7 @@ CLOCK_SECONDS: Final = 0.001
 
 
 class RecordView(Protocol):
-    """What a timeline reads of a run record; `wove.result.RunRecord` describes the fields."""
+    """The fields of a run record that a timeline reads; `wove.result.RunRecord` describes the fields."""
 
     @property
     def task(self) -> str: ...
@@ -69,7 +69,7 @@ class RecordView(Protocol):
 
 
 class TripView(Protocol):
-    """What a timeline reads of a remote run's way; `wove.result.Trip` describes the fields."""
+    """The fields of a remote run's way that a timeline reads; `wove.result.Trip` describes the fields."""
 
     @property
     def admitted(self) -> float | None: ...
@@ -120,7 +120,7 @@ class Lane(NamedTuple):
 
     @property
     def worker(self) -> str:
-        """What the picture calls the worker."""
+        """Return the worker's name in the picture."""
         if not self.host:
             return "not begun"
         name = f"{self.host} {self.pid}"
@@ -128,7 +128,7 @@ class Lane(NamedTuple):
 
     @property
     def short(self) -> str:
-        """What a narrow picture calls the worker."""
+        """Return the worker's name in a narrow picture."""
         return f"thread {self.thread}" if self.thread else self.worker
 
 

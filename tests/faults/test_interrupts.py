@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from tests.support.scripts import Finished
+from tests.support.scripts import MAY_BLOCK_LOOP, Finished
 
 LONG = 60
 """Seconds that nothing here may wait for."""
@@ -231,7 +231,7 @@ asyncio.run(main())
 def test_ctrl_c(start: Start, block: str, tasks: str) -> None:
     body = textwrap.indent(textwrap.dedent(TASKS[tasks]), 8 * " ")
     # Not in development mode: asyncio's own debug mode complains about a block that blocks its loop.
-    script = start(BLOCKS[block].format(tasks=body), "-W", "error")
+    script = start(BLOCKS[block].format(tasks=body), *MAY_BLOCK_LOOP)
     assert script.line() == "ready"
     script.interrupt_its_wait()
     status, out, errors = script.end()
@@ -331,7 +331,7 @@ def test_the_handler_of_the_user_is_respected(start: Start, block: str) -> None:
             await asyncio.sleep(0.3)
             print("went on")
     """
-    script = start(BLOCKS[block].format(tasks=body), "-W", "error")
+    script = start(BLOCKS[block].format(tasks=body), *MAY_BLOCK_LOOP)
     assert script.line() == "ready"
     script.interrupt()
     status, out, errors = script.end()
@@ -375,7 +375,8 @@ def test_an_alarm_that_raises_ends_the_weave(
             @w.do
             async def async_task(sync_task): return sync_task + 1
         print(*w.result)
-        """
+        """,
+        flags=MAY_BLOCK_LOOP,
     )
     assert found.stdout == "rang\n1 2\n"
     assert not found.stderr
@@ -452,7 +453,7 @@ def test_sys_exit_in_every_block(start: Start, block: str) -> None:
         async def sleeps():
             await asyncio.sleep(60)
     """
-    script = start(BLOCKS[block].format(tasks=body), "-W", "error")
+    script = start(BLOCKS[block].format(tasks=body), *MAY_BLOCK_LOOP)
     assert script.end() == (7, [], "")
 
 

@@ -16,6 +16,9 @@ from pathlib import Path
 
 import pytest
 
+MAY_BLOCK_LOOP = ("-W", "error", "-W", "ignore:a plain `with weave()` inside a running event loop")
+"""Flags for a script that blocks its own event loop, of which a `WoveWarning` tells; other warnings are errors."""
+
 
 @dataclass(frozen=True, slots=True)
 class Finished:

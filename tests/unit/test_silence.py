@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from tests.support.scripts import MAY_BLOCK_LOOP
 
 HEAD = """
 import asyncio, gc, logging, sys, threading, time
@@ -63,7 +64,7 @@ assert not unraisable, unraisable
 def said(script: Callable[..., Any], body: str) -> str:
     """What the script prints; it must end well and complain about nothing."""
     source = HEAD + textwrap.dedent(body) + TAIL
-    done = script(source, flags=("-X", "dev", "-W", "error"), timeout=60)
+    done = script(source, flags=("-X", "dev", *MAY_BLOCK_LOOP), timeout=60)
     assert done.complaints == [], done.stderr
     return str(done.stdout).strip()
 

@@ -55,6 +55,9 @@ GREEN_THREADS = (
 CLEAN_UP_SECONDS = 5.0
 """How long tasks that user code left on the loop may take to end once they are cancelled."""
 
+IDLE_THREADS_SECONDS = 0.2
+"""How long a block waits for threads of `asyncio.to_thread`: idle ones end at once, no other can be stopped."""
+
 
 # The functions of `signal` make an enum of every number and handler, which costs every small weave
 # more than all the rest that Ctrl-C needs.
@@ -360,17 +363,19 @@ def _clean(loop: AbstractEventLoop) -> bool:
     if getattr(loop, "_default_executor", True) is None:
         loop.close()
     else:
-        # A thread of `asyncio.to_thread` cannot be stopped, and the block does not wait for it.
         if _kept.closer is not None:
             _kept.closer.loop = None
-        start_thread(partial(_close_with_threads, loop))
+        closed = threading.Event()
+        start_thread(partial(_close_with_threads, loop, closed))
+        closed.wait(IDLE_THREADS_SECONDS)
     return False
 
 
-def _close_with_threads(loop: AbstractEventLoop) -> None:
+def _close_with_threads(loop: AbstractEventLoop, closed: threading.Event) -> None:
     """Close *loop*, on which nothing is left, as soon as the threads that its tasks have used have ended."""
     loop.run_until_complete(loop.shutdown_default_executor())
     loop.close()
+    closed.set()
 
 
 async def run_awaiting(make: Make) -> None:

@@ -11,7 +11,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar, Unpack, overload
 
 from wove.concurrency.mailbox import post_to
-from wove.engine.attempts import ERRANDS, Caller, ChildCalls, in_own_task
+from wove.engine.attempts import CHILD_CALLS, Caller, ChildCalls, in_own_task
 from wove.engine.binding import with_item
 from wove.engine.loops import run_awaiting, run_blocking
 from wove.engine.mapping import map_items
@@ -131,12 +131,12 @@ async def _merge(
     """On the weave's loop."""
     if run.closed:
         raise stopped()
-    errands, context = ChildCalls(), context.copy()
-    context.run(ERRANDS.set, errands)
+    child_calls, context = ChildCalls(), context.copy()
+    context.run(CHILD_CALLS.set, child_calls)
     try:
         return await _call(run, fn, name, iterable, options, context)
     finally:
-        errands.end()
+        child_calls.end()
 
 
 async def _call(

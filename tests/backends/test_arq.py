@@ -527,9 +527,9 @@ def test_a_pool_that_is_not_connected(configure: Configure, work: Work, url: str
         assert await there_will_be(add_one, item=2) == 3
 
     asyncio.run(main())
-    from wove.delivery.manager import hub
+    from wove.delivery.manager import manager
 
-    asyncio.run_coroutine_threadsafe(connections.disconnect(), hub._background.loop).result(10)  # type: ignore[union-attr]
+    asyncio.run_coroutine_threadsafe(connections.disconnect(), manager._background.loop).result(10)  # type: ignore[union-attr]
 
 
 def test_a_pool_with_an_enqueue_job_of_its_own(configure: Configure, work: Work, url: str) -> None:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final, Protocol
 
-from wove.callback.outbox import Event, RunEvents
+from wove.callback.run_events import Event, RunEvents
 from wove.errors import DeliveryError
 from wove.protocol.faults import from_exception
 from wove.protocol.frames import PYTHON, TERMINAL
@@ -62,7 +62,7 @@ class RunReporter:
         cancel: Called, from any thread, when nobody does and it is not to go on. Must neither raise nor block.
 
     Attributes:
-        last_word: The event that takes the place of a ``task_cancelled``: why this worker cancelled the run.
+        override_event: The event that takes the place of a ``task_cancelled``: why this worker cancelled the run.
     """
 
     def __init__(
@@ -85,7 +85,7 @@ class RunReporter:
         self.beat_seconds = beat_seconds
         self.detached = detached
         self.cancel = cancel
-        self.last_word: Event | None = None
+        self.override_event: Event | None = None
         self._begin: Callable[[], None] | None = None  # called once the run is known to be awaited
         self.way: EventSink | None = None
         self._lock = threading.Lock()
@@ -93,7 +93,7 @@ class RunReporter:
         self._arrived = threading.Event()
         self._delivered: Delivered | None = None
         self._callbacks: list[Callable[[Delivered], None]] = []
-        self.outbox = RunEvents(self)
+        self.run_events = RunEvents(self)
 
     def put(self, event: Event) -> None:
         """Send *event*. Never blocks; the first terminal event is the last event."""
@@ -102,8 +102,8 @@ class RunReporter:
             if self._ended.is_set():
                 return
             if terminal:
-                if event["type"] == "task_cancelled" and self.last_word is not None:
-                    event = self.last_word
+                if event["type"] == "task_cancelled" and self.override_event is not None:
+                    event = self.override_event
                 self._ended.set()
         if self.way is not None:
             self.way.put(self, event)

@@ -21,10 +21,10 @@ from functools import partial
 from typing import Any, Final
 
 from wove.callback.client import RETRY
-from wove.callback.ledger import DeliveryQueue
+from wove.callback.delivery_queue import DeliveryQueue
 from wove.callback.link import Destination, Link, close_socket, exchange, request, socket_pair
-from wove.callback.outbox import Event, EventBatch, RunEvents
 from wove.callback.reporter import RunReporter
+from wove.callback.run_events import Event, EventBatch, RunEvents
 from wove.concurrency import forks
 from wove.concurrency.thread_pool import ThreadPool
 from wove.net.http1 import ProtocolError
@@ -80,10 +80,10 @@ class Sender:
         self._wake: tuple[socket.socket, socket.socket] | None = None
         self._asleep = self._closing = False
         # The thread's own.
-        self._ledger = DeliveryQueue()
+        self._delivery_queue = DeliveryQueue()
         self._link: Link | None = None
         self._stays = True  # the receiver has not said that it closes the connection
-        self._parcel: EventBatch | None = None  # what was sent, and is not yet answered
+        self._batch: EventBatch | None = None  # what was sent, and is not yet answered
         self._failures = self._drops = 0
         self._tried_at = self._not_before = self._idle_since = 0.0
 
@@ -93,11 +93,11 @@ class Sender:
         """*report* is about to have events, and they go this way. Connects, if that is not so yet."""
         report.way = self
         if self._link is None:
-            self._tell(lambda: self._ledger.alive.setdefault(report.outbox))
+            self._tell(lambda: self._delivery_queue.alive.setdefault(report.run_events))
 
     def put(self, report: RunReporter, event: Event) -> None:
         """Send *event* of *report*, soon. Never blocks."""
-        self._tell(lambda: self._take_in(report.outbox, event))
+        self._tell(lambda: self._take_in(report.run_events, event))
 
     def close(self, timeout: float) -> None:
         """End the thread as soon as it has nothing to do, waiting at most *timeout* seconds for that."""
@@ -146,35 +146,35 @@ class Sender:
             _log.exception("the sender of events failed")
             with self._lock:
                 self._hang_up()
-            self._ledger.end_all(error)
+            self._delivery_queue.end_all(error)
 
     def _turn(self) -> bool:
         now = _now()
         while self._inbox:
             self._inbox.popleft()()
-        self._ledger.ripen(now)
-        for outbox in self._ledger.large:
-            self._upload(outbox, now)
-        self._ledger.large.clear()
-        if self._parcel is not None:
-            self._mind_unanswered(self._parcel, now)
+        self._delivery_queue.ripen(now)
+        for run_events in self._delivery_queue.large:
+            self._upload(run_events, now)
+        self._delivery_queue.large.clear()
+        if self._batch is not None:
+            self._mind_unanswered(self._batch, now)
         elif now >= self._not_before:
             if self._link is None and self._wants_link():
                 self._connect()
                 return True  # others may have come meanwhile, and go along
-            if self._link is not None and (parcel := self._ledger.pack(now)) is not None:
-                self._post(self._link, parcel, now)
+            if self._link is not None and (batch := self._delivery_queue.pack(now)) is not None:
+                self._post(self._link, batch, now)
         return self._wait(now)
 
-    def _take_in(self, outbox: RunEvents, event: Event) -> None:
+    def _take_in(self, run_events: RunEvents, event: Event) -> None:
         now = _now()
-        if self._ledger.add(outbox, event, now):
+        if self._delivery_queue.add(run_events, event, now):
             self._not_before = min(self._not_before, max(now, self._tried_at + SOONEST_SECONDS))
 
     # --- the connection that is kept ------------------------------------------------------------------------
 
     def _wants_link(self) -> bool:
-        return bool(self._ledger.ready or (self._ledger.alive and self._stays))
+        return bool(self._delivery_queue.ready or (self._delivery_queue.alive and self._stays))
 
     def _connect(self) -> None:
         self._tried_at = _now()
@@ -183,48 +183,52 @@ class Sender:
         except OSError as error:
             self._failed(
                 f"cannot connect to {self._destination}: {error}",
-                list(self._ledger.ready),
+                list(self._delivery_queue.ready),
                 refused=isinstance(error, ConnectionRefusedError),
             )
 
-    def _post(self, link: Link, parcel: EventBatch, now: float) -> None:
-        self._tried_at = parcel.sent_at = now
-        self._parcel = parcel
+    def _post(self, link: Link, batch: EventBatch, now: float) -> None:
+        self._tried_at = batch.sent_at = now
+        self._batch = batch
         try:
-            link.send(_head(parcel, self._worker), parcel.chunks, seconds=REPLY_SECONDS)
+            link.send(_head(batch, self._worker), batch.chunks, seconds=REPLY_SECONDS)
         except (OSError, ProtocolError) as error:
             self._broke(f"{self._destination}: {error}")
         else:
             if link.cut:
                 self._read(link)
 
-    def _mind_unanswered(self, parcel: EventBatch, now: float) -> None:
-        if now >= parcel.sent_at + REPLY_SECONDS:
+    def _mind_unanswered(self, batch: EventBatch, now: float) -> None:
+        if now >= batch.sent_at + REPLY_SECONDS:
             self._broke(
                 f"{self._destination} does not answer: nothing came for {REPLY_SECONDS:g} s",
                 stale=False,
             )
-        elif not parcel.ends and now >= parcel.sent_at + IMPATIENCE_SECONDS:
-            for outbox in [outbox for outbox in self._ledger.ready if outbox.end is not None]:
-                self._upload(outbox, now)
+        elif not batch.ends and now >= batch.sent_at + IMPATIENCE_SECONDS:
+            for run_events in [
+                run_events
+                for run_events in self._delivery_queue.ready
+                if run_events.end is not None
+            ]:
+                self._upload(run_events, now)
 
     def _read(self, link: Link) -> None:
         """The connection has something to say."""
-        if self._parcel is None:
+        if self._batch is None:
             if not link.quiet():
                 self._closed_while_idle(link)
             return
         try:
-            self._parcel.answer += link.receive()
+            self._batch.answer += link.receive()
         except (OSError, ProtocolError) as error:
             self._broke(f"{self._destination} closed the connection: {error}")
             return
         head = link.parser.head
         if link.parser.complete and head is not None:
-            parcel, self._parcel = self._parcel, None
+            batch, self._batch = self._batch, None
             self._failures = 0
             self._stays = head.persistent
-            self._ledger.answered(parcel, head, b"".join(parcel.answer), _now(), kept=True)
+            self._delivery_queue.answered(batch, head, b"".join(batch.answer), _now(), kept=True)
             if link.cut or not link.parser.reusable:
                 self._drop()
 
@@ -235,18 +239,18 @@ class Sender:
             trouble: How.
             stale: That may be because it was closed just when it was used again.
         """
-        assert self._parcel is not None and self._link is not None
-        parcel, self._parcel = self._parcel, None
+        assert self._batch is not None and self._link is not None
+        batch, self._batch = self._batch, None
         # Which says nothing of the receiver. To send twice what may have arrived does no harm: it counts once.
         stale = (
             stale and self._link.answers > 0 and not self._link.parser.begun and not self._failures
         )
-        self._ledger.unsent(parcel)
+        self._delivery_queue.unsent(batch)
         self._drop()
         if stale:
             self._failures = 1
         else:
-            self._failed(trouble, [outbox for outbox, _ in parcel.items])
+            self._failed(trouble, [run_events for run_events, _ in batch.items])
 
     def _closed_while_idle(self, link: Link) -> None:
         young = link.answers == 0 or _now() - self._tried_at < IMPATIENCE_SECONDS
@@ -262,7 +266,7 @@ class Sender:
         if self._link is not None:
             self._link.close()
             self._link = None
-        self._ledger.unannounced(beat=self._stays)
+        self._delivery_queue.unannounced(beat=self._stays)
 
     def _failed(
         self, trouble: str, concerned: Sequence[RunEvents], *, refused: bool = False
@@ -271,53 +275,53 @@ class Sender:
         self._failures += 1
         self._not_before = now + RETRY.delay(self._failures)
         (_log.info if self._failures == 1 else _log.debug)("%s; trying again", trouble)
-        self._ledger.missed(concerned, trouble, now, refused=refused)
+        self._delivery_queue.missed(concerned, trouble, now, refused=refused)
 
     # --- connections of their own ---------------------------------------------------------------------------
 
-    def _upload(self, outbox: RunEvents, now: float) -> None:
-        parcel = self._ledger.pack_end(outbox, now)
-        if parcel is not None:
-            _uploads.submit(self._carry, parcel)
+    def _upload(self, run_events: RunEvents, now: float) -> None:
+        batch = self._delivery_queue.pack_end(run_events, now)
+        if batch is not None:
+            _uploads.submit(self._carry, batch)
 
-    def _carry(self, parcel: EventBatch) -> None:
+    def _carry(self, batch: EventBatch) -> None:
         # In a thread for it.
         try:
-            if not parcel.chunks:
-                parcel.encode()
+            if not batch.chunks:
+                batch.encode()
             head, body = exchange(
-                parcel.destination,
-                _head(parcel, self._worker),
-                parcel.chunks,
+                batch.destination,
+                _head(batch, self._worker),
+                batch.chunks,
                 stall_seconds=STALL_SECONDS,
                 patience=self._patience(),
             )
         except Exception as error:
-            self._tell(partial(self._lost, parcel, error))
+            self._tell(partial(self._lost, batch, error))
         else:
-            self._tell(lambda: self._ledger.answered(parcel, head, body, _now(), kept=False))
+            self._tell(lambda: self._delivery_queue.answered(batch, head, body, _now(), kept=False))
 
     def _patience(self) -> Callable[[], bool]:
         """Whether to wait on when nothing moves: for the upload that is about to begin, in its thread."""
         stalls = itertools.count(1)
         return lambda: not self._failures and next(stalls) < MAX_STALLS
 
-    def _lost(self, parcel: EventBatch, error: Exception) -> None:
+    def _lost(self, batch: EventBatch, error: Exception) -> None:
         if isinstance(error, (OSError, ProtocolError)):
-            self._ledger.again(
-                parcel,
+            self._delivery_queue.again(
+                batch,
                 f"{self._destination}: {error}",
                 _now(),
                 refused=isinstance(error, ConnectionRefusedError),
             )
         else:
-            self._ledger.apart(parcel, f"it cannot be sent: {error}")
+            self._delivery_queue.apart(batch, f"it cannot be sent: {error}")
 
     # --- waiting --------------------------------------------------------------------------------------------
 
     def _wait(self, now: float) -> bool:
         """Until there is something to do. False if there will not be, and the thread is to end."""
-        idle = not self._ledger.alive and self._parcel is None
+        idle = not self._delivery_queue.alive and self._batch is None
         if not idle:
             self._idle_since = now
         poll = select.poll()
@@ -346,19 +350,19 @@ class Sender:
     def _next(self, now: float) -> float:
         """When there is something to do, if nothing comes."""
         moments = [self._idle_since + IDLE_SECONDS]
-        if (due := self._ledger.next_due()) is not None:
+        if (due := self._delivery_queue.next_due()) is not None:
             moments.append(due)
-        if self._parcel is not None:
-            moments.append(self._parcel.sent_at + REPLY_SECONDS)
-            if (impatient := self._parcel.sent_at + IMPATIENCE_SECONDS) > now:
+        if self._batch is not None:
+            moments.append(self._batch.sent_at + REPLY_SECONDS)
+            if (impatient := self._batch.sent_at + IMPATIENCE_SECONDS) > now:
                 moments.append(impatient)
-        elif self._ledger.ready or (self._link is None and self._wants_link()):
+        elif self._delivery_queue.ready or (self._link is None and self._wants_link()):
             moments.append(self._not_before)
         return min(moments)
 
     def _hang_up(self) -> None:
         # Called with the lock held.
-        self._thread = self._parcel = None
+        self._thread = self._batch = None
         if (
             _senders.get(self._destination.origin) is self
         ):  # a worker may see many receivers come and go
@@ -371,14 +375,14 @@ class Sender:
         self._wake = None
 
 
-def _head(parcel: EventBatch, worker: str) -> bytes:
-    destination = parcel.destination
+def _head(batch: EventBatch, worker: str) -> bytes:
+    destination = batch.destination
     signed: dict[str, str] = {}
-    if parcel.security.authenticates:
-        signed = parcel.security.headers_for(
-            transport="http", target=destination.target, body=parcel.chunks
+    if batch.security.authenticates:
+        signed = batch.security.headers_for(
+            transport="http", target=destination.target, body=batch.chunks
         )
-    size = sum(map(len, parcel.chunks))
+    size = sum(map(len, batch.chunks))
     common = (("Content-Type", "application/json"), ("Content-Length", str(size)))
     return request(destination, "POST", (*common, ("X-Wove-Worker", worker), *signed.items()))
 

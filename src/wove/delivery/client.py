@@ -43,7 +43,7 @@ class DeliveryClient:
         self._loop = loop
         self._shared = shared
         self._mailbox = LoopMailbox(loop)
-        self._hub = process.hub
+        self._manager = process.manager
         # By identity: a weave resolves each of its environments once. The environment is kept with its
         # session, so that its id stays its own.
         self._sessions: dict[int, tuple[Environment, ExecutorSession]] = {}
@@ -89,9 +89,9 @@ class DeliveryClient:
         Takes as long as those executors need, at most their ``stop_timeout``.
         """
         sessions, self._sessions = self._sessions, {}
-        if self._hub is not process.hub:  # in a forked child: the sessions are the parent's
+        if self._manager is not process.manager:  # in a forked child: the sessions are the parent's
             return
-        closing = [self._hub.release(session) for _, session in sessions.values()]
+        closing = [self._manager.release(session) for _, session in sessions.values()]
         futures = [future for future in closing if future is not None]
         if futures:
             await asyncio.wait(futures)
@@ -99,15 +99,17 @@ class DeliveryClient:
     # ------------------------------------------------------------------ sessions
 
     def _session(self, environment: Environment) -> ExecutorSession:
-        if self._hub is not process.hub:
-            self._hub = process.hub
+        if self._manager is not process.manager:
+            self._manager = process.manager
             self._sessions.clear()
         known = self._sessions.get(id(environment))
         if known is not None:
             if known[1].closed is None:
                 return known[1]
             self._drop(environment)
-        session = self._hub.lease(environment, self._loop, self._process_state, shared=self._shared)
+        session = self._manager.lease(
+            environment, self._loop, self._process_state, shared=self._shared
+        )
         self._sessions[id(environment)] = (environment, session)
         return session
 
@@ -119,7 +121,7 @@ class DeliveryClient:
     def _drop(self, environment: Environment) -> None:
         """Use another session for *environment* from now on."""
         _, session = self._sessions.pop(id(environment))
-        self._hub.release(session)
+        self._manager.release(session)
 
     # ------------------------------------------------------------------ runs
 
@@ -131,7 +133,7 @@ class DeliveryClient:
         if session.submit(run, here=session.home.loop is self._loop):
             return True
         # The run has not got there, and only the waiters that share its key still know it.
-        self._hub.discard(session)
+        self._manager.discard(session)
         self._drop(run.request.settings.environment)
         shared.drop(run)
         run.state = State.OVER

@@ -22,7 +22,7 @@ from wove.executors.registry import executor_class
 if TYPE_CHECKING:
     from wove.settings.model import Environment
 
-__all__ = ["hub", "is_prepared", "prepare", "process_state", "shutdown"]
+__all__ = ["is_prepared", "manager", "prepare", "process_state", "shutdown"]
 
 NOT_COMPARED: Final = frozenset({"PYTEST_CURRENT_TEST"})
 """Environment variables that change all the time and mean nothing to a task: not a reason to replace its workers."""
@@ -276,7 +276,7 @@ def _same_state(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> bool:
     return all(mine["environ"].get(name) == theirs["environ"].get(name) for name in names)
 
 
-hub = ExecutorManager()
+manager = ExecutorManager()
 
 _left_behind: list[ExecutorManager] = []
 
@@ -302,7 +302,7 @@ def _at_exit() -> None:
 
 
 def _shutdown(timeout: float, reason: str) -> None:
-    hub.shutdown(timeout, reason)
+    manager.shutdown(timeout, reason)
     # This process may itself be the worker of a backend, and then its own runs continue.
     worker: Any = sys.modules.get("wove.integrations.worker")
     if worker is not None:
@@ -314,8 +314,8 @@ def _shutdown(timeout: float, reason: str) -> None:
 
 
 def reset_after_fork() -> None:
-    global hub
-    old, hub = hub, ExecutorManager()
+    global manager
+    old, manager = manager, ExecutorManager()
     old.abandon()
     # Kept: coroutines suspended on the loop of the parent would run their `finally` blocks here when they are freed.
     _left_behind.append(old)

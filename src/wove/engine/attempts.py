@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from wove.engine.scheduler import WeaveRun
     from wove.settings.resolution import TaskSettings
 
-__all__ = ["ERRANDS", "Attempts", "Bound", "Caller", "ChildCalls", "Pacer", "retry_delay"]
+__all__ = ["CHILD_CALLS", "Attempts", "Bound", "Caller", "ChildCalls", "Pacer", "retry_delay"]
 
 Bound: TypeAlias = Callable[[], Any] | Mapping[str, Any]
 """A call that is ready to be made: here, a callable without arguments; elsewhere, the arguments by name."""
@@ -107,7 +107,7 @@ class ChildCalls:
             end()
 
 
-ERRANDS: ContextVar[ChildCalls | None] = ContextVar("wove_errands", default=None)
+CHILD_CALLS: ContextVar[ChildCalls | None] = ContextVar("wove_child_calls", default=None)
 """The child calls of the call that the current code is part of, if it may end before the weave does."""
 
 
@@ -212,8 +212,8 @@ class Caller:
         run = self.run
         # A pair instead of a raised exception, because a future cannot carry every one (StopIteration).
         outcome: asyncio.Future[tuple[bool, Any]] = run.loop.create_future()
-        errands, context = ChildCalls(), self.context.copy()
-        context.run(ERRANDS.set, errands)
+        child_calls, context = ChildCalls(), self.context.copy()
+        context.run(CHILD_CALLS.set, child_calls)
         call = ThreadCall(
             bound,
             slots=run.slots,
@@ -239,7 +239,7 @@ class Caller:
                 discard(outcome.result()[1])
             raise
         finally:
-            errands.end()
+            child_calls.end()
             if timer is not None:
                 timer.cancel()
         if not succeeded:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from weakref import ReferenceType, ref
 
 from wove.concurrency import forks
-from wove.engine.attempts import ERRANDS, Attempts, is_plain
+from wove.engine.attempts import CHILD_CALLS, Attempts, is_plain
 from wove.engine.binding import call_here, call_here_per_item, call_now, names_elsewhere, with_item
 from wove.engine.coroutine_pool import SLICE_SECONDS, CoroutinePool
 from wove.engine.loops import is_ours
@@ -167,9 +167,11 @@ class WeaveRun:
         self.parent = current_run()
         self.context = context
         context.run(CURRENT.set, ref(self))
-        self._errands = context.get(ERRANDS)
-        if self._errands is not None:  # those of the call around this weave, not of the calls in it
-            context.run(ERRANDS.set, None)
+        self._child_calls = context.get(CHILD_CALLS)
+        if (
+            self._child_calls is not None
+        ):  # those of the call around this weave, not of the calls in it
+            context.run(CHILD_CALLS.set, None)
         self.inbox = Inbox(loop)
         self._max_workers = settings.max_workers
         self._slots: Slots | None = None
@@ -209,8 +211,8 @@ class WeaveRun:
         """Start every task that waits for nothing."""
         if self.parent is not None:
             self.parent.adopt(self)
-            if self._errands is not None:
-                self._errands.add(self.leave_off)
+            if self._child_calls is not None:
+                self._child_calls.add(self.leave_off)
         for task in self.tasks:
             if task.node.streams and task.node.source is not None:
                 source = self.tasks[task.node.source]
@@ -308,12 +310,12 @@ class WeaveRun:
         if self.parent is not None:
             with _families:
                 self.parent._children.discard(self)
-            if self._errands is not None:
-                self._errands.discard(self.leave_off)
+            if self._child_calls is not None:
+                self._child_calls.discard(self.leave_off)
         self.inbox.close()
         finished = self._finished
         # Only the garbage collector frees a reference cycle, and weaves can be many.
-        self.parent = self._errands = None
+        self.parent = self._child_calls = None
         del self.lanes, self.context, self._finished
         finished()
 
@@ -543,11 +545,11 @@ class WeaveRun:
         task = asyncio.Task(_outcome(call), loop=self.loop, context=context)
         self._attended.add(task)
         task.add_done_callback(partial(self._attended_ended, settle))
-        errands = context.get(ERRANDS)
-        if errands is not None:
+        child_calls = context.get(CHILD_CALLS)
+        if child_calls is not None:
             end = partial(self.inbox.post, task.cancel)
-            errands.add(end)
-            task.add_done_callback(lambda _: errands.discard(end))
+            child_calls.add(end)
+            task.add_done_callback(lambda _: child_calls.discard(end))
         if self.stopped:
             task.cancel()
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from tests.support.callback_peer import TAKEN, Answer, Peer, Request
 
-from wove.callback import outbox, sender
+from wove.callback import run_events, sender
 from wove.callback.link import Destination
 from wove.callback.reporter import Delivered, RunReporter
 from wove.callback.sender import sender_for
@@ -21,7 +21,7 @@ from wove.protocol.faults import to_exception
 from wove.protocol.pickling import Pickled, dumps, loads
 from wove.security import NetworkExecutorSecurity, SecurityConfig
 
-LARGE = outbox.LARGE_BYTES
+LARGE = run_events.LARGE_BYTES
 
 
 class Runs:
@@ -679,8 +679,8 @@ def test_pickles_are_not_kept_beside_what_is_sent(peer: Peer, runs: Runs) -> Non
     report = runs.open()
     report.put(result(os.urandom(2 * LARGE)))
     peer.until(lambda: len(peer.requests) == 2)
-    assert report.outbox.end is not None
-    assert not any(isinstance(value, Pickled) for value in report.outbox.end.values())
+    assert report.run_events.end is not None
+    assert not any(isinstance(value, Pickled) for value in report.run_events.end.values())
     peer.answer = lambda request: TAKEN
     arrives(report)
-    assert report.outbox.parcel is None
+    assert report.run_events.batch is None

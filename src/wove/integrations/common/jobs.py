@@ -162,7 +162,7 @@ class Job:
             f"task {self.report.task!r}: its worker was stopped in the middle of it ({said})"
         )
         # Not as a cancel, which its weave knows nothing of.
-        self.report.last_word = self.report.failure(lost, source="executor", retryable=True)
+        self.report.override_event = self.report.failure(lost, source="executor", retryable=True)
         with self._lock:
             self._stopped = True
         if self._submitted:
@@ -173,8 +173,8 @@ class Job:
 
     def insist(self) -> None:
         """The task has not ended, and is left to itself: report without it."""
-        if self.report.last_word is not None:
-            self.report.put(self.report.last_word)
+        if self.report.override_event is not None:
+            self.report.put(self.report.override_event)
 
     def _cancel(self) -> None:
         with self._lock:

@@ -45,7 +45,7 @@ class RunEvents:
             attempt met something else.
         trouble: What the last attempt met with.
         alone: What it says goes into no request with others: such a one was refused.
-        parcel: The request with the end in it, where that is large: it is made once.
+        batch: The request with the end in it, where that is large: it is made once.
         shortened: The result was too large, and the end says that now.
         size: Bytes of the end's pickles.
         announced: The receiver knows from this connection that the run runs.
@@ -66,7 +66,7 @@ class RunEvents:
         "give_up_at",
         "large",
         "not_before",
-        "parcel",
+        "batch",
         "quiet",
         "refused_since",
         "report",
@@ -86,7 +86,7 @@ class RunEvents:
         self.end_is_out = self.large = self.alone = self.shortened = self.announced = self.quiet = (
             False
         )
-        self.parcel: EventBatch | None = None
+        self.batch: EventBatch | None = None
         self.attempts = self.size = 0
         self.not_before = self.give_up_at = 0.0
         self.beat_due = math.inf
@@ -135,7 +135,7 @@ class RunEvents:
                 "task_id": self.report.task,
             }
 
-    def hush(self) -> None:
+    def suppress(self) -> None:
         """Say nothing more but the end."""
         self.quiet, self.announced = True, False
         self._started = self._beat = None
@@ -144,17 +144,17 @@ class RunEvents:
     def replace(self, event: Event) -> None:
         """The end is refused: it is *event* now."""
         self.end, self.end_is_out, self.shortened = event, False, True
-        self.large, self.parcel = False, None
+        self.large, self.batch = False, None
 
-    def keep(self, parcel: EventBatch) -> None:
-        """The end is in *parcel*, and needs to be nowhere else."""
+    def keep(self, batch: EventBatch) -> None:
+        """The end is in *batch*, and needs to be nowhere else."""
         if self.end is not None:
-            self.parcel, self.end = parcel, _outline(self.end)
+            self.batch, self.end = batch, _outline(self.end)
 
     def forget(self) -> None:
         """It is over."""
-        self.hush()
-        self.end = self.parcel = None
+        self.suppress()
+        self.end = self.batch = None
 
     def goes_with(self, other: RunEvents) -> bool:
         """Whether what both have to say may go in one request."""
@@ -209,7 +209,7 @@ class EventBatch:
     """Events on their way in one request.
 
     Attributes:
-        items: The outboxes they are from.
+        items: The all_run_events they are from.
         chunks: The body.
         answer: What has come of the answer's body.
         ends: Whether there is the end of a run among them.
@@ -242,8 +242,8 @@ class EventBatch:
             FrameError: An event is not JSON.
         """
         self.chunks = encode_events([event for _, events in self.items for event in events])
-        for outbox, events in self.items:
-            if outbox.parcel is self:
+        for run_events, events in self.items:
+            if run_events.batch is self:
                 events[:] = map(_outline, events)
 
 

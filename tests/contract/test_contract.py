@@ -207,10 +207,17 @@ def test_an_exception_that_cannot_travel_still_says_what_it_was(bench: Bench) ->
     async def main(scope: DeliveryClient) -> None:
         await scope.run(bench.request(fail_badly))
 
-    with pytest.raises(EnvironmentExecutionError, match="no way") as caught:
+    with pytest.raises((ValueError, EnvironmentExecutionError), match="no way") as caught:
         bench.drive(main)
-    assert caught.value.payload["kind"] == "ValueError"
-    assert caught.value.payload["source"] == "task"
+    if (
+        bench.link.name == "stdio-plain-worker"
+    ):  # written by somebody else, it sends the report alone
+        assert isinstance(caught.value, EnvironmentExecutionError)
+        assert caught.value.payload["kind"] == "ValueError"
+        assert caught.value.payload["source"] == "task"
+    else:
+        assert type(caught.value) is ValueError
+        assert "without what cannot be pickled of it: lock (lock)" in caught.value.__notes__
 
 
 def test_what_cannot_be_pickled_is_named(bench: Bench) -> None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias, cast
 from wove import __version__
 from wove.concurrency import thread_pool
 from wove.delivery.run import Ending, Outcome
+from wove.delivery.shared_arguments import SharedArguments, SharedPickle
 from wove.errors import EnvironmentExecutionError, WorkerLostError
 from wove.protocol import codec, faults, pickling
 from wove.protocol.frames import PYTHON, check_python
@@ -36,13 +37,15 @@ class RunEncoder:
     Args:
         home: Calls back on that loop.
         wire: Whether frames leave the process. Then values are pickled, and each frame says what made it.
+        shares: Whether what the items of a map have in common goes in fields of its own.
         inline: Whether small plain values may be pickled and unpickled on that loop itself. Never true for a loop that
             runs code of the user's.
     """
 
-    __slots__ = ("_common", "_delivery", "_home", "_inline", "_policy", "_wire")
+    __slots__ = ("_common", "_delivery", "_home", "_inline", "_policy", "_shares", "_wire")
 
-    def __init__(self, home: LoopMailbox, *, wire: bool, inline: bool) -> None:
+    def __init__(self, home: LoopMailbox, *, wire: bool, inline: bool, shares: bool) -> None:
+        self._shares = shares
         self._home = home
         self._wire = wire
         self._inline = inline
@@ -75,13 +78,22 @@ class RunEncoder:
             _join(run, ready, plain)
             return
 
+        call = request.call
+        if self._shares and request.item is not None and call.shared is None:
+            call.shared = SharedArguments()
+
         def dump() -> None:
             result: Pickled | BaseException
+            shared: SharedPickle | None = None
+            label = f"the arguments of {request}"
             try:
-                result = pickling.dumps(request.args, label=f"the arguments of {request}")
+                args = request.args
+                if call.shared is not None:
+                    args, shared = call.shared.split(args, label)
+                result = pickling.dumps(args, label=label)
             except BaseException as error:  # whatever it is, it belongs to the run
                 result = error
-            self._home.post(_join, run, ready, result)
+            self._home.post(_join, run, ready, result, shared)
 
         thread_pool.submit(dump)
 
@@ -185,19 +197,21 @@ def _join(
     run: RemoteRun,
     ready: Callable[[EncodedCall | BaseException], object],
     args: Pickled | BaseException,
+    shared: SharedPickle | None = None,
 ) -> None:
     call = run.request.call
     if isinstance(args, BaseException):
         ready(args)
     elif call.pickled is not None:
         run.bytes_out = call.pickled.size + args.size
-        ready(
-            {
-                "callable_pickle": call.pickled,
-                "callable_id": call.callable_id,
-                "args_pickle": args,
-            }
-        )
+        fields: EncodedCall = {
+            "callable_pickle": call.pickled,
+            "callable_id": call.callable_id,
+            "args_pickle": args,
+        }
+        if shared is not None:
+            fields["shared_pickle"], fields["shared_id"] = shared
+        ready(fields)
 
 
 def _fields(policy: DeliveryPolicy) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from wove.concurrency import forks, thread_pool
 
 if TYPE_CHECKING:
+    from wove.delivery.shared_arguments import SharedArguments
     from wove.protocol.pickling import Pickled
     from wove.result import RunRecord
     from wove.settings.resolution import TaskSettings
@@ -29,6 +30,7 @@ class Call:
         pickled: Its pickle; ``None`` until it has been made.
         callable_id: The SHA-256 of the pickle, in hexadecimal.
         failure: Why it cannot be pickled.
+        shared: What its items have in common, once one of them was pickled.
     """
 
     __slots__ = (
@@ -40,6 +42,7 @@ class Call:
         "failure",
         "fn",
         "pickled",
+        "shared",
         "task",
     )
 
@@ -49,6 +52,7 @@ class Call:
         self.pickled: Pickled | None = None
         self.callable_id = ""
         self.failure: BaseException | None = None
+        self.shared: SharedArguments | None = None
         self._waiting: list[Callable[[], object]] = []
         self._is_started = self._settled = False
         self._lock = threading.Lock()

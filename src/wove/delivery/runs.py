@@ -79,6 +79,7 @@ class RunTable:
         *,
         wire: bool,
         inline: bool,
+        shares: bool,
         acknowledge_seconds: float | None,
     ) -> None:
         self.home = home
@@ -86,7 +87,7 @@ class RunTable:
         # An executor of the user's in this process need not say when it begins a run.
         self._says_started = wire
         self._session = session
-        self._encoder = RunEncoder(home, wire=wire, inline=inline)
+        self._encoder = RunEncoder(home, wire=wire, inline=inline, shares=shares)
         self.acknowledge_seconds = acknowledge_seconds
         self._limiter = limiter_of(environment)
         self._sent: dict[str, RemoteRun] = {}

@@ -128,6 +128,7 @@ class ExecutorSession:
             home,
             self,
             wire=kind.wire,
+            shares=kind.shares_arguments(environment.executor_config),
             inline=background,
             acknowledge_seconds=self.limits.cancel_ack_timeout,
         )

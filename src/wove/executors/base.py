@@ -91,6 +91,16 @@ class EnvironmentExecutor(abc.ABC):
     """Whether it may be given clients that belong to an event loop of the user's. Then ``run_config`` has
     ``caller_loop``, where the weave that needs it first runs on such a loop. Process-scoped executors only."""
 
+    @classmethod
+    def shares_arguments(cls, config: Mapping[str, Any]) -> bool:
+        """Return whether its ``run_task`` frames may have what the items of a map share in ``shared_pickle``.
+
+        Args:
+            config: The environment's ``executor_config``.
+        """
+        del config
+        return False
+
     @abc.abstractmethod
     async def start(
         self,

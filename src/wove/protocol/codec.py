@@ -23,6 +23,7 @@ __all__ = ["Encoded", "FrameError", "decode", "encode", "encode_events", "find_r
 _PICKLES: Final = (
     "result_pickle",
     "args_pickle",
+    "shared_pickle",
     "callable_pickle",
     "exception_pickle",
     "error_pickle",

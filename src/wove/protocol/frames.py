@@ -52,6 +52,8 @@ class Command(TypedDict, total=False):
 
     ``python`` (``"3.11"``) is the version that pickled the frame, ``wove`` the sender's version, ``deadline``
     the seconds that the attempt may take once it has begun, ``callable_id`` the SHA-256 (hex) of the callable's pickle.
+    ``shared_pickle`` holds the arguments that all items of a map share, ``shared_id`` its SHA-256; only executors whose
+    `shares_arguments` says so get these.
     ``callable`` and ``args`` hold live values for executors that keep frames in this process.
     """
 
@@ -63,6 +65,8 @@ class Command(TypedDict, total=False):
     callable_pickle: Pickled
     args_pickle: Pickled
     callable_id: str
+    shared_pickle: Pickled
+    shared_id: str
     delivery: dict[str, Any]
     delivery_cancel_mode: str | None
     delivery_orphan_policy: str | None

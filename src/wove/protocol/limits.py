@@ -19,6 +19,9 @@ MAX_MESSAGE_BYTES: Final = 512 * 1024 * 1024
 CALLABLES_KEPT: Final = 64
 CALLABLES_KEPT_BYTES: Final = 256 * 1024 * 1024
 
+#: How many dicts of shared arguments a worker keeps, by the same rule. Few: they may be large.
+SHARED_KEPT: Final = 8
+
 #: A remote traceback longer than this many characters loses its middle.
 TRACEBACK_CHARACTERS: Final = 100_000
 

@@ -17,11 +17,12 @@ from wove.errors import SerializationError, TaskTimeoutError
 from wove.protocol.callables import CallableCache
 from wove.protocol.faults import from_exception
 from wove.protocol.frames import PYTHON, TERMINAL, FrameError, check_python
+from wove.protocol.limits import SHARED_KEPT
 from wove.protocol.pickling import Pickled, dumps, loads
 from wove.worker.heartbeats import HeartbeatTimer, LoadMeter
 from wove.worker.interrupts import Interruptible, TaskInterrupted
 from wove.worker.run_marks import BEGUN, RETURNED, RunMarks
-from wove.worker.runs import ExecutingRun, SharedCallable
+from wove.worker.runs import ExecutingRun, SharedCallable, SharedValues
 from wove.worker.threads import Crew
 
 if TYPE_CHECKING:
@@ -77,6 +78,7 @@ class Runner:
         self._running = self._started = self._ending = 0
         self._closed = False
         self._callables: CallableCache[SharedCallable] = CallableCache()
+        self._shared_values: CallableCache[SharedValues] = CallableCache(SHARED_KEPT)
         self._crew = Crew(limit=max_threads, name=name)
         self._loop: CoroutineLoop | None = None
         meter = LoadMeter(self._count, self._report_blocked) if report_load else None
@@ -115,6 +117,7 @@ class Runner:
             if closed:
                 raise RuntimeError("the worker is shutting down, and takes no more tasks")
             run.callable = function or self._callable_of(frame, run)
+            run.shared = self._shared_of(frame, run)
             self._crew.submit(partial(self._perform, run))
         except FrameError as error:
             self._fail(run, error, source="transport")
@@ -415,6 +418,22 @@ class Runner:
             self._emit_event({"type": "task_error", **names, "error": report, "python": PYTHON})
         except Exception:
             _log.exception("cannot send that run %s has ended", event["run_id"])
+
+    def _shared_of(self, frame: Mapping[str, Any], run: ExecutingRun) -> SharedValues | None:
+        shared_id = frame.get("shared_id")
+        if not isinstance(shared_id, str):
+            return None
+        pickled = frame.get("shared_pickle")
+        with self._lock:
+            kept = self._shared_values.get(shared_id)
+            if isinstance(pickled, Pickled):
+                kept = kept or SharedValues(pickled)
+                self._shared_values.put(shared_id, kept, pickled.size)
+        if kept is None:
+            raise FrameError(
+                f"the frame of task {run.task!r} comes without its shared arguments", run.run_id
+            )
+        return kept
 
     def _callable_of(self, frame: Mapping[str, Any], run: ExecutingRun) -> SharedCallable:
         pickled, callable_id = frame.get("callable_pickle"), frame.get("callable_id")

@@ -13,7 +13,7 @@ from wove.protocol.pickling import Pickled, loads
 if TYPE_CHECKING:
     from wove.worker.interrupts import Interruptible
 
-__all__ = ["ExecutingRun", "SharedCallable"]
+__all__ = ["ExecutingRun", "SharedCallable", "SharedValues"]
 
 #: A worker that beats at a third of the interval may lose one beat and be late with another.
 BEATS_PER_INTERVAL: Final = 3
@@ -52,6 +52,25 @@ class SharedCallable:
         self._pickled = None  # its bytes are not needed any more
 
 
+class SharedValues:
+    """Arguments that are unpickled when they are first wanted, once for all items of a map."""
+
+    __slots__ = ("_lock", "_pickled", "_values")
+
+    def __init__(self, pickled: Pickled) -> None:
+        self._pickled: Pickled | None = pickled
+        self._lock = threading.Lock()
+        self._values: dict[str, Any] = {}
+
+    def load(self, label: str) -> dict[str, Any]:
+        """Return them, by parameter name."""
+        with self._lock:
+            if self._pickled is not None:
+                self._values = loads(self._pickled, label=label)
+                self._pickled = None
+        return self._values
+
+
 class ExecutingRun:
     """The state of one run.
 
@@ -79,6 +98,7 @@ class ExecutingRun:
         "run_id",
         "seconds",
         "section",
+        "shared",
         "slot",
         "stopping",
         "task",
@@ -98,6 +118,7 @@ class ExecutingRun:
         interval = _seconds(policy.get("delivery_heartbeat_seconds"))
         self.beat_seconds = interval / BEATS_PER_INTERVAL if interval else None
         self.callable: SharedCallable | None = None
+        self.shared: SharedValues | None = None
         self.section: Interruptible | None = None
         self.cancel_coroutine: Callable[[], None] | None = None
         self.begun = self.ended = False
@@ -128,7 +149,8 @@ class ExecutingRun:
             raise SerializationError(
                 f"{label} are not a dict by parameter name but {type(arguments).__name__}"
             )
-        return cast(dict[str, Any], arguments)
+        own = cast(dict[str, Any], arguments)
+        return own if self.shared is None else {**self.shared.load(label), **own}
 
 
 def _seconds(value: object) -> float | None:

@@ -50,6 +50,11 @@ class StdioExecutor(EnvironmentExecutor):
     cancel_reach: ClassVar[CancelReach] = "process"
     inherits: ClassVar[bool] = True
 
+    @classmethod
+    def shares_arguments(cls, config: Mapping[str, Any]) -> bool:
+        """A worker of the user's own does not know of them."""
+        return config.get("command") is None
+
     def __init__(self) -> None:
         self._inbox = EventQueue()
 

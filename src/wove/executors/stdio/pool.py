@@ -21,7 +21,7 @@ from wove.executors.stdio.process import Listener, WorkerProcess, describe_exit
 from wove.protocol import codec
 from wove.protocol.callables import CallableCache
 from wove.protocol.frames import TERMINAL, FrameError
-from wove.protocol.limits import INLINE_BYTES
+from wove.protocol.limits import INLINE_BYTES, SHARED_KEPT
 from wove.worker.run_marks import BEGUN, RETURNED, RunMarks, shared_file
 
 __all__ = ["Plan", "Pool"]
@@ -89,6 +89,7 @@ class _Worker:
         "reason",
         "runs",
         "seat",
+        "shared",
         "slots",
         "spoke",
         "unbegun",
@@ -101,6 +102,7 @@ class _Worker:
         self.unbegun: dict[str, Frame] = {}  # by run id, to be given to another one if it ends
         self.seat = WorkerLoad(limit=None if marks is None else 1)
         self.kept = CallableCache[bool]()
+        self.shared = CallableCache[bool](SHARED_KEPT)
         self.runs: dict[str, str] = {}  # task by run id
         self.cancelled: set[str] = set()  # those of them that were told to end
         self.draining = False  # gets no new runs any more, and ends when it has none
@@ -228,7 +230,14 @@ class Pool(Listener):
                 pickled = None
             else:
                 worker.kept.put(known, True, pickled.size)
-        if frame["args_pickle"].size + (0 if pickled is None else pickled.size) <= INLINE_BYTES:
+        size = frame["args_pickle"].size + (0 if pickled is None else pickled.size)
+        if (shared := frame.get("shared_pickle")) is not None:
+            if worker.shared.get(frame["shared_id"]) is not None:
+                del frame["shared_pickle"]
+            else:
+                worker.shared.put(frame["shared_id"], True, shared.size)
+                size += shared.size
+        if size <= INLINE_BYTES:
             worker.process.write(codec.encode(frame))
             return
         worker.encoding = True

@@ -719,3 +719,46 @@ def test_an_end_that_is_too_large_for_the_workers_memory_still_ends_the_run() ->
             used = int(found[1]) * 1024
             resource.setrlimit(resource.RLIMIT_AS, (used + 60 * 2**20,) * 2)
             return value
+
+
+# --- shared arguments -------------------------------------------------------------------------------------
+
+
+def test_what_the_items_share_travels_once_for_each_process() -> None:
+    wove.config(environments={"pool": {"executor": "stdio", "executor_config": {"processes": 1}}})
+    table = bytes(range(256)) * 8_000  # 2 MB
+    with weave(table=table) as w:
+
+        @w.do(range(10), environment="pool")
+        def look(i: int, table: bytes) -> tuple[int, int]:
+            return table[i], len(table)
+
+    assert w.result.look == [(i, len(table)) for i in range(10)]
+    sent = sum(record.bytes_in + record.bytes_out for record in w.result.run_records)
+    assert sent < 3 * len(table)
+
+
+def test_items_of_their_own_are_not_taken_for_shared() -> None:
+    wove.config(environments={"pool": {"executor": "stdio", "executor_config": {"processes": 2}}})
+    same, other = bytes(100_000), bytes(200_000)
+    with weave(items=[same, same, other, same, other], table=bytes(150_000)) as w:
+
+        @w.do("items", environment="pool")
+        def length(item: bytes, table: bytes) -> tuple[int, int]:
+            return len(item), len(table)
+
+    assert w.result.length == [
+        (size, 150_000) for size in (100_000, 100_000, 200_000, 100_000, 200_000)
+    ]
+
+
+def test_many_maps_with_large_shared_arguments_one_after_the_other() -> None:
+    wove.config(environments={"pool": {"executor": "stdio", "executor_config": {"processes": 1}}})
+    for number in range(12):  # more than a worker keeps
+        with weave(table=[bytes(100_000), number]) as w:
+
+            @w.do(range(3), environment="pool")
+            def look(i: int, table: list[Any]) -> int:
+                return i + int(table[1])
+
+        assert w.result.look == [number, number + 1, number + 2]

@@ -656,7 +656,8 @@ def test_a_crash_is_told_of_the_item_that_was_running_and_no_other_is_lost(
     begun = {int(path.name): path.read_text() for path in marks.iterdir()}
     lost = {failure.item for failure in w.result.failures}
     assert 4 in lost and lost <= set(begun), (lost, begun)
-    assert all(text == "begun\n" for text in begun.values()), "one was run twice"
+    # An item that was killed between opening and closing its file has left it empty.
+    assert all(text in ("", "begun\n") for text in begun.values()), begun
     (crash,) = (failure for failure in w.result.failures if failure.item == 4)
     assert "SIGABRT" in str(crash.exception)
     assert "Fatal Python error: Aborted" in str(crash.exception) and "in step" in str(

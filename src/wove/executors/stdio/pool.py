@@ -220,7 +220,8 @@ class Pool(Listener):
         if worker.marks is not None:
             worker.unbegun[run_id] = frame
             worker.slots[run_id] = slot = worker.marks.acquire()
-            frame = {**frame, "slot": slot}
+            frame = dict(frame)
+            frame["slot"] = slot
         known = frame.pop("callable_id", None)
         pickled = frame["callable_pickle"]
         if self._plan.ours and known is not None:

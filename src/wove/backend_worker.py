@@ -57,6 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if arguments and arguments[0] in ("-h", "--help"):
         print(USAGE, end="")  # noqa: T201
         return 0
+
     try:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, _stop)
@@ -76,6 +77,7 @@ def _payload(arguments: Sequence[str]) -> str | bytes:
 def _run(payload: str | bytes) -> int:
     # An error is printed once, below. A task that configures logging gets to see the rest.
     logging.getLogger("wove").addHandler(logging.NullHandler())
+
     try:
         if not payload.strip():
             raise ValueError(
@@ -93,6 +95,7 @@ def _run(payload: str | bytes) -> int:
         text = " ".join(f"{error}".split()) or type(error).__name__
         print(f"wove.backend_worker: {text}", file=sys.stderr)  # noqa: T201
         return _status_of(error)
+
     return 0
 
 

@@ -121,6 +121,7 @@ def _hold_exit() -> None:
     if register is not None:
         with contextlib.suppress(RuntimeError):  # it is shutting down already
             register(_wait_for_all)
+
     _holds_exit = True
 
 
@@ -139,6 +140,7 @@ def _run(execution: Execution, on_done: OnDone | None) -> WoveResult:
         assert result is not None
     except BaseException as error:  # a plan that is wrong, or an environment that does not exist
         result = execution.failed(error)
+
     if on_done is not None:
         try:
             report(on_done, result)
@@ -148,6 +150,7 @@ def _run(execution: Execution, on_done: OnDone | None) -> WoveResult:
         _log.error(
             "a weave in the background failed: %r", result.exception, exc_info=result.exception
         )
+
     return result
 
 
@@ -180,6 +183,7 @@ def _run_to_its_end(awaitable: Any) -> None:
     except RuntimeError:
         asyncio.run(main())
         return
+
     ended = threading.Event()
     failed: list[BaseException] = []
 
@@ -239,6 +243,7 @@ class Detached(Background):
             self._ended.set()
             self._launched.set_exception(error)
             return
+
         self._launched.set_result(None)
         process.wait()
         self._ended.set()
@@ -256,6 +261,7 @@ class Detached(Background):
             stdin.write(pickle.dumps([os.path.abspath(entry) for entry in sys.path]))
             for chunk in pickled.chunks:
                 stdin.write(chunk)
+
         return process
 
     def wait(self, timeout: float | None) -> bool:

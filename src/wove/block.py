@@ -119,6 +119,7 @@ class weave:  # noqa: N801 - it is used like a function
         **initial_values: Any,
     ) -> None:
         given: dict[str, Any] = {}
+
         # One comparison instead of twelve: most weaves set none of them.
         if not (
             environment is max_workers is background is fork is max_pending is error_mode is delivery_timeout
@@ -140,6 +141,7 @@ class weave:  # noqa: N801 - it is used like a function
                 "delivery_orphan_policy": delivery_orphan_policy,
             }
             given = {name: value for name, value in options.items() if value is not UNSET}
+
         self._options = check_weave_options(given) if given else given
         if on_done is not None and not callable(on_done):
             raise TypeError(f"weave: on_done must be callable, not {shown(on_done)}")
@@ -159,6 +161,7 @@ class weave:  # noqa: N801 - it is used like a function
         for name in self._values:
             if name in RESERVED or name == DATA:
                 raise _taken("an initial value", name)
+
         if parent is not None:
             self._inherit(parent)
 
@@ -167,6 +170,7 @@ class weave:  # noqa: N801 - it is used like a function
 
         self._declarations = declarations_of(parent)
         self._inherited = set(self._declarations)
+
         for name in self._values:
             if name in self._declarations:
                 raise NameError(
@@ -213,6 +217,7 @@ class weave:  # noqa: N801 - it is used like a function
         if not options and (type(source) is FunctionType or is_task(source)):
             self._declare(source, UNSET, _NO_OPTIONS)
             return source
+
         if source is not UNSET and not is_iterable(source):
             raise TypeError(
                 f"@w.do maps over an iterable or the name of a task, not over {shown(source)}"
@@ -232,6 +237,7 @@ class weave:  # noqa: N801 - it is used like a function
         name = name_of(fn)
         mapped = source is not UNSET
         replaces: Declaration | None = None
+
         if name in self._inherited:
             self._inherited.discard(name)
             replaces = self._declarations[name]
@@ -241,9 +247,11 @@ class weave:  # noqa: N801 - it is used like a function
             )
         elif name in RESERVED or name == DATA or name in self._values:
             raise _taken("a task", name)
+
         if options:
             maps = mapped or (replaces is not None and replaces.origin() is not None)
             options = check_task_options(options, mapped=maps, label=f"task {name!r}")
+
         if replaces is not None:
             options = {**replaces.options, **options}
         self._declarations[name] = Declaration(
@@ -274,18 +282,21 @@ class weave:  # noqa: N801 - it is used like a function
         if kind is not None:
             self._state = _OVER
             return
+
         execution = self._prepare()
         if execution is None:
             if self._background is not None:
                 self._background.launch()
                 self._state = _RUNNING
             return
+
         try:
             run_blocking(execution.make_run)
         finally:
             self._conclude(execution)
             if self._on_done is not None and self._result is not None:
                 report(self._on_done, self._result)
+
         _raise(execution)
 
     async def __aexit__(
@@ -297,12 +308,14 @@ class weave:  # noqa: N801 - it is used like a function
         if kind is not None:
             self._state = _OVER
             return
+
         execution = self._prepare()
         if execution is None:
             if self._background is not None:
                 await self._background.launch_awaiting()
                 self._state = _RUNNING
             return
+
         try:
             try:
                 await run_awaiting(execution.make_run)
@@ -314,6 +327,7 @@ class weave:  # noqa: N801 - it is used like a function
                 await report_awaiting(
                     self._on_done, self._result
                 )  # also when the block was cancelled
+
         _raise(execution)
 
     def _prepare(self) -> Execution | None:
@@ -338,6 +352,7 @@ class weave:  # noqa: N801 - it is used like a function
                 raise execution.plan.error
             self._state = _RUNNING
             return execution
+
         self._background = (Detached if settings.fork else Threaded)(execution, self._on_done)
         return None
 
@@ -453,6 +468,7 @@ def _live() -> Callable[[WeaveRun], Display]:
         from wove.observe.dashboard import start_as_configured
 
         start_as_configured()
+
     from wove.engine.live import LiveView
 
     return LiveView
@@ -467,10 +483,12 @@ def _watchers(
         from wove.observe.progress import Progress
 
         watchers.append(Progress)
+
     if record is not None:
         from wove.engine.recording import Recorder
 
         watchers.append(Recorder(record))
+
     return tuple(watchers)
 
 
@@ -493,11 +511,13 @@ def _initial_values(named: dict[str, Any], values: Mapping[str, Any] | None) -> 
         raise TypeError(
             f"weave: values must be a mapping from names to values, not {shown(values)}"
         )
+
     for name in values:
         if not isinstance(name, str):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise TypeError(f"weave: the names in values are text, not {shown(name)}")
         if name in named:
             raise TypeError(f"weave: {name!r} is given twice, by itself and in values")
+
     return {**named, **values}
 
 
@@ -512,6 +532,7 @@ def _taken(label: str, name: str) -> NameError:
         return NameError(
             f"{name!r} cannot name {label}: it is an attribute of the result. Choose another name"
         )
+
     return NameError(
         f"{name!r} is an initial value and a task: one of the two would be lost. Rename one of them"
     )

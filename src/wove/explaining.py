@@ -32,12 +32,14 @@ class Explanation(dict[str, dict[str, Setting]]):
 
     def __str__(self) -> str:
         lines: list[str] = []
+
         for name, settings in self.items():
             lines.append(name)
             lines += [
                 f"  {setting:<28} {value!r:<24} {origin}"
                 for setting, (value, origin) in settings.items()
             ]
+
         return "\n".join(lines)
 
 
@@ -46,6 +48,7 @@ def describe(plan: Plan, resolver: Resolver) -> str:
     nodes = {node.name: node for node in plan.nodes}
     shown = plan.execution_plan()
     lines = [f"weave of {len(nodes)} task(s)"]
+
     for depth, tier in enumerate(shown.tiers):
         for name in tier:
             declaration = nodes[name].declaration
@@ -62,6 +65,7 @@ def describe(plan: Plan, resolver: Resolver) -> str:
                 f" after {', '.join(shown.dependencies[name])}" if shown.dependencies[name] else ""
             )
             lines.append(f"  {depth}: {name} ({', '.join(about)}){after}")
+
     if plan.error is not None:
         lines.append(f"  wrong: {plan.error}")
     return "\n".join(lines)

@@ -45,11 +45,13 @@ def flatten(items: Iterable[Any]) -> list[Any]:
         ['a', ['b'], 'cd', None]
     """
     flat: list[Any] = []
+
     for item in _iterate("flatten", items):
         if isinstance(item, Iterable) and not isinstance(item, (str, bytes, bytearray, Mapping)):
             flat.extend(cast("Iterable[object]", item))
         else:
             flat.append(item)
+
     return flat
 
 
@@ -115,6 +117,7 @@ def undict(mapping: Mapping[K, V]) -> list[tuple[K, V]]:
         raise TypeError(
             f"undict: a mapping is needed, such as a dict, not {type(mapping).__name__}"
         )
+
     return list(mapping.items())
 
 
@@ -129,6 +132,7 @@ def redict(pairs: Iterable[tuple[K, V]]) -> dict[K, V]:
         {'a': 1, 'b': 2}
     """
     made: dict[K, V] = {}
+
     for position, pair in enumerate(_iterate("redict", pairs)):
         try:
             if isinstance(pair, (str, bytes)):  # a text of two letters would pass for a pair
@@ -139,6 +143,7 @@ def redict(pairs: Iterable[tuple[K, V]]) -> dict[K, V]:
                 f"redict: item {position} is not a (key, value) pair: {pair!r:.80}"
             ) from None
         made[key] = value
+
     return made
 
 
@@ -252,6 +257,7 @@ def _count(name: str, value: int) -> int:
         raise TypeError(
             f"{name} must be a whole number, not {value!r:.80} ({type(value).__name__})"
         ) from None
+
     if count < 1:
         raise ValueError(f"{name} must be at least 1, not {count}")
     return count

@@ -155,11 +155,13 @@ async def _call(
     if not mapped:
         # In a task of its own, because what it does to its context is not the caller's.
         return await in_own_task(caller(fn if settings.is_local else {}), run.loop, context)
+
     invoke: Callable[[Any], Any] = fn
     if not settings.is_local:
         invoke = partial(with_item, {}, _item_name(fn, name, caller.signature))
     elif not caller.plain or kind not in (Kind.SYNC, Kind.ASYNC):
         invoke = partial(partial, fn)
+
     return await map_items(run, caller, iterable, invoke)
 
 

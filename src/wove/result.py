@@ -163,6 +163,7 @@ class WoveResult:
                 return error
             # Each reading starts with the traceback of the task; otherwise they would add up.
             raise error.with_traceback(self._tracebacks.get(name))
+
         if name in self._initial:
             return self._initial[name]
         if name in self._names:
@@ -194,6 +195,7 @@ class WoveResult:
 
     def __repr__(self) -> str:
         parts: list[str] = []
+
         for name in self._names:
             if name in self._values:
                 text = _short(self._values[name])
@@ -202,6 +204,7 @@ class WoveResult:
             else:
                 text = "cancelled"
             parts.append(f"{name}={text}")
+
         return f"<WoveResult {', '.join(parts) or 'of no tasks'}>"
 
     def __getstate__(self) -> dict[str, Any]:
@@ -267,6 +270,7 @@ def _portable(error: BaseException) -> BaseException:
         rebuilt = pickle.loads(pickle.dumps(error))
     except Exception:
         rebuilt = None
+
     if type(rebuilt) is type(error):
         return error
     kind = f"{type(error).__module__}.{type(error).__qualname__}"

@@ -50,6 +50,7 @@ class Weave:
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
+
         for name, marks in _marks_of(cls).items():
             if name in RESERVED or name == DATA:
                 label = (
@@ -106,6 +107,7 @@ def _mark(fn: F, source: Any, options: Any) -> F:
         setattr(fn, _MARK, _Marked(source if mapped else None, mapped, checked))
     except AttributeError:
         raise TypeError(f"@Weave.do marks methods, and {shown(fn)} cannot be marked") from None
+
     return fn
 
 
@@ -116,6 +118,7 @@ _PLAIN = _Marked(None, False, {})
 def _marks_of(cls: type) -> dict[str, list[_Marked]]:
     """For each task of *cls*, what its definitions say, the oldest first."""
     found: dict[str, list[_Marked]] = {}
+
     for base in reversed(cls.__mro__):
         for name, value in vars(base).items():
             mark: object = getattr(value, _MARK, None)
@@ -127,6 +130,7 @@ def _marks_of(cls: type) -> dict[str, list[_Marked]]:
                 del found[name]
             elif name in found:
                 found[name].append(_PLAIN)
+
     return found
 
 
@@ -149,6 +153,7 @@ def declarations_of(parent: object) -> dict[str, Declaration]:
     cls = parent
     instance = _instance_of(cls)
     declarations: dict[str, Declaration] = {}
+
     for name, marks in _marks_of(cls).items():
         fn = getattr(instance, name)
         if not callable(fn):
@@ -166,6 +171,7 @@ def declarations_of(parent: object) -> dict[str, Declaration]:
             declarations[name] = Declaration(fn, _merged(marks), name=name, replaces=mapped)
         elif mapped is not None:
             declarations[name] = mapped
+
     return declarations
 
 

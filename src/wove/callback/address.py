@@ -92,6 +92,7 @@ def read_address(config: Mapping[str, Any], *, label: str) -> Address:
         raise ValueError(
             f"{label}: executor_config 'callback_host' must be a name or an address, not {host!r:.200}"
         )
+
     ports = _ports(config.get("callback_port"), f"{label}: executor_config 'callback_port'")
     token = text(config, "callback_token", label=label)
     if token is not None and not _TOKEN.fullmatch(token):
@@ -99,6 +100,7 @@ def read_address(config: Mapping[str, Any], *, label: str) -> Address:
             f"{label}: executor_config 'callback_token' goes into the path of a URL: it must be 1 to 200 letters, "
             "digits or . _ ~ -"
         )
+
     url = text(config, "callback_url", label=label)
     if url is None:
         if "%" in host:  # RFC 4007, 11.2: a zone means something to this machine only
@@ -106,6 +108,7 @@ def read_address(config: Mapping[str, Any], *, label: str) -> Address:
                 f"{label}: with a zone in 'callback_host' a 'callback_url' is needed, for others to call"
             )
         return Address(host, ports, None, token or secrets.token_urlsafe(24))
+
     url, token = _url(url, token, f"{label}: executor_config 'callback_url'", label)
     return Address(host, ports, url, token)
 
@@ -117,11 +120,13 @@ def _ports(value: object, label: str) -> range:
         raise TypeError(
             f'{label} must be a port, 0 for any, or a range such as "9010-9019", not {shown(value)}'
         )
+
     match = _RANGE.fullmatch(str(value))
     if match is None:
         raise ValueError(
             f'{label} must be a port, 0 for any, or a range such as "9010-9019", not {shown(value)}'
         )
+
     first, last = int(match[1]), int(match[2] or match[1])
     if last > HIGHEST_PORT:
         raise ValueError(f"{label}: {last} is not a port; {HIGHEST_PORT} is the highest")
@@ -129,6 +134,7 @@ def _ports(value: object, label: str) -> range:
         raise ValueError(
             f'{label}: {shown(value)} is not a range: give the lower port first, as in "9010-9019"'
         )
+
     if last - first >= MAX_PORTS:
         raise ValueError(f"{label}: {shown(value)} has more than {MAX_PORTS} ports")
     return range(first, last + 1)
@@ -141,12 +147,14 @@ def _url(url: str, token: str | None, key_label: str, label: str) -> tuple[str, 
         raise ValueError(
             f"{key_label} may hold {{port}} and {{token}}, and nothing else in braces: {url!r:.200}"
         )
+
     parts = parse_url(filled, ("http", "https"), label=label, key="callback_url", example=_EXAMPLE)
     if parts.host in EVERYWHERE:
         raise ValueError(
             f"{key_label}: {parts.host} is an address to listen on (callback_host), and none that a worker can call: "
             "give this machine's name or address"
         )
+
     if urlsplit(url).path in ("", "/"):
         return url.rstrip("/") + PATH + "{token}", token or secrets.token_urlsafe(24)
     if "{token}" in url:
@@ -163,11 +171,13 @@ def _url(url: str, token: str | None, key_label: str, label: str) -> tuple[str, 
                 f"{key_label}: a token is made of letters, digits and . _ ~ -, and what it ends in is not"
             )
         return url, found[1]
+
     if token is None:
         raise ValueError(
             f"{key_label} does not end in {PATH}{{token}}: whatever passes its requests on has to know the token, so "
             "set executor_config 'callback_token' as well"
         )
+
     return url, token
 
 
@@ -184,4 +194,5 @@ def _outgoing(*, v6: bool) -> str:
             continue
         if found not in EVERYWHERE and "%" not in found:
             return found
+
     return socket.gethostname()

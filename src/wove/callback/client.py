@@ -116,6 +116,7 @@ def post_event(
             fields += signer.headers_for(
                 transport="http", target=destination.target, body=chunks
             ).items()
+
         head, body = exchange(
             destination, request(destination, "POST", fields), chunks, stall_seconds=timeout
         )
@@ -170,6 +171,7 @@ def fetch(
     def attempt() -> Pickled:
         fields = security.headers_for(transport="http", target=destination.target).items()
         link = Link(destination)
+
         try:
             link.send(
                 request(destination, "GET", fields),
@@ -188,23 +190,27 @@ def _received(link: Link, claim: Claim, destination: Destination, stall_seconds:
     found = hashlib.sha256()
     chunks: list[bytes] = []
     size = 0
+
     while not link.parser.complete:
         for piece in link.receive(stall_seconds):
             found.update(piece)  # other threads run meanwhile
             chunks.append(piece)
             size += len(piece)
+
     head = link.parser.head
     assert head is not None
     if head.status != 200:
         raise _Refused(
             shown(destination, head, b"".join(chunks)), again=may_come_right(head.status)
         )
+
     if size != claim.size or found.hexdigest() != claim.sha256:
         raise _Refused(
             f"{destination} sent {size} bytes with the SHA-256 {found.hexdigest()}, and the payload says "
             f"{claim.sha256}. Nothing of it was unpickled",
             again=False,
         )
+
     return Pickled(chunks, size=size)
 
 
@@ -223,6 +229,7 @@ def _again_and_again(
     give_up_at = _now() + seconds
     refused_since: float | None = None
     failures = 0
+
     while True:
         try:
             return attempt()

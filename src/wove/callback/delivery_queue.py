@@ -65,6 +65,7 @@ class DeliveryQueue:
         if event["type"] == "task_started":
             self._at(run_events, run_events.started_due)
             return False
+
         self._ripen(run_events, now)
         return event["type"] in TERMINAL
 
@@ -108,6 +109,7 @@ class DeliveryQueue:
         """The next request: what is ready, as far as it may go together; ``None`` if there is nothing."""
         items: list[tuple[RunEvents, list[Event]]] = []
         size = 0
+
         for run_events in list(self.ready):
             if items and not run_events.goes_with(items[0][0]):
                 continue
@@ -117,14 +119,17 @@ class DeliveryQueue:
                 size += sum(map(bulk, events))
                 if run_events.alone or size >= MAX_BYTES or len(items) >= MAX_RUNS:
                     break
+
         if not items:
             return None
         batch = EventBatch(items)
+
         try:
             batch.encode()
         except FrameError as error:
             self.apart(batch, f"it cannot be encoded: {error}")
             return None
+
         return batch
 
     def pack_end(self, run_events: RunEvents, now: float) -> EventBatch | None:
@@ -145,6 +150,7 @@ class DeliveryQueue:
     ) -> None:
         """An answer came, over the connection that is *kept* or another."""
         destination = batch.destination
+
         if 200 <= head.status < 300 or head.status == 410:
             gone, cancelled = listed(head, GONE), listed(head, CANCELLED)
             for run_events, events in batch.items:
@@ -231,6 +237,7 @@ class DeliveryQueue:
     def _gone(self, run_events: RunEvents, events: Sequence[Event], *, cancelled: bool) -> None:
         """Nobody waits for the run; *cancelled*: it was told to end, and not only left alone."""
         report = run_events.report
+
         if _has_end(events):
             _log.info("%s is dropped: nobody waits for it any more", _what(run_events))
             self.end(run_events, Delivered(gone=True))
@@ -280,9 +287,11 @@ class DeliveryQueue:
             run_events.refused_since = None
         elif run_events.refused_since is None:
             run_events.refused_since = now
+
         if run_events.end is None and (run_events.report.detached or not run_events.report.asking):
             run_events.report.answered()
             return
+
         known_dead = refused and run_events.end is None and self._is_dead(run_events, now)
         if known_dead or now >= run_events.patience_ends():
             self._give_up(run_events)
@@ -302,6 +311,7 @@ class DeliveryQueue:
 
     def _give_up(self, run_events: RunEvents) -> None:
         seconds = run_events.report.retry_seconds
+
         if run_events.end is None and run_events.refused_since is not None:
             _dead[run_events.report.destination.origin] = time.monotonic()
             while len(_dead) > MAX_DEAD:
@@ -312,6 +322,7 @@ class DeliveryQueue:
                 f"can call: {run_events.trouble}",
             )
             return
+
         if run_events.end is None:
             text = (
                 f"{_run(run_events)} was not begun: whether anybody waits for it could not be asked within "
@@ -319,6 +330,7 @@ class DeliveryQueue:
             )
             self.end(run_events, Delivered(error=DeliveryError(text)))
             return
+
         if run_events.refused_since is not None:
             seconds = min(seconds, REFUSED_SECONDS)
         text = (

@@ -167,6 +167,7 @@ class Link:
         if sum(map(len, chunks)) <= INLINE_BYTES:
             self._sock.sendall(b"".join((head, *chunks)))
             return
+
         try:
             for chunk in (head, *chunks):
                 view = memoryview(chunk)
@@ -198,6 +199,7 @@ class Link:
         """
         pieces, self._early = self._early, []
         self._sock.settimeout(seconds)
+
         while not self.parser.complete:
             try:
                 data = self._sock.recv(READ_BYTES)
@@ -210,6 +212,7 @@ class Link:
             self.answers += self.parser.complete
             if not self._pending():
                 break
+
         return pieces
 
     def quiet(self) -> bool:
@@ -266,6 +269,7 @@ def exchange(
         ProtocolError: What came is not an HTTP answer.
     """
     link = Link(destination)
+
     try:
         link.send(head, chunks, seconds=stall_seconds, patience=patience)
         body = link.receive()
@@ -322,6 +326,7 @@ def _connected(destination: Destination) -> socket.socket:
     # Bytes: for text Python loads its IDNA codec, an import that a fork could catch half way.
     host = destination.host.encode("ascii")
     failure: OSError = OSError(f"the name {destination.host!r} has no address")
+
     for family, kind, protocol, _, address in socket.getaddrinfo(
         host, destination.port, type=socket.SOCK_STREAM
     ):
@@ -338,6 +343,7 @@ def _connected(destination: Destination) -> socket.socket:
         except BaseException:  # an interrupt of whoever waits here
             close_socket(sock)
             raise
+
     raise failure
 
 
@@ -356,6 +362,7 @@ _nothing_there: tuple[type[OSError], ...] = (BlockingIOError,)
 
 def _secured(sock: socket.socket, host: str) -> socket.socket:
     global _context, _nothing_there
+
     if _context is None:
         with forks.importing:
             import ssl
@@ -364,13 +371,16 @@ def _secured(sock: socket.socket, host: str) -> socket.socket:
 
             _nothing_there = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
             _context = TLSFiles().context()
+
     with _lock:
         secured = _context.wrap_socket(sock, server_hostname=host, do_handshake_on_connect=False)
         _sockets.discard(sock)
         _sockets.add(secured)
+
     try:
         secured.do_handshake()
     except BaseException:
         close_socket(secured)
         raise
+
     return secured

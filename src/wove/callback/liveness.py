@@ -39,15 +39,18 @@ class WorkerConnection:
     def note(self, request: Request) -> None:
         """Another request came over it."""
         worker = ""
+
         for name, value in request.fields:
             if name == WORKER:
                 worker = value[:MAX_CHARACTERS]
             elif name in _OF_PROXIES:
                 self.direct = False
+
         if self.worker and self.worker != worker:
             self.direct = (
                 False  # two workers on one connection: something is between that does not say so
             )
+
         self.worker = worker
 
 

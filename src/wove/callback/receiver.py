@@ -142,6 +142,7 @@ class Receiver:
     ) -> Route:
         """See `open_route`."""
         self._users += 1
+
         try:
             async with self._opening:
                 if not self._servers:
@@ -159,6 +160,7 @@ class Receiver:
         except BaseException:
             self._forget_user()
             raise
+
         self.routes.add(route)
         self.large.resize(self.routes.max_message_bytes)
         return route
@@ -216,9 +218,11 @@ class Receiver:
             raise DeliveryError(
                 f"{label}: there is no host {self.host!r} to listen on (executor_config 'callback_host'): {error}"
             ) from error
+
         places = [(family, place) for family, _, _, _, place in dict.fromkeys(found)]
         self._sockets = self._bound(places, label)
         self.port = self._sockets[0].getsockname()[1]
+
         try:
             for sock in self._sockets:
                 forks.blank(sock.fileno())
@@ -236,6 +240,7 @@ class Receiver:
     ) -> list[socket.socket]:
         """Sockets that listen, all on one port: the first that is free."""
         error: OSError | None = None
+
         for port in self._ports:
             for _ in range(
                 4 if len(places) > 1 and not port else 1
@@ -246,6 +251,7 @@ class Receiver:
                     error = raised
                     if raised.errno not in (errno.EADDRINUSE, errno.EACCES):
                         break
+
         assert error is not None
         raise DeliveryError(f"{label}: {self._explained(error)}") from error
 
@@ -263,6 +269,7 @@ class Receiver:
                 f"another environment of this process listens on the callback port {ours[0].port} of {ours[0].host}: "
                 "give both the same 'callback_host' and 'callback_port', and they share it, or give them other ports"
             )
+
         if error.errno == errno.EADDRINUSE:
             taken = "is taken" if first == last else "are all taken"
             return (
@@ -270,6 +277,7 @@ class Receiver:
                 'server of several processes a range such as "9010-9019", of which each takes one that is free. Where '
                 "'callback_url' is set, it then needs {port} in the place of the port"
             )
+
         if error.errno == errno.EACCES:
             return f"this process may not listen on the callback {where}: give a port above 1023"
         if error.errno == errno.EADDRNOTAVAIL:
@@ -277,6 +285,7 @@ class Receiver:
                 f"{self.host} (executor_config 'callback_host') is not an address of this machine: give one that is, "
                 "or 0.0.0.0 for all; what workers call is 'callback_url'"
             )
+
         return f"cannot listen on the callback {where}: {error}"
 
     # ------------------------------------------------------------------ connections
@@ -285,6 +294,7 @@ class Receiver:
         """Somebody has connected."""
         self._connections.add(connection)
         self._strangers[connection] = None
+
         if self.closed:
             connection.drop()
         elif len(self._strangers) > MAX_STRANGERS:
@@ -300,11 +310,13 @@ class Receiver:
         """It has ended."""
         self._connections.discard(connection)
         self._strangers.pop(connection, None)
+
         for route, run_ids in self.routes.presence.lost(line).items():
             try:
                 route.party.gone(run_ids, line.worker)
             except Exception as error:
                 self.report(f"the end of a worker's connection could not be told: {error}", error)
+
         if not self._connections and self._quiet is not None and not self._quiet.done():
             self._quiet.set_result(None)
 
@@ -340,6 +352,7 @@ def _escaped(text: str) -> str:
 
 def _listening(places: Sequence[tuple[int, tuple[Any, ...]]], port: int) -> list[socket.socket]:
     sockets: list[socket.socket] = []
+
     with contextlib.ExitStack() as undo:
         for family, place in places:
             # asyncio sets TCP_NODELAY only where the protocol is named.
@@ -359,6 +372,7 @@ def _listening(places: Sequence[tuple[int, tuple[Any, ...]]], port: int) -> list
             )  # two processes may both have bound it, and only one of them may listen
             sockets.append(sock)
         undo.pop_all()
+
     return sockets
 
 

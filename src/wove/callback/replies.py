@@ -34,6 +34,7 @@ class Reply(NamedTuple):
         """
         fields = [*self.fields, *_persistence(minor, keep)]
         body = b""
+
         if self.status != 204:  # RFC 9110, 8.6: it has no Content-Length
             # Of what came there may be a part in it.
             text = "".join(
@@ -45,6 +46,7 @@ class Reply(NamedTuple):
                 ("Content-Type", "text/plain; charset=utf-8"),
                 ("Content-Length", str(len(body))),
             ]
+
         return _head(self.status, fields) + (b"" if bodiless else body)
 
 

@@ -98,6 +98,7 @@ class RunReporter:
     def put(self, event: Event) -> None:
         """Send *event*. Never blocks; the first terminal event is the last event."""
         terminal = event["type"] in TERMINAL
+
         with self._lock:
             if self._ended.is_set():
                 return
@@ -105,6 +106,7 @@ class RunReporter:
                 if event["type"] == "task_cancelled" and self.override_event is not None:
                     event = self.override_event
                 self._ended.set()
+
         if self.way is not None:
             self.way.put(self, event)
 
@@ -155,6 +157,7 @@ class RunReporter:
     def wait(self, seconds: float | None = None) -> Delivered | None:
         """Wait until the end is delivered or given up, at most so long; ``None`` if it is neither."""
         deadline = None if seconds is None else time.monotonic() + seconds
+
         while not self._arrived.is_set():
             left = (
                 WAKE_SECONDS if deadline is None else min(WAKE_SECONDS, deadline - time.monotonic())
@@ -162,6 +165,7 @@ class RunReporter:
             if left <= 0:
                 break
             self._arrived.wait(left)
+
         return self._delivered
 
     def when_delivered(self, callback: Callable[[Delivered], None]) -> None:
@@ -181,6 +185,7 @@ class RunReporter:
             self._begin = None
             self._ended.set()
             callbacks, self._callbacks = self._callbacks, []
+
         self._arrived.set()
         for callback in callbacks:
             callback(delivered)

@@ -178,8 +178,10 @@ class Routes:
         if request.method != method:
             label = "events come as POST" if claim_id is None else "a claim is fetched with GET"
             raise Refusal(405, f"Here, {label}.", ("Allow", method))
+
         admitted: list[Route] = []
         refusal = None
+
         for route in routes:
             try:
                 route.security.screen_headers(headers=request.fields)
@@ -187,6 +189,7 @@ class Routes:
                 refusal = _not_allowed(route, request, error)
             else:
                 admitted.append(route)
+
         if not admitted and refusal is not None:
             raise refusal
         authorized = AuthorizedRequest(request, admitted, claim_id, self.presence, refusal)
@@ -284,6 +287,7 @@ class AuthorizedRequest:
             chunks = route.party.claim(self.claim_id)
             if chunks is not None:
                 return chunks
+
         raise Refusal(
             410, "Nobody waits for this run any more, and what it was to work on is gone."
         )
@@ -293,6 +297,7 @@ class AuthorizedRequest:
         gone: dict[str, None] = {}
         cancelled: dict[str, None] = {}
         taken = 0
+
         for event in events:
             run_id: str = event["run_id"]
             terminal = event["type"] in TERMINAL
@@ -316,6 +321,7 @@ class AuthorizedRequest:
                 gone[run_id] = None
                 if standing in _TOLD_TO_END:
                     cancelled[run_id] = None
+
         if not gone:
             return TAKEN
         fields = ((CANCELLED, _listed(cancelled)),) if cancelled else ()
@@ -338,6 +344,7 @@ class AuthorizedRequest:
     def _verify(self, body: signing.Body) -> None:
         verified: list[Route] = []
         digest: signing.Digest | None = None
+
         for route in self._routes:
             if route.security.kind == "signed" and digest is None:
                 digest = signing.digest(body)
@@ -352,6 +359,7 @@ class AuthorizedRequest:
                 self._refusal = _not_allowed(route, self._request, error)
             else:
                 verified.append(route)
+
         if not verified and self._refusal is not None:
             raise self._refusal
         self._routes = verified
@@ -364,9 +372,11 @@ def _not_allowed(route: Route, request: Request, error: PermissionError) -> Refu
         header, scheme = signing.AUTHORIZATION, "Bearer"
     else:
         header, scheme = signing.SIGNATURE, "Wove"
+
     if request.get(header.lower()) is None:
         text = "This is only for workers that have the same 'security' as this environment, and none was shown."
         return Refusal(401, text, ("WWW-Authenticate", scheme), why=why)
+
     return Refusal(
         403,
         "The authentication of this request is not right: both sides need the same 'security', and clocks that agree; "
@@ -392,10 +402,12 @@ def _unusable(error: FrameError) -> dict[str, Any] | None:
 def _listed(run_ids: dict[str, None]) -> str:
     shown: list[str] = []
     size = 0
+
     for run_id in run_ids:
         size += len(run_id) + 1
         if size > MAX_GONE_CHARACTERS:
             break
         if _LISTED.fullmatch(run_id):
             shown.append(run_id)
+
     return ",".join(shown)

@@ -167,11 +167,13 @@ class RunEvents:
         if self.end is not None and not self.large:
             return self.take_end(now)
         found: list[Event] = []
+
         if self._started is not None and self.started_due <= now:
             found.append(self._started)
             self._started = None
         elif self._beat is not None:
             found.append(self._beat)
+
         self._beat = None
         found += self._others
         self._others = []
@@ -190,6 +192,7 @@ class RunEvents:
     def put_back(self, events: list[Event]) -> None:
         """*events* did not get through."""
         others: list[Event] = []
+
         for event in events:
             kind = event["type"]
             if kind in TERMINAL:
@@ -202,6 +205,7 @@ class RunEvents:
                 self._beat = self._beat or event
             else:
                 others.append(event)
+
         self._others[:0] = others
 
 

@@ -105,6 +105,7 @@ class Sender:
             self._closing = True
             thread = self._thread
             self._rouse()
+
         if thread is not None and thread is not threading.current_thread():
             thread.join(timeout)
         self._closing = False
@@ -139,6 +140,7 @@ class Sender:
 
     def _run(self) -> None:
         self._idle_since = _now()
+
         try:
             while self._turn():
                 pass
@@ -156,6 +158,7 @@ class Sender:
         for run_events in self._delivery_queue.large:
             self._upload(run_events, now)
         self._delivery_queue.large.clear()
+
         if self._batch is not None:
             self._mind_unanswered(self._batch, now)
         elif now >= self._not_before:
@@ -164,6 +167,7 @@ class Sender:
                 return True  # others may have come meanwhile, and go along
             if self._link is not None and (batch := self._delivery_queue.pack(now)) is not None:
                 self._post(self._link, batch, now)
+
         return self._wait(now)
 
     def _take_in(self, run_events: RunEvents, event: Event) -> None:
@@ -178,6 +182,7 @@ class Sender:
 
     def _connect(self) -> None:
         self._tried_at = _now()
+
         try:
             self._link = Link(self._destination)
         except OSError as error:
@@ -190,6 +195,7 @@ class Sender:
     def _post(self, link: Link, batch: EventBatch, now: float) -> None:
         self._tried_at = batch.sent_at = now
         self._batch = batch
+
         try:
             link.send(_head(batch, self._worker), batch.chunks, seconds=REPLY_SECONDS)
         except (OSError, ProtocolError) as error:
@@ -218,11 +224,13 @@ class Sender:
             if not link.quiet():
                 self._closed_while_idle(link)
             return
+
         try:
             self._batch.answer += link.receive()
         except (OSError, ProtocolError) as error:
             self._broke(f"{self._destination} closed the connection: {error}")
             return
+
         head = link.parser.head
         if link.parser.complete and head is not None:
             batch, self._batch = self._batch, None
@@ -325,6 +333,7 @@ class Sender:
         if not idle:
             self._idle_since = now
         poll = select.poll()
+
         with self._lock:
             if self._inbox:
                 return True
@@ -336,6 +345,7 @@ class Sender:
             self._asleep = True
             assert self._wake is not None
             poll.register(self._wake[0], select.POLLIN)
+
         if self._link is not None:
             poll.register(self._link, select.POLLIN)
         events = dict(poll.poll(max(0.0, self._next(now) - now) * 1000))
@@ -343,6 +353,7 @@ class Sender:
         if self._wake[0].fileno() in events:
             with contextlib.suppress(BlockingIOError):
                 self._wake[0].recv(4096)
+
         if self._link is not None and self._link.fileno() in events:
             self._read(self._link)
         return True
@@ -358,6 +369,7 @@ class Sender:
                 moments.append(impatient)
         elif self._delivery_queue.ready or (self._link is None and self._wants_link()):
             moments.append(self._not_before)
+
         return min(moments)
 
     def _hang_up(self) -> None:
@@ -367,9 +379,11 @@ class Sender:
             _senders.get(self._destination.origin) is self
         ):  # a worker may see many receivers come and go
             del _senders[self._destination.origin]
+
         if self._link is not None:
             self._link.close()
             self._link = None
+
         for each in self._wake or ():
             close_socket(each)
         self._wake = None
@@ -382,6 +396,7 @@ def _head(batch: EventBatch, worker: str) -> bytes:
         signed = batch.security.headers_for(
             transport="http", target=destination.target, body=batch.chunks
         )
+
     size = sum(map(len, batch.chunks))
     common = (("Content-Type", "application/json"), ("Content-Length", str(size)))
     return request(destination, "POST", (*common, ("X-Wove-Worker", worker), *signed.items()))
@@ -397,6 +412,7 @@ _worker = ""
 def sender_for(destination: Destination) -> Sender:
     """The sender of this process to the receiver at *destination*."""
     global _worker
+
     with _senders_lock:
         sender = _senders.get(destination.origin)
         if sender is None:

@@ -154,6 +154,7 @@ class Connection(asyncio.Protocol):
     def _advance(self) -> None:
         """Go on with what is there, as far as that is possible now."""
         steps = 0
+
         while self._rest and self._state in _READS and not self._congested:
             if self._transport.is_closing():
                 self._rest = b""
@@ -168,9 +169,11 @@ class Connection(asyncio.Protocol):
                 self._too_large()
             except RequestError as error:
                 self._refuse(Refusal(error.status, f"This cannot be read: {error}."), broken=True)
+
         if self._state is _State.HEAD and not self._started and self._parser.begun:
             self._started = True
             self._since = self._loop.time()
+
         if self._ended and not self._rest and self._state is _State.HEAD and not self._congested:
             self._transport.close()
         self._flow()
@@ -191,8 +194,10 @@ class Connection(asyncio.Protocol):
         if self._state is _State.LINGER:
             self._rest = b""
             return
+
         pieces = parser.feed(self._rest)
         self._rest = parser.rest
+
         if self._state is _State.HEAD:
             if parser.head is not None:
                 self._headed(parser.head)
@@ -217,6 +222,7 @@ class Connection(asyncio.Protocol):
     def _headed(self, head: Request) -> None:
         parser = self._parser
         expects = head.get("expect")
+
         try:
             visit = self._receiver.routes.visit(head)
             if expects is not None and expects.lower() != "100-continue":  # RFC 9110, 10.1.1
@@ -224,17 +230,21 @@ class Connection(asyncio.Protocol):
         except Refusal as refusal:
             self._refuse(refusal)
             return
+
         self._visit = visit
         if not self.known:
             self.known = True
             self._receiver.recognized(self)
+
         self._line.note(head)
         parser.admit(visit.most)  # TooLargeError: 413
         if parser.complete:
             self._received()
             return
+
         size = parser.announced
         self._state = _State.BODY
+
         if size is not None and size <= len(self._rest):  # it is here already
             self._since = self._loop.time()
         elif size is None or size <= SMALL_BYTES:
@@ -269,6 +279,7 @@ class Connection(asyncio.Protocol):
         self._since = self._heard = self._loop.time()
         head = self._parser.head
         assert head is not None
+
         if (
             head.get("expect") is not None
             and head.minor >= 1
@@ -282,6 +293,7 @@ class Connection(asyncio.Protocol):
         visit = self._visit
         assert visit is not None
         chunks = self._body.take()
+
         if visit.claim_id is not None:
             self._send_claim(visit)
         elif self._parser.received <= 2 * INLINE_BYTES:
@@ -313,6 +325,7 @@ class Connection(asyncio.Protocol):
             reply = found.reply
         else:
             reply = self._take(visit, found)
+
         self._body.release()
         if not self._lost:
             self._answer(reply)
@@ -369,7 +382,9 @@ class Connection(asyncio.Protocol):
             # Who waits for 100 may send the body or not, after this.
             keep = head.persistent and small and (parser.complete or head.get("expect") is None)
             minor, bodiless = head.minor, head.method == "HEAD"
+
         self._transport.write(refusal.reply.encode(minor=minor, keep=keep, bodiless=bodiless))
+
         if not keep:
             self._linger()
         elif parser.complete:
@@ -402,6 +417,7 @@ class Connection(asyncio.Protocol):
             self._log(refusal)
             self._answer(refusal.reply)
             return
+
         head = self._parser.head
         assert head is not None
         self._state = _State.SEND
@@ -415,6 +431,7 @@ class Connection(asyncio.Protocol):
         """Write what can be written now."""
         out = self._out
         written = 0
+
         while out is not None and not self._congested and not self._transport.is_closing():
             piece = next(out, None)
             if piece is None:
@@ -453,15 +470,18 @@ class Connection(asyncio.Protocol):
         if self._congested and (unsent := self._transport.get_write_buffer_size()) < self._unsent:
             self._unsent = unsent  # slow, but not stuck
             self._heard = self._loop.time()
+
         if self._congested or self._state is _State.SEND:
             return self._heard + WRITE_SECONDS
         if self._state is _State.HEAD:
             if self._started or not self.known:
                 return self._since + HEAD_SECONDS
             return None if self._line.runs else self._heard + IDLE_SECONDS
+
         if self._state in (_State.BODY, _State.SKIP):
             pace = self._since + BODY_SECONDS + self._parser.received / SLOWEST_BYTES
             return min(self._heard + BODY_SECONDS, pace)
+
         return self._since + LINGER_SECONDS if self._state is _State.LINGER else None
 
     def _expire(self) -> None:

@@ -68,6 +68,7 @@ def logging_to_stderr(level: str) -> Generator[None]:
     before = ours.level
     root.addHandler(handler)
     ours.setLevel(level.upper())
+
     try:
         yield
     finally:

@@ -44,6 +44,7 @@ def add_parser(new: Callable[..., argparse.ArgumentParser]) -> None:
     """Add ``worker`` to the commands; *new* is the ``add_parser`` of argparse."""
     parser = new("worker", help="run a worker service", description="Run a worker service.")
     transports = parser.add_subparsers(title="transports", metavar="TRANSPORT", required=True)
+
     for transport, (_, default) in TRANSPORTS.items():
         one = transports.add_parser(
             transport,
@@ -134,6 +135,7 @@ def _run(chosen: argparse.Namespace) -> int:
             _run_until_stopped(chosen, partial(serve, options, bind, tls))
         except (OSError, MissingDependencyError) as error:
             return _fail(chosen, error, 1)
+
     return 0
 
 
@@ -151,6 +153,7 @@ def _settings(chosen: argparse.Namespace) -> tuple[ServiceOptions, Bind, ServerT
         tls = ServerTLS.load(chosen.tls_cert, chosen.tls_key, chosen.client_ca)
     elif chosen.tls_cert or chosen.tls_key or chosen.client_ca:
         raise ValueError("TLS needs both --tls-cert and --tls-key")
+
     refuse_exposed(
         bind,
         tls,
@@ -163,6 +166,7 @@ def _settings(chosen: argparse.Namespace) -> tuple[ServiceOptions, Bind, ServerT
         raise MissingDependencyError(
             f"a worker service needs cloudpickle. Install it with: {install_command('worker')}"
         )
+
     return options, bind, tls
 
 
@@ -175,6 +179,7 @@ def _warn(options: ServiceOptions, tls: ServerTLS | None, *, tls_at_proxy: bool)
         risks.append(
             "without TLS and without --security, so that every user of this machine may run code in it"
         )
+
     if risks:
         logger.warning("this worker service runs %s", " and ".join(risks))
 
@@ -185,6 +190,7 @@ def _serve_of(chosen: argparse.Namespace) -> Callable[..., Any]:
         os.environ.setdefault("GRPC_VERBOSITY", "NONE")
         # With its fork handlers, every fourth child that a task forks dies of SIGSEGV (grpcio 1.85).
         os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
+
     module = importlib.import_module(TRANSPORTS[chosen.transport][0])
     serve: Callable[..., Any] = module.serve
     return partial(serve, root_path=chosen.root_path) if chosen.transport == "http" else serve
@@ -213,6 +219,7 @@ def _run_until_stopped(chosen: argparse.Namespace, serve: Callable[..., Any]) ->
         finally:
             for number in numbers:  # uvloop would leave its own behind
                 loop.remove_signal_handler(number)
+
         logger.info("stopped")
 
     with asyncio.Runner(loop_factory=_loop_factory(chosen.transport)) as runner:

@@ -164,12 +164,14 @@ _fork = _Fork()
 def _run(hooks: dict[Phase, list[Hook]], phases: Iterable[Phase]) -> None:
     """Call all *hooks*, and raise afterwards what they raised. Python reports that, and the fork continues."""
     errors: list[Exception] = []
+
     for phase in phases:
         for hook in hooks[phase]:
             try:
                 hook()
             except Exception as error:  # one that fails must not cost the others their turn
                 errors.append(error)
+
     if errors:
         raise ExceptionGroup("hooks of a fork failed", errors)
 
@@ -213,6 +215,7 @@ def _close_descriptors() -> None:
     for descriptor in list(_descriptors):
         with contextlib.suppress(OSError):
             os.close(descriptor)
+
     _descriptors.clear()
 
     if _blanked:
@@ -221,6 +224,7 @@ def _close_descriptors() -> None:
             for descriptor in _blanked:
                 os.dup2(nothing, descriptor, inheritable=False)
             os.close(nothing)
+
     _blanked.clear()
 
 

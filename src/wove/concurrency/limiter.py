@@ -93,6 +93,7 @@ class CapacityLimiter:
             except ValueError:
                 return False
             admitted = self._admit()  # the next one may be smaller, or have a higher limit
+
         for each in admitted:
             each.granted()
         return True

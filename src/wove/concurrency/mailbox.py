@@ -27,6 +27,7 @@ def post_to(loop: asyncio.AbstractEventLoop, fn: Callable[..., object], *args: A
         loop.call_soon_threadsafe(fn, *args)
     except RuntimeError:
         return False
+
     return True
 
 
@@ -68,6 +69,7 @@ class LoopMailbox:
             except RuntimeError:  # the loop was closed
                 self._closed = True
                 return self._was_made(call)
+
         return True
 
     def post_from(
@@ -112,6 +114,7 @@ class LoopMailbox:
 
     def _make(self, count: int) -> None:
         calls = self._calls
+
         for _ in range(count):
             call = calls.popleft()
             fn, args = call

@@ -56,6 +56,7 @@ class ThreadPool:
                 return  # a busy thread takes the call next
             thread = threading.Thread(target=self._work, name=self._name, daemon=True)
             self._threads.add(thread)
+
         try:
             thread.start()
         except RuntimeError:  # the interpreter is ending, and starts no threads any more
@@ -83,12 +84,14 @@ class ThreadPool:
 
         def call() -> None:
             outcome: tuple[bool, Any]
+
             try:
                 outcome = (True, fn(*args))
             except StopIteration as error:  # a future refuses it
                 outcome = (False, RuntimeError(f"{fn!r} raised {error!r}"))
             except BaseException as error:  # whatever it is, it belongs to the caller
                 outcome = (False, error)
+
             post_to(loop, settle, *outcome)
 
         self.submit(call)
@@ -105,9 +108,11 @@ class ThreadPool:
             self._closing = True
             threads = list(self._threads)
             self._changed.notify_all()
+
         for thread in threads:
             if thread is not threading.current_thread() and thread.ident is not None:
                 thread.join(timeout)
+
         with self._changed:
             self._closing = for_good
 

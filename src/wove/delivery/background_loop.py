@@ -70,6 +70,7 @@ class BackgroundLoop:
         self.loop.slow_callback_duration = 1.0
         self.mailbox = LoopMailbox(self.loop)
         self._thread = threading.Thread(target=self._run, name="wove-background-loop", daemon=True)
+
         try:
             self._thread.start()
         except RuntimeError as error:
@@ -84,6 +85,7 @@ class BackgroundLoop:
         Waits at most *timeout* seconds for that, and not at all when called on the loop itself.
         """
         self.mailbox.post(self._begin_stop, farewell)
+
         if threading.current_thread() is not self._thread:
             self._thread.join(timeout)
             if self._thread.is_alive():
@@ -95,6 +97,7 @@ class BackgroundLoop:
         """Release everything in a forked child, where the thread does not exist."""
         self.loop.dropped = True
         self._selector.close()
+
         for name in (
             "_ssock",
             "_csock",
@@ -103,6 +106,7 @@ class BackgroundLoop:
             if sock is not None:
                 with contextlib.suppress(OSError):
                     sock.close()
+
         for task in asyncio.all_tasks(self.loop):
             task._log_destroy_pending = False  # type: ignore[attr-defined]  # asyncio.gather does the same
 
@@ -113,6 +117,7 @@ class BackgroundLoop:
     def _run(self) -> None:
         loop = self.loop
         asyncio.set_event_loop(loop)
+
         try:
             loop.run_forever()
         finally:

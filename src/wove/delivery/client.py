@@ -102,11 +102,13 @@ class DeliveryClient:
         if self._manager is not process.manager:
             self._manager = process.manager
             self._sessions.clear()
+
         known = self._sessions.get(id(environment))
         if known is not None:
             if known[1].closed is None:
                 return known[1]
             self._drop(environment)
+
         session = self._manager.lease(
             environment, self._loop, self._process_state, shared=self._shared
         )
@@ -172,6 +174,7 @@ class DeliveryClient:
             table.abandon(run, waiter, policy)
         elif not table.home.post(table.abandon, run, waiter, policy):
             return CANCELLED
+
         if delivery.cancel_mode == "best_effort" and policy in ("cancel", "requeue"):
             return CANCELLED
         limit = table.acknowledge_seconds

@@ -61,6 +61,7 @@ class RunEncoder:
     ) -> None:
         """Call *ready* on the loop, perhaps at once, with the encoded call of *run* or with the reason against it."""
         call = run.request.call
+
         if not self._wire:
             ready({"callable": call.fn, "args": run.request.args})
         elif call.when_pickled(lambda: self._home.post(self.encode, run, ready)):
@@ -86,6 +87,7 @@ class RunEncoder:
             result: Pickled | BaseException
             shared: SharedPickle | None = None
             label = f"the arguments of {request}"
+
             try:
                 args = request.args
                 if call.shared is not None:
@@ -93,6 +95,7 @@ class RunEncoder:
                 result = pickling.dumps(args, label=label)
             except BaseException as error:  # whatever it is, it belongs to the run
                 result = error
+
             self._home.post(_join, run, ready, result, shared)
 
         thread_pool.submit(dump)
@@ -190,6 +193,7 @@ def reported_loss(event: dict[str, Any]) -> WorkerLostError | None:
         # Not by its name alone: a task that runs a weave of its own may have lost a worker there.
         if said.get("source") == "executor" and str(said.get("kind")).endswith("WorkerLostError"):
             return WorkerLostError(str(said.get("message")))
+
     return None
 
 
@@ -200,6 +204,7 @@ def _join(
     shared: SharedPickle | None = None,
 ) -> None:
     call = run.request.call
+
     if isinstance(args, BaseException):
         ready(args)
     elif call.pickled is not None:

@@ -22,6 +22,7 @@ def limiter_of(environment: str) -> CapacityLimiter:
     if found is None:
         with _lock:
             found = _limiters.setdefault(environment, CapacityLimiter())
+
     return found
 
 

@@ -43,10 +43,12 @@ def render(key: str | Callable[..., str], args: Mapping[str, Any], label: object
                 f"{label}: delivery_idempotency_key {key!r} has a field {{{field}}}, and the task has no such "
                 f"parameter (it has: {', '.join(args) or 'none'}).{suggest(field, args)}"
             ) from None
+
     if not text:
         raise ValueError(
             f"{label}: its delivery_idempotency_key is an empty text for these arguments"
         )
+
     return text
 
 

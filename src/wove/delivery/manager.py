@@ -124,6 +124,7 @@ class ExecutorManager:
                 return closing
             if session.retired:  # otherwise it waits for the next weave
                 session.home.post(self._close_if_unused, session)
+
         return None
 
     def discard(self, session: ExecutorSession) -> None:
@@ -155,11 +156,13 @@ class ExecutorManager:
                 on_empty=self._close_if_unused,
             )
             sessions.append(found)
+
         found.retired = False
         for other in sessions:
             if other is not found and not other.retired:  # it closes after its weaves and runs
                 other.retired = True
                 other.home.post(self._close_if_unused, other)
+
         return found
 
     def _close_if_unused(self, session: ExecutorSession) -> None:
@@ -187,6 +190,7 @@ class ExecutorManager:
     ) -> ExecutorSession:
         current = self._own.get(id(environment.executor))
         after = None
+
         if current is not None:
             if (
                 current.closed is None
@@ -209,6 +213,7 @@ class ExecutorManager:
                     f"use {where}, by another weave, and one instance cannot serve both at once. Declare "
                     f"scope = 'process' on its class, if it can be shared, or configure an instance for each"
                 )
+
         session = ExecutorSession(
             environment, LoopMailbox(loop), background=False, run_config={}, after=after
         )
@@ -229,6 +234,7 @@ class ExecutorManager:
             sessions = [session for several in self._shared.values() for session in several]
             self._shared = {}
             own = list(self._own.values())
+
         outcome = Outcome(Ending.ERROR, WorkerLostError(f"{reason} while this run was in flight"))
         for session in own:
             session.home.post(session.begin_close, outcome)
@@ -264,6 +270,7 @@ def _serves(session: ExecutorSession, environment: Environment, state: Mapping[s
                 return False
         except Exception:  # objects that do not compare: only the same object would do
             return False
+
     return _same_state(session.run_config, state)
 
 

@@ -88,9 +88,11 @@ class Call:
             BaseException
         ) as error:  # whatever it is, it belongs to the runs that need the callable
             self.failure = error
+
         with self._lock:
             self._settled = True
             waiting, self._waiting = self._waiting, []
+
         for ready in waiting:
             ready()
 

@@ -231,6 +231,7 @@ class RemoteRun:
         if is_timing(self.timing):
             trip.worker_began, load, work, dump = self.timing
             trip.worker_spent = load, work, dump
+
         return trip
 
     def __str__(self) -> str:

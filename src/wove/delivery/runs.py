@@ -110,6 +110,7 @@ class RunTable:
         if run.slot:  # submitted again
             self._encode(run)
             return
+
         limit = run.request.settings.delivery.max_in_flight
         run.place = self._limiter.acquire(partial(self._granted_somewhere, run), limit=limit)
         if run.place is None:
@@ -144,6 +145,7 @@ class RunTable:
         if not self._session.ready:  # lost meanwhile; the run keeps its slot and comes back
             self._session.resubmit(run)
             return
+
         run.run_id = new_run_id()
         frame = self._encoder.run_task(run, call)
         run.sent_at = monotonic()
@@ -160,6 +162,7 @@ class RunTable:
             if not self._says_started and run.state is State.SENT:
                 _report(run, True)
             return
+
         if self._sent.get(run_id) is not run:
             return
         if isinstance(error, WorkerLostError):
@@ -181,10 +184,12 @@ class RunTable:
                 type(event).__name__,
             )
             return False
+
         event = cast("dict[str, Any]", event)
         run_id = event.get("run_id")
         run = self._sent.get(run_id) if isinstance(run_id, str) else None
         kind = event.get("type")
+
         if run is None:
             logger.debug(
                 "environment %r: dropped a %r for %r, which is not awaited",
@@ -193,6 +198,7 @@ class RunTable:
                 run_id,
             )
             return isinstance(run_id, str)
+
         if kind == "task_started":
             run.host, run.pid = event.get("host"), event.get("pid")
             run.start_seen_at = monotonic()
@@ -207,6 +213,7 @@ class RunTable:
         elif kind != "heartbeat":
             self._terminal(run, unknown_event(kind))
             return True
+
         if (
             run.state is State.STARTED
             and run.request.settings.delivery.heartbeat_seconds is not None
@@ -214,18 +221,22 @@ class RunTable:
             run.seen_at = monotonic()
             if kind == "task_started":
                 self._watch(run)
+
         return True
 
     def _terminal(self, run: RemoteRun, event: dict[str, Any]) -> None:
         if run.verdict is not None:
             self._end(run, run.verdict)
             return
+
         if (loss := reported_loss(event)) is not None:
             self._lose(run, loss)
             return
+
         if event["type"] == "task_cancelled":
             text = f"{run} was cancelled by its worker or backend, not by its weave"
             event = {"type": "task_error", "exception": DeliveryOrphanedError(text)}
+
         run.end_seen_at, run.timing = monotonic(), event.get("timing")
         if run.host is None:
             run.host, run.pid = event.get("host"), event.get("pid")
@@ -251,6 +262,7 @@ class RunTable:
 
     def _lose(self, run: RemoteRun, error: WorkerLostError) -> None:
         requeue = run.request.settings.delivery.orphan_policy == "requeue"
+
         if run.verdict is not None:
             self._end(run, run.verdict)
         elif requeue and run.waiters and run.losses < MAX_REQUEUES:
@@ -306,6 +318,7 @@ class RunTable:
         if run.state is State.CANCELLING:
             self._unacknowledged(run)
             return
+
         end_due, sign_due = self._end_due(run), self._sign_due(run)
         if end_due is None or (sign_due is not None and sign_due < end_due):
             self._silent(run)
@@ -324,6 +337,7 @@ class RunTable:
             f"{run} gave no sign of life for {policy.heartbeat_seconds:g} s (delivery_heartbeat_seconds): "
             f"its worker is taken for dead"
         )
+
         if policy.orphan_policy == "requeue" and run.waiters and run.losses < MAX_REQUEUES:
             self._send_cancel(run)
             self._lose(run, WorkerLostError(text))
@@ -352,13 +366,16 @@ class RunTable:
         if waiter not in run.waiters:
             waiter.settle(CANCELLED)
             return
+
         if run.state not in IN_FLIGHT:
             run.waiters.remove(waiter)
             waiter.settle(CANCELLED)
             if run.state is State.WAITING and not run.waiters:
                 self._end(run, CANCELLED)
             return
+
         ending = CANCELLED
+
         if policy in ("fail", "detach"):
             label = (
                 "was left running"
@@ -368,6 +385,7 @@ class RunTable:
             ending = Outcome(
                 Ending.ERROR, DeliveryOrphanedError(f"{run} {label}, because its weave stopped")
             )
+
         if run.verdict is not None:
             run.verdict = ending
         elif policy == "detach" or len(run.waiters) > 1:
@@ -449,6 +467,7 @@ class RunTable:
             # If the place has been granted meanwhile, `_granted` gives it back.
             self._limiter.withdraw(run.place)
             run.place = None
+
         if run.slot:
             run.slot = False
             self._limiter.release()

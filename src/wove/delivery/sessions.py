@@ -53,6 +53,7 @@ class Limits:
             ValueError: One is not greater than 0.
         """
         given: dict[str, float | None] = {}
+
         for name in cls.__slots__:
             if name not in config:
                 continue
@@ -64,6 +65,7 @@ class Limits:
                 if not value > 0:
                     raise ValueError(f"{label} greater than 0, not {value!r}")
             given[name] = value
+
         return cls(**given)
 
 
@@ -157,6 +159,7 @@ class ExecutorSession:
             if self._kind.wire:
                 run.request.call.start()  # meanwhile, the other loop wakes up
             return self.home.post(self._submit, run)
+
         if self._phase is _Phase.CLOSED:
             return False
         self._submit(run)
@@ -193,6 +196,7 @@ class ExecutorSession:
 
     async def _start(self) -> None:
         name = self.environment.name
+
         try:
             if self._after is not None and self._after.closed is not None:
                 await asyncio.wait({self._after.closed}, timeout=self.limits.start_timeout)
@@ -219,6 +223,7 @@ class ExecutorSession:
             for run in queue:
                 self.table.fail(run, Outcome(Ending.ERROR, error))
             return
+
         logger.debug("environment %r started", name)
         self._executor = executor
         self._phase = _Phase.READY
@@ -245,11 +250,13 @@ class ExecutorSession:
         if executor is None:
             sent(WorkerLostError(f"environment {self.environment.name!r} has stopped"))
             return
+
         run_id = frame["run_id"]
         earlier = self._sending.get(run_id)
         if earlier is not None:  # a cancel must not overtake its run
             earlier.add_done_callback(lambda _: self.transmit(frame, sent))
             return
+
         try:
             if executor.send_nowait(frame):
                 sent(None)
@@ -257,6 +264,7 @@ class ExecutorSession:
         except BaseException as error:
             sent(self._noted(error))
             return
+
         # A task and a timer instead of `asyncio.timeout`, because this happens for each run.
         sending = self._spawn(_send(executor, frame))
         self._sending[run_id] = sending
@@ -300,6 +308,7 @@ class ExecutorSession:
             error = DeliveryError("an executor was cancelled by itself")
         else:
             error = sending.exception()
+
         if self._sending.get(run_id) is not sending:  # it took too long, which was reported
             return
         del self._sending[run_id]
@@ -314,6 +323,7 @@ class ExecutorSession:
 
     async def _read(self, executor: EnvironmentExecutor) -> None:
         garbage = 0
+
         try:
             while True:
                 got = cast("object", await executor.recv())
@@ -373,6 +383,7 @@ class ExecutorSession:
             self.table.close(outcome)
             self._queue.clear()
             self.closed = asyncio.ensure_future(self._close(seconds))
+
         return self.closed
 
     async def _close(self, seconds: float | None) -> None:
@@ -382,9 +393,11 @@ class ExecutorSession:
         if self._starter is not None and not self._starter.done():
             self._starter.cancel()
             await asyncio.wait({self._starter}, timeout=1.0)
+
         if self._sending:
             wait = LAST_SEND_SECONDS if limit is None else min(LAST_SEND_SECONDS, limit)
             await asyncio.wait(set(self._sending.values()), timeout=wait)
+
         executor, self._executor = self._executor, None
         if executor is not None:
             await self._stop(executor, limit)
@@ -398,6 +411,7 @@ class ExecutorSession:
 
     async def _stop(self, executor: EnvironmentExecutor, limit: float | None = None) -> None:
         limit = self.limits.stop_timeout if limit is None else limit
+
         try:
             if not await bounded(executor.stop(), limit):
                 logger.warning(
@@ -435,17 +449,20 @@ async def bounded(coroutine: Coroutine[Any, Any, object], seconds: float | None)
         BaseException: Any exception of the coroutine.
     """
     task = asyncio.ensure_future(coroutine)
+
     try:
         done, _ = await asyncio.wait({task}, timeout=seconds)
     except asyncio.CancelledError:
         task.cancel()
         task.add_done_callback(_ignored)
         raise
+
     if not done:
         task.cancel()
         await asyncio.wait({task}, timeout=1.0)
         task.add_done_callback(_ignored)
         return False
+
     if task.cancelled():
         raise DeliveryError("an executor was cancelled by itself")
     task.result()

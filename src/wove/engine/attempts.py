@@ -178,6 +178,7 @@ class Caller:
         """Make the call; returns its value or raises what its last attempt raised."""
         settings = self.settings
         attempt = 1
+
         while True:
             try:
                 return await self._attempt(bound, attempt, item)
@@ -225,6 +226,7 @@ class Caller:
         began = perf_counter()
         begun = None if limit is None else call.wait_begun()
         call.start()
+
         try:
             if begun is not None and limit is not None:
                 await begun  # the time in the queue for a thread is not the task's
@@ -242,11 +244,13 @@ class Caller:
             child_calls.end()
             if timer is not None:
                 timer.cancel()
+
         if not succeeded:
             raise raisable(value, self.name)
         if is_awaitable(value):
             left = None if limit is None else max(0.0, limit - (perf_counter() - began))
             return await self._within(value, attempt, item, limit, left)
+
         return value
 
     def _expire(
@@ -283,6 +287,7 @@ class Caller:
             succeeded, last = task.result()
             if not succeeded and not isinstance(last, asyncio.CancelledError):
                 error.__cause__ = last
+
         raise error
 
     async def _finished(self, task: asyncio.Task[tuple[bool, Any]], seconds: float) -> bool:
@@ -306,6 +311,7 @@ class Caller:
             self.name, item, attempt, self.settings.environment.name, started=time(), trip=Trip()
         )
         self.attempts.records.append(record)
+
         try:
             scope = await self.run.scope(self.settings.environment)
             request = self._request(arguments, record, limit)
@@ -329,6 +335,7 @@ class Caller:
             variadic = ITEM in arguments
             fn = portable(self.fn, self.kind, self.signature, variadic=variadic)
             self.call = Call(fn, self.name)
+
         return self.make_request(
             call=self.call,
             args=dict(arguments),
@@ -343,6 +350,7 @@ class Caller:
         over: asyncio.Future[None] = self.run.loop.create_future()
         clock = request.working = _WorkClock(over, limit)
         task = asyncio.Task(_outcome(scope.run(request)), loop=self.run.loop, name=self.name)
+
         try:
             ends: set[asyncio.Future[Any]] = {task, over}
             await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
@@ -353,6 +361,7 @@ class Caller:
             raise
         finally:
             clock.stop()
+
         if task.done():
             return self._in_words(task, request, limit)
         request.expired = True

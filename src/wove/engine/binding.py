@@ -55,6 +55,7 @@ def call_here_per_item(node: Node, values: Mapping[str, Any]) -> Callable[[Any],
         positional = [values[name] for name in node.positional]
         fixed = partial(fn, *positional, **keywords)
         return lambda value: fixed(**{item: value})
+
     at = node.positional.index(item) if item is not None else 0
     before = [values[name] for name in node.positional[:at]]
     after = [values[name] for name in node.positional[at + 1 :]]
@@ -89,6 +90,7 @@ def portable(
         fn = partial(_by_position, fn, (*signature.names[: signature.positional], ITEM))
     elif signature.positional_only:
         fn = partial(_by_position, fn, signature.names[: signature.positional_only])
+
     if kind is Kind.GENERATOR:
         return partial(_list_of, fn)
     if kind is Kind.ASYNC_GENERATOR:

@@ -132,4 +132,5 @@ class Execution:
             run.error, KeyboardInterrupt
         ):
             return run.error  # a second Ctrl-C got into a task, and shows where that was
+
         return run.cancelled_by

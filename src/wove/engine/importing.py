@@ -52,10 +52,12 @@ def _frames() -> list[FrameType]:
 
 def _imports(frame: FrameType | None, name: str) -> bool:
     weaves = False
+
     while frame is not None:
         code = frame.f_code
         weaves = weaves or code is loops.run_blocking.__code__
         if weaves and code.co_name == "<module>" and frame.f_globals.get("__name__") == name:
             return True
         frame = frame.f_back
+
     return False

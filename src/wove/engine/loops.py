@@ -118,6 +118,7 @@ def run_blocking(make: Make) -> None:
         if not _is_notebook():
             warnings.warn(BLOCKS_LOOP, WoveWarning, stacklevel=3)
         run = _run_on_helper
+
     run(make)
 
 
@@ -180,7 +181,9 @@ def _run_here(make: Make) -> None:
         loop = asyncio.new_event_loop()
         _kept.loop = loop
         _kept.closer = _Closer(loop)
+
     runnable = make(loop, partial(_stop, loop))
+
     try:
         with _Interrupts(runnable):
             if runnable.start_without_loop():
@@ -193,6 +196,7 @@ def _run_here(make: Make) -> None:
         _kept.loop = loop
         _tidy(loop)
         raise
+
     _tidy(loop)
 
 
@@ -263,6 +267,7 @@ class _Deferred:
                     signal.signal(signal.SIGINT, self._interrupt)
                 except ValueError:  # an embedded interpreter without signals
                     self.previous = None
+
         return self
 
     def __exit__(self, *exc_info: object) -> None:
@@ -317,6 +322,7 @@ def _run_on_helper(make: Make) -> None:
                 runnable.cancel_from_anywhere(error)
             ended.wait()
             raise
+
     if failed:
         raise failed[0]
 
@@ -342,6 +348,7 @@ def _clean(loop: AbstractEventLoop) -> bool:
     if getattr(loop, "_ready", None):  # callbacks that are due; the next weave is not to run them
         loop.call_soon(loop.stop)
         loop.run_forever()
+
     left = asyncio.all_tasks(loop)
     if not left and _untouched(loop):
         return True
@@ -359,7 +366,9 @@ def _clean(loop: AbstractEventLoop) -> bool:
                         "task": task,
                     }
                 )
+
     loop.run_until_complete(loop.shutdown_asyncgens())
+
     if getattr(loop, "_default_executor", True) is None:
         loop.close()
     else:
@@ -368,6 +377,7 @@ def _clean(loop: AbstractEventLoop) -> bool:
         closed = threading.Event()
         start_thread(partial(_close_with_threads, loop, closed))
         closed.wait(IDLE_THREADS_SECONDS)
+
     return False
 
 
@@ -392,6 +402,7 @@ async def run_awaiting(make: Make) -> None:
 
     runnable = make(loop, finished)
     runnable.start()
+
     try:
         await ended
     except (

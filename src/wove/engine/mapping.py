@@ -127,6 +127,7 @@ class _LanedItems(CoroutinePool, Items):
 
     async def lane(self) -> None:
         lane = self.current()
+
         try:
             await self._take_and_run(lane)
         except asyncio.CancelledError:
@@ -142,6 +143,7 @@ class _LanedItems(CoroutinePool, Items):
         if caller.plain and caller.kind is Kind.ASYNC:
             call = self._invoke
         since = perf_counter()
+
         while not self.stopped:
             if self._pacing:
                 return
@@ -186,6 +188,7 @@ class _LanedItems(CoroutinePool, Items):
             self.exhausted = True
             self._failed(None, error)
             return END
+
         if item is END:
             self.exhausted = True
         return item
@@ -249,6 +252,7 @@ class _ThreadedItems(Items):
     def _refill(self) -> None:
         """On the loop: take what may be taken, and get a thread for it."""
         grow = False
+
         with self._lock:
             self._asked = False
             if not self._source.anywhere:
@@ -263,6 +267,7 @@ class _ThreadedItems(Items):
                     if item is not END:
                         self._buffer.append(item)
             grow = self._grow()
+
         if grow:
             try:
                 self._run.slots.submit(self._work)
@@ -271,6 +276,7 @@ class _ThreadedItems(Items):
                     self._coming = False
                     self._threads -= 1
                     self._broken(error)
+
         self._check()
 
     def _take(self) -> Any:
@@ -279,6 +285,7 @@ class _ThreadedItems(Items):
             item = self._source.take()
         except BaseException as error:
             return self._broken(error)
+
         if item is END:
             self.exhausted = True
         return item
@@ -320,6 +327,7 @@ class _ThreadedItems(Items):
             item = self._source.take()
         except BaseException as caught:
             error = caught
+
         with self._lock:
             self._pulling = False
             if error is not None:
@@ -350,6 +358,7 @@ class _ThreadedItems(Items):
         with self._lock:
             self._coming = False
             given_up = self._abandoned
+
         if given_up:
             return run.slots.next()
         while True:
@@ -390,6 +399,7 @@ class _ThreadedItems(Items):
             else:
                 self.results[position] = value
             self._ended_one()
+
         run.inbox.post(self._check)
         return following
 
@@ -405,6 +415,7 @@ class _ThreadedItems(Items):
     def _failed(self, position: int, error: BaseException) -> None:
         error = raisable(error, self.caller.name)
         self._run.annotate(error, self.caller.name, position)
+
         with self._lock:
             self.errors.append((position, error))
             if self._run.keeps_going:
@@ -412,6 +423,7 @@ class _ThreadedItems(Items):
             self._stopped = (
                 True  # at once: the other threads take no more, however long the loop takes
             )
+
         self._run.inbox.post(self.stop)
 
     def _await(self, position: int, value: Awaitable[Any]) -> None:
@@ -419,6 +431,7 @@ class _ThreadedItems(Items):
         if self._abandoned:
             discard(value)
             return
+
         task = asyncio.Task(
             self._awaited(position, value), loop=self._run.loop, context=self.caller.context.copy()
         )
@@ -449,6 +462,7 @@ class _ThreadedItems(Items):
             over = not self._awaiting
         else:
             over = self.exhausted and not self._threads and not self._under_way and not self._buffer
+
         if over:
             self.finish()
 
@@ -459,6 +473,7 @@ class _ThreadedItems(Items):
             given_up = 0 if self._abandoned else self._threads - self._coming
             self._stopped = self._abandoned = True
             self._buffer.clear()
+
         for _ in range(given_up):
             self._run.slots.leave()
         for task in self._awaiting:
@@ -510,6 +525,7 @@ async def map_items(
         items = _ThreadedItems(run, caller, source, invoke, min(limit, run.slots.limit))
     else:
         items = _LanedItems(run, caller, source, invoke, limit)
+
     if begun is not None:
         begun(items)
     try:
@@ -521,7 +537,9 @@ async def map_items(
         raise
     finally:
         await items.close()
+
     if items.errors:
         run.also_failed(caller.name, items.errors[1:])
         raise items.errors[0][1]
+
     return items.results

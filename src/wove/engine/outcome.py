@@ -43,6 +43,7 @@ def _records_of(task: Task, offset: float) -> Iterator[RunRecord]:
     if not task.settings.is_local:
         yield from task.records().copy()
         return
+
     if task.items is not None:
         yield from _items_of(task, task.items, offset)
     elif task.started:
@@ -60,6 +61,7 @@ def _records_of(task: Task, offset: float) -> Iterator[RunRecord]:
 def _items_of(task: Task, items: ItemsSoFar, offset: float) -> Iterator[RunRecord]:
     environment = task.settings.environment.name
     errors = dict(items.errors.copy())
+
     # Of items that are just being launched, not everything may be there yet.
     for position, (started, ended) in enumerate(
         zip(items.started[:], items.ended[:], strict=False)
@@ -88,6 +90,7 @@ def result_of(run: WeaveRun, initial: Mapping[str, Any]) -> WoveResult:
     errors: dict[str, BaseException] = {}
     timings: dict[str, float] = {}
     cancelled: list[str] = []
+
     for task in run.tasks:
         if task.status is CANCELLED:
             cancelled.append(task.name)
@@ -98,6 +101,7 @@ def result_of(run: WeaveRun, initial: Mapping[str, Any]) -> WoveResult:
             errors[task.name] = task.error
         if task.started:
             timings[task.name] = task.seconds()
+
     return WoveResult(
         tuple([task.name for task in run.tasks]),
         values=values,

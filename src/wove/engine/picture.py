@@ -36,6 +36,7 @@ def _waiting(node: Node, resolver: Resolver) -> Row:
         environment = resolver.task(declaration.options, mapped).environment.name
     except NameError:  # it is not configured, which the block says when it closes
         environment = str(declaration.options.get("environment"))
+
     source: Any = declaration.source
     return Row(
         node.name,

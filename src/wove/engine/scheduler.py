@@ -92,6 +92,7 @@ class _TaskLanes(CoroutinePool):
     async def lane(self) -> None:
         run, ready, lane = self.run, self.ready, self.current()
         since = perf_counter()
+
         try:
             while ready and not self.stopped:
                 task = ready.popleft()
@@ -172,6 +173,7 @@ class WeaveRun:
             self._child_calls is not None
         ):  # those of the call around this weave, not of the calls in it
             context.run(CHILD_CALLS.set, None)
+
         self.inbox = Inbox(loop)
         self._max_workers = settings.max_workers
         self._slots: Slots | None = None
@@ -213,15 +215,18 @@ class WeaveRun:
             self.parent.adopt(self)
             if self._child_calls is not None:
                 self._child_calls.add(self.leave_off)
+
         for task in self.tasks:
             if task.node.streams and task.node.source is not None:
                 source = self.tasks[task.node.source]
                 source.stream = source.stream or Stream()
                 task.waiting -= 1
+
         self.lanes.inside = True
         for task in self.tasks:
             if not task.waiting:
                 self._launch(task)
+
         self.lanes.inside = False
         self.lanes.feed()
         if not self.left:
@@ -286,6 +291,7 @@ class WeaveRun:
         if self._attended:
             self._stop()  # merges of threads that no task waits for; they end with the weave
             return
+
         if self._scope is not None and self._closing is None:
             self._closing = asyncio.Task(self._scope.aclose(), loop=self.loop)
             self._closing.add_done_callback(lambda _: self._close())
@@ -298,6 +304,7 @@ class WeaveRun:
         with _families:
             self.closed = True
             waiting, self._waiting = self._waiting, set()
+
         for settle in waiting:
             settle(False, stopped())
         if self._patience is not None:
@@ -307,11 +314,13 @@ class WeaveRun:
                 task.end(CANCELLED)
             if not (task.plain_sync or task.plain_async):
                 task.close()
+
         if self.parent is not None:
             with _families:
                 self.parent._children.discard(self)
             if self._child_calls is not None:
                 self._child_calls.discard(self.leave_off)
+
         self.inbox.close()
         finished = self._finished
         # Only the garbage collector frees a reference cycle, and weaves can be many.
@@ -325,10 +334,12 @@ class WeaveRun:
         with _families:
             self.stopped = True
             children = list(self._children)
+
         for child in children:
             child.cancel_from_anywhere(
                 asyncio.CancelledError("the weave around this one was stopped")
             )
+
         for waiting in self.lanes.ready:
             discard(waiting.awaitable)
         for call in self._calls.values():
@@ -365,6 +376,7 @@ class WeaveRun:
             if not lanes.inside:
                 lanes.feed()
             return
+
         task.begin()
         call = ThreadCall(
             partial(_timed, task, call_here(task.node, self.values)),
@@ -383,6 +395,7 @@ class WeaveRun:
         if self._calls.pop(task, None) is None:  # abandoned when its report was on its way
             discard(value)
             return
+
         if not succeeded:
             self.failed(task, value)
         elif is_awaitable(value):
@@ -392,6 +405,7 @@ class WeaveRun:
             return
         else:
             self.done(task, value)
+
         self.settled()
 
     async def perform(self, task: Task) -> Any:
@@ -400,6 +414,7 @@ class WeaveRun:
         if task.awaitable is not None:
             awaitable, task.awaitable = task.awaitable, None
             return await awaitable
+
         if node.declaration.mapped:
             return await self._perform_map(task)
         if not caller.settings.is_local:
@@ -415,13 +430,16 @@ class WeaveRun:
         if isinstance(source, str):
             streams = node.streams and node.source is not None
             source = self.tasks[node.source].stream if streams else self.values[source]  # type: ignore[index]
+
         invoke: Callable[[Any], Any]
+
         if not caller.settings.is_local:
             invoke = partial(with_item, names_elsewhere(node, self.values), node.item or "")
         else:
             invoke = call_here_per_item(node, self.values)
             if not caller.plain or caller.kind not in (Kind.SYNC, Kind.ASYNC):
                 invoke = partial(partial, invoke)
+
         return await map_items(self, caller, source, invoke, begun=task.set_items)
 
     def done(self, task: Task, value: Any) -> None:
@@ -435,6 +453,7 @@ class WeaveRun:
         if self._listened:
             emit("task_done", task=task.name, seconds=task.seconds())
         tasks = self.tasks
+
         for i in task.node.dependents:
             dependent = tasks[i]
             if (
@@ -455,9 +474,11 @@ class WeaveRun:
             task.end(FAILED)
             self.left -= 1
             return
+
         if cancelled:
             task.end(CANCELLED)
             return
+
         error = raisable(error, task.name)
         position = annotate(error, task.name)
         task.end(FAILED)
@@ -508,6 +529,7 @@ class WeaveRun:
                 start_thread(
                     partial(_prepare, environment, partial(self.inbox.post, _settle, prepared))
                 )
+
         error = prepared.result() if prepared.done() else await asyncio.shield(prepared)
         if error is not None:
             raise error
@@ -515,6 +537,7 @@ class WeaveRun:
             from wove.delivery import DeliveryClient
 
             self._scope = DeliveryClient(self.loop, shared=not is_ours(self.loop))
+
         return self._scope
 
     def attend(
@@ -534,6 +557,7 @@ class WeaveRun:
             if self.closed:
                 return False
             self._waiting.add(settle)
+
         self.inbox.post(self._attend, call, context, settle)
         return True
 
@@ -550,6 +574,7 @@ class WeaveRun:
             end = partial(self.inbox.post, task.cancel)
             child_calls.add(end)
             task.add_done_callback(lambda _: child_calls.discard(end))
+
         if self.stopped:
             task.cancel()
 
@@ -560,6 +585,7 @@ class WeaveRun:
             if settle not in self._waiting:
                 return
             self._waiting.discard(settle)
+
         settle(*outcome)
         self.settled()
 

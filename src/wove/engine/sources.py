@@ -152,6 +152,7 @@ class _Pumped(Source):
         if self._error is not None:
             error, self._error = self._error, None
             raise error
+
         if self._ended:
             return END
         self.want()
@@ -220,6 +221,7 @@ class _InThread(_Pumped):
 
     def _advance(self) -> Job | None:
         buffer, run, post = self._buffer, self._context.run, self._inbox.post
+
         try:
             while len(buffer) < self._most and not self._closed:
                 buffer.append(run(next, self._iterator))
@@ -232,6 +234,7 @@ class _InThread(_Pumped):
             post(self.end, error)
         else:
             post(self.paused)
+
         return None
 
     def _woken(self) -> None:
@@ -267,6 +270,7 @@ class _Asynchronous(_Pumped):
 
     async def _bring(self) -> None:
         error: BaseException | None = None
+
         try:
             while True:
                 self._buffer.append(await anext(self._iterator))
@@ -278,6 +282,7 @@ class _Asynchronous(_Pumped):
         except BaseException as caught:  # belongs to the task that maps over it, or it is over
             error = caught
             await self._close_iterator()
+
         self.end(error)
 
     async def _close_iterator(self) -> None:
@@ -318,6 +323,7 @@ class _Counted(Source):
                 raise _too_many(self._task, f"at least {self._most + 1}", self._most)
             else:
                 self._items.append(item)
+
         return self._items.popleft() if self._items else END
 
     def available(self) -> int:
@@ -439,7 +445,9 @@ def open_source(
         if most is not None and len(value) > most:
             raise _too_many(task, len(value), most)
         return _Container(iter(value), len(value))
+
     source: Source
+
     if isinstance(value, Stream):
         source = value.reader()
     elif is_async_iterable(value):
@@ -451,6 +459,7 @@ def open_source(
             source = _Iterator(iterator, context)
         else:
             source = _InThread(iterator, inbox, context, int(min(PULL_AHEAD, workers)))
+
     return source if most is None else _Counted(source, task, most)
 
 
@@ -463,6 +472,7 @@ def _iterate(value: Any, task: str, context: Context) -> Iterator[Any]:
         raise TypeError(
             f"task {task!r} cannot map over {value!r:.80}: {type(value).__name__} is not iterable"
         ) from error
+
     return iterator
 
 

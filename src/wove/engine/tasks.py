@@ -77,6 +77,7 @@ class Task:
         self.awaitable: Awaitable[Any] | None = None
         self._caller: Caller | None = None
         self._attempts: Attempts | None = None
+
         if declaration.options or declaration.mapped:
             self.settings = run.resolver.task(
                 declaration.options, declaration.mapped, f"task {node.name!r}"
@@ -84,6 +85,7 @@ class Task:
             plain = not declaration.mapped and is_plain(self.settings)
         else:
             self.settings, plain = run.usual
+
         self.plain_sync = plain and declaration.kind is Kind.SYNC
         self.plain_async = plain and declaration.kind is Kind.ASYNC
 
@@ -100,6 +102,7 @@ class Task:
                 self.settings,
             )
             self._attempts = self._caller.attempts
+
         return self._caller
 
     def close(self) -> None:
@@ -150,6 +153,7 @@ class Task:
             async for item in call():
                 stream.extend([item])
             return stream.items
+
         done = run.loop.create_future()
 
         def ended(succeeded: bool, value: Any) -> None:
@@ -160,11 +164,13 @@ class Task:
         thread = ThreadCall(
             pump.run, slots=run.slots, inbox=run.inbox, context=run.context.copy(), ended=ended
         ).start()
+
         try:
             succeeded, value = await done
         finally:
             pump.stopped = True
             thread.abandon()
+
         if not succeeded:
             raise value
         return stream.items

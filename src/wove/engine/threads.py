@@ -60,6 +60,7 @@ class _Pool:
             worker = self.idle.pop() if self.idle else None
             self.started += worker is None
             number = self.started
+
         if worker is None:
             try:
                 threading.Thread(
@@ -71,6 +72,7 @@ class _Pool:
                     raise
             else:
                 return
+
         worker.job = job
         worker.wake.release()
 
@@ -84,6 +86,7 @@ class _Pool:
             with self.lock:
                 if self.idle:
                     return self.idle.pop()
+
         self.refused = time.monotonic()
         return None
 
@@ -101,6 +104,7 @@ class _Worker:
     def work(self) -> None:
         pool = self.pool
         _tail.number = self.number
+
         while True:
             job, self.job = self.job, None
             while (
@@ -159,6 +163,7 @@ def start_thread(job: Job, patient: bool = True) -> None:
         _tail.open = False
         _tail.job = job
         return
+
     _pool.start(job, patient)
 
 
@@ -183,6 +188,7 @@ class Slots:
                 return
             self.active += 1
             first = self.active == 1
+
         try:
             start_thread(job, patient=first)
         except RuntimeError:
@@ -251,6 +257,7 @@ class Inbox:
         if self._closed:
             self._drop()
             return
+
         if self._until is not None and self._make_calls():
             return
         if not self._woken:
@@ -297,6 +304,7 @@ class Inbox:
         if self._holding:  # `serve` was never reached
             self._holding = False
             self._turn.release()
+
         with self._turn:
             self._until = None
         if self._calls:
@@ -318,6 +326,7 @@ class Inbox:
                     return True
             finally:
                 self._turn.release()
+
         return True
 
     def _drain(self) -> None:
@@ -381,6 +390,7 @@ class ThreadCall:
             if fn is None or self.state == self._OVER:
                 return self.slots.next()
             self.state = self._RUNNING
+
         if self.begun is not None:
             self.inbox.post(self.begun)
         try:
@@ -389,17 +399,20 @@ class ThreadCall:
             BaseException
         ) as error:  # SystemExit and the like belong to the weave, not to this thread
             outcome = (False, error)
+
         del fn
         with self.lock:
             was, self.state = self.state, self._OVER
         if was == self._OVER:  # abandoned meanwhile, and the slot given back
             discard(outcome[1])
             return None
+
         self.fn = None
         following = self.slots.next()
         if following is not None:
             self.inbox.post(self.ended, *outcome)
             return following
+
         _tail.open = True
         self.inbox.post(self.ended, *outcome)
         _tail.open = False

@@ -27,12 +27,15 @@ def annotate(error: BaseException, task: str, item: int | None = None) -> int | 
         if isinstance(note, str) and note.startswith(where):
             rest = note.removeprefix(f"{where}, item ")
             return int(rest) if rest.isdigit() else None
+
     note = where if item is None else f"{where}, item {item}"
+
     try:
         error.add_note(note)
     except Exception:
         with suppress(Exception):
             BaseException.__setattr__(error, "__notes__", [*notes, note])
+
     return item
 
 

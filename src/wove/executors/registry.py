@@ -52,6 +52,7 @@ def executor_class(executor: object, environment: str) -> type[EnvironmentExecut
             f"environment {environment!r}: executor must be a built-in name or an EnvironmentExecutor "
             f"instance, not {cast('Any', executor)!r}.{hint}"
         )
+
     try:
         module, name = BUILT_IN[executor]
     except KeyError:
@@ -60,11 +61,14 @@ def executor_class(executor: object, environment: str) -> type[EnvironmentExecut
             f"environment {environment!r}: there is no executor {executor!r}.{suggest(executor, names)} "
             f"Built in are: {', '.join(names)}"
         ) from None
+
     found = getattr(importlib.import_module(module), name)
+
     if module.startswith("wove.integrations."):
         from wove.executors.backend.executor import (
             for_adapter,
         )  # here, because the others do without it
 
         found = for_adapter(found)
+
     return cast("type[EnvironmentExecutor]", found)

@@ -259,6 +259,7 @@ def check_task_options(
                     f"{label}: {name} concerns mapped tasks, and this one maps over nothing. "
                     f"Leave {name} out, or give the task something to map over"
                 )
+
     return checked
 
 
@@ -286,10 +287,12 @@ def check_value_name(name: str, own: Collection[str]) -> None:
             f"weave: {name} is not an option here; it belongs to "
             f"{either([text for scope, text in _PLACES.items() if scope in option.scopes])}. {remedy}"
         )
+
     # A short word is near too many others: `value` is not a slip for `values`.
     for other in own:
         if ("_" in other or len(other) >= 8) and _is_near(name, other):
             raise TypeError(f"weave: unknown option {name!r}. Did you mean {other!r}? {remedy}")
+
     if len(_unmistakable) < REMEMBERED:
         _unmistakable.add(name)
 
@@ -324,6 +327,7 @@ def check_defaults(options: Mapping[str, object], label: str) -> dict[str, Any]:
 def _check(options: Mapping[str, object], scope: Scope, label: str) -> dict[str, Any]:
     known = _BY_SCOPE[scope]
     checked: dict[str, Any] = {}
+
     for name, value in options.items():
         option = known.get(name)
         if option is None:
@@ -331,6 +335,7 @@ def _check(options: Mapping[str, object], scope: Scope, label: str) -> dict[str,
         if value is UNSET or (value is None and option.inherits):
             continue
         checked[name] = option.check(f"{label}: {name}", value)
+
     return checked
 
 
@@ -342,6 +347,7 @@ def unknown_option(name: object, known: Collection[str], label: str) -> TypeErro
     if option is not None:
         places = [text for scope, text in _PLACES.items() if scope in option.scopes]
         return TypeError(f"{label}: {name} is not an option here; it belongs to {either(places)}")
+
     hint = suggest(name, known) or f" There are: {', '.join(sorted(known))}."
     return TypeError(f"{label}: unknown option {name!r}.{hint}")
 

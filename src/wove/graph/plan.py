@@ -191,6 +191,7 @@ def plan(declarations: Mapping[str, Declaration], values: Mapping[str, Any]) -> 
     ordered = tuple(nodes.values())
     error: Exception | None = None
     backwards = True
+
     for node in ordered:
         try:
             _connect(node, ordered, nodes, values)
@@ -198,6 +199,7 @@ def plan(declarations: Mapping[str, Declaration], values: Mapping[str, Any]) -> 
             error = error or found
         if node.needs and max(node.needs) >= node.index:
             backwards = False
+
     # Edges that all point backwards in the order of definition cannot form a cycle.
     return Plan(ordered, error if error is not None or backwards else _find_cycle(ordered))
 
@@ -212,6 +214,7 @@ def _connect(
     needs: list[int] = []
     given: list[str] = []
     free: list[str] = []
+
     for name in signature.names:
         other = nodes.get(name)
         if other is not None:
@@ -221,12 +224,14 @@ def _connect(
             given.append(name)
         else:
             free.append(name)
+
     if not declaration.mapped and declaration.replaces is not None:
         # A copy: more may be declared before the block closes, and the answer may then be another.
         declaration = declaration.settled(
             mapped=sum(name not in signature.defaults for name in free) == 1
         )
         node.declaration = declaration
+
     # Connected before anything is refused: the plan is shown even when it is wrong.
     if declaration.mapped and isinstance(declaration.source, str):
         source = nodes.get(declaration.source)
@@ -243,13 +248,16 @@ def _connect(
                 f"task {node.name!r} maps over {declaration.source!r}, which is neither a task nor an "
                 f"initial value.{suggest(declaration.source, [*nodes, *values])}{_available(node, nodes, values)}"
             )
+
     node.needs = tuple(needs)
+
     for i in needs:
         dependents = ordered[i].dependents
         if isinstance(dependents, list):
             dependents.append(node.index)
         else:  # most tasks of a wide graph have none
             ordered[i].dependents = [node.index]
+
     if declaration.mapped:
         node.item = _item_parameter(node, signature, free)
         given = [name for name in signature.names if name in given or name == node.item]
@@ -257,6 +265,7 @@ def _connect(
         for name in free:
             if name not in signature.defaults:
                 raise _unresolved(node, name, nodes, values)
+
     _place(node, signature, given)
 
 
@@ -273,6 +282,7 @@ def _item_parameter(node: Node, signature: Signature, free: list[str]) -> str:
             f"mapped task {node.name!r} has no parameter for the item: a mapped task needs exactly one "
             f"parameter that names neither a task nor an initial value (its parameters: {taken})"
         )
+
     raise TypeError(
         f"mapped task {node.name!r} has {len(candidates)} parameters that name neither a task nor an initial "
         f"value ({', '.join(candidates)}); exactly one of them can receive the item"
@@ -288,6 +298,7 @@ def _place(node: Node, signature: Signature, given: list[str]) -> None:
             node.positional += (ITEM,)
         node.keywords = names[signature.positional :]
         return
+
     count = 0
     while count < signature.positional and count < len(given) and names[count] == given[count]:
         count += 1
@@ -298,6 +309,7 @@ def _place(node: Node, signature: Signature, given: list[str]) -> None:
         defaults = signature.default_of or {}
         node.fill = {name: defaults[name] for name in names[: last + 1] if name not in given}
         count = last + 1
+
     node.positional = names[:count]
     node.keywords = tuple(name for name in names[count:] if name in given)
 
@@ -321,12 +333,14 @@ def _sort(nodes: Sequence[Node]) -> tuple[list[int], dict[int, int]]:
     waiting = [len(node.needs) for node in nodes]
     order = [node.index for node in nodes if not node.needs]
     depth = dict.fromkeys(order, 0)
+
     for i in order:
         for dependent in nodes[i].dependents:
             waiting[dependent] -= 1
             if not waiting[dependent]:
                 depth[dependent] = 1 + max(depth[need] for need in nodes[dependent].needs)
                 order.append(dependent)
+
     return order, depth
 
 
@@ -341,6 +355,7 @@ def _find_cycle(nodes: Sequence[Node]) -> RuntimeError | None:
     while i not in path:
         path.append(i)
         i = next(need for need in nodes[i].needs if need not in sorted_nodes)
+
     circle = [*path[path.index(i) :], i]
     circle.reverse()
     return RuntimeError(

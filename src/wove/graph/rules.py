@@ -59,6 +59,7 @@ def shown(value: object) -> str:
         text = repr(value)
     except Exception:
         text = ""
+
     if not text or len(text) > 80:
         return f"a value of type {type(value).__name__}"
     if value is None or isinstance(value, (bool, int, float, type)):
@@ -78,6 +79,7 @@ def _number(value: Any) -> float:
 
         if type(value) is bool or not isinstance(value, Real):
             raise TypeError(f"must be a number, not {shown(value)}")
+
     try:
         return float(value)
     except OverflowError:
@@ -108,6 +110,7 @@ def whole(minimum: int) -> Rule:
 
             if type(value) is bool or not isinstance(value, Integral):
                 raise TypeError(f"must be a whole number, not {shown(value)}")
+
         number = int(value)
         if number < minimum:
             raise ValueError(f"must be a whole number of at least {minimum}, not {number}")
@@ -152,6 +155,7 @@ def delay(value: Any) -> RetryDelay:
         if value != "exponential":
             raise ValueError(f'must be seconds, "exponential" or a callable, not {value!r}')
         return "exponential"
+
     if callable(value):
         return cast("RetryDelay", value)
     number = _number(value)
@@ -168,6 +172,7 @@ def exceptions(value: Any) -> tuple[type[Exception], ...]:
         raise ValueError(
             "must name at least one exception type; to switch retries off, set retries=0"
         )
+
     for kind in kinds:
         if not (isinstance(kind, type) and issubclass(kind, BaseException)):
             raise TypeError(
@@ -178,6 +183,7 @@ def exceptions(value: Any) -> tuple[type[Exception], ...]:
                 f"must not hold {kind.__name__}: what is not an Exception (SystemExit, KeyboardInterrupt, "
                 "GeneratorExit, CancelledError, ...) is never retried"
             )
+
     return cast("tuple[type[Exception], ...]", kinds)
 
 
@@ -195,10 +201,12 @@ def idempotency_key(value: Any) -> IdempotencyKey:
         fields = [field for _, field, _, _ in Formatter().parse(value) if field is not None]
     except ValueError as error:
         raise ValueError(f"is not a valid template: {error} in {value!r}") from None
+
     for field in fields:
         # "{item.id}" and "{item[id]}" are fields of the parameter `item`, as in str.format.
         if not field.split(".")[0].split("[")[0].isidentifier():
             raise ValueError(
                 f"must name a parameter in every field, and {{{field}}} in {value!r} does not"
             )
+
     return value

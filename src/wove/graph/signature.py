@@ -111,6 +111,7 @@ def read(fn: Callable[..., Any], *, mapped: bool) -> Signature:
         function: object = fn.__func__
         if type(function) is FunctionType and not _disguised(function):
             return _read_function(function, 1)
+
     return _read_any(fn, mapped)
 
 
@@ -131,12 +132,14 @@ def _read_function(fn: FunctionType, skip: int) -> Signature:
 
     defaults = _NONE
     default_of = None
+
     if fn.__defaults__ or fn.__kwdefaults__:
         given = fn.__defaults__ or ()
         optional = code.co_varnames[positional - len(given) : positional]
         defaults = frozenset((*optional, *(fn.__kwdefaults__ or ())))
         if code.co_posonlyargcount:
             default_of = dict(zip(optional, given, strict=True))
+
     return Signature(
         names,
         defaults,
@@ -156,6 +159,7 @@ def _read_any(fn: Callable[..., Any], mapped: bool) -> Signature:
         raise TypeError(
             f"{name_of(fn)!r} does not tell its parameters; declare a function that calls it"
         ) from None
+
     if _is_bound_dispatcher(fn):
         parameters.pop(next(iter(parameters), ""), None)
 
@@ -229,6 +233,7 @@ def _takes_by_name(fn: Any, name: str, position: int) -> bool:
         else:
             call = getattr(cast("type[object]", type(fn)), "__call__", None)
             fn, position = (call, position + 1) if type(call) is FunctionType else (None, position)
+
     return True
 
 
@@ -255,6 +260,7 @@ def kind_of(fn: Callable[..., Any]) -> Kind:
             return Kind.ASYNC_GENERATOR
         if inspect.isgeneratorfunction(candidate):
             return Kind.GENERATOR
+
     return Kind.SYNC
 
 
@@ -267,5 +273,6 @@ def name_of(fn: Callable[..., Any]) -> str:
         if "__name__" in target.__dict__:
             return str(target.__dict__["__name__"])
         target = target.func
+
     name = getattr(target, "__name__", None)
     return name if isinstance(name, str) else type(target).__name__

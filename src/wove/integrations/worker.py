@@ -87,6 +87,7 @@ def deliver(
     """As `run`, and return how the delivery of the run's end went instead of raising its error."""
     job = _read(payload, _security_of(security))
     job.ask_after = ask_after
+
     try:
         job.enter()
         job.start()
@@ -134,6 +135,7 @@ async def arun(
     job.ask_after = ask_after
     loop = asyncio.get_running_loop()
     done: asyncio.Future[Delivered] = loop.create_future()
+
     try:
         job.enter()
         job.report.when_delivered(lambda delivered: _settle_on(loop, done, delivered))
@@ -148,6 +150,7 @@ async def arun(
             job.insist()
             await asyncio.wait((done,), timeout=LAST_SECONDS)
         raise
+
     _conclude(delivered)
 
 
@@ -181,7 +184,9 @@ def _read(payload: object, security: NetworkExecutorSecurity) -> Job:
         destination = Destination.parse(content.callback_url)
     except ValueError as error:  # FrameError is one
         return _unreadable(payload, error, security)
+
     run_id = content.frame["run_id"]
+
     try:
         security.verify_payload(
             adapter=content.adapter,
@@ -192,6 +197,7 @@ def _read(payload: object, security: NetworkExecutorSecurity) -> Job:
     except PermissionError as error:
         _log.error("the payload of run %r is refused: %s", run_id, error)
         raise
+
     delivery = cast("dict[str, Any]", content.frame.get("delivery") or {})
     return Job(
         content,
@@ -218,6 +224,7 @@ def _unreadable(payload: object, error: ValueError, security: NetworkExecutorSec
     except (ValueError, TypeError, LookupError, AttributeError):
         _log.error("a payload cannot be read, and nobody can be told: %s", error)
         raise error from None
+
     return Job(error, run_id, str(task or "?"), destination, security, retry_seconds=RETRY_SECONDS)
 
 
@@ -265,6 +272,7 @@ def _security_of(security: SecurityConfig) -> NetworkExecutorSecurity:
         text = json.dumps(security)
     except TypeError:  # a secret of bytes
         return NetworkExecutorSecurity.from_config(security, label=_WHAT)
+
     key = (text, *(os.environ.get("".join(names)) for names in _VARIABLES.findall(text)))
     found = _securities.get(key)
     if found is None:
@@ -272,4 +280,5 @@ def _security_of(security: SecurityConfig) -> NetworkExecutorSecurity:
         if len(_securities) >= MAX_SECURITIES:
             _securities.clear()
         _securities[key] = found
+
     return found

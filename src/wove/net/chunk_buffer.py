@@ -27,14 +27,17 @@ class ChunkBuffer:
     def add(self, piece: bytes) -> None:
         """Append *piece*."""
         self.size += len(piece)
+
         if len(piece) < SMALL_BYTES:
             self._small += piece
             if len(self._small) < JOINED_BYTES:
                 return
             piece = b""
+
         if self._small:
             self._chunks.append(bytes(self._small))
             self._small.clear()
+
         if piece:
             self._chunks.append(piece)
 

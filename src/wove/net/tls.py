@@ -64,6 +64,7 @@ class TLSFiles:
                     f"{self.label}: executor_config {key!r} is empty; give PEM text or the path of a PEM file, "
                     "or leave it out"
                 )
+
         if self.client_key is not None and self.client_certificate is None:
             raise ValueError(
                 f"{self.label}: executor_config 'client_key' is given without 'client_certificate': "
@@ -110,6 +111,7 @@ class TLSFiles:
             both = self._bytes("client_certificate")
             chain = self._certificates("client_certificate", both)
             key = self._key(both)
+
         return roots, chain, key
 
     def _bytes(self, name: str) -> bytes:
@@ -120,6 +122,7 @@ class TLSFiles:
             return value
         label = f"{self.label}: executor_config {name!r}"
         path = os.fspath(value)
+
         try:
             with Path(path).expanduser().open("rb") as file:
                 content = file.read(MAX_BYTES + 1)
@@ -129,10 +132,12 @@ class TLSFiles:
                 f"{label} is neither PEM text (which begins with -----BEGIN) nor a file that can be read: "
                 f"{why}{_shown(path)}"
             ) from None
+
         if len(content) > MAX_BYTES:
             raise ValueError(
                 f"{label} is a file of more than {MAX_BYTES // 2**20} MiB{_shown(path)}; give a PEM file"
             )
+
         return content
 
     def _certificates(self, name: str, content: bytes) -> bytes:
@@ -147,6 +152,7 @@ class TLSFiles:
                 f"{self.label}: executor_config {name!r} holds no certificate in PEM form "
                 f"(a line -----BEGIN CERTIFICATE-----).{hint}"
             )
+
         return b"\n".join(found) + b"\n"
 
     def _key(self, beside: bytes) -> bytes:
@@ -159,11 +165,13 @@ class TLSFiles:
             raise ValueError(
                 f"{label} holds no private key in PEM form (a line -----BEGIN PRIVATE KEY-----)"
             )
+
         if b"ENCRYPTED" in match[0]:
             raise ValueError(
                 f"{label} is encrypted, and nobody is there to type its passphrase. "
                 "Give it decrypted, in a file that only this user can read: openssl pkey -in FILE -out PLAIN"
             )
+
         return match[0] + b"\n"
 
 
@@ -185,6 +193,7 @@ def _context(
     # session keys where an environment variable says so. This is the same on every version.
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
+
     if roots is None:
         context.load_default_certs(ssl.Purpose.SERVER_AUTH)
     else:
@@ -197,6 +206,7 @@ def _context(
             ) from None
         # As gRPC does: an intermediate authority that is named here is trusted as such.
         context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+
     if chain is not None and key is not None:
         _identify(context, chain, key, files)
     return context
@@ -206,6 +216,7 @@ def _identify(context: ssl.SSLContext, chain: bytes, key: bytes, files: TLSFiles
     import ssl
 
     name = "client_certificate" if files.client_key is None else "client_key"
+
     try:
         with _readable(key + chain) as path:
             context.load_cert_chain(path, password=_no_passphrase)
@@ -242,7 +253,9 @@ def _readable(content: bytes) -> Generator[str]:
         finally:
             os.close(descriptor)
         return
+
     descriptor, path = tempfile.mkstemp(prefix="wove-")
+
     try:
         with open(descriptor, "wb") as file:
             file.write(content)

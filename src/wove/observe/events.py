@@ -43,6 +43,7 @@ def emit(event: str, **fields: Any) -> None:
             sink(event, fields)
         except Exception:
             _log.exception("a listener failed on the event %r", event)
+
     if _log.isEnabledFor(logging.DEBUG):
         _log.debug(
             "%s %s", event, " ".join(f"{name}={value!r:.200}" for name, value in fields.items())

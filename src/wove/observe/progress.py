@@ -68,6 +68,7 @@ class Progress:
     def __init__(self, run: RunView) -> None:
         self._over = threading.Event()
         self._thread: threading.Thread | None = None
+
         try:
             form = _form()
             if form is None:
@@ -156,6 +157,7 @@ def _is_detached(stream: TextIO) -> bool:
         return True
     except AttributeError:  # no such thing on this system
         return False
+
     return False
 
 
@@ -195,12 +197,14 @@ class _Plain:
             for row in sorted(ended, key=lambda row: row.ended)
             if row.state != "skipped"
         ]
+
         for row in rows:
             if row.mapped and row.state == "running":
                 due = self._next.setdefault(row.name, now - row.seconds + SUMMARY_SECONDS)
                 if now >= due:
                     self._next[row.name] = now + SUMMARY_SECONDS
                     lines.append(plain_line(row))
+
         self._write(lines)
 
     def end(self, rows: list[Row]) -> None:

@@ -216,6 +216,7 @@ class _Watched:
         if items is None:
             return 0
         ended = items.ended
+
         # The items that have ended from the start on without a gap are never looked at again. Slices are copies:
         # an array that somebody holds a view of could not grow.
         try:
@@ -223,6 +224,7 @@ class _Watched:
         except ValueError:
             self._low = max(self._low, len(ended))
             return self._low
+
         rest = ended[self._low :]
         return self._low + len(rest) - rest.count(0.0)
 

@@ -39,6 +39,7 @@ def send(stream: TextIO, text: str) -> None:
         stream.write(text)
         stream.flush()
         return
+
     stream.flush()
     descriptor = stream.fileno()
     left = memoryview(text.encode(stream.encoding, "replace"))
@@ -81,6 +82,7 @@ class _Taken:
             self._put(self, begun)
         else:
             self._begun[thread] = begun, since
+
         return len(text)
 
     def _flush(self) -> None:
@@ -179,6 +181,7 @@ class Screen:
         if not lines or not _in_foreground(self.stream):
             self._painted = False
             return
+
         # First make room below the cursor, which may scroll; only then is its place worth saving.
         room = DOWN * len(lines) + f"\x1b[{len(lines)}A"
         below = "".join(f"\r\n{line}" for line in lines)

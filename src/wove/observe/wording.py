@@ -81,6 +81,7 @@ def fit(text: str, columns: int, cut: str, *, pad: bool = False) -> str:
         if len(text) > columns:
             text = text[: max(0, columns - 1)] + cut[:columns]
         return text.ljust(columns) if pad else text
+
     text = "".join(char if char.isprintable() or category(char) == "Cf" else "?" for char in text)
     used = sum(map(_columns, text))
     if used > columns:
@@ -92,6 +93,7 @@ def fit(text: str, columns: int, cut: str, *, pad: bool = False) -> str:
             used += _columns(char)
         text = kept + cut[:columns]
         used += len(cut[:columns])
+
     return text + " " * (columns - used) if pad else text
 
 
@@ -125,12 +127,14 @@ def live_lines(rows: Sequence[Row], columns: int, most: int, style: Style) -> li
 
 def _live_line(row: Row, width: int, columns: int, style: Style) -> str:
     parts = [fit(row.name, width, style.cut, pad=True)]
+
     if row.mapped and row.state not in ("waiting", "skipped"):
         room = min(BAR_COLUMNS, columns - width - 40)
         if row.total is not None and room >= 5:
             filled = room if row.items >= row.total else room * row.items // row.total
             parts.append(style.full * filled + style.empty * (room - filled))
         parts.append(_count(row))
+
     parts += _rate(row) + _state(row) + _rest(row)
     if row.state == "running" and row.total and row.rate > 0 and row.items < row.total:
         parts.append(f"eta {duration((row.total - row.items) / row.rate)}")
@@ -184,12 +188,14 @@ def _rest(row: Row) -> list[str]:
 def plain_line(row: Row) -> str:
     """A line of a log about a task that has ended, or about a map that runs."""
     parts: list[str] = []
+
     if row.mapped:
         count = _count(row, " of ")
         share = (
             f" ({100 * row.items // row.total}%)" if row.state == "running" and row.total else ""
         )
         parts.append(f"{count} {'item' if count == '1' else 'items'}{share}")
+
     parts += _rate(row) + _rest(row)
     state = f"failed with {row.error}" if row.state == "failed" and row.error else row.state
     return fit(f"wove: {row.name} {state}: {', '.join(parts)}", LOG_COLUMNS, "~")

@@ -89,6 +89,7 @@ def _reduce_by_own_method(obj: object) -> Reduced | None:
             f"{reduced!r} is an instance of {kind.__name__!r} that is pickled by its name in the script "
             f"(__main__), which other processes do not run: define it in a module that they can import"
         )
+
     return _make_by_name, (kind, reduced), dict(getattr(obj, "__dict__", {}))
 
 
@@ -190,6 +191,7 @@ def keep_slots(cls: type, reduced: Reduced) -> Reduced:
             for name, value in vars(cls).items()
             if isinstance(value, types.MemberDescriptorType) and value.__objclass__ is cls
         ]
+
     type_constructor, name, bases, keywords, *tracking = new
     remade: tuple[Any, ...] = (
         type_constructor,
@@ -212,6 +214,7 @@ def find_own_locks(obj: object) -> list[object]:
     They are the class's attributes, those of its descriptors, and what a decorator keeps in its wrapper.
     """
     parts: list[object] = []
+
     if isinstance(obj, type):
         for value in cast("dict[str, object]", dict(vars(obj))).values():
             parts.append(value)
@@ -225,6 +228,7 @@ def find_own_locks(obj: object) -> list[object]:
                 parts.append(cell.cell_contents)
             except ValueError:  # not assigned yet
                 continue
+
     return [part for part in parts if _is_lock(part)]
 
 
@@ -264,6 +268,7 @@ def _reduce_exception(exception: BaseException) -> Reduced | None:
     if isinstance(exception, BaseExceptionGroup):  # args are what its own __new__ was given
         group = cast("BaseExceptionGroup[BaseException]", exception)
         arguments = (group.message, group.exceptions)
+
     return (_make_exception, (cls, arguments), *state) if cls is kind else None
 
 
@@ -289,6 +294,7 @@ def make_portable(
     """
     lacking: list[str] = []
     arguments: list[object] = []
+
     for position, argument in enumerate(exception.args):
         if picklable(argument):
             arguments.append(argument)
@@ -297,11 +303,13 @@ def make_portable(
             lacking.append(f"args[{position}] ({type(argument).__name__})")
 
     copy = _make_exception(type(exception), tuple(arguments))
+
     for name, value in vars(exception).items():
         if picklable(value):
             vars(copy)[name] = value
         else:
             lacking.append(f"{name} ({type(value).__name__})")
+
     return copy, lacking
 
 

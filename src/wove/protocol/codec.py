@@ -59,6 +59,7 @@ def encode(frame: Mapping[str, Any]) -> list[bytes]:
     # them as everything else here takes together.
     fields: list[str] = []
     pickles: list[tuple[str, Pickled]] = []
+
     try:
         for name, value in frame.items():
             kind = cast("type[object]", type(value))
@@ -74,12 +75,14 @@ def encode(frame: Mapping[str, Any]) -> list[bytes]:
         raise FrameError(
             f"a frame has a field that is not JSON: {error}", _run_id(frame)
         ) from error
+
     text = "{" + ",".join(fields)
     if not pickles:
         return [f"{text}}}".encode("ascii")]
     chunks: list[bytes] = []
     small = [text.encode("ascii")]
     comma = b"," if fields else b""
+
     for name, pickled in pickles:
         small.append(b'%b"%b":"' % (comma, name.encode("ascii")))
         comma = b","
@@ -90,6 +93,7 @@ def encode(frame: Mapping[str, Any]) -> list[bytes]:
             chunks.extend(_base64_pieces(pickled.chunks))
             small.clear()
         small.append(b'"')
+
     small.append(b"}")
     chunks.append(b"".join(small))
     return chunks
@@ -106,6 +110,7 @@ def encode_events(events: Sequence[Mapping[str, Any]]) -> list[bytes]:
         if index:
             chunks.append(b",")
         chunks.extend(encode(event))
+
     chunks.append(b"]}")
     return chunks if sum(map(len, chunks)) > 2 * INLINE_BYTES else [b"".join(chunks)]
 
@@ -130,16 +135,19 @@ def decode(data: bytes | Sequence[bytes], *, most_text: int | None = None) -> li
     text = text.removeprefix(
         codecs.BOM_UTF8
     )  # some encoders begin with one, and it may be ignored: RFC 8259, 8.1
+
     try:
         found: object = _from_json(text.decode("utf-8"))
     except (ValueError, RecursionError) as error:
         raise FrameError(
             f"this is not JSON ({error}): {_start(text)}", find_run_id(text)
         ) from error
+
     if isinstance(found, dict) and isinstance(
         events := cast(dict[str, object], found).get("events"), list
     ):
         found = cast(list[object], events)
+
     frames: list[dict[str, Any]] = []
     items: list[object] = cast(list[object], found) if isinstance(found, list) else [found]
     for item in items:
@@ -150,6 +158,7 @@ def decode(data: bytes | Sequence[bytes], *, most_text: int | None = None) -> li
         frame = cast(dict[str, Any], item)
         _unpack_pickles(frame, cuts)
         frames.append(frame)
+
     return frames
 
 
@@ -159,6 +168,7 @@ def decode(data: bytes | Sequence[bytes], *, most_text: int | None = None) -> li
 def _base64_pieces(chunks: Sequence[bytes | memoryview]) -> Iterator[bytes]:
     """The base64 of all *chunks* as one text."""
     kept = b""  # less than three bytes, waiting for the next chunk
+
     for chunk in chunks:
         view = memoryview(chunk)
         for start in range(0, len(view), PIECE_BYTES):
@@ -168,6 +178,7 @@ def _base64_pieces(chunks: Sequence[bytes | memoryview]) -> Iterator[bytes]:
             kept = bytes(piece[whole:])
             if whole:
                 yield binascii.b2a_base64(piece[:whole], newline=False)
+
     if kept:
         yield binascii.b2a_base64(kept, newline=False)
 
@@ -200,6 +211,7 @@ def _unpacked(
 def _bytes_of(texts: Iterator[bytes]) -> Iterator[bytes]:
     """Decode the base64 *texts* (one text, in pieces)."""
     kept = b""
+
     for text in texts:
         piece = kept + text if kept else text
         if b"\n" in piece or b"\r" in piece:  # some encoders break lines
@@ -208,6 +220,7 @@ def _bytes_of(texts: Iterator[bytes]) -> Iterator[bytes]:
         kept = piece[whole:]
         if whole:
             yield binascii.a2b_base64(piece[:whole] if kept else piece)
+
     if kept:
         yield binascii.a2b_base64(kept)
 
@@ -215,6 +228,7 @@ def _bytes_of(texts: Iterator[bytes]) -> Iterator[bytes]:
 def _unescaped(views: Sequence[memoryview]) -> Iterator[bytes]:
     r"""The text of a JSON string, in pieces. Some encoders write ``\/`` for ``/``, ``\u002b`` for ``+``."""
     kept = b""
+
     for view in views:
         for start in range(0, len(view), PIECE_BYTES):
             piece = kept + bytes(view[start : start + PIECE_BYTES])
@@ -226,6 +240,7 @@ def _unescaped(views: Sequence[memoryview]) -> Iterator[bytes]:
                     piece, kept = piece[:last], piece[last:]
                 piece = _json_text(piece)
             yield piece
+
     if kept:
         yield _json_text(kept)
 
@@ -254,6 +269,7 @@ def _without_pickles(
     rest = bytearray()
     searched = 0  # no opening begins before here
     inside = False
+
     for chunk in chunks:
         view = memoryview(chunk)
         position = 0
@@ -280,6 +296,7 @@ def _without_pickles(
             rest += f"{_MARK}{len(cuts)}".encode("ascii")
             cuts.append([])
             searched = len(rest)
+
     return bytes(rest)
 
 

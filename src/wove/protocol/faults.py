@@ -43,6 +43,7 @@ def from_exception(
         retryable = isinstance(exception, Exception) and not isinstance(
             exception, SerializationError
         )
+
     report: ErrorReport = {
         "kind": _kind(exception),
         "message": _message(exception),
@@ -56,6 +57,7 @@ def from_exception(
         fields["exception_pickle"] = pickled
     else:
         report["lacking"] = trouble
+
     return fields
 
 
@@ -85,10 +87,12 @@ def to_exception(event: Mapping[str, Any], *, task: str) -> BaseException:
                 )
             except SerializationError as error:
                 trouble = str(error)
+
     if isinstance(exception, BaseException):
         if text := report.get("traceback"):
             exception.__cause__ = RemoteTraceback(_with_source(str(text)))
         return exception
+
     return _without_object(report, trouble, task, exception)
 
 
@@ -118,12 +122,14 @@ def _report(event: Mapping[str, Any], task: str) -> tuple[dict[str, Any], str]:
             report = loads(pickled, label=f"the error of task {task!r}")
         except SerializationError as error:
             trouble = str(error)
+
     if isinstance(report, BaseException):
         return {"kind": _kind(report), "message": _message(report)}, trouble
     if isinstance(report, Mapping):
         return {
             str(name): value for name, value in cast(Mapping[object, object], report).items()
         }, trouble
+
     return ({} if report is None else {"message": str(report)}), trouble
 
 
@@ -189,9 +195,11 @@ def _traceback(exception: BaseException) -> str:
         text = "".join(traceback.format_exception(type(exception), exception, frames))
     except BaseException:
         text = f"{_kind(exception)}: {_message(exception)}\n"
+
     if len(text) > TRACEBACK_CHARACTERS:
         half = TRACEBACK_CHARACTERS // 2
         text = f"{text[:half]}\n... {len(text) - 2 * half} characters left out ...\n{text[-half:]}"
+
     return text
 
 

@@ -153,6 +153,7 @@ def check_event(frame: Mapping[str, Any]) -> dict[str, Any]:
             f"{kind!r:.100} is not a type of event (the types are {known}): {_outline(frame)}",
             run_id,
         )
+
     return frame if isinstance(frame, dict) else dict(frame)
 
 
@@ -182,6 +183,7 @@ def condensed(events: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     if not starts or len(events) == 1:
         return list(events)
     found: list[Mapping[str, Any]] = []
+
     for event in events:
         if event["type"] in TERMINAL and (start := starts.pop(event["run_id"], None)) is not None:
             found.append(
@@ -189,6 +191,7 @@ def condensed(events: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
             )
         elif event["type"] != "task_started":
             found.append(event)
+
     return [*starts.values(), *found]
 
 

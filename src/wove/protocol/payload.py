@@ -117,12 +117,14 @@ def build(
     payload["task_name"] = frame["task_id"]
     payload["delivery"] = dict(frame.get("delivery") or {})
     given = claims or {}
+
     for name in _PICKLES:
         pickled = frame.get(name)
         if name not in given and isinstance(pickled, Pickled):
             payload[name] = binascii.b2a_base64(b"".join(pickled.chunks), newline=False).decode(
                 "ascii"
             )
+
     if given:
         payload["claims"] = {name: claim._asdict() for name, claim in given.items()}
     if sent_at is not None:
@@ -159,6 +161,7 @@ def parse(payload: object) -> Payload:
             f"{VERSION}: bring Wove to the same version on both sides",
             run_id,
         )
+
     url = fields.get("callback_url")
     if (
         not isinstance(url, str)
@@ -169,12 +172,14 @@ def parse(payload: object) -> Payload:
             f"the payload of run {run_id} has no callback_url that can be posted to: {url!r:.200}",
             run_id,
         )
+
     frame: dict[str, Any] = {"type": "run_task", "run_id": run_id, "task_id": str(task or "?")}
     frame.update((name, fields[name]) for name in _FROM_FRAME[2:] if name in fields)
     claims = _claims(fields.get("claims"), run_id)
     for name in _PICKLES:
         if name not in claims and name in fields:
             frame[name] = _unpacked(fields[name], name, run_id)
+
     signature = fields.get(SIGNATURE)
     return Payload(
         frame,
@@ -201,6 +206,7 @@ def _fields(payload: object) -> dict[str, Any]:
             payload = json.loads(payload)
         except (ValueError, RecursionError) as error:
             raise FrameError(f"the payload is not JSON: {error}") from error
+
     if not isinstance(payload, Mapping):
         raise FrameError(f"a payload is a dict or its JSON, not {type(payload).__name__}")
     return dict(cast("Mapping[str, Any]", payload))
@@ -210,6 +216,7 @@ def _claims(value: object, run_id: str) -> dict[str, Claim]:
     if value is None:
         return {}
     claims: dict[str, Claim] = {}
+
     try:
         for name, fields in cast("Mapping[str, Mapping[str, Any]]", value).items():
             claim = Claim(str(fields["id"]), str(fields["sha256"]), int(fields["size"]))
@@ -219,6 +226,7 @@ def _claims(value: object, run_id: str) -> dict[str, Claim]:
         raise FrameError(
             f"the claims of run {run_id} cannot be read: {value!r:.200}", run_id
         ) from error
+
     return claims
 
 

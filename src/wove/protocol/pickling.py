@@ -111,6 +111,7 @@ def is_plain(value: object, budget: int = 200) -> bool:
             return False
         if budget < 0 or room < 0:
             return False
+
     return True
 
 
@@ -198,6 +199,7 @@ class _Chunks:
             self.chunks.append(data)
             self.size += len(data)
             return len(data)
+
         # A bytearray, or a view of someone's buffer: it may change before it is sent, so take a copy.
         view = memoryview(data).cast("B")
         for start in range(0, len(view), PIECE_BYTES):
@@ -238,6 +240,7 @@ _made_pickler: Any = None
 def _pickler_type() -> Any:
     """cloudpickle's pickler, which also notices whether anything but built-in values passed through it."""
     global _made_pickler
+
     if _made_pickler is None:
         base: Any = _cloudpickle().Pickler
         override: Any = base.reducer_override
@@ -269,6 +272,7 @@ def _pickler_type() -> Any:
                 return by_value.reduce_singledispatch(obj) or reduced
 
         _made_pickler = Pickler
+
     return _made_pickler
 
 
@@ -300,6 +304,7 @@ class _Pieces:
             self._chunks.pop()
             if len(chunk):
                 return chunk
+
         return memoryview(b"")
 
     def read(self, size: int) -> bytes:
@@ -311,6 +316,7 @@ class _Pieces:
         while missing and len(part := self._take(missing)):
             parts.append(part)
             missing -= len(part)
+
         return b"".join(parts)
 
     def readinto(self, buffer: Any) -> int:
@@ -322,6 +328,7 @@ class _Pieces:
                 break
             target[filled : filled + len(part)] = part
             filled += len(part)
+
         return filled
 
     def readline(self) -> bytes:
@@ -339,6 +346,7 @@ def _load(pickled: Pickled | bytes) -> Any:
         chunks, size = pickled.chunks, pickled.size
     else:
         chunks, size = (pickled,), len(pickled)
+
     source = io.BytesIO(b"".join(chunks)) if size <= INLINE_BYTES else _Pieces(chunks)
     return _Unpickler(source).load()
 
@@ -364,6 +372,7 @@ class _Unpickler(pickle.Unpickler):
             if global_name == "_class_setstate":
                 return _sparing_our_own(found)
             return found
+
         return super().find_class(module_name, global_name)
 
 
@@ -434,6 +443,7 @@ def _why_not_loaded(label: str, error: Exception) -> str:
             f"cannot rebuild {label}: the module {error.name!r} cannot be imported there. "
             f"Install it there, or make it importable (PYTHONPATH, working directory)."
         )
+
     if isinstance(error, _NotInMainError):
         return f"cannot rebuild {label}: {error}."
     if isinstance(error, ImportError) or _says_module_lacks(error):
@@ -441,6 +451,7 @@ def _why_not_loaded(label: str, error: Exception) -> str:
         if not _one_machine:
             advice = f"If the code there is another version, bring both sides to the same version. {advice}"
         return f"cannot rebuild {label}: {error}. {advice}"
+
     return (
         f"cannot rebuild {label}: {type(error).__name__}: {error}. "
         f"Its class must survive pickle.loads(pickle.dumps(...)); send plain data where it does not."

@@ -41,6 +41,7 @@ def _culprit(value: object, picklable: Callable[[object], bool]) -> tuple[str, o
     path = ""
     probes = _PROBES
     seen = {id(value)}
+
     for depth in range(_DEPTH):
         for step, part in _parts(value, outermost=depth == 0):
             probes -= 1
@@ -52,11 +53,13 @@ def _culprit(value: object, picklable: Callable[[object], bool]) -> tuple[str, o
                 break
         else:
             break
+
     return path, value
 
 
 def _parts(value: object, *, outermost: bool) -> Iterator[tuple[str, object]]:
     whole = value
+
     if isinstance(value, dict):
         for key, item in list(cast(dict[object, object], value).items()):
             # The outermost dict is nearly always that of the arguments: name them as the task does.
@@ -71,6 +74,7 @@ def _parts(value: object, *, outermost: bool) -> Iterator[tuple[str, object]]:
             yield f" member {_short(item)}", item
     elif callable(value) and not isinstance(value, type):
         yield from _parts_of_callable(value)
+
     if not isinstance(value, type):
         for name, item in list(_mapping(whole, "__dict__").items()):
             yield f".{name}", item
@@ -84,10 +88,12 @@ def _parts_of_callable(value: object) -> Iterator[tuple[str, object]]:
             yield f" variable {name!r}", cell.cell_contents
         except ValueError:  # not assigned yet
             continue
+
     known = _mapping(value, "__globals__")
     for name in getattr(code, "co_names", ()):
         if name in known:
             yield f" global {name!r}", known[name]
+
     for index, item in enumerate(getattr(value, "__defaults__", None) or ()):
         yield f" default {index}", item
     for name in ("__self__", "__func__", "__wrapped__", "func", "args", "keywords"):

@@ -176,6 +176,7 @@ def single_values(
     """
     wanted = {name.lower(): name for name in (*names, *optional)}
     found: dict[str, str] = {}
+
     try:
         items = cast(
             "Iterable[object]", headers.items() if isinstance(headers, Mapping) else headers
@@ -196,9 +197,11 @@ def single_values(
     except Exception:
         # Some collections of headers raise errors of their own for a header that came twice.
         raise PermissionError("the headers cannot be read") from None
+
     for name in names:
         if name not in found:
             raise PermissionError(f"the header {name} is missing")
+
     return found
 
 
@@ -226,6 +229,7 @@ def check_signed(values: Mapping[str, str]) -> int:
     ):
         if not form.fullmatch(values[name]):
             raise PermissionError(f"the header {name} is not {hint}")
+
     return int(values[TIMESTAMP])
 
 
@@ -296,6 +300,7 @@ class Nonces:
         if bucket is None:
             bucket = self._buckets[timestamp] = []
             heappush(self._order, timestamp)
+
         bucket.append(mark)
         seen.add(mark)
         self._count += 1

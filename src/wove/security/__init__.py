@@ -191,6 +191,7 @@ class NetworkExecutorSecurity:
         if self._settings.kind != "signed":
             self.screen_headers(headers=headers)
             return
+
         values, timestamp = self._signed(headers)
         self._verify(transport, target, body, values, timestamp)
 
@@ -215,12 +216,14 @@ class NetworkExecutorSecurity:
         if self._settings.kind != "signed":
             self.screen_headers(headers=headers)
             return None
+
         values, timestamp = self._signed(headers)
         digest = signing.given_digest(values)
         if digest is None:
             raise PermissionError(
                 f"the header {signing.BODY_DIGEST} is missing, by which a request is verified before its body is read"
             )
+
         self._verify(transport, target, digest, values, timestamp)
         return digest
 
@@ -253,15 +256,18 @@ class NetworkExecutorSecurity:
             )
         except ValueError:
             raise PermissionError("the target of this request cannot be signed") from None
+
         matching: bytes | None = None
         for secret in self._settings.secrets[values[signing.KEY]]:
             if signing.matches(secret, text, values[signing.SIGNATURE]):
                 matching = secret
+
         if matching is None:
             raise PermissionError(
                 f"the signature is not that of this request with the secret of key {values[signing.KEY]!r}: "
                 "the two sides have different secrets, or its path or body was changed on the way"
             )
+
         if self._nonces is None:
             return
         with _lock:
@@ -273,6 +279,7 @@ class NetworkExecutorSecurity:
                 time.time(),
                 self._settings.skew,
             )
+
         if not new:
             raise PermissionError("this request has been here before (its nonce is known)")
 
@@ -353,11 +360,13 @@ class NetworkExecutorSecurity:
             raise PermissionError(
                 "the reply is not signed, and 'sign_replies' is set here: set it in the service's security as well"
             )
+
         known, text = self._reply(transport, target, headers, body, sequence)
         good = False
         for each in signature.split(",", MAX_REPLY_SIGNATURES)[:MAX_REPLY_SIGNATURES]:
             for secret in known:
                 good |= signing.matches(secret, text, each)
+
         if not good:
             raise PermissionError(
                 "the signature of the reply is not right: it was changed on the way, answers another request, "
@@ -384,6 +393,7 @@ class NetworkExecutorSecurity:
             raise ValueError(
                 "payloads are signed, and a bearer token signs nothing: use security of type 'signed'"
             )
+
         text = signing.payload_text(adapter, run_id, signing.digest(body))
         return {"key": settings.key, "value": signing.sign(settings.secrets[settings.key][0], text)}
 
@@ -411,21 +421,25 @@ class NetworkExecutorSecurity:
             raise PermissionError(
                 "this worker has a bearer token, which cannot verify a payload: use type 'signed'"
             )
+
         if signature is None:
             raise PermissionError(
                 "the payload is not signed, and this worker takes signed ones only: set 'security' in the "
                 "executor_config of its environment as well"
             )
+
         key, value = signature.get("key"), signature.get("value")
         known = settings.secrets.get(key) if isinstance(key, str) else None
         if known is None or not isinstance(value, str):
             raise PermissionError(
                 f"the key {key!r:.100} of the payload's signature is not known here"
             )
+
         try:
             text = signing.payload_text(adapter, run_id, signing.digest(body))
         except ValueError:
             raise PermissionError("the names in this payload cannot be signed") from None
+
         good = False
         for secret in known:
             good |= signing.matches(secret, text, value)
@@ -447,12 +461,14 @@ class NetworkExecutorSecurity:
             raise PermissionError(
                 f"the key {values[signing.KEY]!r} is not known here; it must be 'key', or among 'accepted'"
             )
+
         apart = time.time() - timestamp
         if abs(apart) > self._settings.skew:
             raise PermissionError(
                 f"the timestamp is {abs(apart):.0f} s {'behind' if apart > 0 else 'ahead of'} this machine's clock, "
                 f"and at most {self._settings.skew:g} s are allowed (clock_skew_seconds): set both clocks right"
             )
+
         return values, timestamp
 
     def _bearer(self, headers: Headers) -> bytes:
@@ -467,6 +483,7 @@ class NetworkExecutorSecurity:
         for known in self._settings.tokens:
             if hmac.compare_digest(given, hashlib.sha256(known).digest()):
                 good = known
+
         if not good:
             raise PermissionError("the bearer token is not known here")
         return good

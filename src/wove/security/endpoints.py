@@ -53,6 +53,7 @@ def is_local(host: str) -> bool:
         host = host[1:-1]
         if ":" not in host:
             return False
+
     if (loopback := is_loopback(host)) is not None:
         return loopback
     name = host.lower().removesuffix(".")
@@ -67,6 +68,7 @@ def is_loopback(address: str) -> bool | None:
         parsed = ipaddress.ip_address(address)
     except ValueError:
         return None
+
     if isinstance(parsed, ipaddress.IPv6Address) and parsed.ipv4_mapped is not None:
         parsed = parsed.ipv4_mapped
     return parsed.is_loopback
@@ -84,6 +86,7 @@ def resolves_to_loopback(host: str) -> bool:
         found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError):
         return True
+
     return all(is_loopback(str(place[0])) for *_, place in found)
 
 
@@ -127,6 +130,7 @@ def grpc_hosts(target: str) -> list[str]:
             f"{target!r} is a URL, and gRPC takes no scheme {scheme}://; "
             f"give {rest.strip('/') or 'HOST:PORT'!r}{with_tls}"
         )
+
     if scheme in ("unix", "unix-abstract"):
         return ["localhost"]
     if scheme in ("ipv4", "ipv6"):
@@ -211,36 +215,44 @@ def parse_url(
         raise ValueError(
             f"{key_label} is missing; give the URL of the worker service, such as {example!r}"
         )
+
     if not isinstance(value, str):
         raise TypeError(
             f"{key_label} must be a URL such as {example!r}, not of type {type(value).__name__}"
         )
+
     if not re.fullmatch(r"[\x21-\x7e]+", value):
         raise ValueError(
             f"{key_label} holds spaces, control characters or letters outside ASCII: percent-encode them"
         )
+
     try:
         parts = urlsplit(value)
         port = parts.port
     except ValueError as error:
         raise ValueError(f"{key_label} is not a URL: {error}. One looks like {example!r}") from None
+
     if "@" in parts.netloc:  # and not quoted: there is a password in it
         raise ValueError(
             f"{key_label} holds a user name or password, which is never sent; use 'security' or 'headers'"
         )
+
     if parts.scheme not in schemes:
         raise ValueError(
             f"{key_label} must begin with {rules.either([f'{s}://' for s in schemes])}, not {_start(value)!r}"
         )
+
     if not _NETLOC.fullmatch(parts.netloc):
         raise ValueError(
             f"{key_label} names no host (a name, or an address without a zone); it must look like {example!r}"
         )
+
     host = parts.hostname or ""
     if "#" in value:
         raise ValueError(
             f"{key_label} has a fragment ({'#' + parts.fragment!r}), which is never sent; remove it"
         )
+
     if port == 0:
         raise ValueError(f"{key_label} has port 0; give the port that the service listens on")
     default = _PORTS[parts.scheme]
@@ -340,6 +352,7 @@ def refuse_exposed_receiver(
         remedies.append(
             'put a proxy with TLS before it and name that in executor_config "callback_url": "https://..."'
         )
+
     if "security" in lacks:
         remedies.append(_SECURITY_REMEDY)
     raise ValueError(

@@ -85,16 +85,19 @@ def read(config: object, label: str) -> Settings:
                 'environment variable that is named here, or into {"type": "signed", "secret": ...}'
             )
         return _read_variable(config, label)
+
     if not isinstance(config, Mapping):
         raise TypeError(
             f'{label} must be "env:VARIABLE", "none" or a dict, not of type {type(config).__name__}'
         )
+
     held = dict(cast("Mapping[object, object]", config))
     kind = held.get("type")
     if not isinstance(kind, str) or kind not in _KEYS:
         near = suggest(kind, _KEYS) if isinstance(kind, str) else ""
         said = "is missing" if "type" not in held else "is none of them"
         raise ValueError(f"{label}: 'type' must be 'signed', 'bearer' or 'none', and {said}.{near}")
+
     _check_keys(held, _KEYS[kind], f"{label} of type {kind}")
     if kind == "signed":
         return _read_signed(held, label)
@@ -103,6 +106,7 @@ def read(config: object, label: str) -> Settings:
             _token(each, key_label) for each, key_label in _accepted(held, "token", label)
         ]
         return Settings("bearer", tokens=tuple(tokens), recipe=_recipe(held, "token"))
+
     return Settings("none", recipe="none")
 
 
@@ -115,6 +119,7 @@ def _read_variable(config: str, label: str) -> Settings:
             pass  # a secret may begin with a brace, too
         else:
             return replace(read(whole, f"{label} (the JSON in {config[4:]})"), recipe=config)
+
     _warn_if_short(content, f"{label}: the environment variable {config[4:]}")
     return Settings("signed", secrets={DEFAULT_KEY: (content,)}, recipe=config)
 
@@ -126,6 +131,7 @@ def _read_signed(held: Mapping[object, object], label: str) -> Settings:
         name = _key_id(each.get("key", DEFAULT_KEY), f"{key_label}: 'key'")
         secret = _secret(each, "secret", key_label)
         known[name] = tuple(dict.fromkeys((*known.get(name, ()), secret)))
+
     return Settings(
         "signed",
         key=key,
@@ -150,6 +156,7 @@ def _accepted(
     if not isinstance(entries, (list, tuple)):
         raise TypeError(f"{label}: 'accepted' must be {form}, not of type {type(entries).__name__}")
     keys = ("key", "secret", "secret_env") if name == "secret" else ("token", "token_env")
+
     for position, entry in enumerate(cast("Iterable[object]", entries)):
         key_label = f"{label}: 'accepted', entry {position}"
         if isinstance(entry, str) and entry.startswith("env:"):
@@ -182,6 +189,7 @@ def _secret(held: Mapping[object, object], name: str, label: str) -> bytes:
         raise ValueError(
             f"{label} needs either '{name}_env' (the name of an environment variable) or '{name}'; {both}"
         )
+
     if variable is not None:
         if not isinstance(variable, str):
             raise TypeError(
@@ -190,25 +198,30 @@ def _secret(held: Mapping[object, object], name: str, label: str) -> bytes:
         found = _from_environment(variable, label)
         _warn_if_short(found, f"{label}: the environment variable {variable}")
         return found
+
     if not isinstance(value, (str, bytes)):
         raise TypeError(
             f"{label}: {name!r} must be text or bytes, not of type {type(value).__name__}"
         )
+
     if not value.strip():
         raise ValueError(f"{label}: {name!r} is empty")
     if isinstance(value, bytes):
         _warn_if_short(value, f"{label}: {name!r}")
         return value
+
     if value.startswith("env:"):
         raise ValueError(
             f"{label}: {name!r} is the secret itself, and here it is the name of a variable: give that as '{name}_env'"
         )
+
     try:
         encoded = value.encode()
     except UnicodeEncodeError:
         raise ValueError(
             f"{label}: {name!r} holds half characters (surrogates); give it as bytes"
         ) from None
+
     _warn_if_short(encoded, f"{label}: {name!r}")
     return encoded
 
@@ -228,6 +241,7 @@ def _from_environment(name: str, label: str) -> bytes:
         raise ValueError(
             f"{label}: that is not a name of an environment variable; write it as in 'env:WOVE_WORKER_SECRET'"
         )
+
     value = os.environ.get(name, "")
     if not value.strip():
         state = "empty" if name in os.environ else "not set"
@@ -235,6 +249,7 @@ def _from_environment(name: str, label: str) -> bytes:
             f"{label}: the environment variable {name} is {state}. Set it, here and on the other side, to the same "
             'long random text, such as one from: python -c "import secrets; print(secrets.token_urlsafe(32))"'
         )
+
     return os.fsencode(
         value
     )  # the bytes that are in the environment, whatever encoding they were meant in

@@ -117,6 +117,7 @@ class Request:
         self.headers: Headers = list(scope["headers"])
         self.length: int | None = None
         self.streams = self.browser = False
+
         for name, value in self.headers:
             if name == b"content-length":
                 self.length = int(value) if value.isdigit() else None
@@ -124,6 +125,7 @@ class Request:
                 self.streams = b"application/x-ndjson" in value
             elif name == b"origin" or name == b"sec-fetch-site":
                 self.browser = True
+
         self.size = 0
         self.answered = False
         self.sign: Callable[[Request, Sequence[bytes]], str | None] | None = None
@@ -175,6 +177,7 @@ class Request:
         """
         clock = asyncio.get_running_loop().time
         due = clock() + seconds
+
         try:
             while True:
                 async with asyncio.timeout_at(
@@ -212,6 +215,7 @@ class Request:
         """Send a whole reply."""
         size = sum(map(len, chunks))
         fields: Headers = [(b"content-type", kind), (b"content-length", b"%d" % size), *headers]
+
         if self.sign is not None:
             signature = (
                 await run_in_thread(self.sign, self, chunks)
@@ -220,6 +224,7 @@ class Request:
             )
             if signature is not None:
                 fields.append((REPLY_SIGNATURE, signature.encode("ascii")))
+
         await self.begin(status, fields)
         for chunk in chunks[:-1]:
             await self.send(chunk)
@@ -232,10 +237,12 @@ class Request:
                 refusal.status, [f"{refusal}\n".encode()], refusal.headers, kind=b"text/plain"
             )
             return
+
         body = json.dumps(refusal.json).encode()
         if not refusal.early:
             await self.reply(refusal.status, [body], refusal.headers)
             return
+
         fields = [
             (b"content-type", _JSON),
             (b"content-length", b"%d" % len(body)),
@@ -243,22 +250,26 @@ class Request:
         ]
         await self.begin(refusal.status, [*fields, *refusal.headers])
         await self.send(body)
+
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(LINGER_SECONDS):
                 while True:
                     message = await self._receive()
                     if message["type"] == "http.disconnect" or not message.get("more_body", False):
                         break
+
         await self.send(b"", last=True)
 
     async def begin(self, status: int, headers: Headers) -> None:
         """Send the head of a reply."""
         self.answered = True
+
         if self._scope.get("http_version", "1.1") not in ("1.0", "1.1"):
             # RFC 9113, section 8.2.2: there are no such headers in HTTP/2, nor in HTTP/3.
             headers = [field for field in headers if field[0] != b"connection"]
         elif self._keep_alive is not None and (b"connection", b"close") not in headers:
             headers.append((b"keep-alive", b"timeout=%d" % self._keep_alive))
+
         await self._send({"type": "http.response.start", "status": status, "headers": headers})
 
     async def send(self, chunk: bytes, *, last: bool = False) -> None:
@@ -292,6 +303,7 @@ class ResponseStream:
         """Have *frame* run, and answer."""
         ticket = desk.take(frame, self._tell, peer=self._request.peer, owner=owner)
         watch: asyncio.Task[None] | None = None
+
         try:
             if not self._over:
                 # Most runs end soon. To watch the connection costs a task, and streaming costs packets.
@@ -317,7 +329,9 @@ class ResponseStream:
             not self._streaming or (self._events and self._events[-1]["type"] == "heartbeat")
         ):
             return  # of no use in a reply that comes at the end; and one is enough for a client that reads slowly
+
         self._events.append(event)
+
         if event["type"] in TERMINAL:
             self._over = True
             self._wake()
@@ -345,11 +359,13 @@ class ResponseStream:
             Gone: The client has gone.
         """
         self._waiter = self._loop.create_future()
+
         try:
             if not self._gone:
                 await self._waiter
         finally:
             self._waiter = None
+
         if self._gone and not self._over:
             raise Gone
 
@@ -360,6 +376,7 @@ class ResponseStream:
             chunks = await run_in_thread(encode_events, events)
         else:
             chunks = encode_events(events)
+
         if says_busy(self._events[-1]):
             await self._request.reply(503, chunks, RETRY_AFTER)
         else:
@@ -368,6 +385,7 @@ class ResponseStream:
     async def _stream(self) -> None:
         self._streaming = True
         await self._request.begin(200, [(b"content-type", b"application/x-ndjson")])
+
         while True:
             events, self._events = self._events, []
             over = self._over

@@ -50,10 +50,12 @@ class Bind:
             host = host[1:-1]
         elif ":" in host:
             raise ValueError(f"{text!r}: put an IPv6 address in brackets: [{host}]:{port}")
+
         if not colon or not host or not port.isascii() or not port.isdigit() or int(port) > 65535:
             raise ValueError(
                 f"{text!r} is not a HOST:PORT, like 127.0.0.1:8800; 0.0.0.0 stands for every address of IPv4"
             )
+
         return cls(host, int(port))
 
     @property
@@ -78,9 +80,11 @@ class Bind:
             raise OSError(
                 f"cannot listen on {self}: {self.host!r} is not an address of this machine ({error})"
             ) from error
+
         family, _, _, _, address = min(found, key=lambda entry: entry[0] != socket.AF_INET)
         # With the protocol named: asyncio sets TCP_NODELAY on no other connections.
         listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+
         try:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             if family == socket.AF_INET6:
@@ -98,6 +102,7 @@ class Bind:
             raise OSError(
                 error.errno, f"cannot listen on {self}: {error.strerror or error} ({remedy})"
             ) from error
+
         return _closing_first(listener)
 
     def at(self, listener: socket.socket) -> Bind:
@@ -146,6 +151,7 @@ class ServerTLS:
         for path in (self.certificate, self.key, self.client_ca):
             if path is not None and not path.is_file():
                 raise ValueError(f"TLS: there is no file {str(path)!r}")
+
         try:
             context.load_cert_chain(self.certificate, self.key, password=_no_password)
         except (ssl.SSLError, OSError, ValueError) as error:
@@ -153,6 +159,7 @@ class ServerTLS:
                 f"TLS: the certificate {str(self.certificate)!r} and the key {str(self.key)!r} cannot be used: {error}."
                 f" Both must be PEM, belong together, and the key must have no password"
             ) from error
+
         if self.client_ca is not None:
             try:
                 context.load_verify_locations(self.client_ca)
@@ -161,6 +168,7 @@ class ServerTLS:
                     f"TLS: {str(self.client_ca)!r} holds no PEM certificates of client authorities: {error}"
                 ) from error
             context.verify_mode = ssl.CERT_REQUIRED
+
         if alpn is not None:
             context.set_alpn_protocols(alpn)
         return context
@@ -195,16 +203,19 @@ def refuse_exposed(
     """
     lacks = missing_protection(tls=tls is not None, security=options.security)
     told: list[str] = []
+
     if "TLS" in lacks and not (insecure or tls_at_proxy):
         told.append(
             "without TLS (--tls-cert and --tls-key, or --tls-at-proxy if a proxy in front of it does that; "
             "on a network that you trust, --insecure)"
         )
+
     if "security" in lacks and not unauthenticated:
         told.append(
             "without asking who sends (--security env:VARIABLE; where everybody who can connect may run code, "
             "--unauthenticated)"
         )
+
     if told and not bind.is_local:
         raise ValueError(
             f"refused to listen on {bind}, which other machines can reach, {' and '.join(told)}: "
@@ -227,6 +238,7 @@ def _closing_first(listener: socket.socket) -> socket.socket:
         number = fcntl.fcntl(listener.fileno(), fcntl.F_DUPFD_CLOEXEC, least)
         listener.close()
         listener = socket.socket(fileno=number)
+
     listener.setblocking(False)
     return listener
 

@@ -47,6 +47,7 @@ class ByteBudget:
             return
         del self._shares[share]
         self._held -= share.held
+
         for other in self._shares:
             if other.waiter is not None and not other.waiter.done():
                 if not self.admits(other, other.wanted):
@@ -78,8 +79,10 @@ class Share:
         if budget.admits(self, size):
             budget.take(self, size)
             return True
+
         self.wanted = size
         self.waiter = asyncio.get_running_loop().create_future()
+
         try:
             await asyncio.wait({self.waiter}, timeout=ROOM_SECONDS)
             return self.waiter.done()

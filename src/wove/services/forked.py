@@ -55,6 +55,7 @@ def reset_after_fork() -> None:
             default = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
             signal.signal(number, default)
         _signals.clear()
+
     if _ports:
         with contextlib.suppress(OSError):
             _blank_sockets()
@@ -64,6 +65,7 @@ def reset_after_fork() -> None:
 def _blank_sockets() -> None:
     # An empty file in their place: objects that are garbage in the child close the number later.
     nothing = os.open(os.devnull, os.O_RDWR)
+
     try:
         for name in os.listdir(DESCRIPTORS):
             descriptor = int(name)
@@ -78,6 +80,7 @@ def _is_ours(descriptor: int) -> bool:
     if not stat.S_ISSOCK(os.fstat(descriptor).st_mode):
         return False
     sock = socket.socket(fileno=descriptor)
+
     try:
         inet = sock.family in (socket.AF_INET, socket.AF_INET6)
         return inet and sock.type == socket.SOCK_STREAM and sock.getsockname()[1] in _ports

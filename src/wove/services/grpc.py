@@ -154,12 +154,14 @@ class WorkerHandler(grpc.GenericRpcHandler):
     async def _check(self, requests: object, context: Context) -> bytes:
         del requests
         share = self._health_room.open()
+
         try:
             if not await share.take(self._most):
                 return NOT_SERVING
             name = _service_name(await self._read(None, HEALTH_SECONDS, context))
         finally:
             share.close()
+
         if name == LIVENESS:
             return SERVING
         if name in ("", self._method[1:].partition("/")[0]):
@@ -170,6 +172,7 @@ class WorkerHandler(grpc.GenericRpcHandler):
     async def _serve(self, requests: object, context: Context) -> bytes:
         del requests
         metadata = _pairs(context.invocation_metadata())
+
         try:
             digest = self._security.verify_head(
                 transport="grpc", target=self._method, headers=metadata
@@ -177,17 +180,20 @@ class WorkerHandler(grpc.GenericRpcHandler):
         except PermissionError as error:
             await self._not_allowed(context, str(error))
             raise AssertionError from None
+
         frame = await self._command(metadata, digest, context)
         if isinstance(frame, FrameError):
             logger.warning("a call of %s was refused: %s", _peer(context), frame)
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(frame)[:1000])
             raise AssertionError
+
         if frame is None:
             return self._signed(encode_events([no_room()]), metadata, context)
         owner = self._security.principal(headers=metadata)
         if frame["type"] == "cancel_task":
             self.desk.cancel(frame, owner=owner)
             return self._signed([NOTHING], metadata, context)
+
         events = [await self._run(frame, owner, context)]
         del frame
         if not is_big_reply(events):
@@ -209,6 +215,7 @@ class WorkerHandler(grpc.GenericRpcHandler):
         if size is not None and size > self._most:
             await self._too_large(size, context)
         share = self.desk.arriving.open()
+
         try:
             seconds = READ_SECONDS + (size or 0) / READ_BYTES_PER_SECOND
             if not await share.take(self._most if size is None else size):
@@ -243,9 +250,11 @@ class WorkerHandler(grpc.GenericRpcHandler):
         except TimeoutError:
             await context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, "the message came too slowly")
             raise AssertionError from None
+
         if not isinstance(request, bytes):  # grpc.aio.EOF
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "the call has no message")
             raise AssertionError
+
         most = self._most if size is None else size
         if len(request) > most:
             await self._too_large(len(request), context)
@@ -283,6 +292,7 @@ class WorkerHandler(grpc.GenericRpcHandler):
 
         ticket = self.desk.take(frame, tell, peer=_peer(context), owner=owner)
         del frame
+
         if last is None:
             over = asyncio.get_running_loop().create_future()
             try:
@@ -290,6 +300,7 @@ class WorkerHandler(grpc.GenericRpcHandler):
             finally:
                 # grpc.aio cancels a handler whose client has gone.
                 self.desk.leave(ticket)
+
         assert last is not None
         return {**last, **place}
 
@@ -365,6 +376,7 @@ async def serve(
     server.add_generic_rpc_handlers((handler,))
     port = _listen(server, bind, tls)
     await handler.desk.start()
+
     try:
         await server.start()
         with owns_port(port):
@@ -390,10 +402,12 @@ def _listen(server: grpc.aio.Server, bind: Bind, tls: ServerTLS | None) -> int:
             port = server.add_secure_port(str(bind), credentials)
     except RuntimeError as error:
         raise OSError(f"cannot listen on {bind}: {error}") from error
+
     if port == 0:
         raise OSError(
             f"cannot listen on {bind}: another program listens there, or it is not an address of this machine"
         )
+
     return port
 
 

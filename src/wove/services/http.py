@@ -83,6 +83,7 @@ class WorkerApp:
         """
         del app
         await self.desk.start()
+
         try:
             yield
         finally:
@@ -138,6 +139,7 @@ class WorkerApp:
             await request.reply(200 if self.desk.ready else 503, [json.dumps(status).encode()])
         else:
             return False
+
         return True
 
     async def _post(self, request: Request) -> None:
@@ -149,19 +151,23 @@ class WorkerApp:
             raise Refusal(
                 403, "requests of web pages are refused where there is no security", early=True
             )
+
         try:
             digest = self._security.verify_head(
                 transport="http", target=request.target, headers=request.headers
             )
         except PermissionError as error:
             raise self._not_allowed(request, error, early=True) from None
+
         request.recognized()
         request.sign = self._sign if self._security.signs_replies else None
         frame = await self._command(request, digest)
         if isinstance(frame, FrameError):
             logger.warning("a request of %s was refused: %s", request.peer, frame)
             raise Refusal(400, str(frame))
+
         owner = self._security.principal(headers=request.headers)
+
         if frame["type"] == "cancel_task":
             self.desk.cancel(frame, owner=owner)
             await request.reply(200, [b'{"events":[]}'])

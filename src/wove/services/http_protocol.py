@@ -99,6 +99,7 @@ def limited_protocol(connections: Connections) -> type[asyncio.Protocol]:
             if self._head_since is not None and now - self._head_since >= HEAD_SECONDS:
                 self.transport.close()
                 return
+
             if self._unread is not None:
                 since, size = self._unread
                 left = self.transport.get_write_buffer_size()
@@ -107,6 +108,7 @@ def limited_protocol(connections: Connections) -> type[asyncio.Protocol]:
                         self.transport.abort()
                         return
                     self._unread = (now, left)
+
             self._look = self.loop.call_later(LOOK_SECONDS, self._check_limits)
 
     return LimitedProtocol

@@ -79,6 +79,7 @@ async def serve(
     config.ssl = context
     listener = bind.listen()
     at = bind.at(listener)
+
     with contextlib.closing(listener), owns_port(at.port):
         server = server_class(
             config, lambda: started(f"{'http' if tls is None else 'https'}://{at}")

@@ -86,16 +86,19 @@ def service_options(**keywords: Any) -> ServiceOptions:
         8
     """
     known = tuple(option.name for option in fields(ServiceOptions))
+
     for name in keywords:
         if name not in known:
             raise TypeError(
                 f"a worker service has no option {name!r}.{suggest(name, known)} Its options are: {', '.join(known)}"
             )
+
     if keywords.get("security") is None:
         raise TypeError(
             "a worker service needs security=..., because whoever may send runs to it may run any code in it: "
             "'env:VARIABLE' names the variable with the shared secret; 'none' lets everybody in who can connect"
         )
+
     keywords["security"] = NetworkExecutorSecurity.from_config(
         keywords["security"], label="security"
     )

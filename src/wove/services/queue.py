@@ -113,6 +113,7 @@ class RunQueue:
             Whether everything has ended by itself.
         """
         self._draining = True
+
         for job in list(self._waiting.values()):
             self._unqueue(job)
             self._end(
@@ -121,6 +122,7 @@ class RunQueue:
                     job.names, "this worker service is about to stop, and has not begun the run"
                 ),
             )
+
         if seconds is None:
             seconds = self.options.drain_timeout
         if not self._is_quiet():
@@ -128,11 +130,13 @@ class RunQueue:
             self._quiet = asyncio.get_running_loop().create_future()
             await asyncio.wait({self._quiet}, timeout=seconds)
             self._quiet = None
+
         late = [job for job in self._jobs.values() if job.matters]
         for job in late:
             text = f"this worker service stopped, and run {job.run_id} had not ended within {seconds:g} s"
             self._end(job, executor_error(job.names, "WorkerLostError", text, retryable=True))
             self._stop(job)
+
         return not late
 
     async def aclose(self) -> None:
@@ -161,10 +165,12 @@ class RunQueue:
                 "a worker service is used on one event loop, and this is another one: "
                 "make a service for each, or close it on the first one before"
             )
+
         if (
             self._workers is not None
         ):  # nobody waits any more (test clients have a loop for each request)
             self._workers.abandon()
+
         for table in (self._jobs, self._by_name, self._by_key, self._waiting):
             table.clear()
         self._waiting_bytes = 0
@@ -198,11 +204,13 @@ class RunQueue:
         if self._closed:
             self._decline(ticket, "this worker service has stopped")
             return ticket
+
         if asyncio.get_running_loop() is not self._loop:
             self._open()
         if self._early_cancels and self._early_cancels.pop(ticket.name, 0.0) > self._now():
             self._tell_last(ticket, {"type": "task_cancelled", **ticket.names})
             return ticket
+
         job = QueuedRun(frame, ticket, self._now())
         if job.key is not None and self._answered_before(job.key, ticket):
             return ticket
@@ -217,6 +225,7 @@ class RunQueue:
             )
         else:
             self._add(job, ticket)
+
         return ticket
 
     def cancel(self, frame: Mapping[str, Any], *, owner: str = "") -> None:
@@ -227,6 +236,7 @@ class RunQueue:
             if name not in self._ended:  # it may be behind its cancel, on another connection
                 self._early_cancels[name] = self._now() + EARLY_CANCEL_SECONDS
             return
+
         if any(ticket.name != name for ticket in job.tickets):  # the others still want it
             self._forget(job, name)
             for ticket in [ticket for ticket in job.tickets if ticket.name == name]:
@@ -242,6 +252,7 @@ class RunQueue:
             return
         ticket.over = True
         job.tickets.remove(ticket)
+
         if job.tickets:
             if all(other.name != ticket.name for other in job.tickets):
                 self._forget(job, ticket.name)
@@ -265,6 +276,7 @@ class RunQueue:
         while inner in self._jobs:
             number += 1
             inner = f"{job.run_id}.{number}"
+
         job.frame["run_id"] = job.inner = inner
         self._jobs[inner] = job
         self._by_name[ticket.name] = job
@@ -274,6 +286,7 @@ class RunQueue:
         if len(self._jobs) - len(self._waiting) <= self.options.concurrency and not self._waiting:
             self._begin(job)
             return
+
         self._waiting[inner] = job
         self._waiting_bytes += job.size_in
 
@@ -333,6 +346,7 @@ class RunQueue:
             )
             self._tell_last(ticket, {**event, **ticket.names})
             return True
+
         job = self._by_key.get(key)
         if job is None:
             return False
@@ -343,6 +357,7 @@ class RunQueue:
             )
         else:
             self._join(job, ticket)
+
         return True
 
     def _join(self, job: QueuedRun, ticket: Subscription) -> None:
@@ -356,6 +371,7 @@ class RunQueue:
         if not job.tickets:  # they have all gone, and will not ask for it by these names
             for name in list(job.known_as):
                 self._forget(job, name)
+
         job.tickets.append(ticket)
         job.known_as.add(ticket.name)
         ticket.job = job
@@ -373,10 +389,12 @@ class RunQueue:
         if kind in TERMINAL:
             self._end(job, event)
             return
+
         if kind == "task_started":
             job.started, job.began = event, self._now()
         elif kind == "heartbeat" and "blocked" in event:  # the pool's own business
             return
+
         for ticket in job.tickets:
             self._tell(job, ticket, event)
 
@@ -384,11 +402,13 @@ class RunQueue:
         if self._jobs.pop(job.inner, None) is None:
             return
         now = self._now()
+
         if job.key is not None:
             if self._by_key.get(job.key) is job:
                 del self._by_key[job.key]
             if event["type"] == "task_result":
                 self._memory.put(job.key, event, now)
+
         for ticket in job.tickets:
             self._tell_last(ticket, {**event, **ticket.names} if job.is_shared(ticket) else event)
         for name in list(job.known_as):
@@ -413,6 +433,7 @@ class RunQueue:
     def _tell_last(self, ticket: Subscription, event: dict[str, Any]) -> None:
         ticket.over = True
         ticket.job = None
+
         try:
             ticket.tell(event)
         except Exception:
@@ -441,6 +462,7 @@ def _log(job: QueuedRun, event: dict[str, Any], now: float) -> None:
     if kind == "task_error":
         report: dict[str, Any] = event.get("error") or {}
         outcome = f"error {report.get('kind', '')}"
+
     began = job.began or job.begun or now
     logger.info(
         "run %s task %r from %s: %s, %.3f s queued, %.3f s run, %d bytes in, %d bytes out",

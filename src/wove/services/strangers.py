@@ -28,6 +28,7 @@ def max_connections() -> int:
         import resource
     except ImportError:  # Windows has no such limit
         return MAX_CONNECTIONS
+
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     if limit == resource.RLIM_INFINITY:
         return MAX_CONNECTIONS

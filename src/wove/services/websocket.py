@@ -144,6 +144,7 @@ class WorkerSocket:
                 "Bearer" if self._security.kind == "bearer" else "Wove"
             )
             return response
+
         self._admitted[connection] = None
         return None
 
@@ -163,6 +164,7 @@ class WorkerSocket:
         if connection not in self._admitted and not self._verified(connection, request):
             await connection.close(NOT_ALLOWED, "not authorized")
             return
+
         headers = list(request.headers.raw_items())
         owner = self._security.principal(headers=headers)
         sign = partial(self._sign, request.path, headers) if self._security.signs_replies else None
@@ -185,6 +187,7 @@ class WorkerSocket:
             # handshake (RFC 6455, section 10.2).
             logger.warning("a handshake of a web page was refused, from %s", name_of(connection))
             return False
+
         try:
             self._security.verify_headers(
                 transport="websocket",
@@ -195,6 +198,7 @@ class WorkerSocket:
         except PermissionError as error:
             logger.warning("a handshake of %s was refused: %s", name_of(connection), error)
             return False
+
         return True
 
     def _sign(
@@ -254,8 +258,10 @@ async def serve(
             "the WebSocket worker service needs the package websockets. "
             f"Install it with: {install_command('websocket')}"
         ) from None
+
     listener = bind.listen()
     at = bind.at(listener)
+
     with contextlib.closing(listener), owns_port(at.port):
         context = None if tls is None else tls.context()
         async with WorkerSocket(options) as worker:

@@ -76,6 +76,7 @@ class Peer:
     async def serve(self) -> None:
         """Until it has gone."""
         writer = asyncio.create_task(self._write())
+
         try:
             while not self._over:
                 chunks = [chunk async for chunk in self._connection.recv_streaming(decode=False)]
@@ -115,12 +116,15 @@ class Peer:
             found = codec.decode(chunks)
         except FrameError as error:
             return [error]
+
         frames: list[dict[str, Any] | FrameError] = []
+
         for frame in found:
             try:
                 frames.append(check_command(frame, callable_id=self._complete(frame)))
             except FrameError as error:
                 frames.append(error)
+
         return frames
 
     def _complete(self, frame: dict[str, Any]) -> str | None:
@@ -132,6 +136,7 @@ class Peer:
             digest = digest_of(pickled)
             self._kept.put(name, (pickled, digest), pickled.size)
             return digest
+
         kept = self._kept.get(name)
         if kept is None:
             return None
@@ -154,11 +159,13 @@ class Peer:
 
     async def _refuse(self, error: FrameError) -> None:
         logger.warning("a message of client %s was refused: %s", self._name, error)
+
         if error.run_id is None:  # nobody could be told, and somebody may wait
             self._over = True
             reason = str(error).encode("ascii", "replace")[:REASON_BYTES].decode()
             await self._connection.close(INVALID, reason)
             return
+
         refusal = EnvironmentExecutionError(
             f"the worker service could not read the command: {error}"
         )
@@ -175,6 +182,7 @@ class Peer:
         size = bulk(event) + OVERHEAD_BYTES
         self._out.append((event, size))
         self._held += size
+
         if self._held > self._most_held and len(self._out) > 1:
             logger.warning(
                 "client %s does not read: %d bytes wait for it, and its connection is closed",
@@ -184,6 +192,7 @@ class Peer:
             self._over = True
             self._connection.transport.abort()  # a close frame would have to wait behind all that
             return
+
         self._wake()
 
     def _wake(self) -> None:
@@ -222,6 +231,7 @@ class Peer:
         """Events that go out as one message, and what they count: many small ones, or one large one."""
         events: list[dict[str, Any]] = []
         size = 0
+
         while self._out:
             event, more = self._out.popleft()
             if events and size + more > INLINE_BYTES:
@@ -229,6 +239,7 @@ class Peer:
                 events, size = [], 0
             events.append(event)
             size += more
+
         if events:
             yield events, size
 
@@ -253,6 +264,7 @@ class Peer:
                 + b",".join([b"".join(codec.encode(event)) for event in self._shortened(events)])
                 + b"]"
             ]
+
         return self._signed(chunks, number)
 
     def _signed(self, chunks: list[bytes], number: int) -> list[bytes]:

@@ -97,6 +97,7 @@ def check_command(frame: dict[str, Any], *, callable_id: str | None = None) -> d
         raise FrameError(
             f"{kind!r:.100} is not a command of a worker service: run_task, cancel_task", run_id
         )
+
     task_id = frame.get("task_id")
     frame["task_id"] = (
         task_id[:MAX_TASK_CHARACTERS] if isinstance(task_id, str) and task_id else "?"
@@ -123,6 +124,7 @@ def _put_in_order(frame: dict[str, Any], run_id: str, callable_id: str | None) -
         policy["delivery_idempotency_key"] = hashlib.sha256(
             key.encode("utf-8", "surrogatepass")
         ).hexdigest()
+
     _keep_small(frame, but=_CHECKED)
     _keep_small(policy)
     # Live values are for executors that stay in their process; there is nothing to call in JSON.

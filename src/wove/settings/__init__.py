@@ -79,6 +79,7 @@ def config(
         layers.insert(0, _read(config_file))
 
     global _current
+
     with _lock:
         before = configuration = _current
         for label, layer in layers:

@@ -167,6 +167,7 @@ def text(
         raise ValueError(
             f"{label}: executor_config {name!r} is an empty text; leave it out instead"
         )
+
     return value
 
 
@@ -219,6 +220,7 @@ def options(
                 f"{key_label} has no option {option!r}.{suggest(str(option), known)} "
                 f"Its options are: {', '.join(known)}"
             )
+
     return dict(given)
 
 
@@ -265,6 +267,7 @@ def header_items(
         [('X-Project', 'reports')]
     """
     items: list[tuple[str, str]] = []
+
     for name, held in _pairs(value, f"{label}: executor_config {key!r}"):
         key_label = f"{label}: executor_config {key!r}: header {name!r}"
         if not isinstance(held, str):
@@ -280,6 +283,7 @@ def header_items(
                 "which no header can carry; encode it, as base64 for example"
             )
         items.append((name, held.strip(" \t")))
+
     return items
 
 
@@ -297,6 +301,7 @@ def metadata_items(
     in ``-bin`` (github.com/grpc/grpc, doc/PROTOCOL-HTTP2.md).
     """
     items: list[tuple[str, str | bytes]] = []
+
     for given, held in _pairs(value, f"{label}: executor_config {key!r}"):
         name = given.lower()
         key_label = f"{label}: executor_config {key!r}: {given!r}"
@@ -321,6 +326,7 @@ def metadata_items(
                 f"{key_label} has a value outside printable ASCII; send bytes under a name in -bin"
             )
         items.append((name, held))
+
     return items
 
 
@@ -358,6 +364,7 @@ def _refuse_ours(
         raise ValueError(
             f"{label} is set by 'security', which is of type bearer; remove one of the two"
         )
+
     prefixes = tuple(each[:-1] for each in ("x-wove-*", *reserved) if each.endswith("*"))
     if name in reserved or name.startswith(prefixes):
         raise ValueError(f"{label} is set by Wove itself; remove it")

@@ -48,6 +48,7 @@ def locate(config_file: str | os.PathLike[str] | None) -> Path:
         FileNotFoundError: There is none; the message says where it was looked for.
     """
     here = Path.cwd()
+
     if config_file is not None:
         if not isinstance(cast("object", config_file), (str, os.PathLike)):
             raise TypeError(f"wove.config: config_file must be a path, not {shown(config_file)}")
@@ -56,10 +57,12 @@ def locate(config_file: str | os.PathLike[str] | None) -> Path:
             reason = "is a directory" if path.is_dir() else "does not exist"
             raise FileNotFoundError(f"wove.config: config_file {str(path)!r} {reason}")
         return path
+
     for folder in (here, *here.parents):
         path = folder / FILE_NAME
         if path.is_file():
             return path
+
     raise FileNotFoundError(
         f"wove.config() without arguments loads {FILE_NAME}, and there is none in {str(here)!r} or a parent "
         "of it. Create one, name another file with config_file=..., or pass the settings as arguments"
@@ -83,9 +86,11 @@ def load(path: Path, known: Collection[str]) -> Mapping[Any, object]:
         if not isinstance(settings, Mapping):
             raise TypeError(f"{path}: {DICT_NAME} must be a dict, not {shown(settings)}")
         return cast("Mapping[Any, object]", settings)
+
     for name, value in namespace.items():
         if name not in known:
             _check_stranger(name, value, known, str(path))
+
     return {name: namespace[name] for name in known if name in namespace}
 
 
@@ -107,6 +112,7 @@ def _run(path: Path) -> dict[str, Any]:
     name = f"__wove_config_{threading.get_ident()}__"
     module = ModuleType(name)
     module.__file__ = str(path)
+
     try:
         with _registered(name, module):
             # dont_inherit, or this module's own __future__ import would hold in the file.
@@ -114,6 +120,7 @@ def _run(path: Path) -> dict[str, Any]:
     except Exception as error:
         error.add_note(f"This happened in {path}, which wove.config() was loading.")
         raise
+
     return module.__dict__
 
 

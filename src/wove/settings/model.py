@@ -134,6 +134,7 @@ def overlaid(
             if name == "environment":  # right on tasks and weaves, where most calls are written
                 error = TypeError(f"{error}. Did you mean 'default_environment'?")
             raise error
+
     default = given.get("default_environment")
     if default is not None:
         OPTIONS["environment"].check(f"{label}: default_environment", default)
@@ -175,6 +176,7 @@ def _environments(
         raise TypeError(
             f"{label}: environments must be a dict of definitions by name, not {shown(given)}"
         )
+
     for name, definition in cast("Mapping[Any, object]", given).items():
         if not isinstance(name, str) or not name:
             raise TypeError(
@@ -186,6 +188,7 @@ def _environments(
             raise ValueError(
                 f"{label}: there is no environment {name!r} to remove.{suggest(name, environments)}"
             )
+
     return environments
 
 
@@ -196,16 +199,19 @@ def _environment(name: str, old: Environment | None, given: object, source: str)
         raise TypeError(
             f'{label} must be a dict such as {{"executor": "local"}}, not {shown(given)}'
         )
+
     definition = cast("Mapping[Any, object]", given)
     for key in definition:
         if key not in _OF_ENVIRONMENT:
             raise unknown_option(key, _OF_ENVIRONMENT, label)
+
     old = old or Environment(name)
     executor, config = old.executor, old.executor_config
     if "executor" in definition:
         executor = _executor(definition["executor"], label)
         if executor != old.executor:
             config = {}  # it was another executor's: its keys mean nothing to this one
+
     if "executor_config" in definition:
         config = _executor_config(definition["executor_config"], label)
     return Environment(name, executor, config, _defaults(old.defaults, definition, label))
@@ -223,6 +229,7 @@ def _executor(value: object, label: str) -> str | object:
             f"{label}: executor must be the name of a built-in executor, or an object with the methods "
             f"{', '.join(_OF_EXECUTOR)} (an EnvironmentExecutor), not {shown(value)}"
         )
+
     return value
 
 
@@ -234,10 +241,12 @@ def _executor_config(value: object, label: str) -> dict[str, Any]:
         raise TypeError(
             f"{label}: executor_config must be a dict, not of type {type(value).__name__}"
         )
+
     config = cast("Mapping[object, object]", value)
     for key in config:
         if not isinstance(key, str):
             raise TypeError(f"{label}: the keys of executor_config are text, not {shown(key)}")
+
     return {str(key): _copied(held) for key, held in config.items()}
 
 

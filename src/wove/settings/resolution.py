@@ -137,6 +137,7 @@ class Resolver:
                 }
                 weave = self._bases["weave"] = WeaveSettings(environment=environment, **values)
             self._weave = cast("WeaveSettings", weave)
+
         return self._weave
 
     def task(self, options: Mapping[str, Any], mapped: bool, label: str = "task") -> TaskSettings:
@@ -159,14 +160,17 @@ class Resolver:
                 else:
                     self._unmapped = settings
             return settings
+
         base = self._base(options.get("environment"), mapped, label)
         fields, policy = base.fields.copy(), None
+
         for name, value in options.items():
             if name in fields:
                 fields[name] = value
             elif name in _POLICY_FIELDS:
                 policy = policy or base.policy.copy()
                 policy[_POLICY_FIELDS[name]] = value
+
         delivery = base.settings.delivery if policy is None else DeliveryPolicy(**policy)
         return TaskSettings(environment=base.environment, delivery=delivery, **fields)
 
@@ -201,6 +205,7 @@ class Resolver:
             ("wove.config", self._configuration.defaults),
             ("built-in", _BUILT_IN),
         )
+
         for name in wanted:
             for origin, layer in layers:
                 if name in layer:
@@ -221,6 +226,7 @@ class Resolver:
                 environment=environment, delivery=DeliveryPolicy(**policy), **found
             )
             base = self._bases[selected, mapped] = _Base(environment, found, policy, settings)
+
         return cast("_Base", base)
 
     def _environment(self, selected: str | None, label: str) -> Environment:
@@ -235,6 +241,7 @@ class Resolver:
                 f"{label}: environment {name!r} is not configured. Configured: "
                 f"{', '.join(map(repr, sorted(known)))}.{suggest(name, known)}"
             )
+
         return environment
 
     def _environment_origin(self, options: Mapping[str, Any]) -> str:

@@ -59,6 +59,7 @@ class CoroutineLoop:
 
     def _run(self) -> None:
         asyncio.set_event_loop(self._loop)
+
         while not self._closing:
             try:
                 self._loop.run_forever()
@@ -66,12 +67,14 @@ class CoroutineLoop:
                 # SystemExit in a task that the user's coroutine started: asyncio lets it out of the loop.
                 # The other coroutines here are not to die of it.
                 _log.exception("an exception went through the worker's event loop")
+
         remaining = asyncio.all_tasks(self._loop)
         for task in remaining:
             task.cancel()
         with contextlib.suppress(BaseException):
             self._loop.run_until_complete(asyncio.gather(*remaining, return_exceptions=True))
             self._loop.run_until_complete(self._loop.shutdown_asyncgens())
+
         self._loop.close()
 
 

@@ -64,6 +64,7 @@ class LoadMeter:
         if not running or self._since is None:
             self._since, self.due = None, math.inf
             return
+
         cpu = time.process_time()
         elapsed, share = now - self._since, (cpu - self._cpu) / max(now - self._since, 1e-9)
         # A look that comes late says that the machine or the interpreter lock is busy, not that tasks wait.
@@ -161,6 +162,7 @@ class HeartbeatTimer(Generic[K]):
 
     def _run(self) -> None:
         idle_since: float | None = None
+
         while True:
             with self._changed:
                 now = _now()
@@ -196,6 +198,7 @@ class HeartbeatTimer(Generic[K]):
         beats: list[K] = []
         expired: list[K] = []
         due = self._meter.due if self._meter is not None else math.inf
+
         for key, watch in self._watches.items():
             if watch.deadline <= now:
                 watch.deadline = math.inf
@@ -204,4 +207,5 @@ class HeartbeatTimer(Generic[K]):
                 watch.next_beat = now + watch.every
                 beats.append(key)
             due = min(due, watch.deadline, watch.next_beat)
+
         return beats, expired, due

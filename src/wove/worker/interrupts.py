@@ -43,6 +43,7 @@ class Interruptible:
         outcome is that of the call.
         """
         outcome: tuple[bool, Any] | None = None
+
         try:
             try:
                 outcome = (True, call())
@@ -54,6 +55,7 @@ class Interruptible:
         ) as late:  # it arrived here and not in the call; there is no second one
             if outcome is None:
                 outcome = (False, late)
+
         return outcome
 
     def interrupt(self) -> bool:
@@ -65,10 +67,12 @@ class Interruptible:
             self._claim.pop()
         except IndexError:
             return False
+
         try:
             raise_in_thread(self._thread, TaskInterrupted)
         finally:
             self._sent = True
+
         return True
 
     def _settle(self) -> None:
@@ -79,6 +83,7 @@ class Interruptible:
             pass
         else:
             return  # nobody sent one, and nobody will
+
         try:
             while not self._sent:  # the sender is between two lines
                 time.sleep(0)

@@ -74,6 +74,7 @@ def shared_file(content: bytes = b"") -> int:
 
         with tempfile.TemporaryFile() as file:
             descriptor = os.dup(file.fileno())
+
     view = memoryview(content)
     while view:
         view = view[os.write(descriptor, view) :]

@@ -107,12 +107,14 @@ class Runner:
         if not isinstance(run_id, str) or not run_id:
             raise FrameError("a run_task without a run_id")
         run = ExecutingRun(run_id, frame)
+
         with self._lock:
             if run_id in self._runs:
                 _log.debug("run %s came twice; it runs once", run_id)
                 return
             self._runs[run_id] = run
             closed = self._closed
+
         try:
             if closed:
                 raise RuntimeError("the worker is shutting down, and takes no more tasks")
@@ -176,6 +178,7 @@ class Runner:
         with self._lock:
             self._closed = True
             runs = list(self._runs.values())
+
         for run in runs:
             self._stop(run, "cancel")
         deadline = time.monotonic() + timeout
@@ -195,10 +198,12 @@ class Runner:
             run.begun = True
             self._running += 1
             self._started += 1
+
         if self._marks is not None:
             self._marks.mark(run.slot, BEGUN)
         run.began = time.time()
         run.ticks.append(time.perf_counter())
+
         try:
             self._emit({"type": "task_started", **run.names, "host": HOST, "pid": self._pid})
             if run.seconds is not None:
@@ -218,6 +223,7 @@ class Runner:
         except SerializationError as error:
             self._fail(run, error, source="config")
             return
+
         try:
             function, is_async = run.load_callable()
             arguments = run.load_arguments()
@@ -225,10 +231,12 @@ class Runner:
             missing = isinstance(error.__cause__, ImportError)
             self._fail(run, error, source="config" if missing else "executor")
             return
+
         call = partial(function, **arguments)
         del arguments
         run.ticks.append(time.perf_counter())
         context = contextvars.Context()
+
         if run.stopping:
             self._stopped(run, None)
         elif is_async:
@@ -302,6 +310,7 @@ class Runner:
         if self._marks is not None:
             self._marks.mark(run.slot, RETURNED)
         run.ticks.append(time.perf_counter())
+
         if ok:
             label = f"the result of task {run.task!r}"
             try:
@@ -326,9 +335,11 @@ class Runner:
                 return
             run.stopping = why
             queued = not run.begun
+
         if queued:
             self._stopped(run, None)
             return
+
         if run.section is not None:
             run.section.interrupt()
         if run.cancel_coroutine is not None:
@@ -339,6 +350,7 @@ class Runner:
         if run.stopping == "cancel":
             self._end(run, {"type": "task_cancelled", **run.names})
             return
+
         seconds = run.seconds or 0.0
         error = TaskTimeoutError(
             f"task {run.task!r} timed out: its worker stopped it after {seconds:g} s"
@@ -385,6 +397,7 @@ class Runner:
             self._ending += 1
             if run.begun:
                 self._running -= 1
+
         if run.beat_seconds is not None or run.seconds is not None:
             self._pulse.drop(run)
         timing = run.timing(time.perf_counter())
@@ -424,15 +437,18 @@ class Runner:
         if not isinstance(shared_id, str):
             return None
         pickled = frame.get("shared_pickle")
+
         with self._lock:
             kept = self._shared_values.get(shared_id)
             if isinstance(pickled, Pickled):
                 kept = kept or SharedValues(pickled)
                 self._shared_values.put(shared_id, kept, pickled.size)
+
         if kept is None:
             raise FrameError(
                 f"the frame of task {run.task!r} comes without its shared arguments", run.run_id
             )
+
         return kept
 
     def _callable_of(self, frame: Mapping[str, Any], run: ExecutingRun) -> SharedCallable:
@@ -444,6 +460,7 @@ class Runner:
                     f"the frame of task {run.task!r} comes without its callable", run.run_id
                 )
             return known
+
         if not isinstance(callable_id, str):
             return SharedCallable(pickled)
         return self.shared(callable_id, pickled) or SharedCallable(pickled)
@@ -464,4 +481,5 @@ def _comes_of_stopping(error: BaseException) -> bool:
         if link is not None and id(link) not in seen:
             seen.add(id(link))
             pending += (link.__cause__, link.__context__)
+
     return False

@@ -149,6 +149,7 @@ class ExecutingRun:
             raise SerializationError(
                 f"{label} are not a dict by parameter name but {type(arguments).__name__}"
             )
+
         own = cast(dict[str, Any], arguments)
         return own if self.shared is None else {**self.shared.load(label), **own}
 

@@ -66,6 +66,7 @@ def child_environment(environ: Mapping[str, str]) -> dict[str, str]:
     if root not in map(os.path.realpath, site.getsitepackages()):  # it looks there anyway
         paths = filter(None, (root, environ.get("PYTHONPATH")))
         environment["PYTHONPATH"] = os.pathsep.join(paths)
+
     return environment
 
 
@@ -111,11 +112,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         importlib.import_module(
             "cloudpickle"
         )  # while the parent still pickles; a run says so if it is missing
+
     with contextlib.suppress(Exception):  # no stderr: then nobody reads it either
         # Says where a crash was: to the user, and to the parent, which tells from it whose run it was.
         faulthandler.enable()
+
     outbox = _Outbox(events, wake)
     runner = Runner(outbox.put, report_load=REPORT_LOAD_FLAG in arguments, marks=marks)
+
     for line in _lines(commands, enough, parent):
         try:
             if _handle(line, runner):
@@ -123,6 +127,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 threading.Thread(target=_drain, args=(runner, wake), daemon=True).start()
         except Exception as error:
             _report_garbage(outbox, error)
+
     runner.close(_STOP_SECONDS)
     outbox.close(_STOP_SECONDS)
     _exit_in_time()
@@ -168,6 +173,7 @@ def _claim_stdio() -> tuple[int, int]:
         os.dup2(2, 1)
     except OSError:  # no stderr
         os.dup2(nothing, 1)
+
     os.close(nothing)
     os.set_blocking(commands, True)
     os.set_blocking(events, True)
@@ -175,6 +181,7 @@ def _claim_stdio() -> tuple[int, int]:
         reconfigure := getattr(sys.stdout, "reconfigure", None)
     ) is not None:  # stdout itself may be None
         reconfigure(line_buffering=True)  # in step with what goes to stderr
+
     return commands, events
 
 
@@ -193,7 +200,9 @@ def _lines(commands: int, enough: int, parent: int) -> Iterator[list[bytes]]:
     if poll is not None:
         poll.register(commands, select.POLLIN)
         poll.register(enough, select.POLLIN)
+
     line: list[bytes] = []
+
     while True:
         while poll is not None:
             ready = poll.poll(_PARENT_CHECK_MILLISECONDS)
@@ -221,6 +230,7 @@ def _handle(line: list[bytes], runner: Runner) -> bool:
         return False
     frames = codec.decode(line)
     line.clear()  # it may be large, and the next one may be long in coming
+
     for frame in frames:
         kind = frame.get("type")
         if kind == "run_task":
@@ -231,6 +241,7 @@ def _handle(line: list[bytes], runner: Runner) -> bool:
             return True
         else:
             raise FrameError(f"{kind!r} is not a type of command", frame.get("run_id"))
+
     return False
 
 
@@ -280,6 +291,7 @@ class _Outbox:
         with self._lock:
             self._waiting += chunks
             wake, self._asleep = self._asleep, False
+
         if wake:
             self._gate.release()
 
@@ -313,12 +325,14 @@ class _Outbox:
     def _write(self, chunks: list[bytes]) -> None:
         small: list[bytes] = []
         size = 0
+
         for chunk in chunks:
             small.append(chunk)
             size += len(chunk)
             if size >= INLINE_BYTES:
                 self._write_all(small)
                 small, size = [], 0
+
         self._write_all(small)
 
     def _write_all(self, chunks: list[bytes]) -> None:

@@ -95,6 +95,7 @@ class Crew:
             hand.watching = watch
             hand.gate.release()
             return
+
         self._numbers += 1
         hand = _WorkerThread(self._serve, f"{self._name}-{self._numbers}")
         hand.watching = watch
@@ -104,12 +105,14 @@ class Crew:
     def _take(self) -> Callable[[], None]:
         _, job = self._queue.popleft()
         self._taken_at = _now()
+
         try:
             self._see_to_the_queue()
         except RuntimeError as error:  # the system has no more threads to give
             _log.warning(
                 "cannot start another thread, so blocked tasks hold up queued ones: %s", error
             )
+
         return job
 
     def _patience(self) -> float:
@@ -147,6 +150,7 @@ class Crew:
         if not self._pause(hand, IDLE_SECONDS) and hand in self._idle:
             self._idle.remove(hand)
             return False
+
         return not self._is_over()
 
     def _is_over(self) -> bool:

@@ -187,15 +187,18 @@ class BackendAdapterEnvironmentExecutor(EnvironmentExecutor):
         if self._kind.keys is not None:
             more = (PATIENCE_KEY,) if self._kind.patient else ()
             check_keys(label, self.name, config, (*self._kind.keys, *more, *KEYS))
+
         self.label = label
         self.security = NetworkExecutorSecurity.from_config(
             config.get("security"), label=f"{label}: executor_config 'security'"
         )
+
         if self.security.kind == "bearer":
             raise ValueError(
                 f"{label}: executor_config 'security' is a bearer token, and a payload in a queue cannot show one "
                 f"without giving it away: use type 'signed', such as \"env:WOVE_WORKER_SECRET\""
             )
+
         address = read_address(config, label=label)
         await run_in_thread(
             partial(
@@ -219,6 +222,7 @@ class BackendAdapterEnvironmentExecutor(EnvironmentExecutor):
             adapter.submit_patience_seconds = self.submit_patience_seconds = number(
                 config, PATIENCE_KEY, PATIENCE_SECONDS, label=label
             )
+
         adapter.caller_loop = run_config.get("caller_loop")
         with self._exits_contained("configure"):
             adapter.configure()
@@ -236,6 +240,7 @@ class BackendAdapterEnvironmentExecutor(EnvironmentExecutor):
         self._noticing: asyncio.Task[None] | None = None
         self._threads = ThreadPool(adapter.threads, f"wove-{self.name}")
         self._watcher: Watcher | None = None
+
         if type(adapter).watch is not BackendAdapter.watch:
             shortest, usual = adapter.watch_seconds
             self._watcher = Watcher(
@@ -247,10 +252,12 @@ class BackendAdapterEnvironmentExecutor(EnvironmentExecutor):
                 most=self.call_seconds,
                 label=label,
             )
+
         self.route: Route = await open_route(
             address, self, security=self.security, max_message_bytes=most, label=label
         )
         self.url = self.route.url.replace(address.token, "<token>")
+
         try:
             await self._call(adapter.start)
         except BaseException:
@@ -276,6 +283,7 @@ class BackendAdapterEnvironmentExecutor(EnvironmentExecutor):
         for job in list(self._jobs.values()):
             self._forget(job)
         await self.route.close()
+
         try:
             await self._call(self.adapter.close)
         finally:
@@ -325,12 +333,14 @@ class BackendAdapterEnvironmentExecutor(EnvironmentExecutor):
         if self._answered_before(job):
             return
         self._jobs[job.run_id] = job
+
         try:
             payload = await self._payload(job, frame)
             handing = asyncio.ensure_future(self._call(self.adapter.submit, payload, frame))
         except BaseException:
             self._forget(job)
             raise
+
         try:
             job.submission = await asyncio.shield(handing)
         except (
@@ -342,6 +352,7 @@ class BackendAdapterEnvironmentExecutor(EnvironmentExecutor):
         except BaseException:
             self._forget(job)
             raise
+
         job.submitted, job.submitted_at = True, asyncio.get_running_loop().time()
         if self.notice_seconds is not None and self._noticing is None:
             self._noticing = self._spawn(self._notice(self.notice_seconds))
@@ -377,6 +388,7 @@ class BackendAdapterEnvironmentExecutor(EnvironmentExecutor):
         for name in sorted(sizes, key=lambda each: -sizes[each]):
             if sum(size for each, size in sizes.items() if each not in claims) > room:
                 claims[name] = await self._claim(job, frame, name)
+
         payload = payloads.build(
             frame,
             adapter=self.name,
@@ -392,6 +404,7 @@ class BackendAdapterEnvironmentExecutor(EnvironmentExecutor):
                 adapter=self.name, run_id=job.run_id, body=digest
             )
             payload[payloads.SIGNATURE] = signature
+
         return payload
 
     async def _claim(self, job: _Job, frame: Frame, name: str) -> Claim:
@@ -405,6 +418,7 @@ class BackendAdapterEnvironmentExecutor(EnvironmentExecutor):
                 if pickled.size > INLINE_BYTES
                 else digest(pickled.chunks)
             )
+
         claim_id = sha256 if name == "callable_pickle" else f"{job.run_id}-arguments"
         self._claims.setdefault(claim_id, (pickled, set()))[1].add(job.run_id)
         job.claims.append(claim_id)
@@ -419,6 +433,7 @@ class BackendAdapterEnvironmentExecutor(EnvironmentExecutor):
             job.cancelled = True
         else:
             self._forget(job)
+
         self._cancelled[job.run_id] = job.begun  # its worker is told so when it reports
         never = await self._call(self.adapter.cancel, job.run_id, job.submission, frame)
         if never is True and wanted and job.run_id in self._jobs:
@@ -432,6 +447,7 @@ class BackendAdapterEnvironmentExecutor(EnvironmentExecutor):
             if not self._may_have(job, worker):
                 return RunStatus.ELSEWHERE
             return RunStatus.CANCELLED if job.cancelled else RunStatus.AWAITED
+
         if run_id in self._ended:
             return RunStatus.ENDED
         return RunStatus.STOPPED if run_id in self._cancelled else RunStatus.UNKNOWN
@@ -451,13 +467,16 @@ class BackendAdapterEnvironmentExecutor(EnvironmentExecutor):
         if job.suspicion is not None:
             job.suspicion.cancel()
             job.suspicion = None
+
         if event["type"] not in TERMINAL:
             self._inbox.put([event])
             return
+
         if self.adapter.reports_cancel_reason and not job.cancelled and _was_stopped(event):
             job.stopped = True
             self._spawn(self._explain(job, event))
             return
+
         if job.key is not None and event["type"] == "task_result":
             self._memory.put(job.key, event, asyncio.get_running_loop().time())
         self._finish(job, event)
@@ -479,6 +498,7 @@ class BackendAdapterEnvironmentExecutor(EnvironmentExecutor):
         that another worker will have it."""
         await asyncio.sleep(SUSPECT_SECONDS)
         await self._lose_with_words(job)
+
         if not self.adapter.restarts:
             self._lose(
                 job,
@@ -552,6 +572,7 @@ class BackendAdapterEnvironmentExecutor(EnvironmentExecutor):
         """Warn of runs that no worker has begun for *seconds*, once for each reason, while there are such runs."""
         loop = asyncio.get_running_loop()
         told: str | None = None
+
         try:
             while unbegun := self._unbegun():
                 due = min(job.submitted_at for job in unbegun) + seconds
@@ -599,6 +620,7 @@ class BackendAdapterEnvironmentExecutor(EnvironmentExecutor):
                 held[1].discard(job.run_id)
                 if not held[1]:
                     del self._claims[claim_id]
+
         job.claims.clear()
         if self._watcher is not None:
             self._watcher.forget(job.run_id)

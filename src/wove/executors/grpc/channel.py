@@ -121,6 +121,7 @@ class Link:
         if ready and self._suspicion is None and (urgent or self._under_way < self._most):
             self._under_way += 1
             return
+
         turn: asyncio.Future[None] = self._loop.create_future()
         self._queue[turn] = self._loop.time()
         if not ready:
@@ -142,6 +143,7 @@ class Link:
             self._channel is None
         ):  # it was let go before a fork, in the moment in which this one was let in
             self._open()
+
         if self._nudging is None:
             self._nudging = self._loop.call_later(NUDGE_SECONDS, self._look)
         call: grpc.aio.UnaryUnaryCall[bytes, bytes] = self._send(
@@ -200,6 +202,7 @@ class Link:
         for timer in (self._nudging, self._patience, self._suspicion):
             if timer is not None:
                 timer.cancel()
+
         self._nudging = self._patience = self._suspicion = self._nudge = None
         self._send = _none
         channel, self._channel = self._channel, None
@@ -218,6 +221,7 @@ class Link:
 
     async def _watch(self, channel: grpc.aio.Channel) -> None:
         state = channel.get_state(try_to_connect=True)
+
         while channel is self._channel:
             if state is self._ready_state:
                 self._had_connection = True
@@ -243,6 +247,7 @@ class Link:
         if self._patience is not None or not self._queue or self._is_ready():
             return
         oldest = next(iter(self._queue.values()))
+
         if not self._had_connection:
             self._patience = self._loop.call_at(oldest + FIRST_SECONDS, self._never_heard)
         elif self._reconnect is not None:
@@ -309,6 +314,7 @@ class Link:
             if channel.get_state() is self._ready_state:
                 return None
             return said(error)
+
         return None
 
     def _fail_queue(self, waited: float, why: str) -> None:
@@ -329,6 +335,7 @@ class Link:
         if due <= now:
             due = now + NUDGE_SECONDS
             self._nudge = _nudge(self._channel, NUDGE_SECONDS)
+
         self._nudging = self._loop.call_at(due, self._look)
 
     # ------------------------------------------------------------------ forks
@@ -406,6 +413,7 @@ def load(label: str) -> None:
     """
     global _hooked
     _refuse_after_fork(label)
+
     with forks.importing:
         importlib.import_module("grpc.aio")
         if not _hooked:

@@ -93,16 +93,19 @@ class GrpcEnvironmentExecutor(NetworkExecutor):
                 f"{label}: executor_config 'target' is missing; give the address of the worker service, such as "
                 f"'workers.internal:9000'"
             )
+
         try:
             hosts = grpc_hosts(target)
         except ValueError as error:
             raise ValueError(f"{label}: executor_config 'target': {error}") from None
+
         self.target = target
         self.secure = flag(config, "secure", False, label=label)
         if self.tls.given and not self.secure:
             raise ValueError(
                 f"{label}: certificates are configured, and nothing would use them without 'secure': True"
             )
+
         self._hosts = hosts
         self._local = all(map(is_local, hosts))
         refuse_exposed(
@@ -119,6 +122,7 @@ class GrpcEnvironmentExecutor(NetworkExecutor):
             raise ValueError(
                 f"{label}: executor_config 'method' must be a full path such as {DEFAULT_METHOD!r}, not {self.method!r}"
             )
+
         self.metadata = tuple(metadata_items(config.get("metadata"), label, security=self.security))
         self.confidential = [value for _, value in self.metadata if isinstance(value, str)]
         self.timeout = number(config, "timeout", None, label=label)
@@ -154,6 +158,7 @@ class GrpcEnvironmentExecutor(NetworkExecutor):
 
     async def open(self) -> None:
         self._tasks: set[asyncio.Task[None]] = set()
+
         if self.only_local(tls=self.secure):
             # gRPC does not say whom it has connected to, before it has sent everything.
             for host in self._hosts:
@@ -162,6 +167,7 @@ class GrpcEnvironmentExecutor(NetworkExecutor):
                         f"{self.label}: {host} is an address of another machine here, and without TLS and security "
                         f'only this machine may be connected to. Set both, or "insecure": True'
                     )
+
         await run_in_thread(load, self.label)
         credentials = await run_in_thread(self._credentials) if self.secure else None
         import grpc.aio
@@ -230,6 +236,7 @@ class GrpcEnvironmentExecutor(NetworkExecutor):
                 ". Connect to a name that is among the certificate's subjectAltNames, or give the service a "
                 "certificate for this name"
             )
+
         if advice := start_advice("grpc", self.target, text):
             return advice
         # In TLS 1.3 the client is done before its certificate is looked at (RFC 8446, 4.4.2.4 and 2).
@@ -242,6 +249,7 @@ class GrpcEnvironmentExecutor(NetworkExecutor):
 
     async def _exchange(self, exchange: PendingRequest, call: _Call) -> tuple[bytes, Verify | None]:
         await self.link.enter(urgent=exchange.is_cancel)
+
         try:
             chunks, exchange.chunks = exchange.chunks, []
             body = (
@@ -292,6 +300,7 @@ class GrpcEnvironmentExecutor(NetworkExecutor):
                 exchange, f"{message}. {hint}" if hint else message, retryable=code in _PASSING
             )
             return
+
         # Without the frames: they would keep the call and its channel alive for as long as somebody has the error.
         failure.__cause__ = error.with_traceback(None)
         self.failed(exchange, failure)
@@ -322,6 +331,7 @@ def _whole(chunks: Sequence[bytes]) -> bytes:
         view = memoryview(chunk)
         for start in range(0, len(view), PIECE_BYTES):
             buffer.write(view[start : start + PIECE_BYTES])
+
     return buffer.getvalue()
 
 
@@ -341,6 +351,7 @@ def _options(value: object, label: str) -> list[tuple[str, Any]]:
     if not isinstance(pairs, (list, tuple)):
         raise TypeError(f"{wrong}, not {type(pairs).__name__}")
     options: list[tuple[str, Any]] = []
+
     for pair in cast("Sequence[object]", pairs):
         if not isinstance(pair, (list, tuple)) or len(cast("Sequence[object]", pair)) != 2:
             raise TypeError(wrong)
@@ -352,4 +363,5 @@ def _options(value: object, label: str) -> list[tuple[str, Any]]:
         ):
             raise TypeError(f"{wrong}: names are texts, values are numbers or texts")
         options.append((name, held))
+
     return options

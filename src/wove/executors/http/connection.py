@@ -114,6 +114,7 @@ class Connection(asyncio.Protocol):
         self._parser = ResponseParser(self._pool.origin.most_body, self._headed)
         self._streams = False
         self._unit = self._deserted = None
+
         try:
             head, chunks = call.begin()
         except Exception as error:  # what cannot even be signed
@@ -121,11 +122,13 @@ class Connection(asyncio.Protocol):
                 "refused", f"the request could not be made: {type(error).__name__}: {error}", error
             )
             return
+
         if len(chunks) == 1 and len(chunks[0]) <= INLINE_BYTES:
             self._write(head + chunks[0])
         else:
             self._rest = [*reversed(chunks), head]
             self._pump()
+
         if call.limit is not None:
             self._timer.update()
 
@@ -156,18 +159,21 @@ class Connection(asyncio.Protocol):
         if tls is None:
             self._received(data)
             return
+
         try:
             plain = tls.decrypt(data)
         except ssl.SSLError as error:
             self._transport.write(tls.pending())  # an alert, which tells the other side why
             self._failed(error)
             return
+
         if pending := tls.pending():
             self._transport.write(pending)
         if self._handshake is not None and tls.secured:
             handshake, self._handshake = self._handshake, None
             if not handshake.done():
                 handshake.set_result(None)
+
         if plain:
             self._received(plain)
         if tls.failure is not None:
@@ -184,6 +190,7 @@ class Connection(asyncio.Protocol):
         """
         self._tls = tls
         self._handshake = self._loop.create_future()
+
         try:
             self._transport.write(tls.hello())
             await self._handshake
@@ -198,12 +205,15 @@ class Connection(asyncio.Protocol):
             self.unasked = data
             self.abort()
             return
+
         try:
             pieces = parser.feed(data)
         except ProtocolError as error:
             self._settle("refused", str(error), error)
             return
+
         line = 0
+
         if self._streams:
             for piece in pieces:
                 if self._call is not None:  # not withdrawn because of what it was told
@@ -216,6 +226,7 @@ class Connection(asyncio.Protocol):
                 self._body = ChunkBuffer()
             for piece in pieces:
                 self._body.add(piece)
+
         if self._parser is not parser:
             return
         if parser.complete:
@@ -237,6 +248,7 @@ class Connection(asyncio.Protocol):
         if call is not None and head is not None:
             call.answered(head, body, cut=parser.cut)
             keep = keep and not call.odd
+
         if keep and head is not None:
             self._answers += 1
             self.idle_until = self._loop.time() + _idle_seconds(head.get("keep-alive"))
@@ -253,6 +265,7 @@ class Connection(asyncio.Protocol):
         if call is None:
             return
         call.connection = None
+
         if (
             parser is not None
             and parser.head is not None
@@ -269,12 +282,14 @@ class Connection(asyncio.Protocol):
     def _progressed(self, parser: ResponseParser, line: int) -> None:
         """Note what is coming now, and from when on."""
         unit: int | None = None
+
         if parser.head is None:
             unit = HEAD if parser.begun else None
         elif self._streams:
             unit = line or None
         elif parser.announced is not None or parser.received:
             unit = BODY
+
         if unit == self._unit:
             return
         self._unit = unit
@@ -295,6 +310,7 @@ class Connection(asyncio.Protocol):
         if self._unit is not None:
             came = self._parser.received - self._unit_bytes
             limits.append(self._unit_since + GRACE_SECONDS + came / SLOWEST_BYTES)
+
         return min(limits, default=None)
 
     def _late_at(self) -> float | None:
@@ -366,6 +382,7 @@ class Connection(asyncio.Protocol):
         """Its call has been withdrawn. To *keep* the connection, wait for the end of its answer."""
         parser = self._parser
         self._call = None
+
         if keep and parser is not None and self._streams and not self._rest:
             self._deserted = self._loop.time()
             if not parser.complete:
@@ -379,6 +396,7 @@ class Connection(asyncio.Protocol):
         if self._parser is not None or self._call is not None:
             self.abort()
             return
+
         self._pool.leaving(self)
         if self._tls is not None:
             self._transport.write(self._tls.goodbye())
@@ -396,6 +414,7 @@ class Connection(asyncio.Protocol):
         if self._ended:
             return
         self._ended = True
+
         if self._tls is not None and not self._tls.ended:
             # RFC 9112, 9.8: what ends with the connection has then come to no end.
             self._failed(ConnectionAbortedError("it was cut off, without TLS's close_notify"))
@@ -417,6 +436,7 @@ class Connection(asyncio.Protocol):
             self._failed(exc or ConnectionAbortedError("it was closed"))
         else:
             self._lost(exc)
+
         self._timer.cancel()
         self._pool.gone(self)
 
@@ -427,6 +447,7 @@ class Connection(asyncio.Protocol):
         next write, which fails before the answer is read, although that is there (RFC 9112, 9.6).
         """
         sock: Any = self._transport.get_extra_info("socket")
+
         try:
             while self._parser is not None and (data := os.read(sock.fileno(), LAST_BYTES)):
                 self.data_received(data)
@@ -438,6 +459,7 @@ class Connection(asyncio.Protocol):
         if parser is None:
             self.abort()
             return
+
         if exc is None:
             try:
                 parser.close()
@@ -446,6 +468,7 @@ class Connection(asyncio.Protocol):
             else:
                 self._complete(parser, self._body.take() if self._body is not None else [])
                 return
+
         how = (
             "closed the connection"
             if exc is None
@@ -461,6 +484,7 @@ class Connection(asyncio.Protocol):
             )
         elif not parser.begun and self._loop.time() - self._began < HINT_SECONDS:
             text += f". {self._pool.origin.hint()}"
+
         self._settle("lost", text, exc)
 
 

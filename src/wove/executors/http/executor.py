@@ -190,6 +190,7 @@ class _Post(Call):
             or _media_type(head) != LINES
         ):
             return False
+
         self._line = ChunkBuffer()
         self._status = str(head)
         return True
@@ -203,6 +204,7 @@ class _Post(Call):
             start = end + 1
             self._event(line.take(), final=False)
             self._lines += 1
+
         if start < len(piece):
             line.add(piece[start:] if start else piece)
         most = self._executor.max_message_bytes
@@ -212,13 +214,16 @@ class _Post(Call):
                 f"its service answered {self._status} with a line of more than {most} bytes "
                 f"(executor_config 'max_message_bytes')",
             )
+
         return self._lines + 1 if line.size else 0
 
     def answered(self, head: Head, body: list[bytes], *, cut: bool) -> None:
         if self._line is not None:
             self._event(self._line.take(), final=True)
             return
+
         executor, exchange = self._executor, self._exchange
+
         if head.status < 300 or (head.status == 503 and not cut and _media_type(head) == JSON):
             coding = head.get("content-encoding") or "identity"
             if coding.lower() != "identity":
@@ -230,6 +235,7 @@ class _Post(Call):
                 exchange, body, final=True, status=str(head), verify=self._verifier(head)
             )
             return
+
         executor.refused(exchange, _refusal(head, body), retryable=head.status in _PASSING)
 
     def failed(self, failure: Failure, message: str, cause: BaseException | None = None) -> None:
@@ -238,6 +244,7 @@ class _Post(Call):
         if failure == "refused":
             executor.refused(exchange, message)
             return
+
         error = WorkerLostError(text) if failure == "lost" else DeliveryTimeoutError(text)
         error.__cause__ = cause
         executor.failed(exchange, error)
@@ -269,5 +276,6 @@ def _refusal(head: Head, body: list[bytes]) -> str:
     if 300 <= head.status < 400:
         where = f" to {location!r:.300}" if location else ""
         return f"{text}. Redirects{where} are not followed: tasks and credentials are for the url that is configured"
+
     hint = _HINTS.get(head.status)
     return f"{text}. {hint}" if hint else text

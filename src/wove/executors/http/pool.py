@@ -168,6 +168,7 @@ class Pool:
             if connection is not None:
                 connection.start(call)
                 return
+
         call.queued_at = self.loop.time()
         call.queued = True
         queue.append(call)
@@ -200,6 +201,7 @@ class Pool:
         for handle in (self._sweep, self._retry):
             if handle is not None:
                 handle.cancel()
+
         for task in self._connecting:
             task.cancel()
         if self._connecting:
@@ -221,6 +223,7 @@ class Pool:
         """*connection* can take another request."""
         self._resting.discard(connection)
         surplus = len(self._open) > self._most
+
         if self._urgent:
             connection.start(self._next(self._urgent))
         elif surplus or self._closed is not None:
@@ -306,6 +309,7 @@ class Pool:
             connection = await self._connected()
         except Exception as raised:  # a resolver may raise UnicodeError, too
             error = raised
+
         self._connecting.discard(cast("asyncio.Task[None]", asyncio.current_task()))
         if error is None and connection is not None:
             error = connection.broken()
@@ -313,6 +317,7 @@ class Pool:
             assert error is not None
             self._unconnected(began, f"no connection to {self.origin}: {self._words(error)}", error)
             return
+
         self._failures = 0
         self._was_there = True
         self._open.add(connection)
@@ -321,6 +326,7 @@ class Pool:
 
     async def _connected(self) -> Connection:
         origin = self.origin
+
         async with asyncio.timeout(self._connect_seconds):
             _, connection = await self.loop.create_connection(
                 lambda: Connection(self),
@@ -336,6 +342,7 @@ class Pool:
                     raise
             if origin.tls is not None:
                 await connection.secure(TLS(origin.tls, origin.host))
+
         return connection
 
     def _unconnected(self, began: float, message: str, error: Exception) -> None:
@@ -345,6 +352,7 @@ class Pool:
         hopeless = untrusted or not self._was_there
         now = self.loop.time()
         failing: list[Call] = []
+
         for queue in (self._urgent, self._queue):
             for call in [known for known in queue if known.queued_at <= began]:
                 if call.down_since is None:
@@ -353,12 +361,14 @@ class Pool:
                 if hopeless or (patience is not None and now - call.down_since >= patience):
                     self.recall(call)
                     failing.append(call)
+
         if not hopeless:
             logger.debug("%s; trying again", message)
             self._failures += 1
             if self._retry is None:
                 delay = RECONNECT.delay(self._failures)
                 self._retry = self.loop.call_later(delay, self._try_again)
+
         for call in failing:
             call.failed("refused" if untrusted else "lost", message, error)
         self._connect()

@@ -54,13 +54,16 @@ class TLS:
             ssl.SSLError: The handshake failed, or what came is not authentic.
         """
         self._incoming.write(data)
+
         if not self.secured:
             try:
                 self._object.do_handshake()
             except ssl.SSLWantReadError:
                 return b""
             self.secured = True
+
         pieces: list[bytes] = []
+
         try:
             while piece := self._object.read(READ_BYTES):
                 pieces.append(piece)
@@ -73,6 +76,7 @@ class TLS:
             if not pieces:
                 raise
             self.failure = error  # but what came before it is good
+
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
     def encrypt(self, data: bytes) -> bytes:

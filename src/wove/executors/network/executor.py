@@ -201,6 +201,7 @@ class NetworkExecutor(EnvironmentExecutor):
             raise MissingDependencyError(
                 f"{label}: the {self.transport} executor needs the package {package}. Install it with: {command}"
             )
+
         await self.open()
 
     async def send(self, frame: Frame) -> None:
@@ -261,9 +262,11 @@ class NetworkExecutor(EnvironmentExecutor):
         if isinstance(chunks, BaseException):
             self.failed(exchange, chunks)
             return
+
         exchange.chunks = chunks
         exchange.digest = digest
         exchange.size = sum(map(len, chunks))
+
         if exchange.size > self.max_message_bytes:
             self.failed(
                 exchange,
@@ -274,6 +277,7 @@ class NetworkExecutor(EnvironmentExecutor):
                 ),
             )
             return
+
         exchange.sent = True
         self.transmit(exchange)
 
@@ -287,6 +291,7 @@ class NetworkExecutor(EnvironmentExecutor):
                 [{"type": "task_cancelled", "run_id": exchange.run_id, "task_id": exchange.task}]
             )
             return
+
         exchange.unwanted = True
         cancel = PendingRequest(frame)
         self._cancels.add(cancel)
@@ -323,6 +328,7 @@ class NetworkExecutor(EnvironmentExecutor):
         if not exchange.unread and sum(map(len, chunks)) <= 2 * INLINE_BYTES:
             self._read(exchange, final, status, _decode(chunks, verify))
             return
+
         exchange.unread.append((chunks, final, status, verify))
         if len(exchange.unread) == 1:
             self._decode_elsewhere(exchange)
@@ -337,6 +343,7 @@ class NetworkExecutor(EnvironmentExecutor):
         if sum(map(len, chunks)) <= 2 * INLINE_BYTES:
             self._take(_decode(chunks, verify))
             return
+
         batch = self._decoding
         batch.count += 1
         thread_pool.submit(
@@ -470,6 +477,7 @@ class NetworkExecutor(EnvironmentExecutor):
             exchange.over or offer != exchange.offers
         ):  # it is about a transmission that has been given up
             return
+
         exchange.unread.popleft()
         self._read(exchange, final, status, frames)
         if exchange.unread and not exchange.over:
@@ -479,6 +487,7 @@ class NetworkExecutor(EnvironmentExecutor):
         if exchange.over:
             return
         said = f"its service answered {status}".rstrip()
+
         if exchange.is_cancel:
             if final:
                 self._finish(exchange)
@@ -541,6 +550,7 @@ class NetworkExecutor(EnvironmentExecutor):
         if isinstance(frames, BaseException):
             self._nobodys(frames, theirs)
             return
+
         for frame in frames:
             try:
                 event = check_event(frame)
@@ -569,6 +579,7 @@ class NetworkExecutor(EnvironmentExecutor):
             if says_busy(event) and self._offer_again(exchange):
                 return True
             self._finish(exchange)
+
         self._inbox.put([event])
         return over
 
@@ -579,6 +590,7 @@ class NetworkExecutor(EnvironmentExecutor):
             exchange.busy_since = now
         elif self.busy_timeout is not None and now - exchange.busy_since > self.busy_timeout:
             return False
+
         if exchange.unwanted:  # and has not even begun
             return False
         if not exchange.sent:  # said twice; it is going to be sent again, once
@@ -613,12 +625,14 @@ class NetworkExecutor(EnvironmentExecutor):
         if exchange.timer is not None:
             exchange.timer.cancel()
             exchange.timer = None
+
         if exchange.is_cancel:
             self._cancels.discard(exchange)
             if not self._cancels and self._quiet is not None and not self._quiet.done():
                 self._quiet.set_result(None)
         elif self.exchanges.get(exchange.run_id) is exchange:
             del self.exchanges[exchange.run_id]
+
         if exchange.sent:
             self.withdraw(exchange)
         exchange.chunks = []

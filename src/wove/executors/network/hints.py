@@ -36,9 +36,11 @@ def start_advice(transport: str, address: str, text: str) -> str:
 def advice_for_certificate(error: ssl.SSLCertVerificationError) -> str:
     """Return why a service's certificate was not accepted, and what helps."""
     text = f"its certificate was not accepted: {error.verify_message.rstrip('.')}. "
+
     if error.verify_code in _OTHER_NAME:
         return text + (
             "Connect to a name that is among the certificate's subjectAltNames, or give the service a certificate "
             "for this name"
         )
+
     return text + "A private authority goes into executor_config 'root_certificates'"

@@ -72,6 +72,7 @@ class WorkerLoad:
             self.pace = pace  # slower than it was: believed at once
         else:
             self.pace = 0.5 * self.pace + 0.5 * pace
+
         fitting = int(AHEAD_SECONDS / self.pace) if self.pace > 0 else MAX_AHEAD
         self.ahead = min(fitting, MAX_AHEAD, 2 * self.ahead + 2)
 
@@ -115,4 +116,5 @@ def choose(free: list[int], load: list[int], count: int) -> list[int]:
         free[best] -= 1
         load[best] += 1
         chosen.append(best)
+
     return chosen

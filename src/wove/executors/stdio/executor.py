@@ -91,12 +91,14 @@ class StdioExecutor(EnvironmentExecutor):
 def _plan(name: str, config: Mapping[str, Any], state: Mapping[str, Any]) -> Plan:
     """The checked configuration of an environment."""
     label = f"environment {name!r}"
+
     for key in config:
         if key not in KEYS:
             raise ValueError(
                 f"{label}: stdio has no executor_config key {key!r}.{suggest(key, KEYS)} "
                 f"Its keys are: {', '.join(KEYS)}"
             )
+
     command = config.get("command")
     processes = config.get("processes")
     if processes is None:
@@ -105,19 +107,23 @@ def _plan(name: str, config: Mapping[str, Any], state: Mapping[str, Any]) -> Pla
         raise ValueError(
             f"{label}: executor_config 'processes' must be a whole number of at least 1, not {processes!r}"
         )
+
     terminate = config.get("terminate_on_cancel", True)
     if not isinstance(terminate, bool):
         raise TypeError(
             f"{label}: executor_config 'terminate_on_cancel' must be True or False, not {terminate!r}"
         )
+
     environ = cast("Mapping[str, str]", state.get("environ", os.environ))
     boot: dict[str, Any] | None = None
+
     if command is None:
         with forks.importing:
             from wove.worker.stdio import boot_record, child_environment
 
         boot = boot_record(environ, state.get("path", sys.path))
         environ = child_environment(environ)
+
     return Plan(
         environment=name,
         command=worker_command() if command is None else _split(command, label),
@@ -137,12 +143,14 @@ def worker_command() -> list[str]:
             "this interpreter does not know its own executable (sys.executable is empty): "
             "set executor_config 'command' for stdio"
         )
+
     if getattr(sys, "frozen", False):
         raise DeliveryError(
             f"this is a frozen application, and {sys.executable!r} would start it again instead of a worker: set "
             f"executor_config 'command' for stdio, to a Python with wove and cloudpickle that runs "
             f"'-m wove.stdio_worker', or to a program of yours that calls wove.worker.stdio.main()"
         )
+
     with forks.importing:
         from wove.worker.stdio import REPORT_LOAD_FLAG
 
@@ -152,6 +160,7 @@ def worker_command() -> list[str]:
 
 def _split(command: object, label: str) -> list[str]:
     parts: list[str]
+
     if isinstance(command, str):
         parts = shlex.split(command)
     elif isinstance(command, (list, tuple)):
@@ -160,6 +169,7 @@ def _split(command: object, label: str) -> list[str]:
         raise TypeError(
             f"{label}: executor_config 'command' must be a list or text, not {type(command).__name__}"
         )
+
     if not parts:
         raise ValueError(f"{label}: executor_config 'command' is empty")
     return parts

@@ -145,16 +145,19 @@ class Pool(Listener):
         if self._stagnation is not None:
             self._stagnation.cancel()
         self._waiting.clear()
+
         for worker in self._workers:
             if (
                 not worker.runs
             ):  # "shutdown" asks to finish what runs, and nobody waits for that any more
                 worker.process.write(codec.encode({"type": "shutdown"}))
             worker.process.close_stdin()
+
         await self._ended_within(FAREWELL_SECONDS)
         for worker in self._workers:
             worker.process.kill()
         await self._ended_within(KILLED_SECONDS)
+
         for worker in self._workers:
             logger.warning(
                 "environment %r: worker process %d does not end",
@@ -162,6 +165,7 @@ class Pool(Listener):
                 worker.process.pid,
             )
             worker.process.close()
+
         self._workers.clear()
 
     async def _ended_within(self, seconds: float) -> None:
@@ -192,6 +196,7 @@ class Pool(Listener):
                     self.spawn()
             except DeliveryError as error:
                 self._fail_waiting(error)
+
         if self._waiting and self._stagnation is None and not self._stopping:
             self._moved = False
             self._stagnation = self._loop.call_later(self._patience, self._check_stagnation)
@@ -210,6 +215,7 @@ class Pool(Listener):
         self._where[run_id] = worker
         worker.seat.took(now)
         self._moved = True
+
         if (
             self._plan.ours
             and not worker.spoke
@@ -217,13 +223,16 @@ class Pool(Listener):
             and len(worker.runs) == 1
         ):
             self._loop.call_later(self._plan.start_seconds, self._check_spoke, worker)
+
         if worker.marks is not None:
             worker.unbegun[run_id] = frame
             worker.slots[run_id] = slot = worker.marks.acquire()
             frame = dict(frame)
             frame["slot"] = slot
+
         known = frame.pop("callable_id", None)
         pickled = frame["callable_pickle"]
+
         if self._plan.ours and known is not None:
             frame["callable_id"] = known
             if worker.kept.get(known) is not None:
@@ -231,16 +240,20 @@ class Pool(Listener):
                 pickled = None
             else:
                 worker.kept.put(known, True, pickled.size)
+
         size = frame["args_pickle"].size + (0 if pickled is None else pickled.size)
+
         if (shared := frame.get("shared_pickle")) is not None:
             if worker.shared.get(frame["shared_id"]) is not None:
                 del frame["shared_pickle"]
             else:
                 worker.shared.put(frame["shared_id"], True, shared.size)
                 size += shared.size
+
         if size <= INLINE_BYTES:
             worker.process.write(codec.encode(frame))
             return
+
         worker.encoding = True
 
         def encode() -> None:
@@ -258,6 +271,7 @@ class Pool(Listener):
 
     def _encoded(self, worker: _Worker, run_id: str, chunks: list[bytes] | BaseException) -> None:
         worker.encoding = False
+
         if isinstance(chunks, BaseException):
             self._forget(worker, run_id)
             worker.draining = True  # its callable counts as sent, and was not
@@ -271,6 +285,7 @@ class Pool(Listener):
             worker.process.write(codec.encode({"type": "cancel_task", "run_id": run_id}))
         elif run_id in worker.runs:
             worker.process.write(chunks)
+
         self._dispatch()
 
     def spawn(self) -> None:
@@ -286,6 +301,7 @@ class Pool(Listener):
                 f"environment {self._plan.environment!r}: its worker cannot be started: {error} "
                 f"(command: {shlex.join(self._plan.command)})"
             ) from error
+
         self._workers.append(worker)
         logger.debug(
             "environment %r: started worker process %d", self._plan.environment, worker.process.pid
@@ -300,6 +316,7 @@ class Pool(Listener):
             from wove.worker.stdio import BOOT_VARIABLE
 
         ours: list[int] = []
+
         try:
             ours.append(shared_file())
             marks = RunMarks(ours[0])
@@ -309,16 +326,19 @@ class Pool(Listener):
         finally:
             for descriptor in ours:
                 os.close(descriptor)
+
         return _Worker(process, marks)
 
     def _check_stagnation(self) -> None:
         self._stagnation = None
+
         if self._moved:
             self._patience = STAGNATION_SECONDS
         else:
             self._patience *= 2
             for worker in self._workers:
                 worker.seat.stagnates()
+
         self._dispatch()
 
     def _check_spoke(self, worker: _Worker) -> None:
@@ -334,6 +354,7 @@ class Pool(Listener):
         if self._waiting.pop(run_id, None) is not None:
             self._tell({"type": "task_cancelled", "run_id": run_id})
             return
+
         worker = self._where.get(run_id)
         if worker is None or run_id in worker.cancelled:
             return
@@ -354,6 +375,7 @@ class Pool(Listener):
             )
             worker.draining = True
             worker.reason = "a cancelled run in it did not end"
+
         self._end_if_useless(worker)
         self._dispatch()
 
@@ -372,6 +394,7 @@ class Pool(Listener):
         if run_id in worker.cancelled:
             worker.cancelled.discard(run_id)
             return False
+
         return True
 
     # ------------------------------------------------------------------ back
@@ -381,12 +404,14 @@ class Pool(Listener):
         if worker is None:
             return
         frames: list[Frame] = []
+
         for line in lines:
             size = sum(map(len, line))
             if size > 2 * INLINE_BYTES:
                 self._decode_large(worker, line)
             elif size:
                 frames.extend(self._decode(worker, line))
+
         self._take(worker, frames)
 
     def _worker(self, process: WorkerProcess) -> _Worker | None:
@@ -407,12 +432,14 @@ class Pool(Listener):
 
     def _decode_elsewhere(self, worker: _Worker, line: Sequence[bytes]) -> None:
         frames: list[Frame] | BaseException
+
         try:
             frames = codec.decode(line)
         except FrameError as error:
             frames = error
         except BaseException as error:  # memory, above all
             frames = _unreadable(line, error)
+
         post_to(self._loop, self._decoded, worker, frames)
 
     def _decoded(self, worker: _Worker, frames: list[Frame] | BaseException) -> None:
@@ -435,6 +462,7 @@ class Pool(Listener):
                 worker.reason = f"an answer of it could not be read: {error}"
                 worker.process.kill()
             return []
+
         text = f"run {run_id} ended with an event that cannot be read: {error}"
         failure = EnvironmentExecutionError.of_transport(text, kind=type(error).__name__)
         return [{"type": "task_error", "run_id": run_id, "exception": failure}]
@@ -446,8 +474,10 @@ class Pool(Listener):
         if not worker.spoke:
             worker.spoke = True
             worker.seat.marked_at = now
+
         self._silent_ends = 0
         over = 0
+
         for frame in frames:
             kind = frame.get("type")
             run_id = frame.get("run_id")
@@ -460,12 +490,15 @@ class Pool(Listener):
                 self._moved = True
                 if isinstance(run_id, str):
                     worker.unbegun.pop(run_id, None)
+
         self._tell(*frames)
+
         if over:
             self._moved = True
             worker.seat.finished(over, now)
             if not self._waiting:
                 worker.seat.idle()
+
         if worker.draining:
             self._end_if_useless(worker)
         if self._waiting:
@@ -496,6 +529,7 @@ class Pool(Listener):
             if not self._workers and self._all_ended is not None and not self._all_ended.done():
                 self._all_ended.set_result(None)
             return
+
         if not worker.spoke:
             self._silent_ends += 1
             if self._silent_ends >= MAX_SILENT_ENDS and not any(
@@ -508,6 +542,7 @@ class Pool(Listener):
                         f"the last with {status} (command: {shlex.join(self._plan.command)}){said}"
                     )
                 )
+
         self._dispatch()
 
     def _end_runs(self, worker: _Worker, status: str, said: str) -> None:
@@ -528,17 +563,20 @@ class Pool(Listener):
         for run_id in list(worker.cancelled):
             self._forget(worker, run_id)
             self._tell({"type": "task_cancelled", "run_id": run_id})
+
         for run_id in lost:
             task = worker.runs[run_id]
             self._forget(worker, run_id)
             how = " after its call had returned" if run_id in returned else ""
             text = f"run {run_id} of task {task!r} was lost{how}: {end}{before}{why}{with_it}{said}"
             self._tell({"type": "task_error", "run_id": run_id, "exception": WorkerLostError(text)})
+
         for run_id in waiting:
             self._forget(worker, run_id)
         for run_id, frame in reversed(waiting.items()):
             self._waiting[run_id] = frame
             self._waiting.move_to_end(run_id, last=False)
+
         if worker.marks is not None:
             worker.marks.close()
 

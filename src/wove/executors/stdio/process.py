@@ -98,6 +98,7 @@ class WorkerProcess:
         self.trouble = ""  # why nothing more of it can be read
 
         theirs: list[int] = []
+
         try:
             for mine_reads in (False, True, True):
                 read_end, write_end = os.pipe()
@@ -129,11 +130,13 @@ class WorkerProcess:
         finally:
             for descriptor in theirs:
                 os.close(descriptor)
+
         self.pid = self._popen.pid
         self._owner = os.getpid()
         self._loop.add_reader(self._stdout, self._readable)
         self._loop.add_reader(self._stderr, self._stderr_readable)
         self._pidfd = _pidfd(self.pid)
+
         if self._pidfd >= 0:
             self._open.add(self._pidfd)
             forks.track(self._pidfd)
@@ -207,9 +210,11 @@ class WorkerProcess:
                     unwritten.appendleft(memoryview(first)[written:])
                     break
                 written -= len(first)
+
         if unwritten:
             self._loop.add_writer(descriptor, self._flush)
             return
+
         self._writing = False
         self._loop.remove_writer(descriptor)
         if self._closing_stdin:
@@ -225,11 +230,13 @@ class WorkerProcess:
 
     def _readable(self) -> None:
         lines: list[list[bytes]] = []
+
         try:
             going_on = self._read_lines(lines)
         except MemoryError:
             self._line.clear()  # gives some back
             going_on, self.trouble = False, "this process had not enough memory to read its answer"
+
         if not going_on:
             self._close(self._stdout)
             if self._line:
@@ -237,6 +244,7 @@ class WorkerProcess:
                 self._line = []
             # A worker that cannot answer any more is of no use, even if it still runs.
             self._loop.call_later(1.0, self.kill)
+
         if lines:
             self._listener.lines(self, lines)
 
@@ -248,12 +256,14 @@ class WorkerProcess:
             return True
         except OSError:
             return False
+
         if not data:
             return False
         parts = data.split(b"\n")
         if len(parts) == 1:
             self._line.append(data)
             return True
+
         self._line.append(parts[0])
         lines.append(self._line)
         lines.extend([part] for part in parts[1:-1])
@@ -267,9 +277,11 @@ class WorkerProcess:
             return
         except OSError:
             data = b""
+
         if not data:
             self._close(self._stderr)
             return
+
         self._tail = (self._tail + data)[-CRASH_TAIL:]
         relay.submit(_print, data)
 
@@ -280,6 +292,7 @@ class WorkerProcess:
             if self._pidfd < 0:
                 self._poll = self._loop.call_later(POLL_SECONDS, self._check_end)
             return
+
         if self.ended:
             return
         self.ended = True
@@ -289,6 +302,7 @@ class WorkerProcess:
         while self._stdout in self._open and _has_data(self._stdout):
             if not self._read_lines(lines):
                 break
+
         while self._stderr in self._open and _has_data(self._stderr):
             self._stderr_readable()
         self.close()
@@ -326,6 +340,7 @@ def describe_exit(returncode: int | None) -> str:
         name = signal.Signals(-returncode).name
     except ValueError:
         name = str(-returncode)
+
     hint = " (from outside: often because memory ran out)" if -returncode == signal.SIGKILL else ""
     return f"signal {name}{hint}"
 

@@ -264,6 +264,7 @@ class Link(asyncio.Protocol):
             self._expect_end()
         else:
             self.abort("it was closed here")
+
         return self.ended
 
     def fail(self, code: int, why: str) -> None:
@@ -273,6 +274,7 @@ class Link(asyncio.Protocol):
         if not self.busy:
             self._protocol.send_close(code)
             self._flush()
+
         self._expect_end()
         self._gone(why)
 
@@ -295,6 +297,7 @@ class Link(asyncio.Protocol):
         if sock is not None:
             self._descriptor = sock.fileno()
             forks.blank(self._descriptor)
+
         if self._only_local is not None:
             try:
                 refuse_foreign_peer(transport.get_extra_info("peername"), self._only_local)
@@ -302,6 +305,7 @@ class Link(asyncio.Protocol):
                 self._not_opened(Answer.of(str(error), 0))
                 self._transport.abort()
                 return
+
         request = self._protocol.connect()
         for name, value in self._headers:
             request.headers[name] = value
@@ -331,11 +335,13 @@ class Link(asyncio.Protocol):
         for timer in (self._look, self._end):
             if timer is not None:
                 timer.cancel()
+
         if not self.opened.done():
             how = f": {exc}" if exc is not None else ""
             self._not_opened(
                 WorkerLostError(f"it closed the connection before the handshake was done{how}")
             )
+
         self._gone(self._last_words(exc))
         if not self.ended.done():
             self.ended.set_result(None)
@@ -354,12 +360,14 @@ class Link(asyncio.Protocol):
     def _process(self) -> bool:
         """Deal with what has come. Whether a message, the handshake or a control frame was completed by it."""
         whole = False
+
         for event in self._protocol.events_received():
             if isinstance(event, Response):
                 whole = True
                 self._handshaken()
             elif isinstance(event, Frame):
                 whole = self._frame(event) or whole
+
         self._flush()
         if not self.opened.done() and self._protocol.handshake_exc is not None:
             self._not_opened(refusal(self._protocol.handshake_exc))
@@ -369,6 +377,7 @@ class Link(asyncio.Protocol):
             # The queue cannot be sent any more; and nobody has to wait until the other side has closed.
             self._expect_end()
             self._gone(self._last_words(None))
+
         return whole
 
     def _handshaken(self) -> None:
@@ -400,12 +409,14 @@ class Link(asyncio.Protocol):
         if not self.is_open:
             return
         now = self._loop.time()
+
         if self._began is not None:
             since, received = self._began
             seconds, size = now - since, self._received - received
             if seconds >= TRICKLE_SECONDS and size < SLOWEST * seconds:
                 self._cut(f"it trickles: {size} bytes of a message in {seconds:.0f} s")
                 return
+
         if now >= ping_at:
             if self._pinged:
                 self._cut(f"it gave no sign of life for {PING_SECONDS:g} s after a ping")
@@ -414,6 +425,7 @@ class Link(asyncio.Protocol):
             self._protocol.send_ping(b"wove")
             self._flush()
             ping_at = now + PING_SECONDS
+
         self._look = self._loop.call_later(LOOK_SECONDS, self._watch, ping_at)
 
     def _cut(self, why: str) -> None:
@@ -444,9 +456,11 @@ class Link(asyncio.Protocol):
         if received is not None:
             reason = f" ({received.reason!r:.200})" if received.reason else ""
             return f"it closed the connection with code {received.code}{reason}{meaning(received.code)}"
+
         if sent is not None and sent.code != 1000:
             limit = ": executor_config 'max_message_bytes'" if sent.code == 1009 else ""
             return f"what it sent ended the connection: {sent.reason or 'no reason'} (code {sent.code}{limit})"
+
         return "the connection was lost" + (
             f": {exc}" if exc is not None else " without a closing handshake"
         )

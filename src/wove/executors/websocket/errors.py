@@ -64,6 +64,7 @@ def refusal(error: Exception) -> BaseException:
         return Answer.of(
             f"it answered the handshake with {said}{moved}{quoted}", response.status_code
         )
+
     if isinstance(error, InvalidMessage):
         cause = error.__cause__
         if isinstance(cause, EOFError):
@@ -72,8 +73,10 @@ def refusal(error: Exception) -> BaseException:
             f"it is not a WebSocket server: its answer to the handshake is not HTTP ({cause or error})",
             0,
         )
+
     if isinstance(error, InvalidHandshake):
         return Answer.of(
             f"its answer to the handshake is not that of a WebSocket server: {error}", 0
         )
+
     return Answer.of(f"its answer to the handshake cannot be used: {error}", 0)

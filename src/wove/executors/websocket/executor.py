@@ -101,11 +101,13 @@ class WebSocketEnvironmentExecutor(NetworkExecutor):
             insecure=self.insecure,
             tls_remedy="a wss:// URL",
         )
+
         if self.tls.given and not url.tls:
             raise ValueError(
                 f"{label}: executor_config 'root_certificates' and 'client_certificate' are for wss://, and the url "
                 f"is {self._address!r}"
             )
+
         self._headers = header_items(
             config.get("headers"),
             label,
@@ -149,6 +151,7 @@ class WebSocketEnvironmentExecutor(NetworkExecutor):
             # Whether the service has it already is known when the frame leaves.
             frame = frame.copy()
             del frame["callable_pickle"]
+
         return frame
 
     def transmit(self, exchange: PendingRequest) -> None:
@@ -181,8 +184,10 @@ class WebSocketEnvironmentExecutor(NetworkExecutor):
             if self._outbox and self._connecting is None and not self._closing:
                 self._connecting = self.loop.create_task(self._connect())
             return
+
         batch: list[bytes] = []
         size = 0
+
         while self._outbox and link.writable:
             exchange = next(iter(self._outbox))
             chunks = self._text(exchange)
@@ -201,6 +206,7 @@ class WebSocketEnvironmentExecutor(NetworkExecutor):
                 batch.append(chunks[0] if len(chunks) == 1 else b"".join(chunks))
                 size += length
             self._left(exchange)
+
         if batch:
             self._send(link, batch)
 
@@ -234,12 +240,14 @@ class WebSocketEnvironmentExecutor(NetworkExecutor):
             return None
         else:
             text = exchange.state
+
         size = exchange.size + sum(map(len, text))
         if size > self.max_message_bytes:
             self.failed(exchange, SerializationError(f"{self.label}: {exchange} is a message of {size} bytes, more "
                 f"than {self.max_message_bytes} (executor_config 'max_message_bytes'). Its function holds that much: "
                 f"pass large data by reference (a path, a key), or raise the limit on both sides."))  # fmt: skip
             return []
+
         if self._batches:
             self._kept.put(known, True, pickled.size)
         return sockets.joined(exchange.chunks, text)
@@ -273,6 +281,7 @@ class WebSocketEnvironmentExecutor(NetworkExecutor):
             signature, chunks = sockets.split_signature(chunks)
             verify = self.verifier(self._handshake, self._url.target, signature, self._sequence)
             self._sequence += 1
+
         if self._batches and b"".join(chunks[:2]) == sockets.GOODBYE:
             self._goodbye(chunks, verify)
         else:
@@ -346,6 +355,7 @@ class WebSocketEnvironmentExecutor(NetworkExecutor):
             error = DeliveryError(f"{text} (it is not authentic)")
         else:
             error = EnvironmentExecutionError.of_transport(text, kind="FrameError")
+
         error.__cause__ = distrust
         return error
 
@@ -355,6 +365,7 @@ class WebSocketEnvironmentExecutor(NetworkExecutor):
         from wove.executors.websocket import connection as wslink
 
         failures = 0
+
         try:
             while self._outbox:
                 try:
@@ -409,6 +420,7 @@ class WebSocketEnvironmentExecutor(NetworkExecutor):
         now = self.loop.time()
         patience = self._reconnect_seconds
         hint = _HINTS.get(getattr(error, "status", 0), "")
+
         for exchange, since in list(self._outbox.items()):
             if passing and self._was_connected and (patience is None or now - since < patience):
                 continue
@@ -433,9 +445,11 @@ class WebSocketEnvironmentExecutor(NetworkExecutor):
             await asyncio.wait({connecting}, timeout=ARRIVAL_SECONDS)
             connecting.cancel()
             await asyncio.wait({connecting})
+
         if self._link is not None:
             self._link.close()
             self._dying.add(self._link)
+
         ends = {link.ended for link in self._dying}
         if ends:
             await asyncio.wait(ends)  # each sees to it that this is soon

@@ -95,11 +95,13 @@ class ARQAdapter(BackendAdapter):
             raise ValueError(
                 f"{label}: executor_config has both 'pool' and 'redis_settings'; give one of them"
             )
+
         if self._given is not None and not callable(getattr(self._given, "enqueue_job", None)):
             raise TypeError(
                 f"{label}: executor_config 'pool' must be what arq.create_pool() gives, not {shown(self._given)}. "
                 "How to connect goes under 'redis_settings'"
             )
+
         if isinstance(self._settings, str):
             check_dsn(self._settings, label)
         self._function = text(config, "function_name", FUNCTION_NAME, label=label)
@@ -187,6 +189,7 @@ class ARQAdapter(BackendAdapter):
             commands = self._put(name, payload)
             self._checked(await self._trips.put(commands, size=len(cast("bytes", commands[0][3]))))
             return name
+
         async with self._turns:
             taken: str = await self._there(partial(self._claim, name, frame["run_id"], payload))
         _keyed.note(name, self.wanted, frame["run_id"])
@@ -200,6 +203,7 @@ class ARQAdapter(BackendAdapter):
             if keyed and self._is_redis:
                 taken = await self._there(partial(self._claim, name, frame["run_id"], None))
             job = await self._there(lambda: self._enqueue(taken, payload))
+
         if job is None:
             raise self._occupied(taken, "is there already, or a result of it is", "another process")
         if keyed:
@@ -233,6 +237,7 @@ class ARQAdapter(BackendAdapter):
             The job's id.
         """
         whose = _keyed.who_waits(name, self.wanted)
+
         for _ in range(CLAIMS):
             async with self._pool.pipeline(transaction=True) as pipe:
                 await pipe.watch(JOB + name, RUNNING + name)
@@ -258,6 +263,7 @@ class ARQAdapter(BackendAdapter):
                 except self._arq.WatchError:
                     continue
                 return taken
+
         raise self._occupied(name, "changes all the time", "another process")
 
     def _occupied(self, name: str, state: str, whose: str) -> DeliveryError:
@@ -296,17 +302,20 @@ class ARQAdapter(BackendAdapter):
             ("ZREM", self._queue, submission),
             ("DEL", JOB + submission),
         ]
+
         try:
             running, queued, stored = self._checked(await self._trips.put(commands))
         except DeliveryError:
             if self._closed:
                 return False  # nobody is left who would want to know
             raise
+
         if running:
             # As arq.jobs.Job.abort; heard by workers with allow_abort_jobs = True.
             self._checked(
                 await self._trips.put([("ZADD", ABORT, self._arq.timestamp_ms(), submission)])
             )
+
         return not running and bool(queued or stored)
 
     # ------------------------------------------------------------------ watch
@@ -317,12 +326,14 @@ class ARQAdapter(BackendAdapter):
         runs = {name: run_id for run_id, name in submissions.items()}
         queued: list[str] = []
         left: list[str] = []
+
         for names in _portions(list(runs), ASKED_AT_ONCE):
             # A job is in the queue from its submission to its end: arq/worker.py, Worker.finish_job.
             for name, score in zip(
                 names, await self._there(partial(self._scores, names)), strict=True
             ):
                 (left if score is None else queued).append(name)
+
         fates = await self._look_at_ends(left[:READ_AT_ONCE])
         fates.update(
             await self._look_at_silent([name for name in queued if not self.begun(runs[name])])
@@ -339,6 +350,7 @@ class ARQAdapter(BackendAdapter):
             running, result, stored = next(replies), next(replies), next(replies)
             if not running:
                 fates[name] = self._fate(name, result, stored)
+
         return fates
 
     async def _look_at_silent(self, names: Sequence[str]) -> dict[str, JobStatus]:
@@ -347,6 +359,7 @@ class ARQAdapter(BackendAdapter):
         for some in _portions(names, ASKED_AT_ONCE):
             [found] = await self._ask([("MGET", *(RUNNING + name for name in some))])
             taken += [name for name, mark in zip(some, found, strict=True) if mark is not None]
+
         reason = (
             f"a worker has taken it, and has not reported within {SILENCE_SECONDS:g} s that it began: it was killed in "
             "that moment, or it cannot reach the callback address"
@@ -366,6 +379,7 @@ class ARQAdapter(BackendAdapter):
                 )
             except self._arq.ResponseError:  # Redis before 6.2 has none
                 self._scores_one_by_one = True
+
         return await self._transact([("ZSCORE", self._queue, name) for name in names])
 
     def _fate(self, name: str, result: bytes | None, stored: object) -> JobStatus:
@@ -376,6 +390,7 @@ class ARQAdapter(BackendAdapter):
             return JobStatus(
                 "missing", f"{job} is gone from Redis: it was deleted, or ended and left no result"
             )
+
         try:
             ended = self._read_result(result)
             if ended["s"]:
@@ -393,6 +408,7 @@ class ARQAdapter(BackendAdapter):
             raise ValueError(
                 "with 'security', the pool's own job_deserializer is given nothing that is not signed"
             )
+
         try:
             return deserialize(result)
         except Exception as error:

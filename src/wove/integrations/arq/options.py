@@ -36,6 +36,7 @@ def library() -> Any:
             "redis.exceptions": ("RedisError", "ResponseError", "WatchError"),
         }
         found = {module: importlib.import_module(module) for module in modules}
+
     return SimpleNamespace(
         **{name: getattr(found[module], name) for module in modules for name in modules[module]}
     )
@@ -50,6 +51,7 @@ def read_options(value: object, label: str) -> tuple[dict[str, Any], dict[str, A
         raise TypeError(
             f"{key_label} must be a dict of keyword arguments of enqueue_job, not {shown(value)}"
         )
+
     given = dict(cast("Mapping[object, Any]", value))
     for name in given:
         if not isinstance(name, str):
@@ -66,6 +68,7 @@ def read_options(value: object, label: str) -> tuple[dict[str, Any], dict[str, A
             raise ValueError(
                 f"{key_label} has {name!r}, which ARQ does not know.{suggest(name, OPTIONS)}"
             )
+
     options: dict[str, Any] = {name: given.pop(name) for name in OPTIONS if name in given}
     if options.get("_defer_by") and options.get("_defer_until"):
         raise ValueError(f"{key_label} has both '_defer_by' and '_defer_until'; give one of them")
@@ -127,18 +130,22 @@ def read_settings(value: object, kind: Any, label: str) -> Any:
     if isinstance(value, str):
         return kind(**_fields_of(value))
     key_label = f"{label}: executor_config 'redis_settings'"
+
     if not isinstance(value, Mapping):
         # Neither is it quoted: it may have a password in it.
         raise TypeError(
             f"{key_label} must be arq's RedisSettings, a dict of its fields, or a URL, not of type {type(value)}"
         )
+
     fields = cast("Mapping[str, Any]", value)
     known = list(kind.__dataclass_fields__)
+
     for name in fields:
         if name not in known:
             raise ValueError(
                 f"{key_label}: arq's RedisSettings has no field {name!r}.{suggest(name, known)}"
             )
+
     return kind(**fields)
 
 

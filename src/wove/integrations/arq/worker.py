@@ -138,6 +138,7 @@ class _Renewal:
     async def _renew(self) -> None:
         assert self._redis is not None
         whole = 0
+
         while True:
             try:
                 # -2: there is no such key; whoever took it away has done so on purpose.

@@ -147,13 +147,16 @@ class AWSBatchAdapter(BackendAdapter):
         if queue is None or definition is None:
             missing = "job_queue" if queue is None else "job_definition"
             raise ValueError(f"{label}: executor_config needs {missing!r}: its name, or its ARN")
+
         self._queue, self._definition = queue, definition
         self._prefix = text(config, "job_name_prefix", "wove-", label=label)
+
         if not re.fullmatch(rf"[A-Za-z0-9][A-Za-z0-9_-]{{,{MAX_PREFIX - 1}}}", self._prefix):
             raise ValueError(
                 f"{label}: executor_config 'job_name_prefix' must be at most {MAX_PREFIX} letters, digits, '-' and "
                 f"'_', the first a letter or digit, as names of jobs are; not {shown(self._prefix)}"
             )
+
         self._overrides = dict(mapping(self.config, "container_overrides", label=self.label))
         self._command = self._read_command()
         self._options = self._read_options()
@@ -166,6 +169,7 @@ class AWSBatchAdapter(BackendAdapter):
             raise ValueError(
                 f"{self.label}: executor_config 'client' has its options: leave out 'client_options'"
             )
+
         submit = getattr(client, "submit_job", None)
         if isinstance(client, type) or submit is None or inspect.iscoroutinefunction(submit):
             raise TypeError(
@@ -194,6 +198,7 @@ class AWSBatchAdapter(BackendAdapter):
             raise TypeError(
                 f"{label}: 'environment' must be a list of {{'name': ..., 'value': ...}}"
             )
+
         if any(each["name"] == PAYLOAD_VARIABLE for each in cast("Any", variables)):
             raise ValueError(f"{label} cannot set {PAYLOAD_VARIABLE}: that is the payload")
         taken = len(_compact({**self._overrides, "command": list(self._command or COMMAND)}))
@@ -204,6 +209,7 @@ class AWSBatchAdapter(BackendAdapter):
                 f"of which a payload takes up to {ENVELOPE_BYTES:,} and Batch itself {OF_BATCH:,}: put them into the "
                 "job definition"
             )
+
         # Quotes in a payload are two characters each there; it has some hundred.
         self.inline_bytes = max(ENVELOPE_BYTES, min(type(self).inline_bytes, room - 512))  # type: ignore[misc]
 
@@ -221,7 +227,9 @@ class AWSBatchAdapter(BackendAdapter):
                         f"{self.label}: no client of AWS Batch could be made: {error}. Give 'region_name' and the like "
                         "in executor_config 'client_options', or in AWS_DEFAULT_REGION and ~/.aws"
                     ) from error
+
         api = self._api = Api(client, label=self.label)
+
         for check in (self._check_queue, self._check_definition):
             try:
                 check(api)
@@ -234,6 +242,7 @@ class AWSBatchAdapter(BackendAdapter):
             raise ValueError(
                 f"{self.label}: AWS Batch has no job queue {self._queue!r} in this account and region"
             )
+
         if queue.get("state") == "DISABLED" or queue.get("status") == "INVALID":
             raise ValueError(
                 f"{self.label}: the job queue {self._queue!r} of AWS Batch takes no jobs: it is "
@@ -246,12 +255,14 @@ class AWSBatchAdapter(BackendAdapter):
             raise ValueError(
                 f"{self.label}: AWS Batch has no active job definition {self._definition!r}"
             )
+
         container = definition.get("containerProperties")
         if container is None:
             raise ValueError(
                 f"{self.label}: the job definition {self._definition!r} has no containerProperties: a run is a job of "
                 "type 'container', with one container on ECS or Fargate"
             )
+
         if (
             not container.get("command")
             and "command" not in self._overrides
@@ -308,6 +319,7 @@ class AWSBatchAdapter(BackendAdapter):
         if math.isfinite(seconds := longest_seconds(payload)):
             limit = max(MIN_TIMEOUT, math.ceil(seconds) + MARGIN_SECONDS)
             request["timeout"] = {"attemptDurationSeconds": limit}
+
         request = {**request, **self._options}
         self._check_size(
             payload, "container overrides", _compact(overrides), MAX_OVERRIDES - OF_BATCH
@@ -341,6 +353,7 @@ class AWSBatchAdapter(BackendAdapter):
                     "%s: whether other processes use a key cannot be seen: %s", self.label, error
                 )
             return
+
         for each in found:
             if each.get("status") not in LIVE:
                 continue
@@ -366,6 +379,7 @@ class AWSBatchAdapter(BackendAdapter):
             if job.get("status") == "FAILED":
                 return not job.get("startedAt")
             time.sleep(1.0)
+
         return False
 
     # ------------------------------------------------------------------ watch
@@ -375,6 +389,7 @@ class AWSBatchAdapter(BackendAdapter):
         found = self._there.describe(jobs.values())
         self._tell(found.values())
         fates: dict[str, JobStatus] = {}
+
         for run_id, job in jobs.items():
             if job not in found:
                 fates[run_id] = JobStatus(
@@ -382,6 +397,7 @@ class AWSBatchAdapter(BackendAdapter):
                 )
             elif (fate := fate_of(found[job])) is not None:
                 fates[run_id] = fate
+
         return fates
 
     def _tell(self, jobs: Any) -> None:
@@ -414,6 +430,7 @@ def fate_of(job: Mapping[str, Any]) -> JobStatus | None:
     if container.get("exitCode") is not None:
         said = meaning(container["exitCode"])
         words.append(f"exit code {container['exitCode']}{f' ({said})' if said else ''}")
+
     if container.get("logStreamName"):
         words.append(f"its log is in stream {container['logStreamName']}")
     return JobStatus(

@@ -134,6 +134,7 @@ class Api:
 
     def _call(self, doing: str, function: Callable[..., Any], **options: Any) -> dict[str, Any]:
         began, failures = time.monotonic(), 0
+
         while True:
             with self._explained(doing):
                 try:

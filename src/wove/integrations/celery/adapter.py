@@ -126,10 +126,12 @@ class CeleryAdapter(BackendAdapter):
                 raise TypeError(
                     f"{label}: executor_config 'app' must be a Celery app, not {self._app!r:.100}"
                 )
+
         if config.get("result_backend") and config.get("backend_url"):
             raise ValueError(
                 f"{label}: executor_config 'result_backend' and 'backend_url' are the same thing: keep one"
             )
+
         self._broker_url = text(config, "broker_url", label=label)
         self._backend_url = text(config, "result_backend", label=label) or text(
             config, "backend_url", label=label
@@ -148,15 +150,18 @@ class CeleryAdapter(BackendAdapter):
             raise TypeError(
                 f"{label} must be a dict of arguments for Celery.send_task, not {given!r:.100}"
             )
+
         options = dict(cast("Mapping[str, Any]", given))
         for key in options:
             if key in _OURS:
                 raise ValueError(f"{label}: {key!r} is set by Wove itself; remove it")
+
         queue = text(self.config, "queue", label=self.label)
         if queue is not None:
             if "queue" in options:
                 raise ValueError(f"{label} has a queue, and so has executor_config: keep one")
             options["queue"] = queue
+
         # A user who wants Celery to retry says so; by default, what cannot be sent is an error at once.
         return {"serializer": "json", "retry": False, **options}
 
@@ -168,6 +173,7 @@ class CeleryAdapter(BackendAdapter):
                 self._app = make_app(self._app_name, self._broker_url, self._backend_url)
             self._broker = Broker(self._app, self.task_name, self.options, label=self.label)
             self._results = Results.of(self._app)
+
         self._sightings = LostJobDetector()
         # One thread for each connection: kombu's are for one at a time.
         self._sender, self._asker = (
@@ -210,6 +216,7 @@ class CeleryAdapter(BackendAdapter):
         self, batch: Sequence[tuple[PayloadDict, Frame]]
     ) -> list[Submission | Exception]:
         sent: list[Submission | Exception] = []
+
         with self._broker.sending(len(batch)) as send:
             for payload, frame in batch:
                 if not self.wanted(payload["run_id"]):
@@ -225,6 +232,7 @@ class CeleryAdapter(BackendAdapter):
                     raise
                 except Exception as error:  # of this message: what its options say cannot be done
                     sent.append(error)
+
         return sent
 
     def _send_one(
@@ -237,6 +245,7 @@ class CeleryAdapter(BackendAdapter):
         if idempotency_key(frame) is not None:
             # Celery takes as many tasks of one id as it is given, but never one of an id that was revoked.
             task_id = f"{task_id}-{payload['run_id']}"
+
         submission = Submission(task_id, time.monotonic(), policy == "detach")
         send(
             self.task_name,
@@ -289,6 +298,7 @@ class CeleryAdapter(BackendAdapter):
         if not hosts:
             found = f"; {', '.join(sorted(consumed))} take from others" if consumed else ""
             return f"no Celery worker takes from queue {queue!r}{found} (celery worker -Q {queue})"
+
         active = self._broker.ask("active", {})
         busy = sum(bool(active.get(host)) for host in hosts)
         return f"of {len(hosts)} Celery workers on queue {queue!r}, {busy} are busy"

@@ -142,6 +142,7 @@ class Broker:
                 sent before that may have arrived or not.
         """
         out = self._out
+
         with out.lock, out.failing():
             connection = out.ready()
             if out.producer is None:
@@ -199,6 +200,7 @@ class Broker:
                     for host, tasks in answers.items()
                 }
             self._own_command = False  # they have a task of that name that is not from `register`
+
         answers = self.ask("query_task", {"ids": list(task_ids)})
         return {
             host: {task: (state, "") for task, (state, _) in tasks.items() if state != "ready"}
@@ -229,6 +231,7 @@ class Broker:
             inbox.declare()
             address = {"exchange": mailbox.reply_exchange.name, "routing_key": mailbox.oid}
             message.update(ticket=ticket, reply_to=address)
+
         connection.Producer(auto_declare=False).publish(
             message,
             exchange=mailbox.exchange.name,
@@ -251,6 +254,7 @@ class Broker:
         consumer = connection.Consumer(
             [inbox], callbacks=[take], accept=mailbox.accept, no_ack=True
         )
+
         try:
             with consumer:
                 while not self._questions.closed and (left := deadline - time.monotonic()) > 0:
@@ -258,6 +262,7 @@ class Broker:
                         connection.drain_events(timeout=min(left, LISTEN_SECONDS))
         finally:
             channel.after_reply_message_received(inbox.name)
+
         return answers
 
     # ------------------------------------------------------------------ questions to the broker
@@ -267,6 +272,7 @@ class Broker:
         if self._queue is None:
             return Depth(None, None)
         line = self._questions
+
         with line.lock, line.failing():
             connection = line.ready()
             with contextlib.closing(connection.channel()) as channel:
@@ -288,6 +294,7 @@ class Broker:
         if self.kind != "redis":
             return {}
         line = self._questions
+
         with line.lock, line.failing():
             channel = line.ready().default_channel
             key = _prefixed(channel, channel.unacked_key)
@@ -299,6 +306,7 @@ class Broker:
                     chunk = new[begin : begin + STUCK_CHUNK]
                     for tag, message in zip(chunk, client.hmget(key, chunk), strict=True):
                         self._ids[tag] = _task_id(message)
+
         return {task: tag for tag, task in self._ids.items()}
 
     def drop(self, tag: Any) -> None:
@@ -343,6 +351,7 @@ class _Line:
         if kind == "redis":
             limits = {"socket_timeout": IO_SECONDS, "socket_connect_timeout": CONNECT_SECONDS}
             options = {name: seconds for name, seconds in limits.items() if given.get(name) is None}
+
         return self._app.connection_for_write(
             # Nobody is here to send heartbeats while there is nothing to send, and without them RabbitMQ would close
             # the connection. That it has gone for another reason is looked for before it is used again.
@@ -365,6 +374,7 @@ class _Line:
     def _connect(self) -> None:
         deadline = time.monotonic() + PATIENCE_SECONDS
         pause = 0.05
+
         while True:
             try:
                 self.connection.ensure_connection(
@@ -392,6 +402,7 @@ class _Line:
     def failing(self) -> Generator[None]:
         """Turn what a connection that does not work raises into a `DeliveryError`, and let go of the connection."""
         self._works = False
+
         try:
             yield
         except DeliveryError:
@@ -438,14 +449,17 @@ class _Line:
             if sock is not None:
                 sock.settimeout(CLOSE_SECONDS)
             self.connection.close()
+
         for (
             channel
         ) in channels:  # of Redis: kombu leaves what is in their pools to the garbage collector
             with contextlib.suppress(Exception):
                 channel._disconnect_pools()
+
         if self._descriptor >= 0:
             forks.untrack(self._descriptor)
             self._descriptor = -1
+
         self.connection = self._new()
 
 
@@ -493,11 +507,13 @@ def _queue_of(app: Any, task: str, options: Mapping[str, Any]) -> Any:
         for name in ("queue", "exchange", "routing_key", "priority")
         if name in options
     }
+
     try:
         routed = app.amqp.router.route(routing, task, (), {})
     except Exception as error:  # a router of the user's that looks at arguments
         logger.debug("the queue of task %r is not known: %s: %s", task, type(error).__name__, error)
         return None
+
     queue = routed.get("queue")
     if isinstance(queue, str):
         queue = app.amqp.queues[queue]

@@ -74,11 +74,13 @@ class LostJobDetector:
         """
         now = time.monotonic()
         waiting: dict[str, Submission] = {}
+
         for run_id, submission in submissions.items():
             if begun(run_id):
                 self._latest = max(self._latest, submission.at)
             elif now - submission.at > YOUNG_SECONDS:
                 waiting[run_id] = submission
+
         self._missed = {
             run_id: missed for run_id, missed in self._missed.items() if run_id in waiting
         }
@@ -95,6 +97,7 @@ class LostJobDetector:
             return fates
         told = self._everybody_told(broker, depth.consumers)
         reason: str | None = None
+
         for run_id, missed in suspects.items():
             submission = waiting[run_id]
             # Queues keep their order, and give a message that comes back its old place: one that was sent after this
@@ -108,6 +111,7 @@ class LostJobDetector:
                 if reason is None:
                     reason = _reason(broker, task)
                 fates[run_id] = JobStatus("missing", self._named(run_id, reason))
+
         return fates
 
     def _suspects(
@@ -121,16 +125,19 @@ class LostJobDetector:
         for host, tasks in answers.items():
             self._heard[host] = now
             known.update(dict.fromkeys(tasks, host))
+
         self._heard = {
             host: at for host, at in self._heard.items() if now - at < REMEMBERED_SECONDS
         }
         silent = len(answers) < len(self._heard) or not answers
         suspects: dict[str, _Missed] = {}
+
         for run_id, submission in waiting.items():
             if submission.task_id in known:
                 self._where[run_id] = known[submission.task_id]
                 self._latest = max(self._latest, submission.at)
                 self._missed.pop(run_id, None)
+
         for run_id, submission in waiting.items():
             if submission.task_id in known:
                 continue
@@ -140,6 +147,7 @@ class LostJobDetector:
                 not silent or now - missed.since >= SILENT_SECONDS
             ):
                 suspects[run_id] = missed
+
         return suspects
 
     def _everybody_told(self, broker: Broker, consumers: int | None) -> bool:
@@ -181,6 +189,7 @@ def _failed(
     for host, tasks in answers.items():
         said.update((task, f"{host} says: {words}") for task, (_, words) in tasks.items() if words)
         alive.update(task for task, (state, _) in tasks.items() if state != "failed")
+
     return {
         run_id: JobStatus("lost", said[submission.task_id])
         for run_id, submission in waiting.items()
@@ -205,4 +214,5 @@ def _reason(broker: Broker, task: str) -> str:
         reason += (
             f". Or {', '.join(without)} dropped it: there, the task {task!r} is not registered"
         )
+
     return reason

@@ -56,6 +56,7 @@ def where(_: Any, ids: Sequence[str] = (), **__: Any) -> dict[str, tuple[str, st
     have it. The second text is empty as long as all is well.
     """
     found: dict[str, tuple[str, str]] = {}
+
     for task_id in ids:
         known = _state.requests.get(task_id)
         if known is not None and known in _state.active_requests:
@@ -66,6 +67,7 @@ def where(_: Any, ids: Sequence[str] = (), **__: Any) -> dict[str, tuple[str, st
             found[task_id] = ("reserved", "")
         elif task_id in _failures:
             found[task_id] = ("failed", _failures[task_id])
+
     return found
 
 

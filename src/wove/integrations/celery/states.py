@@ -53,6 +53,7 @@ class Results:
             for run_id, value in zip(chunk, values, strict=True):
                 if value is not None and (fate := _fate(backend.decode(value), task)) is not None:
                     fates[run_id] = fate
+
         return fates
 
 

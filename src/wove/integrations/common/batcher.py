@@ -68,11 +68,13 @@ class Batcher(Generic[Item, Reply]):
             except BaseException:
                 _give_up(waiters)
                 raise
+
         self._carrier = None
 
     def _next(self) -> list[tuple[Item, int, asyncio.Future[Reply]]]:
         batch: list[tuple[Item, int, asyncio.Future[Reply]]] = []
         size = 0
+
         while self._waiting and len(batch) < MAX_ITEMS:
             if batch and size + self._waiting[0][1] > MAX_BYTES:
                 break
@@ -80,6 +82,7 @@ class Batcher(Generic[Item, Reply]):
             if not each[2].done():
                 batch.append(each)
                 size += each[1]
+
         return batch
 
 

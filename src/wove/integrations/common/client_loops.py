@@ -31,6 +31,7 @@ def loop_of_redis(pool: object) -> asyncio.AbstractEventLoop | None:
         loop = getattr(writer, "_loop", None)
         if isinstance(loop, asyncio.AbstractEventLoop):
             return loop
+
     return None
 
 
@@ -69,12 +70,15 @@ async def on_loop(
             f"{label} belongs to an event loop that is {'closed' if loop.is_closed() else 'not running'}. Make it on a "
             "loop that runs as long as weaves use it, or configure how to connect instead of the object itself"
         )
+
     coroutine = make()
+
     try:
         future = asyncio.run_coroutine_threadsafe(coroutine, loop)
     except RuntimeError:  # closed this very moment
         coroutine.close()
         raise DeliveryError(f"{label} belongs to an event loop that has just been closed") from None
+
     return await asyncio.wrap_future(future)
 
 
@@ -116,6 +120,7 @@ def reset_after_fork() -> None:
         for name, kind in (("_lock", asyncio.Lock), ("_condition", asyncio.Condition)):
             if isinstance(getattr(pool, name, None), kind):
                 setattr(pool, name, kind())
+
     _inherited.clear()
 
 

@@ -79,6 +79,7 @@ def of_exception(error: object) -> str:
             details = list(map(str, cast("Sequence[object]", message)))
     else:
         name, details = "", [str(error)]
+
     text = ": ".join(filter(None, (name, ", ".join(filter(None, details)))))
     return text if len(text) <= MAX_CHARACTERS else f"{text[:MAX_CHARACTERS]}..."
 
@@ -91,4 +92,5 @@ def _of_inert(error: _Inert) -> tuple[str, list[str]]:
             content = cast("Mapping[str, object]", content).get("args")
         args = cast("tuple[object, ...]", content) if isinstance(content, tuple) else ()
         return made_of[0].__name__, list(map(str, args))
+
     return type(error).__name__, list(map(str, made_of))

@@ -105,6 +105,7 @@ class Job:
         if isinstance(content, ValueError):
             self.report.fail(content, source="transport", retryable=False)
             return
+
         sender.sender_for(self.report.destination).open(self.report)
 
         if _age(content) >= self.ask_after:
@@ -122,6 +123,7 @@ class Job:
     def _prepare(self, content: Payload) -> None:
         """Fetch what is not in the payload, and begin."""
         frame = dict(content.frame)
+
         try:
             check_python(frame, label=f"task {self.report.task!r}")
             function = self._function(content, frame)
@@ -157,6 +159,7 @@ class Job:
             or self._worker.reports.get(self.report.run_id) is not self.report
         ):
             return False
+
         said = ": ".join(filter(None, (type(error).__name__, str(error))))
         lost = WorkerLostError(
             f"task {self.report.task!r}: its worker was stopped in the middle of it ({said})"
@@ -169,6 +172,7 @@ class Job:
             self.report.cancel()
         else:
             self.insist()
+
         return True
 
     def insist(self) -> None:
@@ -206,6 +210,7 @@ class Job:
                     f"the payload of task {self.report.task!r} comes without its callable"
                 )
             return runner.shared(digest(pickled.chunks), pickled) or SharedCallable(pickled)
+
         with self._worker.fetching(
             claim.sha256
         ):  # many runs of one callable start at the same time
@@ -259,6 +264,7 @@ class _Worker:
         with self._lock:
             lock, users = self._fetching.get(name) or (threading.Lock(), 0)
             self._fetching[name] = lock, users + 1
+
         try:
             with lock:
                 yield
@@ -300,10 +306,12 @@ def close(timeout: float) -> None:
         worker, ended = _worker, _worker is not None and _worker.retire()
         if ended:
             _worker = None
+
     if worker is not None:
         if not ended:
             return
         worker.runner.close(timeout)
+
     sender.close(timeout)
     fetches.close(timeout)
 

@@ -20,6 +20,7 @@ def merged(base: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:
         {'env': [{'name': 'A', 'value': '1'}, {'name': 'B', 'value': '2'}], 'tty': True}
     """
     both = dict(base)
+
     for key, value in more.items():
         if isinstance(both.get(key), Mapping) and isinstance(value, Mapping):
             both[key] = merged(both[key], cast("Mapping[str, Any]", value))
@@ -27,6 +28,7 @@ def merged(base: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:
             both[key] = _one_list(ours, theirs)
         else:
             both[key] = copy.deepcopy(value)
+
     return both
 
 
@@ -70,12 +72,14 @@ def command_of(config: Mapping[str, Any], *, label: str) -> list[str] | None:
         raise ValueError(
             f"{label}: executor_config 'command' cannot be split: {error}: {command!r}"
         ) from None
+
     if (
         isinstance(words, (list, tuple))
         and words
         and all(isinstance(word, str) for word in cast("Any", words))
     ):
         return list(cast("Sequence[str]", words))
+
     raise TypeError(
         f"{label}: executor_config 'command' must be a text or a list of texts, not {shown(command)}"
     )

@@ -76,6 +76,7 @@ class Watcher:
         self._soon.set()
         self._interval = self._shortest  # what has become of one may have become of others
         self.look()
+
         try:
             async with asyncio.timeout(seconds):
                 await self._asked.wait()
@@ -134,9 +135,11 @@ class Watcher:
         except Exception as error:
             self._failed(jobs, error)
             return
+
         if self._failing_since is not None:
             logger.info("%s: its backend answers again", self._what)
             self._failing_since = None
+
         for run_id, fate in found.items():
             if run_id in jobs:
                 self.note(run_id, fate)
@@ -155,6 +158,7 @@ class Watcher:
             len(jobs),
             text,
         )
+
         if now - self._failing_since >= UNREACHABLE_SECONDS:
             reason = f"its backend could not be asked for {now - self._failing_since:.0f} s: {text}"
             for run_id in jobs:

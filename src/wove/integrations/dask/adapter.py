@@ -118,6 +118,7 @@ class DaskAdapter(BackendAdapter):
             raise ValueError(
                 f"{label}: executor_config 'client' is connected already: it cannot have {' and '.join(both)}, too"
             )
+
         if isinstance(self._given, type) or not all(
             hasattr(self._given, name) for name in ("submit", "map", "loop")
         ):
@@ -168,6 +169,7 @@ class DaskAdapter(BackendAdapter):
                 f"{self.label}: executor_config 'client' is closed, by its owner or because the scheduler went away. "
                 "Configure an open one, or an 'address', with which Wove connects again by itself"
             )
+
         return client
 
     async def _open(self) -> Any:
@@ -179,6 +181,7 @@ class DaskAdapter(BackendAdapter):
                     f"{self.label}: executor_config needs 'client' or 'address' (\"tcp://scheduler:8786\"), as Dask's "
                     "own configuration names no scheduler-address either"
                 )
+
         _warn_only(distributed.versions.VersionMismatchWarning)
         options = {"timeout": CONNECT_SECONDS, "name": "wove", **options}
         where = self._address or options.get("scheduler_file")
@@ -186,6 +189,7 @@ class DaskAdapter(BackendAdapter):
         client = distributed.Client(
             self._address, asynchronous=True, set_as_default=False, **options
         )
+
         try:
             # By itself, it waits for ever for a peer that takes the connection and says nothing.
             async with asyncio.timeout(seconds):
@@ -200,6 +204,7 @@ class DaskAdapter(BackendAdapter):
                 f"{self.label}: the Dask scheduler at {where} could not be reached: {of_exception(error)}. Is "
                 "'dask scheduler' running there?"
             ) from error
+
         self._owned = True
         return client
 
@@ -239,6 +244,7 @@ class DaskAdapter(BackendAdapter):
                 f"({key}, {state}), submitted by another process, which gets its result. Wait for it, or use another "
                 "key"
             )
+
         return key if state is None else unique
 
     async def _carry(self, items: Sequence[_Item]) -> list[Any]:
@@ -247,6 +253,7 @@ class DaskAdapter(BackendAdapter):
             raise DeliveryError(
                 f"{self.label}: executor_config 'client' belongs to an event loop that does not run"
             )
+
         try:
             # Not on a loop, as it pickles. A client takes tasks from any thread, an asynchronous one as well.
             return await run_in_thread(self._hand_over, client, items)
@@ -259,15 +266,18 @@ class DaskAdapter(BackendAdapter):
         # Bytes, because Dask looks for its own keys in everything else.
         contents = [json.dumps(item.payload).encode() for item in items]
         keys = [item.key for item in items]
+
         if len(items) == 1:
             futures: list[Any] = [
                 client.submit(run, contents[0], key=keys[0], pure=False, **self._submit_options)
             ]
         else:
             futures = client.map(run, contents, key=keys, pure=False, **self._submit_options)
+
         for item, future in zip(items, futures, strict=True):
             if item.detached:
                 self._distributed.fire_and_forget(future)
+
         return futures
 
     # ------------------------------------------------------------------ cancel
@@ -280,6 +290,7 @@ class DaskAdapter(BackendAdapter):
 
         async def cancel() -> bool:
             await client.cancel([submission], force=True)
+
             for pause in SETTLE_SECONDS if asked else ():  # otherwise nobody wants to know
                 await asyncio.sleep(pause)
                 if never_began(
@@ -288,6 +299,7 @@ class DaskAdapter(BackendAdapter):
                     return True
                 if self.begun(run_id):
                     break
+
             return False
 
         return await self._there(cancel, client)
@@ -311,6 +323,7 @@ class DaskAdapter(BackendAdapter):
         if not _loop_of(client).is_running():
             words = "the event loop of its Dask client has ended"
             return dict.fromkeys(submissions, JobStatus("lost", words))
+
         found = {run_id: future.status for run_id, future in submissions.items()}
         fates = {
             run_id: JobStatus("finished", "finished")
@@ -327,6 +340,7 @@ class DaskAdapter(BackendAdapter):
                 run_id: JobStatus("lost", words)
                 for run_id, words in zip(over, await self._there(ask, client), strict=True)
             }
+
         return fates
 
 
@@ -346,6 +360,7 @@ async def _words(future: Any, client: Any) -> str:
         words = of_exception(error)
     else:
         return "finished"
+
     return words if client.status == "running" else f"{words} (the client is {client.status})"
 
 

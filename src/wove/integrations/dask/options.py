@@ -52,6 +52,7 @@ def read_submit_options(value: object, *, label: str) -> dict[str, Any]:
         raise ValueError(
             f"{label}: executor_config 'submit_options': 'allow_other_workers' goes with 'workers' only"
         )
+
     if isinstance(workers, str):  # `submit` takes a name, and `map` a list
         given["workers"] = [workers]
     return given

@@ -41,6 +41,7 @@ def never_began(key: str, story: Iterable[tuple[Any, ...]]) -> bool:
         if about == key:
             rows = at_scheduler if who == SCHEDULER else at_workers.setdefault(who, [])
             rows.append(tuple(row))
+
     if not at_scheduler or at_scheduler[0][0] != "released" or at_scheduler[-1][1] not in GONE:
         return False
     if not at_workers:

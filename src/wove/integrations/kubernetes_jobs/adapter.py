@@ -160,12 +160,15 @@ class KubernetesJobsAdapter(BackendAdapter):
             raise TypeError(
                 f"{label}: executor_config 'job_factory' must be callable, not {shown(self._factory)}"
             )
+
         self._prefix = text(config, "job_name_prefix", "wove-", label=label).rstrip("-") + "-"
+
         if not _PREFIX.fullmatch(self._prefix) or len(self._prefix) > MAX_PREFIX:
             raise ValueError(
                 f"{label}: executor_config 'job_name_prefix' must be at most {MAX_PREFIX - 1} lower-case letters, "
                 f"digits and '-', the first a letter, as names of Jobs are; not {shown(config['job_name_prefix'])}"
             )
+
         self._owner = secrets.token_hex(8)
         self._template = Template(
             self._namespace or "",
@@ -193,6 +196,7 @@ class KubernetesJobsAdapter(BackendAdapter):
                 f"{self.label}: executor_config 'batch_api' has its configuration: it cannot have "
                 f"{' and '.join(both)}, too"
             )
+
         create = getattr(self._given, "create_namespaced_job", None)
         is_async = inspect.iscoroutinefunction(create) or ".aio" in type(self._given).__module__
         if (
@@ -212,18 +216,22 @@ class KubernetesJobsAdapter(BackendAdapter):
             raise ValueError(
                 f"{label}: executor_config needs 'image' (\"registry.example/reports:3\") or 'job_factory'"
             )
+
         if template.image is not None and template.container.get("image"):
             raise ValueError(
                 f"{label}: executor_config has 'image', and another one in 'container': leave one out"
             )
+
         if template.container.get("name", CONTAINER) != CONTAINER:
             raise ValueError(
                 f"{label}: executor_config 'container' is named {CONTAINER!r}; leave its 'name' out"
             )
+
         if self.config.get("command") is not None and template.container.get("command"):
             raise ValueError(
                 f"{label}: executor_config has 'command', and another one in 'container': leave one out"
             )
+
         variables: Any = template.container.get("env") or []
         if not isinstance(variables, (list, tuple)) or not all(
             isinstance(each, Mapping) for each in cast("Any", variables)
@@ -231,10 +239,12 @@ class KubernetesJobsAdapter(BackendAdapter):
             raise TypeError(
                 f"{label}: executor_config 'container': 'env' must be a list of {{'name': ..., 'value': ...}}"
             )
+
         if any(each.get("name") == PAYLOAD_VARIABLE for each in cast("Any", variables)):
             raise ValueError(
                 f"{label}: executor_config 'container' cannot set {PAYLOAD_VARIABLE}: that is the payload"
             )
+
         if "template" in template.job_spec:
             raise ValueError(
                 f"{label}: executor_config 'job_spec' has a 'template': that belongs into 'pod_spec'"
@@ -256,8 +266,10 @@ class KubernetesJobsAdapter(BackendAdapter):
         with forks.importing:
             importlib.import_module("kubernetes.client")
             config: Any = importlib.import_module("kubernetes.config")
+
         batch: Any = self._given
         namespace = self._namespace
+
         try:
             if batch is None:
                 batch = kubernetes_api.batch_api(load=load, in_cluster=in_cluster, options=options)
@@ -272,6 +284,7 @@ class KubernetesJobsAdapter(BackendAdapter):
                 "executor_config 'load_config_options' ({'config_file': ..., 'context': ...}), or 'in_cluster': True "
                 "in a pod, or 'batch_api'"
             ) from error
+
         self._template = self._template._replace(namespace=namespace)
         self._book = PodCache()
         self._uids: dict[str, str] = {}
@@ -279,12 +292,14 @@ class KubernetesJobsAdapter(BackendAdapter):
         api = self._api = Api(batch, namespace, label=self.label)
         self._streams = Watches(api, self._book, f"{OWNER}={self._owner}", self._prune)
         self._unmade = Unmade(api, self._book, label=self.label)
+
         try:
             self._streams.start()
         except RefusedError as error:
             if error.status == 403:
                 self._check_rights(api)  # which says it as for any other right
             raise
+
         self._check_rights(api)
 
     def _check_rights(self, api: Api) -> None:
@@ -334,6 +349,7 @@ class KubernetesJobsAdapter(BackendAdapter):
             default = self._template.job(payload, name)
         except ValueError as error:
             raise ValueError(f"{self.label}: {error}") from None
+
         if self._factory is None:
             return default
         given = copy.deepcopy(default)
@@ -342,6 +358,7 @@ class KubernetesJobsAdapter(BackendAdapter):
             raise TypeError(
                 f"{self.label}: job_factory must return a Job, as a dict or a kubernetes.client.V1Job, not {shown(job)}"
             )
+
         try:
             return self._template.adopt(cast("Mapping[str, Any]", job), default)
         except ValueError as error:
@@ -352,6 +369,7 @@ class KubernetesJobsAdapter(BackendAdapter):
     def _create(self, job: dict[str, Any], payload: PayloadDict) -> dict[str, Any]:
         api, began = self._there[0], time.monotonic()
         name = job["metadata"]["name"]
+
         while True:
             try:
                 return api.create(job)
@@ -390,6 +408,7 @@ class KubernetesJobsAdapter(BackendAdapter):
                 f"{self.label}: task {payload['task_name']!r} cannot have Job {state.name}: another run has it. A "
                 "job_factory must leave names as they are, or give each run another one"
             )
+
         leaving = bool(job["metadata"].get("deletionTimestamp"))
         if not state.over and not leaving and state.owner != self._owner:
             if patient:
@@ -399,6 +418,7 @@ class KubernetesJobsAdapter(BackendAdapter):
                 f"created by another process, which gets its result. Wait for it, delete that Job (kubectl delete job "
                 f"{state.name} --namespace {self._template.namespace}), or use another key"
             )
+
         if not leaving:
             self._there[0].delete(state.name, state.uid)
 
@@ -409,6 +429,7 @@ class KubernetesJobsAdapter(BackendAdapter):
             submission, Submission
         ):  # not created yet; its worker hears that nobody waits
             return False
+
         self._there[0].delete(submission.name, submission.uid)
         if frame.get("delivery_cancel_mode") != "require_ack":
             return False
@@ -417,6 +438,7 @@ class KubernetesJobsAdapter(BackendAdapter):
             if self._book.is_gone(submission.uid):
                 return True
             time.sleep(0.05)
+
         return False
 
     # ------------------------------------------------------------------ watch
@@ -437,6 +459,7 @@ class KubernetesJobsAdapter(BackendAdapter):
             logger.info(
                 "%s: %d of its pods cannot be scheduled, and wait: %s", self.label, number, why
             )
+
         removed = [runs[run_id] for run_id, verdict in fates.items() if verdict.remove]
         said = self._with_logs(fates)
         self._remove(api, removed)
@@ -456,6 +479,7 @@ class KubernetesJobsAdapter(BackendAdapter):
     def _with_logs(self, verdicts: Mapping[str, PodStatus]) -> dict[str, JobStatus]:
         api, left = self._there[0], MAX_LOGS
         fates: dict[str, JobStatus] = {}
+
         for run_id, verdict in verdicts.items():
             fates[run_id] = verdict.fate
             if verdict.pod is not None and verdict.pod.begun and left > 0:
@@ -467,6 +491,7 @@ class KubernetesJobsAdapter(BackendAdapter):
                     fates[run_id] = JobStatus(
                         "lost", f"{verdict.fate.reason}; the end of its log: {log[-2000:]}"
                     )
+
         return fates
 
 
@@ -478,4 +503,5 @@ def _called(factory: Callable[..., Any], payload: PayloadDict, job: dict[str, An
         return factory(copy.deepcopy(payload))
     except ValueError:  # of something that has no signature
         pass
+
     return factory(copy.deepcopy(payload), job)

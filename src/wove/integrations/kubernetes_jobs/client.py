@@ -81,6 +81,7 @@ class Api:
         """Create a Job. Unknown fields in it are an error, where the server can tell (from 1.25 on)."""
         create = self.batch.create_namespaced_job
         doing = f"create Job {job['metadata']['name']}"
+
         try:
             return self._answer(doing, create, self.namespace, job, field_validation="Strict")
         except (
@@ -104,6 +105,7 @@ class Api:
     def delete(self, name: str, uid: str) -> None:
         """Delete that very Job, if it is there, and have its pods deleted."""
         body = {"propagationPolicy": "Background", "preconditions": {"uid": uid}}
+
         try:
             self._answer(
                 f"delete Job {name}",
@@ -160,6 +162,7 @@ class Api:
         """The last lines of a container's log; nothing if they cannot be had."""
         read = self.core.read_namespaced_pod_log
         options: dict[str, Any] = {"container": container} if container else {}
+
         with contextlib.suppress(self._refused, self._unreached):
             response = read(
                 pod,
@@ -170,6 +173,7 @@ class Api:
                 **options,
             )
             return bytes(response.data).decode("utf-8", "replace").strip()
+
         return ""
 
     def may(self, verb: str, group: str, resource: str) -> str | None:
@@ -181,6 +185,7 @@ class Api:
             "resource": resource,
         }
         review = {"apiVersion": "authorization.k8s.io/v1", "kind": "SelfSubjectAccessReview"}
+
         try:
             create = self._access.create_self_subject_access_review
             answer = self._answer(
@@ -188,6 +193,7 @@ class Api:
             )
         except RefusedError:
             return None
+
         status: dict[str, Any] = answer.get("status") or {}
         return (
             None
@@ -202,6 +208,7 @@ class Api:
     ) -> dict[str, Any]:
         """Call *function*, again while the server is too busy, and return its answer."""
         began, failures, broken = time.monotonic(), 0, False
+
         while True:
             try:
                 with self._explained(doing):
@@ -307,6 +314,7 @@ def batch_api(*, load: bool, in_cluster: bool | None, options: dict[str, Any]) -
     client: Any = importlib.import_module("kubernetes.client")
     config: Any = importlib.import_module("kubernetes.config")
     settings: Any
+
     if not load:
         settings = client.Configuration.get_default_copy()
     else:
@@ -322,6 +330,7 @@ def batch_api(*, load: bool, in_cluster: bool | None, options: dict[str, Any]) -
             config.load_incluster_config(client_configuration=settings)
         else:
             config.load_kube_config(client_configuration=settings, **options)
+
     settings.retries = False  # a server that does not answer is not to be waited for four times
     return client.BatchV1Api(client.ApiClient(settings))
 
@@ -335,6 +344,7 @@ def _has_kubeconfig() -> bool:
 def default_namespace(*, load: bool, in_cluster: bool | None, options: dict[str, Any]) -> str:
     """The namespace of the kubeconfig's context, or of the pod; else ``"default"``."""
     config: Any = importlib.import_module("kubernetes.config")
+
     if load and not in_cluster:
         with contextlib.suppress(config.ConfigException, OSError, KeyError, TypeError):
             contexts, active = config.list_kube_config_contexts(
@@ -345,6 +355,7 @@ def default_namespace(*, load: bool, in_cluster: bool | None, options: dict[str,
             if namespace := active["context"].get("namespace"):
                 return str(namespace)
             return "default"
+
     with contextlib.suppress(OSError):
         return Path(NAMESPACE_FILE).read_text().strip() or "default"
     return "default"

@@ -52,6 +52,7 @@ class Unmade:
         if not podless:
             self._waiting = False
             return {}
+
         now = time.monotonic()
         if not self._may or now < self._next:
             return {}
@@ -59,6 +60,7 @@ class Unmade:
         told = self._told()
         verdicts: dict[str, PodStatus] = {}
         waiting: list[str] = []
+
         for uid, job in podless.items():
             why = told.get(uid, "")
             if _FINAL.search(why) and not _PASSES.search(why):
@@ -67,10 +69,12 @@ class Unmade:
                 )
             elif why:
                 waiting.append(why)
+
         if waiting and not self._waiting:
             logger.info(
                 "%s: %d Jobs wait for a pod to be made: %s", self._what, len(waiting), waiting[0]
             )
+
         self._waiting = bool(waiting)
         return verdicts
 
@@ -88,4 +92,5 @@ class Unmade:
                 each["involvedObject"].get("uid", ""): str(each.get("message") or "")
                 for each in events
             }
+
         return {}

@@ -94,6 +94,7 @@ class Template(NamedTuple):
                 f"{PAYLOAD_VARIABLE}: that takes {MAX_VARIABLE:,} bytes, and it would have {size:,}, although its "
                 "function and arguments are fetched. Its delivery options must be shorter"
             )
+
         metadata = self._metadata(payload)
         container: dict[str, Any] = {
             "name": CONTAINER,
@@ -142,17 +143,20 @@ class Template(NamedTuple):
         made = merged({"apiVersion": "batch/v1", "kind": "Job", **job}, ours)
         metadata, spec = made["metadata"], made.get("spec")
         metadata.setdefault("name", default["metadata"]["name"])
+
         if metadata.setdefault("namespace", self.namespace) != self.namespace:
             raise ValueError(
                 f"it is for namespace {metadata['namespace']!r}, and the environment's 'namespace' is "
                 f"{self.namespace!r}"
             )
+
         if (
             made["kind"] != "Job"
             or not isinstance(spec, dict)
             or not isinstance(made["spec"].get("template"), dict)
         ):
             raise ValueError("it is not a Job: that has kind 'Job', and a spec with a template")
+
         made["spec"]["template"] = merged(made["spec"]["template"], ours)
         return made
 

@@ -153,6 +153,7 @@ def _ran(container: Any) -> bool:
 
 def _failed(name: str, pod: Any, container: Any) -> str:
     words = f"pod {name} failed"
+
     if reason := _in(
         pod, "status", "reason"
     ):  # of the pod as a whole: Evicted, DeadlineExceeded, NodeLost, ...
@@ -161,6 +162,7 @@ def _failed(name: str, pod: Any, container: Any) -> str:
         for each in _items(pod, "status", "conditions"):
             if each.get("type") == "DisruptionTarget" and each.get("status") == "True":
                 words += f" ({_sentence(each.get('reason'), each.get('message'))})"
+
     if container is not None:
         end = _in(container, "state", "terminated")
         words += f": container {container['name']!r} ended with exit code {end['exitCode']}"
@@ -169,6 +171,7 @@ def _failed(name: str, pod: Any, container: Any) -> str:
             words += f" ({_sentence(reason, end.get('message'))})"
         elif reason and reason != "Error":
             words += f" ({reason})"
+
     return words
 
 

@@ -76,6 +76,7 @@ class PodCache:
     def keep(self, uids: Iterable[str]) -> None:
         """Forget all Jobs but these."""
         kept = set(uids)
+
         with self._lock:
             for uid in [uid for uid in self._jobs if uid not in kept]:
                 del self._jobs[uid]
@@ -100,6 +101,7 @@ class PodCache:
 
     def put_pod(self, pod: Mapping[str, Any], *, gone: bool = False) -> None:
         state = pod_state(pod)
+
         with self._lock:
             before = self._pods.get(state.uid)
             if before is not None and before.trouble and "ImagePullBackOff" in state.trouble:
@@ -145,6 +147,7 @@ class PodCache:
     def podless(self, uids: Iterable[str]) -> dict[str, JobState]:
         """Return those of the Jobs that exist and have had no pod for a while."""
         before = time.monotonic() - TROUBLE_SECONDS
+
         with self._lock:
             served = {pod.job for pod in self._pods.values()}
             found = {
@@ -161,6 +164,7 @@ class PodCache:
     def verdicts(self, uids: Iterable[str]) -> dict[str, PodStatus]:
         """Return the ends of those of the Jobs that are over, or will never begin."""
         now = time.monotonic()
+
         with self._lock:
             pods: dict[str, list[PodState]] = {}
             for pod in self._pods.values():
@@ -168,6 +172,7 @@ class PodCache:
             found = {
                 uid: self._verdict(uid, pods.get(uid, []), now) for uid in uids if uid in self._jobs
             }
+
         return {uid: verdict for uid, verdict in found.items() if verdict is not None}
 
     def _verdict(self, uid: str, pods: list[PodState], now: float) -> PodStatus | None:
@@ -175,6 +180,7 @@ class PodCache:
         if job is not None and job.over == FINISHED:
             return PodStatus(JobStatus("finished", f"Job {job.name} is complete"))
         failed = next((pod for pod in pods if pod.failed), None)
+
         if job is not None and job.over:
             if (
                 failed is None
@@ -189,6 +195,7 @@ class PodCache:
                 else _why(job)
             )
             return _lost(f"Job {job.name} failed{why}", failed, pods)
+
         if uid in self._gone:
             return _lost(f"Job {job.name if job else uid} {self._gone[uid]}", failed, pods)
         if job is None:
@@ -199,6 +206,7 @@ class PodCache:
             return PodStatus(
                 JobStatus("finished", f"the pod of Job {job.name} ended with exit code 0")
             )
+
         for pod in pods:
             since = self._since.get(pod.uid)
             if (
@@ -211,6 +219,7 @@ class PodCache:
                     JobStatus("lost", f"pod {pod.name} of Job {job.name}: {pod.trouble}"),
                     remove=True,
                 )
+
         return None
 
     def why_waiting(self, uids: set[str]) -> str:
@@ -224,11 +233,13 @@ class PodCache:
     def waiting(self) -> list[tuple[str, int]]:
         """Why pods cannot be scheduled, and how many; what was told before is left out."""
         counts: dict[str, int] = {}
+
         with self._lock:
             for pod in self._pods.values():
                 if pod.waits and not pod.leaving:
                     counts[pod.waits] = counts.get(pod.waits, 0) + 1
             told, self._told = self._told, set(counts)
+
         return [(why, number) for why, number in counts.items() if why not in told]
 
 
@@ -238,6 +249,7 @@ def _lost(words: str, failed: PodState | None, pods: list[PodState]) -> PodStatu
         return PodStatus(
             JobStatus("lost", f"{words}: {failed.failed}{tail}"), None if failed.message else failed
         )
+
     if any(pod.leaving for pod in pods):
         words += ": its pod was deleted"
     trouble = next((pod.trouble or pod.waits for pod in pods if pod.trouble or pod.waits), "")
@@ -301,11 +313,13 @@ class Watches:
             threads = list(self._threads.values())
             for response in self._open.values():
                 hang_up(response)
+
         for thread in threads:
             thread.join(seconds)
 
     def _run(self, kind: str) -> None:
         failures = 0
+
         while True:
             began = time.monotonic()
             try:
@@ -343,7 +357,9 @@ class Watches:
             self._open[kind] = response
             if self._closed.is_set():
                 hang_up(response)
+
         self._troubles.pop(kind, None)
+
         try:
             for event in lines_of(response):
                 thing = event["object"]

@@ -96,6 +96,7 @@ class RayAdapter(BackendAdapter):
         self._init_options = self._read_options("init_options")
         self._remote_options = {"max_retries": 0, **self._read_options("remote_options")}
         self.restarts = self._remote_options["max_retries"] != 0
+
         if not self._init and (
             given := [key for key in ("address", "init_options") if config.get(key) is not None]
         ):
@@ -121,6 +122,7 @@ class RayAdapter(BackendAdapter):
         given = self._init_options if self._init else None
         self._ray = ray = ray_process.load()
         self._core = ray_process.shutdown_lock()  # for everything that is asked of Ray but this
+
         try:
             # Exported to the cluster once, when the first run is submitted.
             self._run: Any = ray.remote(**self._remote_options)(run)
@@ -128,6 +130,7 @@ class RayAdapter(BackendAdapter):
             raise ValueError(
                 f"{self.label}: ray.remote does not take these remote_options: {of_exception(error)}"
             ) from error
+
         ray_process.connect(id(self), self._address, given, label=self.label)
 
     async def close(self) -> None:
@@ -173,6 +176,7 @@ class RayAdapter(BackendAdapter):
             raise DeliveryError(
                 f"{self.label}: Ray did not take the task: {of_exception(error)}"
             ) from error
+
         # A client of ray:// has a server do it, and waits for it.
         self._exported = None if self._ray.util.client.ray.is_connected() else job
         return submissions
@@ -195,6 +199,7 @@ class RayAdapter(BackendAdapter):
             if self._force:
                 await self._kill_later(submission)
             return False
+
         if not await self._threads.call(self._cancel, submission, self._force):
             return False
         if frame.get("delivery_cancel_mode") != "require_ack":
@@ -257,11 +262,13 @@ class RayAdapter(BackendAdapter):
         fates = {
             run_id: JobStatus("lost", SHUT_DOWN) for run_id in submissions if run_id not in there
         }
+
         if there:
             refs = list(there.values())
             over, _ = self._ray.wait(refs, num_returns=len(refs), timeout=0, fetch_local=False)
             over = set(over)
             fates |= {run_id: self._fate(ref) for run_id, ref in there.items() if ref in over}
+
         return fates
 
     def _fate(self, ref: Any) -> JobStatus:
@@ -274,4 +281,5 @@ class RayAdapter(BackendAdapter):
             return JobStatus(
                 "lost", of_exception(cause if isinstance(cause, BaseException) else error)
             )
+
         return JobStatus("finished", "finished")

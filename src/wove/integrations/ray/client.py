@@ -110,11 +110,13 @@ def connect(
     """
     global _made
     ray = load()
+
     if _forked:
         raise DeliveryError(
             f"{label}: this process was forked from one that was connected to Ray, and Ray does not survive that. Fork "
             "before the first weave that uses Ray, or start processes with 'spawn'"
         )
+
     with _lock:
         if ray.is_initialized():
             _check_place(ray, address, label)

@@ -118,6 +118,7 @@ class RQAdapter(BackendAdapter):
         self._given = config.get("queue")
         self._url = text(config, "redis_url", DEFAULT_URL, label=label)
         self._name = text(config, "queue_name", "default", label=label)
+
         if self._given is not None:
             self._check_queue(self._given)
         else:
@@ -127,6 +128,7 @@ class RQAdapter(BackendAdapter):
                 raise ValueError(
                     f"{label}: executor_config 'redis_url' must begin with one of {known}"
                 )
+
         self._options = read_options(config.get("enqueue_options"), label=label)
         self._owner = uuid.uuid4().hex
         self._condemned: set[Submission] = set()
@@ -137,12 +139,14 @@ class RQAdapter(BackendAdapter):
             raise ValueError(
                 f"{self.label}: executor_config 'queue' brings its own {' and '.join(both)}: give one only"
             )
+
         if not all(
             hasattr(queue, name) for name in ("enqueue_call", "connection", "serializer", "key")
         ):
             raise TypeError(
                 f"{self.label}: executor_config 'queue' must be an rq.Queue, not {shown(queue)}"
             )
+
         if not getattr(queue, "is_async", True):
             raise ValueError(
                 f"{self.label}: executor_config 'queue' has is_async=False and would run each task while it is "
@@ -160,10 +164,12 @@ class RQAdapter(BackendAdapter):
             commands: Any = importlib.import_module("rq.command")
             results: Any = importlib.import_module("rq.results")
             importlib.import_module("wove.integrations.rq.preload")
+
         self._errors: type[Exception] = redis.exceptions.RedisError
         self._changed: type[Exception] = redis.exceptions.WatchError
         self._send_command = commands.send_command
         self._worker_class: Any = rq.Worker
+
         if self._given is not None:
             self._queue = self._given
         else:
@@ -176,6 +182,7 @@ class RQAdapter(BackendAdapter):
                 retry=retries.Retry(backoff.NoBackoff(), 0),
             )
             self._queue = rq.Queue(self._name, connection=self._own)
+
         self._redis: Any = self._queue.connection
         self._job_class: Any = self._queue.job_class
         self._look = JobInspector(
@@ -195,6 +202,7 @@ class RQAdapter(BackendAdapter):
             for name, value in self._options.items()
             if name not in ("at_front", "job_timeout")
         }
+
         try:
             self._queue.create_job(
                 FUNCTION, timeout=self._options.get("job_timeout", NO_LIMIT), **options
@@ -236,6 +244,7 @@ class RQAdapter(BackendAdapter):
             raise DeliveryError(
                 f"{self.label}: run {payload['run_id']} was given up before it was enqueued"
             )
+
         with self._reaching("did not take the job"):
             if naming.idempotency_key(frame) is not None:
                 return self._submit_with_key(payload, frame)
@@ -270,6 +279,7 @@ class RQAdapter(BackendAdapter):
 
     def _submit_with_key(self, payload: PayloadDict, frame: Frame) -> Submission:
         submission = Submission(naming.job_id(frame), f"{self._owner}/{payload['run_id']}")
+
         for _ in range(MAX_TRIES):
             with self._redis.pipeline() as pipe, contextlib.suppress(self._changed):
                 pipe.watch(self._key(submission))
@@ -285,6 +295,7 @@ class RQAdapter(BackendAdapter):
                     self._enqueue(submission, payload, pipe)
                     pipe.execute()
                 return submission
+
         raise DeliveryError(
             f"{self.label}: job {submission.job_id} of RQ changes all the time, and cannot be replaced"
         )
@@ -299,12 +310,14 @@ class RQAdapter(BackendAdapter):
             # Lost for us, and still written to by its worker. That must not write to the new job.
             self._send_command(self._redis, row.worker, STOP, job_id=submission.job_id)
             return submission._replace(job_id=f"{submission.job_id}-{payload['run_id']}")
+
         if (running or row.status in WAITING) and row.owner != self._owner:
             raise DeliveryError(
                 f"{self.label}: task {payload['task_name']!r} with this idempotency key is already job "
                 f"{submission.job_id} of RQ ({row.status}), enqueued by another process, which gets its result. Wait "
                 "for it, remove that job, or use another key"
             )
+
         self._remove(submission)
         return submission
 
@@ -313,6 +326,7 @@ class RQAdapter(BackendAdapter):
             submission.job_id, connection=self._redis, serializer=self._queue.serializer
         )
         job.origin = self._queue.name
+
         try:
             job.delete(pipeline=pipe)
         except self._errors:
@@ -329,16 +343,19 @@ class RQAdapter(BackendAdapter):
             return never
         # Its worker hears within a second that nobody waits, and can end the run in good order. If not:
         self._condemned.add(submission)
+
         try:
             await asyncio.sleep(KILL_SECONDS)
             await self._calls.call(self._stop, [submission])
         finally:
             self._condemned.discard(submission)
+
         return False
 
     def _take_back(self, submission: Submission) -> bool | None:
         """Whether the job never runs, because of this call; ``None``: it runs."""
         key = self._key(submission)
+
         with self._reaching("could not be told to cancel"):
             row = read_row(self._redis, key)
             if row is None or (submission.mark is not None and row.mark != submission.mark):
@@ -355,6 +372,7 @@ class RQAdapter(BackendAdapter):
                     self._remove(submission, pipe)
                     pipe.execute()
                     return True
+
         return (
             None
             if row is not None and (row.status in WAITING or row.status == "started")
@@ -386,6 +404,7 @@ class RQAdapter(BackendAdapter):
             return (
                 f"no RQ worker listens to queue {self._queue.name!r} (rq worker {self._queue.name})"
             )
+
         busy = sum(
             str(worker.get_state()).rpartition(".")[2].lower() == "busy" for worker in workers
         )

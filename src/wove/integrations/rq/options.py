@@ -60,4 +60,5 @@ def read_options(value: object, *, label: str) -> dict[str, Any]:
         raise TypeError(
             f"{label}: executor_config 'enqueue_options': 'meta' must be a dict, not {shown(given['meta'])}"
         )
+
     return {"result_ttl": RESULT_TTL, "failure_ttl": FAILURE_TTL, **given}

@@ -129,6 +129,7 @@ class JobInspector:
         failed: dict[str, Row] = {}
         started: dict[str, Row] = {}
         queued: dict[str, str] = {}
+
         for run_id, row in self._rows(jobs):
             key, mark = jobs[run_id]
             if row is None:
@@ -151,6 +152,7 @@ class JobInspector:
                 started[run_id] = row
             elif row.status == "queued" and row.origin == self._queue.name:
                 queued[run_id] = _id_in(key)
+
         workers = self._look_up(
             {row.worker for row in (*started.values(), *failed.values()) if row.worker}
         )
@@ -181,18 +183,21 @@ class JobInspector:
             # A worker, and the work-horse it forked, hold the connection to this channel open as long as either lives.
             pipe.pubsub_numsub(*map(self._channel, wanted))
             *rows, listeners = pipe.execute(raise_on_error=False)
+
         counts = (
             [None] * len(wanted)
             if isinstance(listeners, Exception)
             else [count for _, count in listeners]
         )
         workers: dict[str, _Worker] = {}
+
         for name, row, count in zip(wanted, rows, counts, strict=True):
             if isinstance(row, Exception):
                 raise row
             workers[name] = _Worker(
                 _text(row[0]), _text(row[1]), None if count is None else count > 0
             )
+
         return workers
 
     def _failures(
@@ -218,6 +223,7 @@ class JobInspector:
     ) -> dict[str, tuple[str, bool]]:
         """Jobs that were begun by workers that are gone: why, and whether that is certain."""
         found: dict[str, tuple[str, bool]] = {}
+
         for run_id, row in started.items():
             worker = workers.get(row.worker)
             if worker is not None and (why := worker.gone(row)) is not None:
@@ -225,6 +231,7 @@ class JobInspector:
                     f"its {why}, and its job is still marked as started",
                     worker.listens is not False,
                 )
+
         return found
 
     def _untraceable(self, queued: Mapping[str, str]) -> dict[str, tuple[str, bool]]:
@@ -245,6 +252,7 @@ class JobInspector:
                     for each, at in zip(oldest, pipe.execute(raise_on_error=False), strict=True)
                     if at is None
                 ]
+
         why = "a worker took its job from the queue, and ended before it began it"
         return dict.fromkeys(missing, (why, False))
 
@@ -271,6 +279,7 @@ def words_of(told: str) -> str:
         words += (
             " (the worker cannot import wove.integrations.worker: is Wove installed where it runs?)"
         )
+
     return words or NO_REASON
 
 

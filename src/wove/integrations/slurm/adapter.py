@@ -196,20 +196,24 @@ class SlurmAdapter(BackendAdapter):
             raise ValueError(
                 f"{label}: this interpreter does not know its own path: set executor_config 'command'"
             )
+
         self._sbatch = read_command(config, "sbatch", ("sbatch",), label=label) or ()
         others = ("scancel", "squeue", "sacct", "sinfo")
         self._others = {name: read_command(config, name, None, label=label) for name in others}
         self._prefix = text(config, "job_name_prefix", "wove-", label=label)
+
         if not re.fullmatch(r"[A-Za-z0-9_.-]{1,60}", self._prefix):
             raise ValueError(
                 f"{label}: executor_config 'job_name_prefix' is made of letters, digits, '_', '.' and '-', and has at "
                 f"most 60 of them: {self._prefix!r}"
             )
+
         self._output = text(config, "output", "/dev/null", label=label)
         if re.search(r"[\x00-\x1f]", self._output):
             raise ValueError(
                 f"{label}: executor_config 'output' holds a control character: {self._output!r}"
             )
+
         self._options = read_options(config.get("sbatch_options"), label=label)
         self._export = read_export(config.get("export"), label=label)
         self._accounting = True
@@ -236,6 +240,7 @@ class SlurmAdapter(BackendAdapter):
         self._doubtful: dict[str, str] = {}
         self._withdrawing: asyncio.Task[None] | None = None
         self._cancels: Batcher[tuple[Submission, bool], bool] = Batcher(self._carry_cancels)
+
         try:
             await self._queries.call(self._connect)
         except BaseException:
@@ -253,6 +258,7 @@ class SlurmAdapter(BackendAdapter):
             commands.check_program(self._submit, "submit", label=self.label)
         elif not self._function:
             commands.check_program(self._sbatch, "sbatch", label=self.label)
+
         commands.check_program(self._scancel, "scancel", label=self.label)
         commands.check_program(self._squeue, "squeue", label=self.label)
         self._accounting = shutil.which(self._sacct[0]) is not None
@@ -277,11 +283,13 @@ class SlurmAdapter(BackendAdapter):
             raise DeliveryError(
                 f"{self.label}: run {payload['run_id']} was given up before it was submitted"
             )
+
         if self._function is not None:
             return self._submission(self._function(payload, frame), "")
         name = self._name(payload, frame)
         ours = ("--parsable", "--no-requeue", f"--export={self._export.option}")
         about = (f"--job-name={name}", f"--output={self._output}")
+
         if self._submit is not None:
             command, environment = self._submit, environment_of_queries()
             script = job_script(
@@ -293,6 +301,7 @@ class SlurmAdapter(BackendAdapter):
                 self._export.environment(),
             )
             script = job_script(payload, self._command)
+
         content = script.encode("utf-8", "surrogateescape")
         if len(content) > MAX_SCRIPT:
             raise DeliveryError(
@@ -300,6 +309,7 @@ class SlurmAdapter(BackendAdapter):
                 f"{len(content)} bytes, and Slurm takes {MAX_SCRIPT}. Large arguments are not in it: is "
                 "delivery_idempotency_key so long?"
             )
+
         call = partial(
             commands.run,
             command,
@@ -324,6 +334,7 @@ class SlurmAdapter(BackendAdapter):
         """
         until = time.monotonic() + self.submit_patience_seconds
         failures = 0
+
         while True:
             try:
                 done = call()
@@ -373,6 +384,7 @@ class SlurmAdapter(BackendAdapter):
     async def _withdraw_all(self) -> None:
         """Cancel doubtful jobs until Slurm has said for `SETTLED_LOOKS` times that there are none."""
         looks: dict[str, int] = {}
+
         while self._doubtful:
             for name, keep in list(self._doubtful.items()):
                 clear = await self._queries.call(self._cancel_named, name, keep)
@@ -389,6 +401,7 @@ class SlurmAdapter(BackendAdapter):
             logger.info("%s: job %s was submitted too late, and is cancelled", self.label, others)
             with contextlib.suppress(DeliveryError):
                 self._tell([Submission(job, "", name) for job in others], QUERY_SECONDS)
+
         return jobs is not None and not others
 
     def _name(self, payload: PayloadDict, frame: Frame) -> str:
@@ -397,6 +410,7 @@ class SlurmAdapter(BackendAdapter):
             suffix = f"-{payload['run_id']}"
             keyed = naming.job_id(frame, prefix=self._prefix, most=MAX_NAME - len(suffix))
             return f"{keyed}{suffix}"
+
         suffix = f"-{payload['run_id']}"
         pattern = "A-Za-z0-9_.-"
         return naming.job_name(
@@ -411,6 +425,7 @@ class SlurmAdapter(BackendAdapter):
                 f"{self.label}: executor_config {key!r} did not say which job it submitted: it must print (or "
                 f"return) the job's id, or id and cluster as in '17;cluster', and not {shown(answer)}"
             )
+
         return Submission(found[1], found[2] or "", name)
 
     # ------------------------------------------------------------------ cancel
@@ -419,6 +434,7 @@ class SlurmAdapter(BackendAdapter):
         if not isinstance(submission, Submission):  # not submitted yet
             return False
         self._unsaid.add(submission)
+
         try:
             never = await self._cancels.put(
                 (submission, frame.get("delivery_cancel_mode") == "require_ack")
@@ -426,6 +442,7 @@ class SlurmAdapter(BackendAdapter):
         except Exception:
             self._unsaid.discard(submission)
             raise
+
         self._unsaid.discard(submission)
         return never
 
@@ -469,6 +486,7 @@ class SlurmAdapter(BackendAdapter):
         missing: dict[str, Submission] = {}
         waiting: dict[str, Row] = {}
         again, before = set[tuple[str, str]](), self._again
+
         for run_id, submission in submissions.items():
             place = submission.place
             row = rows.get(place)
@@ -489,14 +507,17 @@ class SlurmAdapter(BackendAdapter):
                 logger.warning("%s: job %s of Slurm waits: %s", self.label, row.job, row.reason)
             if row.wants_nodes:
                 waiting[run_id] = row
+
         self._again = again
         fates.update(self._fates_of_stranded(waiting, submissions))
+
         if vain := [
             submissions[run_id]
             for run_id in fates
             if rows[submissions[run_id].place].state not in ENDED
         ]:
             self._tell(vain, QUERY_SECONDS)  # or somebody releases it, and it runs for nobody
+
         if missing:
             fates.update(self._fates_of_missing(missing))
         return fates
@@ -510,6 +531,7 @@ class SlurmAdapter(BackendAdapter):
             return {}
         self._nodes_at = now + NODES_SECONDS
         fates: dict[str, JobStatus] = {}
+
         for cluster in {submissions[run_id].cluster for run_id in waiting}:
             rows = {
                 run_id: row
@@ -522,18 +544,21 @@ class SlurmAdapter(BackendAdapter):
             partitions = read_sinfo(done.stdout)
             found = {run_id: stranded(row, partitions) for run_id, row in rows.items()}
             fates.update({run_id: fate for run_id, fate in found.items() if fate is not None})
+
         return fates
 
     def _fates_of_missing(self, missing: Mapping[str, Submission]) -> dict[str, JobStatus]:
         """Of jobs that the controller has forgotten, which it does some minutes after their end (MinJobAge)."""
         rows = self._accounted(list(missing.values())) if self._accounting else {}
         fates: dict[str, JobStatus] = {}
+
         for run_id, submission in missing.items():
             row = rows.get(submission.place)
             fate = None if row is None else fate_of(row, self._said(row, submission))
             fates[run_id] = fate or JobStatus(
                 "missing", f"Slurm does not know job {submission.job} any more"
             )
+
         return fates
 
     # ------------------------------------------------------------------ questions
@@ -542,6 +567,7 @@ class SlurmAdapter(BackendAdapter):
         """The user's jobs, by cluster and id; those that have ended, too, as long as the controller knows them."""
         named = sorted(set(clusters) - {""})
         found: dict[tuple[str, str], Row] = {}
+
         for asked in ([""] if "" in clusters else []) + ([",".join(named)] if named else []):
             options = ("--noheader", "--me", "--states=all", f"--Format={SQUEUE_FIELDS}")
             done = self._ask((*self._squeue, *options, *_on(asked)), QUERY_SECONDS)
@@ -557,11 +583,13 @@ class SlurmAdapter(BackendAdapter):
                     for row in read_squeue(done.stdout)
                 }
             )
+
         return found
 
     def _accounted(self, submissions: Sequence[Submission]) -> dict[tuple[str, str], Row]:
         """Return the accounting's rows of jobs; an empty dict where there is no accounting."""
         found: dict[tuple[str, str], Row] = {}
+
         for cluster, jobs in _by_cluster(submissions).items():
             for first in range(0, len(jobs), MAX_IDS):
                 listed = ",".join(jobs[first : first + MAX_IDS])
@@ -578,6 +606,7 @@ class SlurmAdapter(BackendAdapter):
                     logger.debug("%s: %s: %s", self.label, self._sacct[0], done.words)
                     return found
                 found.update({(cluster, row.job): row for row in read_sacct(done.stdout)})
+
         return found
 
     def _ask(self, command: Sequence[str], seconds: float) -> commands.Done:
@@ -594,6 +623,7 @@ class SlurmAdapter(BackendAdapter):
             "COMPLETING",
         ):
             return ""
+
         values = {"j": submission.job, "A": submission.job, "x": submission.name, "%": "%"}
         path = re.sub(r"%(.)", lambda found: values.get(found[1], found[0]), self._output)
         folder = os.path.dirname(path)

@@ -86,6 +86,7 @@ def run(
         )
     except OSError as error:
         raise DeliveryError(f"{label}: {command[0]!r} cannot be started: {error}") from error
+
     with process:
         try:
             stdout, stderr = process.communicate(content, timeout=seconds)
@@ -98,6 +99,7 @@ def run(
         except BaseException:
             _kill(process)
             raise
+
     return Done(
         process.returncode, stdout.decode("utf-8", "replace"), stderr.decode("utf-8", "replace")
     )
@@ -143,6 +145,7 @@ def sibling(command: Sequence[str], name: str) -> tuple[str, ...]:
             if position == 0 and shutil.which(beside) is None:  # a wrapper of the user's own
                 beside = name
             return (*command[:position], beside)
+
     return (name,)
 
 
@@ -154,6 +157,7 @@ def last_line(path: str) -> str:
             lines = file.read().decode("utf-8", "replace").split("\n")
     except (OSError, ValueError):
         return ""
+
     return next((line.strip()[-TAIL_CHARACTERS:] for line in reversed(lines) if line.strip()), "")
 
 

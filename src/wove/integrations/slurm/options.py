@@ -130,10 +130,12 @@ def _words(value: object, label: str) -> tuple[str, ...]:
             ) from None
     else:
         raise TypeError(f"{label} must be a list or a text, not {shown(value)}")
+
     if any(_UNPRINTABLE.search(part) for part in parts):
         raise ValueError(
             f"{label} holds a line break or another control character, which no script line can carry"
         )
+
     return parts
 
 
@@ -163,7 +165,9 @@ def read_options(value: object, *, label: str) -> tuple[str, ...]:
         arguments = tuple(_of_mapping(cast("Mapping[object, object]", value), key_label))
     else:
         arguments = _words(value, key_label)
+
     before = "="
+
     for each in arguments:
         if (
             not each.startswith("-") and "=" in before
@@ -182,6 +186,7 @@ def read_options(value: object, *, label: str) -> tuple[str, ...]:
         )
         if (reason := TAKEN.get(name)) is not None:
             raise ValueError(f"{key_label} cannot set {name!r}: {reason}")
+
     return arguments
 
 
@@ -199,6 +204,7 @@ def directives(arguments: Sequence[str]) -> str:
 
 def _of_mapping(options: Mapping[object, object], label: str) -> list[str]:
     found: list[str] = []
+
     for name, value in options.items():
         if not isinstance(name, str) or not _OPTION.fullmatch(name):
             raise ValueError(
@@ -218,17 +224,20 @@ def _of_mapping(options: Mapping[object, object], label: str) -> list[str]:
         else:
             dashed = name.replace("_", "-")
             found.append(f"--{dashed}" if value is True else f"--{dashed}={word}")
+
     return found
 
 
 def _joined(arguments: Sequence[str]) -> list[tuple[str, ...]]:
     """Options with their values: what does not begin with a hyphen belongs to what is before it."""
     lines: list[tuple[str, ...]] = []
+
     for each in arguments:
         if lines and not each.startswith("-"):
             lines[-1] = (*lines[-1], each)
         else:
             lines.append((each,))
+
     return lines
 
 
@@ -286,14 +295,17 @@ def read_export(value: object, *, label: str) -> Export:
         if value in ("ALL", "NONE"):
             return Export(value, None, {})
         value = [each for each in value.split(",") if each]
+
     if isinstance(value, Mapping):
         value = [f"{name}={held}" for name, held in cast("Mapping[str, object]", value).items()]
     if not isinstance(value, (list, tuple, type(None))):
         raise TypeError(
             f"{key_label} must be a list of names, a dict, 'ALL' or 'NONE', not {shown(value)}"
         )
+
     names: list[str] = list(EXPORTED)
     values: dict[str, str] = {}
+
     for each in cast("Sequence[object]", value or ()):
         if not isinstance(each, str):
             raise TypeError(f"{key_label} must be a list of names, and {shown(each)} is none")
@@ -312,6 +324,7 @@ def read_export(value: object, *, label: str) -> Export:
             values[name] = held
         else:
             names.append(name)
+
     return Export("ALL", tuple(names), values)
 
 

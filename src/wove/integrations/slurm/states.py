@@ -168,6 +168,7 @@ class Row(NamedTuple):
 def read_squeue(text: str) -> Iterator[Row]:
     """The rows of ``squeue --noheader --Format`` with `SQUEUE_FIELDS`."""
     cluster = ""
+
     for line in text.splitlines():
         if line.startswith("CLUSTER: "):
             cluster = line.removeprefix("CLUSTER: ").strip()
@@ -206,6 +207,7 @@ def read_sacct(text: str) -> Iterator[Row]:
 def read_sinfo(text: str) -> dict[str, list[Node]]:
     """The nodes of each partition, from ``sinfo --noheader --Node --format`` with `SINFO_FORMAT`."""
     found: dict[str, list[Node]] = {}
+
     for line in text.splitlines():
         fields = [field.strip() for field in line.split("@", 3)]
         if len(fields) == 4:
@@ -213,6 +215,7 @@ def read_sinfo(text: str) -> dict[str, list[Node]]:
             found.setdefault(partition, []).append(
                 Node(name, state, "" if reason == "none" else reason)
             )
+
     return found
 
 
@@ -229,6 +232,7 @@ def stranded(row: Row, partitions: Mapping[str, Sequence[Node]]) -> JobStatus | 
         node.state.startswith(OUT) for node in nodes
     ):
         return None
+
     some = "; ".join(map(str, nodes[:MAX_NODES])) + ("; ..." if len(nodes) > MAX_NODES else "")
     return JobStatus(
         "lost",
@@ -239,12 +243,14 @@ def stranded(row: Row, partitions: Mapping[str, Sequence[Node]]) -> JobStatus | 
 def _status(code: str) -> int:
     """An exit status: of what wait(2) gives (``1792``), or of ``7:0`` (status and signal)."""
     exited, colon, signalled = code.partition(":")
+
     try:
         number = int(exited)
         if colon:
             return -int(signalled) if int(signalled) else number
     except ValueError:
         return 0
+
     return -(number & 0x7F) if number & 0x7F else number >> 8
 
 

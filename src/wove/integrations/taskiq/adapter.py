@@ -75,6 +75,7 @@ class TaskiqAdapter(BackendAdapter):
                 f"{label}: executor_config {both} one of them: 'task' (what register(broker) returns), or 'broker' "
                 "and, where it is not the default, 'task_name'"
             )
+
         if self._task is not None:
             if not (
                 callable(getattr(self._task, "kicker", None)) and hasattr(self._task, "broker")
@@ -87,17 +88,20 @@ class TaskiqAdapter(BackendAdapter):
                     f"{label}: executor_config has both 'task' and 'task_name'; the task has a name already"
                 )
             broker = self._task.kicker().broker  # a shared task's is another than its own
+
         if not (
             callable(getattr(broker, "kick", None)) and callable(getattr(broker, "startup", None))
         ):
             raise TypeError(
                 f"{label}: executor_config 'broker' must be a broker of taskiq, not {shown(broker)}"
             )
+
         if any(kind.__name__ == BROADCASTING for kind in type(broker).__mro__):
             raise ValueError(
                 f"{label}: a {type(broker).__name__} gives each task to all workers, and each would run it. Use a "
                 "broker that gives it to one, such as ListQueueBroker"
             )
+
         self._broker = broker
         self._name = (
             text(config, "task_name", TASK_NAME, label=label)
@@ -120,6 +124,7 @@ class TaskiqAdapter(BackendAdapter):
         if Startups.done(self._broker):
             return
         loop = self._loop()
+
         try:
             await self._there(self._broker.startup)
         except DeliveryError:
@@ -128,6 +133,7 @@ class TaskiqAdapter(BackendAdapter):
             raise DeliveryError(
                 f"{self.label}: {self._shown} could not be started: {_said(error)}"
             ) from error
+
         self._started_on = loop or asyncio.get_running_loop()
 
     async def close(self) -> None:
@@ -166,6 +172,7 @@ class TaskiqAdapter(BackendAdapter):
             # Taskiq takes as many tasks of one id as it is given, and the result of an earlier one would be taken for
             # that of this one.
             task_id = f"{task_id}-{payload['run_id']}"
+
         async with self._turns:
             began = time.monotonic()
             try:

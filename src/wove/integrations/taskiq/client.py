@@ -96,6 +96,7 @@ def _bound_to(value: object) -> asyncio.AbstractEventLoop | None:
         found = getattr(value, name, None)
         if isinstance(found, asyncio.AbstractEventLoop):
             return found
+
     return None
 
 

@@ -70,7 +70,9 @@ class LostJobDetector:
         if self._results is not None:
             for task_id, fate in (await self._look_at_results(list(runs))).items():
                 fates[runs[task_id]] = fate
+
         waiting = {sent.task_id: sent for run_id, sent in submissions.items() if not begun(run_id)}
+
         if self._is_list or self._is_stream:
             taken = await (
                 self._taken_from_list(waiting)
@@ -80,6 +82,7 @@ class LostJobDetector:
             # Workers take what they can begin at once: taskiq/receiver/receiver.py, sem_prefetch.
             for task_id in self._unheard.look(taken, waiting):
                 fates.setdefault(runs[task_id], JobStatus("missing", self._unheard_text()))
+
         return fates
 
     # ------------------------------------------------------------------ the queue
@@ -111,22 +114,26 @@ class LostJobDetector:
         (RedisStreamBroker.listen in taskiq_redis/redis_broker.py), which there may never be.
         """
         queue, group, redis = self._queue(), self._broker.consumer_group_name, self._redis()
+
         async with redis.pipeline(transaction=False) as pipe:
             pipe.xinfo_stream(queue)
             pipe.xinfo_groups(queue)
             pipe.xinfo_consumers(queue, group)
             stream, groups, consumers = await pipe.execute()
+
         # An entry's id is not known, but that it was there when the stream's last one was this.
         last: bytes = stream["last-generated-id"]
         self._behind = {task_id: self._behind.get(task_id, last) for task_id in waiting}
         delivered = next(
             (each["last-delivered-id"] for each in groups if each["name"] == group.encode()), b"0-0"
         )
+
         async with redis.pipeline(transaction=False) as pipe:
             for each in consumers:
                 if each["pending"] and each["idle"] < self._broker.idle_timeout:
                     pipe.xpending_range(queue, group, "-", "+", 1, consumername=each["name"])
             oldest = [_entry(held[0]["message_id"]) for held in await pipe.execute() if held]
+
         return {
             task_id
             for task_id, seen in self._behind.items()
@@ -160,6 +167,7 @@ class LostJobDetector:
             return JobStatus(
                 "finished", _unread(task_id, "'security' is set, and nobody has signed it")
             )
+
         try:
             result = await self._results.get_result(task_id)
             return _fate(task_id, bool(result.is_err), result.error)
@@ -174,6 +182,7 @@ class LostJobDetector:
             for task_id in task_ids:
                 pipe.strlen(name(task_id))
             sizes: list[int] = await pipe.execute()
+
         there = [task_id for task_id, size in zip(task_ids, sizes, strict=True) if size][
             :READ_AT_ONCE
         ]
@@ -183,6 +192,7 @@ class LostJobDetector:
             for task_id in there:
                 pipe.getrange(name(task_id), 0, RESULT_BYTES)
             found: list[bytes] = await pipe.execute()
+
         return {
             task_id: self._read(task_id, data) for task_id, data in zip(there, found, strict=True)
         }

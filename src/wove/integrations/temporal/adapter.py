@@ -94,11 +94,13 @@ class TemporalAdapter(BackendAdapter):
             raise ValueError(
                 f"{label}: executor_config 'client' is connected already: leave out {' and '.join(both)}"
             )
+
         if self._given is not None and not callable(getattr(self._given, "start_workflow", None)):
             raise TypeError(
                 f"{label}: executor_config 'client' must be what `await Client.connect(...)` gives, not "
                 f"{shown(self._given)}. Where to connect goes under 'target_host'"
             )
+
         self._target = text(config, "target_host", TARGET_HOST, label=label)
         self._connect_options = self._options(
             "connect_options", {"target_host": "the key beside it is for that"}
@@ -111,13 +113,16 @@ class TemporalAdapter(BackendAdapter):
             raise ValueError(
                 f"{label}: temporal needs executor_config 'task_queue': the name that its workers have, too"
             )
+
         self._task_queue = queue
         self._prefix = text(config, "workflow_id_prefix", "wove-", label=label)
+
         if len(self._prefix) > PREFIX_CHARACTERS:
             raise ValueError(
                 f"{label}: executor_config 'workflow_id_prefix' has {len(self._prefix)} characters; at most "
                 f"{PREFIX_CHARACTERS} leave room for the id"
             )
+
         self._start_options = self._options("start_options", TAKEN)
 
     def _options(self, key: str, taken: Mapping[str, str]) -> dict[str, Any]:
@@ -134,6 +139,7 @@ class TemporalAdapter(BackendAdapter):
                 )
             if name in taken:
                 raise ValueError(f"{label} has {name!r}: {taken[name]}")
+
         return dict(cast("Mapping[str, Any]", value))
 
     # ------------------------------------------------------------------ start and close
@@ -149,6 +155,7 @@ class TemporalAdapter(BackendAdapter):
         self._turns = asyncio.Semaphore(STARTS_AT_ONCE)
         self._calling: set[asyncio.Future[Any]] = set()
         self._closed = False
+
         if self._given is not None:
             self._client: Client = self._given
             calls.keep(self._client)
@@ -156,6 +163,7 @@ class TemporalAdapter(BackendAdapter):
             self._client = await calls.connect(
                 self._target, self._connect_options, label=self.label
             )
+
         self._options_of_start = {**self._start_options, "task_queue": self._task_queue}
         self._fates = fates.Fates(self._client, self._task_queue, self.begun, label=self.label)
 
@@ -186,6 +194,7 @@ class TemporalAdapter(BackendAdapter):
         )
         self._calling.add(calling)
         calling.add_done_callback(self._calling.discard)
+
         try:
             return await calling
         except self._calls.RPCError as error:
@@ -213,6 +222,7 @@ class TemporalAdapter(BackendAdapter):
             options=self._options_of_start,
             label=self.label,
         )
+
         async with self._turns:
             if self._closed:
                 raise DeliveryError(

@@ -106,6 +106,7 @@ def check_options(method: str, options: Mapping[str, Any], *, label: str) -> Non
     names = [
         name for name in inspect.signature(getattr(Client, method)).parameters if name != "self"
     ]
+
     for name in options:
         if name not in names:
             raise ValueError(
@@ -128,11 +129,13 @@ def name_of(workflow: object, *, label: str) -> str:
         found = _Definition.from_class(workflow)
     elif callable(workflow):
         found = _Definition.from_run_fn(cast("Any", workflow))
+
     if found is None or found.name is None:
         raise TypeError(
             f"{label} must be a workflow's name, a class with @workflow.defn, or its method with @workflow.run, "
             f"not {shown(workflow)}"
         )
+
     return found.name
 
 
@@ -146,6 +149,7 @@ async def connect(target: str, options: Mapping[str, Any], *, label: str) -> Cli
         DeliveryError: It does not; the message says what to do.
     """
     _keep_runtime(options.get("runtime"))
+
     try:
         async with asyncio.timeout(CONNECT_SECONDS):
             client = await Client.connect(target, **options)
@@ -160,6 +164,7 @@ async def connect(target: str, options: Mapping[str, Any], *, label: str) -> Cli
         raise
     except RuntimeError as error:  # the one kind that Client.connect knows
         raise _nowhere(label, target, str(error)) from error
+
     return client
 
 
@@ -210,6 +215,7 @@ async def check_namespace(client: Client, *, label: str) -> None:
         DeliveryError: There is not, or the server refuses this client.
     """
     request = DescribeNamespaceRequest(namespace=client.namespace)
+
     try:
         await client.workflow_service.describe_namespace(request, timeout=RPC)
     except RPCError as error:
@@ -221,6 +227,7 @@ async def check_namespace(client: Client, *, label: str) -> None:
 def unreachable(error: RPCError, client: Client, *, label: str) -> DeliveryError:
     """Return the error that a weave gets for *error*, the answer to a call."""
     remedy = ""
+
     if error.status is RPCStatusCode.NOT_FOUND:
         remedy = (
             f". Create it (`temporal operator namespace create {client.namespace}`), or name another one: for an "
@@ -228,6 +235,7 @@ def unreachable(error: RPCError, client: Client, *, label: str) -> DeliveryError
         )
     elif error.status in (RPCStatusCode.PERMISSION_DENIED, RPCStatusCode.UNAUTHENTICATED):
         remedy = ". Are the credentials in executor_config 'connect_options' right?"
+
     where = client.service_client.config.target_host
     return DeliveryError(
         f"{label}: Temporal at {where}, namespace {client.namespace!r}, answered {error.status.name}: {error}{remedy}"
@@ -261,6 +269,7 @@ async def start_workflow(
     summary = {} if "static_summary" in options else {"static_summary": _cut(task)}
     given: dict[str, Any] = {"rpc_timeout": START, **summary, **options, "id": workflow_id}
     handle: WorkflowHandle[Any, Any]
+
     try:
         handle = await client.start_workflow(workflow, payload, **given)
     except WorkflowAlreadyStartedError as error:
@@ -272,6 +281,7 @@ async def start_workflow(
             ) from None
         policy = WorkflowIDConflictPolicy.TERMINATE_EXISTING
         handle = await client.start_workflow(workflow, payload, **given, id_conflict_policy=policy)
+
     run_id = handle.result_run_id or ""
     if keyed:
         _keyed.note(run_id, wanted, str(payload["run_id"]))
@@ -292,6 +302,7 @@ async def cancel(client: Client, submission: Submission, *, is_ours: bool) -> bo
         RPCError: It could not be ended.
     """
     handle = submission.handle(client)
+
     try:
         if await _has_begun(handle, is_ours=is_ours):
             await handle.cancel(rpc_timeout=RPC)
@@ -321,9 +332,11 @@ async def _has_begun(handle: WorkflowHandle[Any, Any], *, is_ours: bool) -> bool
         mark = EventType.EVENT_TYPE_WORKFLOW_TASK_COMPLETED
     else:
         mark = EventType.EVENT_TYPE_WORKFLOW_TASK_STARTED
+
     async for event in handle.fetch_history_events(rpc_timeout=RPC):
         if event.event_type == mark:
             return True
+
     return False
 
 

@@ -88,6 +88,7 @@ class Fates:
         for (temporals, _), fate in zip(some, found, strict=True):
             if fate is not None:
                 fates[runs[temporals]] = fate
+
         now = asyncio.get_running_loop().time()
         waiting = [
             run_id
@@ -113,11 +114,13 @@ class Fates:
         """The status of the runs among *names* that are closed."""
         statuses = ", ".join(f"'{each}'" for each in CLOSED)
         ended: dict[str, WorkflowExecutionStatus | None] = {}
+
         for start in range(0, len(names), ASKED_AT_ONCE):
             some = ", ".join(f"'{name}'" for name in names[start : start + ASKED_AT_ONCE])
             query = f"RunId IN ({some}) AND ExecutionStatus IN ({statuses})"
             async for each in self._client.list_workflows(query, rpc_timeout=RPC):
                 ended[each.run_id] = each.status
+
         return ended
 
     async def _fate_of(
@@ -133,6 +136,7 @@ class Fates:
         if next_run := getattr(details, "new_execution_run_id", ""):
             submission.run_id = next_run
             return None
+
         return JobStatus("lost", f"{submission} {await words_of_end(self._client, end)}")
 
     # ------------------------------------------------------------------ what does not begin
@@ -147,6 +151,7 @@ class Fates:
         if fate is None:
             await self._warn_if_alone(submissions[first])
             return {}
+
         others = [run_id for run_id in waiting if run_id != first][:READ_AT_ONCE]
         found = await self._all(self._stuck(submissions[run_id]) for run_id in others)
         fates = {first: fate, **dict(zip(others, found, strict=True))}
@@ -155,12 +160,14 @@ class Fates:
     async def _stuck(self, submission: Submission) -> JobStatus | None:
         """Why no worker can begin it; ``None``: one can."""
         handle = submission.handle(self._client)
+
         try:
             description = await handle.describe(rpc_timeout=RPC)
         except RPCError as error:
             if error.status is RPCStatusCode.NOT_FOUND:
                 return JobStatus("missing", f"{submission} is gone from Temporal: it was deleted")
             raise
+
         if description.raw_description.pending_workflow_task.attempt < 2:
             return None
         said = await self._failure_of_code(submission, description)
@@ -172,6 +179,7 @@ class Fates:
         except RPCError as error:
             if error.status is not RPCStatusCode.NOT_FOUND:
                 raise
+
         return JobStatus(
             "lost", f"{submission} of type {description.workflow_type!r} cannot be run: {said}"
         )
@@ -183,6 +191,7 @@ class Fates:
         if description.status is not WorkflowExecutionStatus.RUNNING:
             return None
         said: str | None = None
+
         async for event in submission.handle(self._client).fetch_history_events(rpc_timeout=RPC):
             if event.event_type == EventType.EVENT_TYPE_WORKFLOW_TASK_FAILED:
                 details = event.workflow_task_failed_event_attributes
@@ -190,6 +199,7 @@ class Fates:
                 said = f"{words_of(error)} (worker {details.identity})"
             elif event.event_type == EventType.EVENT_TYPE_WORKFLOW_TASK_COMPLETED:
                 said = None
+
         return said
 
     async def _warn_if_alone(self, submission: Submission) -> None:
@@ -216,6 +226,7 @@ class Fates:
                 self._client.namespace,
                 self._task_queue,
             )
+
         self._warned = not answer.pollers
 
 
@@ -227,12 +238,14 @@ async def end_of(handle: WorkflowHandle[Any, Any]) -> HistoryEvent | None:
     """
     last: HistoryEvent | None = None
     only = WorkflowHistoryEventFilterType.CLOSE_EVENT
+
     try:
         async for event in handle.fetch_history_events(event_filter_type=only, rpc_timeout=RPC):
             last = event
     except RPCError as error:
         if error.status is not RPCStatusCode.NOT_FOUND:
             raise
+
     return last
 
 
@@ -270,4 +283,5 @@ def words_of(error: BaseException) -> str:
         if at.__cause__ is None or not isinstance(at, (ActivityError, ChildWorkflowError)):
             said.append(str(at) or type(at).__name__)
         at = at.__cause__
+
     return ", because of ".join(said)[:MAX_CHARACTERS]

@@ -62,6 +62,7 @@ def make_activity(security: SecurityConfig) -> Callable[..., Any]:
 
 async def _run(payload: dict[str, Any], security: NetworkExecutorSecurity | None) -> None:
     running = asyncio.ensure_future(arun(payload, security=security))
+
     try:
         await asyncio.shield(running)
     except asyncio.CancelledError:
@@ -87,6 +88,7 @@ async def _why_cancelled() -> str:
 async def _words_of_end() -> str | None:
     """How the workflow of this activity ended."""
     about = activity.info()
+
     try:
         async with asyncio.timeout(ASK_SECONDS):
             client = activity.client()
@@ -144,10 +146,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options = _connect_options(chosen)
     except (OSError, TypeError, ValueError) as error:
         return _fail(error, 2)
+
     try:
         asyncio.run(_work(chosen, made, options))
     except RuntimeError as error:  # DeliveryError is one, and so is what Temporal's worker raises
         return _fail(error, 1)
+
     return 0
 
 
@@ -212,12 +216,14 @@ def _positive(text: str) -> int:
 
 def _connect_options(chosen: argparse.Namespace) -> dict[str, Any]:
     options: dict[str, Any] = {"namespace": chosen.namespace}
+
     if chosen.api_key_env:
         options["api_key"] = os.environ.get(chosen.api_key_env)
         if not options["api_key"]:
             raise ValueError(
                 f"--api-key-env: the environment variable {chosen.api_key_env} is not set"
             )
+
     if bool(chosen.tls_cert) != bool(chosen.tls_key):
         raise ValueError("a client certificate needs both --tls-cert and --tls-key")
     files = [
@@ -230,6 +236,7 @@ def _connect_options(chosen: argparse.Namespace) -> dict[str, Any]:
         )
     elif chosen.tls or chosen.api_key_env:
         options["tls"] = True
+
     return options
 
 
@@ -264,6 +271,7 @@ async def _work_with(
         max_heartbeat_throttle_interval=timedelta(seconds=BEAT_SECONDS),
         graceful_shutdown_timeout=timedelta(seconds=chosen.drain_timeout),
     )
+
     async with worker:
         print(  # noqa: T201
             f"wove.integrations.temporal: takes runs from task queue {chosen.task_queue!r} of namespace "
@@ -276,6 +284,7 @@ async def _work_with(
 async def _connect(target: str, options: dict[str, Any], stop: asyncio.Event) -> Client | None:
     """A client; tries until there is one, as workers are started before or after their server. ``None``: stopped."""
     failures = 0
+
     while not stop.is_set():
         try:
             return await Client.connect(target, **options)
@@ -285,6 +294,7 @@ async def _connect(target: str, options: dict[str, Any], stop: asyncio.Event) ->
                 _log.warning("Temporal at %s cannot be reached, trying again: %s", target, error)
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(stop.wait(), CONNECT_AGAIN.delay(failures))
+
     return None
 
 

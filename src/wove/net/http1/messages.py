@@ -220,6 +220,7 @@ class Parser:
             raise ProtocolError(
                 f"{self._named()} has the Content-Length {', '.join(lengths)!r:.80}"
             )
+
         self.announced = self._left = int(lengths[0])
         self._step = Parser._counted
         self._check_size(self._left)
@@ -251,13 +252,16 @@ class Parser:
             raise ProtocolError(
                 f"the chunk extensions of {self._named()} exceed {MAX_EXTENSION_BYTES} bytes"
             )
+
         self._left = int(size, 16)
         self._check_size(self.received + self._left)
+
         if self._left:
             self._step = Parser._chunk
         else:
             self._extensions = 0  # from here on, those of the trailer
             self._step = Parser._trailer
+
         return position
 
     def _chunk(self, data: bytes, position: int, pieces: list[bytes]) -> int:
@@ -284,6 +288,7 @@ class Parser:
         if not line:
             self.complete = True
             return position
+
         self._field(line)
         self._extensions += len(line)
         if self._extensions > MAX_TRAILER_BYTES:
@@ -301,6 +306,7 @@ class Parser:
             if found >= 0:
                 return data[position:found], found + len(end)
             self._pending = bytearray()
+
         pending = self._pending
         known = len(pending)
         pending += data[position : position + most + len(end) - known]
@@ -308,11 +314,13 @@ class Parser:
         if found >= 0:
             self._pending = None
             return bytes(pending[:found]), position + found + len(end) - known
+
         # A part of the end may be there already, and be no part of the *most* bytes.
         if len(pending) >= most + len(end):
             raise ProtocolError(
                 f"{label} has more than {most} bytes without an end{self._quoted(pending)}"
             )
+
         return None, position + len(pending) - known
 
     def _refuse_bare(self, known: int) -> None:

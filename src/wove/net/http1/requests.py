@@ -123,6 +123,7 @@ class RequestParser(Parser):
         pieces: list[bytes] = []
         position, size = 0, len(data)
         head = self.head
+
         try:
             while position < size and not self.complete and self.head is head:
                 position = self._step(self, data, position, pieces)
@@ -130,6 +131,7 @@ class RequestParser(Parser):
             raise
         except ProtocolError as error:
             raise RequestError(str(error)) from None
+
         self.rest = data[position:] if position < size else b""
         if len(pieces) > 1:
             pieces = [b"".join(pieces)]
@@ -148,18 +150,21 @@ class RequestParser(Parser):
 
     def _head(self, data: bytes, position: int, pieces: list[bytes]) -> int:
         known = len(self._pending or b"")
+
         try:
             raw, position = self._until(
                 b"\r\n\r\n", data, position, MAX_HEAD_BYTES, "the head of the request"
             )
         except ProtocolError as error:
             raise RequestError(str(error), 431) from None
+
         if raw is None:
             so_far = self._pending or b""
             if not _BEGINNING.fullmatch(so_far, 0, MAX_METHOD_BYTES):
                 raise _no_request(so_far)
             self._refuse_bare(known)
             return position
+
         head = self._parsed(
             raw.removeprefix(b"\r\n")
         )  # RFC 9112, 2.2: an empty line before it is no matter
@@ -181,6 +186,7 @@ class RequestParser(Parser):
             raise RequestError(
                 f"the request has {len(lines)} header fields; {MAX_FIELDS} are the most", 431
             )
+
         fields = self._fields(lines)
         request = Request(
             method.decode("ascii"), _origin_form(target.decode("ascii")), int(minor), fields
@@ -194,6 +200,7 @@ class RequestParser(Parser):
         """How the end of the body is found: RFC 9112, 6.3."""
         codings = head.all("transfer-encoding")
         lengths = head.all("content-length")
+
         if codings:
             if lengths:
                 raise RequestError("the request has both Transfer-Encoding and Content-Length")
@@ -220,6 +227,7 @@ def _origin_form(target: str) -> str:
     if absolute is not None:
         target = target[absolute.end() :]
         target = target if target.startswith("/") else f"/{target}"
+
     if not target.startswith("/"):
         raise RequestError("the target of the request is not a path")
     return target

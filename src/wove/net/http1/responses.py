@@ -118,6 +118,7 @@ class ResponseParser(Parser):
                 self.excess = True
                 break
             position = self._step(self, data, position, pieces)
+
         if len(pieces) > 1:  # many small chunks: one piece is kinder to who collects them
             pieces = [b"".join(pieces)]
         return pieces
@@ -133,6 +134,7 @@ class ResponseParser(Parser):
         if self._step is ResponseParser._until_close:
             self.complete = True
             return
+
         raise ProtocolError(self.progress())
 
     def progress(self) -> str:
@@ -143,6 +145,7 @@ class ResponseParser(Parser):
                 if self._pending
                 else "without an answer"
             )
+
         of = f" of {self.announced}" if self.announced is not None else ""
         return f"after {self.received}{of} bytes of the body of its answer {self.head}"
 
@@ -162,6 +165,7 @@ class ResponseParser(Parser):
                 raise ProtocolError(f"what came is not an HTTP/1.1 answer: {_guess(so_far)}")
             self._refuse_bare(known)
             return position
+
         head = self._parsed(raw)
         if head.status == 101:  # RFC 9110, 15.2.2: only for those who asked
             raise ProtocolError(f"it switches to another protocol, unasked: {head}")
@@ -172,6 +176,7 @@ class ResponseParser(Parser):
                     f"more than {MAX_INTERIM} interim answers came, the last one {head}"
                 )
             return position
+
         self.head = head
         if self._streams is not None and self._streams(head):
             self._most = sys.maxsize
@@ -195,6 +200,7 @@ class ResponseParser(Parser):
         """How the end of the body is found: RFC 9112, 6.3."""
         codings = head.all("transfer-encoding")
         lengths = head.all("content-length")
+
         if head.status in (204, 304):
             self.complete = True
         elif codings:

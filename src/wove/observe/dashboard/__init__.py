@@ -78,6 +78,7 @@ def dashboard(address: str | int = ":8787") -> Dashboard:
     """
     global _dashboard
     wanted = Address.parse(address)
+
     with _lock:
         if _dashboard is None:
             _dashboard = Dashboard(wanted)
@@ -99,6 +100,7 @@ def start_as_configured() -> None:
     if _configured:
         return
     _configured = True
+
     try:
         started = dashboard(os.environ[VARIABLE])
     except (OSError, RuntimeError, ValueError) as error:

@@ -46,6 +46,7 @@ class Address:
             raise ValueError(
                 f"{text!r} is not an address for a dashboard: give ':8787' or 'host:8787'"
             )
+
         return cls(found["six"] or found["host"] or LOOPBACK, int(found["port"]))
 
     def refusal(self, headers: Headers) -> str | None:
@@ -76,6 +77,7 @@ class Address:
             ipaddress.ip_address(name)
         except ValueError:
             return False
+
         return True
 
     def __str__(self) -> str:

@@ -116,6 +116,7 @@ class _Handler(BaseHTTPRequestHandler):
         if refusal is not None:
             self._answer(403, "text/plain; charset=utf-8", refusal)
             return
+
         found = self._find(self.path.partition("?")[0])
         if found is None:
             self._answer(404, "text/plain; charset=utf-8", "there is nothing here")
@@ -131,6 +132,7 @@ class _Handler(BaseHTTPRequestHandler):
             return "application/json", json.dumps(
                 [one.summary() for one in self.server.weaves.all()]
             )
+
         match = _WEAVE.fullmatch(path)
         watched = None if match is None else self.server.weaves.get(int(match[1]))
         if match is None or watched is None:

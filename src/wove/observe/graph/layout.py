@@ -61,6 +61,7 @@ def lay_out(needs: Sequence[Sequence[int]]) -> Layout:
     before: list[list[int]] = [[] for _ in needs]
     after: list[list[int]] = [[] for _ in needs]
     paths: dict[tuple[int, int], list[int]] = {}
+
     for start, end in forwards:
         path = [start]
         for layer in range(layer_of[start] + 1, layer_of[end]):
@@ -96,6 +97,7 @@ def _closing(tasks: int, edges: Sequence[tuple[int, int]]) -> set[tuple[int, int
     fresh, open_, over = 0, 1, 2
     states = [fresh] * tasks
     closing: set[tuple[int, int]] = set()
+
     for root in range(tasks):
         stack = [(root, iter(after[root]))] if states[root] == fresh else []
         states[root] = open_ if stack else states[root]
@@ -110,6 +112,7 @@ def _closing(tasks: int, edges: Sequence[tuple[int, int]]) -> set[tuple[int, int
             elif states[following] == fresh:
                 states[following] = open_
                 stack.append((following, iter(after[following])))
+
     return closing
 
 
@@ -120,6 +123,7 @@ def _layers(tasks: int, edges: Sequence[tuple[int, int]]) -> list[int]:
     for start, end in edges:
         after[start].append(end)
         waiting[end] += 1
+
     layer = [0] * tasks
     ready = [task for task in range(tasks) if not waiting[task]]
     for task in ready:
@@ -128,12 +132,14 @@ def _layers(tasks: int, edges: Sequence[tuple[int, int]]) -> list[int]:
             waiting[following] -= 1
             if not waiting[following]:
                 ready.append(following)
+
     return layer
 
 
 def _order(layers: list[list[int]], before: list[list[int]], after: list[list[int]]) -> None:
     """Put each layer in an order with few crossings, in place."""
     best, best_crossings = [list(layer) for layer in layers], _crossings(layers, after)
+
     for sweep in range(SWEEPS if len(before) < LARGE else 2):
         down = sweep % 2 == 0
         neighbours = before if down else after
@@ -149,6 +155,7 @@ def _order(layers: list[list[int]], before: list[list[int]], after: list[list[in
             best, best_crossings = [list(layer) for layer in layers], crossings
         if not crossings:
             break
+
     layers[:] = best
 
 
@@ -165,6 +172,7 @@ def _barycentre(
 def _crossings(layers: Sequence[Sequence[int]], after: list[list[int]]) -> int:
     """Count the crossings: pairs of lines whose ends are in another order than their starts."""
     crossings = 0
+
     for upper, lower in pairwise(layers):
         position = {place: at for at, place in enumerate(lower)}
         tree = [0] * (
@@ -185,6 +193,7 @@ def _crossings(layers: Sequence[Sequence[int]], after: list[list[int]]) -> int:
                 while at < len(tree):
                     tree[at] += 1
                     at += at & -at
+
     return crossings
 
 
@@ -193,11 +202,13 @@ def _middles(
 ) -> list[float]:
     """Return the middle of each place in its layer: near its neighbours, and beside those of its layer."""
     middles = [0.0] * len(sizes)
+
     for layer in layers:
         at = 0.0
         for place in layer:
             middles[place] = at + sizes[place] / 2
             at += sizes[place]
+
     for sweep in range(SWEEPS if len(before) < LARGE else 2):
         down = sweep % 2 == 0
         for layer in layers if down else reversed(layers):
@@ -206,6 +217,7 @@ def _middles(
                 for place in layer
             ]
             _place(layer, wanted, sizes, middles)
+
     least = min(
         (middles[place] - sizes[place] / 2 for layer in layers for place in layer), default=0.0
     )
@@ -226,6 +238,7 @@ def _place(layer: list[int], wanted: list[float], sizes: list[float], middles: l
     blocks: list[
         tuple[float, float, list[int]]
     ] = []  # the wish for its beginning, its width, its places
+
     for place, wish in zip(layer, wanted, strict=True):
         begin, width, places = wish - sizes[place] / 2, sizes[place], [place]
         while blocks and blocks[-1][0] + blocks[-1][1] > begin:
@@ -235,6 +248,7 @@ def _place(layer: list[int], wanted: list[float], sizes: list[float], middles: l
             width += other_width
             places = other_places + places
         blocks.append((begin, width, places))
+
     for begin, _, places in blocks:
         at = begin
         for place in places:

@@ -29,6 +29,7 @@ def mermaid(rows: Sequence[Row], needs: Sequence[Sequence[int]], down: bool) -> 
         down: Whether it runs down the page, and not to the right.
     """
     lines = [f"flowchart {'TD' if down else 'LR'}"]
+
     for number, row in enumerate(rows):
         label = "<br/>".join(
             _escaped(line)
@@ -37,6 +38,7 @@ def mermaid(rows: Sequence[Row], needs: Sequence[Sequence[int]], down: bool) -> 
         )
         opening, closing = ("[[", "]]") if row.mapped else ("[", "]")
         lines.append(f'    t{number}{opening}"{label}"{closing}:::{_class(row)}')
+
     lines += [
         f"    t{need} --> t{number}"
         for number, needed in enumerate(needs)

@@ -89,6 +89,7 @@ def svg(rows: Sequence[Row], layout: Layout, down: bool) -> str:
         kind = " backwards" if edge in layout.backwards else ""
         path = _path([point(*place) for place in places], down)
         parts.append(f'<path class="line{kind}" marker-end="url(#wove-head)" d="{path}"/>')
+
     for row, place in zip(rows, layout.places, strict=True):
         parts.extend(_card(row, *point(*place)))
     parts.append("</svg>")
@@ -102,13 +103,16 @@ def _path(points: list[tuple[float, float]], down: bool) -> str:
         places = [(x, y + HEIGHT / 2), *middle, (end_x, end_y - HEIGHT / 2 - 2)]
     else:
         places = [(x + WIDTH / 2, y), *middle, (end_x - WIDTH / 2 - 2, end_y)]
+
     text = [f"M{places[0][0]:.1f} {places[0][1]:.1f}"]
+
     for (x0, y0), (x1, y1) in pairwise(places):
         half_x, half_y = (x0 + x1) / 2, (y0 + y1) / 2
         if down:
             text.append(f"C{x0:.1f} {half_y:.1f} {x1:.1f} {half_y:.1f} {x1:.1f} {y1:.1f}")
         else:
             text.append(f"C{half_x:.1f} {y0:.1f} {half_x:.1f} {y1:.1f} {x1:.1f} {y1:.1f}")
+
     return "".join(text)
 
 
@@ -120,20 +124,24 @@ def _card(row: Row, x: float, y: float) -> Iterator[str]:
     if row.mapped:  # more than one run: a pile of cards
         yield f'<rect class="card edge" x="{left + 5:.1f}" y="{top + 5:.1f}" {box}/>'
     yield f'<rect class="card edge" x="{left:.1f}" y="{top:.1f}" {box}/>'
+
     if row.mapped and row.total:
         share = min(1.0, row.items / row.total)
         yield (
             f'<rect class="bar sign" x="{left + 2:.1f}" y="{top + 2:.1f}" rx="6" '
             f'width="{(WIDTH - 4) * share:.1f}" height="{HEIGHT - 4}"/>'
         )
+
     yield f'<text class="name sign" x="{left + 10:.1f}" y="{top + 21:.1f}">{_text(wording.SIGNS[row.state])}</text>'
     yield f'<text class="name" x="{left + 27:.1f}" y="{top + 21:.1f}">{_text(_cut(row.name, NAME_COLUMNS))}</text>'
+
     for line, offset in ((wording.figures(row), 38), (wording.where(row), 53)):
         if line:
             yield (
                 f'<text class="text" x="{left + 10:.1f}" y="{top + offset:.1f}">'
                 f"{_text(_cut(line, TEXT_COLUMNS))}</text>"
             )
+
     yield "</g>"
 
 

@@ -82,6 +82,7 @@ class Timeline:
             text = self.html
         else:
             text = json.dumps(self.chrome_trace(), separators=(",", ":"))
+
         path.write_text(text, encoding="utf-8", errors="backslashreplace")
         return path
 
@@ -110,6 +111,7 @@ def page(data: str, title: str) -> str:
     # Nothing in the data can become part of the page, and nothing but this script can run in it.
     policy = f"default-src 'none'; style-src {digest(style)}; script-src {digest(script)}"
     text = read(__name__, "timeline.html")
+
     for name, part in (
         ("policy", escape(policy)),
         ("title", escape(title)),
@@ -118,6 +120,7 @@ def page(data: str, title: str) -> str:
         ("data", data),
     ):
         text = text.replace(f"<!--{name}-->", part)
+
     return text
 
 
@@ -136,4 +139,5 @@ def check_path(path: str | PathLike[str], name: str) -> Path:
         raise ValueError(
             f"{name} must end in .html (a page) or .json (a Chrome trace), not {str(path)!r}"
         )
+
     return path

@@ -27,6 +27,7 @@ def events(model: Model) -> Iterator[dict[str, Any]]:
     for name, number in numbers.items():
         yield _metadata("process_name", number, 0, name=name)
         yield _metadata("process_sort_index", number, 0, sort_index=number)
+
     for thread, lane in enumerate(model.lanes, 1):
         name = f"{lane.worker} #{lane.slot + 1}" if lane.slot else lane.worker
         yield _metadata("thread_name", numbers[lane.environment], thread, name=name)
@@ -34,6 +35,7 @@ def events(model: Model) -> Iterator[dict[str, Any]]:
 
     split = sum(map(len, model.bars)) <= MAX_SPLIT_RUNS
     ways = count()
+
     for thread, (lane, bars) in enumerate(zip(model.lanes, model.bars, strict=True), 1):
         place = {"pid": numbers[lane.environment], "tid": thread}
         for bar in bars:
@@ -79,6 +81,7 @@ def _slice(model: Model, bar: Bar, place: dict[str, int]) -> dict[str, Any]:
         arguments["milliseconds"] = {
             phase: round(seconds * 1e3, 3) for phase, seconds in zip(PHASES, bar.parts, strict=True)
         }
+
     return {
         "ph": "X",
         "cat": "run",
@@ -106,9 +109,11 @@ def _way(model: Model, bar: Bar, common: dict[str, Any]) -> Iterator[dict[str, A
     """Yield the whole way of a remote run, as asynchronous slices: those may overlap."""
     time = bar.begun - sum(bar.parts[: WORK - 1])
     yield {**common, "ph": "b", "name": _name(model, bar), "ts": _micro(time)}
+
     for place, (phase, seconds) in enumerate(zip(PHASES, bar.parts, strict=True)):
         if seconds > 0 and place not in _HERE:
             yield {**common, "ph": "b", "name": phase, "ts": _micro(time)}
             yield {**common, "ph": "e", "name": phase, "ts": _micro(time + seconds)}
         time += seconds
+
     yield {**common, "ph": "e", "name": _name(model, bar), "ts": _micro(time)}

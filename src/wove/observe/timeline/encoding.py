@@ -71,6 +71,7 @@ def _columns(model: Model, unit: float) -> Iterator[tuple[str, Sequence[int]]]:
     for name, column in zip(COLUMNS, whole, strict=True):
         fits = max(column) <= MAX_NUMBER
         yield name, column if fits else [min(number, MAX_NUMBER) for number in column]
+
     yield "begun", _whole(begun, unit)
     for name, seconds in zip(PHASES, zip(*parts, strict=True), strict=True):
         if any(seconds):

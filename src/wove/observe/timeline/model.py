@@ -286,6 +286,7 @@ def _state(record: RecordView, last_attempts: dict[tuple[str, int | None], int])
 def _clock_offsets(records: Iterable[RecordView]) -> dict[str, float]:
     """Return by how many seconds the clock of each host is ahead of this one's."""
     best: dict[str, tuple[float, float]] = {}
+
     for record in records:
         trip = record.trip
         if (
@@ -302,6 +303,7 @@ def _clock_offsets(records: Iterable[RecordView]) -> dict[str, float]:
         ahead = ((trip.worker_began - trip.handed_over) + (worker_ended - trip.end_seen)) / 2
         if record.host not in best or way < best[record.host][0]:
             best[record.host] = way, ahead
+
     # Half the shortest way is what cannot be told apart from a clock that is right.
     return {host: ahead if abs(ahead) > way / 2 else 0.0 for host, (way, ahead) in best.items()}
 
@@ -322,6 +324,7 @@ def _parts(
     handed_over = max(admitted, trip.handed_over or ended)
     sent = max(handed_over, trip.sent or handed_over)
     end_seen = max(sent, trip.end_seen or ended)
+
     if trip.worker_began is not None and trip.worker_spent is not None:
         load, work, dump = _within(trip.worker_spent, end_seen - sent)
         begun = trip.worker_began - offsets.get(record.host or "", 0.0)
@@ -387,4 +390,5 @@ def _slots(bars: list[Bar]) -> list[list[Bar]]:
             continue
         rows[row].append(bar)
         heappush(busy, (bar.begun + bar.busy, row))
+
     return rows

@@ -655,7 +655,8 @@ def test_a_crash_is_told_of_the_item_that_was_running_and_no_other_is_lost(
 
     begun = {int(path.name): path.read_text() for path in marks.iterdir()}
     lost = {failure.item for failure in w.result.failures}
-    assert 4 in lost and lost <= set(begun), (lost, begun)
+    # An item whose arguments are being unpickled counts as begun: that may run code of the user's.
+    assert 4 in lost and len(lost - set(begun)) <= 1, (lost, begun)
     # An item that was killed between opening and closing its file has left it empty.
     assert all(text in ("", "begun\n") for text in begun.values()), begun
     (crash,) = (failure for failure in w.result.failures if failure.item == 4)

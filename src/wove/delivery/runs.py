@@ -67,6 +67,8 @@ class RunTable:
         home: Posts to the loop of this table.
         session: Sends the frames.
         wire: Whether values are pickled on their way to the executor.
+        says_started: Whether a worker is sure to say when it begins a run. Otherwise the time limit of
+            an attempt counts from its hand-over, until the worker says more.
         inline: Whether small values may be pickled on the table's own loop.
         acknowledge_seconds: How long ``require_ack`` waits; ``None``: for ever.
     """
@@ -78,14 +80,14 @@ class RunTable:
         session: ExecutorSession,
         *,
         wire: bool,
+        says_started: bool,
         inline: bool,
         shares: bool,
         acknowledge_seconds: float | None,
     ) -> None:
         self.home = home
         self._environment = environment
-        # An executor of the user's in this process need not say when it begins a run.
-        self._says_started = wire
+        self._says_started = says_started
         self._session = session
         self._encoder = RunEncoder(home, wire=wire, inline=inline, shares=shares)
         self.acknowledge_seconds = acknowledge_seconds
@@ -210,7 +212,10 @@ class RunTable:
             return True
         elif kind == "log":
             logger.info("%s: %s", run, event.get("message"))
-        elif kind != "heartbeat":
+        elif kind == "heartbeat":
+            if run.state is State.SENT:  # its worker tells of it, and has not begun it yet
+                _report(run, False)
+        else:
             self._terminal(run, unknown_event(kind))
             return True
 

@@ -131,6 +131,7 @@ class ExecutorSession:
             self,
             wire=kind.wire,
             shares=kind.shares_arguments(environment.executor_config),
+            says_started=kind.says_started,
             inline=background,
             acknowledge_seconds=self.limits.cancel_ack_timeout,
         )

@@ -79,6 +79,10 @@ class EnvironmentExecutor(abc.ABC):
     wire: ClassVar[bool] = False
     """Whether it takes and gives pickled values, for another process, instead of live ones."""
 
+    says_started: ClassVar[bool] = False
+    """Whether its workers are sure to send ``task_started`` when they begin a run. Otherwise the time limit of an
+    attempt counts from its hand-over; a ``heartbeat`` before ``task_started`` says that the run still waits."""
+
     cancel_reach: ClassVar[CancelReach] = "cooperative"
     """How far a ``cancel_task`` reaches."""
 

@@ -149,6 +149,7 @@ class CodecExecutor(RecordingExecutor):
     """Sends every command and event through the real wire format, and runs tasks as a worker does."""
 
     wire: ClassVar[bool] = True
+    says_started: ClassVar[bool] = True
 
     def open(self) -> None:
         self._runner = Runner(self._on_event, max_threads=MAX_THREADS, name="wove-testing")

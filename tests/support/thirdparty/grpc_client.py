@@ -36,6 +36,7 @@ def signature(body, secret):
         ("x-wove-key", "default"),
         ("x-wove-timestamp", stamp),
         ("x-wove-nonce", nonce),
+        ("x-wove-body-digest", hashlib.sha256(body).hexdigest()),
         ("x-wove-signature", f"v1={digest}"),
     ]
 

@@ -35,6 +35,7 @@ def signature(body, secret):
         "X-Wove-Key": "default",
         "X-Wove-Timestamp": stamp,
         "X-Wove-Nonce": nonce,
+        "X-Wove-Body-Digest": hashlib.sha256(body).hexdigest(),
         "X-Wove-Signature": f"v1={digest}",
     }
 

@@ -161,6 +161,7 @@ class BackendAdapterEnvironmentExecutor(EnvironmentExecutor):
 
     scope: ClassVar[Literal["run", "process"]] = "process"
     wire: ClassVar[bool] = True
+    says_started: ClassVar[bool] = True
     needs_caller_loop: ClassVar[bool] = True
 
     adapter_class: type[BackendAdapter] | None = None

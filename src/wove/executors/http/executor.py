@@ -193,6 +193,7 @@ class _Post(Call):
 
         self._line = ChunkBuffer()
         self._status = str(head)
+        self._executor.report_waiting(self._exchange)
         return True
 
     def part(self, piece: bytes) -> int:

@@ -350,6 +350,12 @@ class NetworkExecutor(EnvironmentExecutor):
             lambda: post_to(self.loop, self._decoded, batch, _decode(chunks, verify))
         )
 
+    def report_waiting(self, exchange: PendingRequest) -> None:
+        """Say that the service streams the events of *exchange*, so that ``task_started`` is to come."""
+        if not exchange.over:
+            names = {"run_id": exchange.run_id, "task_id": exchange.task}
+            self._inbox.put([{"type": "heartbeat", **names}])
+
     def failed(self, exchange: PendingRequest, error: BaseException) -> None:
         """No answer came for *exchange*, and none will."""
         if exchange.over:

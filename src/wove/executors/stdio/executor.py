@@ -47,6 +47,7 @@ class StdioExecutor(EnvironmentExecutor):
 
     scope: ClassVar[Literal["run", "process"]] = "process"
     wire: ClassVar[bool] = True
+    says_started: ClassVar[bool] = True
     cancel_reach: ClassVar[CancelReach] = "process"
     inherits: ClassVar[bool] = True
 

@@ -81,6 +81,7 @@ class WebSocketEnvironmentExecutor(NetworkExecutor):
     """
 
     transport: ClassVar[Literal["http", "grpc", "websocket"]] = "websocket"
+    says_started: ClassVar[bool] = True
     KEYS: ClassVar[tuple[str, ...]] = ("url", "headers", "open_timeout", "reconnect_timeout")
     REQUIRES: ClassVar[tuple[str, str] | None] = (
         "websockets",

@@ -230,14 +230,14 @@ sys.meta_path.insert(0, Slow())
 thread = threading.Thread(target=run, args=(pid,))
 thread.start()
 children = []
-while thread.is_alive() and len(children) < 30:
+while thread.is_alive() and len(children) < 12:
     child = os.fork()
     if child == 0:
-        signal.alarm(20)
+        signal.alarm(60)
         run(pid)
         os._exit(0)
     children.append(child)
-    time.sleep(0.01)
+    time.sleep(0.03)
 for child in children:
     _, status = os.waitpid(child, 0)
     assert status == 0, status
@@ -245,6 +245,7 @@ thread.join()
 print("fine")
 """,
         flags=("-W", "error", "-W", "ignore:This process:DeprecationWarning"),
+        timeout=90,
     )
     assert finished.stdout == "fine\n"
     clean(finished)

@@ -111,7 +111,7 @@ def test_options_that_are_none(there: Configure, server: AWSBatch) -> None:
         there_is(add_one, item=1)
     there(submit_job_options={"timeout": {"attemptDurationSeconds": "an hour"}})
     with pytest.raises(
-        ValueError, match=r"(?s)no request that AWS Batch takes.*attemptDurationSeconds"
+        ValueError, match=r"(?s)not a request that AWS Batch takes.*attemptDurationSeconds"
     ):
         there_is(add_one, item=1)
 

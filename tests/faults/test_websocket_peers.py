@@ -213,7 +213,7 @@ def test_speaks_something_else() -> None:
         line.send(b"SSH-2.0-OpenSSH_9.6\r\n\r\n")
         line.until_gone()
 
-    check(speak, EnvironmentExecutionError, "no WebSocket server: .*not HTTP")
+    check(speak, EnvironmentExecutionError, "not a WebSocket server: .*not HTTP")
 
 
 def test_accepts_with_a_wrong_key() -> None:

@@ -321,6 +321,9 @@ def test_the_secret_in_the_environment(peer: Peer, monkeypatch: pytest.MonkeyPat
     ):
         run(make_payload(peer, lambda: 1, security=SIGNED))
     monkeypatch.setenv("WOVE_WORKER_SECRET", "")
+    with pytest.raises(ValueError, match="the environment variable WOVE_WORKER_SECRET is empty"):
+        run(make_payload(peer, lambda: 2, security=SIGNED))
+    monkeypatch.delenv("WOVE_WORKER_SECRET")
     assert outcome(peer, make_payload(peer, lambda: 2, security=SIGNED)) == 2
 
 
@@ -485,9 +488,12 @@ def test_the_deadline_does_not_depend_on_when_the_payload_was_sent(
     assert "timed out: its worker stopped it after 0.2 s" in str(failed)
 
 
-def test_a_deadline_that_has_passed(peer: Peer) -> None:
-    payload = make_payload(peer, lambda: time.sleep(5), fields={"deadline": 10})
+def test_a_deadline_counts_from_the_start_of_the_work(peer: Peer) -> None:
+    payload = make_payload(peer, lambda: 7, fields={"deadline": 10})
     payload["sent_at"] -= 1e6
+    assert outcome(peer, payload) == 7
+
+    payload = make_payload(peer, lambda: time.sleep(5), fields={"deadline": 0.1})
     assert isinstance(outcome(peer, payload), TaskTimeoutError)
 
 

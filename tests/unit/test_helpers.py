@@ -157,7 +157,7 @@ def test_undict_needs_a_mapping() -> None:
 
 @pytest.mark.parametrize("pair", [1, "ab", b"ab", (1,), (1, 2, 3), None])
 def test_redict_needs_pairs(pair: Any) -> None:
-    with pytest.raises(TypeError, match=r"redict: item 1 is no \(key, value\) pair: "):
+    with pytest.raises(TypeError, match=r"redict: item 1 is not a \(key, value\) pair: "):
         redict([("a", 1), pair])
 
 

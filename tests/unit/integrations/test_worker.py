@@ -29,7 +29,7 @@ from wove.protocol.frames import PYTHON, FrameError
 from wove.protocol.pickling import Pickled, loads
 from wove.security import NetworkExecutorSecurity, SecurityConfig
 
-SIGNED: SecurityConfig = {"type": "signed", "secret": "only for this"}
+SIGNED: SecurityConfig = {"type": "signed", "secret": "only for this test of workers"}
 
 
 @pytest.fixture(autouse=True)
@@ -308,14 +308,14 @@ def test_a_signed_payload(peer: Peer) -> None:
 
 
 def test_the_secret_in_the_environment(peer: Peer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WOVE_WORKER_SECRET", "only for this")
+    monkeypatch.setenv("WOVE_WORKER_SECRET", "only for this test of workers")
     assert outcome(peer, make_payload(peer, lambda: 1, security=SIGNED)) == 1
     assert "x-wove-signature" in peer.requests[0].headers
     with pytest.raises(
         PermissionError, match="the payload is not signed, and this worker takes signed ones only"
     ):
         run(make_payload(peer, lambda: 1))
-    monkeypatch.setenv("WOVE_WORKER_SECRET", "another")
+    monkeypatch.setenv("WOVE_WORKER_SECRET", "another of the right length")
     with pytest.raises(
         PermissionError, match="the two sides have different secrets, or it was changed on its way"
     ):
@@ -334,7 +334,7 @@ def test_what_is_not_rightly_signed_is_not_decoded(
     mark = tmp_path / "mark"
     payload = make_payload(peer, Marking(mark), security=None if how == "unsigned" else SIGNED)
     if how == "forged":
-        sign(payload, {"type": "signed", "secret": "guessed"})
+        sign(payload, {"type": "signed", "secret": "guessed, and of the right length"})
     elif how == "changed":
         payload["callback_url"] += "x"
     elif how == "another key":

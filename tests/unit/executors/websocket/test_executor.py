@@ -300,7 +300,7 @@ def test_events_of_given_up_runs_are_ignored(no_leaks: None) -> None:
         configure(peer.url)
         with weave(error_mode="return") as w:
 
-            @w.do(environment="far", timeout=0.2)
+            @w.do(environment="far", delivery_timeout=0.2)
             def slow() -> None: ...
 
         assert isinstance(w.result.slow, TimeoutError)

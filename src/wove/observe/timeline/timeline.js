@@ -884,6 +884,7 @@
     document.addEventListener("keydown", press);
     darkness.addEventListener("change", paint);
     window.addEventListener("resize", () => {
+      if (!data) return; // it is still being unpacked
       layout();
       draw();
     });

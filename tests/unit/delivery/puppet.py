@@ -106,6 +106,16 @@ async def eventually(condition: Callable[[], Any], seconds: float = 20.0) -> Any
     return value
 
 
+async def transmitted(client: DeliveryClient, count: int) -> None:
+    """Wait until the executors of *client* have sent *count* runs that have not ended."""
+
+    def sent() -> int:
+        tables = [session.table for _, session in client._sessions.values()]
+        return sum(run.transmitted_at > 0 for table in tables for run in list(table._sent.values()))
+
+    await eventually(lambda: sent() >= count)
+
+
 def drive(main: Callable[[DeliveryClient], Awaitable[Any]]) -> Any:
     """What *main* returns, with a scope as one weave has it."""
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.unit.delivery.puppet import drive, eventually, request
+from tests.unit.delivery.puppet import drive, eventually, request, transmitted
 
 import wove
 from wove import weave
@@ -135,7 +135,7 @@ def test_a_run_that_waits_for_one_that_has_no_room_gets_it_room() -> None:
 
     async def main(scope: DeliveryClient, path: str) -> list[str]:
         first = asyncio.create_task(run(scope, environment, spin_until, path=path))
-        await asyncio.sleep(0.05)
+        await transmitted(scope, 1)
         return await asyncio.gather(first, run(scope, environment, create, path=path))
 
     import tempfile
@@ -179,7 +179,7 @@ def test_a_replaced_pool_finishes_what_it_runs(
 
     async def main(scope: DeliveryClient) -> None:
         old = asyncio.create_task(run(scope, environment, rest, seconds=0.5))
-        await asyncio.sleep(0.1)
+        await transmitted(scope, 1)
         monkeypatch.chdir(tmp_path)
         new = DeliveryClient(asyncio.get_running_loop())
         assert await run(new, environment, os.getcwd) == str(tmp_path)
@@ -221,7 +221,7 @@ def test_a_crash_costs_its_own_runs_only() -> None:
 
     async def main(scope: DeliveryClient) -> None:
         other = asyncio.create_task(run(scope, environment, compute, seconds=0.5))
-        await asyncio.sleep(0.05)
+        await transmitted(scope, 1)
         with pytest.raises(
             WorkerLostError, match=r"task 'crash' was lost: worker process \d+ .*exit status 3"
         ) as caught:
@@ -481,11 +481,11 @@ def test_a_run_that_is_cancelled_in_the_queue_never_runs(tmp_path: Path) -> None
 
     async def main(scope: DeliveryClient) -> None:
         busy = asyncio.create_task(run(scope, environment, compute, seconds=0.3))
-        await asyncio.sleep(0.1)
+        await transmitted(scope, 1)
         waiting = [
             asyncio.create_task(run(scope, environment, block, path=str(path))) for _ in range(3)
         ]
-        await asyncio.sleep(0.02)
+        await transmitted(scope, 4)
         for one in waiting:
             one.cancel()
         await asyncio.gather(*waiting, return_exceptions=True)
@@ -551,7 +551,7 @@ def test_shutdown_ends_runs_in_flight(tmp_path: Path) -> None:
         victim = asyncio.create_task(run(scope, environment, block, path=str(tmp_path / "a")))
         worker = await blocked(tmp_path / "a")
         queued = asyncio.create_task(run(scope, environment))
-        await asyncio.sleep(0.05)
+        await transmitted(scope, 2)
         wove.shutdown()  # blocks this loop, for a bounded time
         wove.shutdown()
         for task in (victim, queued):

@@ -134,7 +134,10 @@ def test_an_exception_keeps_its_type_and_its_remote_traceback(there: Configure) 
     with pytest.raises(Unfair) as caught:
         there_is(fail, left=7)
     assert caught.value.left == 7
-    assert "in fail" in str(caught.value.__cause__)
+    remote = str(caught.value.__cause__)
+    assert "backend_tasks.py" in remote and "raise Unfair(left, 2)" in remote
+    (note,) = caught.value.__notes__
+    assert re.match(r"in task '\w+', environment 'there', host \S+, attempt 1, run \S+$", note)
     assert there_is(add_one, item=1) == 2
 
 

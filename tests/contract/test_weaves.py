@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -160,7 +161,13 @@ def test_an_error_is_the_users_own(form: str, environment: str) -> None:
     tried = attempt(form, declare)
     assert isinstance(tried.error, Unhappy)
     assert tried.error.args == (7,)
-    assert tried.error.__notes__ == ["in task 'odd', item 7"]
+    (note,) = tried.error.__notes__
+    host = "" if environment == "own" else r", host \S+"
+    item = rf"in task 'odd', item 7 \(value 7\), environment '{environment}'{host}, attempt 1"
+    assert re.fullmatch(rf"{item}, run [0-9a-f]+-[0-9a-f]+", note)
+    if environment != "own":
+        remote = str(tried.error.__cause__)
+        assert "test_weaves.py" in remote and "raise Unhappy(item)" in remote
     with pytest.raises(Unhappy):
         _ = tried.result.after
 

@@ -914,7 +914,7 @@ def test_notes_say_which_call_it_was() -> None:
     for caller in (in_sync_task, outside):
         with pytest.raises(LookupError) as caught:
             caller(lambda: merge(fail, [1, 2]))
-        assert "in task 'fail', item 1" in caught.value.__notes__
+        assert "in task 'fail', item 1 (value 2)" in caught.value.__notes__
 
 
 def test_merges_in_many_threads_at_once() -> None:

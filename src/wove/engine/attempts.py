@@ -14,7 +14,7 @@ from wove.concurrency.backoff import Backoff
 from wove.engine.binding import portable
 from wove.engine.importing import refuse_while_importing
 from wove.engine.threads import ThreadCall, discard, is_awaitable
-from wove.engine.tracebacks import raisable
+from wove.engine.tracebacks import ABSENT, annotate, raisable
 from wove.errors import TaskTimeoutError
 from wove.graph.signature import ITEM, Kind, Signature
 from wove.observe.events import emit
@@ -127,13 +127,26 @@ class Attempts:
     Attributes:
         records: Of those outside this process.
         retried: How many failed and were followed by another, by item (``None`` where not mapped).
+        failed: The record of the last attempt outside this process, by item, until its error is annotated.
     """
 
-    __slots__ = ("records", "retried")
+    __slots__ = ("failed", "records", "retried")
 
     def __init__(self) -> None:
         self.records: list[RunRecord] = []
         self.retried: dict[int | None, int] = {}
+        self.failed: dict[int | None, RunRecord] = {}
+
+    def origin(self, item: int | None = None) -> str:
+        """Return what the note of a failed call says after its task and item."""
+        record = self.failed.pop(item, None)
+        if record is None:
+            retried = self.retried.get(item, 0)
+            return f", attempt {retried + 1}" if retried else ""
+
+        host = f", host {record.host}" if record.host else ""
+        run = f", run {record.run_id}" if record.run_id else ""
+        return f", environment {record.environment!r}{host}, attempt {record.attempt}{run}"
 
 
 class Caller:
@@ -174,6 +187,10 @@ class Caller:
         self.make_request: type[Request]
         self.attempts = Attempts()
 
+    def annotate(self, error: BaseException, item: int, value: Any = ABSENT) -> None:
+        """Note on *error*, with which *item* failed, where it came from."""
+        annotate(error, self.name, item, value, self.attempts.origin(item))
+
     async def __call__(self, bound: Bound, item: int | None = None) -> Any:
         """Make the call; returns its value or raises what its last attempt raised."""
         settings = self.settings
@@ -188,6 +205,7 @@ class Caller:
                 delay = retry_delay(settings.retry_delay, attempt)
                 emit("retry", task=self.name, item=item, attempt=attempt, error=error, delay=delay)
                 self.attempts.retried[item] = attempt
+                self.attempts.failed.pop(item, None)
             attempt += 1
             if delay:
                 await asyncio.sleep(delay)
@@ -320,6 +338,7 @@ class Caller:
             return await self._in_time(scope, request, limit)
         except BaseException as error:
             record.error = worded(error)
+            self.attempts.failed[item] = record
             raise
         finally:
             record.ended = time()

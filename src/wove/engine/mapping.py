@@ -166,10 +166,10 @@ class _LanedItems(CoroutinePool, Items):
                     value = await caller(self._invoke(item), position)
             except GeneratorExit as error:
                 # Either the item's own, or this lane is being closed: in both cases it must end here.
-                self._failed(position, error)
+                self._failed(position, error, item)
                 return
             except BaseException as error:  # SystemExit and the like are outcomes too
-                self._failed(position, error)
+                self._failed(position, error, item)
             else:
                 self.results[position] = value
             now = self.ended[position] = perf_counter()
@@ -193,12 +193,12 @@ class _LanedItems(CoroutinePool, Items):
             self.exhausted = True
         return item
 
-    def _failed(self, position: int | None, error: BaseException) -> None:
+    def _failed(self, position: int | None, error: BaseException, item: Any = None) -> None:
         if self.stopped and isinstance(error, asyncio.CancelledError):
             return
         self.errors.append((position, error))
         if position is not None:
-            self._run.annotate(error, self.caller.name, position)
+            self.caller.annotate(error, position, item)
         if position is None or not self._run.keeps_going:
             self.stop()
 
@@ -389,12 +389,12 @@ class _ThreadedItems(Items):
                 error = caught
             self.ended[position] = perf_counter()
             if error is not None:
-                self._failed(position, error)
+                self._failed(position, error, item)
             elif is_awaitable(value):
                 if self.finished.done():
                     discard(value)
                 else:
-                    run.inbox.post(self._await, position, value)
+                    run.inbox.post(self._await, position, item, value)
                 continue
             else:
                 self.results[position] = value
@@ -412,9 +412,9 @@ class _ThreadedItems(Items):
         if ask:
             self._run.inbox.post(self._refill)
 
-    def _failed(self, position: int, error: BaseException) -> None:
+    def _failed(self, position: int, error: BaseException, item: Any) -> None:
         error = raisable(error, self.caller.name)
-        self._run.annotate(error, self.caller.name, position)
+        self.caller.annotate(error, position, item)
 
         with self._lock:
             self.errors.append((position, error))
@@ -426,24 +426,26 @@ class _ThreadedItems(Items):
 
         self._run.inbox.post(self.stop)
 
-    def _await(self, position: int, value: Awaitable[Any]) -> None:
+    def _await(self, position: int, item: Any, value: Awaitable[Any]) -> None:
         """On the loop: an item's call gave an awaitable."""
         if self._abandoned:
             discard(value)
             return
 
         task = asyncio.Task(
-            self._awaited(position, value), loop=self._run.loop, context=self.caller.context.copy()
+            self._awaited(position, item, value),
+            loop=self._run.loop,
+            context=self.caller.context.copy(),
         )
         self._awaiting.add(task)
         task.add_done_callback(partial(self._await_ended, value))
 
-    async def _awaited(self, position: int, value: Awaitable[Any]) -> None:
+    async def _awaited(self, position: int, item: Any, value: Awaitable[Any]) -> None:
         try:
             self.results[position] = await value
         except BaseException as error:
             if not (self._stopped and isinstance(error, asyncio.CancelledError)):
-                self._failed(position, error)
+                self._failed(position, error, item)
         self.ended[position] = perf_counter()
 
     def _await_ended(self, value: Awaitable[Any], task: asyncio.Task[None]) -> None:

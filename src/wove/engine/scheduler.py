@@ -480,7 +480,7 @@ class WeaveRun:
             return
 
         error = raisable(error, task.name)
-        position = annotate(error, task.name)
+        position = annotate(error, task.name, origin=task.origin())
         task.end(FAILED)
         task.error = error
         self.left -= 1
@@ -588,10 +588,6 @@ class WeaveRun:
 
         settle(*outcome)
         self.settled()
-
-    def annotate(self, error: BaseException, name: str, item: int | None) -> None:
-        """Have *error* say which task, and which of its items, it came from."""
-        annotate(error, name, item)
 
     def also_failed(self, name: str, errors: list[tuple[int | None, BaseException]]) -> None:
         """Keep the failures of a map beside its first one."""

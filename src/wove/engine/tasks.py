@@ -119,6 +119,10 @@ class Task:
         """How many attempts it took, or this item of it."""
         return 1 if self._attempts is None else 1 + self._attempts.retried.get(item, 0)
 
+    def origin(self) -> str:
+        """Return what the note of its failure says after its name."""
+        return "" if self._attempts is None else self._attempts.origin()
+
     def retries(self) -> int:
         """How many attempts were not the first one, of all its items; may be asked from any thread."""
         return 0 if self._attempts is None else sum(self._attempts.retried.copy().values())

@@ -3,17 +3,39 @@
 from __future__ import annotations
 
 import os
+import re
+import reprlib
 from contextlib import suppress
 from types import TracebackType
-from typing import cast
+from typing import Any, Final, cast
 
-__all__ = ["annotate", "raisable"]
+__all__ = ["ABSENT", "annotate", "raisable"]
+
+ABSENT: Final = object()
+"""Stands for the item of an error that did not come from an item."""
 
 _ENGINE = os.path.dirname(__file__) + os.sep
+_POSITION: Final = re.compile(r", item (\d+)")
+
+_repr: Final = reprlib.Repr()  # shortens inside containers too, and does not make the rest
+_repr.maxstring = _repr.maxother = 60
 
 
-def annotate(error: BaseException, task: str, item: int | None = None) -> int | None:
+def annotate(
+    error: BaseException,
+    task: str,
+    item: int | None = None,
+    value: Any = ABSENT,
+    origin: str = "",
+) -> int | None:
     """Note on *error* that it came from *task*, and begin its traceback with the user's code.
+
+    Args:
+        error: The exception. It gets one note for each task that it comes through.
+        task: The task's name.
+        item: The position of the item that failed; ``None`` for an unmapped task.
+        value: The item itself.
+        origin: What else is known about the failed attempt, as `Caller.origin` returns it.
 
     Returns:
         The position of the item it came from, if it came from one.
@@ -23,12 +45,16 @@ def annotate(error: BaseException, task: str, item: int | None = None) -> int | 
     where = f"in task {task!r}"
     found: object = getattr(error, "__notes__", ())
     notes = list(cast("list[object]", found)) if isinstance(found, (list, tuple)) else []
+
     for note in notes:
         if isinstance(note, str) and note.startswith(where):
-            rest = note.removeprefix(f"{where}, item ")
-            return int(rest) if rest.isdigit() else None
+            position = _POSITION.match(note, len(where))
+            return None if position is None else int(position[1])
 
     note = where if item is None else f"{where}, item {item}"
+    if value is not ABSENT:
+        note += f" (value {_shown(value)})"
+    note += origin
 
     try:
         error.add_note(note)
@@ -37,6 +63,14 @@ def annotate(error: BaseException, task: str, item: int | None = None) -> int | 
             BaseException.__setattr__(error, "__notes__", [*notes, note])
 
     return item
+
+
+def _shown(value: object) -> str:
+    """Return *value* in at most about 60 characters of one line, whatever its ``__repr__`` does."""
+    try:
+        return " ".join(_repr.repr(value).split())
+    except BaseException:
+        return f"<{type(value).__name__}>"
 
 
 def raisable(error: BaseException, task: str) -> BaseException:

@@ -67,9 +67,9 @@ def test_the_traceback_begins_with_the_users_code(
     assert names[-1] == "users_line"
     assert names[0] in ("sync", "asynchronous", "generator", "async_generator")
     assert len(names) == 2
-    assert returned.__notes__ == [
-        f"in task {fn.__name__!r}" + ("" if source is None else ", item 0")
-    ]
+    item = "" if source is None else ", item 0 (value 1)"
+    attempts = ", attempt 2" if "retries" in options else ""
+    assert returned.__notes__ == [f"in task {fn.__name__!r}{item}{attempts}"]
 
     raised = attempt(form, declare).error
     assert raised is not None
@@ -105,7 +105,7 @@ def test_a_note_for_each_weave_it_came_through(form: str) -> None:
 
     error = attempt(form, lambda w: w.do(outer)).error
     assert error is not None
-    assert error.__notes__ == ["in task '<lambda>', item 0", "in task 'outer'"]
+    assert error.__notes__ == ["in task '<lambda>', item 0 (value 1)", "in task 'outer'"]
 
 
 def test_an_exception_that_several_tasks_raise_has_a_note_of_each() -> None:
@@ -126,6 +126,33 @@ def test_the_position_is_told() -> None:
     assert annotate(error, "b") is None
     assert annotate(error, "b") is None
     assert error.__notes__ == ["in task 'a', item 3", "in task 'b'"]
+
+
+class Hostile:
+    def __repr__(self) -> str:
+        raise SystemExit
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        ("invoice 7", "'invoice 7'"),
+        ({"id": 7}, "{'id': 7}"),
+        (list(range(100_000)), "[0, 1, 2, 3, 4, 5, ...]"),
+        (Boom("two\nlines"), r"Boom('two\nlines')"),
+        (Hostile(), "<Hostile>"),
+    ],
+)
+def test_the_item_is_shown_beside_its_position(value: object, shown: str) -> None:
+    error = Boom()
+    annotate(error, "a", 3, value, ", attempt 2")
+    assert error.__notes__ == [f"in task 'a', item 3 (value {shown}), attempt 2"]
+
+
+def test_a_long_item_is_shortened() -> None:
+    error = Boom()
+    annotate(error, "a", 3, "x" * 1000)
+    assert len(error.__notes__[0]) < 100
 
 
 def test_only_stop_iteration_cannot_be_raised() -> None:

@@ -628,14 +628,16 @@ def test_in_the_foreground_only(terminal: Callable[..., Seen]) -> None:
 
 def test_weaves_in_weaves_and_at_once_share_the_terminal(terminal: Callable[..., Seen]) -> None:
     seen = terminal("""
-        import time
+        import threading, time
         from wove import weave
+        both = threading.Barrier(2)
         with weave(progress=True) as w:
             @w.do([1.5, 2.5])
             def outer(seconds):
                 with weave(progress=True) as v:
                     @v.do
                     def inner():
+                        both.wait(30)
                         time.sleep(seconds)
                     @v.do
                     def said(inner):

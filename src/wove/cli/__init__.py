@@ -26,12 +26,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def make_parser() -> argparse.ArgumentParser:
     """The parser of the command line. What it returns has ``run``, to be called with it."""
     from wove import __version__
-    from wove.cli import worker
+    from wove.cli import env, worker
 
     parser = argparse.ArgumentParser(
         prog="wove", description="Inline task orchestration for Python."
     )
     parser.add_argument("--version", action="version", version=f"wove {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    worker.add_parser(commands.add_parser)
+    for command in (env, worker):
+        command.add_parser(commands.add_parser)
     return parser

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
+from wove.cli.configuring import import_from_here
 from wove.cli.logs import logging_to_stderr
 from wove.errors import MissingDependencyError, install_command
 
@@ -122,8 +123,7 @@ def _add_tls(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(chosen: argparse.Namespace) -> int:
-    if (here := os.getcwd()) not in sys.path:  # as `python -m` has it: the user's modules are there
-        sys.path.insert(0, here)
+    import_from_here()
     with logging_to_stderr(chosen.log_level):
         try:
             options, bind, tls = _settings(chosen)

@@ -1,23 +1,26 @@
-"""``wove.config``: what a process was told about environments and defaults."""
+"""The configuration of this process: files and variables, read on first use, and calls of ``wove.config``."""
 
 from __future__ import annotations
 
+import contextlib
+import os
 import threading
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
-from wove.settings.model import BUILT_IN, Configuration, Environment, check_default_kept, overlaid
+from wove.settings.model import Configuration, Environment, check_default_kept, overlaid
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import Mapping
     from typing import Unpack
 
     from wove.graph.options import DefaultOptions
 
-__all__ = ["Configuration", "Environment", "config", "current", "install"]
+__all__ = ["Configuration", "Environment", "config", "current", "install", "installed"]
 
-_current: Configuration = BUILT_IN
+_current: Configuration | None = None
+"""``None`` until files and variables have been read."""
+
 _lock = threading.Lock()
 _file: ContextVar[str | None] = ContextVar("wove_config_file", default=None)
 """The configuration file that is running right now."""
@@ -33,8 +36,11 @@ def config(
     """Configure this process: environments, and defaults for every weave and task.
 
     Each call adds to the earlier ones, key by key, and counts for the weaves that start after it. A
-    call that fails changes nothing. Without arguments it loads ``wove_config.py`` from the working
-    directory, or from the nearest parent that has one.
+    call that fails changes nothing. Below all calls lie ``wove.toml``, ``[tool.wove]`` in
+    ``pyproject.toml`` and the variables ``WOVE_*``, which are read once.
+
+    Without arguments it loads ``wove_config.py`` from the working directory, or from the nearest parent
+    that has one.
 
     Args:
         default_environment: The environment of weaves that name none. It may be configured later.
@@ -78,10 +84,12 @@ def config(
     if config_file is not None or not given:
         layers.insert(0, _read(config_file))
 
+    base = current()
     global _current
 
     with _lock:
-        before = configuration = _current
+        before = base if _current is None else _current
+        configuration = before
         for label, layer in layers:
             configuration = overlaid(configuration, layer, label)
         check_default_kept(before, configuration)
@@ -89,12 +97,22 @@ def config(
 
 
 def current() -> Configuration:
-    """The configuration that holds now: a snapshot that never changes."""
+    """Return the configuration that holds now: a snapshot that never changes.
+
+    Raises:
+        TypeError, ValueError, OSError: ``wove.toml``, ``pyproject.toml`` or a variable is wrong. The next call reads
+            them again.
+    """
+    return _current if _current is not None else _read_outside()
+
+
+def installed() -> Configuration | None:
+    """Return the configuration that holds now; ``None`` where files and variables have not been read yet."""
     return _current
 
 
-def install(configuration: Configuration) -> None:
-    """Put *configuration* in the place of the current one, whole.
+def install(configuration: Configuration | None) -> None:
+    """Put *configuration* in the place of the current one, whole; ``None``: read files and variables again.
 
     A detached process takes over its parent's this way, and tests go back to an earlier one.
     """
@@ -103,8 +121,23 @@ def install(configuration: Configuration) -> None:
         _current = configuration
 
 
+def _read_outside() -> Configuration:
+    from wove.settings.sources import read_sources
+
+    folder: str | None = None
+    with contextlib.suppress(FileNotFoundError):  # it may have been removed
+        folder = os.getcwd()
+    configuration = read_sources(os.environ, folder)
+
+    global _current
+    with _lock:  # another thread may have been faster
+        if _current is None:
+            _current = configuration
+        return _current
+
+
 def _read(config_file: str | os.PathLike[str] | None) -> tuple[str, Mapping[Any, object]]:
-    """Where the settings came from, and the settings. No lock is held while the file runs."""
+    """Return where the settings came from, and the settings. No lock is held while the file runs."""
     from wove.settings.loading import load, locate
     from wove.settings.model import KEYS
 

@@ -6,7 +6,7 @@ which executors there are; an unknown name is found out when its environment sta
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Final, cast
@@ -42,6 +42,7 @@ class Environment:
         executor: The name of a built-in executor, or the user's own executor object.
         executor_config: What the executor is started with. Not shown in the ``repr``: it may hold secrets.
         defaults: Checked options for the tasks that run here.
+        origins: Where ``"executor"``, ``"executor_config.KEY"`` and each default were set, by these names.
         is_local: Whether tasks run in this process, without an executor.
     """
 
@@ -49,12 +50,14 @@ class Environment:
     executor: str | object = "local"
     executor_config: Mapping[str, Any] = field(default_factory=dict[str, Any], repr=False)
     defaults: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    origins: Mapping[str, str] = field(default_factory=dict[str, str], repr=False, compare=False)
     is_local: bool = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         write = object.__setattr__
         write(self, "executor_config", _read_only(self.executor_config))
         write(self, "defaults", _read_only(self.defaults))
+        write(self, "origins", _read_only(self.origins))
         write(self, "is_local", isinstance(self.executor, str) and self.executor == "local")
 
     def __hash__(self) -> int:
@@ -63,10 +66,8 @@ class Environment:
 
     def __reduce__(self) -> tuple[Any, ...]:
         # A read-only view does not pickle; the constructor makes it anew.
-        return (
-            Environment,
-            (self.name, self.executor, dict(self.executor_config), dict(self.defaults)),
-        )
+        mappings = (dict(self.executor_config), dict(self.defaults), dict(self.origins))
+        return (Environment, (self.name, self.executor, *mappings))
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,11 +78,13 @@ class Configuration:
         default_environment: The environment of a weave that names none. It need not be configured yet.
         environments: By name. ``"default"`` is always among them.
         defaults: Checked options for every weave and task.
+        origins: Where ``"default_environment"`` and each default were set, by these names.
     """
 
     default_environment: str = DEFAULT
     environments: Mapping[str, Environment] = field(default_factory=dict[str, Environment])
     defaults: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    origins: Mapping[str, str] = field(default_factory=dict[str, str], repr=False, compare=False)
     # The results of resolution for weaves without settings of their own. A cache, not part of the value:
     # it dies with the configuration, so it never has to be emptied.
     resolved: dict[Any, Any] = field(
@@ -93,19 +96,18 @@ class Configuration:
         environments.setdefault(DEFAULT, Environment(DEFAULT))
         object.__setattr__(self, "environments", MappingProxyType(environments))
         object.__setattr__(self, "defaults", _read_only(self.defaults))
+        object.__setattr__(self, "origins", _read_only(self.origins))
 
     def __hash__(self) -> int:
         return hash((self.default_environment, frozenset(self.environments)))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return (
-            Configuration,
-            (self.default_environment, dict(self.environments), dict(self.defaults)),
-        )
+        mappings = (dict(self.environments), dict(self.defaults), dict(self.origins))
+        return (Configuration, (self.default_environment, *mappings))
 
 
 BUILT_IN: Final = Configuration()
-"""The configuration of a process in which ``wove.config`` was never called."""
+"""The configuration of a process that nobody configured."""
 
 KEYS: Final = frozenset({"default_environment", "environments", *names("config")})
 """Everything that can be configured, by the name under which a call or a file gives it."""
@@ -115,14 +117,19 @@ _OF_EXECUTOR: Final = ("start", "send", "recv", "stop")
 
 
 def overlaid(
-    configuration: Configuration, given: Mapping[Any, object], label: str
+    configuration: Configuration,
+    given: Mapping[Any, object],
+    label: str,
+    *,
+    extends: bool = False,
 ) -> Configuration:
-    """*configuration* with everything in *given* laid over it.
+    """Return *configuration* with everything in *given* laid over it.
 
     Args:
-        configuration: What was there. It is not changed.
+        configuration: The settings so far. It is not changed.
         given: ``default_environment``, ``environments`` and defaults, unchecked.
-        label: What messages call the source: ``"wove.config"``, or a file.
+        label: What messages and origins call the source: ``"wove.config"``, or a file.
+        extends: Whether an ``executor_config`` adds its keys to those that are there, instead of taking their place.
 
     Raises:
         TypeError: An unknown key, or a value of the wrong type.
@@ -138,11 +145,27 @@ def overlaid(
     default = given.get("default_environment")
     if default is not None:
         OPTIONS["environment"].check(f"{label}: default_environment", default)
+
+    defaults = _defaults(configuration.defaults, given, label)
+    kept = {"default_environment", *defaults}
+    set_here = {name for name, value in given.items() if name in defaults or value is not None}
     return Configuration(
         cast("str", default or configuration.default_environment),
-        _environments(configuration.environments, given.get("environments"), label),
-        _defaults(configuration.defaults, given, label),
+        _environments(configuration.environments, given.get("environments"), label, extends),
+        defaults,
+        _origins(configuration.origins, kept, set_here, label),
     )
+
+
+def _origins(
+    old: Mapping[str, str], kept: Collection[str], set_here: Collection[str], label: str
+) -> dict[str, str]:
+    """Return the origins of the settings *kept*: *label* for those that were *set_here*."""
+    return {
+        name: label if name in set_here else old[name]
+        for name in kept
+        if name in set_here or name in old
+    }
 
 
 def check_default_kept(before: Configuration, after: Configuration) -> None:
@@ -162,12 +185,13 @@ def check_default_kept(before: Configuration, after: Configuration) -> None:
 def _defaults(old: Mapping[str, Any], given: Mapping[str, object], label: str) -> Mapping[str, Any]:
     options = {name: value for name, value in given.items() if name in OPTIONS}
     checked = check_defaults(options, label)
+
     # An option that the check has dropped is a None that takes a default back.
     return {name: value for name, value in old.items() if name not in options} | checked
 
 
 def _environments(
-    old: Mapping[str, Environment], given: object, label: str
+    old: Mapping[str, Environment], given: object, label: str, extends: bool
 ) -> dict[str, Environment]:
     environments = dict(old)
     if given is None:
@@ -183,7 +207,9 @@ def _environments(
                 f"{label}: the name of an environment is text and not empty, not {shown(name)}"
             )
         if definition is not None:
-            environments[name] = _environment(name, environments.get(name), definition, label)
+            environments[name] = _environment(
+                environments.get(name) or Environment(name), definition, label, extends
+            )
         elif environments.pop(name, None) is None:
             raise ValueError(
                 f"{label}: there is no environment {name!r} to remove.{suggest(name, environments)}"
@@ -192,9 +218,9 @@ def _environments(
     return environments
 
 
-def _environment(name: str, old: Environment | None, given: object, source: str) -> Environment:
-    """One definition laid over the earlier one of that name, key by key."""
-    label = f"{source}: environment {name!r}"
+def _environment(old: Environment, given: object, source: str, extends: bool) -> Environment:
+    """Return *old* with a definition laid over it, key by key."""
+    label = f"{source}: environment {old.name!r}"
     if not isinstance(given, Mapping):
         raise TypeError(
             f'{label} must be a dict such as {{"executor": "local"}}, not {shown(given)}'
@@ -205,16 +231,23 @@ def _environment(name: str, old: Environment | None, given: object, source: str)
         if key not in _OF_ENVIRONMENT:
             raise unknown_option(key, _OF_ENVIRONMENT, label)
 
-    old = old or Environment(name)
     executor, config = old.executor, old.executor_config
     if "executor" in definition:
         executor = _executor(definition["executor"], label)
         if executor != old.executor:
             config = {}  # it was another executor's: its keys mean nothing to this one
 
+    set_here = set(definition)
     if "executor_config" in definition:
-        config = _executor_config(definition["executor_config"], label)
-    return Environment(name, executor, config, _defaults(old.defaults, definition, label))
+        given_config = _executor_config(definition["executor_config"], label)
+        config = {**config, **given_config} if extends else given_config
+        set_here.update(f"executor_config.{key}" for key in given_config)
+
+    defaults = _defaults(old.defaults, definition, label)
+    kept = {"executor", *(f"executor_config.{key}" for key in config), *defaults}
+    return Environment(
+        old.name, executor, config, defaults, _origins(old.origins, kept, set_here, source)
+    )
 
 
 def _executor(value: object, label: str) -> str | object:

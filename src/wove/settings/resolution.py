@@ -72,12 +72,16 @@ class Setting(NamedTuple):
 
     Attributes:
         value: As Wove uses it.
-        origin: ``"task"``, ``"weave"``, ``"environment 'reports'"``, ``"wove.config"`` or ``"built-in"``.
+        origin: ``"task"``, ``"weave"``, ``"environment 'reports'"``, ``"wove.config"``, ``"built-in"``, or the file or
+            variable that set a default.
     """
 
     value: Any
     origin: str
 
+
+CONFIG: Final = "wove.config"
+"""The origin of what calls of ``wove.config`` set."""
 
 _BUILT_IN: Final[Mapping[str, Any]] = {name: option.default for name, option in OPTIONS.items()}
 # The settings of a task beside its environment's: its own options, and what its weave sets for it.
@@ -202,14 +206,16 @@ class Resolver:
             ("task", options),
             ("weave", self._options),
             (f"environment {environment.name!r}", environment.defaults),
-            ("wove.config", self._configuration.defaults),
+            (CONFIG, self._configuration.defaults),
             ("built-in", _BUILT_IN),
         )
+        origins = self._configuration.origins
 
         for name in wanted:
             for origin, layer in layers:
                 if name in layer:
-                    yield name, Setting(layer[name], origin)
+                    source = origins.get(name, origin) if origin is CONFIG else origin
+                    yield name, Setting(layer[name], source)
                     break
 
     def _base(self, selected: str | None, mapped: bool, label: str) -> _Base:
@@ -233,7 +239,10 @@ class Resolver:
         configuration = self._configuration
         name = selected or self._options.get("environment")
         if name is None:
-            name, label = configuration.default_environment, "wove.config: default_environment"
+            name = configuration.default_environment
+            label = (
+                f"{configuration.origins.get('default_environment', CONFIG)}: default_environment"
+            )
         environment = configuration.environments.get(name)
         if environment is None:
             known = configuration.environments
@@ -249,4 +258,4 @@ class Resolver:
             return "task"
         if self._options.get("environment"):
             return "weave"
-        return "wove.config" if self._configuration.default_environment != "default" else "built-in"
+        return self._configuration.origins.get("default_environment", "built-in")

@@ -21,7 +21,7 @@ __all__ = ["wove_environments"]
 def _wove_configuration() -> Iterator[None]:
     from wove import settings
 
-    before = settings.current()
+    before = settings.installed()
     yield
     settings.install(before)
 

@@ -302,4 +302,11 @@ def test_the_file_s_own_future_imports_and_encoding() -> None:
 
 
 def test_public_names() -> None:
-    assert set(settings.__all__) == {"Configuration", "Environment", "config", "current", "install"}
+    assert set(settings.__all__) == {
+        "Configuration",
+        "Environment",
+        "config",
+        "current",
+        "install",
+        "installed",
+    }

@@ -89,8 +89,8 @@ def _run(payload: str | bytes) -> int:
 
         # A scheduler may start a job again whose weave is gone, or whose first start is at work.
         delivered = deliver(payload, security=None, ask_after=0.0)
-        if delivered is not None and (delivered.error is not None or delivered.unheard):
-            raise delivered.error or DeliveryError(delivered.unheard)
+        if delivered is not None and (delivered.error is not None or delivered.unreachable):
+            raise delivered.error or DeliveryError(delivered.unreachable)
     except Exception as error:
         text = " ".join(f"{error}".split()) or type(error).__name__
         print(f"wove.backend_worker: {text}", file=sys.stderr)  # noqa: T201

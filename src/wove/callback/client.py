@@ -1,4 +1,4 @@
-"""Single requests to a receiver: an event of a worker that is not ours, and bytes that a payload refers to."""
+"""Single requests to a receiver: `post_event`, for workers that are not Wove's, and `fetch`, for claims."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from wove.protocol.pickling import Pickled, dumps
 from wove.security import NetworkExecutorSecurity, SecurityConfig
 
 __all__ = [
-    "CANCELLED",
-    "GONE",
+    "CANCELLED_HEADER",
     "RETRY",
+    "UNAWAITED_HEADER",
     "fetch",
-    "listed",
-    "may_come_right",
+    "is_retryable",
     "post_event",
-    "shown",
+    "refusal_text",
+    "run_ids_in",
 ]
 
 _log = logging.getLogger("wove.worker")
@@ -35,28 +35,33 @@ _log = logging.getLogger("wove.worker")
 T = TypeVar("T")
 
 RETRY: Final = Backoff(0.1, 2.0)
-"""Between two attempts. The jitter keeps the workers of a receiver apart."""
+"""Pause between two attempts. The jitter keeps the workers of a receiver apart."""
 
-_AGAIN: Final = frozenset({408, 425, 429})  # and 5xx: the same request may be taken a little later
+_RETRYABLE: Final = frozenset({408, 425, 429})  # and 5xx
 
-GONE: Final = "x-wove-gone"
-CANCELLED: Final = "x-wove-cancelled"
+UNAWAITED_HEADER: Final = "x-wove-gone"
+CANCELLED_HEADER: Final = "x-wove-cancelled"
 
 _now = time.monotonic
 
 
-def may_come_right(status: int) -> bool:
-    """Whether a request that was answered so is to be sent again, a little later."""
-    return status in _AGAIN or status >= 500
+def is_retryable(status: int) -> bool:
+    """Return whether a request that was answered with *status* may succeed a little later."""
+    return status in _RETRYABLE or status >= 500
 
 
-def listed(head: Head, name: str) -> frozenset[str]:
-    """The ids of runs in the field *name* of an answer: `GONE` (nobody waits for them) or `CANCELLED`."""
+def run_ids_in(head: Head, name: str) -> frozenset[str]:
+    """Return the ids of runs in the header *name* of a response.
+
+    Args:
+        head: The response's head.
+        name: `UNAWAITED_HEADER` or `CANCELLED_HEADER`.
+    """
     return frozenset((head.get(name) or "").replace(",", " ").split())
 
 
-def shown(destination: Destination, head: Head, body: bytes) -> str:
-    """An answer that is a refusal, in words: what came, and what to do about it."""
+def refusal_text(destination: Destination, head: Head, body: bytes) -> str:
+    """Return a message about a response that refuses the request: what came, and what to do about it."""
     text = f"{destination} answered {head}" + (f": {quoted(body)}" if body.strip() else "")
     if head.status == 404:
         return f"{text}. Is its callback_url one of Wove's, with the right token?"
@@ -78,22 +83,22 @@ def post_event(
 ) -> bool:
     """Post one event of a run, for workers that run payloads in a way of their own.
 
-    Blocks until it is taken.
+    Blocks until the receiver has accepted it.
 
     Args:
         callback_url: The payload's.
         event: Its ``type`` and ``run_id``, and what else belongs to it. A value in ``result``, and an exception in
             ``exception``, are pickled here.
         security: As the environment's ``security``.
-        timeout: Seconds for one attempt in which nothing moves.
-        retry_seconds: For how many seconds it is tried again; a worker should, with the end of a run.
+        timeout: Seconds that one attempt may make no progress.
+        retry_seconds: For how many seconds a failed attempt is repeated. A worker should repeat the end of a run.
 
     Returns:
         Whether the receiver wants to hear more of the run. If not, nobody waits for it any more, and a run in
         progress should end.
 
     Raises:
-        FrameError: *event* is none (a `ValueError`).
+        FrameError: *event* is not an event (a `ValueError`).
         SerializationError: Its result cannot be pickled.
         DeliveryError: It did not get through, or was refused.
 
@@ -104,7 +109,7 @@ def post_event(
     """
     destination = Destination.parse(callback_url)
     signer = NetworkExecutorSecurity.from_config(security)
-    chunks = codec.encode(_ready(check_event(event)))
+    chunks = codec.encode(_with_pickles(check_event(event)))
     label = f"the {event['type']} of run {event['run_id']}"
 
     def attempt() -> bool:
@@ -123,14 +128,16 @@ def post_event(
         if head.status == 410:
             return False
         if not 200 <= head.status < 300:
-            raise _Refused(shown(destination, head, body), again=may_come_right(head.status))
-        return event["run_id"] not in listed(head, GONE)
+            raise _RefusedError(
+                refusal_text(destination, head, body), retryable=is_retryable(head.status)
+            )
+        return event["run_id"] not in run_ids_in(head, UNAWAITED_HEADER)
 
-    return _again_and_again(attempt, label, destination, retry_seconds)
+    return _with_retries(attempt, label, destination, retry_seconds)
 
 
-def _ready(event: dict[str, Any]) -> dict[str, Any]:
-    """*event* without live values."""
+def _with_pickles(event: dict[str, Any]) -> dict[str, Any]:
+    """Return *event* with its result and its exception pickled."""
     ready = {name: value for name, value in event.items() if name not in ("result", "exception")}
     task = str(event.get("task_id") or "?")
     if "result" in event and "result_pickle" not in event:
@@ -153,18 +160,18 @@ def fetch(
     retry_seconds: float,
     stall_seconds: float = 60.0,
 ) -> Pickled:
-    """The bytes that *claim* stands for, checked.
+    """Fetch the bytes that *claim* stands for, and check them.
 
     Args:
         callback_url: The payload's.
         claim: From the payload, which must have been verified.
         security: Signs the request.
         label: What they are, for messages: ``"the arguments of task 'pdf'"``.
-        retry_seconds: For how many seconds it is tried again.
-        stall_seconds: For how many seconds nothing may move.
+        retry_seconds: For how many seconds a failed attempt is repeated.
+        stall_seconds: Seconds that one attempt may make no progress.
 
     Raises:
-        DeliveryError: They cannot be had, or are others than the payload says.
+        DeliveryError: They could not be fetched, or differ from what the payload says.
     """
     destination = Destination.parse(payload.claim_url(callback_url, claim.id))
 
@@ -183,7 +190,7 @@ def fetch(
         finally:
             link.close()
 
-    return _again_and_again(attempt, label, destination, retry_seconds)
+    return _with_retries(attempt, label, destination, retry_seconds)
 
 
 def _received(link: Link, claim: Claim, destination: Destination, stall_seconds: float) -> Pickled:
@@ -200,30 +207,32 @@ def _received(link: Link, claim: Claim, destination: Destination, stall_seconds:
     head = link.parser.head
     assert head is not None
     if head.status != 200:
-        raise _Refused(
-            shown(destination, head, b"".join(chunks)), again=may_come_right(head.status)
+        raise _RefusedError(
+            refusal_text(destination, head, b"".join(chunks)), retryable=is_retryable(head.status)
         )
 
     if size != claim.size or found.hexdigest() != claim.sha256:
-        raise _Refused(
+        raise _RefusedError(
             f"{destination} sent {size} bytes with the SHA-256 {found.hexdigest()}, and the payload says "
             f"{claim.sha256}. Nothing of it was unpickled",
-            again=False,
+            retryable=False,
         )
 
     return Pickled(chunks, size=size)
 
 
-# --- again and again --------------------------------------------------------------------------------------
+# --- retries ----------------------------------------------------------------------------------------------
 
 
-class _Refused(Exception):
-    def __init__(self, message: str, *, again: bool) -> None:
+class _RefusedError(Exception):
+    """The receiver refused the request; *retryable*: it may succeed a little later."""
+
+    def __init__(self, message: str, *, retryable: bool) -> None:
         super().__init__(message)
-        self.again = again
+        self.retryable = retryable
 
 
-def _again_and_again(
+def _with_retries(
     attempt: Callable[[], T], label: str, destination: Destination, seconds: float
 ) -> T:
     give_up_at = _now() + seconds
@@ -233,20 +242,21 @@ def _again_and_again(
     while True:
         try:
             return attempt()
-        except _Refused as error:
-            trouble, cause, again = str(error), error.__cause__, error.again
+        except _RefusedError as error:
+            trouble, cause, retryable = str(error), error.__cause__, error.retryable
             refused_since = None
         except (OSError, ProtocolError) as error:
-            trouble, cause, again = f"{destination}: {error}", error, True
+            trouble, cause, retryable = f"{destination}: {error}", error, True
             refused = isinstance(error, ConnectionRefusedError)
             refused_since = (refused_since or _now()) if refused else None
+
         if refused_since is not None and _now() > refused_since + REFUSED_SECONDS:
-            again = False
-        failures += 1
-        pause = RETRY.delay(failures)
+            retryable = False
         left = give_up_at - _now()
-        if not again or left <= 0:
-            tried = f" within {seconds:g} s" if again and seconds else ""
+        if not retryable or left <= 0:
+            tried = f" within {seconds:g} s" if retryable and seconds else ""
             raise DeliveryError(f"{label} did not get through{tried}: {trouble}") from cause
+
+        failures += 1
         _log.info("%s; trying again", trouble)
-        time.sleep(min(pause, left))
+        time.sleep(min(RETRY.delay(failures), left))

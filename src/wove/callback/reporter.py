@@ -1,4 +1,4 @@
-"""Reports of a single run, and the callers who wait for their delivery."""
+"""The reports of a single run, and the callers who wait for their delivery."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ if TYPE_CHECKING:
     from wove.callback.link import Destination
     from wove.security import NetworkExecutorSecurity
 
-__all__ = ["Delivered", "EventSink", "RunReporter"]
+__all__ = ["DeliveryOutcome", "EventSink", "RunReporter"]
 
 WAKE_SECONDS: Final = 1.0
-"""How often a thread that waits looks up: an exception that another thread raises in it arrives only then."""
+"""How often a waiting thread wakes up: an exception that another thread raises in it arrives only then."""
 
 
 class EventSink(Protocol):
@@ -28,41 +28,46 @@ class EventSink(Protocol):
     def put(self, report: RunReporter, event: Event) -> None:
         """Send *event* soon. Never blocks."""
 
+    def ask(self, report: RunReporter) -> None:
+        """Ask soon whether the run is awaited. Never blocks."""
 
-class Delivered:
-    """How the delivery of an end went.
+
+class DeliveryOutcome:
+    """How the delivery of a run's end went.
 
     Attributes:
-        error: Why it was given up; ``None``: the receiver has it.
-        gone: The receiver did not want it: nobody waits for the run any more.
-        unheard: Why the run, which has not begun, was dropped without a word of the receiver; ``""``: it was not.
+        error: Why it was given up; ``None``: it was not.
+        awaited: False: nobody waits for the run any more, so that its end was not needed.
+        unreachable: Why the run, which has not begun, was dropped without an answer of its receiver; otherwise ``""``.
     """
 
-    __slots__ = ("error", "gone", "unheard")
+    __slots__ = ("awaited", "error", "unreachable")
 
     def __init__(
-        self, *, error: DeliveryError | None = None, gone: bool = False, unheard: str = ""
+        self, *, error: DeliveryError | None = None, awaited: bool = True, unreachable: str = ""
     ) -> None:
         self.error = error
-        self.gone = gone
-        self.unheard = unheard
+        self.awaited = awaited
+        self.unreachable = unreachable
 
 
 class RunReporter:
-    """The events of one run, on their way to the receiver.
+    """Sends the events of one run to its receiver.
 
     Args:
-        run_id: Of the run.
-        task: Its task's name.
-        destination: Where the events go.
-        security: Signs them.
-        retry_seconds: For how long the end of the run is sent again.
-        beat_seconds: The time between heartbeats while the end is on its way, if it is large.
-        detached: The run goes on when nobody waits for it any more.
-        cancel: Called, from any thread, when nobody does and it is not to go on. Must neither raise nor block.
+        run_id: Id of the run.
+        task: Name of its task.
+        destination: Where the events are posted.
+        security: Signs the requests.
+        retry_seconds: For how many seconds the delivery of the run's end is tried again.
+        heartbeat_seconds: Seconds between two heartbeats while a large end is on its way.
+        detached: Whether the run goes on when nobody waits for it any more.
+        cancel: Called, from any thread, when nobody waits and the run is not to go on. Must neither raise nor block.
 
     Attributes:
+        sender: Sends the events.
         override_event: The event that takes the place of a ``task_cancelled``: why this worker cancelled the run.
+        run_events: The events, as far as they are not delivered. For the sender's thread alone.
     """
 
     def __init__(
@@ -73,7 +78,7 @@ class RunReporter:
         security: NetworkExecutorSecurity,
         *,
         retry_seconds: float,
-        beat_seconds: float,
+        heartbeat_seconds: float,
         detached: bool,
         cancel: Callable[[], None],
     ) -> None:
@@ -82,18 +87,18 @@ class RunReporter:
         self.destination = destination
         self.security = security
         self.retry_seconds = retry_seconds
-        self.beat_seconds = beat_seconds
+        self.heartbeat_seconds = heartbeat_seconds
         self.detached = detached
         self.cancel = cancel
+        self.sender: EventSink | None = None
         self.override_event: Event | None = None
+        self.run_events = RunEvents(self)
         self._begin: Callable[[], None] | None = None  # called once the run is known to be awaited
-        self.way: EventSink | None = None
         self._lock = threading.Lock()
         self._ended = threading.Event()
-        self._arrived = threading.Event()
-        self._delivered: Delivered | None = None
-        self._callbacks: list[Callable[[Delivered], None]] = []
-        self.run_events = RunEvents(self)
+        self._settled = threading.Event()
+        self._outcome: DeliveryOutcome | None = None
+        self._callbacks: list[Callable[[DeliveryOutcome], None]] = []
 
     def put(self, event: Event) -> None:
         """Send *event*. Never blocks; the first terminal event is the last event."""
@@ -107,13 +112,12 @@ class RunReporter:
                     event = self.override_event
                 self._ended.set()
 
-        if self.way is not None:
-            self.way.put(self, event)
+        if self.sender is not None:
+            self.sender.put(self, event)
 
-    @property
-    def asking(self) -> bool:
-        """Whether the receiver is being asked if anybody waits for the run, which has not begun."""
-        return self._begin is not None
+    def heartbeat(self) -> Event:
+        """Return a heartbeat of the run."""
+        return {"type": "heartbeat", "run_id": self.run_id, "task_id": self.task}
 
     def ask(self, begin: Callable[[], None]) -> None:
         """Ask the receiver whether the run is awaited, and call *begin* if it is.
@@ -125,10 +129,11 @@ class RunReporter:
             begin: Called from any thread. Must neither raise nor block.
         """
         self._begin = begin
-        self.put({"type": "heartbeat", "run_id": self.run_id, "task_id": self.task})
+        if self.sender is not None:
+            self.sender.ask(self)
 
-    def answered(self) -> None:
-        """Called when the receiver does not mind that the run goes on."""
+    def begin(self) -> None:
+        """Call the function that was given to `ask`, once."""
         begin, self._begin = self._begin, None
         if begin is not None:
             begin()
@@ -138,7 +143,7 @@ class RunReporter:
         self.put(self.failure(error, source=source, retryable=retryable))
 
     def failure(self, error: BaseException, *, source: str, retryable: bool | None = None) -> Event:
-        """The ``task_error`` that `fail` sends."""
+        """Return the ``task_error`` that `fail` sends."""
         fields = from_exception(error, task=self.task, source=source, retryable=retryable)
         return {
             "type": "task_error",
@@ -148,44 +153,48 @@ class RunReporter:
             "python": PYTHON,
         }
 
-    # --- for those who wait --------------------------------------------------------------------------------
+    # --- for the callers who wait -----------------------------------------------------------------------------
 
     def wait_ended(self, seconds: float) -> bool:
-        """Wait for the terminal event, at most so long. Whether there is one."""
+        """Wait at most *seconds* for the terminal event. Return whether there is one."""
         return self._ended.wait(seconds)
 
-    def wait(self, seconds: float | None = None) -> Delivered | None:
-        """Wait until the end is delivered or given up, at most so long; ``None`` if it is neither."""
+    def wait(self, seconds: float | None = None) -> DeliveryOutcome | None:
+        """Wait at most *seconds* until the end is delivered or given up; return ``None`` if it is neither by then."""
         deadline = None if seconds is None else time.monotonic() + seconds
 
-        while not self._arrived.is_set():
+        while not self._settled.is_set():
             left = (
                 WAKE_SECONDS if deadline is None else min(WAKE_SECONDS, deadline - time.monotonic())
             )
             if left <= 0:
                 break
-            self._arrived.wait(left)
+            self._settled.wait(left)
 
-        return self._delivered
+        return self._outcome
 
-    def when_delivered(self, callback: Callable[[Delivered], None]) -> None:
-        """Call *callback*, which must neither raise nor block, from any thread: then, or now if it is over."""
+    def when_delivered(self, callback: Callable[[DeliveryOutcome], None]) -> None:
+        """Call *callback* when the end is delivered or given up, at once if it is.
+
+        Args:
+            callback: Called from any thread. Must neither raise nor block.
+        """
         with self._lock:
-            if self._delivered is None:
+            if self._outcome is None:
                 self._callbacks.append(callback)
                 return
-        callback(self._delivered)
+        callback(self._outcome)
 
-    def settle(self, delivered: Delivered) -> None:
-        """It is over. The first one counts."""
+    def settle(self, outcome: DeliveryOutcome) -> None:
+        """Wake those who wait. The first outcome counts."""
         with self._lock:
-            if self._delivered is not None:
+            if self._outcome is not None:
                 return
-            self._delivered = delivered
+            self._outcome = outcome
             self._begin = None
             self._ended.set()
             callbacks, self._callbacks = self._callbacks, []
 
-        self._arrived.set()
+        self._settled.set()
         for callback in callbacks:
-            callback(delivered)
+            callback(outcome)

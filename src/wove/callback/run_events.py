@@ -1,256 +1,306 @@
-"""Decides which of a run's events are sent, when, and in which batch. For the sender's thread alone."""
+"""The events of one run on their way to the receiver. For the sender's thread alone; times are monotonic seconds."""
 
 from __future__ import annotations
 
+import enum
 import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from wove.callback.link import REFUSED_SECONDS
-from wove.protocol.codec import encode_events
 from wove.protocol.completed_runs import bulk
 from wove.protocol.frames import TERMINAL, condensed
 from wove.protocol.pickling import Pickled
 
 if TYPE_CHECKING:
-    from wove.callback.link import Destination
+    from wove.callback.event_batch import EventBatch
     from wove.callback.reporter import RunReporter
-    from wove.security import NetworkExecutorSecurity
 
-__all__ = ["Event", "EventBatch", "RunEvents"]
+__all__ = ["DeliveryAttempts", "Event", "RunEvents", "RunState", "has_end", "without_pickles"]
 
 HOLD_SECONDS: Final = 0.01
-"""How long a ``task_started`` waits for the end of its run: most tasks are short, and then one POST says it all."""
+"""How long a ``task_started`` waits for the end of its run. Most tasks are short, and then one request carries both."""
 
 LARGE_BYTES: Final = 256 * 1024
-"""Pickles of this size go over a connection of their own, so that no heartbeat waits behind them."""
+"""Minimum size of the pickles of an end that is posted over a connection of its own, so that no heartbeat waits
+behind it."""
 
 ASK_REFUSED_SECONDS: Final = 1.5
-"""How long connections may be refused before a run that has not begun is dropped: nobody listens there any more."""
+"""How long connections may be refused before a run that has not begun is dropped. A receiver listens as long as its
+weave lives, so a refused connection says that the weave has gone."""
 
 Event: TypeAlias = "Mapping[str, Any]"
 
 
-class RunEvents:
-    """The events of a report that are to be sent, and how far they have come.
+class RunState(enum.Enum):
+    """How far the events of a run have come.
+
+    ============  ==============================================  ============
+    from          when                                            to
+    ============  ==============================================  ============
+    `OPEN`        the worker asks whether the run is awaited      `ASKING`
+    `OPEN`        nobody waits for the run any more               `SUPPRESSED`
+    `ASKING`      the run may begin                               `OPEN`
+    `ASKING`      it may begin, and nobody waits for it           `SUPPRESSED`
+    `ASKING`      it must not begin                               `SETTLED`
+    any of these  the terminal event is added                     `ENDED`
+    `ENDED`       the terminal event is taken into a batch        `REPORTING`
+    `REPORTING`   the batch did not get through                   `ENDED`
+    `REPORTING`   the terminal event is replaced by a small one   `ENDED`
+    any           it is delivered, or given up                    `SETTLED`
+    ============  ==============================================  ============
+    """
+
+    OPEN = enum.auto()
+    """Events are sent as they come."""
+
+    ASKING = enum.auto()
+    """The run has not begun: the receiver is being asked whether the run is awaited."""
+
+    SUPPRESSED = enum.auto()
+    """Only the terminal event will be sent: the receiver wants no other."""
+
+    ENDED = enum.auto()
+    """The terminal event waits to be sent, perhaps not for the first time."""
+
+    REPORTING = enum.auto()
+    """The terminal event is in a batch that has not been answered."""
+
+    SETTLED = enum.auto()
+    """Nothing is sent any more."""
+
+
+class DeliveryAttempts:
+    """The failed attempts to deliver events of one run, and when to stop.
 
     Attributes:
+        failed: How many there were.
+        not_before: When the next one may be made.
+        give_up_at: When to stop, unless connections are refused: then it is earlier.
+        refused_since: Since when every attempt has met a refused connection; ``None``: the last attempt has not.
+        trouble: How the last one failed, for messages.
+    """
+
+    __slots__ = ("failed", "give_up_at", "not_before", "refused_since", "trouble")
+
+    def __init__(self) -> None:
+        self.failed = 0
+        self.not_before = self.give_up_at = 0.0
+        self.refused_since: float | None = None
+        self.trouble = "no attempt was made"
+
+    def add_failure(self, trouble: str, now: float, *, refused: bool) -> None:
+        """Count a failed attempt; *refused*: the connection was refused."""
+        self.failed += 1
+        self.trouble = trouble
+        if not refused:
+            self.refused_since = None
+        elif self.refused_since is None:
+            self.refused_since = now
+
+    def deadline(self, refused_seconds: float) -> float:
+        """Return when to stop, where connections may be refused for at most *refused_seconds*."""
+        if self.refused_since is None:
+            return self.give_up_at
+        return min(self.give_up_at, self.refused_since + refused_seconds)
+
+
+class RunEvents:
+    """The events of a run that are to be sent.
+
+    Attributes:
+        report: Its reporter.
+        state: How far they have come.
+        attempts: The failed attempts to deliver them.
         end: The terminal event, once there is one.
-        end_is_out: It is on its way.
-        large: It goes over a connection of its own.
-        attempts: How often its delivery has failed.
-        not_before: When it may be tried again, in monotonic seconds.
-        give_up_at: When it is not tried again, in monotonic seconds.
-        refused_since: Since when each attempt has met a refused connection, in monotonic seconds; ``None``: the last
-            attempt met something else.
-        trouble: What the last attempt met with.
-        alone: What it says goes into no request with others: such a one was refused.
-        batch: The request with the end in it, where that is large: it is made once.
-        shortened: The result was too large, and the end says that now.
-        size: Bytes of the end's pickles.
-        announced: The receiver knows from this connection that the run runs.
-        beat_due: When to say so again while the end, which is large, is on its way, in monotonic seconds.
-        quiet: Nobody wants to hear anything but the end.
+        size: Bytes of the terminal event's pickles.
+        started_due: When to send the ``task_started``, if the run has not ended by then.
+        heartbeat_due: When to send the next heartbeat, while a large terminal event is on its way: the runner sends
+            none any more.
+        isolated: Its events share no request with other runs, as such a request was refused.
+        shortened: The terminal event was too large, and has been replaced.
     """
 
     __slots__ = (
-        "_beat",
+        "_end_batch",
+        "_heartbeat",
         "_others",
         "_started",
-        "alone",
-        "announced",
         "attempts",
-        "beat_due",
         "end",
-        "end_is_out",
-        "give_up_at",
-        "large",
-        "not_before",
-        "batch",
-        "quiet",
-        "refused_since",
+        "heartbeat_due",
+        "isolated",
         "report",
         "shortened",
         "size",
         "started_due",
-        "trouble",
+        "state",
     )
 
     def __init__(self, report: RunReporter) -> None:
         self.report = report
-        self._started: Event | None = None
-        self._beat: Event | None = None
-        self._others: list[Event] = []
-        self.started_due = 0.0
+        self.state = RunState.OPEN
+        self.attempts = DeliveryAttempts()
         self.end: Event | None = None
-        self.end_is_out = self.large = self.alone = self.shortened = self.announced = self.quiet = (
-            False
-        )
-        self.batch: EventBatch | None = None
-        self.attempts = self.size = 0
-        self.not_before = self.give_up_at = 0.0
-        self.beat_due = math.inf
-        self.refused_since: float | None = None
-        self.trouble = "no attempt was made"
+        self.size = 0
+        self.started_due = 0.0
+        self.heartbeat_due = math.inf
+        self.isolated = self.shortened = False
+        self._started: Event | None = None
+        self._heartbeat: Event | None = None
+        self._others: list[Event] = []
+        self._end_batch: EventBatch | None = None  # the encoded request with a large end
+
+    @property
+    def large(self) -> bool:
+        """Whether the terminal event goes over a connection of its own."""
+        return self.size >= LARGE_BYTES
+
+    @property
+    def pending(self) -> bool:
+        """Whether the run's worker waits for the delivery of something that is not on its way."""
+        return self.state in (RunState.ASKING, RunState.ENDED)
+
+    def deadline(self) -> float:
+        """Return when to give up."""
+        return self.attempts.deadline(ASK_REFUSED_SECONDS if self.end is None else REFUSED_SECONDS)
+
+    # --- what the run and the receiver say --------------------------------------------------------------------
+
+    def ask(self, now: float) -> None:
+        """Ask the receiver whether the run is awaited, with a heartbeat."""
+        if self.state is RunState.OPEN:
+            self.state = RunState.ASKING
+            self.attempts.give_up_at = now + self.report.retry_seconds
+            self.beat()
 
     def add(self, event: Event, now: float) -> None:
-        """Take *event* in."""
+        """Add *event*. The terminal event is the last one."""
         kind = event["type"]
         if kind in TERMINAL:
-            self.end = event
-            self.size = bulk(event)
-            self.large = self.size >= LARGE_BYTES
-            self.give_up_at = now + self.report.retry_seconds
-            if self.large:
-                self.beat_due = now + self.report.beat_seconds
-        elif self.quiet:
+            self._add_end(event, now)
+        elif self.state is RunState.SUPPRESSED:
             pass
         elif kind == "task_started":
             self._started, self.started_due = event, now + HOLD_SECONDS
         elif kind == "heartbeat":
-            self._beat = event
-            if self.report.asking:
-                self.give_up_at = now + self.report.retry_seconds
+            self._heartbeat = event
         else:
             self._others.append(event)
 
-    @property
-    def waiting(self) -> bool:
-        """Whether somebody waits for what the receiver says: to the end of the run, or before it may begin."""
-        return self.report.asking if self.end is None else not self.end_is_out
-
-    def patience_ends(self) -> float:
-        """Return when to give up, in monotonic seconds."""
-        if self.refused_since is None:
-            return self.give_up_at
-        allowed = ASK_REFUSED_SECONDS if self.end is None else REFUSED_SECONDS
-        return min(self.give_up_at, self.refused_since + allowed)
-
     def beat(self) -> None:
-        """Say once more that the run is here."""
-        if not self.quiet and (self.end is None or self.large) and self._beat is None:
-            self._beat = {
-                "type": "heartbeat",
-                "run_id": self.report.run_id,
-                "task_id": self.report.task,
-            }
+        """Add a heartbeat, unless one waits already or the receiver will soon know the run's end."""
+        if self.state in (RunState.OPEN, RunState.ASKING) or self.heartbeat_due < math.inf:
+            self._heartbeat = self._heartbeat or self.report.heartbeat()
+
+    def accept(self) -> None:
+        """Let the run begin, if it waits for that."""
+        if self.state is RunState.ASKING:
+            self.state = RunState.OPEN
+            self.report.begin()
 
     def suppress(self) -> None:
-        """Say nothing more but the end."""
-        self.quiet, self.announced = True, False
-        self._started = self._beat = None
+        """Drop all events but the terminal one: the receiver wants no other."""
+        if self.end is None:
+            self.state = RunState.SUPPRESSED
+        self.heartbeat_due = math.inf
+        self._started = self._heartbeat = None
         self._others.clear()
 
-    def replace(self, event: Event) -> None:
-        """The end is refused: it is *event* now."""
-        self.end, self.end_is_out, self.shortened = event, False, True
-        self.large, self.batch = False, None
+    def replace_end(self, event: Event) -> None:
+        """Send *event*, a small one, in place of the terminal event, which was refused for its size."""
+        self.state, self.end, self.shortened = RunState.ENDED, event, True
+        self.size, self.heartbeat_due, self._end_batch = 0, math.inf, None
 
-    def keep(self, batch: EventBatch) -> None:
-        """The end is in *batch*, and needs to be nowhere else."""
-        if self.end is not None:
-            self.batch, self.end = batch, _outline(self.end)
-
-    def forget(self) -> None:
-        """It is over."""
+    def settle(self) -> None:
+        """Drop everything: the terminal event is delivered or given up."""
         self.suppress()
-        self.end = self.batch = None
+        self.state, self.end, self._end_batch = RunState.SETTLED, None, None
 
-    def goes_with(self, other: RunEvents) -> bool:
-        """Whether what both have to say may go in one request."""
+    # --- batches ----------------------------------------------------------------------------------------------
+
+    def fits_with(self, other: RunEvents) -> bool:
+        """Return whether events of both runs may share a request."""
         mine, theirs = self.report, other.report
         same = mine.security is theirs.security and mine.destination == theirs.destination
-        return same and not self.alone and not other.alone
+        return same and not self.isolated and not other.isolated
 
-    def take(self, now: float) -> list[Event]:
-        """Return the events to send now, without a large end; `put_back` takes them if they do not get through."""
+    def take_due(self, now: float) -> list[Event]:
+        """Remove and return the events to send now, but not a large terminal event. `put_back` reverses it."""
         if self.end is not None and not self.large:
-            return self.take_end(now)
-        found: list[Event] = []
+            return self.take_all(now)
+        due: list[Event] = []
 
         if self._started is not None and self.started_due <= now:
-            found.append(self._started)
+            due.append(self._started)
             self._started = None
-        elif self._beat is not None:
-            found.append(self._beat)
+        elif self._heartbeat is not None:
+            due.append(self._heartbeat)
 
-        self._beat = None
-        found += self._others
+        self._heartbeat = None
+        due += self._others
         self._others = []
-        return found
+        return due
 
-    def take_end(self, now: float) -> list[Event]:
-        """As `take`, all up to the end."""
-        if self.end is None or self.end_is_out or self.not_before > now:
+    def take_all(self, now: float) -> list[Event]:
+        """Remove and return all events, if the terminal event is among them and may be sent now."""
+        if self.state is not RunState.ENDED or self.attempts.not_before > now:
             return []
-        self.end_is_out = True
+        self.state = RunState.REPORTING
+
         events = [event for event in (self._started, *self._others, self.end) if event is not None]
-        self._started = self._beat = None
+        self._started = self._heartbeat = None
         self._others = []
         return list(condensed(events))
 
+    def end_batch(self, new_batch: EventBatch) -> EventBatch:
+        """Return the request that carries the terminal event: *new_batch*, or the one of an earlier attempt.
+
+        The pickles of a large terminal event are kept in that request alone.
+        """
+        if self.large and self.end is not None:
+            self._end_batch = self._end_batch or new_batch
+            self.end = without_pickles(self.end)
+            return self._end_batch
+        return new_batch
+
+    def keeps_pickles_in(self, batch: EventBatch) -> bool:
+        """Return whether the pickles of the terminal event are to be kept in the body of *batch* alone."""
+        return self._end_batch is batch
+
     def put_back(self, events: list[Event]) -> None:
-        """*events* did not get through."""
+        """Add *events* again, which were taken and did not get through."""
         others: list[Event] = []
 
         for event in events:
             kind = event["type"]
             if kind in TERMINAL:
-                self.end, self.end_is_out = event, False
-            elif self.quiet:
+                self.state, self.end = RunState.ENDED, event
+            elif self.state is RunState.SUPPRESSED:
                 continue
             elif kind == "task_started":
                 self._started = event
             elif kind == "heartbeat":
-                self._beat = self._beat or event
+                self._heartbeat = self._heartbeat or event
             else:
                 others.append(event)
 
         self._others[:0] = others
 
-
-class EventBatch:
-    """Events on their way in one request.
-
-    Attributes:
-        items: The all_run_events they are from.
-        chunks: The body.
-        answer: What has come of the answer's body.
-        ends: Whether there is the end of a run among them.
-        sent_at: When it was sent, in monotonic seconds.
-    """
-
-    __slots__ = ("answer", "chunks", "ends", "items", "sent_at")
-
-    def __init__(self, items: list[tuple[RunEvents, list[Event]]]) -> None:
-        self.items = items
-        self.chunks: list[bytes] = []
-        self.answer: list[bytes] = []
-        self.ends = any(event["type"] in TERMINAL for _, events in items for event in events)
-        self.sent_at = 0.0
-
-    @property
-    def destination(self) -> Destination:
-        """Where it goes."""
-        return self.items[0][0].report.destination
-
-    @property
-    def security(self) -> NetworkExecutorSecurity:
-        """Return the security that signs the batch."""
-        return self.items[0][0].report.security
-
-    def encode(self) -> None:
-        """Make the body. What is large is only in there afterwards.
-
-        Raises:
-            FrameError: An event is not JSON.
-        """
-        self.chunks = encode_events([event for _, events in self.items for event in events])
-        for run_events, events in self.items:
-            if run_events.batch is self:
-                events[:] = map(_outline, events)
+    def _add_end(self, event: Event, now: float) -> None:
+        self.end = event
+        self.size = bulk(event)
+        self.attempts.give_up_at = now + self.report.retry_seconds
+        if self.large and self.state is not RunState.SUPPRESSED:
+            self.heartbeat_due = now + self.report.heartbeat_seconds
+        self.state = RunState.ENDED
 
 
-def _outline(event: Event) -> Event:
-    """*event* without its pickles."""
+def has_end(events: list[Event]) -> bool:
+    """Return whether a terminal event is among *events*."""
+    return any(event["type"] in TERMINAL for event in events)
+
+
+def without_pickles(event: Event) -> Event:
+    """Return *event* without its pickles."""
     return {name: value for name, value in event.items() if not isinstance(value, Pickled)}

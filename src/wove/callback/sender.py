@@ -1,8 +1,8 @@
-"""The worker's side of the way back: a thread that posts the events of runs to the receiver.
+"""A worker's thread that posts the events of runs to their receiver.
 
-Each process has one for each receiver that its runs report to. It keeps one connection open as long as there are such
-runs: the receiver learns from its end that this process has died. Whatever comes up while a request is under way goes
-in the next one, whichever run it is of.
+Each process has one sender for each receiver that its runs report to. The sender keeps one connection open as long as
+there are such runs: the receiver learns from its end that this process has died. Events that come up while a request
+is under way go in the next one, whichever run they are of.
 """
 
 from __future__ import annotations
@@ -16,54 +16,57 @@ import socket
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any, Final
 
 from wove.callback.client import RETRY
 from wove.callback.delivery_queue import DeliveryQueue
+from wove.callback.event_batch import EventBatch
 from wove.callback.link import Destination, Link, close_socket, exchange, request, socket_pair
 from wove.callback.reporter import RunReporter
-from wove.callback.run_events import Event, EventBatch, RunEvents
+from wove.callback.run_events import Event, RunEvents, RunState
 from wove.concurrency import forks
 from wove.concurrency.thread_pool import ThreadPool
 from wove.net.http1 import ProtocolError
+from wove.protocol.frames import TERMINAL
 
 __all__ = ["Sender", "close", "sender_for"]
 
 _log = logging.getLogger("wove.worker")
 
 REPLY_SECONDS: Final = 10.0
-"""A receiver that says nothing for so long to a small request is asked again, over a new connection."""
+"""How long the receiver may take to answer a small request. Then it is asked again, over a new connection."""
 
 STALL_SECONDS: Final = 30.0
-"""As `REPLY_SECONDS`, for a large one; and it may be so long again and again, while the receiver answers heartbeats: it
-takes only so many large bodies at a time."""
+"""How long an upload may make no progress. It may stall up to `MAX_STALLS` times while the receiver answers
+heartbeats, as the receiver reads only a few large bodies at a time."""
 
 MAX_STALLS: Final = 20
-"""So often in one request."""
+"""Maximum number of stalls in one upload."""
 
 IMPATIENCE_SECONDS: Final = 1.0
-"""The end of a run does not wait longer than this behind a heartbeat that is not answered."""
+"""How long the end of a run waits behind a heartbeat that is not answered. Then it goes over a connection of its
+own."""
 
 IDLE_SECONDS: Final = 30.0
-"""How long thread and connection outlive the last run, in seconds: the next run is often close behind."""
+"""How long thread and connection outlive the last run: the next run is often close behind."""
 
-SOONEST_SECONDS: Final = 0.1
-"""Between two attempts, however many runs end meanwhile and would like one."""
+MIN_RETRY_SECONDS: Final = 0.1
+"""Minimum time between two attempts, however many runs end meanwhile and ask for one."""
 
-UPLOADS: Final = 4
-"""Large events that are under way at a time. The receiver takes one after the other."""
+MAX_UPLOADS: Final = 4
+"""Maximum number of uploads at a time. The receiver takes one large body after the other."""
 
 _now = time.monotonic
-_uploads: Final = ThreadPool(UPLOADS, "wove-upload")
+_uploads: Final = ThreadPool(MAX_UPLOADS, "wove-upload")
 
 
 class Sender:
-    """The way to one receiver.
+    """Posts events to one receiver.
 
-    `open`, `put` and `close` may be called from any thread; everything else happens in the sender's own, which is there
-    while there is something to do. It is made by `sender_for`.
+    `open`, `ask`, `put` and `close` may be called from any thread; everything else happens in the sender's own thread,
+    which exists while there is something to do. `sender_for` makes senders.
 
     Args:
         destination: Any at the receiver's origin.
@@ -75,32 +78,37 @@ class Sender:
         self._worker = worker
         self._pid = os.getpid()
         self._lock = threading.Lock()
-        self._inbox: deque[Callable[[], None]] = deque()
+        self._calls: deque[Callable[[], None]] = deque()  # to be made by the thread
         self._thread: threading.Thread | None = None
         self._wake: tuple[socket.socket, socket.socket] | None = None
         self._asleep = self._closing = False
         # The thread's own.
-        self._delivery_queue = DeliveryQueue()
+        self._queue = DeliveryQueue()
         self._link: Link | None = None
-        self._stays = True  # the receiver has not said that it closes the connection
-        self._batch: EventBatch | None = None  # what was sent, and is not yet answered
-        self._failures = self._drops = 0
+        self._batch: EventBatch | None = None  # sent over the link, and not answered
+        self._persistent = True  # the receiver keeps the connection open after a response
+        self._failures = 0  # attempts since the last response
+        self._early_closes = 0  # connections in a row that were closed soon after their last use
         self._tried_at = self._not_before = self._idle_since = 0.0
 
     # --- for any thread -------------------------------------------------------------------------------------
 
     def open(self, report: RunReporter) -> None:
-        """*report* is about to have events, and they go this way. Connects, if that is not so yet."""
-        report.way = self
+        """Prepare for events of *report*: connect, unless there is a connection."""
+        report.sender = self
         if self._link is None:
-            self._tell(lambda: self._delivery_queue.alive.setdefault(report.run_events))
+            self._post(lambda: self._queue.register(report.run_events))
+
+    def ask(self, report: RunReporter) -> None:
+        """Ask soon whether the run of *report* is awaited. Never blocks."""
+        self._post(lambda: self._queue.ask(report.run_events, _now()))
 
     def put(self, report: RunReporter, event: Event) -> None:
-        """Send *event* of *report*, soon. Never blocks."""
-        self._tell(lambda: self._take_in(report.run_events, event))
+        """Send *event* of *report* soon. Never blocks."""
+        self._post(lambda: self._add(report.run_events, event))
 
     def close(self, timeout: float) -> None:
-        """End the thread as soon as it has nothing to do, waiting at most *timeout* seconds for that."""
+        """End the thread as soon as it has nothing to do, and wait at most *timeout* seconds for that."""
         with self._lock:
             self._closing = True
             thread = self._thread
@@ -110,27 +118,28 @@ class Sender:
             thread.join(timeout)
         self._closing = False
 
-    def _tell(self, label: Callable[[], Any]) -> None:
+    def _post(self, call: Callable[[], Any]) -> None:
+        """Have *call* made by the thread, which is started if there is none."""
         if self._pid != os.getpid():
             return  # a task has forked, and this is its child: the run is the parent's
+
         with self._lock:
-            self._inbox.append(label)
-            if self._thread is None:
-                self._wake = socket_pair()
-                _senders.setdefault(self._destination.origin, self)
-                self._thread = threading.Thread(target=self._run, name="wove-sender", daemon=True)
-                try:
-                    self._thread.start()
-                except (
-                    RuntimeError
-                ):  # the interpreter is ending, or the system has no more threads to give
-                    self._inbox.pop()
-                    self._hang_up()
-                    raise
-            else:
+            self._calls.append(call)
+            if self._thread is not None:
                 self._rouse()
+                return
+            self._wake = socket_pair()
+            _senders.setdefault(self._destination.origin, self)
+            self._thread = threading.Thread(target=self._run, name="wove-sender", daemon=True)
+            try:
+                self._thread.start()
+            except RuntimeError:  # the interpreter is ending, or the system has no more threads
+                self._calls.pop()
+                self._release()
+                raise
 
     def _rouse(self) -> None:
+        # Called with the lock held.
         if self._asleep and self._wake is not None:
             self._asleep = False
             with contextlib.suppress(BlockingIOError):
@@ -142,43 +151,45 @@ class Sender:
         self._idle_since = _now()
 
         try:
-            while self._turn():
+            while self._step():
                 pass
         except BaseException as error:
             _log.exception("the sender of events failed")
             with self._lock:
-                self._hang_up()
-            self._delivery_queue.end_all(error)
+                self._release()
+            self._queue.settle_all(error)
 
-    def _turn(self) -> bool:
+    def _step(self) -> bool:
+        """Do what there is to do, then wait. Return False if the thread is to end."""
         now = _now()
-        while self._inbox:
-            self._inbox.popleft()()
-        self._delivery_queue.ripen(now)
-        for run_events in self._delivery_queue.large:
-            self._upload(run_events, now)
-        self._delivery_queue.large.clear()
+        while self._calls:
+            self._calls.popleft()()
+        self._queue.run_timers(now)
+        self._start_uploads(self._queue.uploads, now)
+        self._queue.uploads.clear()
 
         if self._batch is not None:
-            self._mind_unanswered(self._batch, now)
+            self._check_reply(self._batch, now)
         elif now >= self._not_before:
-            if self._link is None and self._wants_link():
+            if self._link is None and self._needs_link():
                 self._connect()
-                return True  # others may have come meanwhile, and go along
-            if self._link is not None and (batch := self._delivery_queue.pack(now)) is not None:
-                self._post(self._link, batch, now)
+                return True  # other events may have come meanwhile, and join the request
+            if self._link is not None and (batch := self._queue.next_batch(now)) is not None:
+                self._send(self._link, batch, now)
 
         return self._wait(now)
 
-    def _take_in(self, run_events: RunEvents, event: Event) -> None:
+    def _add(self, run_events: RunEvents, event: Event) -> None:
         now = _now()
-        if self._delivery_queue.add(run_events, event, now):
-            self._not_before = min(self._not_before, max(now, self._tried_at + SOONEST_SECONDS))
+        self._queue.add(run_events, event, now)
+        if event["type"] in TERMINAL:  # worth an attempt before the pause is over
+            soonest = max(now, self._tried_at + MIN_RETRY_SECONDS)
+            self._not_before = min(self._not_before, soonest)
 
     # --- the connection that is kept ------------------------------------------------------------------------
 
-    def _wants_link(self) -> bool:
-        return bool(self._delivery_queue.ready or (self._delivery_queue.alive and self._stays))
+    def _needs_link(self) -> bool:
+        return bool(self._queue.ready or (self._queue.alive and self._persistent))
 
     def _connect(self) -> None:
         self._tried_at = _now()
@@ -186,114 +197,113 @@ class Sender:
         try:
             self._link = Link(self._destination)
         except OSError as error:
-            self._failed(
+            self._on_failure(
                 f"cannot connect to {self._destination}: {error}",
-                list(self._delivery_queue.ready),
+                self._queue.ready,
                 refused=isinstance(error, ConnectionRefusedError),
             )
 
-    def _post(self, link: Link, batch: EventBatch, now: float) -> None:
+    def _send(self, link: Link, batch: EventBatch, now: float) -> None:
         self._tried_at = batch.sent_at = now
         self._batch = batch
 
         try:
             link.send(_head(batch, self._worker), batch.chunks, seconds=REPLY_SECONDS)
         except (OSError, ProtocolError) as error:
-            self._broke(f"{self._destination}: {error}")
+            self._on_link_failure(f"{self._destination}: {error}")
         else:
             if link.cut:
                 self._read(link)
 
-    def _mind_unanswered(self, batch: EventBatch, now: float) -> None:
+    def _check_reply(self, batch: EventBatch, now: float) -> None:
+        """Give up the connection, or pass it by, if the receiver takes too long to answer *batch*."""
         if now >= batch.sent_at + REPLY_SECONDS:
-            self._broke(
+            self._on_link_failure(
                 f"{self._destination} does not answer: nothing came for {REPLY_SECONDS:g} s",
-                stale=False,
+                perhaps_stale=False,
             )
-        elif not batch.ends and now >= batch.sent_at + IMPATIENCE_SECONDS:
-            for run_events in [
-                run_events
-                for run_events in self._delivery_queue.ready
-                if run_events.end is not None
-            ]:
-                self._upload(run_events, now)
+        elif not batch.has_end and now >= batch.sent_at + IMPATIENCE_SECONDS:
+            ended = [each for each in self._queue.ready if each.state is RunState.ENDED]
+            self._start_uploads(ended, now)
 
     def _read(self, link: Link) -> None:
-        """The connection has something to say."""
+        """Read from the connection, which is readable."""
         if self._batch is None:
             if not link.quiet():
-                self._closed_while_idle(link)
+                self._on_idle_close(link)
             return
 
         try:
-            self._batch.answer += link.receive()
+            self._batch.response_body += link.receive()
         except (OSError, ProtocolError) as error:
-            self._broke(f"{self._destination} closed the connection: {error}")
+            self._on_link_failure(f"{self._destination} closed the connection: {error}")
             return
 
         head = link.parser.head
         if link.parser.complete and head is not None:
             batch, self._batch = self._batch, None
             self._failures = 0
-            self._stays = head.persistent
-            self._delivery_queue.answered(batch, head, b"".join(batch.answer), _now(), kept=True)
+            self._persistent = head.persistent
+            self._queue.on_response(batch, head, b"".join(batch.response_body), _now(), kept=True)
             if link.cut or not link.parser.reusable:
-                self._drop()
+                self._drop_link()
 
-    def _broke(self, trouble: str, *, stale: bool = True) -> None:
+    def _on_link_failure(self, trouble: str, *, perhaps_stale: bool = True) -> None:
         """The connection failed in the middle of a request.
 
         Args:
             trouble: How.
-            stale: That may be because it was closed just when it was used again.
+            perhaps_stale: Whether the receiver may have closed it just when it was used again.
         """
         assert self._batch is not None and self._link is not None
         batch, self._batch = self._batch, None
-        # Which says nothing of the receiver. To send twice what may have arrived does no harm: it counts once.
-        stale = (
-            stale and self._link.answers > 0 and not self._link.parser.begun and not self._failures
-        )
-        self._delivery_queue.unsent(batch)
-        self._drop()
+        link = self._link
+        # A stale connection says nothing of the receiver, which may be asked again at once.
+        stale = perhaps_stale and link.answers > 0 and not link.parser.begun and not self._failures
+
+        self._queue.put_back(batch)  # events that arrive twice do no harm: they count once
+        self._drop_link()
         if stale:
             self._failures = 1
         else:
-            self._failed(trouble, [run_events for run_events, _ in batch.items])
+            self._on_failure(trouble, [run_events for run_events, _ in batch.items])
 
-    def _closed_while_idle(self, link: Link) -> None:
-        young = link.answers == 0 or _now() - self._tried_at < IMPATIENCE_SECONDS
-        self._drops = self._drops + 1 if young else 1
-        self._drop()
+    def _on_idle_close(self, link: Link) -> None:
+        """The receiver closed the connection between two requests."""
+        early = link.answers == 0 or _now() - self._tried_at < IMPATIENCE_SECONDS
+        self._early_closes = self._early_closes + 1 if early else 1
+        self._drop_link()
         if (
-            self._drops > 1
-        ):  # the first time at once; a peer that does this always is not to be asked all the time
-            self._not_before = _now() + RETRY.delay(self._drops - 1)
+            self._early_closes > 1
+        ):  # a receiver that does this always is not to be asked all the time
+            self._not_before = _now() + RETRY.delay(self._early_closes - 1)
 
-    def _drop(self) -> None:
+    def _drop_link(self) -> None:
         """Close the connection. The receiver takes that for the end of this process, unless it hears more soon."""
         if self._link is not None:
             self._link.close()
             self._link = None
-        self._delivery_queue.unannounced(beat=self._stays)
+        self._queue.on_connection_lost(beat=self._persistent)
 
-    def _failed(
-        self, trouble: str, concerned: Sequence[RunEvents], *, refused: bool = False
+    def _on_failure(
+        self, trouble: str, concerned: Iterable[RunEvents], *, refused: bool = False
     ) -> None:
+        """The receiver could not be asked, on behalf of the runs in *concerned*."""
         now = _now()
         self._failures += 1
         self._not_before = now + RETRY.delay(self._failures)
         (_log.info if self._failures == 1 else _log.debug)("%s; trying again", trouble)
-        self._delivery_queue.missed(concerned, trouble, now, refused=refused)
+        self._queue.add_failures(concerned, trouble, now, refused=refused)
 
-    # --- connections of their own ---------------------------------------------------------------------------
+    # --- uploads: connections of their own ------------------------------------------------------------------
 
-    def _upload(self, run_events: RunEvents, now: float) -> None:
-        batch = self._delivery_queue.pack_end(run_events, now)
-        if batch is not None:
-            _uploads.submit(self._carry, batch)
+    def _start_uploads(self, runs: Iterable[RunEvents], now: float) -> None:
+        for run_events in runs:
+            if (batch := self._queue.end_batch(run_events, now)) is not None:
+                _uploads.submit(self._upload, batch)
 
-    def _carry(self, batch: EventBatch) -> None:
-        # In a thread for it.
+    def _upload(self, batch: EventBatch) -> None:
+        # In a thread of the pool.
         try:
             if not batch.chunks:
                 batch.encode()
@@ -305,42 +315,42 @@ class Sender:
                 patience=self._patience(),
             )
         except Exception as error:
-            self._tell(partial(self._lost, batch, error))
+            self._post(partial(self._on_upload_failure, batch, error))
         else:
-            self._tell(lambda: self._delivery_queue.answered(batch, head, body, _now(), kept=False))
+            self._post(lambda: self._queue.on_response(batch, head, body, _now(), kept=False))
 
     def _patience(self) -> Callable[[], bool]:
-        """Whether to wait on when nothing moves: for the upload that is about to begin, in its thread."""
+        """Return a function that an upload calls when it stalls: whether to wait on."""
         stalls = itertools.count(1)
         return lambda: not self._failures and next(stalls) < MAX_STALLS
 
-    def _lost(self, batch: EventBatch, error: Exception) -> None:
+    def _on_upload_failure(self, batch: EventBatch, error: Exception) -> None:
         if isinstance(error, (OSError, ProtocolError)):
-            self._delivery_queue.again(
+            self._queue.retry_later(
                 batch,
                 f"{self._destination}: {error}",
                 _now(),
                 refused=isinstance(error, ConnectionRefusedError),
             )
         else:
-            self._delivery_queue.apart(batch, f"it cannot be sent: {error}")
+            self._queue.split(batch, f"it cannot be sent: {error}")
 
     # --- waiting --------------------------------------------------------------------------------------------
 
     def _wait(self, now: float) -> bool:
-        """Until there is something to do. False if there will not be, and the thread is to end."""
-        idle = not self._delivery_queue.alive and self._batch is None
+        """Wait until there is something to do. Return False if there will not be, and the thread is to end."""
+        idle = not self._queue.alive and self._batch is None
         if not idle:
             self._idle_since = now
         poll = select.poll()
 
         with self._lock:
-            if self._inbox:
+            if self._calls:
                 return True
             if idle and (
                 self._closing or self._link is None or now >= self._idle_since + IDLE_SECONDS
             ):
-                self._hang_up()
+                self._release()
                 return False
             self._asleep = True
             assert self._wake is not None
@@ -359,26 +369,24 @@ class Sender:
         return True
 
     def _next(self, now: float) -> float:
-        """When there is something to do, if nothing comes."""
+        """Return when there is something to do, if neither a call nor a response comes."""
         moments = [self._idle_since + IDLE_SECONDS]
-        if (due := self._delivery_queue.next_due()) is not None:
+        if (due := self._queue.next_timer()) is not None:
             moments.append(due)
         if self._batch is not None:
             moments.append(self._batch.sent_at + REPLY_SECONDS)
             if (impatient := self._batch.sent_at + IMPATIENCE_SECONDS) > now:
                 moments.append(impatient)
-        elif self._delivery_queue.ready or (self._link is None and self._wants_link()):
+        elif self._queue.ready or (self._link is None and self._needs_link()):
             moments.append(self._not_before)
 
         return min(moments)
 
-    def _hang_up(self) -> None:
-        # Called with the lock held.
+    def _release(self) -> None:
+        """Close everything, at the end of the thread. Called with the lock held."""
         self._thread = self._batch = None
-        if (
-            _senders.get(self._destination.origin) is self
-        ):  # a worker may see many receivers come and go
-            del _senders[self._destination.origin]
+        if _senders.get(self._destination.origin) is self:
+            del _senders[self._destination.origin]  # a worker may see many receivers come and go
 
         if self._link is not None:
             self._link.close()
@@ -410,7 +418,7 @@ _worker = ""
 
 
 def sender_for(destination: Destination) -> Sender:
-    """The sender of this process to the receiver at *destination*."""
+    """Return the sender of this process to the receiver at *destination*."""
     global _worker
 
     with _senders_lock:
@@ -423,7 +431,10 @@ def sender_for(destination: Destination) -> Sender:
 
 
 def close(timeout: float) -> None:
-    """End the threads of senders that have nothing to do, waiting at most *timeout* seconds. They start again."""
+    """End the threads of senders that have nothing to do, waiting at most *timeout* seconds for each.
+
+    They start again when they are needed.
+    """
     with _senders_lock:
         senders = list(_senders.values())
     for sender in senders:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from wove.callback.link import Destination
-from wove.callback.reporter import Delivered
+from wove.callback.reporter import DeliveryOutcome
 from wove.concurrency.mailbox import post_to
 from wove.integrations.common.jobs import ASK_SECONDS, BEAT_SECONDS, Job, close, fetches
 from wove.protocol import payload as payloads
@@ -83,7 +83,7 @@ def run(
 
 def deliver(
     payload: Mapping[str, Any] | str | bytes, *, security: SecurityConfig, ask_after: float
-) -> Delivered | None:
+) -> DeliveryOutcome | None:
     """As `run`, and return how the delivery of the run's end went instead of raising its error."""
     job = _read(payload, _security_of(security))
     job.ask_after = ask_after
@@ -134,7 +134,7 @@ async def arun(
     )
     job.ask_after = ask_after
     loop = asyncio.get_running_loop()
-    done: asyncio.Future[Delivered] = loop.create_future()
+    done: asyncio.Future[DeliveryOutcome] = loop.create_future()
 
     try:
         job.enter()
@@ -155,7 +155,9 @@ async def arun(
 
 
 def _settle_on(
-    loop: asyncio.AbstractEventLoop, done: asyncio.Future[Delivered], delivered: Delivered
+    loop: asyncio.AbstractEventLoop,
+    done: asyncio.Future[DeliveryOutcome],
+    delivered: DeliveryOutcome,
 ) -> None:
     def settle() -> None:
         if not done.done():
@@ -164,7 +166,7 @@ def _settle_on(
     post_to(loop, settle)
 
 
-def _conclude(delivered: Delivered | None) -> None:
+def _conclude(delivered: DeliveryOutcome | None) -> None:
     if delivered is not None and delivered.error is not None:
         raise delivered.error
 

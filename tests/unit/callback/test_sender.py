@@ -14,7 +14,8 @@ from tests.support.callback_peer import TAKEN, Answer, Peer, Request
 
 from wove.callback import run_events, sender
 from wove.callback.link import Destination
-from wove.callback.reporter import Delivered, RunReporter
+from wove.callback.reporter import DeliveryOutcome, RunReporter
+from wove.callback.run_events import RunState
 from wove.callback.sender import sender_for
 from wove.errors import DeliveryError
 from wove.protocol.faults import to_exception
@@ -37,7 +38,7 @@ class Runs:
         run_id: str = "r",
         *,
         retry_seconds: float = 20,
-        beat_seconds: float = 5,
+        heartbeat_seconds: float = 5,
         detached: bool = False,
         security: NetworkExecutorSecurity | None = None,
     ) -> RunReporter:
@@ -48,7 +49,7 @@ class Runs:
             destination,
             security or NONE,
             retry_seconds=retry_seconds,
-            beat_seconds=beat_seconds,
+            heartbeat_seconds=heartbeat_seconds,
             detached=detached,
             cancel=lambda: self.cancelled.append(run_id),
         )
@@ -75,7 +76,7 @@ def result(value: object, run_id: str = "r") -> dict[str, Any]:
     return event("task_result", run_id, result_pickle=dumps(value, label="v"))
 
 
-def delivered(report: RunReporter) -> Delivered:
+def delivered(report: RunReporter) -> DeliveryOutcome:
     outcome = report.wait(20)
     assert outcome is not None
     return outcome
@@ -84,7 +85,7 @@ def delivered(report: RunReporter) -> Delivered:
 def arrives(report: RunReporter) -> None:
     """Its end is delivered, and wanted."""
     outcome = delivered(report)
-    assert outcome.error is None and not outcome.gone
+    assert outcome.error is None and outcome.awaited
 
 
 def trouble(report: RunReporter) -> str:
@@ -262,7 +263,7 @@ def test_only_those_runs_that_nobody_waits_for_are_cancelled(peer: Peer, runs: R
     one.put(result(1, "one"))
     arrives(one)
     two.put(event("task_cancelled", "two"))
-    assert delivered(two).gone and delivered(two).error is None
+    assert not delivered(two).awaited and delivered(two).error is None
 
 
 def test_a_detached_run_goes_on(peer: Peer, runs: Runs) -> None:
@@ -270,7 +271,7 @@ def test_a_detached_run_goes_on(peer: Peer, runs: Runs) -> None:
     report = runs.started(detached=True)
     report.put(event("heartbeat"))
     report.put(result(1))
-    assert delivered(report).gone
+    assert not delivered(report).awaited
     assert (
         runs.cancelled == []
         and peer.of("r")[-1] == "task_result"
@@ -284,7 +285,7 @@ def test_a_detached_run_that_is_told_to_end_does(peer: Peer, runs: Runs) -> None
     report.put(event("heartbeat"))
     peer.until(lambda: runs.cancelled)
     report.put(event("task_cancelled"))
-    assert delivered(report).gone
+    assert not delivered(report).awaited
 
 
 # --- trouble ----------------------------------------------------------------------------------------------
@@ -565,7 +566,7 @@ def test_heartbeats_go_on_while_a_large_result_is_on_its_way(peer: Peer, runs: R
         return TAKEN
 
     peer.answer = slow
-    report = runs.started(beat_seconds=0.05)
+    report = runs.started(heartbeat_seconds=0.05)
     report.put(result(os.urandom(2 * LARGE)))
     peer.until(lambda: peer.of("r").count("heartbeat") >= 3)
     taken.set()
@@ -581,7 +582,7 @@ def test_a_receiver_that_has_no_room_is_waited_for(
 ) -> None:
     monkeypatch.setattr(sender, "STALL_SECONDS", 0.05)
     peer.answer = lambda request: Answer(wait=1) if "task_result" in request.types else TAKEN
-    report = runs.started(beat_seconds=0.05)
+    report = runs.started(heartbeat_seconds=0.05)
     report.put(result(os.urandom(2 * LARGE)))
     monkeypatch.setattr(sender, "MAX_STALLS", 1000)
     arrives(report)
@@ -683,4 +684,4 @@ def test_pickles_are_not_kept_beside_what_is_sent(peer: Peer, runs: Runs) -> Non
     assert not any(isinstance(value, Pickled) for value in report.run_events.end.values())
     peer.answer = lambda request: TAKEN
     arrives(report)
-    assert report.run_events.batch is None
+    assert report.run_events.state is RunState.SETTLED

@@ -12,7 +12,7 @@ from typing import Any, Final, cast
 from wove.callback import sender
 from wove.callback.client import fetch
 from wove.callback.link import Destination
-from wove.callback.reporter import Delivered, RunReporter
+from wove.callback.reporter import DeliveryOutcome, RunReporter
 from wove.concurrency import forks
 from wove.concurrency.thread_pool import ThreadPool
 from wove.errors import DeliveryError, SerializationError, WorkerLostError
@@ -77,12 +77,12 @@ class Job:
             destination,
             security,
             retry_seconds=retry_seconds,
-            beat_seconds=beat_seconds,
+            heartbeat_seconds=beat_seconds,
             detached=detached,
             cancel=self._cancel,
         )
         self.report.when_delivered(self._leave)
-        self.report.way = sender.sender_for(destination)
+        self.report.sender = sender.sender_for(destination)
         self.fetches = isinstance(content, Payload) and bool(content.claims)
         self.ask_after = ASK_SECONDS
         self._content: Payload | ValueError | None = content
@@ -141,7 +141,7 @@ class Job:
 
         # Also where its weave wants none: the answer to one is how a worker learns of a cancel.
         delivery = cast("dict[str, Any]", frame.get("delivery") or {})
-        interval = self.report.beat_seconds * BEATS_PER_INTERVAL
+        interval = self.report.heartbeat_seconds * BEATS_PER_INTERVAL
         frame["delivery"] = {**delivery, "delivery_heartbeat_seconds": interval}
         with self._lock:
             if not self._stopped:
@@ -194,7 +194,7 @@ class Job:
                 }
             )
 
-    def _leave(self, delivered: Delivered) -> None:
+    def _leave(self, delivered: DeliveryOutcome) -> None:
         del delivered
         if self._worker.reports.get(self.report.run_id) is self.report:
             del self._worker.reports[self.report.run_id]

@@ -1,9 +1,11 @@
-"""The values of ``executor_config`` keys, checked: each message names the key and what it must be."""
+"""Readers of ``executor_config``: each checks one key, and its message names the key and what it must be."""
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Collection, Iterable, Mapping
+import shlex
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, Literal, cast, overload
 
 from wove.graph import rules
@@ -15,6 +17,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "check_keys",
+    "command",
+    "command_words",
     "flag",
     "header_items",
     "mapping",
@@ -23,6 +27,7 @@ __all__ = [
     "options",
     "text",
     "tls_files",
+    "variables",
     "whole",
 ]
 
@@ -34,7 +39,9 @@ _FIELD_VALUE: Final = re.compile(r"[\t\x20-\x7e\x80-\xff]*")
 _METADATA_NAME: Final = re.compile(r"[0-9a-z_.-]+")
 _METADATA_VALUE: Final = re.compile(r"[\x20-\x7e]*")
 
-_OF_THE_CONNECTION: Final = frozenset(
+_CONTROL_CHARACTER: Final = re.compile(r"[\x00-\x1f\x7f]")
+
+_HOP_BY_HOP: Final = frozenset(
     {
         "connection",
         "content-length",
@@ -48,8 +55,8 @@ _OF_THE_CONNECTION: Final = frozenset(
         "upgrade",
     }
 )
-"""The fields that govern one connection (RFC 9110, section 7.6.1) or frames one message: a second one, or another
-value, lets two readers see two different requests."""
+"""Fields that govern one connection (RFC 9110, section 7.6.1) or frame one message. With a second one, or another
+value, two readers could see two different requests."""
 
 
 def check_keys(
@@ -97,7 +104,7 @@ def number(
     none: bool = False,
     unit: str = "seconds",
 ) -> float | None:
-    """The finite number greater than 0 under *name*.
+    """Return the finite number greater than 0 under *name*.
 
     Args:
         config: The ``executor_config``.
@@ -121,7 +128,7 @@ def number(
 def whole(
     config: Mapping[str, Any], name: str, default: int, *, label: str, minimum: int = 1
 ) -> int:
-    """The whole number of at least *minimum* under *name*.
+    """Return the whole number of at least *minimum* under *name*.
 
     Raises:
         TypeError: It is not a whole number.
@@ -135,7 +142,7 @@ def whole(
 
 
 def flag(config: Mapping[str, Any], name: str, default: bool, *, label: str) -> bool:
-    """True or False under *name*.
+    """Return True or False, as it is under *name*.
 
     Raises:
         TypeError: It is anything else.
@@ -152,7 +159,7 @@ def text(
 def text(
     config: Mapping[str, Any], name: str, default: str | None = None, *, label: str
 ) -> str | None:
-    """The text under *name*, not empty; *default* where it is absent or ``None``.
+    """Return the text under *name*, which is not empty; *default* where it is absent or ``None``.
 
     Raises:
         TypeError: It is not text.
@@ -172,10 +179,10 @@ def text(
 
 
 def mapping(config: Mapping[str, Any], name: str, *, label: str) -> Mapping[str, Any]:
-    """The dict under *name*; empty if there is none.
+    """Return the dict under *name*; an empty one if the key is absent.
 
     Raises:
-        TypeError: It is none.
+        TypeError: The value is not a dict.
     """
     value: object = config.get(name)
     if value is None:
@@ -186,46 +193,159 @@ def mapping(config: Mapping[str, Any], name: str, *, label: str) -> Mapping[str,
 
 
 def options(
-    value: object,
+    config: Mapping[str, Any],
     name: str,
     *,
     label: str,
-    taken: Mapping[str, str],
+    reserved: Mapping[str, str],
     known: Collection[str] | None = None,
 ) -> dict[str, Any]:
-    """The options of a library's call that users give under *name*; empty where *value* is ``None``.
+    """Return a copy of the keyword arguments for a library's call that are under *name*; empty if the key is absent.
 
     Args:
-        value: What is there.
-        name: The key of ``executor_config``.
+        config: The ``executor_config``.
+        name: The key.
         label: What messages begin with.
-        taken: Those that are not the user's to set, and why.
-        known: All that there are; ``None``: the library knows.
+        reserved: Options that the user cannot set, and why.
+        known: All options that the call takes; ``None``: the library itself checks them.
 
     Raises:
-        TypeError: It is not a dict.
-        ValueError: An option is not one, or not the user's to set.
+        TypeError: The value is not a dict, or a name in it is not text.
+        ValueError: An option is unknown or reserved.
     """
     key_label = f"{label}: executor_config {name!r}"
-    if value is None:
-        return {}
-    if not isinstance(value, dict):
-        raise TypeError(f"{key_label} must be a dict, not {shown(value)}")
-    given = cast("dict[str, Any]", value)
+    given = dict(cast("Mapping[object, Any]", mapping(config, name, label=label)))
+
     for option in given:
-        if option in taken:
-            raise ValueError(f"{key_label} cannot set {option!r}: {taken[option]}")
+        if not isinstance(option, str):
+            raise TypeError(
+                f"{key_label} must be a dict with names as keys, and {option!r} is not a name"
+            )
+        if option in reserved:
+            raise ValueError(f"{key_label} cannot set {option!r}: {reserved[option]}")
         if known is not None and option not in known:
             raise ValueError(
-                f"{key_label} has no option {option!r}.{suggest(str(option), known)} "
+                f"{key_label} has no option {option!r}.{suggest(option, known)} "
                 f"Its options are: {', '.join(known)}"
             )
 
-    return dict(given)
+    return cast("dict[str, Any]", given)
+
+
+@overload
+def command(
+    config: Mapping[str, Any],
+    name: str,
+    default: Sequence[str],
+    *,
+    label: str,
+    printable: bool = ...,
+) -> tuple[str, ...]: ...
+@overload
+def command(
+    config: Mapping[str, Any],
+    name: str,
+    default: Sequence[str] | None = ...,
+    *,
+    label: str,
+    printable: bool = ...,
+) -> tuple[str, ...] | None: ...
+def command(
+    config: Mapping[str, Any],
+    name: str,
+    default: Sequence[str] | None = None,
+    *,
+    label: str,
+    printable: bool = False,
+) -> tuple[str, ...] | None:
+    """Return the command under *name*: a list of texts and paths, or a text that is split as a shell splits it.
+
+    Args:
+        config: The ``executor_config``.
+        name: The key.
+        default: The answer where the key is absent.
+        label: What messages begin with.
+        printable: Refuse line breaks and other control characters, which a line of a script cannot carry.
+
+    Raises:
+        TypeError: The value is neither a text nor a list of texts.
+        ValueError: It is empty, a quote in it is not closed, or it has a control character.
+    """
+    value: object = config.get(name)
+    if value is None:
+        return None if default is None else tuple(default)
+
+    key_label = f"{label}: executor_config {name!r}"
+    parts = command_words(value, key_label, printable=printable)
+    if not parts or not parts[0]:
+        raise ValueError(f"{key_label} is empty; leave it out instead")
+    return parts
+
+
+def command_words(value: object, label: str, *, printable: bool) -> tuple[str, ...]:
+    """Return the words of a command line; arguments and errors are those of `command`.
+
+    Args:
+        value: A list of texts and paths, or a text.
+        label: What messages begin with; it names the key.
+        printable: As `command`.
+    """
+    if isinstance(value, str):
+        try:
+            parts = tuple(shlex.split(value))
+        except ValueError as error:
+            raise ValueError(f"{label} cannot be split into words: {error}: {value!r}") from None
+    elif isinstance(value, (list, tuple)):
+        try:
+            parts = tuple(map(os.fsdecode, cast("Sequence[Any]", value)))
+        except TypeError:
+            raise TypeError(
+                f"{label} must be a list of texts, not {shown(cast('object', value))}"
+            ) from None
+    else:
+        raise TypeError(f"{label} must be a list or a text, not {shown(value)}")
+
+    if printable and any(_CONTROL_CHARACTER.search(part) for part in parts):
+        raise ValueError(
+            f"{label} holds a line break or another control character, which no script line can carry"
+        )
+
+    return parts
+
+
+def variables(
+    container: Mapping[str, Any], name: str, *, label: str, reserved: Mapping[str, str]
+) -> list[Mapping[str, Any]]:
+    """Return the environment variables under *name* in the description of a container.
+
+    Args:
+        container: As in a manifest of Kubernetes or a request of AWS Batch.
+        name: The key in it: ``"env"`` or ``"environment"``.
+        label: What messages begin with; it names the key that holds *container*.
+        reserved: Variables that the user cannot set, and why.
+
+    Raises:
+        TypeError: The value is not a list of dicts with a ``name``.
+        ValueError: A variable is reserved.
+    """
+    value: object = container.get(name) or []
+    entries = cast("Sequence[object]", value) if isinstance(value, (list, tuple)) else None
+    if entries is None or not all(
+        isinstance(each, Mapping) and isinstance(cast("Any", each).get("name"), str)
+        for each in entries
+    ):
+        raise TypeError(f"{label}: {name!r} must be a list of {{'name': ..., 'value': ...}}")
+
+    found = cast("list[Mapping[str, Any]]", list(entries))
+    for each in found:
+        if each["name"] in reserved:
+            raise ValueError(f"{label} cannot set {each['name']}: {reserved[each['name']]}")
+
+    return found
 
 
 def tls_files(config: Mapping[str, Any], *, label: str) -> TLSFiles:
-    """``root_certificates``, ``client_certificate`` and ``client_key``; nothing is read yet.
+    """Return ``root_certificates``, ``client_certificate`` and ``client_key``; no file is read yet.
 
     Raises:
         TypeError: One is neither text, bytes nor a path.
@@ -247,7 +367,7 @@ def header_items(
     security: NetworkExecutorSecurity | None = None,
     reserved: Collection[str] = (),
 ) -> list[tuple[str, str]]:
-    """Extra headers, as name and value in the order given. Values are never quoted in messages.
+    """Return extra headers, as name and value in the order given. Values are never quoted in messages.
 
     Args:
         value: A dict of texts, a sequence of pairs of texts, or ``None``.
@@ -276,7 +396,7 @@ def header_items(
             raise ValueError(
                 f"{key_label} is not a header name: letters, digits and hyphens make one"
             )
-        _refuse_ours(name.lower(), key_label, security, {*_OF_THE_CONNECTION, *reserved})
+        _refuse_ours(name.lower(), key_label, security, {*_HOP_BY_HOP, *reserved})
         if not _FIELD_VALUE.fullmatch(held):
             raise ValueError(
                 f"{key_label} has a value with line breaks, control characters or letters outside Latin-1, "
@@ -295,7 +415,7 @@ def metadata_items(
     security: NetworkExecutorSecurity | None = None,
     reserved: Collection[str] = ("content-type", "user-agent", "grpc-*"),
 ) -> list[tuple[str, str | bytes]]:
-    """Extra gRPC metadata, as name and value in the order given; names become lower case.
+    """Return extra gRPC metadata, as name and value in the order given; names become lower case.
 
     Arguments and errors are those of `header_items`. Values are printable ASCII, or bytes where the name ends
     in ``-bin`` (github.com/grpc/grpc, doc/PROTOCOL-HTTP2.md).
@@ -309,7 +429,7 @@ def metadata_items(
             raise ValueError(
                 f"{key_label} is not a name for metadata: letters, digits, '_', '-' and '.' make one"
             )
-        _refuse_ours(name, key_label, security, {*_OF_THE_CONNECTION, *reserved})
+        _refuse_ours(name, key_label, security, {*_HOP_BY_HOP, *reserved})
         if name.endswith("-bin"):
             if not isinstance(held, bytes):
                 raise TypeError(
@@ -347,7 +467,7 @@ def _pairs(value: object, label: str) -> Iterable[tuple[str, object]]:
         raise TypeError(f"{wrong}, not of type {type(value).__name__}")
     for position, pair in enumerate(cast("Iterable[object]", value)):
         if not isinstance(pair, (list, tuple)) or len(cast("tuple[object, ...]", pair)) != 2:
-            raise TypeError(f"{wrong}; item {position} is none")
+            raise TypeError(f"{wrong}; item {position} is not one")
         name, held = cast("tuple[object, object]", pair)
         if not isinstance(name, str):
             raise TypeError(

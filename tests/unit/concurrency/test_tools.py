@@ -1,4 +1,4 @@
-"""`Backoff`, `BoundedDict`, `Deadline` and `post_to`."""
+"""`Backoff`, `BoundedDict`, `Deadline`, `RateLimiter` and `post_to`."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from wove.concurrency.backoff import Backoff
 from wove.concurrency.bounded import BoundedDict
 from wove.concurrency.deadline import Deadline
 from wove.concurrency.mailbox import post_to
+from wove.concurrency.rate_limiter import RateLimiter
 
 
 class TestBackoff:
@@ -133,6 +134,23 @@ class TestDeadline:
 
         self.run(body)
         assert expired == []
+
+
+class TestRateLimiter:
+    def test_a_burst_and_then_an_even_pace(self) -> None:
+        limiter, now, made = RateLimiter(3, 4.0), 1000.0, list[float]()
+        for step in range(400):
+            now += limiter.reserve(now)
+            made.append(now)
+            now += (step % 7) * 0.9
+        assert made[:3] == [1000.0, 1000.0, pytest.approx(1000.9)]
+        in_a_minute = [sum(begin <= each < begin + 60 for each in made) for begin in made]
+        assert 15 <= max(in_a_minute) <= 18
+
+    def test_a_pause_earns_one_burst_and_no_more(self) -> None:
+        limiter = RateLimiter(2, 5.0)
+        assert [limiter.reserve(now=0.0) for _ in range(3)] == [0.0, 0.0, 5.0]
+        assert [limiter.reserve(now=1000.0) for _ in range(3)] == [0.0, 0.0, 5.0]
 
 
 def test_post_to_says_when_the_loop_is_closed() -> None:

@@ -11,7 +11,7 @@ In the module with the worker's settings::
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Final, TypeAlias, cast
 
@@ -29,7 +29,7 @@ from wove.integrations.arq.worker import FUNCTION_NAME
 from wove.integrations.base import BackendAdapter, JobStatus, PayloadDict
 from wove.integrations.common import error_text as words
 from wove.integrations.common.batcher import Batcher
-from wove.integrations.common.client_loops import leave_behind, loop_of_redis, on_loop
+from wove.integrations.common.client_loops import ClientCalls, leave_behind, loop_of_redis
 from wove.integrations.common.silent_jobs import SILENCE_SECONDS, SilentJobs
 from wove.integrations.common.submitted_keys import SubmittedKeys
 from wove.integrations.naming import idempotency_key, job_id
@@ -106,7 +106,7 @@ class ARQAdapter(BackendAdapter):
             check_dsn(self._settings, label)
         self._function = text(config, "function_name", FUNCTION_NAME, label=label)
         self._queue_name = text(config, "queue_name", label=label)
-        self._options, self._extra = read_options(config.get("enqueue_options"), label)
+        self._options, self._extra = read_options(config, label=label)
         self._seconds = number(config, "send_timeout", 60.0, label=label, none=True)
         security = NetworkExecutorSecurity.from_config(config.get("security"), label=label)
         self._trusts_redis = not security.authenticates
@@ -117,8 +117,13 @@ class ARQAdapter(BackendAdapter):
         self._arq = await run_in_thread(library)
         self._turns = asyncio.Semaphore(NATIVE_AT_ONCE)
         self._trips: Batcher[Sequence[Command], Sequence[Any]] = Batcher(self._carry)
+        self._calls = ClientCalls(
+            self._pool_loop,
+            label=f"{self.label}: its pool",
+            seconds=self._seconds,
+            explain=self._explain,
+        )
         self._unheard = SilentJobs()
-        self._closed = False
         self._scores_one_by_one = False
         self._pool = self._given if self._given is not None else await self._connect()
         self._is_redis = isinstance(self._pool, self._arq.ArqRedis)
@@ -136,7 +141,7 @@ class ARQAdapter(BackendAdapter):
         )
 
     async def close(self) -> None:
-        self._closed = True
+        await self._calls.close()
         await self._trips.close()
         if self._given is None:
             try:
@@ -151,23 +156,15 @@ class ARQAdapter(BackendAdapter):
         except (OSError, TimeoutError, self._arq.RedisError) as error:
             raise self._unreachable(error, shown_address(settings)) from error
 
-    def _loop(self) -> asyncio.AbstractEventLoop | None:
-        """Where the pool is to be used; ``None``: on Wove's own loop."""
+    def _pool_loop(self) -> asyncio.AbstractEventLoop | None:
+        """Return the loop of the user's pool; ``None``: Wove's own loop."""
         if self._given is None:
             return None
         return loop_of_redis(getattr(self._pool, "connection_pool", None))
 
-    async def _there(self, make: Callable[[], Any]) -> Any:
-        """Await what *make* returns on the pool's loop, with a time limit and an error that names the environment."""
-
-        async def bounded() -> Any:
-            async with asyncio.timeout(self._seconds):
-                return await make()
-
-        try:
-            return await on_loop(self._loop(), bounded, label=f"{self.label}: its pool")
-        except (OSError, TimeoutError, self._arq.RedisError) as error:
-            raise self._unreachable(error, "") from error
+    def _explain(self, error: BaseException) -> DeliveryError | None:
+        known = (OSError, TimeoutError, self._arq.RedisError)
+        return self._unreachable(error, "") if isinstance(error, known) else None
 
     def _unreachable(self, error: BaseException, where: str) -> DeliveryError:
         said = str(error) or type(error).__name__
@@ -191,7 +188,9 @@ class ARQAdapter(BackendAdapter):
             return name
 
         async with self._turns:
-            taken: str = await self._there(partial(self._claim, name, frame["run_id"], payload))
+            taken: str = await self._calls.call(
+                partial(self._claim, name, frame["run_id"], payload)
+            )
         _keyed.note(name, self.wanted, frame["run_id"])
         return taken
 
@@ -201,8 +200,8 @@ class ARQAdapter(BackendAdapter):
         taken = name
         async with self._turns:
             if keyed and self._is_redis:
-                taken = await self._there(partial(self._claim, name, frame["run_id"], None))
-            job = await self._there(lambda: self._enqueue(taken, payload))
+                taken = await self._calls.call(partial(self._claim, name, frame["run_id"], None))
+            job = await self._calls.call(lambda: self._enqueue(taken, payload))
 
         if job is None:
             raise self._occupied(taken, "is there already, or a result of it is", "another process")
@@ -275,7 +274,7 @@ class ARQAdapter(BackendAdapter):
     async def _carry(self, batch: Sequence[Sequence[Command]]) -> list[Sequence[Any]]:
         """Each item's replies, from one round trip."""
         commands = [command for item in batch for command in item]
-        replies = iter(await self._there(partial(self._transact, commands)))
+        replies = iter(await self._calls.call(partial(self._transact, commands)))
         return [[next(replies) for _ in item] for item in batch]
 
     async def _transact(self, commands: Sequence[Command]) -> list[Any]:
@@ -306,8 +305,8 @@ class ARQAdapter(BackendAdapter):
         try:
             running, queued, stored = self._checked(await self._trips.put(commands))
         except DeliveryError:
-            if self._closed:
-                return False  # nobody is left who would want to know
+            if self._calls.closed:
+                return False  # no caller waits for the answer any more
             raise
 
         if running:
@@ -330,7 +329,7 @@ class ARQAdapter(BackendAdapter):
         for names in _portions(list(runs), ASKED_AT_ONCE):
             # A job is in the queue from its submission to its end: arq/worker.py, Worker.finish_job.
             for name, score in zip(
-                names, await self._there(partial(self._scores, names)), strict=True
+                names, await self._calls.call(partial(self._scores, names)), strict=True
             ):
                 (left if score is None else queued).append(name)
 
@@ -368,7 +367,9 @@ class ARQAdapter(BackendAdapter):
 
     async def _ask(self, commands: Sequence[Command]) -> Sequence[Any]:
         return (
-            self._checked(await self._there(partial(self._transact, commands))) if commands else ()
+            self._checked(await self._calls.call(partial(self._transact, commands)))
+            if commands
+            else ()
         )
 
     async def _scores(self, names: Sequence[str]) -> list[Any]:

@@ -9,14 +9,15 @@ from typing import Any, Final, cast
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 from wove.concurrency import forks
-from wove.graph.rules import shown, suggest
+from wove.graph.rules import suggest
+from wove.settings.config_readers import options
 
 __all__ = ["check_dsn", "library", "read_options", "read_settings", "shown_address"]
 
 OPTIONS: Final = ("_defer_by", "_defer_until", "_expires")
 """The options of ARQ that ``enqueue_options`` may set."""
 
-TAKEN: Final[Mapping[str, str]] = {
+RESERVED: Final = {
     "_job_id": "Wove gives each job its id; delivery_idempotency_key decides which runs share one",
     "_queue_name": "the key 'queue_name' beside it is for that",
     "_job_try": "a run is one try of one job; the option retries is for more",
@@ -42,24 +43,17 @@ def library() -> Any:
     )
 
 
-def read_options(value: object, label: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """ARQ's own options in ``enqueue_options``, and what goes on to the worker's function."""
-    key_label = f"{label}: executor_config 'enqueue_options'"
-    if value is None:
-        return {}, {}
-    if not isinstance(value, Mapping):
-        raise TypeError(
-            f"{key_label} must be a dict of keyword arguments of enqueue_job, not {shown(value)}"
-        )
+def read_options(config: Mapping[str, Any], *, label: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return ARQ's own options in ``enqueue_options``, and the arguments for the worker's function.
 
-    given = dict(cast("Mapping[object, Any]", value))
+    Raises:
+        TypeError: ``enqueue_options`` is not a dict.
+        ValueError: An option is unknown or reserved; the message says why.
+    """
+    key_label = f"{label}: executor_config 'enqueue_options'"
+    given = options(config, "enqueue_options", label=label, reserved=RESERVED)
+
     for name in given:
-        if not isinstance(name, str):
-            raise TypeError(
-                f"{key_label} must be a dict of keyword arguments of enqueue_job, and {name!r} is not a name"
-            )
-        if name in TAKEN:
-            raise ValueError(f"{key_label} has {name!r}: {TAKEN[name]}")
         if f"_{name}" in OPTIONS:
             raise ValueError(
                 f"{key_label} has {name!r}; ARQ's own options begin with an underscore: '_{name}'"
@@ -69,10 +63,10 @@ def read_options(value: object, label: str) -> tuple[dict[str, Any], dict[str, A
                 f"{key_label} has {name!r}, which ARQ does not know.{suggest(name, OPTIONS)}"
             )
 
-    options: dict[str, Any] = {name: given.pop(name) for name in OPTIONS if name in given}
-    if options.get("_defer_by") and options.get("_defer_until"):
+    own: dict[str, Any] = {name: given.pop(name) for name in OPTIONS if name in given}
+    if own.get("_defer_by") and own.get("_defer_until"):
         raise ValueError(f"{key_label} has both '_defer_by' and '_defer_until'; give one of them")
-    return options, cast("dict[str, Any]", given)
+    return own, given
 
 
 def check_dsn(dsn: str, label: str) -> None:

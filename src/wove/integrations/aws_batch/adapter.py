@@ -10,7 +10,7 @@ import math
 import re
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Final, cast
+from typing import Any, ClassVar, Final
 
 from wove.concurrency import forks
 from wove.concurrency.bounded import BoundedDict
@@ -19,12 +19,12 @@ from wove.executors.base import CancelReach, Frame
 from wove.graph.rules import shown
 from wove.integrations.aws_batch.client import Api, DeniedError, client_of
 from wove.integrations.base import BackendAdapter, JobStatus, PayloadDict
-from wove.integrations.common.manifests import command_of, merged
+from wove.integrations.common.manifests import RESERVED_VARIABLES, merged
 from wove.integrations.common.statuses import meaning
 from wove.integrations.common.timing import longest_seconds
 from wove.integrations.naming import PAYLOAD_VARIABLE, idempotency_key, job_mark, job_name
 from wove.protocol.payload import ENVELOPE_BYTES
-from wove.settings.config_readers import mapping, options, text
+from wove.settings.config_readers import command, mapping, options, text, variables
 
 __all__ = ["COMMAND", "AWSBatchAdapter"]
 
@@ -78,7 +78,7 @@ OPTIONS: Final = (
 )
 """The keys of ``submit_job_options`` (docs.aws.amazon.com/batch/latest/APIReference/API_SubmitJob.html)."""
 
-TAKEN: Final = {
+RESERVED: Final = {
     "jobName": "it is made of the task's name; there is 'job_name_prefix'",
     "jobQueue": "it is executor_config 'job_queue'",
     "jobDefinition": "it is executor_config 'job_definition'",
@@ -88,7 +88,7 @@ TAKEN: Final = {
     "eksPropertiesOverride": "the payload goes to the container of an ECS job definition",
     "ecsPropertiesOverride": "the payload goes to the container of a job definition with one",
 }
-"""Other options of SubmitJob, and why they cannot be."""
+"""Options of SubmitJob that the user cannot set, and why."""
 
 
 class AWSBatchAdapter(BackendAdapter):
@@ -159,7 +159,9 @@ class AWSBatchAdapter(BackendAdapter):
 
         self._overrides = dict(mapping(self.config, "container_overrides", label=self.label))
         self._command = self._read_command()
-        self._options = self._read_options()
+        self._options = options(
+            config, "submit_job_options", label=label, reserved=RESERVED, known=OPTIONS
+        )
         self._check_overrides()
         self._mine = BoundedDict[str, None](MAX_KEYED)
         self._told: set[str] = set()
@@ -178,29 +180,16 @@ class AWSBatchAdapter(BackendAdapter):
             )
 
     def _read_command(self) -> Sequence[str] | None:
-        command = command_of(self.config, label=self.label)
-        if command is not None and "command" in self._overrides:
+        given = command(self.config, "command", label=self.label)
+        if given is not None and "command" in self._overrides:
             raise ValueError(
                 f"{self.label}: executor_config has 'command', and another one in 'container_overrides': leave one out"
             )
-        return command
-
-    def _read_options(self) -> dict[str, Any]:
-        given = dict(mapping(self.config, "submit_job_options", label=self.label))
-        return options(given, "submit_job_options", label=self.label, taken=TAKEN, known=OPTIONS)
+        return given
 
     def _check_overrides(self) -> None:
         label = f"{self.label}: executor_config 'container_overrides'"
-        variables: Any = self._overrides.get("environment") or []
-        if not isinstance(variables, (list, tuple)) or not all(
-            isinstance(each, Mapping) and "name" in each for each in cast("Any", variables)
-        ):
-            raise TypeError(
-                f"{label}: 'environment' must be a list of {{'name': ..., 'value': ...}}"
-            )
-
-        if any(each["name"] == PAYLOAD_VARIABLE for each in cast("Any", variables)):
-            raise ValueError(f"{label} cannot set {PAYLOAD_VARIABLE}: that is the payload")
+        variables(self._overrides, "environment", label=label, reserved=RESERVED_VARIABLES)
         taken = len(_compact({**self._overrides, "command": list(self._command or COMMAND)}))
         room = MAX_OVERRIDES - OF_BATCH - taken
         if room < ENVELOPE_BYTES:
@@ -277,7 +266,7 @@ class AWSBatchAdapter(BackendAdapter):
     # ------------------------------------------------------------------ submit
 
     @property
-    def _there(self) -> Api:
+    def _connected(self) -> Api:
         assert self._api is not None  # `start` comes first
         return self._api
 
@@ -285,7 +274,7 @@ class AWSBatchAdapter(BackendAdapter):
         request = self.request(payload, frame)
         if idempotency_key(frame) is not None:
             self._make_room(request["jobName"], payload)
-        job = self._there.submit(request)
+        job = self._connected.submit(request)
         if idempotency_key(frame) is not None:
             self._mine[job] = None
         return job
@@ -345,7 +334,7 @@ class AWSBatchAdapter(BackendAdapter):
         name, so two processes that submit at the same moment are not told apart.
         """
         try:
-            found = self._there.named(self._queue, name)
+            found = self._connected.named(self._queue, name)
         except DeniedError as error:
             if "list" not in self._told:
                 self._told.add("list")
@@ -363,19 +352,19 @@ class AWSBatchAdapter(BackendAdapter):
                     f"{each['jobId']} of AWS Batch ({each.get('status')}), submitted by another process, which gets "
                     f"its result. Wait for it, terminate that job, or use another key"
                 )
-            self._there.terminate(each["jobId"], "lost for Wove, and submitted again")
+            self._connected.terminate(each["jobId"], "lost for Wove, and submitted again")
 
     # ------------------------------------------------------------------ cancel
 
     def cancel(self, run_id: str, submission: Any, frame: Frame) -> bool:
         if not isinstance(submission, str):  # not submitted yet; its worker hears that nobody waits
             return False
-        self._there.terminate(submission, "cancelled by Wove")
+        self._connected.terminate(submission, "cancelled by Wove")
         if frame.get("delivery_cancel_mode") != "require_ack":
             return False
         deadline = time.monotonic() + ACK_SECONDS
         while not self.begun(run_id) and time.monotonic() < deadline:
-            job = self._there.describe([submission]).get(submission, {})
+            job = self._connected.describe([submission]).get(submission, {})
             if job.get("status") == "FAILED":
                 return not job.get("startedAt")
             time.sleep(1.0)
@@ -386,7 +375,7 @@ class AWSBatchAdapter(BackendAdapter):
 
     def watch(self, submissions: Mapping[str, Any]) -> dict[str, JobStatus]:
         jobs = {run_id: each for run_id, each in submissions.items() if isinstance(each, str)}
-        found = self._there.describe(jobs.values())
+        found = self._connected.describe(jobs.values())
         self._tell(found.values())
         fates: dict[str, JobStatus] = {}
 

@@ -22,7 +22,7 @@ from wove.integrations.celery.states import Results
 from wove.integrations.celery.worker import TASK_NAME
 from wove.integrations.common.batcher import Batcher
 from wove.integrations.naming import idempotency_key, job_id
-from wove.settings.config_readers import flag, text
+from wove.settings.config_readers import flag, options, text
 
 __all__ = ["CeleryAdapter", "Submission"]
 
@@ -34,8 +34,8 @@ prefetches messages, and shows those that it has when it is asked about them."""
 TERMINATE_SIGNAL: Final = "SIGTERM"
 """Ends a prefork child in the middle of a task, and lets `wove.integrations.worker.run` report that before."""
 
-_OURS: Final = (
-    *(
+RESERVED: Final = dict.fromkeys(
+    (
         "name",
         "args",
         "kwargs",
@@ -45,10 +45,13 @@ _OURS: Final = (
         "connection",
         "result_cls",
         "add_to_parent",
+        "ignore_result",
+        "argsrepr",
+        "kwargsrepr",
     ),
-    *("ignore_result", "argsrepr", "kwargsrepr"),
+    "it is set by Wove itself; remove it",
 )
-"""Arguments of ``Celery.send_task`` that are not for ``send_task_options``."""
+"""Arguments of ``Celery.send_task`` that ``send_task_options`` cannot set, and why."""
 
 _LINGER_SECONDS: Final = 0.5
 
@@ -142,28 +145,19 @@ class CeleryAdapter(BackendAdapter):
         self.options = self._read_options()
 
     def _read_options(self) -> dict[str, Any]:
-        given: object = self.config.get("send_task_options")
-        if given is None:
-            given = {}
-        label = f"{self.label}: executor_config 'send_task_options'"
-        if not isinstance(given, Mapping):
-            raise TypeError(
-                f"{label} must be a dict of arguments for Celery.send_task, not {given!r:.100}"
-            )
-
-        options = dict(cast("Mapping[str, Any]", given))
-        for key in options:
-            if key in _OURS:
-                raise ValueError(f"{label}: {key!r} is set by Wove itself; remove it")
-
+        given = options(self.config, "send_task_options", label=self.label, reserved=RESERVED)
         queue = text(self.config, "queue", label=self.label)
-        if queue is not None:
-            if "queue" in options:
-                raise ValueError(f"{label} has a queue, and so has executor_config: keep one")
-            options["queue"] = queue
 
-        # A user who wants Celery to retry says so; by default, what cannot be sent is an error at once.
-        return {"serializer": "json", "retry": False, **options}
+        if queue is not None:
+            if "queue" in given:
+                raise ValueError(
+                    f"{self.label}: executor_config 'send_task_options' has a queue, and so has executor_config: "
+                    "keep one"
+                )
+            given["queue"] = queue
+
+        # By default, a message that cannot be sent is an error at once. The user can have Celery try again.
+        return {"serializer": "json", "retry": False, **given}
 
     # ------------------------------------------------------------------ start and stop
 

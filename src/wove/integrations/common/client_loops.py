@@ -1,4 +1,4 @@
-"""Clients that belong to an event loop of the user's: used there, and nowhere else."""
+"""Clients that belong to one of the user's event loops, and are used on that loop only."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any, Final, TypeVar, cast
 from wove.concurrency import forks
 from wove.errors import DeliveryError
 
-__all__ = ["leave_behind", "loop_of_redis", "on_loop"]
+__all__ = ["ClientCalls", "leave_behind", "loop_of_redis", "on_loop"]
 
 T = TypeVar("T")
 
@@ -21,11 +21,11 @@ _LISTS: Final = ("_in_use_connections", "_available_connections")
 
 
 def loop_of_redis(pool: object) -> asyncio.AbstractEventLoop | None:
-    """The event loop that the open connections of *pool* belong to; ``None`` while there are none.
+    """Return the event loop that the open connections of *pool* belong to; ``None`` while there are none.
 
     Args:
-        pool: A connection pool of ``redis.asyncio``, of any version from 4 to 8. It does not know its loop; what its
-            connections write to does.
+        pool: A connection pool of ``redis.asyncio``, of any version from 4 to 8. It does not know its loop; the writers
+            of its connections do.
     """
     for writer in _writers(pool):
         loop = getattr(writer, "_loop", None)
@@ -39,7 +39,7 @@ def _writers(pool: object) -> Iterator[object]:
     for name in _LISTS:
         try:
             connections = list(cast("Iterable[object]", getattr(pool, name, None) or ()))
-        except RuntimeError:  # its loop, in another thread, is just changing them
+        except RuntimeError:  # its loop changes them in another thread at this moment
             continue
         for connection in connections:
             writer: object = getattr(connection, "_writer", None)
@@ -53,15 +53,15 @@ async def on_loop(
     *,
     label: str,
 ) -> T:
-    """Await what *make* makes, on *loop*.
+    """Await the coroutine that *make* returns, on *loop*.
 
     Args:
-        loop: Where; ``None``: here.
-        make: Called there.
-        label: Whose client it is, for the error: ``"environment 'reports': its pool"``.
+        loop: The loop; ``None``: the running one.
+        make: Called on that loop.
+        label: What messages begin with: ``"environment 'reports': its pool"``.
 
     Raises:
-        DeliveryError: The loop does not run, so that nothing would ever come of it.
+        DeliveryError: The loop does not run, so that the coroutine would never end.
     """
     if loop is None or loop is asyncio.get_running_loop():
         return await make()
@@ -75,11 +75,77 @@ async def on_loop(
 
     try:
         future = asyncio.run_coroutine_threadsafe(coroutine, loop)
-    except RuntimeError:  # closed this very moment
+    except RuntimeError:  # it was closed just now
         coroutine.close()
         raise DeliveryError(f"{label} belongs to an event loop that has just been closed") from None
 
     return await asyncio.wrap_future(future)
+
+
+class ClientCalls:
+    """Makes the calls of one client on the event loop that it belongs to.
+
+    Args:
+        loop: Returns that loop; ``None``: the running one. It is asked at each call, since some clients belong to the
+            loop on which they are first used.
+        label: What messages begin with: ``"environment 'reports': its pool"``.
+        seconds: The time limit of each call; ``None``: no limit.
+        explain: Returns the error to raise instead of one that a call raised; ``None``: raise that one.
+
+    Attributes:
+        closed: Whether `close` was called.
+    """
+
+    def __init__(
+        self,
+        loop: Callable[[], asyncio.AbstractEventLoop | None],
+        *,
+        label: str,
+        seconds: float | None = None,
+        explain: Callable[[BaseException], DeliveryError | None] = lambda error: None,
+    ) -> None:
+        self._loop = loop
+        self._label = label
+        self._seconds = seconds
+        self._explain = explain
+        self._pending: set[asyncio.Future[Any]] = set()
+        self.closed = False
+
+    async def call(self, make: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        """Await the coroutine that *make* returns, on the client's loop.
+
+        Raises:
+            DeliveryError: The loop does not run, or the environment was stopped before there was an answer.
+        """
+
+        async def bounded() -> T:
+            async with asyncio.timeout(self._seconds):
+                return await make()
+
+        pending = asyncio.ensure_future(on_loop(self._loop(), bounded, label=self._label))
+        self._pending.add(pending)
+        pending.add_done_callback(self._pending.discard)
+
+        try:
+            return await pending
+        except asyncio.CancelledError:
+            if not self.closed:
+                raise
+            raise DeliveryError(
+                f"{self._label}: the environment was stopped before there was an answer"
+            ) from None
+        except Exception as error:
+            if (explained := self._explain(error)) is None:
+                raise
+            raise explained from error
+
+    async def close(self, seconds: float = 0.0) -> None:
+        """Wait for pending calls for at most *seconds*, then cancel them."""
+        self.closed = True
+        if self._pending and seconds:
+            await asyncio.wait(set(self._pending), timeout=seconds)
+        for pending in list(self._pending):
+            pending.cancel()
 
 
 # --- forks ------------------------------------------------------------------------------------------------
@@ -89,9 +155,9 @@ _inherited: list[tuple[Any, list[int]]] = []
 
 
 def leave_behind(pool: object) -> None:
-    """Have a forked child begin without the connections that *pool*, one of ``redis.asyncio``, has on Wove's loop.
+    """Have a forked child begin without the connections that a pool of ``redis.asyncio`` has on Wove's loop.
 
-    They are the parent's: two processes that talk over one connection get each other's answers. And their loop does
+    They belong to the parent: two processes that use one connection get each other's answers. Besides, their loop does
     not run in the child.
     """
     with contextlib.suppress(TypeError):
@@ -108,7 +174,7 @@ def _before_fork() -> None:
 
 def reset_after_fork() -> None:
     for pool, descriptors in _inherited:
-        # The connections close them when they are garbage, by number: that must not be another file's then.
+        # When the connections are collected, they close these numbers, which must not be those of other files then.
         with contextlib.suppress(OSError):
             nothing = os.open(os.devnull, os.O_RDWR)
             for descriptor in descriptors:

@@ -11,8 +11,8 @@ import contextlib
 import importlib
 import json
 import warnings
-from collections.abc import Callable, Coroutine, Mapping, Sequence
-from typing import Any, ClassVar, Final, NamedTuple, TypeVar, cast
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar, Final, NamedTuple, cast
 
 from wove.concurrency import forks
 from wove.concurrency.bounded import BoundedDict
@@ -22,7 +22,7 @@ from wove.executors.base import Frame
 from wove.graph.rules import shown
 from wove.integrations.base import BackendAdapter, JobStatus, PayloadDict
 from wove.integrations.common.batcher import Batcher
-from wove.integrations.common.client_loops import on_loop
+from wove.integrations.common.client_loops import ClientCalls
 from wove.integrations.common.error_text import of_exception
 from wove.integrations.dask.options import read_client_options, read_submit_options
 from wove.integrations.dask.states import never_began
@@ -31,8 +31,6 @@ from wove.integrations.worker import run
 from wove.settings.config_readers import text
 
 __all__ = ["DaskAdapter"]
-
-T = TypeVar("T")
 
 CONNECT_SECONDS: Final = 10.0
 """How long the scheduler may take to accept a connection, where ``client_options`` have no ``timeout``; also how long
@@ -110,8 +108,8 @@ class DaskAdapter(BackendAdapter):
         config, label = self.config, self.label
         self._given = config.get("client")
         self._address = text(config, "address", None, label=label)
-        self._client_options = read_client_options(config.get("client_options"), label=label)
-        self._submit_options = read_submit_options(config.get("submit_options"), label=label)
+        self._client_options = read_client_options(config, label=label)
+        self._submit_options = read_submit_options(config, label=label)
         if self._given is None:
             return
         if both := [key for key in ("address", "client_options") if config.get(key) is not None]:
@@ -131,11 +129,15 @@ class DaskAdapter(BackendAdapter):
     async def start(self) -> None:
         self._trips: Batcher[_Item, Any] = Batcher(self._carry)
         self._connecting = asyncio.Lock()
+        self._calls = ClientCalls(
+            lambda: _loop_of(self._client or self._given), label=f"{self.label}: its client"
+        )
         self._used = BoundedDict[str, None](MAX_KEYS)
         self._distributed, self._parse_seconds = await run_in_thread(_import)
         await self._connected()
 
     async def close(self) -> None:
+        await self._calls.close()
         await self._trips.close()
         if self._owned and self._client is not None:
             client, self._client = self._client, None
@@ -163,7 +165,7 @@ class DaskAdapter(BackendAdapter):
                 await client
 
         if client.status not in ("closed", "closing"):
-            await on_loop(_loop_of(client), settle, label=f"{self.label}: its client")
+            await self._calls.call(settle)
         if client.status in ("closed", "closing"):
             raise DeliveryError(
                 f"{self.label}: executor_config 'client' is closed, by its owner or because the scheduler went away. "
@@ -208,9 +210,6 @@ class DaskAdapter(BackendAdapter):
         self._owned = True
         return client
 
-    async def _there(self, make: Callable[[], Coroutine[Any, Any, T]], client: Any) -> T:
-        return await on_loop(_loop_of(client), make, label=f"{self.label}: its client")
-
     # ------------------------------------------------------------------ out
 
     async def submit(self, payload: PayloadDict, frame: Frame) -> Any:
@@ -237,7 +236,7 @@ class DaskAdapter(BackendAdapter):
         async def ask() -> Any:
             return await client.scheduler.get_task_status(keys=[key])
 
-        state = (await self._there(ask, client)).get(key)
+        state = (await self._calls.call(ask)).get(key)
         if state in LIVE:
             raise DeliveryError(
                 f"{self.label}: task {payload['task_name']!r} with this idempotency key is already a task of Dask "
@@ -302,7 +301,7 @@ class DaskAdapter(BackendAdapter):
 
             return False
 
-        return await self._there(cancel, client)
+        return await self._calls.call(cancel)
 
     # ------------------------------------------------------------------ watch
 
@@ -338,7 +337,7 @@ class DaskAdapter(BackendAdapter):
 
             fates |= {
                 run_id: JobStatus("lost", words)
-                for run_id, words in zip(over, await self._there(ask, client), strict=True)
+                for run_id, words in zip(over, await self._calls.call(ask), strict=True)
             }
 
         return fates

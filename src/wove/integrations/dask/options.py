@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Final
 
 from wove.settings.config_readers import options
@@ -18,16 +19,16 @@ SUBMIT: Final = (
 )
 """Options of both `distributed.Client.submit` and `.map` (distributed/client.py)."""
 
-TAKEN_SUBMIT: Final = {
+RESERVED_SUBMIT: Final = {
     "key": "it is made of the run's id, or of delivery_idempotency_key",
     "pure": "each run is one task, whatever its arguments are",
     "actor": "a run is a task",
     "actors": "a run is a task",
     "batch_size": "runs that wait go together by themselves",
 }
-"""Other options of these, and why they cannot be."""
+"""Options of these that the user cannot set, and why."""
 
-TAKEN_CLIENT: Final = {
+RESERVED_CLIENT: Final = {
     "address": "it has a key of its own, 'address'",
     "asynchronous": "the client runs on Wove's background loop",
     "loop": "the client runs on Wove's background loop",
@@ -35,18 +36,18 @@ TAKEN_CLIENT: Final = {
 }
 
 
-def read_submit_options(value: object, *, label: str) -> dict[str, Any]:
-    """The options of `distributed.Client.submit` for each run.
+def read_submit_options(config: Mapping[str, Any], *, label: str) -> dict[str, Any]:
+    """Return the options of `distributed.Client.submit` for each run.
 
     Args:
-        value: A dict, or ``None``.
+        config: The ``executor_config``.
         label: What messages begin with.
 
     Raises:
-        TypeError: It is not a dict.
-        ValueError: An option is not one, or not the user's to set; the message says why.
+        TypeError: ``submit_options`` is not a dict.
+        ValueError: An option is unknown or reserved; the message says why.
     """
-    given = options(value, "submit_options", label=label, taken=TAKEN_SUBMIT, known=SUBMIT)
+    given = options(config, "submit_options", label=label, reserved=RESERVED_SUBMIT, known=SUBMIT)
     workers = given.get("workers")
     if given.get("allow_other_workers") and not workers:
         raise ValueError(
@@ -58,6 +59,15 @@ def read_submit_options(value: object, *, label: str) -> dict[str, Any]:
     return given
 
 
-def read_client_options(value: object, *, label: str) -> dict[str, Any]:
-    """The options of `distributed.Client`, as `read_submit_options` reads the others. Any but those that are ours."""
-    return options(value, "client_options", label=label, taken=TAKEN_CLIENT)
+def read_client_options(config: Mapping[str, Any], *, label: str) -> dict[str, Any]:
+    """Return the options of `distributed.Client`, which checks their names itself.
+
+    Args:
+        config: The ``executor_config``.
+        label: What messages begin with.
+
+    Raises:
+        TypeError: ``client_options`` is not a dict.
+        ValueError: An option is reserved; the message says why.
+    """
+    return options(config, "client_options", label=label, reserved=RESERVED_CLIENT)

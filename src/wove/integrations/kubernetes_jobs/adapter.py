@@ -22,7 +22,7 @@ from wove.errors import DeliveryError, install_command
 from wove.executors.base import CancelReach, Frame
 from wove.graph.rules import shown
 from wove.integrations.base import BackendAdapter, JobStatus, PayloadDict
-from wove.integrations.common.manifests import command_of
+from wove.integrations.common.manifests import RESERVED_VARIABLES
 from wove.integrations.kubernetes_jobs import client as kubernetes_api
 from wove.integrations.kubernetes_jobs.client import Api, RefusedError
 from wove.integrations.kubernetes_jobs.events import Unmade
@@ -35,8 +35,7 @@ from wove.integrations.kubernetes_jobs.manifest import (
 )
 from wove.integrations.kubernetes_jobs.states import job_state
 from wove.integrations.kubernetes_jobs.watch import PodCache, PodStatus, Watches
-from wove.integrations.naming import PAYLOAD_VARIABLE
-from wove.settings.config_readers import flag, mapping, text, whole
+from wove.settings.config_readers import command, flag, mapping, text, variables, whole
 
 __all__ = ["COMMAND", "KubernetesJobsAdapter", "Submission"]
 
@@ -173,7 +172,7 @@ class KubernetesJobsAdapter(BackendAdapter):
         self._template = Template(
             self._namespace or "",
             text(config, "image", None, label=label),
-            command_of(config, label=label) or COMMAND,
+            command(config, "command", COMMAND, label=label),
             whole(config, "backoff_limit", 0, label=label, minimum=0),
             cast("Mapping[str, str]", self._texts("labels")),
             cast("Mapping[str, str]", self._texts("annotations")),
@@ -232,18 +231,8 @@ class KubernetesJobsAdapter(BackendAdapter):
                 f"{label}: executor_config has 'command', and another one in 'container': leave one out"
             )
 
-        variables: Any = template.container.get("env") or []
-        if not isinstance(variables, (list, tuple)) or not all(
-            isinstance(each, Mapping) for each in cast("Any", variables)
-        ):
-            raise TypeError(
-                f"{label}: executor_config 'container': 'env' must be a list of {{'name': ..., 'value': ...}}"
-            )
-
-        if any(each.get("name") == PAYLOAD_VARIABLE for each in cast("Any", variables)):
-            raise ValueError(
-                f"{label}: executor_config 'container' cannot set {PAYLOAD_VARIABLE}: that is the payload"
-            )
+        container_label = f"{label}: executor_config 'container'"
+        variables(template.container, "env", label=container_label, reserved=RESERVED_VARIABLES)
 
         if "template" in template.job_spec:
             raise ValueError(

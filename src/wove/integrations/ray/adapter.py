@@ -24,7 +24,7 @@ from wove.settings.config_readers import flag, options, text
 
 __all__ = ["RayAdapter"]
 
-TAKEN: Final = {
+RESERVED: Final = {
     "remote_options": {
         "num_returns": "a run returns nothing through Ray",
         "_generator_backpressure_num_objects": "a run is not a generator",
@@ -34,7 +34,7 @@ TAKEN: Final = {
         "ignore_reinit_error": "Ray that is initialised already is used as it is",
     },
 }
-"""Options that are not the user's to set, and why."""
+"""Options that the user cannot set, and why."""
 
 SETTLE_SECONDS: Final = 2.0
 """How long a cancelled task may take to say so."""
@@ -105,7 +105,7 @@ class RayAdapter(BackendAdapter):
             )
 
     def _read_options(self, key: str) -> dict[str, Any]:
-        return options(self.config.get(key), key, label=self.label, taken=TAKEN[key])
+        return options(self.config, key, label=self.label, reserved=RESERVED[key])
 
     # ------------------------------------------------------------------ start and close
 

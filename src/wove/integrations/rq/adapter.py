@@ -129,7 +129,7 @@ class RQAdapter(BackendAdapter):
                     f"{label}: executor_config 'redis_url' must begin with one of {known}"
                 )
 
-        self._options = read_options(config.get("enqueue_options"), label=label)
+        self._options = read_options(config, label=label)
         self._owner = uuid.uuid4().hex
         self._condemned: set[Submission] = set()
         self._calls = ThreadPool(CANCELS_AT_ONCE, "wove-rq")

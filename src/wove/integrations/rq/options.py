@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Final
 
 from wove.graph.rules import shown
@@ -24,7 +25,7 @@ OPTIONS: Final = (
 )
 """The keys of ``enqueue_options``: options of `rq.Queue.enqueue` (rq/queue.py, `parse_args`)."""
 
-TAKEN: Final = {
+RESERVED: Final = {
     "job_id": "it is made of the run's id, or of delivery_idempotency_key",
     "unique": "a job with an idempotency key is",
     "description": "it names task and run; RQ prints it",
@@ -35,27 +36,27 @@ TAKEN: Final = {
     "args": "the payload is the only argument",
     "kwargs": "the payload is the only argument",
 }
-"""Other options of it, and why they cannot be."""
+"""Options of it that the user cannot set, and why."""
 
 RESULT_TTL: Final = 60
-"""Seconds that a finished job is kept. Its result is elsewhere; this is so that `watch` sees how it ended."""
+"""Seconds that a finished job is kept, so that `watch` can see how it ended. Its result is not in it."""
 
 FAILURE_TTL: Final = 600
-"""Seconds that a failed one is kept: for whoever looks for the reason with RQ's own tools. RQ's default is a year."""
+"""Seconds that a failed job is kept, so that its reason can be read with RQ's own tools. RQ's default is a year."""
 
 
-def read_options(value: object, *, label: str) -> dict[str, Any]:
-    """The options of `rq.Queue.enqueue` for each job, with our defaults.
+def read_options(config: Mapping[str, Any], *, label: str) -> dict[str, Any]:
+    """Return the options of `rq.Queue.enqueue` for each job, with Wove's defaults.
 
     Args:
-        value: A dict, or ``None``.
+        config: The ``executor_config``.
         label: What messages begin with.
 
     Raises:
-        TypeError: It is not a dict.
-        ValueError: An option is not one, or not the user's to set; the message says why.
+        TypeError: ``enqueue_options`` is not a dict.
+        ValueError: An option is unknown or reserved; the message says why.
     """
-    given = options(value, "enqueue_options", label=label, taken=TAKEN, known=OPTIONS)
+    given = options(config, "enqueue_options", label=label, reserved=RESERVED, known=OPTIONS)
     if not isinstance(given.get("meta") or {}, dict):
         raise TypeError(
             f"{label}: executor_config 'enqueue_options': 'meta' must be a dict, not {shown(given['meta'])}"

@@ -18,6 +18,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, ClassVar, Final, NamedTuple
 
+from wove.concurrency.mailbox import post_to
+from wove.concurrency.rate_limiter import RateLimiter
 from wove.concurrency.thread_pool import ThreadPool, run_in_thread
 from wove.errors import DeliveryError
 from wove.executors.base import CancelReach, Frame
@@ -28,7 +30,6 @@ from wove.integrations.common.batcher import Batcher
 from wove.integrations.slurm import client as commands
 from wove.integrations.slurm.options import (
     environment_of_queries,
-    read_command,
     read_export,
     read_options,
 )
@@ -46,7 +47,7 @@ from wove.integrations.slurm.states import (
     read_squeue,
     stranded,
 )
-from wove.settings.config_readers import text
+from wove.settings.config_readers import command, text
 
 __all__ = ["SlurmAdapter", "Submission"]
 
@@ -64,6 +65,11 @@ SETTLED_LOOKS: Final = 3
 
 QUERY_SECONDS: Final = 30.0
 """How long the other commands may take."""
+
+QUERY_BURST: Final = 3
+QUERY_INTERVAL_SECONDS: Final = 4.0
+"""How many queries about jobs may be made at once, and the seconds between more of them: 18 in a minute at most, and
+20 together with those about nodes."""
 
 NODES_SECONDS: Final = 30.0
 """The time between two questions about nodes, while jobs wait for them."""
@@ -188,18 +194,20 @@ class SlurmAdapter(BackendAdapter):
         config, label = self.config, self.label
         submit = config.get("submit")
         self._function: Callable[..., Any] | None = submit if callable(submit) else None
-        self._submit = None if self._function else read_command(config, "submit", None, label=label)
+        self._submit = (
+            None if self._function else command(config, "submit", label=label, printable=True)
+        )
         self._check_together()
         interpreter = (sys.executable, "-m", "wove.backend_worker") if sys.executable else None
-        self._command = read_command(config, "command", interpreter, label=label)
+        self._command = command(config, "command", interpreter, label=label, printable=True)
         if self._command is None:
             raise ValueError(
                 f"{label}: this interpreter does not know its own path: set executor_config 'command'"
             )
 
-        self._sbatch = read_command(config, "sbatch", ("sbatch",), label=label) or ()
+        self._sbatch = command(config, "sbatch", ("sbatch",), label=label, printable=True)
         others = ("scancel", "squeue", "sacct", "sinfo")
-        self._others = {name: read_command(config, name, None, label=label) for name in others}
+        self._others = {name: command(config, name, label=label, printable=True) for name in others}
         self._prefix = text(config, "job_name_prefix", "wove-", label=label)
 
         if not re.fullmatch(r"[A-Za-z0-9_.-]{1,60}", self._prefix):
@@ -220,7 +228,7 @@ class SlurmAdapter(BackendAdapter):
         self._again: set[tuple[str, str]] = set()
         self._worried: set[str] = set()
         self._unsaid: set[Submission] = set()
-        self._allowance = commands.Allowance()
+        self._query_rate = RateLimiter(QUERY_BURST, QUERY_INTERVAL_SECONDS)
         self._nodes_at = 0.0
         self._queries = ThreadPool(QUERIES_AT_ONCE, "wove-slurm")
 
@@ -375,7 +383,7 @@ class SlurmAdapter(BackendAdapter):
     def _withdraw(self, name: str, *, keep: str = "") -> None:
         """Have the jobs *name* cancelled, except *keep*: the controller may take one only now."""
         self._doubtful[name] = keep
-        self._loop.call_soon_threadsafe(self._start_withdrawing)
+        post_to(self._loop, self._start_withdrawing)
 
     def _start_withdrawing(self) -> None:
         if self._withdrawing is None or self._withdrawing.done():
@@ -468,7 +476,7 @@ class SlurmAdapter(BackendAdapter):
     # ------------------------------------------------------------------ watch
 
     async def watch(self, submissions: Mapping[str, Any]) -> dict[str, JobStatus]:
-        await asyncio.sleep(self._allowance.take())
+        await asyncio.sleep(self._query_rate.reserve())
         return await self._queries.call(self._look, submissions)
 
     async def waiting(self, submissions: Mapping[str, Any]) -> str:

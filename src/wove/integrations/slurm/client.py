@@ -8,14 +8,13 @@ import shlex
 import shutil
 import signal
 import subprocess
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import PurePath
 from typing import Final, NamedTuple
 
 from wove.errors import DeliveryError, MissingDependencyError
 
-__all__ = ["Allowance", "Done", "NoAnswerError", "check_program", "last_line", "run", "sibling"]
+__all__ = ["Done", "NoAnswerError", "check_program", "last_line", "run", "sibling"]
 
 MAX_CHARACTERS: Final = 1000
 """Maximum number of characters of a command's output in a message."""
@@ -159,23 +158,3 @@ def last_line(path: str) -> str:
         return ""
 
     return next((line.strip()[-TAIL_CHARACTERS:] for line in reversed(lines) if line.strip()), "")
-
-
-class Allowance:
-    """Says how long to wait before the next question, so that there are never more than 18 in a minute, which leaves
-    two for those about nodes.
-
-    So many can be asked at once; each minute has some more.
-    """
-
-    AT_ONCE: Final = 3
-    SECONDS_EACH: Final = 4.0
-
-    def __init__(self) -> None:
-        self._full_at = 0.0
-
-    def take(self, now: float | None = None) -> float:
-        """Seconds until the one that is asked for here may be asked."""
-        now = time.monotonic() if now is None else now
-        self._full_at = max(self._full_at, now) + self.SECONDS_EACH
-        return max(0.0, self._full_at - now - self.AT_ONCE * self.SECONDS_EACH)

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import os
 import re
-import shlex
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any, Final, NamedTuple, cast
+from typing import Final, NamedTuple, cast
 
 from wove.graph.rules import shown
+from wove.settings.config_readers import command_words
 
 __all__ = [
     "Export",
     "directives",
     "environment_of_queries",
-    "read_command",
     "read_export",
     "read_options",
 ]
@@ -27,7 +26,7 @@ _TWICE: Final = (
 )
 _NONE: Final = "no job would run"
 
-TAKEN: Final = {
+RESERVED: Final = {
     "job-name": "it names the run; 'job_name_prefix' is what it begins with",
     "J": "it names the run; 'job_name_prefix' is what it begins with",
     "output": "it has a key of its own, 'output'",
@@ -97,48 +96,6 @@ _OPTION: Final = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
 _UNPRINTABLE: Final = re.compile(r"[\x00-\x1f\x7f]")
 
 
-def read_command(
-    config: Mapping[str, Any], key: str, default: Sequence[str] | None, *, label: str
-) -> tuple[str, ...] | None:
-    """The command under *key*: a list, or a text that is split as a shell does; *default* where there is none.
-
-    Raises:
-        TypeError: It is neither.
-        ValueError: It is empty, or cannot be split or be put into a script.
-    """
-    value, key_label = config.get(key), f"{label}: executor_config {key!r}"
-    if value is None:
-        return None if default is None else tuple(default)
-    parts = _words(value, key_label)
-    if not parts or not parts[0]:
-        raise ValueError(f"{key_label} is empty; leave it out instead")
-    return parts
-
-
-def _words(value: object, label: str) -> tuple[str, ...]:
-    if isinstance(value, str):
-        try:
-            parts = tuple(shlex.split(value))
-        except ValueError as error:
-            raise ValueError(f"{label} cannot be split into words: {error}: {value!r}") from None
-    elif isinstance(value, (list, tuple)):
-        try:
-            parts = tuple(os.fsdecode(part) for part in cast("Sequence[Any]", value))
-        except TypeError:
-            raise TypeError(
-                f"{label} must be a list of texts, not {shown(cast('object', value))}"
-            ) from None
-    else:
-        raise TypeError(f"{label} must be a list or a text, not {shown(value)}")
-
-    if any(_UNPRINTABLE.search(part) for part in parts):
-        raise ValueError(
-            f"{label} holds a line break or another control character, which no script line can carry"
-        )
-
-    return parts
-
-
 # ---------------------------------------------------------------------------------------------- sbatch_options
 
 
@@ -164,7 +121,7 @@ def read_options(value: object, *, label: str) -> tuple[str, ...]:
     if isinstance(value, Mapping):
         arguments = tuple(_of_mapping(cast("Mapping[object, object]", value), key_label))
     else:
-        arguments = _words(value, key_label)
+        arguments = command_words(value, key_label, printable=True)
 
     before = "="
 
@@ -184,7 +141,7 @@ def read_options(value: object, *, label: str) -> tuple[str, ...]:
             if each.startswith("-")
             else ""
         )
-        if (reason := TAKEN.get(name)) is not None:
+        if (reason := RESERVED.get(name)) is not None:
             raise ValueError(f"{key_label} cannot set {name!r}: {reason}")
 
     return arguments

@@ -14,15 +14,15 @@ from __future__ import annotations
 import asyncio
 import importlib
 import time
-from collections.abc import Callable, Coroutine, Mapping
-from typing import TYPE_CHECKING, Any, ClassVar, Final, TypeVar, cast
+from collections.abc import Coroutine, Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, Final, cast
 
 from wove.concurrency import forks
 from wove.concurrency.thread_pool import run_in_thread
 from wove.errors import DeliveryError, install_command
 from wove.graph.rules import shown
 from wove.integrations.base import BackendAdapter, JobStatus, PayloadDict
-from wove.integrations.common.client_loops import on_loop
+from wove.integrations.common.client_loops import ClientCalls
 from wove.integrations.naming import idempotency_key, job_id
 from wove.integrations.taskiq.client import Sent, Startups, home_of
 from wove.integrations.taskiq.lost import LostJobDetector
@@ -34,8 +34,6 @@ if TYPE_CHECKING:
     from wove.executors.base import Frame
 
 __all__ = ["TaskiqAdapter"]
-
-T = TypeVar("T")
 
 LABELS: Final[Mapping[str, Any]] = {
     # Where runs are retried is said in the weave: taskiq/middlewares/simple_retry_middleware.py.
@@ -118,15 +116,21 @@ class TaskiqAdapter(BackendAdapter):
         self._kicker = await run_in_thread(_import)
         self._turns = asyncio.Semaphore(AT_ONCE)
         self._started_on: asyncio.AbstractEventLoop | None = None
+        self._calls = ClientCalls(
+            self._broker_loop,
+            label=f"{self.label}: {self._shown}",
+            seconds=self._seconds,
+            explain=self._explain,
+        )
         self._traces = LostJobDetector(
             self._broker, self._name, trusts_results=self._trusts_results
         )
         if Startups.done(self._broker):
             return
-        loop = self._loop()
+        loop = self._broker_loop()
 
         try:
-            await self._there(self._broker.startup)
+            await self._calls.call(self._broker.startup)
         except DeliveryError:
             raise
         except Exception as error:
@@ -137,6 +141,7 @@ class TaskiqAdapter(BackendAdapter):
         self._started_on = loop or asyncio.get_running_loop()
 
     async def close(self) -> None:
+        await self._calls.close()
         # A broker that was started on the user's loop is left to the user, together with the loop. So are threads
         # that belong to a broker in memory: it does not start again without them.
         if self._started_on is asyncio.get_running_loop() and not hasattr(self._broker, "executor"):
@@ -146,23 +151,16 @@ class TaskiqAdapter(BackendAdapter):
     def _shown(self) -> str:
         return f"its broker ({type(self._broker).__name__})"
 
-    def _loop(self) -> asyncio.AbstractEventLoop | None:
-        """Where the broker is to be used; ``None``: on Wove's own loop."""
+    def _broker_loop(self) -> asyncio.AbstractEventLoop | None:
+        """Return the loop that the broker belongs to; ``None``: Wove's own loop."""
         if self._started_on is not None and not self._started_on.is_closed():
             return self._started_on
         return home_of(self._broker)
 
-    async def _there(self, make: Callable[[], Coroutine[Any, Any, T]]) -> T:
-        async def bounded() -> T:
-            async with asyncio.timeout(self._seconds):
-                return await make()
-
-        try:
-            return await on_loop(self._loop(), bounded, label=f"{self.label}: {self._shown}")
-        except TimeoutError as error:
-            raise DeliveryError(
-                f"{self.label}: {self._shown} did not answer within {self._seconds} s"
-            ) from error
+    def _explain(self, error: BaseException) -> DeliveryError | None:
+        if not isinstance(error, TimeoutError):
+            return None
+        return DeliveryError(f"{self.label}: {self._shown} did not answer within {self._seconds} s")
 
     # ------------------------------------------------------------------ out
 
@@ -176,7 +174,7 @@ class TaskiqAdapter(BackendAdapter):
         async with self._turns:
             began = time.monotonic()
             try:
-                await self._there(lambda: self._kick(task_id, payload))
+                await self._calls.call(lambda: self._kick(task_id, payload))
             except DeliveryError:
                 raise
             except Exception as error:
@@ -201,7 +199,7 @@ class TaskiqAdapter(BackendAdapter):
     async def watch(self, submissions: Mapping[str, Sent]) -> dict[str, JobStatus]:
         if not self._traces.any:
             return {}
-        return await self._there(lambda: self._traces.look(submissions, self.begun))
+        return await self._calls.call(lambda: self._traces.look(submissions, self.begun))
 
 
 def _import() -> Any:

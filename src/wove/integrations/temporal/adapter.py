@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import importlib
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar, Final, TypeVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Final, cast
 
 from wove.concurrency import forks
 from wove.concurrency.thread_pool import run_in_thread
 from wove.errors import DeliveryError, install_command
 from wove.graph.rules import shown
 from wove.integrations.base import BackendAdapter, JobStatus, PayloadDict
-from wove.integrations.common.client_loops import on_loop
+from wove.integrations.common.client_loops import ClientCalls
 from wove.integrations.naming import idempotency_key, job_id
-from wove.settings.config_readers import text
+from wove.settings.config_readers import options, text
 
 if TYPE_CHECKING:
     from temporalio.client import Client
@@ -24,8 +24,6 @@ if TYPE_CHECKING:
     from wove.integrations.temporal.client import Submission
 
 __all__ = ["TemporalAdapter"]
-
-T = TypeVar("T")
 
 TARGET_HOST: Final = "localhost:7233"
 """Where ``temporal server start-dev`` listens, and where Temporal's own tools look by default."""
@@ -36,7 +34,9 @@ github.com/temporalio/temporal, common/dynamicconfig/constants.go); 255 is what 
 
 PREFIX_CHARACTERS: Final = 150
 
-TAKEN: Final[Mapping[str, str]] = {
+RESERVED_CONNECT: Final = {"target_host": "the key 'target_host' beside it is for that"}
+
+RESERVED: Final = {
     "workflow": "the key 'workflow' beside it is for that",
     "arg": "the payload is the one argument",
     "args": "the payload is the one argument",
@@ -48,7 +48,7 @@ TAKEN: Final[Mapping[str, str]] = {
     "start_signal": "a run is started without one",
     "start_signal_args": "a run is started without one",
 }
-"""The options that ``start_options`` may not set, and why."""
+"""Options that ``connect_options`` and ``start_options`` cannot set, and why."""
 
 STARTS_AT_ONCE: Final = 32
 """Workflows that are being started at a time. More wait here and not in the server, where each would be slower."""
@@ -102,8 +102,8 @@ class TemporalAdapter(BackendAdapter):
             )
 
         self._target = text(config, "target_host", TARGET_HOST, label=label)
-        self._connect_options = self._options(
-            "connect_options", {"target_host": "the key beside it is for that"}
+        self._connect_options = options(
+            config, "connect_options", label=label, reserved=RESERVED_CONNECT
         )
         self._workflow = config.get("workflow")
         if self._workflow is not None and not callable(self._workflow):
@@ -123,44 +123,30 @@ class TemporalAdapter(BackendAdapter):
                 f"{PREFIX_CHARACTERS} leave room for the id"
             )
 
-        self._start_options = self._options("start_options", TAKEN)
-
-    def _options(self, key: str, taken: Mapping[str, str]) -> dict[str, Any]:
-        value = self.config.get(key)
-        label = f"{self.label}: executor_config {key!r}"
-        if value is None:
-            return {}
-        if not isinstance(value, Mapping):
-            raise TypeError(f"{label} must be a dict of keyword arguments, not {shown(value)}")
-        for name in cast("Mapping[object, Any]", value):
-            if not isinstance(name, str):
-                raise TypeError(
-                    f"{label} must be a dict of keyword arguments, and {name!r} is not a name"
-                )
-            if name in taken:
-                raise ValueError(f"{label} has {name!r}: {taken[name]}")
-
-        return dict(cast("Mapping[str, Any]", value))
+        self._start_options = options(config, "start_options", label=label, reserved=RESERVED)
 
     # ------------------------------------------------------------------ start and close
 
     async def start(self) -> None:
-        calls = self._calls = await run_in_thread(_library, "client")
-        fates = await run_in_thread(_library, "states")
+        library = self._library = await run_in_thread(_import, "client")
+        fates = await run_in_thread(_import, "states")
         where = f"{self.label}: executor_config"
-        calls.check_options("connect", self._connect_options, label=f"{where} 'connect_options'")
-        calls.check_options("start_workflow", self._start_options, label=f"{where} 'start_options'")
-        self._type: str = calls.name_of(self._workflow, label=f"{where} 'workflow'")
+        library.check_options("connect", self._connect_options, label=f"{where} 'connect_options'")
+        library.check_options(
+            "start_workflow", self._start_options, label=f"{where} 'start_options'"
+        )
+        self._type: str = library.name_of(self._workflow, label=f"{where} 'workflow'")
         self._is_ours = self._workflow is None
         self._turns = asyncio.Semaphore(STARTS_AT_ONCE)
-        self._calling: set[asyncio.Future[Any]] = set()
-        self._closed = False
+        self._calls = ClientCalls(
+            self._client_loop, label=f"{self.label}: its client", explain=self._explain
+        )
 
         if self._given is not None:
             self._client: Client = self._given
-            calls.keep(self._client)
+            library.keep(self._client)
         else:
-            self._client = await calls.connect(
+            self._client = await library.connect(
                 self._target, self._connect_options, label=self.label
             )
 
@@ -168,17 +154,13 @@ class TemporalAdapter(BackendAdapter):
         self._fates = fates.Fates(self._client, self._task_queue, self.begun, label=self.label)
 
     async def close(self) -> None:
-        self._closed = True
-        if self._calling:
-            await asyncio.wait(self._calling, timeout=LAST_SECONDS)
-        for each in self._calling:
-            each.cancel()
-        await asyncio.sleep(self._calls.SETTLE_SECONDS)
+        await self._calls.close(LAST_SECONDS)
+        await asyncio.sleep(self._library.SETTLE_SECONDS)
 
-    def _loop(self) -> asyncio.AbstractEventLoop | None:
-        """Where the client is to be used; ``None``: on Wove's own loop.
+    def _client_loop(self) -> asyncio.AbstractEventLoop | None:
+        """Return the loop on which the client is to be used; ``None``: Wove's own loop.
 
-        A client belongs to no loop. What the user has put into it may: a codec of payloads, or an interceptor.
+        A client belongs to no loop. Code that the user has put into it may: a codec of payloads, or an interceptor.
         """
         loop = self.caller_loop
         if self._given is None or loop is None or not loop.is_running():
@@ -187,32 +169,21 @@ class TemporalAdapter(BackendAdapter):
         has_code = config["data_converter"].payload_codec is not None or config["interceptors"]
         return loop if has_code else None
 
-    async def _there(self, make: Callable[[], Coroutine[Any, Any, T]]) -> T:
-        """Await what *make* returns where the client is to be used, and no longer than this adapter is open."""
-        calling = asyncio.ensure_future(
-            on_loop(self._loop(), make, label=f"{self.label}: its client")
-        )
-        self._calling.add(calling)
-        calling.add_done_callback(self._calling.discard)
-
-        try:
-            return await calling
-        except self._calls.RPCError as error:
-            raise self._calls.unreachable(error, self._client, label=self.label) from error
-        except AssertionError as error:
-            raise self._calls.forked(self.label) from error
-        except asyncio.CancelledError:
-            if self._closed:
-                raise DeliveryError(
-                    f"{self.label} was stopped before Temporal had answered"
-                ) from None
-            raise
+    def _explain(self, error: BaseException) -> DeliveryError | None:
+        if isinstance(error, self._library.RPCError):
+            return cast(
+                "DeliveryError",
+                self._library.unreachable(error, self._client, label=self.label),
+            )
+        if isinstance(error, AssertionError):
+            return cast("DeliveryError", self._library.forked(self.label))
+        return None
 
     # ------------------------------------------------------------------ what is asked of it
 
     async def submit(self, payload: PayloadDict, frame: Frame) -> Submission:
         start = partial(
-            self._calls.start_workflow,
+            self._library.start_workflow,
             self._client,
             self._type,
             payload,
@@ -224,28 +195,28 @@ class TemporalAdapter(BackendAdapter):
         )
 
         async with self._turns:
-            if self._closed:
+            if self._calls.closed:
                 raise DeliveryError(
                     f"{self.label} was stopped before run {payload['run_id']} was started"
                 )
-            return await self._there(start)
+            return await self._calls.call(start)
 
     async def cancel(self, run_id: str, submission: Submission | None, frame: Frame) -> bool:
         if submission is None:  # not started yet
             return False
         try:
-            return await self._there(
-                partial(self._calls.cancel, self._client, submission, is_ours=self._is_ours)
+            return await self._calls.call(
+                partial(self._library.cancel, self._client, submission, is_ours=self._is_ours)
             )
         except DeliveryError:
-            if self._closed:
-                return False  # nobody is left who would want to know
+            if self._calls.closed:
+                return False  # no caller waits for the answer any more
             raise
 
     async def watch(self, submissions: Mapping[str, Submission]) -> dict[str, JobStatus]:
-        return await self._there(partial(self._fates.ask, submissions))
+        return await self._calls.call(partial(self._fates.ask, submissions))
 
 
-def _library(name: str) -> Any:
+def _import(name: str) -> Any:
     with forks.importing:
         return importlib.import_module(f"wove.integrations.temporal.{name}")

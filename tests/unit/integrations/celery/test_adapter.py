@@ -106,7 +106,9 @@ def test_options() -> None:
 
 @pytest.mark.parametrize("name", ["task_id", "args", "producer", "ignore_result", "connection"])
 def test_options_that_are_not_the_users(name: str) -> None:
-    with pytest.raises(ValueError, match=f"'send_task_options': '{name}' is set by Wove itself"):
+    with pytest.raises(
+        ValueError, match=f"'send_task_options' cannot set '{name}': it is set by Wove itself"
+    ):
         configured(broker_url="redis://h", send_task_options={name: 1})
 
 

@@ -1,4 +1,4 @@
-"""What is put into manifests, and what is read from ``executor_config`` for them."""
+"""Merging of manifests."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ from typing import Any
 
 import pytest
 
-from wove.integrations.common.manifests import command_of, merged
-from wove.settings.config_readers import mapping
+from wove.integrations.common.manifests import merged
 
 OURS = {"env": [{"name": "PAYLOAD", "value": "{}"}]}
 
@@ -43,28 +42,3 @@ def test_merging_leaves_what_it_merges() -> None:
         "a": {"b": [{"name": "x", "v": 1, "w": 2}, {"name": "y"}], "c": [1]}
     }
     assert base == {"a": {"b": [{"name": "x", "v": 1}]}}
-
-
-def test_a_command_is_a_list_or_a_text() -> None:
-    assert command_of({}, label="x") is None
-    assert command_of({"command": "sh -c 'exit 7'"}, label="x") == command_of(
-        {"command": ("sh", "-c", "exit 7")}, label="x"
-    )
-    with pytest.raises(
-        ValueError, match="x: executor_config 'command' cannot be split: No closing quotation"
-    ):
-        command_of({"command": "sh -c 'exit"}, label="x")
-
-
-@pytest.mark.parametrize("command", [[], "", [1], 1, {"a": "b"}])
-def test_a_command_that_is_none(command: Any) -> None:
-    with pytest.raises(
-        TypeError, match="x: executor_config 'command' must be a text or a list of texts"
-    ):
-        command_of({"command": command}, label="x")
-
-
-def test_a_dict_that_is_none() -> None:
-    assert mapping({}, "pod_spec", label="x") == {}
-    with pytest.raises(TypeError, match="x: executor_config 'pod_spec' must be a dict"):
-        mapping({"pod_spec": []}, "pod_spec", label="x")

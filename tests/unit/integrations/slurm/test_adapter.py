@@ -391,16 +391,6 @@ def test_a_command_that_takes_too_long_is_killed_with_what_it_started(tmp_path: 
         time.sleep(0.01)
 
 
-def test_at_most_twenty_questions_in_any_minute() -> None:
-    allowance, now, asked = commands.Allowance(), 1000.0, list[float]()
-    for step in range(400):
-        now += allowance.take(now)
-        asked.append(now)
-        now += (step % 7) * 0.9
-    assert asked[4] - asked[0] < 13.0  # a few at once
-    assert max(sum(begin <= each < begin + 60 for each in asked) for begin in asked) <= 20
-
-
 SINFO = """\
 batch@n1@drained*@Not responding
 batch@n2@down@disk @ bay 3

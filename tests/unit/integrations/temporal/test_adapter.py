@@ -15,7 +15,7 @@ import pytest
 from wove.errors import DeliveryError
 from wove.integrations.common.timing import longest_seconds
 from wove.integrations.temporal import TemporalAdapter
-from wove.integrations.temporal.adapter import PREFIX_CHARACTERS, TAKEN, TARGET_HOST
+from wove.integrations.temporal.adapter import PREFIX_CHARACTERS, RESERVED, TARGET_HOST
 
 
 def configured(**config: Any) -> TemporalAdapter:
@@ -52,16 +52,16 @@ def test_a_client_that_is_none() -> None:
         configured(task_queue="q", client="h:7233")
 
 
-@pytest.mark.parametrize("name", sorted(TAKEN))
+@pytest.mark.parametrize("name", sorted(RESERVED))
 def test_options_that_are_not_the_users(name: str) -> None:
-    with pytest.raises(ValueError, match=rf"'start_options' has '{name}': "):
+    with pytest.raises(ValueError, match=rf"'start_options' cannot set '{name}': "):
         configured(task_queue="q", start_options={name: 1})
 
 
 @pytest.mark.parametrize("key", ["start_options", "connect_options"])
 @pytest.mark.parametrize("value", [[], "memo", {1: 2}])
 def test_options_that_are_no_dict(key: str, value: object) -> None:
-    with pytest.raises(TypeError, match=f"'{key}' must be a dict of keyword arguments"):
+    with pytest.raises(TypeError, match=f"'{key}' must be a dict"):
         configured(task_queue="q", **{key: value})
 
 
@@ -82,7 +82,7 @@ def test_options_that_temporal_takes() -> None:
     calls.check_options(
         "start_workflow", {"memo": {}, "execution_timeout": timedelta(1)}, label="l"
     )
-    assert set(TAKEN) <= set(calls.inspect.signature(calls.Client.start_workflow).parameters)
+    assert set(RESERVED) <= set(calls.inspect.signature(calls.Client.start_workflow).parameters)
     with pytest.raises(ValueError, match=r"l has 'namspace'.*Did you mean 'namespace'"):
         calls.check_options("connect", {"namspace": "n"}, label="l")
 

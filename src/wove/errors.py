@@ -24,7 +24,7 @@ An error raised by a task is never wrapped: it comes out as the object that the 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 from wove import __version__
 
@@ -44,6 +44,10 @@ __all__ = [
     "WoveError",
     "WoveWarning",
 ]
+
+
+HELP_PAGE: Final = "docs/troubleshooting.md lists causes and remedies, by symptom."
+"""What the note of a run says that did not reach its worker, or did not come back."""
 
 
 class WoveError(Exception):

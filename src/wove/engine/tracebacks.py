@@ -9,6 +9,8 @@ from contextlib import suppress
 from types import TracebackType
 from typing import Any, Final, cast
 
+from wove.errors import HELP_PAGE, DeliveryError, SerializationError
+
 __all__ = ["ABSENT", "annotate", "raisable"]
 
 ABSENT: Final = object()
@@ -55,6 +57,8 @@ def annotate(
     if value is not ABSENT:
         note += f" (value {_shown(value)})"
     note += origin
+    if isinstance(error, (DeliveryError, SerializationError)):
+        note += f"\n{HELP_PAGE}"
 
     try:
         error.add_note(note)

@@ -692,10 +692,11 @@ def test_items_that_are_awaitable_or_odd_pass_through(form: str) -> None:
 
 
 def test_an_item_of_a_sync_call_that_is_given_up_does_not_come_back(form: str) -> None:
-    release = threading.Event()
+    begun, release = threading.Event(), threading.Event()
     ended = threading.Semaphore(0)
 
     def stuck(item: int) -> int:
+        begun.set()
         release.wait(PATIENCE)
         ended.release()
         return item
@@ -705,7 +706,8 @@ def test_an_item_of_a_sync_call_that_is_given_up_does_not_come_back(form: str) -
 
         @w.do
         async def bad() -> None:
-            await asyncio.sleep(0.005)
+            while not begun.is_set():
+                await asyncio.sleep(0.002)
             raise Boom
 
     done = attempt(form, declare)

@@ -8,10 +8,12 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from tests.docs.pages import ROOT
 from tests.support.forms import PATIENCE, attempt
 
 from wove import weave
 from wove.engine.tracebacks import annotate, raisable
+from wove.errors import HELP_PAGE, SerializationError, WorkerLostError
 
 
 class Boom(Exception):
@@ -163,3 +165,17 @@ def test_only_stop_iteration_cannot_be_raised() -> None:
     assert isinstance(replaced, RuntimeError)
     assert replaced.__cause__ is stop
     assert "'a'" in str(replaced)
+
+
+@pytest.mark.parametrize("error", [WorkerLostError("gone"), SerializationError("a lock")], ids=repr)
+def test_what_happens_on_the_way_names_the_page_that_helps(error: Exception) -> None:
+    annotate(error, "report")
+    assert error.__notes__ == [f"in task 'report'\n{HELP_PAGE}"]
+    page, _, _ = HELP_PAGE.partition(" ")
+    assert (ROOT / page).is_file()
+
+
+def test_a_tasks_own_error_names_no_page() -> None:
+    error = Boom("here")
+    annotate(error, "report")
+    assert error.__notes__ == ["in task 'report'"]

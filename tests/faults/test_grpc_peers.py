@@ -26,7 +26,7 @@ from wove import (
     WorkerLostError,
     weave,
 )
-from wove.executors.grpc import channel as grpc_link
+from wove.executors.grpc import channel as grpc_channel
 
 pytestmark = [pytest.mark.backend("grpc")]
 
@@ -338,7 +338,7 @@ def test_no_such_name() -> None:
 
 def test_a_busy_loop_is_no_dead_service(lasting: Peer, monkeypatch: pytest.MonkeyPatch) -> None:
     """The service of this test runs tasks on its event loop, as many will: it answers nothing meanwhile."""
-    monkeypatch.setattr(grpc_link, "NUDGE_SECONDS", 0.1)
+    monkeypatch.setattr(grpc_channel, "NUDGE_SECONDS", 0.1)
     configure(lasting.target)
     with weave() as w:
 

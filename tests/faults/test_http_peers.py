@@ -406,7 +406,7 @@ LINES = (
 def test_a_service_that_trickles_is_given_up_without_any_timeout(
     start: bytes, says: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(http_connection, "GRACE_SECONDS", 0.5)
+    monkeypatch.setattr(http_connection, "UNIT_SECONDS", 0.5)
 
     def fault(line: Line, request: Request) -> None:
         line.send(start)
@@ -432,7 +432,7 @@ def test_the_trickle_is_noticed_as_it_is_configured() -> None:
 
 def test_a_task_that_takes_long_is_no_trickle(monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither silence before the answer, nor interim answers, nor silence between the lines of a stream."""
-    monkeypatch.setattr(http_connection, "GRACE_SECONDS", 0.3)
+    monkeypatch.setattr(http_connection, "UNIT_SECONDS", 0.3)
 
     def slowly(line: Line) -> None:
         while True:

@@ -27,7 +27,7 @@ from wove import (
     WorkerLostError,
     weave,
 )
-from wove.executors.websocket import connection as wslink
+from wove.executors.websocket import connection as websocket_connection
 
 pytestmark = [
     pytest.mark.backend("websocket"),
@@ -407,7 +407,7 @@ def test_breaks_the_protocol() -> None:
 
 def test_does_not_close_when_it_should(monkeypatch: pytest.MonkeyPatch) -> None:
     """It never reads again after garbage: the client does not wait for it."""
-    monkeypatch.setattr(wslink, "CLOSE_SECONDS", 0.1)
+    monkeypatch.setattr(websocket_connection, "CLOSE_SECONDS", 0.1)
 
     def fault(line: Line) -> None:
         connection = Socket(line)
@@ -421,8 +421,8 @@ def test_does_not_close_when_it_should(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("pongs", [True, False])
 def test_gives_no_sign_of_life(monkeypatch: pytest.MonkeyPatch, pongs: bool) -> None:
-    monkeypatch.setattr(wslink, "PING_SECONDS", 0.2)
-    monkeypatch.setattr(wslink, "LOOK_SECONDS", 0.05)
+    monkeypatch.setattr(websocket_connection, "PING_SECONDS", 0.2)
+    monkeypatch.setattr(websocket_connection, "LOOK_SECONDS", 0.05)
 
     def behave(line: Line) -> None:
         connection = Socket(line)
@@ -457,8 +457,8 @@ def test_gives_no_sign_of_life(monkeypatch: pytest.MonkeyPatch, pongs: bool) -> 
 
 
 def test_trickles_a_message(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(wslink, "TRICKLE_SECONDS", 0.5)
-    monkeypatch.setattr(wslink, "LOOK_SECONDS", 0.05)
+    monkeypatch.setattr(websocket_connection, "TRICKLE_SECONDS", 0.5)
+    monkeypatch.setattr(websocket_connection, "LOOK_SECONDS", 0.05)
 
     def act(connection: Socket, command: dict[str, Any]) -> None:
         connection.line.send(frame(b"", TEXT, announced=5000))
@@ -474,9 +474,9 @@ def test_signs_of_life_do_not_make_a_long_task_a_trickle(
     monkeypatch: pytest.MonkeyPatch, who: str
 ) -> None:
     """Whoever asks for them: a pong, or a ping, is not a message that has begun."""
-    monkeypatch.setattr(wslink, "TRICKLE_SECONDS", 0.2)
-    monkeypatch.setattr(wslink, "LOOK_SECONDS", 0.05)
-    monkeypatch.setattr(wslink, "PING_SECONDS", 0.3 if who == "client" else 20.0)
+    monkeypatch.setattr(websocket_connection, "TRICKLE_SECONDS", 0.2)
+    monkeypatch.setattr(websocket_connection, "LOOK_SECONDS", 0.05)
+    monkeypatch.setattr(websocket_connection, "PING_SECONDS", 0.3 if who == "client" else 20.0)
 
     def behave(line: Line) -> None:
         connection = Socket(line)

@@ -16,7 +16,7 @@ from wove.protocol.frames import TERMINAL, condensed, says_busy
 from wove.services.queue import RunQueue
 from wove.services.wire import is_big, is_big_reply
 
-__all__ = ["RECOGNIZED", "RETRY_AFTER", "Gone", "Refusal", "Request", "ResponseStream"]
+__all__ = ["RECOGNIZED", "RETRY_AFTER", "ClientGone", "Refusal", "Request", "ResponseStream"]
 
 Headers: TypeAlias = list[tuple[bytes, bytes]]
 Message: TypeAlias = MutableMapping[str, Any]
@@ -38,7 +38,7 @@ RECOGNIZED: Final = "wove-recognized"
 REPLY_SIGNATURE: Final = signing.REPLY_SIGNATURE.lower().encode("ascii")
 
 
-class Gone(Exception):
+class ClientGone(Exception):
     """The client has closed the connection."""
 
 
@@ -144,9 +144,9 @@ class Request:
 
     def recognized(self) -> None:
         """Tell the server that the client has shown who it is."""
-        tell: Callable[[], object] | None = self._scope.get(RECOGNIZED)
-        if tell is not None:
-            tell()
+        on_recognized: Callable[[], object] | None = self._scope.get(RECOGNIZED)
+        if on_recognized is not None:
+            on_recognized()
 
     @property
     def target(self) -> str:
@@ -172,7 +172,7 @@ class Request:
             bytes_per_second: Each this many bytes that have come give the whole a second more.
 
         Raises:
-            Gone: The client has gone.
+            ClientGone: The client has gone.
             Refusal: It comes too slowly.
         """
         clock = asyncio.get_running_loop().time
@@ -185,7 +185,7 @@ class Request:
                 ):
                     message = await self._receive()
                 if message["type"] == "http.disconnect":
-                    raise Gone
+                    raise ClientGone
                 chunk: bytes = message.get("body", b"")
                 self.size += len(chunk)
                 if chunk:
@@ -299,16 +299,16 @@ class ResponseStream:
         self._patient = True
         self._over = self._gone = self._streaming = False
 
-    async def run(self, desk: RunQueue, frame: dict[str, Any], owner: str) -> None:
+    async def run(self, queue: RunQueue, frame: dict[str, Any], owner: str) -> None:
         """Have *frame* run, and answer."""
-        ticket = desk.take(frame, self._tell, peer=self._request.peer, owner=owner)
+        subscription = queue.enqueue(frame, self._deliver, peer=self._request.peer, owner=owner)
         watch: asyncio.Task[None] | None = None
 
         try:
             if not self._over:
                 # Most runs end soon. To watch the connection costs a task, and streaming costs packets.
                 timer = self._loop.call_later(PATIENCE_SECONDS, self._lose_patience)
-                await self._news()
+                await self._wait_for_event()
                 timer.cancel()
             if not self._over:
                 watch = self._loop.create_task(self._request.gone())
@@ -317,14 +317,14 @@ class ResponseStream:
                     await self._stream()
                     return
                 while not self._over:
-                    await self._news()
+                    await self._wait_for_event()
             await self._answer()
         finally:
-            desk.leave(ticket)
+            queue.unsubscribe(subscription)
             if watch is not None:
                 watch.cancel()
 
-    def _tell(self, event: dict[str, Any]) -> None:
+    def _deliver(self, event: dict[str, Any]) -> None:
         if event["type"] == "heartbeat" and (
             not self._streaming or (self._events and self._events[-1]["type"] == "heartbeat")
         ):
@@ -352,11 +352,11 @@ class ResponseStream:
             self._gone = True
             self._wake()
 
-    async def _news(self) -> None:
+    async def _wait_for_event(self) -> None:
         """Wait for an event, the end of the patience, or the client's leaving.
 
         Raises:
-            Gone: The client has gone.
+            ClientGone: The client has gone.
         """
         self._waiter = self._loop.create_future()
 
@@ -367,7 +367,7 @@ class ResponseStream:
             self._waiter = None
 
         if self._gone and not self._over:
-            raise Gone
+            raise ClientGone
 
     async def _answer(self) -> None:
         # Who reads lines is one of us, and content with an end that says where the run was.
@@ -394,7 +394,7 @@ class ResponseStream:
             if over:
                 return
             if not self._events:
-                await self._news()
+                await self._wait_for_event()
 
     async def _send_lines(self, events: list[dict[str, Any]], last: bool) -> None:
         if is_big_reply(events):

@@ -36,7 +36,7 @@ class ByteBudget:
         """Return whether *share* may hold *size* more bytes now."""
         return self._held + size <= self._limit or share is next(iter(self._shares))
 
-    def take(self, share: Share, size: int) -> None:
+    def add(self, share: Share, size: int) -> None:
         """Note that *share* holds *size* more bytes."""
         share.held += size
         self._held += size
@@ -52,7 +52,7 @@ class ByteBudget:
             if other.waiter is not None and not other.waiter.done():
                 if not self.admits(other, other.wanted):
                     return
-                self.take(other, other.wanted)
+                self.add(other, other.wanted)
                 other.waiter.set_result(None)
 
 
@@ -73,11 +73,11 @@ class Share:
         self.wanted = 0
         self.waiter: asyncio.Future[None] | None = None
 
-    async def take(self, size: int) -> bool:
+    async def acquire(self, size: int) -> bool:
         """Return whether *size* more bytes may be held. Waits for room, at most `ROOM_SECONDS`."""
         budget = self._budget
         if budget.admits(self, size):
-            budget.take(self, size)
+            budget.add(self, size)
             return True
 
         self.wanted = size

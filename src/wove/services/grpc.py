@@ -112,9 +112,9 @@ def worker_handler(
         server = grpc.aio.server(options=[("grpc.max_receive_message_length", -1), ...])
         server.add_generic_rpc_handlers((handler,))
         ...
-        await handler.desk.drain()
+        await handler.queue.drain()
         await server.stop(grace=5)
-        await handler.desk.aclose()
+        await handler.queue.aclose()
     """
     return WorkerHandler(service_options(**keywords) if options is None else options, method)
 
@@ -126,14 +126,14 @@ class WorkerHandler(grpc.GenericRpcHandler):
     for the service name ``"liveness"`` as long as it is there.
 
     Attributes:
-        desk: Where the runs go.
+        queue: Where the runs go.
     """
 
     def __init__(self, options: ServiceOptions, method: str) -> None:
-        self.desk = RunQueue(options)
+        self.queue = RunQueue(options)
         self._method = method
         self._security = options.security
-        self._most = options.max_message_bytes
+        self._max_bytes = options.max_message_bytes
         # All take a stream, of which nothing is read before it is asked for: a unary handler is given the whole
         # message of whoever sends one.
         self._send: Any = grpc.stream_unary_rpc_method_handler(self._serve)
@@ -156,7 +156,7 @@ class WorkerHandler(grpc.GenericRpcHandler):
         share = self._health_room.open()
 
         try:
-            if not await share.take(self._most):
+            if not await share.acquire(self._max_bytes):
                 return NOT_SERVING
             name = _service_name(await self._read(None, HEALTH_SECONDS, context))
         finally:
@@ -165,7 +165,7 @@ class WorkerHandler(grpc.GenericRpcHandler):
         if name == LIVENESS:
             return SERVING
         if name in ("", self._method[1:].partition("/")[0]):
-            return SERVING if self.desk.ready else NOT_SERVING
+            return SERVING if self.queue.ready else NOT_SERVING
         await context.abort(grpc.StatusCode.NOT_FOUND, "there is no such service here")
         raise AssertionError
 
@@ -191,7 +191,7 @@ class WorkerHandler(grpc.GenericRpcHandler):
             return self._signed(encode_events([no_room()]), metadata, context)
         owner = self._security.principal(headers=metadata)
         if frame["type"] == "cancel_task":
-            self.desk.cancel(frame, owner=owner)
+            self.queue.cancel(frame, owner=owner)
             return self._signed([NOTHING], metadata, context)
 
         events = [await self._run(frame, owner, context)]
@@ -212,13 +212,13 @@ class WorkerHandler(grpc.GenericRpcHandler):
         does not say so may be as large as the limit.
         """
         size = _announced(metadata)
-        if size is not None and size > self._most:
+        if size is not None and size > self._max_bytes:
             await self._too_large(size, context)
-        share = self.desk.arriving.open()
+        share = self.queue.arriving.open()
 
         try:
             seconds = READ_SECONDS + (size or 0) / READ_BYTES_PER_SECOND
-            if not await share.take(self._most if size is None else size):
+            if not await share.acquire(self._max_bytes if size is None else size):
                 return None
             request = await self._read(size, seconds, context)
             refusal = (
@@ -255,15 +255,15 @@ class WorkerHandler(grpc.GenericRpcHandler):
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "the call has no message")
             raise AssertionError
 
-        most = self._most if size is None else size
-        if len(request) > most:
+        max_bytes = self._max_bytes if size is None else size
+        if len(request) > max_bytes:
             await self._too_large(len(request), context)
         return request
 
     async def _too_large(self, size: int, context: Context) -> None:
         await context.abort(
             grpc.StatusCode.RESOURCE_EXHAUSTED,
-            f"the request has {size} bytes, more than {self._most}, the limit of this worker service, "
+            f"the request has {size} bytes, more than {self._max_bytes}, the limit of this worker service, "
             f"or more than it announced",
         )
 
@@ -281,7 +281,7 @@ class WorkerHandler(grpc.GenericRpcHandler):
         last: dict[str, Any] | None = None
         over: asyncio.Future[None] | None = None
 
-        def tell(event: dict[str, Any]) -> None:
+        def on_event(event: dict[str, Any]) -> None:
             nonlocal last
             if event["type"] == "task_started":
                 place.update({name: event[name] for name in ("host", "pid") if name in event})
@@ -290,7 +290,7 @@ class WorkerHandler(grpc.GenericRpcHandler):
                 if over is not None and not over.done():
                     over.set_result(None)
 
-        ticket = self.desk.take(frame, tell, peer=_peer(context), owner=owner)
+        subscription = self.queue.enqueue(frame, on_event, peer=_peer(context), owner=owner)
         del frame
 
         if last is None:
@@ -299,7 +299,7 @@ class WorkerHandler(grpc.GenericRpcHandler):
                 await over
             finally:
                 # grpc.aio cancels a handler whose client has gone.
-                self.desk.leave(ticket)
+                self.queue.unsubscribe(subscription)
 
         assert last is not None
         return {**last, **place}
@@ -353,7 +353,7 @@ async def serve(
             ("grpc.max_receive_message_length", min(options.max_message_bytes, 2**31 - 1)),
             ("grpc.max_send_message_length", -1),
             # Many clients at once may send more than the C core queues by default (1,000, then chance): what is
-            # too much gets "busy" from the desk, which senders understand.
+            # too much gets "busy" from the queue, which senders understand.
             ("grpc.server.max_pending_requests", MAX_PENDING),
             ("grpc.server.max_pending_requests_hard_limit", MAX_PENDING),
             # Otherwise a second service on this port would get every other connection.
@@ -375,17 +375,17 @@ async def serve(
     )
     server.add_generic_rpc_handlers((handler,))
     port = _listen(server, bind, tls)
-    await handler.desk.start()
+    await handler.queue.start()
 
     try:
         await server.start()
         with owns_port(port):
             started(str(type(bind)(bind.host, port)))
             await stop.wait()
-            await handler.desk.drain()
+            await handler.queue.drain()
     finally:
         await server.stop(STOP_SECONDS)
-        await handler.desk.aclose()
+        await handler.queue.aclose()
 
 
 def _listen(server: grpc.aio.Server, bind: Bind, tls: ServerTLS | None) -> int:

@@ -14,7 +14,7 @@ from typing import Any, Final, TypeAlias, Unpack
 from wove.concurrency.thread_pool import run_in_thread
 from wove.protocol.frames import FrameError
 from wove.protocol.signing import Digest
-from wove.services.asgi import RETRY_AFTER, Gone, Refusal, Request, ResponseStream
+from wove.services.asgi import RETRY_AFTER, ClientGone, Refusal, Request, ResponseStream
 from wove.services.options import ServiceKeywords, ServiceOptions, service_options
 from wove.services.queue import RunQueue
 from wove.services.wire import decode_command, is_big, no_room
@@ -64,15 +64,15 @@ class WorkerApp:
     """The ASGI application that `worker_app` makes.
 
     Attributes:
-        desk: Where the runs go.
+        queue: Where the runs go.
         keep_alive: Seconds that the server keeps an idle connection, to tell clients; ``None``: not known.
     """
 
     def __init__(self, options: ServiceOptions) -> None:
-        self.desk = RunQueue(options)
+        self.queue = RunQueue(options)
         self.keep_alive: int | None = None
         self._security = options.security
-        self._most = options.max_message_bytes
+        self._max_bytes = options.max_message_bytes
 
     @contextlib.asynccontextmanager
     async def lifespan(self, app: object = None) -> AsyncGenerator[None]:
@@ -82,13 +82,13 @@ class WorkerApp:
         nothing lets its runs end when the application stops.
         """
         del app
-        await self.desk.start()
+        await self.queue.start()
 
         try:
             yield
         finally:
-            await self.desk.drain()
-            await self.desk.aclose()
+            await self.queue.drain()
+            await self.queue.aclose()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
@@ -103,11 +103,11 @@ class WorkerApp:
         while True:
             message = await receive()
             if message["type"] == "lifespan.startup":
-                await self.desk.start()
+                await self.queue.start()
                 await send({"type": "lifespan.startup.complete"})
             elif message["type"] == "lifespan.shutdown":
-                await self.desk.drain()
-                await self.desk.aclose()
+                await self.queue.drain()
+                await self.queue.aclose()
                 await send({"type": "lifespan.shutdown.complete"})
                 return
 
@@ -119,7 +119,7 @@ class WorkerApp:
                 raise Refusal(
                     405, "commands come as POST", headers=((b"allow", b"POST"),), text=True
                 )
-        except Gone:
+        except ClientGone:
             pass
         except Refusal as refusal:
             await request.refuse(refusal)
@@ -135,15 +135,15 @@ class WorkerApp:
         if name == "healthz":
             await request.reply(200, [b'{"status":"ok"}'])
         elif name == "readyz":
-            status = self.desk.status()
-            await request.reply(200 if self.desk.ready else 503, [json.dumps(status).encode()])
+            status = self.queue.status()
+            await request.reply(200 if self.queue.ready else 503, [json.dumps(status).encode()])
         else:
             return False
 
         return True
 
     async def _post(self, request: Request) -> None:
-        if request.length is not None and request.length > self._most:
+        if request.length is not None and request.length > self._max_bytes:
             raise self._too_large()
         if request.browser and not self._security.authenticates:
             # Any web page can make the browser of someone on this machine post here.
@@ -169,22 +169,22 @@ class WorkerApp:
         owner = self._security.principal(headers=request.headers)
 
         if frame["type"] == "cancel_task":
-            self.desk.cancel(frame, owner=owner)
+            self.queue.cancel(frame, owner=owner)
             await request.reply(200, [b'{"events":[]}'])
         else:
-            await ResponseStream(request).run(self.desk, frame, owner)
+            await ResponseStream(request).run(self.queue, frame, owner)
 
     async def _command(
         self, request: Request, digest: Digest | None
     ) -> dict[str, Any] | FrameError:
         """The command in the body. Nobody looks into it before it is known to be the one that was signed."""
-        share = self.desk.arriving.open()
+        share = self.queue.arriving.open()
         chunks: list[bytes] = []
 
         async def accept(chunk: bytes) -> None:
-            if request.size > self._most:
+            if request.size > self._max_bytes:
                 raise self._too_large()
-            if not await share.take(len(chunk)):
+            if not await share.acquire(len(chunk)):
                 raise Refusal(503, "no room", headers=RETRY_AFTER, reply=no_room(), early=True)
             chunks.append(chunk)
 
@@ -208,7 +208,7 @@ class WorkerApp:
     def _too_large(self) -> Refusal:
         return Refusal(
             413,
-            f"the body has more than {self._most} bytes, the limit of this worker service",
+            f"the body has more than {self._max_bytes} bytes, the limit of this worker service",
             early=True,
         )
 

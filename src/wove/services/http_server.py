@@ -64,7 +64,7 @@ async def serve(
     context = None if tls is None else tls.context(alpn=["http/1.1"])
     config = uvicorn.Config(
         app,
-        lifespan="off",  # the desk is drained before the listener is closed, not after
+        lifespan="off",  # the queue is drained before the listener is closed, not after
         log_config=None,
         access_log=False,
         http=limited_protocol(Connections(max_connections())),
@@ -84,17 +84,17 @@ async def serve(
         server = server_class(
             config, lambda: started(f"{'http' if tls is None else 'https'}://{at}")
         )
-        await app.desk.start()
+        await app.queue.start()
         serving = asyncio.create_task(server.serve(sockets=[listener]))
         stopping = asyncio.create_task(stop.wait())
         try:
             await asyncio.wait({serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
-            await app.desk.drain()
+            await app.queue.drain()
             server.should_exit = True
             await serving
         finally:
             stopping.cancel()
-            await app.desk.aclose()
+            await app.queue.aclose()
 
 
 def _server_class() -> Any:
@@ -112,9 +112,9 @@ def _server_class() -> Any:
     class Server(uvicorn.Server):
         """Leaves the signals alone, and says when it has started."""
 
-        def __init__(self, config: uvicorn.Config, tell: Callable[[], object]) -> None:
+        def __init__(self, config: uvicorn.Config, on_start: Callable[[], object]) -> None:
             super().__init__(config)
-            self._tell = tell
+            self._on_start = on_start
 
         @contextlib.contextmanager
         def capture_signals(self) -> Generator[None]:
@@ -145,6 +145,6 @@ def _server_class() -> Any:
                 for sock in sockets or ()
             ]
             self.started = True
-            self._tell()
+            self._on_start()
 
     return Server

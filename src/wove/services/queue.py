@@ -18,11 +18,11 @@ from wove.services.queued_runs import Name, QueuedRun, Subscription
 from wove.services.wire import busy_error, executor_error
 from wove.services.workers import ProcessBackend, ThreadBackend, WorkerBackend
 
-__all__ = ["RunQueue", "Tell"]
+__all__ = ["OnEvent", "RunQueue"]
 
 logger = logging.getLogger("wove.service")
 
-Tell: TypeAlias = Callable[[dict[str, Any]], object]
+OnEvent: TypeAlias = Callable[[dict[str, Any]], object]
 
 MAX_EARLY_CANCELS: Final = 1000
 """Maximum number of cancels that are remembered for runs that have not arrived yet."""
@@ -49,10 +49,10 @@ class RunQueue:
 
     Example::
 
-        desk = Desk(service_options(security="env:WOVE_WORKER_SECRET"))
-        ticket = desk.take(frame, send_event, peer="10.0.0.7:51322")
+        queue = RunQueue(service_options(security="env:WOVE_WORKER_SECRET"))
+        subscription = queue.enqueue(frame, send_event, peer="10.0.0.7:51322")
         ...
-        desk.leave(ticket)      # the client has gone
+        queue.unsubscribe(subscription)      # the client has gone
     """
 
     def __init__(self, options: ServiceOptions) -> None:
@@ -65,7 +65,7 @@ class RunQueue:
         )
         self._loop: asyncio.AbstractEventLoop | None = None
         self._workers: WorkerBackend | None = None
-        self._jobs: dict[str, QueuedRun] = {}  # all, by the run id that the workers know
+        self._runs: dict[str, QueuedRun] = {}  # all, by the run id that the workers know
         self._by_name: dict[Name, QueuedRun] = {}
         self._by_key: dict[tuple[str, str, str], QueuedRun] = {}
         self._waiting: OrderedDict[str, QueuedRun] = OrderedDict()
@@ -73,7 +73,7 @@ class RunQueue:
         self._early_cancels = BoundedDict[Name, float](MAX_EARLY_CANCELS)  # and until when
         self._ended = BoundedDict[Name, None](MAX_ENDED)
         self._draining = self._closed = False
-        self._quiet: asyncio.Future[None] | None = None
+        self._drained: asyncio.Future[None] | None = None
 
     # ------------------------------------------------------------------ life
 
@@ -89,7 +89,7 @@ class RunQueue:
 
     def status(self) -> dict[str, Any]:
         """Numbers for whoever watches the service."""
-        running = len(self._jobs) - len(self._waiting)
+        running = len(self._runs) - len(self._waiting)
         return {
             "status": "draining"
             if self._draining or self._closed
@@ -114,28 +114,28 @@ class RunQueue:
         """
         self._draining = True
 
-        for job in list(self._waiting.values()):
-            self._unqueue(job)
+        for run in list(self._waiting.values()):
+            self._unqueue(run)
             self._end(
-                job,
+                run,
                 busy_error(
-                    job.names, "this worker service is about to stop, and has not begun the run"
+                    run.names, "this worker service is about to stop, and has not begun the run"
                 ),
             )
 
         if seconds is None:
             seconds = self.options.drain_timeout
-        if not self._is_quiet():
-            logger.info("draining: %d runs have %g s to end", len(self._jobs), seconds)
-            self._quiet = asyncio.get_running_loop().create_future()
-            await asyncio.wait({self._quiet}, timeout=seconds)
-            self._quiet = None
+        if not self._is_drained():
+            logger.info("draining: %d runs have %g s to end", len(self._runs), seconds)
+            self._drained = asyncio.get_running_loop().create_future()
+            await asyncio.wait({self._drained}, timeout=seconds)
+            self._drained = None
 
-        late = [job for job in self._jobs.values() if job.matters]
-        for job in late:
-            text = f"this worker service stopped, and run {job.run_id} had not ended within {seconds:g} s"
-            self._end(job, executor_error(job.names, "WorkerLostError", text, retryable=True))
-            self._stop(job)
+        late = [run for run in self._runs.values() if run.matters]
+        for run in late:
+            text = f"this worker service stopped, and run {run.run_id} had not ended within {seconds:g} s"
+            self._end(run, executor_error(run.names, "WorkerLostError", text, retryable=True))
+            self._stop(run)
 
         return not late
 
@@ -148,13 +148,13 @@ class RunQueue:
             await workers.close()
         self._draining = False
 
-    def _is_quiet(self) -> bool:
+    def _is_drained(self) -> bool:
         """Whether nothing runs any more that anybody waits for."""
-        return not any(job.matters for job in self._jobs.values())
+        return not any(run.matters for run in self._runs.values())
 
-    def _look_for_quiet(self) -> None:
-        if self._quiet is not None and not self._quiet.done() and self._is_quiet():
-            self._quiet.set_result(None)
+    def _check_drained(self) -> None:
+        if self._drained is not None and not self._drained.done() and self._is_drained():
+            self._drained.set_result(None)
 
     def _open(self) -> None:
         loop = asyncio.get_running_loop()
@@ -171,7 +171,7 @@ class RunQueue:
         ):  # nobody waits any more (test clients have a loop for each request)
             self._workers.abandon()
 
-        for table in (self._jobs, self._by_name, self._by_key, self._waiting):
+        for table in (self._runs, self._by_name, self._by_key, self._waiting):
             table.clear()
         self._waiting_bytes = 0
         processes = self.options.processes
@@ -184,269 +184,290 @@ class RunQueue:
 
     # ------------------------------------------------------------------ in
 
-    def take(
-        self, frame: dict[str, Any], tell: Tell, *, peer: str, owner: str = ""
+    def enqueue(
+        self, frame: dict[str, Any], on_event: OnEvent, *, peer: str, owner: str = ""
     ) -> Subscription:
         """Take a ``run_task`` frame.
 
         Args:
-            frame: From `decode_command`. It belongs to the desk from now on.
-            tell: Is given the events of the run on the loop, and may be before this returns. The last one is
+            frame: From `decode_command`. It belongs to the queue from now on.
+            on_event: Is given the events of the run on the loop, and may be before this returns. The last one is
                 a ``task_result``, ``task_error`` or ``task_cancelled``. It must neither raise nor block, nor
                 change an event: others may get the same one.
             peer: Who sent it, for the log.
             owner: Who sent it, as `NetworkExecutorSecurity.principal` says. Nobody else can cancel or join it.
 
         Returns:
-            What `leave` takes when the client has gone.
+            What `unsubscribe` takes when the client has gone.
         """
-        ticket = Subscription(frame, tell, peer, owner)
+        subscription = Subscription(frame, on_event, peer, owner)
         if self._closed:
-            self._decline(ticket, "this worker service has stopped")
-            return ticket
+            self._decline(subscription, "this worker service has stopped")
+            return subscription
 
         if asyncio.get_running_loop() is not self._loop:
             self._open()
-        if self._early_cancels and self._early_cancels.pop(ticket.name, 0.0) > self._now():
-            self._tell_last(ticket, {"type": "task_cancelled", **ticket.names})
-            return ticket
+        if self._early_cancels and self._early_cancels.pop(subscription.name, 0.0) > self._now():
+            self._deliver_end(subscription, {"type": "task_cancelled", **subscription.names})
+            return subscription
 
-        job = QueuedRun(frame, ticket, self._now())
-        if job.key is not None and self._answered_before(job.key, ticket):
-            return ticket
+        run = QueuedRun(frame, subscription, self._now())
+        if run.key is not None and self._answered_before(run.key, subscription):
+            return subscription
         if self._draining:
-            self._decline(ticket, "this worker service is about to stop")
+            self._decline(subscription, "this worker service is about to stop")
         elif (
             self._is_full()
-            or self._waiting_bytes + job.size_in > 2 * self.options.max_message_bytes
+            or self._waiting_bytes + run.size_in > 2 * self.options.max_message_bytes
         ):
             self._decline(
-                ticket, f"this worker service has no room: {len(self._waiting)} runs wait already"
+                subscription,
+                f"this worker service has no room: {len(self._waiting)} runs wait already",
             )
         else:
-            self._add(job, ticket)
+            self._add(run, subscription)
 
-        return ticket
+        return subscription
 
     def cancel(self, frame: Mapping[str, Any], *, owner: str = "") -> None:
         """Take a ``cancel_task`` frame from `decode_command`."""
         name = (owner, frame["run_id"])
-        job = self._by_name.get(name)
-        if job is None:
+        run = self._by_name.get(name)
+        if run is None:
             if name not in self._ended:  # it may be behind its cancel, on another connection
                 self._early_cancels[name] = self._now() + EARLY_CANCEL_SECONDS
             return
 
-        if any(ticket.name != name for ticket in job.tickets):  # the others still want it
-            self._forget(job, name)
-            for ticket in [ticket for ticket in job.tickets if ticket.name == name]:
-                job.tickets.remove(ticket)
-                self._tell_last(ticket, {"type": "task_cancelled", **ticket.names})
+        if any(
+            subscription.name != name for subscription in run.subscriptions
+        ):  # the others still want it
+            self._forget(run, name)
+            for subscription in [
+                subscription for subscription in run.subscriptions if subscription.name == name
+            ]:
+                run.subscriptions.remove(subscription)
+                self._deliver_end(subscription, {"type": "task_cancelled", **subscription.names})
         else:
-            self._cancel(job)
+            self._cancel(run)
 
-    def leave(self, ticket: Subscription) -> None:
-        """The client of *ticket* has gone. Its run goes on if it has an idempotency key or is to be detached."""
-        job, ticket.job = ticket.job, None
-        if job is None or ticket.over:
+    def unsubscribe(self, subscription: Subscription) -> None:
+        """The client of *subscription* has gone. Its run goes on if it has an idempotency key or is to be detached."""
+        run, subscription.run = subscription.run, None
+        if run is None or subscription.over:
             return
-        ticket.over = True
-        job.tickets.remove(ticket)
+        subscription.over = True
+        run.subscriptions.remove(subscription)
 
-        if job.tickets:
-            if all(other.name != ticket.name for other in job.tickets):
-                self._forget(job, ticket.name)
-        elif not job.outlives_its_client:
-            self._cancel(job)
-            self._look_for_quiet()
+        if run.subscriptions:
+            if all(other.name != subscription.name for other in run.subscriptions):
+                self._forget(run, subscription.name)
+        elif not run.outlives_its_client:
+            self._cancel(run)
+            self._check_drained()
 
-    def _forget(self, job: QueuedRun, name: Name) -> None:
-        """*job* is not known by *name* any more."""
-        if self._by_name.get(name) is job:
+    def _forget(self, run: QueuedRun, name: Name) -> None:
+        """*run* is not known by *name* any more."""
+        if self._by_name.get(name) is run:
             del self._by_name[name]
-        job.known_as.discard(name)
+        run.known_as.discard(name)
         self._ended[name] = None
 
     # ------------------------------------------------------------------ queue
 
-    def _add(self, job: QueuedRun, ticket: Subscription) -> None:
+    def _add(self, run: QueuedRun, subscription: Subscription) -> None:
         # Two senders may have made the same run id, and the workers know runs by that alone.
-        inner = job.run_id
+        inner = run.run_id
         number = 1
-        while inner in self._jobs:
+        while inner in self._runs:
             number += 1
-            inner = f"{job.run_id}.{number}"
+            inner = f"{run.run_id}.{number}"
 
-        job.frame["run_id"] = job.inner = inner
-        self._jobs[inner] = job
-        self._by_name[ticket.name] = job
-        ticket.job = job
-        if job.key is not None:
-            self._by_key[job.key] = job
-        if len(self._jobs) - len(self._waiting) <= self.options.concurrency and not self._waiting:
-            self._begin(job)
+        run.frame["run_id"] = run.inner = inner
+        self._runs[inner] = run
+        self._by_name[subscription.name] = run
+        subscription.run = run
+        if run.key is not None:
+            self._by_key[run.key] = run
+        if len(self._runs) - len(self._waiting) <= self.options.concurrency and not self._waiting:
+            self._begin(run)
             return
 
-        self._waiting[inner] = job
-        self._waiting_bytes += job.size_in
+        self._waiting[inner] = run
+        self._waiting_bytes += run.size_in
 
     def _is_full(self) -> bool:
-        return len(self._jobs) >= self.options.concurrency + self.options.backlog
+        return len(self._runs) >= self.options.concurrency + self.options.backlog
 
-    def _begin(self, job: QueuedRun) -> None:
+    def _begin(self, run: QueuedRun) -> None:
         now = self._now()
-        job.begun = now
-        frame, job.frame = (
-            job.frame,
-            job.names,
+        run.submitted_at = now
+        frame, run.frame = (
+            run.frame,
+            run.names,
         )  # its arguments are the workers' to keep, as long as they need them
         assert self._workers is not None
         self._workers.submit(frame)
 
-    def _unqueue(self, job: QueuedRun) -> None:
-        if self._waiting.pop(job.inner, None) is not None:
-            self._waiting_bytes -= job.size_in
+    def _unqueue(self, run: QueuedRun) -> None:
+        if self._waiting.pop(run.inner, None) is not None:
+            self._waiting_bytes -= run.size_in
 
     def _advance(self) -> None:
         while (
             self._waiting
             and not self._draining
-            and len(self._jobs) - len(self._waiting) < self.options.concurrency
+            and len(self._runs) - len(self._waiting) < self.options.concurrency
         ):
-            job = next(iter(self._waiting.values()))
-            self._unqueue(job)
-            self._begin(job)
+            run = next(iter(self._waiting.values()))
+            self._unqueue(run)
+            self._begin(run)
 
-    def _cancel(self, job: QueuedRun) -> None:
-        if job.inner in self._waiting:
-            self._unqueue(job)
-            self._end(job, {"type": "task_cancelled", **job.names})
+    def _cancel(self, run: QueuedRun) -> None:
+        if run.inner in self._waiting:
+            self._unqueue(run)
+            self._end(run, {"type": "task_cancelled", **run.names})
         else:
-            self._stop(job)
+            self._stop(run)
 
-    def _stop(self, job: QueuedRun) -> None:
-        if job.stopping:
+    def _stop(self, run: QueuedRun) -> None:
+        if run.stopping:
             return
-        job.stopping = True  # whoever sends the run or its key again must not get this end of it
-        if job.key is not None and self._by_key.get(job.key) is job:
-            del self._by_key[job.key]
+        run.stopping = True  # whoever sends the run or its key again must not get this end of it
+        if run.key is not None and self._by_key.get(run.key) is run:
+            del self._by_key[run.key]
         if self._workers is not None:
-            self._workers.cancel(job.inner)
+            self._workers.cancel(run.inner)
 
     # ------------------------------------------------------------------ the same run twice
 
-    def _answered_before(self, key: tuple[str, str, str], ticket: Subscription) -> bool:
+    def _answered_before(self, key: tuple[str, str, str], subscription: Subscription) -> bool:
         event = self._memory.get(key, self._now())
         if event is not None:
             logger.info(
                 "run %s task %r from %s: its result is remembered",
-                ticket.run_id,
-                ticket.task_id,
-                ticket.peer,
+                subscription.run_id,
+                subscription.task_id,
+                subscription.peer,
             )
-            self._tell_last(ticket, {**event, **ticket.names})
+            self._deliver_end(subscription, {**event, **subscription.names})
             return True
 
-        job = self._by_key.get(key)
-        if job is None:
+        run = self._by_key.get(key)
+        if run is None:
             return False
-        if len(job.tickets) >= self.options.concurrency + self.options.backlog:
+        if len(run.subscriptions) >= self.options.concurrency + self.options.backlog:
             self._decline(
-                ticket,
-                f"this worker service has no room: {len(job.tickets)} wait for the same run already",
+                subscription,
+                f"this worker service has no room: {len(run.subscriptions)} wait for the same run already",
             )
         else:
-            self._join(job, ticket)
+            self._join(run, subscription)
 
         return True
 
-    def _join(self, job: QueuedRun, ticket: Subscription) -> None:
+    def _join(self, run: QueuedRun, subscription: Subscription) -> None:
         logger.info(
             "run %s task %r from %s: joins run %s",
-            ticket.run_id,
-            ticket.task_id,
-            ticket.peer,
-            job.run_id,
+            subscription.run_id,
+            subscription.task_id,
+            subscription.peer,
+            run.run_id,
         )
-        if not job.tickets:  # they have all gone, and will not ask for it by these names
-            for name in list(job.known_as):
-                self._forget(job, name)
+        if not run.subscriptions:  # they have all gone, and will not ask for it by these names
+            for name in list(run.known_as):
+                self._forget(run, name)
 
-        job.tickets.append(ticket)
-        job.known_as.add(ticket.name)
-        ticket.job = job
-        self._by_name[ticket.name] = job
-        if job.started is not None:
-            self._tell(job, ticket, job.started)
+        run.subscriptions.append(subscription)
+        run.known_as.add(subscription.name)
+        subscription.run = run
+        self._by_name[subscription.name] = run
+        if run.started is not None:
+            self._deliver(run, subscription, run.started)
 
     # ------------------------------------------------------------------ out
 
     def _event(self, event: dict[str, Any]) -> None:
-        job = self._jobs.get(event["run_id"])
-        if job is None:
+        run = self._runs.get(event["run_id"])
+        if run is None:
             return
         kind = event["type"]
         if kind in TERMINAL:
-            self._end(job, event)
+            self._end(run, event)
             return
 
         if kind == "task_started":
-            job.started, job.began = event, self._now()
+            run.started, run.started_at = event, self._now()
         elif kind == "heartbeat" and "blocked" in event:  # the pool's own business
             return
 
-        for ticket in job.tickets:
-            self._tell(job, ticket, event)
+        for subscription in run.subscriptions:
+            self._deliver(run, subscription, event)
 
-    def _end(self, job: QueuedRun, event: dict[str, Any]) -> None:
-        if self._jobs.pop(job.inner, None) is None:
+    def _end(self, run: QueuedRun, event: dict[str, Any]) -> None:
+        if self._runs.pop(run.inner, None) is None:
             return
         now = self._now()
 
-        if job.key is not None:
-            if self._by_key.get(job.key) is job:
-                del self._by_key[job.key]
+        if run.key is not None:
+            if self._by_key.get(run.key) is run:
+                del self._by_key[run.key]
             if event["type"] == "task_result":
-                self._memory.put(job.key, event, now)
+                self._memory.put(run.key, event, now)
 
-        for ticket in job.tickets:
-            self._tell_last(ticket, {**event, **ticket.names} if job.is_shared(ticket) else event)
-        for name in list(job.known_as):
-            self._forget(job, name)
+        for subscription in run.subscriptions:
+            self._deliver_end(
+                subscription,
+                {**event, **subscription.names} if run.is_shared(subscription) else event,
+            )
+        for name in list(run.known_as):
+            self._forget(run, name)
         if logger.isEnabledFor(logging.INFO):
-            _log(job, event, now)
+            _log(run, event, now)
         if self._waiting:
             self._advance()
         else:
-            self._look_for_quiet()
+            self._check_drained()
 
-    def _tell(self, job: QueuedRun, ticket: Subscription, event: dict[str, Any]) -> None:
-        if event["type"] == "task_started" and not job.beats_for(ticket):
+    def _deliver(self, run: QueuedRun, subscription: Subscription, event: dict[str, Any]) -> None:
+        if event["type"] == "task_started" and not run.beats_for(subscription):
             return  # from then on its sender would expect heartbeats that do not come
         try:
-            ticket.tell({**event, **ticket.names} if job.is_shared(ticket) else event)
+            subscription.on_event(
+                {**event, **subscription.names} if run.is_shared(subscription) else event
+            )
         except Exception:
             logger.exception(
-                "cannot tell %s of run %s to %s", event["type"], ticket.run_id, ticket.peer
+                "cannot tell %s of run %s to %s",
+                event["type"],
+                subscription.run_id,
+                subscription.peer,
             )
 
-    def _tell_last(self, ticket: Subscription, event: dict[str, Any]) -> None:
-        ticket.over = True
-        ticket.job = None
+    def _deliver_end(self, subscription: Subscription, event: dict[str, Any]) -> None:
+        subscription.over = True
+        subscription.run = None
 
         try:
-            ticket.tell(event)
+            subscription.on_event(event)
         except Exception:
             logger.exception(
-                "cannot tell %s of run %s to %s", event["type"], ticket.run_id, ticket.peer
+                "cannot tell %s of run %s to %s",
+                event["type"],
+                subscription.run_id,
+                subscription.peer,
             )
 
-    def _decline(self, ticket: Subscription, why: str) -> None:
+    def _decline(self, subscription: Subscription, why: str) -> None:
         logger.debug(
-            "run %s task %r from %s: busy: %s", ticket.run_id, ticket.task_id, ticket.peer, why
+            "run %s task %r from %s: busy: %s",
+            subscription.run_id,
+            subscription.task_id,
+            subscription.peer,
+            why,
         )
-        self._tell_last(
-            ticket, busy_error(ticket.names, f"{why}. Send the run again, a little later")
+        self._deliver_end(
+            subscription,
+            busy_error(subscription.names, f"{why}. Send the run again, a little later"),
         )
 
     def _now(self) -> float:
@@ -456,16 +477,16 @@ class RunQueue:
 _UNPRINTABLE: Final = re.compile(r"[^\x20-\x7e]")
 
 
-def _log(job: QueuedRun, event: dict[str, Any], now: float) -> None:
+def _log(run: QueuedRun, event: dict[str, Any], now: float) -> None:
     kind = event["type"]
     outcome = "cancelled" if kind == "task_cancelled" else "ok"
     if kind == "task_error":
         report: dict[str, Any] = event.get("error") or {}
         outcome = f"error {report.get('kind', '')}"
 
-    began = job.began or job.begun or now
+    began = run.started_at or run.submitted_at or now
     logger.info(
         "run %s task %r from %s: %s, %.3f s queued, %.3f s run, %d bytes in, %d bytes out",
-        job.run_id, job.task_id, job.peer, _UNPRINTABLE.sub("?", outcome), began - job.arrived, now - began,
-        job.size_in, bulk(event),
+        run.run_id, run.task_id, run.peer, _UNPRINTABLE.sub("?", outcome), began - run.arrived_at, now - began,
+        run.size_in, bulk(event),
     )  # fmt: skip

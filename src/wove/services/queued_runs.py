@@ -23,20 +23,24 @@ class Subscription:
         over: It has been told the end, or has left.
     """
 
-    __slots__ = ("beats", "job", "name", "names", "over", "peer", "run_id", "task_id", "tell")
+    __slots__ = ("beats", "run", "name", "names", "over", "peer", "run_id", "task_id", "on_event")
 
     def __init__(
-        self, frame: dict[str, Any], tell: Callable[[dict[str, Any]], object], peer: str, owner: str
+        self,
+        frame: dict[str, Any],
+        on_event: Callable[[dict[str, Any]], object],
+        peer: str,
+        owner: str,
     ) -> None:
         self.run_id: str = frame["run_id"]
         self.task_id: str = frame["task_id"]
         self.names: dict[str, Any] = {"run_id": self.run_id, "task_id": self.task_id}
         self.name: Name = (owner, self.run_id)
         self.beats: float | None = frame["delivery"].get("delivery_heartbeat_seconds")
-        self.tell = tell
+        self.on_event = on_event
         self.peer = peer
         self.over = False
-        self.job: QueuedRun | None = None
+        self.run: QueuedRun | None = None
 
 
 class QueuedRun:
@@ -49,18 +53,18 @@ class QueuedRun:
         names: Those.
         key: Who sent it, its task and its idempotency key; ``None`` without one.
         arrived: When; as all times, by the loop's clock.
-        begun: When the workers got it.
+        submitted_at: When the workers got it.
         began: When they said that it started.
         stopping: The workers have been told to end it.
-        tickets: Who waits for it.
+        subscriptions: Who waits for it.
         started: Its ``task_started`` event.
         size_in: Bytes of its callable and arguments.
     """
 
     __slots__ = (
-        "arrived",
-        "began",
-        "begun",
+        "arrived_at",
+        "started_at",
+        "submitted_at",
         "beats",
         "frame",
         "inner",
@@ -74,42 +78,46 @@ class QueuedRun:
         "started",
         "stopping",
         "task_id",
-        "tickets",
+        "subscriptions",
     )
 
-    def __init__(self, frame: dict[str, Any], ticket: Subscription, now: float) -> None:
+    def __init__(self, frame: dict[str, Any], subscription: Subscription, now: float) -> None:
         delivery: dict[str, Any] = frame["delivery"]
         key = delivery.get("delivery_idempotency_key")
         self.key: Key | None = (
-            (ticket.name[0], ticket.task_id, key) if isinstance(key, str) and key else None
+            (subscription.name[0], subscription.task_id, key)
+            if isinstance(key, str) and key
+            else None
         )
         self.outlives_its_client = (
             self.key is not None or delivery.get("delivery_orphan_policy") == "detach"
         )
-        self.run_id = self.inner = ticket.run_id
-        self.task_id = ticket.task_id
-        self.names = ticket.names
-        self.peer = ticket.peer
-        self.beats = ticket.beats
-        self.tickets = [ticket]
-        self.known_as = {ticket.name}
+        self.run_id = self.inner = subscription.run_id
+        self.task_id = subscription.task_id
+        self.names = subscription.names
+        self.peer = subscription.peer
+        self.beats = subscription.beats
+        self.subscriptions = [subscription]
+        self.known_as = {subscription.name}
         self.frame = frame
-        self.arrived = now
+        self.arrived_at = now
         self.size_in = bulk(frame)
-        self.begun: float | None = None
-        self.began: float | None = None
+        self.submitted_at: float | None = None
+        self.started_at: float | None = None
         self.started: dict[str, Any] | None = None
         self.stopping = False
 
     @property
     def matters(self) -> bool:
         """Whether its end is of interest: somebody waits for it, or it is to go on by itself."""
-        return bool(self.tickets) or not self.stopping
+        return bool(self.subscriptions) or not self.stopping
 
-    def is_shared(self, ticket: Subscription) -> bool:
-        """Whether the events have other names than those *ticket* knows."""
-        return ticket.run_id != self.inner or ticket.task_id != self.task_id
+    def is_shared(self, subscription: Subscription) -> bool:
+        """Whether the events have other names than those *subscription* knows."""
+        return subscription.run_id != self.inner or subscription.task_id != self.task_id
 
-    def beats_for(self, ticket: Subscription) -> bool:
-        """Whether the heartbeats of this run are close enough together for *ticket*."""
-        return ticket.beats is None or (self.beats is not None and self.beats <= ticket.beats)
+    def beats_for(self, subscription: Subscription) -> bool:
+        """Whether the heartbeats of this run are close enough together for *subscription*."""
+        return subscription.beats is None or (
+            self.beats is not None and self.beats <= subscription.beats
+        )

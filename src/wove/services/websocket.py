@@ -59,7 +59,7 @@ class WorkerSocket:
         ValueError: An option is out of range.
 
     Attributes:
-        desk: Where the runs go.
+        queue: Where the runs go.
 
     Example::
 
@@ -75,8 +75,8 @@ class WorkerSocket:
     def __init__(
         self, options: ServiceOptions | None = None, /, **keywords: Unpack[ServiceKeywords]
     ) -> None:
-        self.desk = RunQueue(service_options(**keywords) if options is None else options)
-        self._security = self.desk.options.security
+        self.queue = RunQueue(service_options(**keywords) if options is None else options)
+        self._security = self.queue.options.security
         self._admitted: WeakKeyDictionary[ServerConnection, None] = WeakKeyDictionary()
         self._serving: dict[asyncio.Future[None], Peer] = {}
         self._draining = False
@@ -92,7 +92,7 @@ class WorkerSocket:
         return {
             "process_request": self.process_request,
             "select_subprotocol": self.select_subprotocol,
-            "max_size": self.desk.options.max_message_bytes,
+            "max_size": self.queue.options.max_message_bytes,
             # A client that is gone without a word is noticed within 40 s, where TCP does not notice it sooner.
             "ping_interval": PING_SECONDS,
             "ping_timeout": PONG_SECONDS,
@@ -101,7 +101,7 @@ class WorkerSocket:
 
     async def __aenter__(self) -> Self:
         self._draining = False
-        await self.desk.start()
+        await self.queue.start()
         return self
 
     async def __aexit__(
@@ -111,7 +111,7 @@ class WorkerSocket:
         traceback: TracebackType | None,
     ) -> None:
         await self.drain()
-        await self.desk.aclose()
+        await self.queue.aclose()
 
     async def drain(self, seconds: float | None = None) -> None:
         """Take no more runs, let those that run end, and close the connections.
@@ -122,7 +122,7 @@ class WorkerSocket:
         self._draining = True
         for peer in self._serving.values():
             peer.drain()
-        await self.desk.drain(seconds)
+        await self.queue.drain(seconds)
         if self._serving:
             await asyncio.wait(set(self._serving), timeout=CLOSE_SECONDS)
 
@@ -134,7 +134,7 @@ class WorkerSocket:
         if name == "healthz":
             return _json(connection, 200, {"status": "ok"})
         if name == "readyz":
-            return _json(connection, 200 if self.desk.ready else 503, self.desk.status())
+            return _json(connection, 200 if self.queue.ready else 503, self.queue.status())
         if self._draining:
             return connection.respond(503, "this worker service is about to stop\n")
         if not self._verified(connection, request):
@@ -168,7 +168,7 @@ class WorkerSocket:
         headers = list(request.headers.raw_items())
         owner = self._security.principal(headers=headers)
         sign = partial(self._sign, request.path, headers) if self._security.signs_replies else None
-        peer = Peer(connection, self.desk, name_of(connection), owner, sign)
+        peer = Peer(connection, self.queue, name_of(connection), owner, sign)
         done = asyncio.get_running_loop().create_future()
         self._serving[done] = peer
         if self._draining:

@@ -50,26 +50,31 @@ class Peer:
 
     Args:
         connection: Its connection, whose handshake has been verified.
-        desk: Where its runs go.
+        queue: Where its runs go.
         name: Its address, for the log.
         owner: Who it is, as `NetworkExecutorSecurity.principal` says.
         sign: Signs messages; ``None``: nothing is signed.
     """
 
     def __init__(
-        self, connection: ServerConnection, desk: RunQueue, name: str, owner: str, sign: Sign | None
+        self,
+        connection: ServerConnection,
+        queue: RunQueue,
+        name: str,
+        owner: str,
+        sign: Sign | None,
     ) -> None:
         self._connection = connection
-        self._desk = desk
+        self._queue = queue
         self._owner = owner
         self._sign = sign
         self._sequence = 0
         self._name = name
         self._kept = CallableCache[tuple[Pickled, str]](size=sockets.KEPT_BYTES)
-        self._tickets: dict[str, Subscription] = {}
+        self._subscriptions: dict[str, Subscription] = {}
         self._out: deque[tuple[dict[str, Any], int]] = deque()  # and what each counts
         self._held = 0
-        self._most_held = desk.options.max_message_bytes
+        self._most_held = queue.options.max_message_bytes
         self._waiter: asyncio.Future[None] | None = None
         self._draining = self._over = False
 
@@ -96,9 +101,9 @@ class Peer:
             await self._connection.close(FAILED)
         finally:
             self._over = True
-            tickets, self._tickets = self._tickets, {}
-            for ticket in tickets.values():
-                self._desk.leave(ticket)
+            subscriptions, self._subscriptions = self._subscriptions, {}
+            for subscription in subscriptions.values():
+                self._queue.unsubscribe(subscription)
             self._out.clear()
             writer.cancel()
             await asyncio.wait({writer})
@@ -147,15 +152,17 @@ class Peer:
         if isinstance(frame, FrameError):
             await self._refuse(frame)
         elif frame["type"] == "cancel_task":
-            self._desk.cancel(frame, owner=self._owner)
+            self._queue.cancel(frame, owner=self._owner)
         elif self._over:
             return
-        elif frame["run_id"] in self._tickets:
+        elif frame["run_id"] in self._subscriptions:
             logger.debug("run %s came twice; it runs once", frame["run_id"])
         else:
-            ticket = self._desk.take(frame, self._tell, peer=self._name, owner=self._owner)
-            if not ticket.over:
-                self._tickets[ticket.run_id] = ticket
+            subscription = self._queue.enqueue(
+                frame, self._deliver, peer=self._name, owner=self._owner
+            )
+            if not subscription.over:
+                self._subscriptions[subscription.run_id] = subscription
 
     async def _refuse(self, error: FrameError) -> None:
         logger.warning("a message of client %s was refused: %s", self._name, error)
@@ -170,13 +177,13 @@ class Peer:
             f"the worker service could not read the command: {error}"
         )
         fields = from_exception(refusal, task="?", source="transport")
-        self._tell({"type": "task_error", "run_id": error.run_id, **fields, "python": PYTHON})
+        self._deliver({"type": "task_error", "run_id": error.run_id, **fields, "python": PYTHON})
 
     # ------------------------------------------------------------------ out
 
-    def _tell(self, event: dict[str, Any]) -> None:
+    def _deliver(self, event: dict[str, Any]) -> None:
         if event["type"] in TERMINAL:
-            self._tickets.pop(event["run_id"], None)
+            self._subscriptions.pop(event["run_id"], None)
         if self._over:
             return
         size = bulk(event) + OVERHEAD_BYTES
@@ -203,7 +210,7 @@ class Peer:
         try:
             while not self._over:
                 if not self._out:
-                    if self._draining and not self._tickets:
+                    if self._draining and not self._subscriptions:
                         self._over = True
                         if self._connection.subprotocol == sockets.OURS:
                             number, self._sequence = self._sequence, self._sequence + 1

@@ -40,17 +40,17 @@ class ThreadBackend:
     """In threads of this process; coroutines on one loop beside that of the service.
 
     Args:
-        tell: Is given the events, on the running loop.
+        on_event: Is given the events, on the running loop.
     """
 
-    def __init__(self, tell: Callable[[dict[str, Any]], object]) -> None:
+    def __init__(self, on_event: Callable[[dict[str, Any]], object]) -> None:
         with forks.importing:
             from wove.worker.runner import Runner
 
         mailbox = self._mailbox = LoopMailbox(asyncio.get_running_loop())
 
         def emit(event: dict[str, Any]) -> None:
-            mailbox.post(tell, event)
+            mailbox.post(on_event, event)
 
         self._runner = Runner(emit, name="wove-service")
 
@@ -72,17 +72,17 @@ class ProcessBackend:
     """In a pool of worker processes, as the ``stdio`` executor has them.
 
     Args:
-        tell: Is given the events, on the running loop.
+        on_event: Is given the events, on the running loop.
         processes: The most processes.
     """
 
-    def __init__(self, tell: Callable[[dict[str, Any]], object], processes: int) -> None:
+    def __init__(self, on_event: Callable[[dict[str, Any]], object], processes: int) -> None:
         with forks.importing:
             from wove.executors.stdio.executor import worker_command
             from wove.executors.stdio.pool import Plan, Pool
             from wove.worker.stdio import boot_record, child_environment
 
-        self._tell = tell
+        self._on_event = on_event
         self._tasks: dict[str, str] = {}
         plan = Plan(
             environment="worker service",
@@ -109,18 +109,18 @@ class ProcessBackend:
     def abandon(self) -> None:
         raise RuntimeError(
             "the event loop was closed under the worker processes of this worker service: close it before, "
-            "with `await app.desk.aclose()`, or by its lifespan"
+            "with `await app.queue.aclose()`, or by its lifespan"
         )
 
     def _take(self, events: Sequence[dict[str, Any]]) -> None:
         for event in events:
             if event["type"] in TERMINAL:
-                self._tell(self._told(event, self._tasks.pop(event["run_id"], "?")))
+                self._on_event(self._as_sent(event, self._tasks.pop(event["run_id"], "?")))
             else:
-                self._tell(event)
+                self._on_event(event)
 
     @staticmethod
-    def _told(event: dict[str, Any], task: str) -> dict[str, Any]:
+    def _as_sent(event: dict[str, Any], task: str) -> dict[str, Any]:
         """*event* as a worker would have sent it: the pool itself ends the runs of a worker that is lost."""
         exception = event.pop("exception", None)
         if isinstance(exception, BaseException):

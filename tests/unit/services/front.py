@@ -1,4 +1,4 @@
-"""A desk with runs for it, without a transport."""
+"""A queue with runs for it, without a transport."""
 
 from __future__ import annotations
 
@@ -50,12 +50,12 @@ def command(
 class Client:
     """One run, and what came back for it."""
 
-    def __init__(self, desk: RunQueue, frame: dict[str, Any], owner: str = "") -> None:
+    def __init__(self, queue: RunQueue, frame: dict[str, Any], owner: str = "") -> None:
         self.run_id, self.task_id = frame["run_id"], frame["task_id"]
         self.owner = owner
         self.events: list[dict[str, Any]] = []
         self._changed = asyncio.Event()
-        self.ticket: Subscription = desk.take(frame, self._tell, peer="test", owner=owner)
+        self.subscription: Subscription = queue.enqueue(frame, self._tell, peer="test", owner=owner)
 
     def _tell(self, event: dict[str, Any]) -> None:
         assert (event["run_id"], event.get("task_id")) == (self.run_id, self.task_id)
@@ -89,27 +89,27 @@ class Client:
 
 
 class Front:
-    """A desk, and its clients."""
+    """A queue, and its clients."""
 
     def __init__(self, **options: Any) -> None:
-        self.desk = RunQueue(service_options(**{"security": "none", **options}))
+        self.queue = RunQueue(service_options(**{"security": "none", **options}))
 
     def send(self, function: Any, /, *, owner: str = "", **more: Any) -> Client:
-        return Client(self.desk, command(function, **more), owner)
+        return Client(self.queue, command(function, **more), owner)
 
     def cancel(self, client: Client, owner: str | None = None) -> None:
         frame = {"type": "cancel_task", "run_id": client.run_id, "task_id": client.task_id}
-        self.desk.cancel(frame, owner=client.owner if owner is None else owner)
+        self.queue.cancel(frame, owner=client.owner if owner is None else owner)
 
 
 def with_front(main: Callable[[Front], Awaitable[Any]], **options: Any) -> Any:
-    """Run *main* with a desk, and close that afterwards."""
+    """Run *main* with a queue, and close that afterwards."""
 
     async def around() -> Any:
         front = Front(**options)
         try:
             return await main(front)
         finally:
-            await front.desk.aclose()
+            await front.queue.aclose()
 
     return asyncio.run(around())

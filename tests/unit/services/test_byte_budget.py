@@ -14,10 +14,10 @@ def test_the_oldest_always_gets_room() -> None:
     async def main() -> None:
         budget = ByteBudget(100)
         oldest, second, third = budget.open(), budget.open(), budget.open()
-        assert await oldest.take(80)
-        assert await second.take(20)
-        waiting = asyncio.create_task(third.take(60))
-        assert await oldest.take(50), "beyond the limit"
+        assert await oldest.acquire(80)
+        assert await second.acquire(20)
+        waiting = asyncio.create_task(third.acquire(60))
+        assert await oldest.acquire(50), "beyond the limit"
         assert not waiting.done()
         second.close()
         await asyncio.sleep(0)
@@ -27,7 +27,7 @@ def test_the_oldest_always_gets_room() -> None:
         third.close()
         third.close()
         last = budget.open()
-        assert await last.take(100)
+        assert await last.acquire(100)
 
     asyncio.run(main())
 
@@ -38,10 +38,10 @@ def test_who_waits_too_long_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     async def main() -> None:
         budget = ByteBudget(100)
         oldest, second = budget.open(), budget.open()
-        assert await oldest.take(100)
-        assert not await second.take(1)
+        assert await oldest.acquire(100)
+        assert not await second.acquire(1)
         oldest.close()
-        assert await second.take(1)
+        assert await second.acquire(1)
 
     asyncio.run(main())
 
@@ -50,8 +50,8 @@ def test_who_stops_waiting_gets_nothing() -> None:
     async def main() -> None:
         budget = ByteBudget(100)
         oldest, second, third = budget.open(), budget.open(), budget.open()
-        assert await oldest.take(100)
-        waiting = [asyncio.create_task(share.take(100)) for share in (second, third)]
+        assert await oldest.acquire(100)
+        waiting = [asyncio.create_task(share.acquire(100)) for share in (second, third)]
         await asyncio.sleep(0)
         waiting[0].cancel()
         await asyncio.wait({waiting[0]})

@@ -35,7 +35,7 @@ class Client:
     """A channel to a service, and its security."""
 
     def __init__(self, channel: Any, handler: WorkerHandler, security: Any) -> None:
-        self.channel, self.desk = channel, handler.desk
+        self.channel, self.queue = channel, handler.queue
         self.security = NetworkExecutorSecurity.from_config(security)
 
     def call(self, body: bytes, *, metadata: Any = None, method: str = DEFAULT_METHOD) -> Any:
@@ -81,7 +81,7 @@ async def service(
     async with aio.insecure_channel(f"127.0.0.1:{port}", options=OPEN) as channel:
         yield Client(channel, handler, theirs or security)
     await server.stop(5)
-    await handler.desk.aclose()
+    await handler.queue.aclose()
 
 
 def with_service(
@@ -206,9 +206,9 @@ def test_no_room_for_one_more_large_command(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(byte_budget, "ROOM_SECONDS", 0.1)
 
     async def check(client: Client) -> None:
-        budget = client.desk.arriving
+        budget = client.queue.arriving
         oldest = budget.open()
-        assert await oldest.take(client.desk.options.max_message_bytes - 1000)
+        assert await oldest.acquire(client.queue.options.max_message_bytes - 1000)
         (event,) = await client.run(lambda blob: len(blob), args={"blob": bytes(300_000)})
         assert says_busy(event) and "run_id" not in event
         oldest.close()
@@ -230,7 +230,7 @@ def test_too_large_a_command() -> None:
 def test_no_room_is_an_event() -> None:
     async def check(client: Client) -> None:
         holding = asyncio.create_task(client.run(_hold, run_id="held"))
-        await _until(lambda: client.desk.status()["running"] == 1)
+        await _until(lambda: client.queue.status()["running"] == 1)
         events = await client.run(int)
         assert (
             events[-1]["error"]["kind"] == "WorkerBusyError"
@@ -259,9 +259,9 @@ async def _until(condition: Callable[[], bool]) -> None:
 def test_a_client_that_goes_takes_its_run_with_it() -> None:
     async def check(client: Client) -> None:
         call = client.call(text(_hold))
-        await _until(lambda: client.desk.status()["running"] == 1)
+        await _until(lambda: client.queue.status()["running"] == 1)
         call.cancel()
-        await _until(lambda: client.desk.status()["running"] == 0)
+        await _until(lambda: client.queue.status()["running"] == 0)
 
     with_service(check)
 
@@ -273,7 +273,7 @@ def test_a_keyed_run_outlives_its_client_and_is_remembered() -> None:
             return "once"
 
         call = client.call(text(slow, key="k", run_id="first"))
-        await _until(lambda: client.desk.status()["running"] == 1)
+        await _until(lambda: client.queue.status()["running"] == 1)
         call.cancel()
         events = await client.run(slow, key="k", run_id="second")
         assert [event["run_id"] for event in events] == ["second"] * len(events)

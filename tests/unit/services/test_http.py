@@ -46,7 +46,7 @@ def wait_for(path: str) -> str:
 def ended(app: WorkerApp) -> None:
     """Wait until nothing runs any more."""
     deadline = time.monotonic() + 30
-    while app.desk.status()["running"]:
+    while app.queue.status()["running"]:
         assert time.monotonic() < deadline
         time.sleep(0.005)
 
@@ -350,7 +350,7 @@ def test_busy_is_503_with_the_event(tmp_path: Path) -> None:
             b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body) + body
         )
         deadline = time.monotonic() + 30
-        while not app.desk.status()["running"]:
+        while not app.queue.status()["running"]:
             assert time.monotonic() < deadline
             time.sleep(0.005)
         reply = post(port, run_task(lambda: 1, "second"))
@@ -376,7 +376,7 @@ def test_a_client_that_leaves_ends_its_run(headers: dict[str, str], tmp_path: Pa
             "POST", "/", run_task(wait_for, args={"path": str(tmp_path / "never")}), headers
         )
         deadline = time.monotonic() + 30
-        while not app.desk.status()["running"]:
+        while not app.queue.status()["running"]:
             assert time.monotonic() < deadline
             time.sleep(0.005)
         connection.close()
@@ -399,7 +399,7 @@ def test_an_error_of_its_own_is_a_500(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     app = worker_app(security="none")
-    monkeypatch.setattr(app.desk, "take", lambda *_, **__: 1 // 0)
+    monkeypatch.setattr(app.queue, "enqueue", lambda *_, **__: 1 // 0)
     caplog.set_level(logging.INFO)
     with hosted(app) as port:
         assert post(port, run_task(lambda: 1)).status == 500

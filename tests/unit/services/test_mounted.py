@@ -104,9 +104,9 @@ def test_it_runs_inside_of_another_application(host: Host, path: str) -> None:
 def test_its_lifespan_ends_it() -> None:
     worker = worker_app(security="none")
     with hosted(in_fastapi(worker)) as port:
-        assert worker.desk.ready
+        assert worker.queue.ready
         assert post(port, run_task(lambda: 1), path="/wove/").value == 1
-    assert not worker.desk.ready
+    assert not worker.queue.ready
 
 
 def test_without_a_lifespan_it_starts_with_the_first_run() -> None:
@@ -127,7 +127,7 @@ def test_a_test_client_has_a_loop_for_each_request() -> None:
             )
 
     assert [asyncio.run(one(number)).status_code for number in range(3)] == [200] * 3
-    asyncio.run(worker.desk.aclose())
+    asyncio.run(worker.queue.aclose())
 
 
 def test_behind_a_proxy_that_takes_the_prefix_off() -> None:

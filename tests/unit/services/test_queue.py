@@ -12,7 +12,7 @@ import pytest
 from tests.unit.services.front import Front, command, with_front
 
 from wove.errors import EnvironmentExecutionError, TaskTimeoutError, WorkerLostError
-from wove.services import queue as desk
+from wove.services import queue as queue_module
 from wove.services.options import service_options
 from wove.services.queue import RunQueue
 
@@ -70,7 +70,7 @@ def test_no_more_run_at_once_than_it_says(processes: int | None, gate: Path) -> 
         first = [front.send(wait_for, args={"path": str(gate)}) for _ in range(3)]
         for client in first[:2]:
             await client.started()
-        assert front.desk.status() == {
+        assert front.queue.status() == {
             "status": "ready",
             "running": 2,
             "waiting": 1,
@@ -86,13 +86,13 @@ def test_no_more_run_at_once_than_it_says(processes: int | None, gate: Path) -> 
 def test_more_than_may_wait_are_sent_away(gate: Path) -> None:
     async def main(front: Front) -> None:
         taken = [front.send(wait_for, args={"path": str(gate)}) for _ in range(3)]
-        assert not front.desk.ready and front.desk.status()["status"] == "full"
+        assert not front.queue.ready and front.queue.status()["status"] == "full"
         refused = front.send(wait_for, args={"path": str(gate)})
-        assert refused.ticket.over and await refused.outcome() == "busy"
+        assert refused.subscription.over and await refused.outcome() == "busy"
         assert refused.events[0]["error"]["retryable"] is True
         gate.touch()
         assert [await client.outcome() for client in taken] == [str(gate)] * 3
-        assert front.desk.ready
+        assert front.queue.ready
         assert await front.send(lambda: 1).outcome() == 1
 
     with_front(main, concurrency=1, backlog=2)
@@ -108,7 +108,7 @@ def test_those_who_wait_may_not_hold_any_number_of_bytes(gate: Path) -> None:
         assert not waiting[0].over and not waiting[1].over
         gate.touch()
         await asyncio.gather(waiting[0].outcome(), waiting[1].outcome())
-        assert front.desk._waiting_bytes == 0
+        assert front.queue._waiting_bytes == 0
 
     with_front(main, concurrency=1, max_message_bytes=1_000_000)
 
@@ -176,12 +176,12 @@ def test_cancel_what_waits(gate: Path) -> None:
 
 def test_a_cancel_may_come_before_its_run() -> None:
     async def main(front: Front) -> None:
-        front.desk.cancel({"run_id": "early", "task_id": "pdf"})
+        front.queue.cancel({"run_id": "early", "task_id": "pdf"})
         client = front.send(lambda: 1, run_id="early")
         assert client.over and await client.outcome() == "cancelled"
         for number in range(5000):
-            front.desk.cancel({"run_id": f"nobody-{number}", "task_id": "pdf"})
-        assert len(front.desk._early_cancels) <= 1000
+            front.queue.cancel({"run_id": f"nobody-{number}", "task_id": "pdf"})
+        assert len(front.queue._early_cancels) <= 1000
 
     with_front(main)
 
@@ -196,13 +196,13 @@ def test_a_cancel_that_comes_too_late_is_not_one_of_the_next_run_of_that_name(
             client = front.send(lambda number: number, args={"number": number}, run_id="same")
             assert await client.outcome() == number
             front.cancel(client)
-        monkeypatch.setattr(desk, "EARLY_CANCEL_SECONDS", 0.05)
-        front.desk.cancel({"run_id": "another", "task_id": "pdf"})
+        monkeypatch.setattr(queue_module, "EARLY_CANCEL_SECONDS", 0.05)
+        front.queue.cancel({"run_id": "another", "task_id": "pdf"})
         await asyncio.sleep(0.1)
         assert await front.send(lambda: "ran", run_id="another").outcome() == "ran"
         for client in [front.send(lambda: 1) for _ in range(2000)]:
             assert await client.outcome() == 1
-        assert len(front.desk._ended) <= 1000
+        assert len(front.queue._ended) <= 1000
 
     with_front(main, backlog=10_000)
 
@@ -241,10 +241,10 @@ def test_a_run_nobody_waits_for_is_cancelled(more: dict[str, Any], gate: Path) -
     async def main(front: Front) -> None:
         client = front.send(wait_for, args={"path": str(gate)}, **more)
         await client.started()
-        front.desk.leave(client.ticket)
-        front.desk.leave(client.ticket)
+        front.queue.unsubscribe(client.subscription)
+        front.queue.unsubscribe(client.subscription)
         async with asyncio.timeout(30):
-            while front.desk.status()["running"]:
+            while front.queue.status()["running"]:
                 await asyncio.sleep(0.005)
         assert not client.over
 
@@ -265,10 +265,10 @@ def test_some_go_on_by_themselves(more: dict[str, Any], gate: Path, tmp_path: Pa
             pathlib.Path(done).touch()
 
         client = front.send(task, args={"gate": str(gate), "done": str(done)}, **more)
-        front.desk.leave(client.ticket)
+        front.queue.unsubscribe(client.subscription)
         gate.touch()
         async with asyncio.timeout(30):
-            while front.desk.status()["running"]:
+            while front.queue.status()["running"]:
                 await asyncio.sleep(0.005)
         assert done.exists()
 
@@ -279,10 +279,10 @@ def test_a_cancel_still_reaches_what_went_on(gate: Path) -> None:
     async def main(front: Front) -> None:
         client = front.send(wait_for, args={"path": str(gate)}, key="k")
         await client.started()
-        front.desk.leave(client.ticket)
+        front.queue.unsubscribe(client.subscription)
         front.cancel(client)
         async with asyncio.timeout(30):
-            while front.desk.status()["running"]:
+            while front.queue.status()["running"]:
                 await asyncio.sleep(0.005)
 
     with_front(main)
@@ -359,14 +359,14 @@ def test_one_of_two_gives_up(gate: Path) -> None:
 def test_those_who_share_a_run_are_bounded_and_forgotten(gate: Path) -> None:
     async def main(front: Front) -> None:
         first = front.send(wait_for, args={"path": str(gate)}, key="k")
-        job = first.ticket.job
-        assert job is not None
+        run = first.subscription.run
+        assert run is not None
         for _ in range(100):
-            front.desk.leave(front.send(wait_for, key="k").ticket)
-        front.desk.leave(first.ticket)
+            front.queue.unsubscribe(front.send(wait_for, key="k").subscription)
+        front.queue.unsubscribe(first.subscription)
         for _ in range(100):
-            front.desk.leave(front.send(wait_for, key="k").ticket)
-        assert len(job.known_as) <= 2 and len(front.desk._by_name) <= 2
+            front.queue.unsubscribe(front.send(wait_for, key="k").subscription)
+        assert len(run.known_as) <= 2 and len(front.queue._by_name) <= 2
         shared = [front.send(wait_for, key="k") for _ in range(12)]
         assert [client.over for client in shared] == [False] * 10 + [True] * 2
         assert await shared[-1].outcome() == "busy"
@@ -436,9 +436,9 @@ def test_draining_lets_run_what_runs_and_hands_back_what_waits(
         running = front.send(wait_for, args={"path": str(gate)})
         waiting = front.send(wait_for, args={"path": str(gate)})
         await running.started()
-        drained = asyncio.create_task(front.desk.drain(60))
+        drained = asyncio.create_task(front.queue.drain(60))
         assert await waiting.outcome() == "busy"
-        assert not front.desk.ready and front.desk.status()["status"] == "draining"
+        assert not front.queue.ready and front.queue.status()["status"] == "draining"
         assert await front.send(lambda: 1).outcome() == "busy"
         gate.touch()
         assert await running.outcome() == str(gate)
@@ -451,7 +451,7 @@ def test_what_does_not_end_in_time_is_told_so(gate: Path) -> None:
     async def main(front: Front) -> None:
         running = front.send(wait_for, args={"path": str(gate)})
         await running.started()
-        assert await front.desk.drain(0.05) is False
+        assert await front.queue.drain(0.05) is False
         error = await running.outcome()
         assert isinstance(error, EnvironmentExecutionError)
         assert error.payload["kind"] == "WorkerLostError" and error.payload["retryable"] is True
@@ -473,9 +473,9 @@ def test_draining_does_not_wait_for_what_nobody_waits_for(gate: Path) -> None:
 
         client = front.send(stuck, args={"path": str(gate)})
         await client.started()
-        drained = asyncio.create_task(front.desk.drain(60))
+        drained = asyncio.create_task(front.queue.drain(60))
         await asyncio.sleep(0)
-        front.desk.leave(client.ticket)
+        front.queue.unsubscribe(client.subscription)
         async with asyncio.timeout(30):
             assert await drained is True
         gate.touch()
@@ -486,29 +486,29 @@ def test_draining_does_not_wait_for_what_nobody_waits_for(gate: Path) -> None:
 def test_after_its_end_it_can_start_again() -> None:
     async def main(front: Front) -> None:
         assert await front.send(lambda: 1).outcome() == 1
-        await front.desk.aclose()
-        await front.desk.aclose()
+        await front.queue.aclose()
+        await front.queue.aclose()
         assert await front.send(lambda: 1).outcome() == "busy"
-        await front.desk.start()
-        assert front.desk.ready
+        await front.queue.start()
+        assert front.queue.ready
         assert await front.send(lambda: 2).outcome() == 2
 
     with_front(main)
 
 
 def test_one_loop_after_the_other(no_leaks: None) -> None:
-    desk = RunQueue(service_options(security="none"))
+    queue = RunQueue(service_options(security="none"))
 
     async def once(number: int) -> Any:
         from tests.unit.services.front import Client
 
-        return await Client(desk, command(lambda x: x, args={"x": number})).outcome()
+        return await Client(queue, command(lambda x: x, args={"x": number})).outcome()
 
     assert [asyncio.run(once(number)) for number in range(3)] == [0, 1, 2]
 
     async def end() -> None:
-        await desk.start()
-        await desk.aclose()
+        await queue.start()
+        await queue.aclose()
 
     asyncio.run(end())
 
@@ -554,7 +554,7 @@ def test_a_client_that_cannot_be_told_harms_nobody(caplog: pytest.LogCaptureFixt
         def broken(event: dict[str, Any]) -> None:
             raise RuntimeError("the wire is cut")
 
-        front.desk.take(command(lambda: 1), broken, peer="broken")
+        front.queue.enqueue(command(lambda: 1), broken, peer="broken")
         assert await front.send(lambda: 2).outcome() == 2
 
     with_front(main)

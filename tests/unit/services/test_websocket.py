@@ -198,9 +198,9 @@ def test_a_client_that_goes_takes_its_runs_along() -> None:
             for n in range(5):
                 await client.send(command(f"r{n}", wait))
                 await client.until("task_started", f"r{n}")
-            assert service.worker.desk.status()["running"] == 5
+            assert service.worker.queue.status()["running"] == 5
             client.connection.transport.abort()
-            await until(lambda: service.worker.desk.status()["running"] == 0)
+            await until(lambda: service.worker.queue.status()["running"] == 0)
 
     served(test)
 

@@ -1,8 +1,8 @@
-"""A gRPC channel over its whole life: made when it is needed, watched, and out of the way of a fork.
+"""A gRPC channel over its whole life: opened when it is needed, watched, and closed before a fork.
 
-gRPC could hold calls back by itself until there is a connection (``wait_for_ready``). But then nobody could say
-whether a call has left, and one that has not would wait for ever. So calls wait here, and are handed over when
-the channel is ready; from then on each ends with a status.
+gRPC can hold calls back until there is a connection (``wait_for_ready``), but does not say whether a call has left,
+and a held call may wait for ever. So calls wait here, and are handed to gRPC when the channel is ready; from then on
+each ends with a status.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import grpc
     import grpc.aio
 
-__all__ = ["Link", "Metadata", "load", "said"]
+__all__ = ["ManagedChannel", "Metadata", "load", "status_text"]
 
 logger = logging.getLogger("wove")
 
@@ -43,27 +43,27 @@ FIRST_SECONDS: Final = 20.0
 SETTLE_SECONDS: Final = 0.02
 SUSPECT_SECONDS: Final = 0.05
 """How long calls are held back after one was lost. Its connection may be about to end, and gRPC counts it as ready
-until it has: another attempt would be lost with it."""
+until then: another call would be lost with it."""
 
 FORK_SECONDS: Final = 1.0
 """How long a fork waits for idle channels to be closed."""
 
 
-class Link:
-    """The way to one service. For one loop.
+class ManagedChannel:
+    """The channel to one service, for one loop.
 
-    A host that is gone without a word (a cable, a firewall, a crash) is found out by the kernel: what is sent
-    and not acknowledged within TCP_USER_TIMEOUT ends the connection (gRFC A18; gRPC sets it where keepalive is
+    A host that vanishes (a cable, a firewall, a crash) is noticed by the kernel: data that is not acknowledged within
+    TCP_USER_TIMEOUT ends the connection (gRFC A18; gRPC sets it where keepalive is
     configured). So that there is something to acknowledge, a silent connection with calls under way gets a tiny
     call now and then. Its answer does not matter: a service whose event loop is blocked is busy, not dead. gRPC's
     own keepalive pings must not come more often than every five minutes, or default servers hang up on them
     (GOAWAY "too_many_pings"; github.com/grpc/grpc, doc/keepalive.md).
 
     Args:
-        make: Makes a channel.
+        make: Returns a new channel.
         method: The method to call.
-        label: What messages begin with.
-        most: Calls at once; others wait here.
+        label: The beginning of messages.
+        max_calls: Maximum number of calls at once; others wait here.
         reconnect: Seconds for which connecting is tried again once there was a connection; ``None``: for ever.
     """
 
@@ -73,7 +73,7 @@ class Link:
         method: str,
         *,
         label: str,
-        most: int,
+        max_calls: int,
         reconnect: float | None,
     ) -> None:
         import grpc
@@ -83,15 +83,15 @@ class Link:
         self._rpc_error = grpc.aio.AioRpcError
         self._make = make
         self._method = method
-        self._what = label
-        self._most = most
+        self._label = label
+        self._max_calls = max_calls
         self._reconnect = reconnect
         self._down_since = math.inf
         self._loop = asyncio.get_running_loop()
         self._channel: grpc.aio.Channel | None = None
-        self._send: Any = _none
+        self._send: Any = _no_channel
         self._watcher: asyncio.Task[None] | None = None
-        self._asker: asyncio.Task[None] | None = None
+        self._diagnosis: asyncio.Task[None] | None = None
         self._queue: dict[asyncio.Future[None], float] = {}
         self._under_way = 0
         self._had_connection = False
@@ -101,12 +101,12 @@ class Link:
         self._suspicion: asyncio.TimerHandle | None = None
         self._nudge: Any = None
         self._closed = False
-        _links.add(self)
+        _channels.add(self)
 
     # ------------------------------------------------------------------ calls
 
-    async def enter(self, *, urgent: bool = False) -> None:
-        """Wait until a call can be sent. To be followed by `ended`.
+    async def acquire(self, *, urgent: bool = False) -> None:
+        """Wait until a call can be sent. To be followed by `release`.
 
         Args:
             urgent: Whether it may go beyond the bound of calls.
@@ -118,19 +118,19 @@ class Link:
             raise WorkerLostError("it was stopped")
         channel = self._channel or self._open()
         ready = channel.get_state(try_to_connect=True) is self._ready_state
-        if ready and self._suspicion is None and (urgent or self._under_way < self._most):
+        if ready and self._suspicion is None and (urgent or self._under_way < self._max_calls):
             self._under_way += 1
             return
 
         turn: asyncio.Future[None] = self._loop.create_future()
         self._queue[turn] = self._loop.time()
         if not ready:
-            self._be_patient()
+            self._start_patience()
         try:
             await turn
         except asyncio.CancelledError:
             if turn.done() and not turn.cancelled() and turn.exception() is None:
-                self.ended()  # its turn came in the moment in which it was given up
+                self.release()  # its turn came in the moment in which it was given up
             raise
         finally:
             self._queue.pop(turn, None)
@@ -138,31 +138,31 @@ class Link:
     def send(
         self, body: bytes, metadata: Metadata, timeout: float | None
     ) -> grpc.aio.UnaryUnaryCall[bytes, bytes]:
-        """Begin a call, after `enter`."""
+        """Begin a call, after `acquire`."""
         if (
             self._channel is None
         ):  # it was let go before a fork, in the moment in which this one was let in
             self._open()
 
         if self._nudging is None:
-            self._nudging = self._loop.call_later(NUDGE_SECONDS, self._look)
+            self._nudging = self._loop.call_later(NUDGE_SECONDS, self._check_silence)
         call: grpc.aio.UnaryUnaryCall[bytes, bytes] = self._send(
             body, metadata=metadata, timeout=timeout
         )
         return call
 
-    def ended(self) -> None:
+    def release(self) -> None:
         """A call that was let in is over."""
         self._under_way -= 1
         self._heard = self._loop.time()
         if self._queue:
-            self._admit()
+            self._admit_waiting()
 
-    def _admit(self) -> None:
-        """Let in those that wait, as far as there is room."""
+    def _admit_waiting(self) -> None:
+        """Admit waiting calls, up to the maximum."""
         if self._suspicion is not None or not self._is_ready():
             return
-        while self._queue and self._under_way < self._most:
+        while self._queue and self._under_way < self._max_calls:
             turn = next(iter(self._queue))
             del self._queue[turn]
             if not turn.done():
@@ -170,7 +170,7 @@ class Link:
                 turn.set_result(None)
 
     def suspect(self) -> None:
-        """A call was lost: hold the next ones back until it shows whether its connection goes as well."""
+        """Hold back the next calls after a call was lost, until its connection has proved to be usable."""
         if self._suspicion is None and self._channel is not None:
             self._suspicion = self._loop.call_later(SUSPECT_SECONDS, self._trust)
 
@@ -178,40 +178,40 @@ class Link:
         if self._suspicion is not None:
             self._suspicion.cancel()
             self._suspicion = None
-        self._admit()
-        self._be_patient()
+        self._admit_waiting()
+        self._start_patience()
 
     async def close(self) -> None:
         """End everything."""
         self._closed = True
         self._fail_queue(0.0, "it was stopped")
-        _links.discard(self)
+        _channels.discard(self)
         await self._drop()
 
     # ------------------------------------------------------------------ the channel
 
     def _open(self) -> grpc.aio.Channel:
-        _refuse_after_fork(self._what)
+        _refuse_after_fork(self._label)
         channel = self._channel = self._make()
         self._send = channel.unary_unary(self._method)
         self._watcher = self._loop.create_task(self._watch(channel))
         return channel
 
     async def _drop(self) -> None:
-        """Let go of the channel, and with it of all that gRPC runs for it."""
+        """Close the channel, and with it everything that gRPC runs for it."""
         for timer in (self._nudging, self._patience, self._suspicion):
             if timer is not None:
                 timer.cancel()
 
         self._nudging = self._patience = self._suspicion = self._nudge = None
-        self._send = _none
+        self._send = _no_channel
         channel, self._channel = self._channel, None
         watcher, self._watcher = self._watcher, None
-        asker, self._asker = self._asker, None
+        diagnosis, self._diagnosis = self._diagnosis, None
         if channel is None or watcher is None:
             return
-        if asker is not None and asker is not asyncio.current_task():
-            asker.cancel()
+        if diagnosis is not None and diagnosis is not asyncio.current_task():
+            diagnosis.cancel()
         await channel.close()
         # gRPC has one queue of completions for all loops of the process. What comes for a loop that has been
         # closed meanwhile is an error in the log of another one, perhaps the user's. So wait for what is due:
@@ -226,24 +226,24 @@ class Link:
             if state is self._ready_state:
                 self._had_connection = True
                 self._down_since = math.inf
-                self._calm()
+                self._stop_patience()
                 self._trust()  # it is a fresh one
             elif self._had_connection:
                 self._down_since = min(self._down_since, self._loop.time())
-                self._be_patient()
-            elif state is self._failure_state and self._asker is None:
-                self._asker = self._loop.create_task(self._give_up(channel))
+                self._start_patience()
+            elif state is self._failure_state and self._diagnosis is None:
+                self._diagnosis = self._loop.create_task(self._give_up(channel))
             try:
                 await channel.wait_for_state_change(state)
             except Exception as error:  # it is being closed; UsageError is not a RuntimeError
-                logger.debug("%s: its channel is not watched any more: %s", self._what, error)
+                logger.debug("%s: its channel is not watched any more: %s", self._label, error)
                 return
             state = channel.get_state(try_to_connect=bool(self._queue))
 
     # ------------------------------------------------------------------ no connection
 
-    def _be_patient(self) -> None:
-        """Have those looked after that wait for a connection."""
+    def _start_patience(self) -> None:
+        """Start the timer for the calls that wait for a connection."""
         if self._patience is not None or not self._queue or self._is_ready():
             return
         oldest = next(iter(self._queue.values()))
@@ -258,10 +258,10 @@ class Link:
         return self._channel is not None and self._channel.get_state() is self._ready_state
 
     def _without_connection(self, since: float) -> float:
-        """From when on one that waits *since* then has had no connection."""
+        """Return since when a call that has waited since *since* has had no connection."""
         return since if self._down_since == math.inf else max(since, self._down_since)
 
-    def _calm(self) -> None:
+    def _stop_patience(self) -> None:
         if self._patience is not None:
             self._patience.cancel()
             self._patience = None
@@ -273,17 +273,17 @@ class Link:
             f"gRPC reports neither a connection nor a failure after {FIRST_SECONDS:g} s. If this process was forked "
             f"while its parent used grpc.aio, gRPC does not work in it: start it anew instead ('spawn', subprocess)",
         )
-        self._be_patient()
+        self._start_patience()
 
     def _out_of_patience(self) -> None:
         self._patience = None
-        if self._channel is not None and self._queue and self._asker is None:
-            self._asker = self._loop.create_task(self._give_up(self._channel))
+        if self._channel is not None and self._queue and self._diagnosis is None:
+            self._diagnosis = self._loop.create_task(self._give_up(self._channel))
 
     async def _give_up(self, channel: grpc.aio.Channel) -> None:
-        """Tell those that have waited long enough that, and why, there is no connection."""
+        """Fail the calls that have waited long enough, with the reason why there is no connection."""
         try:
-            why = await self._why(channel)
+            why = await self._failure_reason(channel)
             if channel is not self._channel or why is None:
                 return
             if self._had_connection:
@@ -297,12 +297,12 @@ class Link:
                 # gRPC waits longer and longer between its attempts. The next call shall not have to.
                 await self._drop()
         finally:
-            if self._asker is asyncio.current_task():
-                self._asker = None
-            self._be_patient()
+            if self._diagnosis is asyncio.current_task():
+                self._diagnosis = None
+            self._start_patience()
 
-    async def _why(self, channel: grpc.aio.Channel) -> str | None:
-        """Why there is no connection; ``None`` if there is one."""
+    async def _failure_reason(self, channel: grpc.aio.Channel) -> str | None:
+        """Return why there is no connection; ``None`` if there is one."""
         if channel.get_state() is self._ready_state:
             return None
         try:
@@ -313,7 +313,7 @@ class Link:
         except self._rpc_error as error:
             if channel.get_state() is self._ready_state:
                 return None
-            return said(error)
+            return status_text(error)
 
         return None
 
@@ -326,7 +326,7 @@ class Link:
 
     # ------------------------------------------------------------------ silence
 
-    def _look(self) -> None:
+    def _check_silence(self) -> None:
         self._nudging = None
         if not self._under_way or self._channel is None:
             return
@@ -336,11 +336,11 @@ class Link:
             due = now + NUDGE_SECONDS
             self._nudge = _nudge(self._channel, NUDGE_SECONDS)
 
-        self._nudging = self._loop.call_at(due, self._look)
+        self._nudging = self._loop.call_at(due, self._check_silence)
 
     # ------------------------------------------------------------------ forks
 
-    def rest(self, done: threading.Event) -> None:
+    def close_before_fork(self, done: threading.Event) -> None:
         """Close the channel before a fork, if nothing is under way. From any thread."""
 
         def begin() -> None:
@@ -348,8 +348,8 @@ class Link:
                 done.set()
             else:
                 task = self._loop.create_task(self._drop())
-                _resting.add(task)
-                task.add_done_callback(_resting.discard)
+                _closing_channels.add(task)
+                task.add_done_callback(_closing_channels.discard)
                 task.add_done_callback(lambda _: done.set())
 
         if not post_to(self._loop, begin):
@@ -361,7 +361,7 @@ class Link:
         return self._channel is not None
 
 
-def _none(*_: object, **__: object) -> Any:
+def _no_channel(*_: object, **__: object) -> Any:
     raise DeliveryError("there is no channel")
 
 
@@ -370,8 +370,8 @@ def _nudge(channel: grpc.aio.Channel, timeout: float) -> grpc.aio.UnaryUnaryCall
     return method(b"", timeout=timeout)
 
 
-_links: weakref.WeakSet[Link] = weakref.WeakSet()
-_resting: set[asyncio.Task[None]] = set()
+_channels: weakref.WeakSet[ManagedChannel] = weakref.WeakSet()
+_closing_channels: set[asyncio.Task[None]] = set()
 _broken = False
 _hooked = False
 
@@ -380,20 +380,20 @@ def _before_fork() -> None:
     # gRPC's threads do not exist in the child, and its locks may be held there. Without an open channel there
     # are none of them (github.com/grpc/grpc, doc/fork_support.md: "forking with active channels").
     events: list[threading.Event] = []
-    for link in list(_links):
-        if link.is_open:
+    for channel in list(_channels):
+        if channel.is_open:
             events.append(threading.Event())
-            link.rest(events[-1])
+            channel.close_before_fork(events[-1])
     for event in events:
         event.wait(FORK_SECONDS)
 
 
 def reset_after_fork() -> None:
     global _broken
-    for link in list(_links):
-        if link.is_open:
+    for channel in list(_channels):
+        if channel.is_open:
             _broken = True
-    _links.clear()
+    _channels.clear()
 
 
 def _refuse_after_fork(label: str) -> None:
@@ -423,8 +423,8 @@ def load(label: str) -> None:
             _hooked = True
 
 
-def said(error: grpc.aio.AioRpcError) -> str:
-    """The status of a call, for a message: ``UNAVAILABLE: connection refused``."""
+def status_text(error: grpc.aio.AioRpcError) -> str:
+    """Return the status of a call, for a message: ``UNAVAILABLE: connection refused``."""
     details = " ".join((error.details() or "").split())
     text = details if len(details) <= 500 else f"{details[:500]}..."
     return f"{error.code().name}: {text}" if text else error.code().name

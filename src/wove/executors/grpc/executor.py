@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal, cast
 from wove import __version__
 from wove.concurrency.thread_pool import run_in_thread
 from wove.errors import DeliveryTimeoutError, WorkerLostError, install_command
-from wove.executors.grpc.channel import Link, load, said
+from wove.executors.grpc.channel import ManagedChannel, load, status_text
 from wove.executors.network.executor import NetworkExecutor
 from wove.executors.network.hints import start_advice
 from wove.executors.network.pending import PendingRequest, Verify
@@ -126,7 +126,7 @@ class GrpcEnvironmentExecutor(NetworkExecutor):
         self.metadata = tuple(metadata_items(config.get("metadata"), label, security=self.security))
         self.confidential = [value for _, value in self.metadata if isinstance(value, str)]
         self.timeout = number(config, "timeout", None, label=label)
-        self._most = whole(config, "max_concurrent_calls", MAX_CALLS, label=label)
+        self._max_calls = whole(config, "max_concurrent_calls", MAX_CALLS, label=label)
         self._reconnect = number(
             config, "reconnect_timeout", RECONNECT_SECONDS, label=label, none=True
         )
@@ -179,8 +179,12 @@ class GrpcEnvironmentExecutor(NetworkExecutor):
                 return grpc.aio.insecure_channel(self.target, options=self._options)
             return grpc.aio.secure_channel(self.target, credentials, options=self._options)
 
-        self.link = Link(
-            make, self.method, label=self.label, most=self._most, reconnect=self._reconnect
+        self.channel = ManagedChannel(
+            make,
+            self.method,
+            label=self.label,
+            max_calls=self._max_calls,
+            reconnect=self._reconnect,
         )
 
     def _credentials(self) -> grpc.ChannelCredentials:
@@ -189,45 +193,43 @@ class GrpcEnvironmentExecutor(NetworkExecutor):
         roots, chain, key = self.tls.pem()
         return grpc.ssl_channel_credentials(roots, key, chain)
 
-    def transmit(self, exchange: PendingRequest) -> None:
-        call = exchange.state = _Call()
-        task = call.task = self.loop.create_task(self._perform(exchange, call))
+    def transmit(self, request: PendingRequest) -> None:
+        call = request.state = _Call()
+        task = call.task = self.loop.create_task(self._perform(request, call))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    def recall(self, exchange: PendingRequest) -> bool:
-        call: object = exchange.state
-        return isinstance(call, _Call) and not call.left
+    def recall(self, request: PendingRequest) -> bool:
+        call: object = request.state
+        return isinstance(call, _Call) and not call.sent
 
-    def withdraw(self, exchange: PendingRequest) -> None:
-        call, exchange.state = exchange.state, None
+    def withdraw(self, request: PendingRequest) -> None:
+        call, request.state = request.state, None
         if isinstance(call, _Call):
             call.task.cancel()
 
     async def close(self) -> None:
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=1.0)
-        await self.link.close()
+        await self.channel.close()
 
     # ------------------------------------------------------------------ one call
 
-    async def _perform(self, exchange: PendingRequest, call: _Call) -> None:
+    async def _perform(self, request: PendingRequest, call: _Call) -> None:
         try:
-            reply, verify = await self._exchange(exchange, call)
+            reply, verify = await self._send_call(request, call)
         except self._rpc_error as error:
-            exchange.state = None
-            self._ended_with(exchange, error)
+            request.state = None
+            self._ended_with(request, error)
         except Exception as error:
-            exchange.state = None
+            request.state = None
             if isinstance(error, WorkerLostError):
-                error = WorkerLostError(f"{self.label}: {exchange}: {error}{self._hint(error)}")
-            self.failed(exchange, error)
+                error = WorkerLostError(f"{self.label}: {request}: {error}{self._hint(error)}")
+            self.failed(request, error)
         else:
-            exchange.state = None
+            request.state = None
             # In pieces for the decoder, which lets other threads run between two of them.
-            self.answered(
-                exchange, [reply] if reply else [], final=True, status="OK", verify=verify
-            )
+            self.answered(request, [reply] if reply else [], final=True, status="OK", verify=verify)
 
     def _hint(self, error: Exception) -> str:
         text = str(error)
@@ -247,25 +249,25 @@ class GrpcEnvironmentExecutor(NetworkExecutor):
             "(executor_config 'client_certificate' and 'client_key')"
         )
 
-    async def _exchange(self, exchange: PendingRequest, call: _Call) -> tuple[bytes, Verify | None]:
-        await self.link.enter(urgent=exchange.is_cancel)
+    async def _send_call(self, request: PendingRequest, call: _Call) -> tuple[bytes, Verify | None]:
+        await self.channel.acquire(urgent=request.is_cancel)
 
         try:
-            chunks, exchange.chunks = exchange.chunks, []
+            chunks, request.chunks = request.chunks, []
             body = (
                 b"".join(chunks)
-                if exchange.size <= INLINE_BYTES
-                else await run_in_thread(_whole, chunks)
+                if request.size <= INLINE_BYTES
+                else await run_in_thread(_joined, chunks)
             )
             chunks.clear()
-            headers = self.signed_headers(exchange, self.method)
+            headers = self.signed_headers(request, self.method)
             metadata = (
                 *self.metadata,
-                (SIZE, str(exchange.size)),
+                (SIZE, str(request.size)),
                 *((name.lower(), value) for name, value in headers.items()),
             )
-            call.left = True
-            sent = self.link.send(body, metadata, self.timeout)
+            call.sent = True
+            sent = self.channel.send(body, metadata, self.timeout)
             del body
             reply = await sent
             if not self.security.signs_replies:
@@ -273,18 +275,18 @@ class GrpcEnvironmentExecutor(NetworkExecutor):
             trailing = await sent.trailing_metadata()
             signature = next((value for name, value in trailing if name == REPLY_SIGNATURE), None)
             signature = signature if isinstance(signature, str) else None
-            return reply, self.verifier(exchange.sent_headers, self.method, signature)
+            return reply, self.verifier(request.sent_headers, self.method, signature)
         finally:
-            self.link.ended()
+            self.channel.release()
 
-    def _ended_with(self, exchange: PendingRequest, error: grpc.aio.AioRpcError) -> None:
-        code, status = error.code().name, said(error)
-        prefix = f"{self.label}: {exchange}"
+    def _ended_with(self, request: PendingRequest, error: grpc.aio.AioRpcError) -> None:
+        code, status = error.code().name, status_text(error)
+        prefix = f"{self.label}: {request}"
         failure: BaseException
         lost = code in ("UNAVAILABLE", "CANCELLED")
         # The second is what gRPC says of what it could not read, be it the call's fault or the connection's.
         if lost or status.startswith("UNKNOWN: Stream removed"):
-            self.link.suspect()
+            self.channel.suspect()
         if lost:
             failure = WorkerLostError(
                 f"{prefix}: its service was lost before it had answered: {status}"
@@ -297,32 +299,33 @@ class GrpcEnvironmentExecutor(NetworkExecutor):
             hint = _HINTS.get(code)
             message = f"its service answered {status}"
             self.refused(
-                exchange, f"{message}. {hint}" if hint else message, retryable=code in _PASSING
+                request, f"{message}. {hint}" if hint else message, retryable=code in _PASSING
             )
             return
 
         # Without the frames: they would keep the call and its channel alive for as long as somebody has the error.
         failure.__cause__ = error.with_traceback(None)
-        self.failed(exchange, failure)
+        self.failed(request, failure)
 
 
 class _Call:
-    """The state of one call while it is under way.
+    """The state of one call in flight.
 
     Attributes:
-        left: Whether gRPC has it.
+        task: Sends it and reads its reply.
+        sent: Whether it has been handed to gRPC.
     """
 
-    __slots__ = ("left", "task")
+    __slots__ = ("sent", "task")
 
     task: asyncio.Task[None]
 
     def __init__(self) -> None:
-        self.left = False
+        self.sent = False
 
 
-def _whole(chunks: Sequence[bytes]) -> bytes:
-    """*chunks* as one, as `bytes.join`, but other threads can run between two pieces.
+def _joined(chunks: Sequence[bytes]) -> bytes:
+    """Join *chunks* as `bytes.join` does, but let other threads run between two pieces.
 
     `io.BytesIO` hands out what it has gathered without copying it once more.
     """

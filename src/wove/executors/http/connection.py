@@ -1,8 +1,9 @@
-"""One HTTP/1.1 connection: one request at a time, and its answer."""
+"""One HTTP/1.1 connection: one request at a time, and its response."""
 
 from __future__ import annotations
 
 import asyncio
+import enum
 import os
 import re
 import select
@@ -17,7 +18,7 @@ from wove.net.keepalive import UNACKNOWLEDGED_SECONDS, keep_alive
 from wove.protocol.limits import INLINE_BYTES
 
 if TYPE_CHECKING:
-    from wove.executors.http.pool import Call, Failure, Pool
+    from wove.executors.http.pool import Call, FailureKind, Pool
     from wove.executors.http.tls import TLS
     from wove.net.http1 import Head
 
@@ -28,33 +29,71 @@ IDLE_SECONDS: Final = 4.0
 first, so that no request gets lost in between."""
 
 MAX_IDLE_SECONDS: Final = 60.0
-"""Even if the server promises more: routers on the way forget connections, and tell nobody."""
+"""Maximum of that, even if the server promises more: routers on the way drop idle connections silently."""
 
-GRACE_SECONDS: Final = 10.0
-SLOWEST_BYTES: Final = 1024
-"""A unit that has begun to arrive (a head, a body, a line of a stream) must be complete within `GRACE_SECONDS`, and
-a second more for each `SLOWEST_BYTES` bytes. Until it begins, it may take as long as the task does."""
+UNIT_SECONDS: Final = 10.0
+MIN_BYTES_PER_SECOND: Final = 1024
+"""A unit whose first byte has arrived (a head, a body, a line of a stream) must be complete within `UNIT_SECONDS`,
+and a second more for each `MIN_BYTES_PER_SECOND` bytes. Its first byte may take as long as the task does."""
 
 REST_SECONDS: Final = 0.1
-"""How long the end of an answer is waited for whose last event has come, so that its connection can be kept."""
+"""How long a withdrawn response may take to end, so that its connection can be kept."""
 
-HEAD: Final = -1
-BODY: Final = 0
+HEAD_UNIT: Final = -1
+BODY_UNIT: Final = 0
+"""The unit that arrives, where it is not a line; lines are numbered from 1."""
 
-LAST_BYTES: Final = 64 * 1024
+READ_BYTES: Final = 64 * 1024
+"""Maximum number of bytes of one read after the connection broke."""
 
 HINT_SECONDS: Final = 3.0
-"""A connection that ends later than that ends for another reason than who its client is."""
+"""How long after a request its lost connection may be due to TLS settings that do not match."""
 
 _TIMEOUT: Final = re.compile(r"\btimeout\s*=\s*\"?(\d{1,9})", re.IGNORECASE)
 
 
+class State(enum.Enum):
+    """The state of a connection.
+
+    ========== ===================================== ==============================
+    state      event                                 next state
+    ========== ===================================== ==============================
+    IDLE       `Connection.secure`                   HANDSHAKE
+    IDLE       `Connection.start`                    HEAD
+    IDLE       data without a request                CLOSED
+    HANDSHAKE  handshake complete                    IDLE
+    HEAD       head of a response to stream          STREAM
+    HEAD       head of another response              BODY
+    BODY       end of the response                   IDLE, CLOSED if not reusable
+    STREAM     end of the response                   IDLE, CLOSED if not reusable
+    STREAM     call withdrawn, request fully written DRAIN
+    HEAD, BODY call withdrawn                        CLOSED
+    STREAM     call withdrawn, request not written   CLOSED
+    DRAIN      end of the response                   IDLE, CLOSED if not reusable
+    DRAIN      `REST_SECONDS` later                  CLOSED
+    any        invalid data, a limit, loss, `abort`  CLOSED
+    ========== ===================================== ==============================
+    """
+
+    IDLE = enum.auto()
+    HANDSHAKE = enum.auto()
+    HEAD = enum.auto()
+    """A request is being sent, or its response has not begun."""
+    BODY = enum.auto()
+    """The body of the response is collected."""
+    STREAM = enum.auto()
+    """The body of the response is passed on as it arrives."""
+    DRAIN = enum.auto()
+    """The call was withdrawn, and the rest of its response is dropped."""
+    CLOSED = enum.auto()
+
+
 class Connection(asyncio.Protocol):
-    """A connection of *pool*.
+    """A connection of *pool*; `State` has its transitions.
 
     Attributes:
-        idle_until: While it is idle: when to close it, in the loop's time.
-        unasked: What came while nothing had been asked.
+        idle_until: When to close it while it is idle, in the loop's time.
+        unsolicited: Data that arrived without a request.
     """
 
     __slots__ = (
@@ -63,7 +102,7 @@ class Connection(asyncio.Protocol):
         "_body",
         "_call",
         "_descriptor",
-        "_deserted",
+        "_drained_since",
         "_ended",
         "_handshake",
         "_loop",
@@ -72,7 +111,7 @@ class Connection(asyncio.Protocol):
         "_poll",
         "_pool",
         "_rest",
-        "_streams",
+        "_state",
         "_timer",
         "_tls",
         "_transport",
@@ -80,7 +119,7 @@ class Connection(asyncio.Protocol):
         "_unit_bytes",
         "_unit_since",
         "idle_until",
-        "unasked",
+        "unsolicited",
     )
 
     def __init__(self, pool: Pool) -> None:
@@ -90,17 +129,18 @@ class Connection(asyncio.Protocol):
         self._parser: ResponseParser | None = None
         self._body: ChunkBuffer | None = None
         self._rest: list[bytes] = []  # of the request, last chunk first
-        self._paused = self._streams = self._ended = False
+        self._state = State.IDLE
+        self._paused = self._ended = False
         self._answers = 0
         self._began = 0.0
         self.idle_until = self._loop.time() + IDLE_SECONDS
-        self.unasked = b""
+        self.unsolicited = b""
         self._tls: TLS | None = None
         self._handshake: asyncio.Future[None] | None = None
-        self._deserted: float | None = None  # when its call was withdrawn
+        self._drained_since = 0.0
         self._timer = Deadline(self._loop, self._due, self._expire)
-        # The unit that is arriving: see GRACE_SECONDS.
-        self._unit: int | None = None  # HEAD, BODY, or the number of a line
+        # The unit that is arriving: see UNIT_SECONDS.
+        self._unit: int | None = None  # HEAD_UNIT, BODY_UNIT, or the number of a line
         self._unit_since = 0.0
         self._unit_bytes = 0
 
@@ -111,9 +151,9 @@ class Connection(asyncio.Protocol):
         self._call = call
         call.connection = self
         self._began = self._loop.time()
-        self._parser = ResponseParser(self._pool.origin.most_body, self._headed)
-        self._streams = False
-        self._unit = self._deserted = None
+        self._parser = ResponseParser(self._pool.origin.max_body_bytes, self._headed)
+        self._state = State.HEAD
+        self._unit = None
 
         try:
             head, chunks = call.begin()
@@ -171,6 +211,7 @@ class Connection(asyncio.Protocol):
             self._transport.write(pending)
         if self._handshake is not None and tls.secured:
             handshake, self._handshake = self._handshake, None
+            self._state = State.IDLE
             if not handshake.done():
                 handshake.set_result(None)
 
@@ -189,6 +230,7 @@ class Connection(asyncio.Protocol):
             OSError: The connection was lost.
         """
         self._tls = tls
+        self._state = State.HANDSHAKE
         self._handshake = self._loop.create_future()
 
         try:
@@ -202,7 +244,7 @@ class Connection(asyncio.Protocol):
         parser = self._parser
         if parser is None:
             # Not an answer to anything (RFC 9112, 9.2): the notice of a server that gives the connection up.
-            self.unasked = data
+            self.unsolicited = data
             self.abort()
             return
 
@@ -214,9 +256,9 @@ class Connection(asyncio.Protocol):
 
         line = 0
 
-        if self._streams:
+        if self._state is State.STREAM or self._state is State.DRAIN:
             for piece in pieces:
-                if self._call is not None:  # not withdrawn because of what it was told
+                if self._call is not None:  # withdrawn because of a piece before
                     line = self._call.part(piece)
         elif pieces:
             if parser.complete and self._body is None:
@@ -235,29 +277,33 @@ class Connection(asyncio.Protocol):
             self._progressed(parser, line)
 
     def _headed(self, head: Head) -> bool:
-        self._streams = self._call is not None and self._call.streams(head)
-        return self._streams
+        streams = self._call is not None and self._call.streams(head)
+        self._state = State.STREAM if streams else State.BODY
+        return streams
 
     def _complete(self, parser: ResponseParser, body: list[bytes]) -> None:
         call, head = self._call, parser.head
         self._call = self._parser = self._body = None
+        self._state = State.IDLE
         if call is not None:
             call.connection = None
         written = not self._rest and not self._transport.get_write_buffer_size()
         keep = parser.reusable and written and not self._ended and not self.stale()
         if call is not None and head is not None:
             call.answered(head, body, cut=parser.cut)
-            keep = keep and not call.odd
+            keep = keep and not call.tainted
 
         if keep and head is not None:
             self._answers += 1
             self.idle_until = self._loop.time() + _idle_seconds(head.get("keep-alive"))
-            self._pool.released(self)
+            self._pool.on_idle(self)
         else:
             self.abort()
 
-    def _settle(self, failure: Failure, message: str, cause: BaseException | None = None) -> None:
-        """The call has failed, and with it the connection."""
+    def _settle(
+        self, failure: FailureKind, message: str, cause: BaseException | None = None
+    ) -> None:
+        """Fail the call and close the connection."""
         call, parser = self._call, self._parser
         body = self._body.take() if self._body is not None else []
         self._call = self._parser = self._body = None
@@ -272,7 +318,7 @@ class Connection(asyncio.Protocol):
             and parser.head.status >= 300
             and failure != "late"
         ):
-            # It broke off in the middle of its words, but what it said counts more than how it ended.
+            # The response was cut off, but its status says more than the way in which it ended.
             call.answered(parser.head, body, cut=True)
         else:
             call.failed(failure, message, cause)
@@ -280,15 +326,15 @@ class Connection(asyncio.Protocol):
     # ------------------------------------------------------------------ time
 
     def _progressed(self, parser: ResponseParser, line: int) -> None:
-        """Note what is coming now, and from when on."""
+        """Note which unit is arriving, and since when."""
         unit: int | None = None
 
         if parser.head is None:
-            unit = HEAD if parser.begun else None
-        elif self._streams:
+            unit = HEAD_UNIT if parser.begun else None
+        elif self._state is State.BODY:
+            unit = BODY_UNIT if parser.announced is not None or parser.received else None
+        else:
             unit = line or None
-        elif parser.announced is not None or parser.received:
-            unit = BODY
 
         if unit == self._unit:
             return
@@ -299,22 +345,22 @@ class Connection(asyncio.Protocol):
             self._timer.update()
 
     def _due(self) -> float | None:
-        """Return when the earliest limit passes; ``None``: there is none, or the connection is closed."""
+        """Return when the earliest limit passes; ``None`` if there is none, or no request."""
         if self._parser is None:
             return None
         limits: list[float] = []
-        if self._deserted is not None:
-            limits.append(self._deserted + REST_SECONDS)
+        if self._state is State.DRAIN:
+            limits.append(self._drained_since + REST_SECONDS)
         if (late := self._late_at()) is not None:
             limits.append(late)
         if self._unit is not None:
             came = self._parser.received - self._unit_bytes
-            limits.append(self._unit_since + GRACE_SECONDS + came / SLOWEST_BYTES)
+            limits.append(self._unit_since + UNIT_SECONDS + came / MIN_BYTES_PER_SECOND)
 
         return min(limits, default=None)
 
     def _late_at(self) -> float | None:
-        """Return when the time of the call is over."""
+        """Return when the time of the call is over; ``None`` if it has no limit."""
         return (
             None
             if self._call is None or self._call.limit is None
@@ -354,14 +400,14 @@ class Connection(asyncio.Protocol):
 
     @property
     def peer(self) -> object:
-        """The address at the other end, as the socket tells it."""
+        """The address of the server, as the socket knows it."""
         return self._transport.get_extra_info("peername")
 
     def stale(self) -> bool:
-        """Whether something has come since the last answer, be it the end: then it is good for nothing more.
+        """Return whether data, or the end, has arrived since the last response, so that it cannot be used again.
 
-        The loop may not have got to it yet, and a request must not be lost to a connection of which the
-        kernel knows already that it is closed.
+        The loop may not have read it yet, and a request must not be lost on a connection that the kernel knows to
+        be closed.
         """
         if self._transport.is_closing():
             return True
@@ -371,43 +417,46 @@ class Connection(asyncio.Protocol):
         return bool(select.select([sock], [], [], 0)[0])
 
     def broken(self) -> Exception | None:
-        """Why it is not even good for a first request, if so."""
-        if self.unasked:
-            return ConnectionError(f"before any request it sent {quoted(self.unasked)}")
+        """Return why it cannot take a first request; ``None`` if it can."""
+        if self.unsolicited:
+            return ConnectionError(f"before any request it sent {quoted(self.unsolicited)}")
         return (
             ConnectionResetError("it was closed at once") if self._transport.is_closing() else None
         )
 
-    def let_go(self, *, keep: bool) -> None:
-        """Its call has been withdrawn. To *keep* the connection, wait for the end of its answer."""
+    def detach(self, *, keep: bool) -> None:
+        """Drop the call, which was withdrawn. To *keep* the connection, wait for the end of its response."""
         parser = self._parser
         self._call = None
 
-        if keep and parser is not None and self._streams and not self._rest:
-            self._deserted = self._loop.time()
+        if keep and parser is not None and self._state is State.STREAM and not self._rest:
+            self._state = State.DRAIN
+            self._drained_since = self._loop.time()
             if not parser.complete:
-                self._pool.resting(self)
+                self._pool.on_draining(self)
                 self._timer.update()
         elif parser is not None:
             self.abort()
 
     def close(self) -> None:
-        """Close it, in good order if it is idle."""
-        if self._parser is not None or self._call is not None:
+        """Close the connection: with TLS's ``close_notify`` if it is idle."""
+        if self._state is not State.IDLE:
             self.abort()
             return
 
-        self._pool.leaving(self)
+        self._state = State.CLOSED
+        self._pool.on_closing(self)
         if self._tls is not None:
             self._transport.write(self._tls.goodbye())
         self._transport.close()
 
     def abort(self) -> None:
-        """Close it at once, whatever is under way."""
+        """Close the connection at once, whatever is under way."""
+        self._state = State.CLOSED
         self._call = self._parser = self._body = None
         self._rest = []
         self._timer.cancel()
-        self._pool.leaving(self)
+        self._pool.on_closing(self)
         self._transport.abort()
 
     def eof_received(self) -> None:
@@ -431,17 +480,17 @@ class Connection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         forks.untrack(self._descriptor)
         if exc is not None and self._parser is not None:
-            self._last_words()
+            self._read_rest()
         if self._handshake is not None:
             self._failed(exc or ConnectionAbortedError("it was closed"))
         else:
             self._lost(exc)
 
         self._timer.cancel()
-        self._pool.gone(self)
+        self._pool.on_closed(self)
 
-    def _last_words(self) -> None:
-        """Read what came before the connection broke.
+    def _read_rest(self) -> None:
+        """Read the data that arrived before the connection broke.
 
         A server that refuses a body (413) answers and closes without reading it. Its reset then meets our
         next write, which fails before the answer is read, although that is there (RFC 9112, 9.6).
@@ -449,7 +498,7 @@ class Connection(asyncio.Protocol):
         sock: Any = self._transport.get_extra_info("socket")
 
         try:
-            while self._parser is not None and (data := os.read(sock.fileno(), LAST_BYTES)):
+            while self._parser is not None and (data := os.read(sock.fileno(), READ_BYTES)):
                 self.data_received(data)
         except OSError:
             pass
@@ -489,7 +538,7 @@ class Connection(asyncio.Protocol):
 
 
 def _idle_seconds(promised: str | None) -> float:
-    """For how long the connection is kept, from the ``Keep-Alive`` of the answer (RFC 2068, 19.7.1.1)."""
+    """Return how long the connection is kept, by the response's ``Keep-Alive`` (RFC 2068, 19.7.1.1)."""
     match = _TIMEOUT.search(promised or "")
     if match is None:
         return IDLE_SECONDS

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal
 from wove import __version__
 from wove.concurrency.thread_pool import run_in_thread
 from wove.errors import DeliveryTimeoutError, WorkerLostError
-from wove.executors.http.pool import Call, Failure, Origin, Pool
+from wove.executors.http.pool import Call, FailureKind, Origin, Pool
 from wove.executors.network.executor import NetworkExecutor
 from wove.executors.network.pending import PendingRequest, Verify
 from wove.net.chunk_buffer import ChunkBuffer
@@ -104,7 +104,7 @@ class HttpEnvironmentExecutor(NetworkExecutor):
             ],
         )
         self.timeout = number(config, "timeout", None, label=label)
-        self._most = whole(config, "max_connections", CONNECTIONS, label=label)
+        self._max_connections = whole(config, "max_connections", CONNECTIONS, label=label)
         self._connect_seconds = number(
             config, "connect_timeout", CONNECT_SECONDS, label=label, none=True
         )
@@ -122,28 +122,28 @@ class HttpEnvironmentExecutor(NetworkExecutor):
                 self.max_message_bytes,
                 only_local=self.only_local(tls=self.url.tls),
             ),
-            most=self._most,
+            max_connections=self._max_connections,
             connect_seconds=self._connect_seconds,
             reconnect_seconds=self._reconnect_seconds,
         )
 
-    def transmit(self, exchange: PendingRequest) -> None:
-        call = exchange.state = _Post(self, exchange)
+    def transmit(self, request: PendingRequest) -> None:
+        call = request.state = _Post(self, request)
         self.pool.submit(call)
 
-    def recall(self, exchange: PendingRequest) -> bool:
-        call = exchange.state
+    def recall(self, request: PendingRequest) -> bool:
+        call = request.state
         return isinstance(call, _Post) and self.pool.recall(call)
 
-    def failed(self, exchange: PendingRequest, error: BaseException) -> None:
-        if isinstance(exchange.state, _Post):
-            exchange.state.odd = True
-        if exchange.sent and not exchange.over and not exchange.is_cancel:
-            self.pool.suspect()
-        super().failed(exchange, error)
+    def failed(self, request: PendingRequest, error: BaseException) -> None:
+        if isinstance(request.state, _Post):
+            request.state.tainted = True
+        if request.sent and not request.over and not request.is_cancel:
+            self.pool.close_idle()
+        super().failed(request, error)
 
-    def withdraw(self, exchange: PendingRequest) -> None:
-        call, exchange.state = exchange.state, None
+    def withdraw(self, request: PendingRequest) -> None:
+        call, request.state = request.state, None
         if isinstance(call, _Post):
             self.pool.withdraw(call)
 
@@ -163,24 +163,24 @@ class HttpsEnvironmentExecutor(HttpEnvironmentExecutor):
 
 
 class _Post(Call):
-    """The request of an exchange, and its answer."""
+    """The HTTP request for a command, and its response."""
 
-    __slots__ = ("_exchange", "_executor", "_line", "_lines", "_status")
+    __slots__ = ("_request", "_executor", "_line", "_lines", "_status")
 
-    def __init__(self, executor: HttpEnvironmentExecutor, exchange: PendingRequest) -> None:
-        super().__init__(urgent=exchange.is_cancel, limit=executor.timeout)
+    def __init__(self, executor: HttpEnvironmentExecutor, request: PendingRequest) -> None:
+        super().__init__(urgent=request.is_cancel, limit=executor.timeout)
         self._executor = executor
-        self._exchange = exchange
+        self._request = request
         self._line: ChunkBuffer | None = None  # of a stream: what has come of the line
         self._lines = 0
         self._status = ""
 
     def begin(self) -> tuple[bytes, list[bytes]]:
-        executor, exchange = self._executor, self._exchange
+        executor, request = self._executor, self._request
         # Signed only now: after a long wait for a connection the time in the signature would be an old one.
-        fields = executor.signed_headers(exchange, executor.url.target)
-        head = executor.head.encode([("Content-Length", str(exchange.size)), *fields.items()])
-        chunks, exchange.chunks = exchange.chunks, []
+        fields = executor.signed_headers(request, executor.url.target)
+        head = executor.head.encode([("Content-Length", str(request.size)), *fields.items()])
+        chunks, request.chunks = request.chunks, []
         return head, chunks
 
     def streams(self, head: Head) -> bool:
@@ -193,7 +193,7 @@ class _Post(Call):
 
         self._line = ChunkBuffer()
         self._status = str(head)
-        self._executor.report_waiting(self._exchange)
+        self._executor.report_waiting(self._request)
         return True
 
     def part(self, piece: bytes) -> int:
@@ -211,7 +211,7 @@ class _Post(Call):
         most = self._executor.max_message_bytes
         if line.size > most:
             self._executor.refused(
-                self._exchange,
+                self._request,
                 f"its service answered {self._status} with a line of more than {most} bytes "
                 f"(executor_config 'max_message_bytes')",
             )
@@ -223,43 +223,45 @@ class _Post(Call):
             self._event(self._line.take(), final=True)
             return
 
-        executor, exchange = self._executor, self._exchange
+        executor, request = self._executor, self._request
 
         if head.status < 300 or (head.status == 503 and not cut and _media_type(head) == JSON):
             coding = head.get("content-encoding") or "identity"
             if coding.lower() != "identity":
                 executor.refused(
-                    exchange, f"its service answered {head} in the encoding {coding!r:.80}, unasked"
+                    request, f"its service answered {head} in the encoding {coding!r:.80}, unasked"
                 )
                 return
             executor.answered(
-                exchange, body, final=True, status=str(head), verify=self._verifier(head)
+                request, body, final=True, status=str(head), verify=self._verifier(head)
             )
             return
 
-        executor.refused(exchange, _refusal(head, body), retryable=head.status in _PASSING)
+        executor.refused(request, _refusal(head, body), retryable=head.status in _PASSING)
 
-    def failed(self, failure: Failure, message: str, cause: BaseException | None = None) -> None:
-        executor, exchange = self._executor, self._exchange
-        text = f"{executor.label}: {exchange}: {executor.masked(message)}"
+    def failed(
+        self, failure: FailureKind, message: str, cause: BaseException | None = None
+    ) -> None:
+        executor, request = self._executor, self._request
+        text = f"{executor.label}: {request}: {executor.masked(message)}"
         if failure == "refused":
-            executor.refused(exchange, message)
+            executor.refused(request, message)
             return
 
         error = WorkerLostError(text) if failure == "lost" else DeliveryTimeoutError(text)
         error.__cause__ = cause
-        executor.failed(exchange, error)
+        executor.failed(request, error)
 
     def _verifier(self, head: Head) -> Verify | None:
         executor = self._executor
         return executor.verifier(
-            self._exchange.sent_headers, executor.url.target, head.get(REPLY_SIGNATURE)
+            self._request.sent_headers, executor.url.target, head.get(REPLY_SIGNATURE)
         )
 
     def _event(self, line: list[bytes], *, final: bool) -> None:
         chunks = [] if len(line) == 1 and not line[0].strip() else line
         if chunks or final:
-            self._executor.answered(self._exchange, chunks, final=final, status=self._status)
+            self._executor.answered(self._request, chunks, final=final, status=self._status)
 
 
 def _media_type(head: Head) -> str:
@@ -268,7 +270,7 @@ def _media_type(head: Head) -> str:
 
 
 def _refusal(head: Head, body: list[bytes]) -> str:
-    """An answer that is none, for a message: the status, and how its text begins."""
+    """Return what a response that is not a valid answer says: its status and the beginning of its text."""
     text = f"its service answered {head}"
     start = b"".join(body[:16])
     if start.strip():

@@ -1,4 +1,4 @@
-"""Kept-alive HTTP/1.1 connections to one origin, and which request goes over which."""
+"""A pool of HTTP/1.1 connections to one origin, which assigns requests to them."""
 
 from __future__ import annotations
 
@@ -18,45 +18,46 @@ from wove.executors.network.hints import advice_for_certificate, start_advice
 from wove.net.http1 import Head
 from wove.security.endpoints import refuse_foreign_peer
 
-__all__ = ["Call", "Failure", "Origin", "Pool"]
+__all__ = ["Call", "FailureKind", "Origin", "Pool"]
 
 logger = logging.getLogger("wove")
 
 URGENT_CONNECTIONS: Final = 8
-"""Beyond ``max_connections``, for cancels: where all connections wait for runs, a cancel must not wait with them."""
+"""Maximum number of connections beyond ``max_connections``, for cancels: a cancel must not wait for runs to end."""
 
 RECONNECT: Final = Backoff(0.05, 0.5)
-"""Between two attempts to connect to a service that is down."""
+"""The delay between two attempts to connect to a service that is down."""
 
-EYEBALLS_SECONDS: Final = 0.25
-"""RFC 8305, section 5: so long an address has before the next one is tried beside it."""
+NEXT_ADDRESS_SECONDS: Final = 0.25
+"""How long one address is tried before the next one is tried beside it (RFC 8305, section 5)."""
 
 GOODBYE_SECONDS: Final = 1.0
+"""How long connections may take to close when the pool is closed."""
 
 ARRIVAL_SECONDS: Final = 0.25
 """How long an attempt to connect may still succeed when the pool is closed, in seconds. One that is cancelled in the
 moment of its success loses its socket: asyncio lets go of it unclosed (`asyncio.staggered`)."""
 
-Failure: TypeAlias = Literal["lost", "late", "refused"]
-"""No answer came, it did not come in time, or what came is none."""
+FailureKind: TypeAlias = Literal["lost", "late", "refused"]
+"""How a request failed: no response, none in time, or not a valid one."""
 
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """Whom to connect to.
+    """The server to connect to.
 
     Attributes:
         host: Name or address, without brackets.
         port: Its port.
         tls: The context, for ``https``.
-        most_body: The largest body of an answer, in bytes.
+        max_body_bytes: Maximum size of a response body, in bytes.
         only_local: Whether the connection must lead to this machine.
     """
 
     host: str
     port: int
     tls: ssl.SSLContext | None
-    most_body: int
+    max_body_bytes: int
     only_local: bool = False
 
     @property
@@ -68,7 +69,7 @@ class Origin:
         return f"{'https' if self.tls is not None else 'http'}://{self.address}"
 
     def hint(self) -> str:
-        """Why a service may end a connection without a word before anything else was done over it."""
+        """Return why a service may close a fresh connection without an answer."""
         if self.tls is None:
             return f"If {self} expects TLS, its url begins with https://"
         # In TLS 1.3 the client is done before its certificate is looked at (RFC 8446, 4.4.2.4 and 2).
@@ -84,18 +85,18 @@ class Call(abc.ABC):
     Attributes:
         urgent: Whether it may have a connection beyond the limit.
         limit: Seconds from getting a connection to the end of the answer; ``None`` for no limit.
-        connection: Over which it goes, once there is one.
+        connection: The connection that carries it, once there is one.
         queued_at: When it was submitted, in the loop's time.
         down_since: When connecting failed for the first time since then.
-        odd: Whether something about the answer is wrong, so that its connection is not used again.
+        tainted: Whether the response was invalid, so that its connection is not used again.
     """
 
-    __slots__ = ("connection", "down_since", "limit", "odd", "queued", "queued_at", "urgent")
+    __slots__ = ("connection", "down_since", "limit", "tainted", "queued", "queued_at", "urgent")
 
     def __init__(self, *, urgent: bool, limit: float | None) -> None:
         self.urgent = urgent
         self.limit = limit
-        self.odd = self.queued = False
+        self.tainted = self.queued = False
         self.connection: Connection | None = None
         self.queued_at = 0.0
         self.down_since: float | None = None
@@ -117,39 +118,41 @@ class Call(abc.ABC):
         """The answer is over. *body* is what was not given to `part`; *cut* says that there was more of it."""
 
     @abc.abstractmethod
-    def failed(self, failure: Failure, message: str, cause: BaseException | None = None) -> None:
+    def failed(
+        self, failure: FailureKind, message: str, cause: BaseException | None = None
+    ) -> None:
         """There is no answer. *message* is what its service did, as the rest of a sentence."""
 
 
 class Pool:
-    """Connections to *origin*, at most *most* of them. All is called on one loop.
+    """A pool of at most *max_connections* connections to *origin*, for one loop.
 
     Args:
-        origin: Whom to connect to.
-        most: Connections at once; calls beyond that wait their turn.
+        origin: The server to connect to.
+        max_connections: Maximum number of connections; calls beyond that wait for one.
         connect_seconds: How long connecting may take, TLS included; ``None`` for no limit.
-        reconnect_seconds: How long connecting is tried again with a service that was there before; ``None``
-            for ever.
+        reconnect_seconds: How long connecting is retried with a service that was there before; ``None`` for no
+            limit.
     """
 
     def __init__(
         self,
         origin: Origin,
         *,
-        most: int,
+        max_connections: int,
         connect_seconds: float | None,
         reconnect_seconds: float | None,
     ) -> None:
         self.origin = origin
         self.loop = asyncio.get_running_loop()
-        self._most = most
+        self._max_connections = max_connections
         self._connect_seconds = connect_seconds
         self._reconnect_seconds = reconnect_seconds
         self._queue: deque[Call] = deque()
         self._urgent: deque[Call] = deque()
         self._idle: list[Connection] = []  # the one that was used last is taken first
         self._open: set[Connection] = set()
-        self._resting: set[Connection] = set()
+        self._draining: set[Connection] = set()
         self._closing: set[Connection] = set()
         self._connecting: set[asyncio.Task[None]] = set()
         self._sweep: asyncio.TimerHandle | None = None
@@ -183,11 +186,11 @@ class Pool:
         return True
 
     def withdraw(self, call: Call) -> None:
-        """Nobody wants the answer of *call* any more; neither of its methods is called."""
+        """Give up *call*: neither of its methods is called any more."""
         connection = call.connection
         if connection is not None:
             call.connection = None
-            connection.let_go(keep=not call.odd)
+            connection.detach(keep=not call.tainted)
         else:
             self.recall(call)
 
@@ -219,10 +222,10 @@ class Pool:
 
     # ------------------------------------------------------------------ called by connections
 
-    def released(self, connection: Connection) -> None:
-        """*connection* can take another request."""
-        self._resting.discard(connection)
-        surplus = len(self._open) > self._most
+    def on_idle(self, connection: Connection) -> None:
+        """Called when *connection* can take another request."""
+        self._draining.discard(connection)
+        surplus = len(self._open) > self._max_connections
 
         if self._urgent:
             connection.start(self._next(self._urgent))
@@ -240,29 +243,29 @@ class Pool:
         call.queued = False
         return call
 
-    def resting(self, connection: Connection) -> None:
-        """*connection* is about to be `released`, or given up: a call may as well wait for that."""
-        self._resting.add(connection)
+    def on_draining(self, connection: Connection) -> None:
+        """Called when *connection* is about to become idle or to be closed, so that a call may wait for it."""
+        self._draining.add(connection)
 
-    def leaving(self, connection: Connection) -> None:
-        """*connection* takes no more requests, and is being closed."""
+    def on_closing(self, connection: Connection) -> None:
+        """Called when *connection* takes no more requests and is being closed."""
         if connection in self._open:
             self._open.remove(connection)
-            self._resting.discard(connection)
+            self._draining.discard(connection)
             self._closing.add(connection)
             with contextlib.suppress(ValueError):
                 self._idle.remove(connection)
             self._connect()
 
-    def gone(self, connection: Connection) -> None:
-        """*connection* is closed."""
-        self.leaving(connection)
+    def on_closed(self, connection: Connection) -> None:
+        """Called when *connection* is closed."""
+        self.on_closing(connection)
         self._closing.discard(connection)
         if not self._closing and self._closed is not None and not self._closed.done():
             self._closed.set_result(None)
 
-    def suspect(self) -> None:
-        """An answer failed. Idle connections may be as broken, without a word: the next call gets a fresh one."""
+    def close_idle(self) -> None:
+        """Close idle connections after a request failed: they may be as broken, so the next call gets a fresh one."""
         for connection in list(self._idle):
             connection.close()
 
@@ -290,11 +293,13 @@ class Pool:
     # ------------------------------------------------------------------ connecting
 
     def _connect(self) -> None:
-        """As many attempts as calls wait, within the limits; a service that is down is asked one at a time."""
+        """Start an attempt for each waiting call, within the limits; one at a time while the service is down."""
         if self._closed is not None:
             return
-        waiting = len(self._queue) + len(self._urgent) - len(self._resting)
-        room = self._most + (min(URGENT_CONNECTIONS, len(self._urgent))) - len(self._open)
+        waiting = len(self._queue) + len(self._urgent) - len(self._draining)
+        room = (
+            self._max_connections + (min(URGENT_CONNECTIONS, len(self._urgent))) - len(self._open)
+        )
         if self._failures:
             room = 0 if self._retry is not None else min(room, 1)
         while len(self._connecting) < min(waiting, room):
@@ -315,13 +320,15 @@ class Pool:
             error = connection.broken()
         if error is not None or connection is None:
             assert error is not None
-            self._unconnected(began, f"no connection to {self.origin}: {self._words(error)}", error)
+            self._unconnected(
+                began, f"no connection to {self.origin}: {self._describe(error)}", error
+            )
             return
 
         self._failures = 0
         self._was_there = True
         self._open.add(connection)
-        self.released(connection)
+        self.on_idle(connection)
         self._connect()
 
     async def _connected(self) -> Connection:
@@ -332,7 +339,7 @@ class Pool:
                 lambda: Connection(self),
                 origin.host,
                 origin.port,
-                happy_eyeballs_delay=EYEBALLS_SECONDS,
+                happy_eyeballs_delay=NEXT_ADDRESS_SECONDS,
             )
             if origin.only_local:
                 try:
@@ -346,7 +353,7 @@ class Pool:
         return connection
 
     def _unconnected(self, began: float, message: str, error: Exception) -> None:
-        """An attempt that *began* then has failed: so have the calls that waited for it, or it is repeated."""
+        """Fail the calls that waited for the attempt of time *began*, or schedule another attempt."""
         # Neither a certificate nor a name will be another one in a second.
         untrusted = isinstance(error, (ssl.SSLError, ValueError))
         hopeless = untrusted or not self._was_there
@@ -377,8 +384,8 @@ class Pool:
         self._retry = None
         self._connect()
 
-    def _words(self, error: Exception) -> str:
-        """Return the error in the words of the system or of OpenSSL."""
+    def _describe(self, error: Exception) -> str:
+        """Return the message of the system or of OpenSSL, with advice."""
         if isinstance(error, TimeoutError) and not error.args:
             return f"none within {self._connect_seconds:g} s (executor_config 'connect_timeout')"
         if isinstance(error, ssl.SSLCertVerificationError):

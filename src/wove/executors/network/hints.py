@@ -1,15 +1,20 @@
-"""Advice in messages about connections that did not come about, the same for all transports."""
+"""Texts of messages that all transports share: advice about failed connections, and masked credentials."""
 
 from __future__ import annotations
 
 import errno
+import re
 import ssl
+from collections.abc import Iterable
 from typing import Final
 
-__all__ = ["advice_for_certificate", "start_advice"]
+__all__ = ["advice_for_certificate", "credential_pattern", "start_advice"]
+
+_MATCHED_CHARACTERS: Final = 8
+"""Match on the first 8 characters of a credential. Shorter credentials are not treated as secrets."""
 
 _REFUSED: Final = (f"[Errno {errno.ECONNREFUSED}]", "onnection refused")
-"""In the texts of asyncio, which may tell of several addresses in one error, and of gRPC."""
+"""Signs of a refused connection in the messages of asyncio and of gRPC."""
 
 # X509_V_ERR_HOSTNAME_MISMATCH and X509_V_ERR_IP_ADDRESS_MISMATCH (openssl/x509_vfy.h).
 _OTHER_NAME: Final = frozenset({62, 64})
@@ -44,3 +49,17 @@ def advice_for_certificate(error: ssl.SSLCertVerificationError) -> str:
         )
 
     return text + "A private authority goes into executor_config 'root_certificates'"
+
+
+def credential_pattern(values: Iterable[str]) -> re.Pattern[str] | None:
+    """Return a pattern that finds each of *values*, also where it is cut short; ``None`` if there is none to find.
+
+    Only the last word of a value counts: ``Bearer`` and ``Basic`` are not secret.
+    """
+    words = {value.split()[-1] for value in values if value.strip()}
+    found = [
+        re.escape(word[:_MATCHED_CHARACTERS]) + r"[^\s\"'<>&,]*"
+        for word in words
+        if len(word) >= _MATCHED_CHARACTERS
+    ]
+    return re.compile("|".join(found)) if found else None

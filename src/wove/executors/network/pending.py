@@ -1,4 +1,4 @@
-"""One command to a worker service, and what is known of it until its end."""
+"""One command to a worker service, and its state until its end."""
 
 from __future__ import annotations
 
@@ -13,28 +13,33 @@ from wove.protocol import signing
 __all__ = ["PendingRequest", "Reply", "Verify"]
 
 Verify: TypeAlias = Callable[[Sequence[bytes]], None]
-"""Is given a reply before anything in it is decoded; raises `PermissionError` if it is not authentic."""
+"""Called with a reply before it is decoded; raises `PermissionError` if the reply is not authentic."""
 
 Reply: TypeAlias = tuple[list[bytes], bool, str, Verify | None]
-"""The arguments of `NetworkExecutor.answered`, beside the exchange."""
+"""The arguments of `NetworkExecutor.answered` beside the request."""
 
 
 class PendingRequest:
-    """One command on its way out, and what comes back for it.
+    """One command, from its hand-over to its end.
 
     Attributes:
-        run_id: Of the run.
+        run_id: The id of its run.
         task: The task's name.
         frame: The command.
         is_cancel: Whether it is a ``cancel_task``.
         chunks: The command as one JSON text. A transport may clear it once it is written.
-        size: Bytes of all chunks.
-        digest: Of the chunks, if requests are signed.
-        sent_headers: What the request was signed with, to verify the reply.
-        state: The transport's own.
-        sent: `wove.executors.network.executor.NetworkExecutor.transmit` has been called for it.
-        over: Nothing that comes for it counts any more.
-        unwanted: Its service has been told to cancel it.
+        size: Size of all chunks, in bytes.
+        digest: The digest of the chunks, if requests are signed.
+        sent_headers: The headers with which the request was signed, to verify the reply.
+        state: State of the transport.
+        sent: Whether it has been passed to the transport.
+        over: Whether it has ended, so that replies to it are ignored.
+        heard: Whether an event of it has arrived since it was sent.
+        cancelling: Whether its service has been asked to cancel it.
+        busy_since: When a busy service first declined it, in the loop's time.
+        offers: How often it has been offered to a busy service again.
+        timer: Ends it, or offers it again.
+        unread: Replies that wait to be decoded.
     """
 
     __slots__ = (
@@ -55,7 +60,7 @@ class PendingRequest:
         "task",
         "timer",
         "unread",
-        "unwanted",
+        "cancelling",
     )
 
     def __init__(self, frame: Frame) -> None:
@@ -68,7 +73,7 @@ class PendingRequest:
         self.digest: signing.Digest | None = None
         self.sent_headers: Any = None
         self.state: Any = None
-        self.sent = self.over = self.heard = self.unwanted = False
+        self.sent = self.over = self.heard = self.cancelling = False
         self.busy_since: float | None = None
         self.offers = 0
         self.timer: asyncio.TimerHandle | None = None

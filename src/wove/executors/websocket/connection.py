@@ -24,44 +24,44 @@ from websockets.uri import parse_uri
 from wove.concurrency import forks
 from wove.errors import DeliveryTimeoutError, WorkerLostError
 from wove.executors.network.hints import advice_for_certificate
-from wove.executors.websocket.errors import Answer, meaning, refusal
+from wove.executors.websocket.errors import HandshakeRefused, close_code_meaning, handshake_error
 from wove.security.endpoints import refuse_foreign_peer
 
-__all__ = ["Answer", "Link", "connect"]
+__all__ = ["Connection", "HandshakeRefused", "connect"]
 
 PING_SECONDS: Final = 20.0
-"""Between two pings, and how long one may go without any sign of life: the defaults of the websockets package."""
+"""How long between two pings, and how long a ping may go unanswered: the defaults of the websockets package."""
 
 LOOK_SECONDS: Final = 5.0
-"""How often it is seen to that the other side is alive and gets on."""
+"""How often the limits on a silent or slow service are checked."""
 
-SLOWEST: Final = 1024
-"""Bytes a second that a message must arrive at, once it has begun; else its sender trickles."""
+MIN_BYTES_PER_SECOND: Final = 1024
+"""Minimum rate at which a message must arrive once its first byte has."""
 
 TRICKLE_SECONDS: Final = 10.0
-"""From when on a message counts as slow."""
+"""How long a message may take before `MIN_BYTES_PER_SECOND` is enforced."""
 
 CLOSE_SECONDS: Final = 1.0
-"""How long the other side may take to close, too. RFC 6455, section 7.1.1: the server ends the TCP connection."""
+"""How long the service may take to close its side. By RFC 6455, section 7.1.1, the server closes the TCP connection."""
 
 WRITE_BYTES: Final = 256 * 1024
 """Number of bytes that may wait for the network before the rest of a message is held back."""
 
-ATTEMPT_SECONDS: Final = 0.25
-"""After so long the next address of a name is tried as well (RFC 8305, section 8)."""
+NEXT_ADDRESS_SECONDS: Final = 0.25
+"""How long one address is tried before the next one is tried beside it (RFC 8305, section 8)."""
 
 
 class Owner(Protocol):
-    """Who uses a link."""
+    """The user of a connection."""
 
-    def message(self, link: Link, chunks: list[bytes]) -> None:
-        """A whole message has come."""
+    def message(self, connection: Connection, chunks: list[bytes]) -> None:
+        """Called with a whole message."""
 
-    def writable(self, link: Link) -> None:
-        """There is room again."""
+    def writable(self, connection: Connection) -> None:
+        """Called when a message may be sent again."""
 
-    def gone(self, link: Link, why: str) -> None:
-        """It is over; *why* ends a sentence that begins with what was connected."""
+    def gone(self, connection: Connection, why: str) -> None:
+        """Called at the end; *why* completes a sentence whose subject is the service."""
 
 
 async def connect(
@@ -74,59 +74,59 @@ async def connect(
     context: ssl.SSLContext | None,
     seconds: float | None,
     only_local: bool = False,
-) -> Link:
+) -> Connection:
     """Open a connection.
 
     Args:
         url: Where to, ``ws://`` or ``wss://``.
-        owner: Is told what comes.
+        owner: Called with what arrives.
         headers: For the handshake.
         subprotocols: To offer.
-        max_size: The most bytes of a message from there.
+        max_size: Maximum size of a message from the service, in bytes.
         context: For TLS.
-        seconds: How long everything may take; ``None``: any time.
+        seconds: How long connecting may take, handshake included; ``None`` for no limit.
         only_local: Whether the connection must lead to this machine.
 
     Raises:
-        WorkerLostError: Nobody is there, or the connection was lost meanwhile.
+        WorkerLostError: Nothing listens there, or the connection was lost meanwhile.
         DeliveryTimeoutError: It took too long.
-        Answer: The answer is something else than a WebSocket connection, or the certificate is not accepted.
+        HandshakeRefused: The answer is something else than a WebSocket connection, or the certificate is not accepted.
     """
     uri = parse_uri(url)
     loop = asyncio.get_running_loop()
-    link: Link | None = None
+    connection: Connection | None = None
 
-    def make() -> Link:
+    def make() -> Connection:
         protocol = ClientProtocol(
             uri, subprotocols=[Subprotocol(name) for name in subprotocols], max_size=max_size
         )
-        return Link(protocol, owner, headers, only_local=uri.host if only_local else None)
+        return Connection(protocol, owner, headers, only_local=uri.host if only_local else None)
 
     try:
         async with asyncio.timeout(seconds):
-            _, link = await loop.create_connection(
+            _, connection = await loop.create_connection(
                 make,
                 uri.host,
                 uri.port,
                 ssl=context,
                 server_hostname=uri.host if context is not None else None,
-                happy_eyeballs_delay=ATTEMPT_SECONDS,
+                happy_eyeballs_delay=NEXT_ADDRESS_SECONDS,
             )
-            await link.opened
-        if not link.is_open:
-            raise WorkerLostError(link.why)
-        return link
+            await connection.opened
+        if not connection.is_open:
+            raise WorkerLostError(connection.why)
+        return connection
     except TimeoutError:
         how = (
             "no connection came about"
-            if link is None
-            else "its answer to the handshake " + link.so_far()
+            if connection is None
+            else "its answer to the handshake " + connection.so_far()
         )
         raise DeliveryTimeoutError(
             f"{how} within {seconds or 0.0:g} s (executor_config 'open_timeout')"
         ) from None
     except ssl.SSLCertVerificationError as error:
-        raise Answer.of(
+        raise HandshakeRefused.of(
             advice_for_certificate(error),
             0,
         ) from error
@@ -138,19 +138,19 @@ async def connect(
             where = "the TLS handshake with it came to nothing (is it wss?)"
         raise WorkerLostError(f"{where}: {str(error) or type(error).__name__}") from error
     finally:
-        if link is not None and not link.is_open:
-            link.abort("")
+        if connection is not None and not connection.is_open:
+            connection.abort("")
 
 
-class Link(asyncio.Protocol):
+class Connection(asyncio.Protocol):
     """A connection, made by `connect`.
 
     Attributes:
-        opened: Done when the handshake is; its exception says why it came to nothing.
-        is_open: Between the handshake and the end.
-        busy: A message is on its way out in pieces.
-        why: Why it is over.
-        ended: Done when nothing is left of it.
+        opened: Done when the handshake is; its exception says why the handshake failed.
+        is_open: Whether messages can be sent and received: from the handshake until the end.
+        busy: Whether a message is being sent in pieces.
+        why: Why the connection has ended.
+        ended: Done when the TCP connection is closed.
     """
 
     def __init__(
@@ -164,7 +164,7 @@ class Link(asyncio.Protocol):
         self._protocol = protocol
         self._owner = owner
         self._headers = headers
-        self._only_local = only_local  # the host, where that must be this machine
+        self._only_local = only_local  # the host, if it must be this machine
         self._loop = asyncio.get_running_loop()
         self.opened: asyncio.Future[None] = self._loop.create_future()
         self.is_open = False
@@ -256,7 +256,7 @@ class Link(asyncio.Protocol):
                 transport.close()
 
     def close(self) -> asyncio.Future[None]:
-        """Say goodbye; the future is done when the connection is closed."""
+        """Begin the closing handshake; the future is done when the connection is closed."""
         if self.is_open and not self.busy:
             self._leave("it was closed here")
             self._protocol.send_close(1000)
@@ -268,7 +268,7 @@ class Link(asyncio.Protocol):
         return self.ended
 
     def fail(self, code: int, why: str) -> None:
-        """End the connection because of what came; tells the owner at once."""
+        """End the connection with close code *code*; the owner is called at once."""
         if not self.is_open:
             return
         if not self.busy:
@@ -279,7 +279,7 @@ class Link(asyncio.Protocol):
         self._gone(why)
 
     def abort(self, why: str) -> None:
-        """End the connection without a word."""
+        """End the connection without a closing handshake."""
         self.why = self.why or why
         if self._transport is not None:
             self._transport.abort()
@@ -302,7 +302,7 @@ class Link(asyncio.Protocol):
             try:
                 refuse_foreign_peer(transport.get_extra_info("peername"), self._only_local)
             except ValueError as error:  # before anything is said: a token would be given away
-                self._not_opened(Answer.of(str(error), 0))
+                self._not_opened(HandshakeRefused.of(str(error), 0))
                 self._transport.abort()
                 return
 
@@ -342,7 +342,7 @@ class Link(asyncio.Protocol):
                 WorkerLostError(f"it closed the connection before the handshake was done{how}")
             )
 
-        self._gone(self._last_words(exc))
+        self._gone(self._close_reason(exc))
         if not self.ended.done():
             self.ended.set_result(None)
 
@@ -358,7 +358,7 @@ class Link(asyncio.Protocol):
     # ------------------------------------------------------------------ in
 
     def _process(self) -> bool:
-        """Deal with what has come. Whether a message, the handshake or a control frame was completed by it."""
+        """Process the received bytes. Return whether they completed a message, a control frame or the handshake."""
         whole = False
 
         for event in self._protocol.events_received():
@@ -370,13 +370,13 @@ class Link(asyncio.Protocol):
 
         self._flush()
         if not self.opened.done() and self._protocol.handshake_exc is not None:
-            self._not_opened(refusal(self._protocol.handshake_exc))
+            self._not_opened(handshake_error(self._protocol.handshake_exc))
         if self.is_open and (
             self._protocol.close_expected() or self._protocol.state is State.CLOSED
         ):
             # The queue cannot be sent any more; and nobody has to wait until the other side has closed.
             self._expect_end()
-            self._gone(self._last_words(None))
+            self._gone(self._close_reason(None))
 
         return whole
 
@@ -405,7 +405,7 @@ class Link(asyncio.Protocol):
     # ------------------------------------------------------------------ whether it is alive
 
     def _watch(self, ping_at: float) -> None:
-        """Look after the other side; *ping_at* is when the next ping is due, or the last one overdue."""
+        """Check the time limits; *ping_at* is when the next ping is due, or the answer to the last one overdue."""
         if not self.is_open:
             return
         now = self._loop.time()
@@ -413,7 +413,7 @@ class Link(asyncio.Protocol):
         if self._began is not None:
             since, received = self._began
             seconds, size = now - since, self._received - received
-            if seconds >= TRICKLE_SECONDS and size < SLOWEST * seconds:
+            if seconds >= TRICKLE_SECONDS and size < MIN_BYTES_PER_SECOND * seconds:
                 self._cut(f"it trickles: {size} bytes of a message in {seconds:.0f} s")
                 return
 
@@ -451,11 +451,11 @@ class Link(asyncio.Protocol):
             self._written = None
             self._owner.gone(self, self.why)
 
-    def _last_words(self, exc: Exception | None) -> str:
+    def _close_reason(self, exc: Exception | None) -> str:
         received, sent = self._protocol.close_rcvd, self._protocol.close_sent
         if received is not None:
             reason = f" ({received.reason!r:.200})" if received.reason else ""
-            return f"it closed the connection with code {received.code}{reason}{meaning(received.code)}"
+            return f"it closed the connection with code {received.code}{reason}{close_code_meaning(received.code)}"
 
         if sent is not None and sent.code != 1000:
             limit = ": executor_config 'max_message_bytes'" if sent.code == 1009 else ""

@@ -8,24 +8,24 @@ from websockets.exceptions import InvalidHandshake, InvalidMessage, InvalidStatu
 
 from wove.errors import EnvironmentExecutionError, WorkerLostError
 
-__all__ = ["Answer", "meaning", "refusal"]
+__all__ = ["HandshakeRefused", "close_code_meaning", "handshake_error"]
 
 QUOTED: Final = 300
-"""Maximum number of characters of a refusal's body that are quoted."""
+"""Maximum number of characters of a refusing response's body that are quoted."""
 
 
-class Answer(EnvironmentExecutionError):
-    """The other side answered the handshake, and not with a WebSocket connection.
+class HandshakeRefused(EnvironmentExecutionError):
+    """The service answered the handshake with something else than a WebSocket connection.
 
     Attributes:
-        status: The HTTP status; 0: that was not HTTP.
+        status: The HTTP status; 0 where the answer was not HTTP.
     """
 
     status = 0
 
     @classmethod
-    def of(cls, text: str, status: int) -> Answer:
-        """The one that says *text*."""
+    def of(cls, text: str, status: int) -> HandshakeRefused:
+        """Return the error with message *text*."""
         report = {
             "kind": "TransportError",
             "message": text,
@@ -37,7 +37,7 @@ class Answer(EnvironmentExecutionError):
         return answer
 
 
-def meaning(code: int) -> str:
+def close_code_meaning(code: int) -> str:
     """Return the meaning of a close code, to be added to a sentence that names it."""
     meanings = {
         1009: ": a message is too large for it",  # RFC 6455, section 7.4.1
@@ -48,8 +48,8 @@ def meaning(code: int) -> str:
     return meanings.get(code, "")
 
 
-def refusal(error: Exception) -> BaseException:
-    """The error for a handshake that came to nothing."""
+def handshake_error(error: Exception) -> BaseException:
+    """Return the error for a handshake that failed with *error*."""
     if isinstance(error, InvalidStatus):
         response = error.response
         said = f"HTTP status {response.status_code} {response.reason_phrase}".rstrip()
@@ -61,7 +61,7 @@ def refusal(error: Exception) -> BaseException:
         )
         body = bytes(response.body or b"")[: 4 * QUOTED].decode("utf-8", "replace").strip()
         quoted = f": {body[:QUOTED]!r}" if body else ""
-        return Answer.of(
+        return HandshakeRefused.of(
             f"it answered the handshake with {said}{moved}{quoted}", response.status_code
         )
 
@@ -69,14 +69,14 @@ def refusal(error: Exception) -> BaseException:
         cause = error.__cause__
         if isinstance(cause, EOFError):
             return WorkerLostError("it closed the connection before the handshake was done")
-        return Answer.of(
+        return HandshakeRefused.of(
             f"it is not a WebSocket server: its answer to the handshake is not HTTP ({cause or error})",
             0,
         )
 
     if isinstance(error, InvalidHandshake):
-        return Answer.of(
+        return HandshakeRefused.of(
             f"its answer to the handshake is not that of a WebSocket server: {error}", 0
         )
 
-    return Answer.of(f"its answer to the handshake cannot be used: {error}", 0)
+    return HandshakeRefused.of(f"its answer to the handshake cannot be used: {error}", 0)

@@ -23,10 +23,11 @@ from wove.errors import (
 from wove.executors.network.executor import NetworkExecutor
 from wove.executors.network.hints import start_advice
 from wove.executors.network.pending import PendingRequest, Verify
-from wove.protocol import codec, websocket as sockets
+from wove.protocol import codec
 from wove.protocol.callables import CallableCache
 from wove.protocol.limits import INLINE_BYTES
 from wove.protocol.pickling import Pickled
+from wove.protocol.websocket import GOODBYE, KEPT_BYTES, OFFERED, OURS, joined, split_signature
 from wove.security.endpoints import parse_url, refuse_exposed
 from wove.settings.config_readers import header_items, number
 
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
     import ssl
 
     from wove.executors.base import Frame
-    from wove.executors.websocket.connection import Link
+    from wove.executors.websocket.connection import Connection
 
 __all__ = ["WebSocketEnvironmentExecutor"]
 
@@ -122,11 +123,11 @@ class WebSocketEnvironmentExecutor(NetworkExecutor):
         )
 
     async def open(self) -> None:
-        self._outbox: dict[PendingRequest, float] = {}  # what is to be sent, and since when
+        self._unsent: dict[PendingRequest, float] = {}  # what is to be sent, and since when
         self._sent: dict[PendingRequest, None] = {}  # the runs that this connection has, or had
-        self._kept = CallableCache[bool](size=sockets.KEPT_BYTES)
-        self._link: Link | None = None
-        self._dying: set[Link] = set()
+        self._kept = CallableCache[bool](size=KEPT_BYTES)
+        self._connection: Connection | None = None
+        self._closing_connections: set[Connection] = set()
         self._batches = False
         self._connecting: asyncio.Task[None] | None = None
         self._was_connected = self._closing = self._scheduled = self._said_goodbye = False
@@ -144,8 +145,8 @@ class WebSocketEnvironmentExecutor(NetworkExecutor):
 
     # ------------------------------------------------------------------ out
 
-    def outgoing(self, exchange: PendingRequest) -> Frame:
-        frame = exchange.frame
+    def frame_to_send(self, request: PendingRequest) -> Frame:
+        frame = request.frame
         if isinstance(frame.get("callable_id"), str) and isinstance(
             frame.get("callable_pickle"), Pickled
         ):
@@ -155,22 +156,22 @@ class WebSocketEnvironmentExecutor(NetworkExecutor):
 
         return frame
 
-    def transmit(self, exchange: PendingRequest) -> None:
+    def transmit(self, request: PendingRequest) -> None:
         if (
-            exchange.is_cancel and self._link is None
+            request.is_cancel and self._connection is None
         ):  # what it is to cancel was lost with the connection
-            self.answered(exchange, [], final=True)
+            self.answered(request, [], final=True)
             return
-        self._outbox[exchange] = self.loop.time()
+        self._unsent[request] = self.loop.time()
         self._wake()
 
-    def recall(self, exchange: PendingRequest) -> bool:
-        return self._outbox.pop(exchange, None) is not None
+    def recall(self, request: PendingRequest) -> bool:
+        return self._unsent.pop(request, None) is not None
 
-    def withdraw(self, exchange: PendingRequest) -> None:
-        self._outbox.pop(exchange, None)
-        self._sent.pop(exchange, None)
-        exchange.state = None
+    def withdraw(self, request: PendingRequest) -> None:
+        self._unsent.pop(request, None)
+        self._sent.pop(request, None)
+        request.state = None
 
     def _wake(self) -> None:
         # All that is to be sent in this turn of the loop goes out together.
@@ -180,113 +181,111 @@ class WebSocketEnvironmentExecutor(NetworkExecutor):
 
     def _pump(self) -> None:
         self._scheduled = False
-        link = self._link
-        if link is None:
-            if self._outbox and self._connecting is None and not self._closing:
+        connection = self._connection
+        if connection is None:
+            if self._unsent and self._connecting is None and not self._closing:
                 self._connecting = self.loop.create_task(self._connect())
             return
 
         batch: list[bytes] = []
         size = 0
 
-        while self._outbox and link.writable:
-            exchange = next(iter(self._outbox))
-            chunks = self._text(exchange)
+        while self._unsent and connection.writable:
+            request = next(iter(self._unsent))
+            chunks = self._text(request)
             if chunks is None:
                 break
-            if exchange.over:  # it is too large, and has been taken out
+            if request.over:  # it is too large, and has been taken out
                 continue
-            del self._outbox[exchange]
+            del self._unsent[request]
             length = sum(map(len, chunks))
             if batch and size + length > INLINE_BYTES:
-                self._send(link, batch)
+                self._send(connection, batch)
                 batch, size = [], 0
             if length > 2 * INLINE_BYTES:
-                link.send_pieces(chunks, self._wake)
+                connection.send_pieces(chunks, self._wake)
             else:
                 batch.append(chunks[0] if len(chunks) == 1 else b"".join(chunks))
                 size += length
-            self._left(exchange)
+            self._on_sent(request)
 
         if batch:
-            self._send(link, batch)
+            self._send(connection, batch)
 
-    def _send(self, link: Link, batch: list[bytes]) -> None:
+    def _send(self, connection: Connection, batch: list[bytes]) -> None:
         if self._batches and len(batch) > 1:
-            link.send([b"[" + b",".join(batch) + b"]"])
+            connection.send([b"[" + b",".join(batch) + b"]"])
         else:
-            link.send(batch)
+            connection.send(batch)
 
-    def _left(self, exchange: PendingRequest) -> None:
-        exchange.chunks = []
-        exchange.state = None
-        if exchange.is_cancel:
-            self.answered(exchange, [], final=True)  # it gets no answer of its own
+    def _on_sent(self, request: PendingRequest) -> None:
+        request.chunks = []
+        request.state = None
+        if request.is_cancel:
+            self.answered(request, [], final=True)  # it gets no answer of its own
         else:
-            self._sent[exchange] = None
+            self._sent[request] = None
 
-    def _text(self, exchange: PendingRequest) -> list[bytes] | None:
+    def _text(self, request: PendingRequest) -> list[bytes] | None:
         """The command as it is to be sent now; ``None`` if that is not ready yet."""
-        known, pickled = exchange.frame.get("callable_id"), exchange.frame.get("callable_pickle")
+        known, pickled = request.frame.get("callable_id"), request.frame.get("callable_pickle")
         if not isinstance(known, str) or not isinstance(pickled, Pickled):
-            return exchange.chunks
+            return request.chunks
         if self._batches and self._kept.get(known):
-            return exchange.chunks
+            return request.chunks
         if pickled.size <= INLINE_BYTES:
             text = codec.encode({"callable_pickle": pickled})
-        elif exchange.state is None:
-            if self._encoding is not exchange:
-                self._encoding = exchange
-                thread_pool.submit(self._encode_callable, exchange, pickled)
+        elif request.state is None:
+            if self._encoding is not request:
+                self._encoding = request
+                thread_pool.submit(self._encode_callable, request, pickled)
             return None
         else:
-            text = exchange.state
+            text = request.state
 
-        size = exchange.size + sum(map(len, text))
+        size = request.size + sum(map(len, text))
         if size > self.max_message_bytes:
-            self.failed(exchange, SerializationError(f"{self.label}: {exchange} is a message of {size} bytes, more "
+            self.failed(request, SerializationError(f"{self.label}: {request} is a message of {size} bytes, more "
                 f"than {self.max_message_bytes} (executor_config 'max_message_bytes'). Its function holds that much: "
                 f"pass large data by reference (a path, a key), or raise the limit on both sides."))  # fmt: skip
             return []
 
         if self._batches:
             self._kept.put(known, True, pickled.size)
-        return sockets.joined(exchange.chunks, text)
+        return joined(request.chunks, text)
 
-    def _encode_callable(self, exchange: PendingRequest, pickled: Pickled) -> None:
+    def _encode_callable(self, request: PendingRequest, pickled: Pickled) -> None:
         text: list[bytes] | BaseException
         try:
             text = codec.encode({"callable_pickle": pickled})
         except BaseException as error:  # memory, above all; it ends this run alone
             text = error
-        post_to(self.loop, self._callable_encoded, exchange, text)
+        post_to(self.loop, self._callable_encoded, request, text)
 
-    def _callable_encoded(
-        self, exchange: PendingRequest, text: list[bytes] | BaseException
-    ) -> None:
+    def _callable_encoded(self, request: PendingRequest, text: list[bytes] | BaseException) -> None:
         self._encoding = None
         if isinstance(text, BaseException):
-            self.failed(exchange, text)
-        elif exchange in self._outbox:
-            exchange.state = text
+            self.failed(request, text)
+        elif request in self._unsent:
+            request.state = text
         self._pump()
 
     # ------------------------------------------------------------------ back
 
-    def message(self, link: Link, chunks: list[bytes]) -> None:
-        """A message has come; called by the link."""
-        if link is not self._link:
+    def message(self, connection: Connection, chunks: list[bytes]) -> None:
+        """A message has come; called by the connection."""
+        if connection is not self._connection:
             return
         verify: Verify | None = None
         if self.security.signs_replies:
-            signature, chunks = sockets.split_signature(chunks)
+            signature, chunks = split_signature(chunks)
             verify = self.verifier(self._handshake, self._url.target, signature, self._sequence)
             self._sequence += 1
 
-        if self._batches and b"".join(chunks[:2]) == sockets.GOODBYE:
+        if self._batches and b"".join(chunks[:2]) == GOODBYE:
             self._goodbye(chunks, verify)
         else:
-            self.arrived(chunks, verify=verify)
+            self.received(chunks, verify=verify)
 
     def _goodbye(self, chunks: list[bytes], verify: Verify | None) -> None:
         """The service has answered all runs that it took; the others it has not begun."""
@@ -294,61 +293,61 @@ class WebSocketEnvironmentExecutor(NetworkExecutor):
             if verify is not None:
                 verify(chunks)
         except PermissionError as error:
-            self.distrusted(error)
+            self.on_unattributable(error)
         else:
             self._said_goodbye = True
 
-    def distrusted(self, error: BaseException) -> None:
-        if self._link is not None:
+    def on_unattributable(self, error: BaseException) -> None:
+        if self._connection is not None:
             self._distrust = error
             # RFC 6455, section 7.4.1: 1008 for a message that violates the receiver's policy, 1007 for one
             # whose data are not what they should be.
             code = 1008 if isinstance(error, PermissionError) else 1007
-            self._link.fail(code, f"what it sent cannot be used: {error}")
+            self._connection.fail(code, f"what it sent cannot be used: {error}")
 
-    def stray(self, event: dict[str, Any]) -> None:
+    def on_unknown_run(self, event: dict[str, Any]) -> None:
         # Late events of runs that were given up are usual. But a run of somebody else says that something is
         # thoroughly wrong over there, and whoever waits for the event that this should have been waits for ever.
         origin = event["run_id"].rpartition("-")[0]
         if self._sent and all(
-            exchange.run_id.rpartition("-")[0] != origin for exchange in self._sent
+            request.run_id.rpartition("-")[0] != origin for request in self._sent
         ):
-            self.distrusted(
+            self.on_unattributable(
                 DeliveryError(
                     f"a {event['type']} of run {event['run_id']!r:.100}, which it never got"
                 )
             )
         else:
-            super().stray(event)
+            super().on_unknown_run(event)
 
-    def writable(self, link: Link) -> None:
-        """There is room again; called by the link."""
-        if link is self._link:
+    def writable(self, connection: Connection) -> None:
+        """There is room again; called by the connection."""
+        if connection is self._connection:
             self._pump()
 
-    def gone(self, link: Link, why: str) -> None:
-        """The connection is over; called by the link."""
-        self._dying.add(link)
-        link.ended.add_done_callback(lambda _: self._dying.discard(link))
-        if link is not self._link:
+    def gone(self, connection: Connection, why: str) -> None:
+        """The connection is over; called by the connection."""
+        self._closing_connections.add(connection)
+        connection.ended.add_done_callback(lambda _: self._closing_connections.discard(connection))
+        if connection is not self._connection:
             return
-        self._link = None
+        self._connection = None
         sent, self._sent = list(self._sent), {}
         distrust, self._distrust = self._distrust, None
         self.lost(
             sent,
             partial(self._lost, why, distrust),
-            untaken=self._said_goodbye,
+            not_begun=self._said_goodbye,
         )
-        for exchange in [exchange for exchange in self._outbox if exchange.is_cancel]:
-            self.answered(exchange, [], final=True)
-        if self._outbox:
+        for request in [request for request in self._unsent if request.is_cancel]:
+            self.answered(request, [], final=True)
+        if self._unsent:
             self._wake()
 
     def _lost(
-        self, why: str, distrust: BaseException | None, exchange: PendingRequest
+        self, why: str, distrust: BaseException | None, request: PendingRequest
     ) -> BaseException:
-        text = f"{self.label}: {exchange} was lost: {self._address}: {self.masked(why)}"
+        text = f"{self.label}: {request} was lost: {self._address}: {self.masked(why)}"
         if distrust is None:
             return WorkerLostError(text)
         error: BaseException
@@ -363,36 +362,36 @@ class WebSocketEnvironmentExecutor(NetworkExecutor):
     # ------------------------------------------------------------------ connecting
 
     async def _connect(self) -> None:
-        from wove.executors.websocket import connection as wslink
+        from wove.executors.websocket.connection import HandshakeRefused
 
         failures = 0
 
         try:
-            while self._outbox:
+            while self._unsent:
                 try:
-                    link = await self._attempt()
+                    connection = await self._attempt()
                 except Exception as error:  # a resolver may raise UnicodeError, too
                     passing = isinstance(error, (WorkerLostError, DeliveryTimeoutError))
-                    if isinstance(error, wslink.Answer):
+                    if isinstance(error, HandshakeRefused):
                         passing = error.status in _PASSING
                     self._not_connected(error, passing)
                     failures += 1
-                    await asyncio.sleep(RECONNECT.delay(failures) if self._outbox else 0)
+                    await asyncio.sleep(RECONNECT.delay(failures) if self._unsent else 0)
                     continue
-                self._opened(link)
+                self._opened(connection)
                 return
         finally:
             self._connecting = None
-            if self._outbox:
+            if self._unsent:
                 self._wake()
 
-    async def _attempt(self) -> Link:
-        from wove.executors.websocket import connection as wslink
+    async def _attempt(self) -> Connection:
+        from wove.executors.websocket.connection import connect
 
         self._handshake = self.security.headers_for(
             transport="websocket", target=self._url.target, body=b""
         )
-        return await wslink.connect(
+        return await connect(
             self._connect_to,
             self,
             headers=[
@@ -400,19 +399,19 @@ class WebSocketEnvironmentExecutor(NetworkExecutor):
                 ("User-Agent", f"wove/{__version__}"),
                 *self._handshake.items(),
             ],
-            subprotocols=sockets.OFFERED,
+            subprotocols=OFFERED,
             max_size=self.max_message_bytes,
             context=self._context,
             seconds=self._open_seconds,
             only_local=self.only_local(tls=self._url.tls),
         )
 
-    def _opened(self, link: Link) -> None:
+    def _opened(self, connection: Connection) -> None:
         self._was_connected = True
-        self._link = link
+        self._connection = connection
         self._said_goodbye = False
-        self._batches = link.subprotocol == sockets.OURS
-        self._kept = CallableCache[bool](size=sockets.KEPT_BYTES)
+        self._batches = connection.subprotocol == OURS
+        self._kept = CallableCache[bool](size=KEPT_BYTES)
         self._sequence = 0
         self._pump()
 
@@ -422,11 +421,11 @@ class WebSocketEnvironmentExecutor(NetworkExecutor):
         patience = self._reconnect_seconds
         hint = _HINTS.get(getattr(error, "status", 0), "")
 
-        for exchange, since in list(self._outbox.items()):
+        for request, since in list(self._unsent.items()):
             if passing and self._was_connected and (patience is None or now - since < patience):
                 continue
             if isinstance(error, EnvironmentExecutionError):
-                self.refused(exchange, f"{self._address}: {error}{hint}", retryable=passing)
+                self.refused(request, f"{self._address}: {error}{hint}", retryable=passing)
                 continue
             ours = isinstance(error, DeliveryError)
             kind = type(error) if isinstance(error, DeliveryError) else WorkerLostError
@@ -436,9 +435,9 @@ class WebSocketEnvironmentExecutor(NetworkExecutor):
                 else f"there is no connection to it: {type(error).__name__}: {error}"
             )
             said += start_advice("websocket", f"{self._url.bracketed}:{self._url.port}", said)
-            failure = kind(f"{self.label}: {exchange} could not be sent: {self._address}: {said}")
+            failure = kind(f"{self.label}: {request} could not be sent: {self._address}: {said}")
             failure.__cause__ = error.__cause__ if ours else error
-            self.failed(exchange, failure)
+            self.failed(request, failure)
 
     async def close(self) -> None:
         self._closing = True
@@ -447,10 +446,10 @@ class WebSocketEnvironmentExecutor(NetworkExecutor):
             connecting.cancel()
             await asyncio.wait({connecting})
 
-        if self._link is not None:
-            self._link.close()
-            self._dying.add(self._link)
+        if self._connection is not None:
+            self._connection.close()
+            self._closing_connections.add(self._connection)
 
-        ends = {link.ended for link in self._dying}
+        ends = {connection.ended for connection in self._closing_connections}
         if ends:
             await asyncio.wait(ends)  # each sees to it that this is soon

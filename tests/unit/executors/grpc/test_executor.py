@@ -332,7 +332,7 @@ def test_metadata_and_another_method(tmp_path: Path) -> None:
         while not over.is_set():
             await asyncio.sleep(0.01)
         await server.stop(1)
-        await handler.desk.aclose()
+        await handler.queue.aclose()
 
     thread = threading.Thread(target=lambda: asyncio.run(main()))
     thread.start()

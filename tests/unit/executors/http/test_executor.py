@@ -666,7 +666,7 @@ def test_closing_while_it_connects_leaves_no_socket_behind() -> None:
         for turns in range(25):
             pool = Pool(
                 Origin("127.0.0.1", port, None, 1000),
-                most=1,
+                max_connections=1,
                 connect_seconds=None,
                 reconnect_seconds=None,
             )

@@ -21,8 +21,8 @@ from tests.support.sockets import Socket, serve_sockets, ws
 import wove
 from wove import SerializationError, WorkerLostError, weave
 from wove.errors import install_command
-from wove.executors.network import executor as network
-from wove.executors.websocket import connection as wslink
+from wove.executors.network import codec as network_codec
+from wove.executors.websocket import connection as websocket_connection
 from wove.protocol import websocket as sockets
 from wove.protocol.pickling import dumps
 
@@ -355,15 +355,15 @@ def test_a_connection_that_has_ended_takes_nothing_more(
     """Not even in the moment before asyncio says that it is lost: what is sent then would be in no queue any more."""
     writable: list[bool] = []
     reason: list[str] = []
-    eof_received = wslink.Link.eof_received
+    eof_received = websocket_connection.Connection.eof_received
 
-    def watched(link: wslink.Link) -> bool:
+    def watched(link: websocket_connection.Connection) -> bool:
         kept = eof_received(link)
         writable.append(link.writable)
         reason.append(link.why)
         return kept
 
-    monkeypatch.setattr(wslink.Link, "eof_received", watched)
+    monkeypatch.setattr(websocket_connection.Connection, "eof_received", watched)
 
     def behave(line: Line) -> None:
         connection = Socket(line)
@@ -447,14 +447,14 @@ def test_an_answer_that_came_before_a_restart_is_the_answer(
     """Also while it is still being decoded: the run is not sent again."""
     got: list[str] = []
     release = threading.Event()
-    decode = network._decode
+    decode = network_codec.decode
 
     def slowly(chunks: list[bytes], verify: Any) -> Any:
         if sum(map(len, chunks)) > 1_000_000:
             assert release.wait(30)
         return decode(chunks, verify)
 
-    monkeypatch.setattr(network, "_decode", slowly)
+    monkeypatch.setattr(network_codec, "decode", slowly)
 
     def behave(line: Line) -> None:
         connection = Socket(line, sockets.OURS)
@@ -492,7 +492,7 @@ def test_a_lost_run_does_not_wait_for_what_comes_over_the_next_connection(
 ) -> None:
     """Under load something is always being decoded; only what came before the loss may hold its answer."""
     dropped, over = threading.Event(), threading.Event()
-    decode = network._decode
+    decode = network_codec.decode
     decoded: list[int] = []
 
     def slowly(chunks: list[bytes], verify: Any) -> Any:
@@ -501,7 +501,7 @@ def test_a_lost_run_does_not_wait_for_what_comes_over_the_next_connection(
             time.sleep(2.0 if len(decoded) == 1 else 0.3)
         return decode(chunks, verify)
 
-    monkeypatch.setattr(network, "_decode", slowly)
+    monkeypatch.setattr(network_codec, "decode", slowly)
 
     def behave(line: Line) -> None:
         connection = Socket(line)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from wove.cli.configuring import add_configuration, configure
-from wove.cli.terminal import fail
+from wove.cli.terminal import WRONG_USE, fail
 
 __all__ = ["add_parser"]
 
@@ -42,7 +42,7 @@ def _run(chosen: argparse.Namespace) -> int:
         configure(chosen)
         report = _report()
     except Exception as error:  # also what a module of the user raises while it is imported
-        return fail("wove env", error)
+        return fail("wove env", error, WRONG_USE)
 
     text = json.dumps(report, indent=2) if chosen.json else _as_text(report)
     print(text)  # noqa: T201

@@ -40,10 +40,25 @@ A worker service: it runs the tasks of environments with executor {transport!r}.
 run any code in it, so it listens on this machine only, unless it has TLS (or --insecure is given)
 and --security (or --unauthenticated is given)."""
 
+EXAMPLES: Final = """\
+examples:
+  wove worker {transport}                       for this machine alone, port {port}
+  wove worker {transport} --processes 4         tasks run in four worker processes
+  wove worker {transport} --bind 0.0.0.0:{port} --security env:WOVE_WORKER_SECRET \\
+      --tls-cert cert.pem --tls-key key.pem
+
+exit status: 0 after SIGTERM or SIGINT; 1 it cannot listen; 2 the options are wrong."""
+
 
 def add_parser(new: Callable[..., argparse.ArgumentParser]) -> None:
     """Add ``worker`` to the commands; *new* is the ``add_parser`` of argparse."""
-    parser = new("worker", help="run a worker service", description="Run a worker service.")
+    parser = new(
+        "worker",
+        help="run a worker service",
+        description="Run a worker service.",
+        epilog=EXAMPLES.format(transport="http", port=8800),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     transports = parser.add_subparsers(title="transports", metavar="TRANSPORT", required=True)
 
     for transport, (_, default) in TRANSPORTS.items():
@@ -51,6 +66,8 @@ def add_parser(new: Callable[..., argparse.ArgumentParser]) -> None:
             transport,
             help=f"for executor {transport!r}",
             description=DESCRIPTION.format(transport=transport),
+            epilog=EXAMPLES.format(transport=transport, port=default.rpartition(":")[2]),
+            formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         one.set_defaults(run=_run, transport=transport)
         _add_service(one, default)

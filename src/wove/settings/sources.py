@@ -17,7 +17,7 @@ from wove.errors import WoveWarning
 from wove.graph.options import shown, suggest
 from wove.settings.model import BUILT_IN, KEYS, Configuration, overlaid
 
-__all__ = ["FILE", "PREFIX", "PROJECT_FILE", "read_sources"]
+__all__ = ["FILE", "PREFIX", "PROJECT_FILE", "read_sources", "value_of_text"]
 
 FILE: Final = "wove.toml"
 PROJECT_FILE: Final = "pyproject.toml"
@@ -141,7 +141,7 @@ def _with_variables(configuration: Configuration, environ: Mapping[str, str]) ->
     for parts, name in variables:
         if parts[0] in KEYS and (len(parts) == 1 or parts[0] == _ENVIRONMENTS):
             label = f"variable {name}"
-            given = _given(configuration, parts, _value(environ[name]), label)
+            given = _given(configuration, parts, value_of_text(environ[name]), label)
             configuration = overlaid(configuration, given, label, extends=True)
         elif hint := suggest(parts[0], KEYS, cutoff=_NEAR):
             warnings.warn(
@@ -171,8 +171,8 @@ def _given(
     )
     if len(parts) > 4:  # a dict below a key of executor_config: its other entries stay
         environment = configuration.environments.get(name)
-        config = {} if environment is None else environment.executor_config
-        value = _nested(config.get(parts[3]), parts[4:], value)
+        old = None if environment is None else environment.executor_config.get(parts[3])
+        value = _nested(old, parts[4:], value)
 
     for part in reversed(parts[2:4]):
         value = {part: value}
@@ -193,8 +193,13 @@ def _nested(old: object, path: list[str], value: object) -> dict[str, Any]:
 _WORDS: Final[Mapping[str, object]] = {"true": True, "false": False, "null": None, "none": None}
 
 
-def _value(text: str) -> object:
-    """Return the value of a variable: what JSON makes of *text*, or else the text itself."""
+def value_of_text(text: str) -> object:
+    """Return the value that *text* stands for in a variable or on a command line: as JSON, otherwise as text.
+
+    Example:
+        >>> value_of_text("3"), value_of_text("true"), value_of_text("May"), value_of_text('"3"')
+        (3, True, 'May', '3')
+    """
     import json
 
     word = text.strip()

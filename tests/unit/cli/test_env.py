@@ -59,9 +59,9 @@ def test_another_configuration_file(capsys: pytest.CaptureFixture[str]) -> None:
     assert retries == {"value": 7, "origin": str(Path("live.py").absolute())}
 
 
-def test_a_wrong_file_is_one_line_and_status_1(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_wrong_file_is_one_line_and_status_2(capsys: pytest.CaptureFixture[str]) -> None:
     Path("wove.toml").write_text("retires = 1")
-    assert main(["env"]) == 1
+    assert main(["env"]) == 2
     said = capsys.readouterr()
     assert said.out == ""
     assert said.err.startswith("wove env: ") and "Did you mean 'retries'" in said.err

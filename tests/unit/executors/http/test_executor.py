@@ -24,7 +24,7 @@ from tests.support.peers import Line, Peer, answer, events, serve
 import wove
 from wove import EnvironmentExecutionError, HttpEnvironmentExecutor, WorkerLostError, weave
 from wove.delivery.background_loop import BackgroundLoop
-from wove.executors.http import connection as http_connection, pool as http_pool
+from wove.executors.http import connection as http_connection
 from wove.executors.http.executor import HttpsEnvironmentExecutor
 from wove.executors.http.pool import Call, Origin, Pool
 from wove.net.chunk_buffer import ChunkBuffer
@@ -182,6 +182,7 @@ def test_runs_one_after_the_other_share_a_connection(no_leaks: None) -> None:
 @pytest.mark.parametrize("most", [1, 3])
 def test_no_more_requests_at_once_than_connections(most: int, no_leaks: None) -> None:
     now, peak, lock = 0, 0, threading.Lock()
+    all_busy = threading.Barrier(most)
 
     def counting(line: Line) -> None:
         nonlocal now, peak
@@ -190,7 +191,7 @@ def test_no_more_requests_at_once_than_connections(most: int, no_leaks: None) ->
             with lock:
                 now += 1
                 peak = max(peak, now)
-            time.sleep(0.01)
+            all_busy.wait(30)
             with lock:
                 now -= 1
             line.send(answer(events(request.frame)))
@@ -321,8 +322,11 @@ def chunks(text: bytes, size: int) -> Iterator[bytes]:
 
 @pytest.mark.parametrize("size", [1, 7, 1000, 100_000])
 def test_a_stream_of_events_in_chunks_of_any_size_and_its_connection_is_kept(
-    size: int, no_leaks: None
+    size: int, monkeypatch: pytest.MonkeyPatch, no_leaks: None
 ) -> None:
+    monkeypatch.setattr(http_connection, "REST_SECONDS", 30.0)
+    answered = threading.Semaphore(0)
+
     def streaming(line: Line) -> None:
         while True:
             request = line.request()
@@ -334,15 +338,17 @@ def test_a_stream_of_events_in_chunks_of_any_size_and_its_connection_is_kept(
             line.send(HEAD)
             for piece in chunks(text, size):
                 line.send(piece)
-            time.sleep(0.02)  # after the last event, the end of the stream comes on its own
+            assert answered.acquire(timeout=30)  # the end of the stream comes after its last event
             line.send(b"0\r\n\r\n")
 
     with Peer(streaming) as peer:
         configure(peer.url)
         for number in range(3):
             assert one(number) == number
+            answered.release()
         if size > 1:
             assert len(one(bytes(1_000_000))) == 1_000_000
+            answered.release()
         assert peer.connections == 1
         wove.shutdown()
 
@@ -408,7 +414,6 @@ def test_large_bodies_to_a_slow_reader(
 
     def slow(line: Line) -> None:
         line.raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
-        time.sleep(0.2)
         serve(line)
 
     context = None
@@ -417,7 +422,7 @@ def test_large_bodies_to_a_slow_reader(
         context.load_cert_chain(certificates.server.certificate, certificates.server.key)
     with Peer(slow, tls=context) as peer:
         configure(peer.url, root_certificates=str(certificates.authority))
-        block = bytes(range(256)) * 40_000
+        block = bytes(range(256)) * 12_000
         assert one(block) == block
         assert one(block[:5]) == block[:5]
         assert peer.connections == 1
@@ -536,28 +541,36 @@ def test_a_name_server_that_does_not_answer_keeps_no_process_alive(script: Any) 
 
 
 def test_a_service_that_is_down_is_asked_by_one_attempt_at_a_time(
-    monkeypatch: pytest.MonkeyPatch, no_leaks: None
+    certificates: Certificates, no_leaks: None
 ) -> None:
     """Not by one for each of the runs that wait."""
-    attempts: list[float] = []
-    connect = http_pool.Pool._connected
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificates.server.certificate, certificates.server.key)
 
-    async def counted(pool: http_pool.Pool) -> Any:
-        attempts.append(time.monotonic())
-        return await connect(pool)
+    def goes_down(line: Line) -> None:
+        if line.number:
+            line.reset()  # in the TLS handshake: to the pool, that is an attempt that failed
+            return
+        line.raw = context.wrap_socket(line.raw, server_side=True)
+        request = line.request()
+        line.send(answer(events(request.frame), Connection="close"))
+        line.raw.close()
 
-    with Peer(serve) as peer:
-        configure(peer.url, reconnect_timeout=1.0)
+    with Peer(goes_down) as peer:
+        configure(
+            peer.url.replace("http", "https"),
+            reconnect_timeout=1.0,
+            root_certificates=str(certificates.authority),
+        )
         assert one(1) == 1
-    monkeypatch.setattr(http_pool.Pool, "_connected", counted)
-    with pytest.raises(WorkerLostError, match="ConnectionRefusedError"):
-        with weave() as w:
+        with pytest.raises(WorkerLostError, match="no connection to"):
+            with weave() as w:
 
-            @w.do(range(100), environment="peer")
-            def lost(item: int) -> None: ...
+                @w.do(range(100), environment="peer")
+                def lost(item: int) -> None: ...
 
-    wove.shutdown()
-    assert len(attempts) < 150  # a first for each, then some
+        wove.shutdown()
+        assert 2 < peer.connections < 150  # a first for each, then some
 
 
 # ------------------------------------------------------------------ forks
@@ -578,6 +591,7 @@ def test_a_forked_child_has_connections_of_its_own_and_keeps_none_of_its_parent_
                     line.until_gone()
                 finally:
                     ended.append(not (tmp_path / "done").exists())
+                    (tmp_path / "ended").touch()
             line.send(answer(events(request.frame)))
 
     with Peer(watch) as peer:
@@ -616,7 +630,7 @@ def test_a_forked_child_has_connections_of_its_own_and_keeps_none_of_its_parent_
             print(run(), flush=True)
             wove.shutdown()
             waiting.join()
-            time.sleep(1)  # in which its connection ends, or does not
+            until("ended")
             open("done", "w").close()
             assert os.waitpid(child, 0)[1] == 0
             """,

@@ -8,6 +8,7 @@ import json
 import os
 import threading
 import time
+import urllib.request
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -21,7 +22,6 @@ from tests.support.sockets import Socket, serve_sockets, ws
 import wove
 from wove import SerializationError, WorkerLostError, weave
 from wove.errors import install_command
-from wove.executors.network import codec as network_codec
 from wove.executors.websocket import connection as websocket_connection
 from wove.protocol import websocket as sockets
 from wove.protocol.pickling import dumps
@@ -349,40 +349,39 @@ def test_connects_again_to_a_service_that_was_there(no_leaks: None) -> None:
         wove.shutdown()
 
 
-def test_a_connection_that_has_ended_takes_nothing_more(
-    monkeypatch: pytest.MonkeyPatch, no_leaks: None
-) -> None:
-    """Not even in the moment before asyncio says that it is lost: what is sent then would be in no queue any more."""
-    writable: list[bool] = []
-    reason: list[str] = []
-    eof_received = websocket_connection.Connection.eof_received
+def test_a_connection_that_has_ended_takes_nothing_more() -> None:
+    """Not even in the moment before asyncio reports its loss: the command would be in no queue any more."""
 
-    def watched(link: websocket_connection.Connection) -> bool:
-        kept = eof_received(link)
-        writable.append(link.writable)
-        reason.append(link.why)
-        return kept
+    class Owner:
+        def __init__(self) -> None:
+            self.ends: list[tuple[bool, str]] = []
+            self.over = asyncio.get_running_loop().create_future()
 
-    monkeypatch.setattr(websocket_connection.Connection, "eof_received", watched)
+        def message(
+            self, connection: websocket_connection.Connection, chunks: list[bytes]
+        ) -> None: ...
 
-    def behave(line: Line) -> None:
-        connection = Socket(line)
-        connection.send(events(connection.command()))
-        # And not by the goodbye of RFC 6455.
+        def writable(self, connection: websocket_connection.Connection) -> None: ...
 
-    with Peer(behave) as peer:
-        configure(peer.url)
-        for _ in range(3):
-            with weave() as w:
+        def gone(self, connection: websocket_connection.Connection, why: str) -> None:
+            self.ends.append((connection.writable, why))
+            self.over.set_result(None)
 
-                @w.do(environment="far", retries=3)
-                def one() -> int:
-                    return 1
+    async def main(url: str) -> None:
+        owner = Owner()
+        connection = await websocket_connection.connect(
+            url, owner, headers=[], subprotocols=[], max_size=1000, context=None, seconds=30.0
+        )
+        assert connection.writable
+        connection.send([b"{}"])
+        async with asyncio.timeout(30):
+            await owner.over
+            await connection.ended
+        assert owner.ends == [(False, "the connection was lost without a closing handshake")]
 
-            assert w.result.one == 1
-        wove.shutdown()
-    assert writable and not any(writable)
-    assert set(reason) == {"the connection was lost without a closing handshake"}
+    # The peer's end closes with its function, without the closing handshake of RFC 6455.
+    with Peer(lambda line: Socket(line).message()) as peer:
+        asyncio.run(main(ws(peer.url)))
 
 
 def test_gives_up_connecting_after_a_while(no_leaks: None) -> None:
@@ -441,20 +440,10 @@ def test_the_close_code_of_a_restart_alone_repeats_nothing(no_leaks: None) -> No
         wove.shutdown()
 
 
-def test_an_answer_that_came_before_a_restart_is_the_answer(
-    monkeypatch: pytest.MonkeyPatch, no_leaks: None
-) -> None:
-    """Also while it is still being decoded: the run is not sent again."""
+def test_an_answer_that_came_before_a_restart_is_the_answer(no_leaks: None) -> None:
+    """Also while it is still being decoded, as a large one is for a while: the run is not sent again."""
     got: list[str] = []
-    release = threading.Event()
-    decode = network_codec.decode
-
-    def slowly(chunks: list[bytes], verify: Any) -> Any:
-        if sum(map(len, chunks)) > 1_000_000:
-            assert release.wait(30)
-        return decode(chunks, verify)
-
-    monkeypatch.setattr(network_codec, "decode", slowly)
+    size = 12_000_000
 
     def behave(line: Line) -> None:
         connection = Socket(line, sockets.OURS)
@@ -467,52 +456,32 @@ def test_an_answer_that_came_before_a_restart_is_the_answer(
 
     with Peer(behave) as peer:
         configure(peer.url)
-
-        def later() -> None:
-            time.sleep(0.5)  # longer than it takes to send a run again
-            release.set()
-
-        thread = threading.Thread(target=later)
-        thread.start()
         with weave() as w:
 
             @w.do(environment="far")
             def large() -> bytes:
-                return bytes(1_000_000)
+                return bytes(size)
 
-        thread.join()
-        assert len(w.result.large) == 1_000_000
+        assert len(w.result.large) == size
         assert run_one() == 1
         assert got == ["large", "one"]
         wove.shutdown()
 
 
-def test_a_lost_run_does_not_wait_for_what_comes_over_the_next_connection(
-    monkeypatch: pytest.MonkeyPatch, no_leaks: None
-) -> None:
+def test_a_lost_run_does_not_wait_for_what_comes_over_the_next_connection(no_leaks: None) -> None:
     """Under load something is always being decoded; only what came before the loss may hold its answer."""
     dropped, over = threading.Event(), threading.Event()
-    decode = network_codec.decode
-    decoded: list[int] = []
-
-    def slowly(chunks: list[bytes], verify: Any) -> Any:
-        if sum(map(len, chunks)) > 200_000:
-            decoded.append(1)
-            time.sleep(2.0 if len(decoded) == 1 else 0.3)
-        return decode(chunks, verify)
-
-    monkeypatch.setattr(network_codec, "decode", slowly)
 
     def behave(line: Line) -> None:
         connection = Socket(line)
         command = connection.command()
-        beat = {"type": "heartbeat", "run_id": command["run_id"], "more": "." * 300_000}
+        beat = {"type": "heartbeat", "run_id": command["run_id"], "more": "." * 4_000_000}
         if line.number == 0:
             connection.send(beat)
             line.raw.close()
             dropped.set()
             return
-        while not over.wait(0.05):
+        while not over.is_set():
             connection.send(beat)
         connection.send(events(command))
         connection.until_gone()
@@ -529,8 +498,14 @@ def test_a_lost_run_does_not_wait_for_what_comes_over_the_next_connection(
         thread = threading.Thread(target=victim)
         thread.start()
         assert dropped.wait(30)
-        time.sleep(0.3)  # until it is known here, too
-        assert run_one() == 1  # ends as soon as the other one has
+        # With a retry, for the loss of the first connection may not be known here yet.
+        with weave() as w:
+
+            @w.do(environment="far", retries=1)
+            def busy() -> int:
+                return 1
+
+        assert w.result.busy == 1  # ends as soon as the victim has
         thread.join()
         wove.shutdown()
 
@@ -582,7 +557,11 @@ def test_a_service_that_is_restarted_loses_nothing_that_it_did_not_take(tmp_path
 
                 @w.do
                 def trigger() -> None:
-                    time.sleep(0.4)
+                    readyz = f"http://127.0.0.1:{first.port}/readyz"
+                    while True:
+                        with urllib.request.urlopen(readyz, timeout=30) as reply:
+                            if json.load(reply)["running"] == 4:
+                                break
                     started.set()
 
             assert w.result.nap == list(range(400))

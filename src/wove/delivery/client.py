@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from wove.concurrency.mailbox import LoopMailbox
 from wove.delivery import manager as process
-from wove.delivery.keys import render, shared
+from wove.delivery.keys import shared
 from wove.delivery.run import CANCELLED, Ending, Outcome, RemoteRun, State, Waiter
 
 if TYPE_CHECKING:
@@ -62,7 +62,9 @@ class DeliveryClient:
         policy = request.settings.delivery
         key = None
         if policy.idempotency_key is not None:
-            key = render(policy.idempotency_key, request.args, request)
+            key = render(
+                policy.idempotency_key, request.args, request, "delivery_idempotency_key"
+            )
         while True:
             session = self._session(request.settings.environment)
             run = RemoteRun(request, session.table, key)

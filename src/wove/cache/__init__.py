@@ -1,8 +1,8 @@
 """Results that are kept from one run of a program to the next.
 
 A task with ``cache=True`` has its results in the store of its weave, ``weave(store="runs/")``: one for each set of
-arguments, or of a mapped task one for each item. `fingerprint` and `canonical` make the key of a result, `records` signs
-what is stored, `stores` and `sqlite` keep it, and `results` is what the engine uses of all that.
+arguments, or of a mapped task one for each item. `fingerprint` and `canonical` make the key of a result, `records`
+signs what is stored, `stores` and `sqlite` keep it, and the engine uses all that through `results`.
 """
 
 from __future__ import annotations

@@ -38,7 +38,9 @@ def canonical_bytes(value: object, code_of: CodeOf) -> bytes:
         return pickle.dumps(value, PROTOCOL)
     try:
         data = pickle.dumps(value, PROTOCOL)
-    except Exception:  # a lambda, for one, which its code can stand for; whatever else it is, it is raised below
+    except (
+        Exception
+    ):  # a lambda, for one, which its code can stand for; whatever else it is, it is raised below
         return _rewritten(value, code_of, pure=True)
 
     # The byte of an opcode may also be part of a text: then the pickle is made twice, and is as good.
@@ -62,7 +64,7 @@ class _Replacing:
 
     def reducer_override(self, obj: object) -> Any:
         kind = type(obj)
-        if kind is FunctionType:
+        if kind is FunctionType and obj is not _stand_in:
             return _stand_in, ("function", self.code_of(cast("FunctionType", obj)))
         if kind is set or kind is frozenset:
             elements = cast("frozenset[object]", obj)

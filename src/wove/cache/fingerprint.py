@@ -77,7 +77,7 @@ class Fingerprint:
             self._value("partial", "its arguments", (fn.args, fn.keywords))
         elif isinstance(fn, MethodType):
             self._callable(fn.__func__)
-            self._value("self", "self", fn.__self__)
+            self._instance(fn.__self__)
         elif isinstance(fn, type):
             self._class(fn)
         elif (wrapped := getattr(fn, "__wrapped__", None)) is not None:
@@ -88,16 +88,35 @@ class Fingerprint:
             if not isinstance(fn.__self__, (ModuleType, type(None))):
                 self._value("self", "self", fn.__self__)
         else:
-            self._callable(type(fn).__call__)  # type: ignore[operator]
-            self._value("self", "self", fn)
+            self._callable(type(fn).__call__)
+            self._instance(fn)
 
     def _class(self, kind: type) -> None:
-        self._add("class", f"{kind.__module__}.{kind.__qualname__}".encode())
-        for name, member in sorted(vars(kind).items()):
-            function = cast("object", getattr(member, "__func__", member))
-            if isinstance(function, FunctionType):
-                self._add("method", name.encode())
-                self._function(function)
+        """Add the methods of *kind*, and of its bases in the same module."""
+        self._add("class", kind.__qualname__.encode())
+        for base in kind.__mro__:
+            if base.__module__ != kind.__module__:
+                continue
+            for name, member in sorted(vars(base).items()):
+                function = cast("object", getattr(member, "__func__", member))
+                if isinstance(function, FunctionType):
+                    self._add("method", name.encode())
+                    self._function(function)
+
+    def _instance(self, value: object) -> None:
+        """Add the object that a method is bound to. Its class may be one that has no name in a module."""
+        kind = type(value)
+        if isinstance(value, type):
+            self._class(value)
+            return
+
+        self._class(kind)
+        default = all(
+            getattr(kind, name) is getattr(object, name)
+            for name in ("__reduce__", "__reduce_ex__", "__getstate__")
+        )
+        has_slots = any("__slots__" in vars(base) for base in kind.__mro__[:-1])
+        self._value("self", "self", value if has_slots or not default else vars(value))
 
     def _function(self, fn: FunctionType) -> None:
         seen = self._seen.get(id(fn))
@@ -119,7 +138,10 @@ class Fingerprint:
         positional = fn.__defaults__ or ()
         names = code.co_varnames[code.co_argcount - len(positional) : code.co_argcount]
 
-        for name, value in (*zip(names, positional, strict=True), *(fn.__kwdefaults__ or {}).items()):
+        for name, value in (
+            *zip(names, positional, strict=True),
+            *(fn.__kwdefaults__ or {}).items(),
+        ):
             self.defaults.append(name)
             self._value("default", f"the default of {name!r}", value)
 
@@ -177,8 +199,12 @@ class Fingerprint:
             self._add("tuple", str(len(constants)).encode())
             for constant in constants:
                 self._constant(constant)
-        elif isinstance(value, frozenset):  # of `x in {"a", "b"}`: its order differs between processes
-            self._add("set", repr(sorted(map(_described, cast("frozenset[object]", value)))).encode())
+        elif isinstance(
+            value, frozenset
+        ):  # of `x in {"a", "b"}`: its order differs between processes
+            self._add(
+                "set", repr(sorted(map(_described, cast("frozenset[object]", value)))).encode()
+            )
         else:
             self._add("constant", _described(value).encode())
 

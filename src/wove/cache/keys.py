@@ -1,8 +1,8 @@
 """The keys of one task's results.
 
-A key is a hash of the task's name, its code (`fingerprint`), ``cache_version``, and the arguments: those that all items
-of a map share first, once, and the item last. ``cache_key`` stands in the place of all values: of arguments, defaults and
-the variables of closures.
+A key is a hash of the task's name, its code (`fingerprint`), ``cache_version``, and the arguments. Those that all items
+of a map share come first, once, and the item last. ``cache_key`` stands in the place of all values: of arguments,
+defaults and the variables of closures.
 """
 
 from __future__ import annotations

@@ -9,7 +9,6 @@ A record: 8 bytes that every one begins with, 8 that identify the secret, 16 of 
 
 from __future__ import annotations
 
-import contextlib
 import os
 import secrets
 from hashlib import blake2b
@@ -17,6 +16,7 @@ from hmac import compare_digest
 from pathlib import Path
 from typing import Final
 
+from wove.cache.stores import publish
 from wove.errors import CacheError
 
 __all__ = ["HEAD_BYTES", "SECRET_VARIABLE", "Seal", "secret_file"]
@@ -133,11 +133,6 @@ def _make_secret(path: Path) -> None:
         descriptor = os.open(made, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with os.fdopen(descriptor, "wb") as file:
             file.write(secrets.token_hex(32).encode())
-        # A link, unlike a rename, leaves the secret of another process alone.
-        with contextlib.suppress(FileExistsError):
-            if hasattr(os, "link"):
-                os.link(made, path)
-            else:
-                made.rename(path)
+        publish(made, path)
     finally:
         made.unlink(missing_ok=True)

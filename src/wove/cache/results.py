@@ -94,7 +94,8 @@ class TaskResults:
             return Found(key, True, pickle.loads(pickled))
         except Exception as error:
             self._warn(
-                f"task {self._task!r}: a kept result does not load ({type(error).__name__}: {error}); it is computed anew"
+                f"task {self._task!r}: a kept result does not load ({type(error).__name__}: {error}); "
+                "it is computed anew"
             )
             self._store.delete_many(self._task, [key])
             return Found(key, False, None)

@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import threading
 import time
+import weakref
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from wove.cache.stores import FileStore, KeptTask, Row
+from wove.cache.stores import FileStore, KeptTask, Row, publish
 from wove.concurrency import forks
 from wove.errors import CacheError, MissingDependencyError
 
@@ -47,7 +49,8 @@ MAX_PARAMETERS: Final = 256
 """Keys in one query. Each count needs a statement of its own, which SQLite prepares once."""
 
 _TABLE: Final = (
-    "CREATE TABLE results (key BLOB PRIMARY KEY, task TEXT NOT NULL, written REAL NOT NULL, record BLOB NOT NULL)"
+    "CREATE TABLE results "
+    "(key BLOB PRIMARY KEY, task TEXT NOT NULL, written REAL NOT NULL, record BLOB NOT NULL)"
 )
 
 
@@ -180,69 +183,85 @@ class SQLiteStore(FileStore):
         """Return the connections that read and write."""
         with self._opening:
             if self._reader is None or self._writer is None:
-                self._check_header()
-                self.path.parent.mkdir(parents=True, exist_ok=True)
-                self._writer = self._connect()
+                if not self._has_header():
+                    self._make()
+                reader = self._connect(self.path)
                 try:
-                    self._prepare(self._writer)
-                    self._reader = self._connect()
+                    self._check_layout(reader)
+                    self._writer = self._connect(self.path)
                 except BaseException:
-                    self._writer.close()
-                    self._writer = None
+                    reader.close()
                     raise
+                self._reader = reader
             return self._reader, self._writer
 
-    def _connect(self) -> Connection:
+    def _connect(self, path: Path) -> Connection:
         sqlite3 = _sqlite3()
         # The threads take turns; without `isolation_level` no transaction begins unless it is said here.
         connection: Connection = sqlite3.connect(
-            self.path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False
+            path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False
         )
         connection.execute("PRAGMA trusted_schema = OFF")
         # With a write-ahead log, a commit survives the end of the process; the end of the machine's power may undo it.
         connection.execute("PRAGMA synchronous = NORMAL")
         return connection
 
-    def _check_header(self) -> None:
+    def _has_header(self) -> bool:
+        """Return whether there is a SQLite file; refuse another one."""
         try:
             with self.path.open("rb") as file:
                 begin = file.read(len(HEADER))
         except FileNotFoundError:
-            return
+            return False
         except OSError as error:
             raise CacheError(f"{self.label}: cannot be read: {error}") from error
-        if begin and begin != HEADER:
+        if begin != HEADER:
             raise CacheError(f"{self.label}: not a SQLite file. It was left as it is")
+        return True
 
-    def _prepare(self, writer: Connection) -> None:
-        """Make the table in a new file; refuse a file in which there is something else."""
-        if self._layout(writer) is None:
-            writer.execute("PRAGMA journal_mode = WAL")
-            writer.execute("BEGIN IMMEDIATE")
-            if self._layout(writer) is None:  # unless another process has just made it
+    def _make(self) -> None:
+        """Make the file with all that is in a new one, unless another process does so first.
+
+        It is made under another name: several processes cannot begin a write-ahead log of one file together.
+        """
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        made = self.path.with_name(f"{self.path.name}.{os.getpid()}.{secrets.token_hex(4)}")
+
+        try:
+            writer = self._connect(made)
+            try:
+                writer.execute("PRAGMA journal_mode = WAL")
                 writer.execute(_TABLE)
                 writer.execute(f"PRAGMA application_id = {APPLICATION_ID}")
                 writer.execute(f"PRAGMA user_version = {LAYOUT}")
-            writer.execute("COMMIT")
-        layout = self._layout(writer)
-        if layout != (APPLICATION_ID, LAYOUT, [("table", "results", _TABLE)]):
-            if layout is not None and layout[0] == APPLICATION_ID:
-                raise CacheError(
-                    f"{self.label}: a store of results of another version of Wove, or a damaged one. It was left "
-                    f"as it is; use another path"
-                )
-            raise CacheError(
-                f"{self.label}: a SQLite file of another program, not a store of results. It was left as it is"
-            )
+            finally:
+                writer.close()
+            publish(made, self.path)
+        finally:
+            made.unlink(missing_ok=True)
 
-    def _layout(self, connection: Connection) -> tuple[int, int, list[Any]] | None:
-        """Return what the file says it is; ``None`` for an empty one."""
+    def _check_layout(self, connection: Connection) -> None:
+        """Refuse a file in which there is something else than our table."""
+        layout = self._layout(connection)
+        if layout == (APPLICATION_ID, LAYOUT, [("table", "results", _TABLE)]):
+            return
+        if layout[0] == APPLICATION_ID:
+            raise CacheError(
+                f"{self.label}: a store of results of another version of Wove, or a damaged one. It was left as it "
+                f"is; use another path"
+            )
+        raise CacheError(
+            f"{self.label}: a SQLite file of another program, not a store of results. It was left as it is"
+        )
+
+    def _layout(self, connection: Connection) -> tuple[int, int, list[Any]]:
+        """Return what the file says it is."""
         application = connection.execute("PRAGMA application_id").fetchone()[0]
         version = connection.execute("PRAGMA user_version").fetchone()[0]
         made = connection.execute(
             "SELECT type, name, sql FROM sqlite_schema WHERE sql IS NOT NULL"
         ).fetchall()
-        return (application, version, made) if made or application or version else None
+        return application, version, made
 
     @contextlib.contextmanager
     def _errors_named(self) -> Generator[None]:
@@ -277,8 +296,6 @@ def _sqlite3() -> Any:
 
 
 # --- forks ------------------------------------------------------------------------------------------------
-
-import weakref
 
 _stores: Final[weakref.WeakSet[SQLiteStore]] = weakref.WeakSet()
 _parents: Final[list[Connection]] = []

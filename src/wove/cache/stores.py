@@ -6,7 +6,6 @@ import contextlib
 import os
 import secrets
 import threading
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple, Protocol, runtime_checkable
@@ -22,6 +21,7 @@ __all__ = [
     "Row",
     "Store",
     "open_store",
+    "publish",
 ]
 
 
@@ -117,6 +117,21 @@ class FileStore(Store):
     def __repr__(self) -> str:
         return f"{type(self).__name__}({str(self.path)!r})"
 
+    def get(self, key: str) -> bytes | None:
+        """As `ResultStore.get`."""
+        task, name = _parts(key)
+        return self.get_many(task, [name]).get(name)
+
+    def put(self, key: str, record: bytes) -> None:
+        """As `ResultStore.put`."""
+        task, name = _parts(key)
+        self.put_many([Row(name, task, record)])
+
+    def delete(self, key: str) -> None:
+        """As `ResultStore.delete`."""
+        task, name = _parts(key)
+        self.delete_many(task, [name])
+
     def tasks(self) -> list[KeptTask]:
         """Return what there is of each task, by name."""
         raise NotImplementedError
@@ -162,6 +177,11 @@ def _name(task: str, key: bytes) -> str:
     """Return a key as text: it fits in a file name and in an address."""
     safe = "".join(c if c.isascii() and (c.isalnum() or c in "_-") else "_" for c in task)
     return f"{safe or '_'}/{key.hex()}"
+
+
+def _parts(key: str) -> tuple[str, bytes]:
+    task, _, name = key.rpartition("/")
+    return task, bytes.fromhex(name)
 
 
 SUFFIX: Final = ".result"
@@ -251,6 +271,12 @@ def open_store(store: Any) -> Store:
     return ObjectStore(store)
 
 
-def now() -> float:
-    """Return the time at which something is written."""
-    return time.time()
+def publish(made: Path, path: Path) -> None:
+    """Give the file *made* the name *path*, unless there is a file of that name. *made* may remain."""
+    try:
+        os.link(made, path)  # unlike a rename, it replaces nothing
+    except FileExistsError:
+        return
+    except OSError:  # a file system without links
+        if not path.exists():
+            made.replace(path)

@@ -1,15 +1,15 @@
 """The seam between a run and the results that `wove.cache` keeps.
 
-A task with ``cache=True`` has one `CachedTask`. Around a task that is not mapped it looks first, and runs the task only
-where there is no result. Between a map and its source it puts `_CachedSource`: kept results go straight into the map, and
-only the other items are received, so that they alone use workers, pacing and threads, wherever they run.
+A task with ``cache=True`` has one `CachedTask`. It runs a task that is not mapped only where there is no kept result.
+Between a map and its source it puts `_CachedSource`: kept results go straight into the map, and only the other items
+are received. So these alone use workers, pacing and threads, wherever they run.
 """
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Self
 
 from wove.cache.keys import TaskKeys
 from wove.cache.results import Found, TaskResults
@@ -83,7 +83,7 @@ class CachedTask:
             await self._keep(found.key, value)
             return value
 
-    async def __aenter__(self) -> CachedTask:
+    async def __aenter__(self) -> Self:
         self._store.acquire()
         return self
 
@@ -143,8 +143,8 @@ class _CachedSource(Source):
     """
 
     __slots__ = (
-        "_busy", "_ended", "_error", "_inbox", "_inner", "_limit", "_position", "_ready", "_results", "_store", "anywhere",
-        "keys", "on_found",
+        "_busy", "_ended", "_error", "_inbox", "_inner", "_limit", "_position", "_ready", "_results",
+        "_store", "anywhere", "keys", "on_found",
     )  # fmt: skip
 
     def __init__(
@@ -188,19 +188,13 @@ class _CachedSource(Source):
                 raise self._error
             if self._ended:
                 return END
-            items = self._receive()
-            if not items:
-                if self._error is None and not self._ended:
-                    return WAIT
-            elif self.anywhere:
-                self._ready.extend(zip(items, self._results.find_items(items), strict=True))
-            else:
-                self._busy = True
-                self._store.acquire()
-                submit(self._look_up, items)
+            if not self._receive():
+                return WAIT
 
-    def _receive(self) -> list[Any]:
+    def _receive(self) -> bool:
+        """Receive items and look them up; whether that is over already, or nothing is left to receive."""
         items: list[Any] = []
+
         try:
             while len(items) < self._limit:
                 item = self._inner.take()
@@ -210,9 +204,21 @@ class _CachedSource(Source):
                     self._ended = True
                     break
                 items.append(item)
-        except BaseException as error:  # the user's: it comes after the items that were there before it
+        except (
+            BaseException
+        ) as error:  # the user's: it comes after the items that were there before it
             self._error = error
-        return items
+
+        if not items:
+            return self._ended or self._error is not None
+        if self.anywhere:
+            self._ready.extend(zip(items, self._results.find_items(items), strict=True))
+            return True
+
+        self._busy = True
+        self._store.acquire()
+        submit(self._look_up, items)
+        return False
 
     def _look_up(self, items: Sequence[Any]) -> None:
         """In a thread."""
@@ -250,5 +256,3 @@ class _CachedSource(Source):
 
 def _nothing(*_: object) -> None:
     return None
-
-

@@ -530,10 +530,9 @@ async def map_items(
     threads = settings.is_local and caller.kind in (Kind.SYNC, Kind.GENERATOR)
     limit: float = settings.workers or (run.slots.limit if threads else float("inf"))
     by_threads = caller.plain and caller.kind is Kind.SYNC
-    if caller.cache is not None:
-        # The threads look items up by themselves where no code of the user's runs to get them.
-        if by_threads and not is_container(value):
-            by_threads, invoke = False, partial(partial, invoke)
+    if caller.cache is not None and by_threads and not is_container(value):
+        # Threads look up items where no code of the user's runs to get them; elsewhere the loop has it done.
+        by_threads, invoke = False, partial(partial, invoke)
     source = open_source(
         value,
         task=caller.name,

@@ -15,7 +15,16 @@ from wove.engine.threads import start_thread
 if TYPE_CHECKING:
     from wove.engine.threads import Inbox, Job
 
-__all__ = ["END", "WAIT", "Source", "Stream", "is_container", "is_iterable", "is_task", "open_source"]
+__all__ = [
+    "END",
+    "WAIT",
+    "Source",
+    "Stream",
+    "is_container",
+    "is_iterable",
+    "is_task",
+    "open_source",
+]
 
 END: Final = object()
 """There is no further item."""

@@ -9,7 +9,6 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from wove import (
         backend as backend,
-        cache as cache,
         environment as environment,
         errors as errors,
         integrations as integrations,
@@ -17,7 +16,6 @@ if TYPE_CHECKING:
     from wove.block import weave
     from wove.delivery import shutdown
     from wove.errors import (
-        CacheError,
         DeliveryError,
         DeliveryOrphanedError,
         DeliveryTimeoutError,
@@ -42,6 +40,8 @@ if TYPE_CHECKING:
     from wove.integrations.base import BackendAdapter
     from wove.merging import merge
     from wove.observe.dashboard import dashboard
+    from wove.observe.reports import progress
+    from wove.protocol.carried import carry
     from wove.result import WoveResult
     from wove.security import NetworkExecutorSecurity
     from wove.settings import config
@@ -52,7 +52,6 @@ __version__ = "3.0.0.dev0"
 __all__ = [
     "BackendAdapter",
     "BackendAdapterEnvironmentExecutor",
-    "CacheError",
     "DeliveryError",
     "DeliveryOrphanedError",
     "DeliveryTimeoutError",
@@ -76,12 +75,14 @@ __all__ = [
     "WoveWarning",
     "__version__",
     "batch",
+    "carry",
     "config",
     "dashboard",
     "denone",
     "flatten",
     "fold",
     "merge",
+    "progress",
     "redict",
     "shutdown",
     "sync_to_async",
@@ -101,12 +102,14 @@ _HOMES = {
     "WebSocketEnvironmentExecutor": "wove.executors.websocket.executor",
     "WoveResult": "wove.result",
     "batch": "wove.helpers",
+    "carry": "wove.protocol.carried",
     "config": "wove.settings",
     "dashboard": "wove.observe.dashboard",
     "denone": "wove.helpers",
     "flatten": "wove.helpers",
     "fold": "wove.helpers",
     "merge": "wove.merging",
+    "progress": "wove.observe.reports",
     "redict": "wove.helpers",
     "shutdown": "wove.delivery",
     "sync_to_async": "wove.helpers",
@@ -115,7 +118,7 @@ _HOMES = {
 }
 
 # Submodules that are documented import paths: `wove.errors.WorkerLostError` works after `import wove`.
-_MODULES = ("backend", "cache", "environment", "errors", "integrations")
+_MODULES = ("backend", "environment", "errors", "integrations")
 
 
 # Hidden from type checkers, which would otherwise believe in every misspelt name.

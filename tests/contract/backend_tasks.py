@@ -6,8 +6,12 @@ import asyncio
 import os
 import signal
 import time
+from contextvars import ContextVar
+
+import wove
 
 __all__ = [
+    "REQUEST",
     "Unfair",
     "add_one",
     "block",
@@ -17,11 +21,15 @@ __all__ = [
     "hang",
     "loops_within",
     "pid",
+    "report_thrice",
     "reverse",
     "sleep",
     "sleep_and_tell",
     "weaves_within",
 ]
+
+
+REQUEST = wove.carry(ContextVar("REQUEST", default="none"))
 
 
 class Unfair(Exception):
@@ -47,6 +55,12 @@ def pid() -> int:
 
 def fail(left: int) -> None:
     raise Unfair(left, 2)
+
+
+def report_thrice(total: int) -> str:
+    for done in range(1, total + 1):
+        wove.progress(done, total, f"part {done}")
+    return REQUEST.get()
 
 
 def reverse(content: bytes) -> bytes:

@@ -26,6 +26,7 @@ import pytest
 import wove
 from tests.backends import Backend, Site, contract_rows, parameters
 from tests.contract.backend_tasks import (
+    REQUEST,
     Unfair,
     add_one,
     block,
@@ -34,6 +35,7 @@ from tests.contract.backend_tasks import (
     fail,
     loops_within,
     pid,
+    report_thrice,
     reverse,
     sleep,
     sleep_and_tell,
@@ -48,6 +50,7 @@ from tests.support.servers import Servers
 from tests.support.volume import volume
 from wove import DeliveryTimeoutError, WorkerLostError, weave
 from wove.errors import SerializationError
+from wove.observe.events import listen
 
 Configure = Callable[..., None]
 
@@ -139,6 +142,20 @@ def test_an_exception_keeps_its_type_and_its_remote_traceback(there: Configure) 
     (note,) = caught.value.__notes__
     assert re.match(r"in task '\w+', environment 'there', host \S+, attempt 1, run \S+$", note)
     assert there_is(add_one, item=1) == 2
+
+
+def test_progress_and_context_variables_travel(there: Configure) -> None:
+    reports: list[dict[str, Any]] = []
+    stop = listen(lambda event, fields: reports.append(fields) if "done" in fields else None)
+    token = REQUEST.set("request 7")
+    try:
+        assert there_is(report_thrice, total=3) == "request 7"
+    finally:
+        REQUEST.reset(token)
+        stop()
+
+    last = reports[-1]
+    assert (last["done"], last["total"], last["note"]) == (3, 3, "part 3")
 
 
 @pytest.mark.signature

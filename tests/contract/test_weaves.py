@@ -8,6 +8,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from typing import Any
 
 import pytest
@@ -25,8 +26,11 @@ from wove import (
     merge,
     weave,
 )
+from wove.observe.events import listen
 
 Form = Callable[..., Any]
+
+REQUEST = wove.carry(ContextVar("REQUEST", default="none"))
 
 WORKERS = [link for link in LINKS if link.pickles and link.cancels]
 """The links to processes that run Wove, too."""
@@ -170,6 +174,28 @@ def test_an_error_is_the_users_own(form: str, environment: str) -> None:
         assert "test_weaves.py" in remote and "raise Unhappy(item)" in remote
     with pytest.raises(Unhappy):
         _ = tried.result.after
+
+
+def test_progress_and_context_variables_travel(pool: Link) -> None:
+    def step(item: int) -> str:
+        for done in range(1, 4):
+            wove.progress(done, 3, f"part {done}")
+        return REQUEST.get()
+
+    reports: list[dict[str, Any]] = []
+    stop = listen(lambda event, fields: reports.append(fields) if "done" in fields else None)
+    token = REQUEST.set("request 7")
+    try:
+        with weave() as w:
+            w.do([10, 20], environment="pool")(step)
+    finally:
+        REQUEST.reset(token)
+        stop()
+
+    assert w.result.step == ["request 7", "request 7"]
+    last = {report["item"]: report for report in reports}
+    assert {item: report["note"] for item, report in last.items()} == {0: "part 3", 1: "part 3"}
+    assert all(report["done"] == report["total"] == 3 for report in last.values())
 
 
 def test_retries_are_new_runs(form: str, environment: str, tmp_path: Any) -> None:

@@ -11,7 +11,9 @@ from collections.abc import Iterable
 from typing import Final
 
 from wove.callback.client import (
+    CANCELLED_HEADER,
     RETRY,
+    UNAWAITED_HEADER,
     is_retryable,
     refusal_text,
     run_ids_in,
@@ -25,7 +27,6 @@ from wove.errors import DeliveryError, SerializationError
 from wove.net.http1 import Head
 from wove.protocol.completed_runs import bulk
 from wove.protocol.frames import FrameError
-from wove.protocol.names import CANCELLED_HEADER, UNAWAITED_HEADER
 
 __all__ = ["DeliveryQueue"]
 

@@ -11,6 +11,7 @@ from wove.callback.link import REFUSED_SECONDS
 from wove.protocol.completed_runs import bulk
 from wove.protocol.frames import TERMINAL, condensed
 from wove.protocol.pickling import Pickled
+from wove.protocol.waiting import add_waiting
 
 if TYPE_CHECKING:
     from wove.callback.event_batch import EventBatch
@@ -186,7 +187,7 @@ class RunEvents:
         elif kind == "heartbeat":
             self._heartbeat = event
         else:
-            self._others.append(event)
+            add_waiting(self._others, event)
 
     def beat(self) -> None:
         """Add a heartbeat, unless one waits already or the receiver will soon know the run's end."""

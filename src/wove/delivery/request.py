@@ -12,6 +12,7 @@ from wove.concurrency import forks, thread_pool
 
 if TYPE_CHECKING:
     from wove.delivery.shared_arguments import SharedArguments
+    from wove.observe.reports import FindReporter
     from wove.protocol.pickling import Pickled
     from wove.result import RunRecord
     from wove.settings.resolution import TaskSettings
@@ -109,6 +110,7 @@ class Request:
         timeout: Seconds this attempt may take from the moment that its worker begins it. The worker
             is told. ``None`` for no limit.
         record: Where the run's id, worker and sizes are noted, if anywhere.
+        find_reporter: Finds what receives the progress that the run reports, if anything does.
 
     Attributes:
         working: Called on the weave's loop: with true whenever a worker begins the run, with false
@@ -122,6 +124,7 @@ class Request:
         "attempt",
         "call",
         "expired",
+        "find_reporter",
         "item",
         "record",
         "settings",
@@ -138,6 +141,7 @@ class Request:
         attempt: int = 1,
         timeout: float | None = None,
         record: RunRecord | None = None,
+        find_reporter: FindReporter | None = None,
     ) -> None:
         self.call = call
         self.args = args
@@ -146,6 +150,7 @@ class Request:
         self.attempt = attempt
         self.timeout = timeout
         self.record = record
+        self.find_reporter = find_reporter
         self.working: Callable[[bool], object] | None = None
         self.expired = False
 

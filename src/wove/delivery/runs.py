@@ -38,6 +38,7 @@ from wove.errors import (
     DeliveryTimeoutError,
     WorkerLostError,
 )
+from wove.observe.reports import report_of_event
 from wove.protocol.frames import TERMINAL
 
 if TYPE_CHECKING:
@@ -57,6 +58,14 @@ def _report(run: RemoteRun, working: bool) -> None:
     if run.request.timeout is not None:
         for waiter in run.waiters:
             waiter.report(working)
+
+
+def _report_progress(run: RemoteRun, event: dict[str, Any]) -> None:
+    find = run.request.find_reporter
+    reporter = None if find is None else find()
+    report = report_of_event(event, run.request.item, run.host)
+    if reporter is not None and report is not None:
+        reporter.report(report)
 
 
 class RunTable:
@@ -210,6 +219,8 @@ class RunTable:
         elif isinstance(kind, str) and kind in TERMINAL:
             self._terminal(run, event)
             return True
+        elif kind == "progress":
+            _report_progress(run, event)
         elif kind == "log":
             logger.info("%s: %s", run, event.get("message"))
         elif kind == "heartbeat":

@@ -18,13 +18,13 @@ from wove.engine.tracebacks import ABSENT, annotate, raisable
 from wove.errors import TaskTimeoutError
 from wove.graph.signature import ITEM, Kind, Signature
 from wove.observe.events import emit
+from wove.observe.reports import REPORTER
 from wove.result import RunRecord, Trip, worded
 
 if TYPE_CHECKING:
     from contextvars import Context
 
     from wove.delivery import Call, DeliveryClient, Request
-    from wove.engine.caching import CachedTask
     from wove.engine.scheduler import WeaveRun
     from wove.settings.resolution import TaskSettings
 
@@ -158,11 +158,10 @@ class Caller:
         pacer: Spreads the launches of a map, or ``None``.
         context: What every call finds in its context variables.
         attempts: What became of the attempts.
-        cache: The kept results of the items of a map; ``None`` where none are kept.
     """
 
     __slots__ = (
-        "attempts", "cache", "call", "context", "fn", "kind",
+        "attempts", "call", "context", "fn", "kind",
         "make_request", "name", "pacer", "plain", "run", "settings", "signature"
     )  # fmt: skip
 
@@ -188,7 +187,6 @@ class Caller:
         self.call: Call | None = None
         self.make_request: type[Request]
         self.attempts = Attempts()
-        self.cache: CachedTask | None = None
 
     def annotate(self, error: BaseException, item: int, value: Any = ABSENT) -> None:
         """Note on *error*, with which *item* failed, where it came from."""
@@ -351,11 +349,16 @@ class Caller:
     ) -> Request:
         if self.call is None:
             refuse_while_importing(self.fn, arguments.values(), self.name)
-            from wove.delivery import Call, Request  # here, because a local weave does without
+            # Here, because a local weave does without.
+            from wove.delivery import Call, Request
+            from wove.protocol.carried import carried_values, carrying
 
             self.make_request = Request
             variadic = ITEM in arguments
             fn = portable(self.fn, self.kind, self.signature, variadic=variadic)
+            if values := carried_values(self.context):
+                is_async = self.kind in (Kind.ASYNC, Kind.ASYNC_GENERATOR)
+                fn = carrying(fn, values, is_async=is_async)
             self.call = Call(fn, self.name)
 
         return self.make_request(
@@ -366,6 +369,7 @@ class Caller:
             attempt=record.attempt,
             timeout=limit,
             record=record,
+            find_reporter=self.context.get(REPORTER),
         )
 
     async def _in_time(self, scope: DeliveryClient, request: Request, limit: float) -> Any:

@@ -126,14 +126,20 @@ class CoroutinePool:
         assert task is not None
         return task
 
-    def spoiled(self, lane: asyncio.Task[Any]) -> bool:
-        """Whether the job that *lane* has just run left something behind in it."""
+    def spoiled(self, lane: asyncio.Task[Any], values: list[Any] | None = None) -> bool:
+        """Return whether the job that *lane* has just run left something behind in it.
+
+        Args:
+            lane: The lane.
+            values: The values of its context variables before its first job, where the lane has set some itself.
+        """
         if lane.cancelling():
             return True
         # By identity: an equal value may be another object, which the next job would share. A job
         # cannot take variables away, so as many variables are the same ones.
         now = copy_context()
-        return len(now) != len(self._values) or not all(map(is_, now.values(), self._values))
+        before = self._values if values is None else values
+        return len(now) != len(before) or not all(map(is_, now.values(), before))
 
     def stop(self) -> None:
         """Cancel all lanes but the one that calls, and take no more jobs."""

@@ -13,7 +13,7 @@ import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Coroutine, Mapping
-from contextvars import Context, ContextVar
+from contextvars import Context, ContextVar, copy_context
 from functools import partial
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -40,6 +40,7 @@ from wove.engine.tracebacks import annotate, raisable
 from wove.graph.plan import DATA
 from wove.graph.signature import Kind
 from wove.observe.events import emit, listening
+from wove.observe.reports import REPORTER
 
 if TYPE_CHECKING:
     from wove.delivery import DeliveryClient
@@ -91,6 +92,9 @@ class _TaskLanes(CoroutinePool):
 
     async def lane(self) -> None:
         run, ready, lane = self.run, self.ready, self.current()
+        current = _CurrentTask()
+        REPORTER.set(current)
+        values = list(copy_context().values())
         since = perf_counter()
 
         try:
@@ -99,6 +103,7 @@ class _TaskLanes(CoroutinePool):
                 if ready and self._look is None:
                     self.more()
                 task.begin()
+                current.task = task
                 try:
                     if task.plain_async:
                         value = await call_now(task.node, run.values)
@@ -116,7 +121,7 @@ class _TaskLanes(CoroutinePool):
                     self.inside = False
                 if not ready:
                     return
-                if self.spoiled(lane):
+                if self.spoiled(lane, values):
                     return
                 if task.ended - since > SLICE_SECONDS:
                     await asyncio.sleep(0)
@@ -126,7 +131,20 @@ class _TaskLanes(CoroutinePool):
         except BaseException as error:  # not a task's: those are caught above
             run.cancel(error)
         finally:
+            current.task = None
             self.left(lane)
+
+
+class _CurrentTask:
+    """The task that a lane is at."""
+
+    __slots__ = ("task",)
+
+    def __init__(self) -> None:
+        self.task: Task | None = None
+
+    def __call__(self) -> Task | None:
+        return self.task
 
 
 class WeaveRun:
@@ -148,7 +166,6 @@ class WeaveRun:
         cancelled_by: What cancelled the run from outside.
         usual: The settings of an unmapped task without options, and whether it is nothing but a call.
         failures: Every failure, as ``(task, position of the item or None, exception)``.
-        store: Where results of tasks with ``cache=True`` are kept, as `weave` was given it.
         keeps_going: Whether what does not depend on a failed task still runs.
     """
 
@@ -177,7 +194,6 @@ class WeaveRun:
 
         self.inbox = Inbox(loop)
         self._max_workers = settings.max_workers
-        self.store = settings.store
         self._slots: Slots | None = None
         self.values: dict[str, Any] = {**values, DATA: dict(values)}
         usual = resolver.task({}, False)
@@ -412,30 +428,6 @@ class WeaveRun:
 
     async def perform(self, task: Task) -> Any:
         """Run *task* to its end, whatever kind it is; returns its value."""
-        if not task.settings.cache:
-            return await self._perform(task)
-        return await self._perform_cached(task)
-
-    async def _perform_cached(self, task: Task) -> Any:
-        from wove.engine.caching import cached_task  # here, because most weaves do without
-
-        node, mapped = task.node, task.node.declaration.mapped
-        cache = cached_task(
-            self.store,
-            task.name,
-            node.declaration.fn,
-            task.settings,
-            names_elsewhere(node, self.values),
-            node.item if mapped else None,
-        )
-        if not mapped:
-            return await cache.run(partial(self._perform, task))
-
-        async with cache:
-            task.caller(self).cache = cache
-            return await self._perform(task)
-
-    async def _perform(self, task: Task) -> Any:
         caller, node = task.caller(self), task.node
         if task.awaitable is not None:
             awaitable, task.awaitable = task.awaitable, None
@@ -636,6 +628,7 @@ def current_run() -> WeaveRun | None:
 def _timed(task: Task, call: Callable[[], Any]) -> Any:
     # The task begins when a thread begins it, not while it waits for one.
     task.thread = thread_number()
+    REPORTER.set(ref(task))
     task.started = perf_counter()
     return call()
 

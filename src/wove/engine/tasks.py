@@ -7,10 +7,13 @@ from collections.abc import Awaitable, Callable
 from enum import Enum
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Final
+from weakref import ref
 
 from wove.engine.attempts import Attempts, Caller, is_plain
 from wove.engine.threads import ThreadCall
 from wove.graph.signature import Kind
+from wove.observe.events import emit, listening
+from wove.observe.reports import REPORTER
 
 if TYPE_CHECKING:
     from wove.engine.mapping import Items, ItemsSoFar
@@ -18,6 +21,7 @@ if TYPE_CHECKING:
     from wove.engine.sources import Stream
     from wove.engine.threads import Inbox
     from wove.graph.plan import Node
+    from wove.observe.reports import Report
     from wove.result import RunRecord
 
 __all__ = ["CANCELLED", "DONE", "FAILED", "PENDING", "RUNNING", "Status", "Task"]
@@ -54,11 +58,12 @@ class Task:
         items: What a mapped task has done so far.
         stream: Where a generator's items go while it runs, if a mapped task takes them from there.
         awaitable: What a plain function returned that still has to be awaited.
+        progress: What it, or one of its items, has reported last; ``None``: nothing.
     """
 
     __slots__ = (
-        "_attempts", "_caller", "awaitable", "ended", "error", "items", "name", "node", "plain_async", "plain_sync",
-        "settings", "started", "status", "stream", "thread", "value", "waiting",
+        "__weakref__", "_attempts", "_caller", "awaitable", "ended", "error", "items", "name", "node", "plain_async",
+        "plain_sync", "progress", "settings", "started", "status", "stream", "thread", "value", "waiting",
     )  # fmt: skip
 
     def __init__(self, node: Node, run: WeaveRun) -> None:
@@ -75,6 +80,7 @@ class Task:
         self.items: ItemsSoFar | None = None
         self.stream: Stream | None = None
         self.awaitable: Awaitable[Any] | None = None
+        self.progress: Report | None = None
         self._caller: Caller | None = None
         self._attempts: Attempts | None = None
 
@@ -82,7 +88,7 @@ class Task:
             self.settings = run.resolver.task(
                 declaration.options, declaration.mapped, f"task {node.name!r}"
             )
-            plain = not declaration.mapped and is_plain(self.settings) and not self.settings.cache
+            plain = not declaration.mapped and is_plain(self.settings)
         else:
             self.settings, plain = run.usual
 
@@ -93,6 +99,8 @@ class Task:
         """Makes the task's calls where more than a call is to be made."""
         if self._caller is None:
             declaration = self.node.declaration
+            context = run.context.copy()
+            context.run(REPORTER.set, ref(self))
             self._caller = Caller(
                 run,
                 self.name,
@@ -100,10 +108,17 @@ class Task:
                 declaration.kind,
                 declaration.signature,
                 self.settings,
+                context,
             )
             self._attempts = self._caller.attempts
 
         return self._caller
+
+    def report(self, report: Report) -> None:
+        """Keep the last report of it or of one of its items, from any thread."""
+        self.progress = report
+        if listening():
+            emit("task_progress", task=self.name, **report._asdict())
 
     def close(self) -> None:
         """The run is over: let go of all that refers to it."""
@@ -166,7 +181,11 @@ class Task:
 
         pump = _Pump(call, stream, run.inbox)
         thread = ThreadCall(
-            pump.run, slots=run.slots, inbox=run.inbox, context=run.context.copy(), ended=ended
+            pump.run,
+            slots=run.slots,
+            inbox=run.inbox,
+            context=self.caller(run).context.copy(),
+            ended=ended,
         ).start()
 
         try:

@@ -199,7 +199,7 @@ class _Plain:
         ]
 
         for row in rows:
-            if row.mapped and row.state == "running":
+            if (row.mapped or row.progress is not None) and row.state == "running":
                 due = self._next.setdefault(row.name, now - row.seconds + SUMMARY_SECONDS)
                 if now >= due:
                     self._next[row.name] = now + SUMMARY_SECONDS

@@ -15,6 +15,8 @@ from enum import Enum
 from time import perf_counter
 from typing import Any, Final, Protocol
 
+from wove.observe.reports import Report
+
 __all__ = ["ENDED", "Row", "RunView", "Sampler", "length_of"]
 
 ENDED: Final = frozenset({"done", "failed", "cancelled", "skipped"})
@@ -98,6 +100,9 @@ class _TaskView(Protocol):
     @property
     def node(self) -> _NodeView: ...
 
+    @property
+    def progress(self) -> Report | None: ...
+
     def retries(self) -> int: ...
 
 
@@ -131,6 +136,7 @@ class Row:
         rate: Items a second lately, or over all when it has ended; 0 where there is none.
         retries: How many attempts were not the first one.
         error: The name of the type of what it failed with.
+        progress: What it, or one of its items, has reported last.
     """
 
     name: str
@@ -145,6 +151,7 @@ class Row:
     rate: float = 0.0
     retries: int = 0
     error: str = ""
+    progress: Report | None = None
 
 
 class Sampler:
@@ -210,6 +217,7 @@ class _Watched:
             rate=self._rate(done, seconds, state, now),
             retries=task.retries(),
             error="" if error is None else type(error).__name__,
+            progress=task.progress,
         )
 
     def _ended_items(self, items: _ItemsView | None) -> int:

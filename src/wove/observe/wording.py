@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from unicodedata import category, combining, east_asian_width
 
+from wove.observe.reports import Report
 from wove.observe.sampling import ENDED, Row
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "fit",
     "live_lines",
     "plain_line",
+    "progress_text",
     "summary",
 ]
 
@@ -134,8 +136,14 @@ def _live_line(row: Row, width: int, columns: int, style: Style) -> str:
             filled = room if row.items >= row.total else room * row.items // row.total
             parts.append(style.full * filled + style.empty * (room - filled))
         parts.append(_count(row))
+    elif row.state == "running" and row.progress is not None:
+        done, total = row.progress.done, row.progress.total
+        room = min(BAR_COLUMNS, columns - width - 40)
+        if done is not None and total and room >= 5:
+            filled = int(room * min(1.0, done / total))
+            parts.append(style.full * filled + style.empty * (room - filled))
 
-    parts += _rate(row) + _state(row) + _rest(row)
+    parts += _rate(row) + _progress(row) + _state(row) + _rest(row)
     if row.state == "running" and row.total and row.rate > 0 and row.items < row.total:
         parts.append(f"eta {duration((row.total - row.items) / row.rate)}")
     sign = style.signs[row.state]
@@ -155,6 +163,21 @@ def _rate(row: Row) -> list[str]:
     if not row.mapped or row.rate <= 0:
         return []
     return [f"{row.rate:,.0f}/s" if row.rate >= 10 else f"{row.rate:.2g}/s"]
+
+
+def progress_text(report: Report) -> str:
+    """Return what a task has reported, in one line: ``item 3: 45/100 page 45``."""
+    amount = "" if report.done is None else f"{report.done:,.6g}"
+    if report.total is not None:
+        amount = f"{amount or '?'}/{report.total:,.6g}"
+    text = " ".join(filter(None, (amount, report.note)))
+    return text if report.item is None else f"item {report.item}: {text}"
+
+
+def _progress(row: Row) -> list[str]:
+    if row.progress is None or row.state != "running":
+        return []
+    return [progress_text(row.progress)]
 
 
 def _state(row: Row) -> list[str]:
@@ -196,7 +219,7 @@ def plain_line(row: Row) -> str:
         )
         parts.append(f"{count} {'item' if count == '1' else 'items'}{share}")
 
-    parts += _rate(row) + _rest(row)
+    parts += _rate(row) + _progress(row) + _rest(row)
     state = f"failed with {row.error}" if row.state == "failed" and row.error else row.state
     return fit(f"wove: {row.name} {state}: {', '.join(parts)}", LOG_COLUMNS, "~")
 

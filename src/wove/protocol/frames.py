@@ -37,7 +37,7 @@ COMMANDS: Final = frozenset({"run_task", "cancel_task", "shutdown"})
 #: Events after which nothing more is heard of a run.
 TERMINAL: Final = frozenset({"task_result", "task_error", "task_cancelled"})
 
-EVENTS: Final = TERMINAL | {"task_started", "heartbeat", "log"}
+EVENTS: Final = TERMINAL | {"task_started", "heartbeat", "progress", "log"}
 
 #: The ``kind`` of the ``error`` with which a worker service declines a run that it has no room for. It has not
 #: begun the run, so that sending it again is safe.
@@ -96,6 +96,7 @@ class Event(TypedDict, total=False):
     ``host`` and ``pid`` come with ``task_started``, or with the end of a run that was over too soon for one.
     ``timing`` comes with the end: when the worker began the run, in seconds since the epoch, and for how many
     seconds it then unpickled the call, ran it, and pickled the result.
+    ``progress`` carries the last report of `wove.progress`: ``done``, ``total`` and ``note``.
     A ``heartbeat`` with ``blocked`` says that none of the ``running`` tasks of that process computes at the
     moment: they wait.
     """
@@ -116,6 +117,9 @@ class Event(TypedDict, total=False):
     timing: list[float]
     blocked: bool
     running: int
+    done: float | None
+    total: float | None
+    note: str
     level: str
     message: str
 

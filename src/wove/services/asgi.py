@@ -13,7 +13,7 @@ from wove.concurrency.thread_pool import run_in_thread
 from wove.protocol import codec, signing
 from wove.protocol.codec import encode_events
 from wove.protocol.frames import TERMINAL, condensed, says_busy
-from wove.protocol.names import JSON_TYPE, LINES_TYPE
+from wove.protocol.waiting import add_waiting
 from wove.services.queue import RunQueue
 from wove.services.wire import is_big, is_big_reply
 
@@ -32,8 +32,7 @@ the connection, and the client might never read the reply (RFC 9112, section 9.6
 RETRY_AFTER: Final = ((b"retry-after", b"1"),)
 """Of a reply that says "busy", in seconds."""
 
-_JSON: Final = JSON_TYPE.encode()
-_LINES: Final = LINES_TYPE.encode()
+_JSON: Final = b"application/json"
 RECOGNIZED: Final = "wove-recognized"
 """Key of the ASGI scope: what the server wants called once the client has shown who it is."""
 
@@ -124,7 +123,7 @@ class Request:
             if name == b"content-length":
                 self.length = int(value) if value.isdigit() else None
             elif name == b"accept":
-                self.streams = _LINES in value
+                self.streams = b"application/x-ndjson" in value
             elif name == b"origin" or name == b"sec-fetch-site":
                 self.browser = True
 
@@ -332,7 +331,7 @@ class ResponseStream:
         ):
             return  # of no use in a reply that comes at the end; and one is enough for a client that reads slowly
 
-        self._events.append(event)
+        add_waiting(self._events, event)
 
         if event["type"] in TERMINAL:
             self._over = True
@@ -386,7 +385,7 @@ class ResponseStream:
 
     async def _stream(self) -> None:
         self._streaming = True
-        await self._request.begin(200, [(b"content-type", _LINES)])
+        await self._request.begin(200, [(b"content-type", b"application/x-ndjson")])
 
         while True:
             events, self._events = self._events, []

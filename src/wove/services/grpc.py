@@ -19,7 +19,7 @@ from wove.errors import MissingDependencyError, install_command
 from wove.protocol import signing
 from wove.protocol.codec import encode_events
 from wove.protocol.frames import TERMINAL, FrameError
-from wove.protocol.names import GRPC_METHOD
+from wove.protocol.waiting import add_waiting
 from wove.services.byte_budget import ByteBudget
 from wove.services.forked import owns_port
 from wove.services.options import ServiceKeywords, ServiceOptions, service_options
@@ -44,6 +44,7 @@ logger = logging.getLogger("wove.service")
 
 Context: TypeAlias = "grpc.aio.ServicerContext[bytes, bytes]"
 
+DEFAULT_METHOD: Final = "/wove.network_executor.WorkerService/Send"
 REPLY_SIGNATURE: Final = signing.REPLY_SIGNATURE.lower()
 SIZE: Final = signing.SIZE.lower()
 
@@ -89,7 +90,7 @@ def worker_handler(
     options: ServiceOptions | None = None,
     /,
     *,
-    method: str = GRPC_METHOD,
+    method: str = DEFAULT_METHOD,
     **keywords: Unpack[ServiceKeywords],
 ) -> WorkerHandler:
     """A handler that runs the tasks it is sent, for ``server.add_generic_rpc_handlers((handler,))``.
@@ -194,7 +195,7 @@ class WorkerHandler(grpc.GenericRpcHandler):
             self.queue.cancel(frame, owner=owner)
             return self._signed([NOTHING], metadata, context)
 
-        events = [await self._run(frame, owner, context)]
+        events = await self._run(frame, owner, context)
         del frame
         if not is_big_reply(events):
             return self._signed(encode_events(events), metadata, context)
@@ -275,9 +276,12 @@ class WorkerHandler(grpc.GenericRpcHandler):
             return str(error)
         return None
 
-    async def _run(self, frame: dict[str, Any], owner: str, context: Context) -> dict[str, Any]:
-        """The last event of a run. Who waits for one reply learns from that, too, where it ran."""
+    async def _run(
+        self, frame: dict[str, Any], owner: str, context: Context
+    ) -> list[dict[str, Any]]:
+        """Return the reports of a run, and its last event, from which the client learns where it ran."""
         place: dict[str, Any] = {}
+        reports: list[dict[str, Any]] = []
         last: dict[str, Any] | None = None
         over: asyncio.Future[None] | None = None
 
@@ -289,6 +293,8 @@ class WorkerHandler(grpc.GenericRpcHandler):
                 last = event
                 if over is not None and not over.done():
                     over.set_result(None)
+            elif event["type"] != "heartbeat":
+                add_waiting(reports, event)
 
         subscription = self.queue.enqueue(frame, on_event, peer=_peer(context), owner=owner)
         del frame
@@ -302,7 +308,7 @@ class WorkerHandler(grpc.GenericRpcHandler):
                 self.queue.unsubscribe(subscription)
 
         assert last is not None
-        return {**last, **place}
+        return [*reports, {**last, **place}]
 
     def _signed(self, chunks: Sequence[bytes], metadata: _Pairs, context: Context) -> bytes:
         """The reply as one; its signature goes to the trailing metadata."""
@@ -332,7 +338,7 @@ async def serve(
     *,
     started: Callable[[str], object],
     stop: asyncio.Event,
-    method: str = GRPC_METHOD,
+    method: str = DEFAULT_METHOD,
 ) -> None:
     """Serve until *stop* is set, and then until what runs has ended.
 

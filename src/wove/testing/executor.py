@@ -12,6 +12,7 @@ import asyncio
 import inspect
 from abc import abstractmethod
 from collections.abc import Mapping
+from contextvars import Context
 from functools import partial
 from typing import Any, ClassVar, Literal
 
@@ -210,7 +211,7 @@ class DirectExecutor(RecordingExecutor):
             if inspect.iscoroutinefunction(frame["callable"]):
                 result = await call()
             else:
-                result = await self._threads.call(call)
+                result = await self._threads.call(Context().run, call)
                 if inspect.isawaitable(result):
                     result = await result
         except asyncio.CancelledError:

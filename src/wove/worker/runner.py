@@ -14,6 +14,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from wove.errors import SerializationError, TaskTimeoutError
+from wove.observe.reports import REPORTER
 from wove.protocol.callables import CallableCache
 from wove.protocol.faults import from_exception
 from wove.protocol.frames import PYTHON, TERMINAL, FrameError, check_python
@@ -21,6 +22,7 @@ from wove.protocol.limits import SHARED_KEPT
 from wove.protocol.pickling import Pickled, dumps, loads
 from wove.worker.heartbeats import HeartbeatTimer, LoadMeter
 from wove.worker.interrupts import Interruptible, TaskInterrupted
+from wove.worker.reports import RunReports
 from wove.worker.run_marks import BEGUN, RETURNED, RunMarks
 from wove.worker.runs import ExecutingRun, SharedCallable, SharedValues
 from wove.worker.threads import Crew
@@ -85,18 +87,15 @@ class Runner:
         self._pulse: HeartbeatTimer[ExecutingRun] = HeartbeatTimer(
             beat=self._beat, expire=self._expire, meter=meter, name=f"{name}-pulse"
         )
+        self._report_timer: HeartbeatTimer[RunReports] = HeartbeatTimer(
+            beat=RunReports.flush, expire=RunReports.flush, meter=None, name=f"{name}-reports"
+        )
         self._reports_load = report_load
         self._pid = os.getpid()
 
     # --- what a transport calls -----------------------------------------------------------------------------
 
-    def submit(
-        self,
-        frame: Mapping[str, Any],
-        function: SharedCallable | None = None,
-        *,
-        heartbeat_seconds: float | None = None,
-    ) -> None:
+    def submit(self, frame: Mapping[str, Any], function: SharedCallable | None = None) -> None:
         """Run a ``run_task`` frame. Returns at once; frames of one connection come from one thread, in order.
 
         A second frame with the ``run_id`` of a run in progress is ignored.
@@ -105,7 +104,6 @@ class Runner:
             frame: The frame.
             function: What `shared` gave for it; ``None``: the frame has its callable, or the frames of this
                 connection had it.
-            heartbeat_seconds: The time between two heartbeats; ``None``: as the frame says.
 
         Raises:
             FrameError: The frame names no run, so nobody could be told.
@@ -113,7 +111,7 @@ class Runner:
         run_id = frame.get("run_id")
         if not isinstance(run_id, str) or not run_id:
             raise FrameError("a run_task without a run_id")
-        run = ExecutingRun(run_id, frame, heartbeat_seconds)
+        run = ExecutingRun(run_id, frame)
 
         with self._lock:
             if run_id in self._runs:
@@ -192,6 +190,7 @@ class Runner:
         ended = self.drain(timeout)
         self._crew.close()
         self._pulse.close()
+        self._report_timer.close()
         if self._loop is not None:
             self._loop.close(max(0.0, deadline - time.monotonic()))
         return ended
@@ -217,8 +216,8 @@ class Runner:
                 self._pulse.expire_at(run, time.monotonic() + run.seconds)
             if self._reports_load:
                 self._pulse.started()
-            if run.heartbeat_seconds is not None:
-                self._pulse.beat_every(run, run.heartbeat_seconds)
+            if run.beat_seconds is not None:
+                self._pulse.beat_every(run, run.beat_seconds)
             self._call(run)
         except BaseException as error:
             # Not the task's own: those have been dealt with. Whatever it is, the run must end.
@@ -243,6 +242,7 @@ class Runner:
         del arguments
         run.ticks.append(time.perf_counter())
         context = contextvars.Context()
+        context.run(REPORTER.set, partial(self._reports_of, run))
 
         if run.stopping:
             self._stopped(run, None)
@@ -250,6 +250,15 @@ class Runner:
             self._await(run, call, context)
         else:
             self._call_here(run, call, context)
+
+    def _reports_of(self, run: ExecutingRun) -> RunReports | None:
+        """Return what sends the reports of *run*; ``None`` once it has ended."""
+        with self._lock:
+            if run.ended:
+                return None
+            if run.reports is None:
+                run.reports = RunReports(run.names, self._emit, self._report_timer.expire_at)
+            return run.reports
 
     def _call_here(
         self, run: ExecutingRun, call: Callable[[], Any], context: contextvars.Context
@@ -405,8 +414,11 @@ class Runner:
             if run.begun:
                 self._running -= 1
 
-        if run.heartbeat_seconds is not None or run.seconds is not None:
+        if run.beat_seconds is not None or run.seconds is not None:
             self._pulse.drop(run)
+        if run.reports is not None:
+            run.reports.close()
+            self._report_timer.drop(run.reports)
         timing = run.timing(time.perf_counter())
         if timing is not None:
             event["timing"] = timing

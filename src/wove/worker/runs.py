@@ -5,16 +5,19 @@ from __future__ import annotations
 import inspect
 import threading
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from wove.errors import SerializationError
-from wove.protocol.heartbeats import spacing
 from wove.protocol.pickling import Pickled, loads
 
 if TYPE_CHECKING:
     from wove.worker.interrupts import Interruptible
+    from wove.worker.reports import RunReports
 
 __all__ = ["ExecutingRun", "SharedCallable", "SharedValues"]
+
+#: A worker that beats at a third of the interval may lose one beat and be late with another.
+BEATS_PER_INTERVAL: Final = 3
 
 
 class SharedCallable:
@@ -76,23 +79,25 @@ class ExecutingRun:
         names: The fields that every event of it has.
         slot: Where it is marked in `RunMarks`; -1: nowhere.
         seconds: How long the attempt may take once it has begun; ``None``: no limit.
-        heartbeat_seconds: The time between two heartbeats; ``None``: it sends none.
+        beat_seconds: The time between two heartbeats; ``None``: nobody wants them.
         begun: It has left the queue.
         ended: Its terminal event is decided.
         began: When it left the queue, in seconds since the epoch.
         ticks: When it left the queue, when its call began, and when that ended, as `time.perf_counter`.
+        reports: What it has reported; ``None``: nothing.
         stopping: ``"cancel"`` or ``"deadline"`` once it has been told to stop.
     """
 
     __slots__ = (
+        "beat_seconds",
         "began",
         "begun",
         "callable",
         "cancel_coroutine",
         "ended",
         "frame",
-        "heartbeat_seconds",
         "names",
+        "reports",
         "run_id",
         "seconds",
         "section",
@@ -103,9 +108,7 @@ class ExecutingRun:
         "ticks",
     )
 
-    def __init__(
-        self, run_id: str, frame: Mapping[str, Any], heartbeat_seconds: float | None = None
-    ) -> None:
+    def __init__(self, run_id: str, frame: Mapping[str, Any]) -> None:
         self.run_id = run_id
         self.frame: Mapping[str, Any] = frame
         self.task = str(frame.get("task_id") or "?")
@@ -114,13 +117,15 @@ class ExecutingRun:
         slot: object = frame.get("slot")
         self.slot = slot if isinstance(slot, int) else -1
         delivery: Any = frame.get("delivery")
-        policy = cast(dict[str, Any], delivery) if isinstance(delivery, dict) else None
-        self.heartbeat_seconds = heartbeat_seconds or spacing(policy)
+        policy = cast(dict[str, Any], delivery) if isinstance(delivery, dict) else {}
+        interval = _seconds(policy.get("delivery_heartbeat_seconds"))
+        self.beat_seconds = interval / BEATS_PER_INTERVAL if interval else None
         self.callable: SharedCallable | None = None
         self.shared: SharedValues | None = None
         self.section: Interruptible | None = None
         self.cancel_coroutine: Callable[[], None] | None = None
         self.begun = self.ended = False
+        self.reports: RunReports | None = None
         self.stopping: str | None = None
         self.began = 0.0
         self.ticks: list[float] = []

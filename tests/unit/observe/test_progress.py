@@ -60,7 +60,9 @@ def test_without_it_nothing_is_started_nor_loaded(
                 return [thread.name for thread in threading.enumerate()]
         print(w.result.names, [name for name in sys.modules if name.startswith("wove.observe")])
     """)
-    assert done.stdout == "['MainThread'] ['wove.observe', 'wove.observe.events']\n"
+    assert done.stdout == (
+        "['MainThread'] ['wove.observe', 'wove.observe.events', 'wove.observe.reports']\n"
+    )
     assert done.stderr == ""
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+import wove
 from wove.errors import EnvironmentExecutionError, SerializationError, TaskTimeoutError
 from wove.protocol.faults import to_exception
 from wove.protocol.frames import PYTHON, TERMINAL, FrameError
@@ -663,3 +664,51 @@ def test_a_thousand_tasks_from_many_senders(bench: Bench) -> None:
     for sender in range(5):
         for i in range(100):
             assert bench.outcome(f"{sender}-{i}") == 2 * i
+
+
+# --- reports ----------------------------------------------------------------------------------------------
+
+
+def test_reports_are_sent_at_most_ten_times_a_second_and_the_last_before_the_end(
+    bench: Bench,
+) -> None:
+    def work() -> float:
+        import time
+
+        import wove
+
+        began = time.monotonic()
+        for done in range(20_000):
+            wove.progress(done, 20_000, "going on")
+        return time.monotonic() - began
+
+    seconds = bench.call(work)
+    reports = bench.of(kind="progress")
+    assert 2 <= len(reports) <= 12 + 10 * seconds
+    assert reports[0]["done"] == 0 and reports[-1]["done"] == 19_999
+    assert reports[-1] == {
+        "type": "progress",
+        "run_id": "r",
+        "task_id": "pdf",
+        "done": 19_999,
+        "total": 20_000,
+        "note": "going on",
+    }
+    assert [event["type"] for event in bench.of()[-2:]] == ["progress", "task_result"]
+
+
+GO_ON = threading.Event()
+
+
+def report_twice_and_wait() -> None:
+    wove.progress(1)
+    wove.progress(2)
+    assert GO_ON.wait(60)
+
+
+def test_a_report_that_waits_is_sent_while_the_task_goes_on(bench: Bench) -> None:
+    GO_ON.clear()
+    bench.send(report_twice_and_wait)
+    bench.until(lambda: [event["done"] for event in bench.of(kind="progress")] == [1, 2])
+    GO_ON.set()
+    assert bench.outcome() is None

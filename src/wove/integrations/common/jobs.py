@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Generator
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from wove.callback import sender
 from wove.callback.client import fetch
@@ -16,16 +16,19 @@ from wove.callback.reporter import DeliveryOutcome, RunReporter
 from wove.concurrency import forks
 from wove.concurrency.thread_pool import ThreadPool
 from wove.errors import DeliveryError, SerializationError, WorkerLostError
-from wove.protocol import heartbeats
 from wove.protocol.frames import FrameError, check_python
 from wove.protocol.payload import Claim, Payload
 from wove.protocol.pickling import Pickled
 from wove.protocol.signing import digest
 from wove.security import NetworkExecutorSecurity
 from wove.worker.runner import Runner
-from wove.worker.runs import SharedCallable
+from wove.worker.runs import BEATS_PER_INTERVAL, SharedCallable
 
-__all__ = ["ASK_SECONDS", "Job", "close", "fetches"]
+__all__ = ["ASK_SECONDS", "BEAT_SECONDS", "Job", "close", "fetches"]
+
+BEAT_SECONDS: Final = 5.0
+"""The longest time between two heartbeats where the payload does not say: the answer to one is how a worker learns
+of a cancel."""
 
 ASK_SECONDS: Final = 1.0
 """The age of a payload, in seconds, from which on its worker asks first whether anybody still waits for its run: it may
@@ -47,7 +50,7 @@ class Job:
         destination: Where its events go.
         security: Signs.
         retry_seconds: As `RunReporter`.
-        heartbeat_seconds: The time between two heartbeats.
+        beat_seconds: The time between two heartbeats.
         detached: As `RunReporter`.
 
     Attributes:
@@ -65,7 +68,7 @@ class Job:
         security: NetworkExecutorSecurity,
         *,
         retry_seconds: float,
-        heartbeat_seconds: float = heartbeats.MAX_SECONDS,
+        beat_seconds: float = BEAT_SECONDS,
         detached: bool = False,
     ) -> None:
         self.report = RunReporter(
@@ -74,7 +77,7 @@ class Job:
             destination,
             security,
             retry_seconds=retry_seconds,
-            heartbeat_seconds=heartbeat_seconds,
+            heartbeat_seconds=beat_seconds,
             detached=detached,
             cancel=self._cancel,
         )
@@ -136,12 +139,14 @@ class Job:
             self.report.fail(error, source="executor")
             return
 
+        # Also where its weave wants none: the answer to one is how a worker learns of a cancel.
+        delivery = cast("dict[str, Any]", frame.get("delivery") or {})
+        interval = self.report.heartbeat_seconds * BEATS_PER_INTERVAL
+        frame["delivery"] = {**delivery, "delivery_heartbeat_seconds": interval}
         with self._lock:
             if not self._stopped:
                 self._submitted = True
-                self._worker.runner.submit(
-                    frame, function, heartbeat_seconds=self.report.heartbeat_seconds
-                )
+                self._worker.runner.submit(frame, function)
 
     def interrupt(self, error: BaseException) -> bool:
         """Whoever waits for it has been interrupted by *error*: stop it.

@@ -35,7 +35,6 @@ from wove.integrations.kubernetes_jobs.manifest import (
 )
 from wove.integrations.kubernetes_jobs.states import job_state
 from wove.integrations.kubernetes_jobs.watch import PodCache, PodStatus, Watches
-from wove.protocol import heartbeats
 from wove.settings.config_readers import command, flag, mapping, text, variables, whole
 
 __all__ = ["COMMAND", "KubernetesJobsAdapter", "Submission"]
@@ -129,7 +128,7 @@ class KubernetesJobsAdapter(BackendAdapter):
     inline_bytes: ClassVar[int] = (
         16 * 1024
     )  # each change of a Job or a pod is sent here with all of it
-    beat_seconds: ClassVar[float] = heartbeats.BATCH_SECONDS
+    beat_seconds: ClassVar[float] = 10.0
     redelivers: ClassVar[bool] = False
     reports_cancel_reason: ClassVar[bool] = True
     threads: ClassVar[int] = 8

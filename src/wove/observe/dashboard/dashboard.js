@@ -51,12 +51,13 @@
   }
 
   function items(row) {
-    if (!row.mapped) return [];
-    if (row.total === null) return [count(row.items)];
+    const reported = row.progress ? [element("small", row.progress)] : [];
+    if (!row.mapped) return reported;
+    if (row.total === null) return [count(row.items), ...reported];
     const bar = element("progress");
     bar.max = Math.max(1, row.total);
     bar.value = row.items;
-    return [bar, `${count(row.items)} of ${count(row.total)}`];
+    return [bar, `${count(row.items)} of ${count(row.total)}`, ...reported];
   }
 
   function tasks(rows) {

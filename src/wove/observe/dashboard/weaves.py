@@ -15,6 +15,7 @@ from wove.observe.graph import Graph
 from wove.observe.sampling import Row
 from wove.observe.timeline import Timeline
 from wove.observe.timeline.model import RecordView
+from wove.observe.wording import progress_text
 
 __all__ = ["LiveRun", "Watched", "Weaves"]
 
@@ -121,7 +122,7 @@ class Watched:
         return {
             **self._summary(rows),
             "began": self._began,
-            "rows": [asdict(row) for row in rows],
+            "rows": [_row(row) for row in rows],
             "failed": len(failures),
             "failures": [_failure(*failure) for failure in failures[:MAX_FAILURES]],
         }
@@ -133,6 +134,11 @@ class Watched:
         return next(
             (state for state in ("failed", "cancelled", "skipped") if state in states), "done"
         )
+
+
+def _row(row: Row) -> dict[str, Any]:
+    text = progress_text(row.progress) if row.progress and row.state == "running" else ""
+    return {**asdict(row), "progress": text}
 
 
 def _failure(task: str, item: int | None, error: BaseException) -> dict[str, Any]:

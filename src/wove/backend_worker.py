@@ -37,7 +37,7 @@ wrong.
 
 
 class Signal(BaseException):
-    """A signal came."""
+    """Raised where SIGTERM or SIGINT arrives."""
 
     def __init__(self, number: int) -> None:
         super().__init__(signal.Signals(number).name)
@@ -45,10 +45,10 @@ class Signal(BaseException):
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Do what the command line says.
+    """Run the payload that the command line or the environment names.
 
     Args:
-        arguments: ``None``: those of the command line.
+        arguments: The arguments; ``None`` for those of the command line.
 
     Returns:
         The exit status.
@@ -75,7 +75,7 @@ def _payload(arguments: Sequence[str]) -> str | bytes:
 
 
 def _run(payload: str | bytes) -> int:
-    # An error is printed once, below. A task that configures logging gets to see the rest.
+    # An error is printed once, below. A task that configures logging sees the other records.
     logging.getLogger("wove").addHandler(logging.NullHandler())
 
     try:
@@ -85,7 +85,7 @@ def _run(payload: str | bytes) -> int:
                 "or the standard input"
             )
         from wove.errors import DeliveryError
-        from wove.integrations.worker import deliver  # in here, where SIGTERM is heard
+        from wove.integrations.worker import deliver  # in here, where SIGTERM is handled
 
         # A scheduler may start a job again whose weave is gone, or whose first start is at work.
         delivered = deliver(payload, security=None, ask_after=0.0)
@@ -108,7 +108,7 @@ def _status_of(error: Exception) -> int:
 
 def _stop(number: int, frame: object) -> None:
     del frame
-    signal.signal(number, signal.SIG_IGN)  # once is enough, and what follows is short
+    signal.signal(number, signal.SIG_IGN)  # one signal is enough; the rest takes little time
     raise Signal(number)
 
 

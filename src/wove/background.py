@@ -35,31 +35,31 @@ OnDone = Callable[["WoveResult"], Any]
 
 
 class Background(abc.ABC):
-    """A weave that runs in the background, as the program that started it sees it."""
+    """A weave in the background, as seen by the program that started it."""
 
     @abc.abstractmethod
     def launch(self) -> None:
-        """Start it."""
+        """Start the weave."""
 
     async def launch_awaiting(self) -> None:
-        """`launch`, without blocking the loop."""
+        """Start the weave without blocking the loop."""
         self.launch()
 
     def done(self) -> bool:
-        """Whether it has ended."""
+        """Return whether the weave has ended."""
         return self.wait(0)
 
     @abc.abstractmethod
     def wait(self, timeout: float | None) -> bool:
-        """Wait for at most *timeout* seconds; whether it has ended."""
+        """Wait at most *timeout* seconds for the end of the weave, and return whether it has ended."""
 
     @abc.abstractmethod
     def result(self) -> WoveResult | None:
-        """Its result, or ``None`` while it runs."""
+        """Return its result, or ``None`` while it runs."""
 
 
 class Threaded(Background):
-    """A weave in a thread of its own. Not a daemon: a script that ends meanwhile still finishes it."""
+    """A weave in a thread of its own, not a daemon: a script that ends meanwhile still finishes the weave."""
 
     def __init__(self, execution: Execution, on_done: OnDone | None) -> None:
         self._execution = execution
@@ -74,7 +74,7 @@ class Threaded(Background):
         _running.add(self)
         try:
             self._thread.start()
-        except BaseException:  # no more threads, from the system or at the end of the interpreter
+        except BaseException:  # the system has no more threads, or the interpreter is ending
             _running.discard(self)
             raise
 
@@ -86,12 +86,14 @@ class Threaded(Background):
             self._ended.set()
 
     def _in_context(self) -> WoveResult:
-        # It belongs to no other weave any more: one that starts it may well end before it does.
+        # It belongs to no other weave any more: the weave that starts it may end first.
         CURRENT.set(None)
         return _run(self._execution, self._on_done)
 
     def wait(self, timeout: float | None) -> bool:
-        if self._thread is threading.current_thread():  # in on_done, which is a part of it
+        if (
+            self._thread is threading.current_thread()
+        ):  # called in on_done, which is a part of the weave
             return False
         return self._ended.wait(timeout)
 
@@ -114,12 +116,14 @@ def _hold_exit() -> None:
     global _holds_exit
     if _holds_exit:
         return
-    import_module("concurrent.futures.thread")  # what is registered last is called first
+    import_module(
+        "concurrent.futures.thread"
+    )  # functions that are registered last are called first
     register: Callable[[Callable[[], None]], None] | None = getattr(
         threading, "_register_atexit", None
     )
     if register is not None:
-        with contextlib.suppress(RuntimeError):  # it is shutting down already
+        with contextlib.suppress(RuntimeError):  # the interpreter is shutting down already
             register(_wait_for_all)
 
     _holds_exit = True
@@ -131,20 +135,20 @@ def _wait_for_all() -> None:
 
 
 def _run(execution: Execution, on_done: OnDone | None) -> WoveResult:
-    """Run *execution* to its end, and tell *on_done* or the log: there is nobody to raise to."""
+    """Run *execution* to its end, and report the outcome to *on_done* or to the log: no caller is there to catch it."""
     try:
         if execution.plan.error is not None:
             raise execution.plan.error
         run_blocking(execution.make_run)
         result = execution.result()
         assert result is not None
-    except BaseException as error:  # a plan that is wrong, or an environment that does not exist
+    except BaseException as error:  # the plan is wrong, or an environment does not exist
         result = execution.failed(error)
 
     if on_done is not None:
         try:
             report(on_done, result)
-        except BaseException:  # there is nothing that a SystemExit could end
+        except BaseException:  # a SystemExit has nothing to end here
             _log.exception("on_done failed")
     elif result.exception is not None:
         _log.error(
@@ -155,7 +159,7 @@ def _run(execution: Execution, on_done: OnDone | None) -> WoveResult:
 
 
 def report(on_done: Callable[[WoveResult], Any], result: WoveResult) -> None:
-    """Call *on_done* and see it through, where no loop may be used; what it raises is logged."""
+    """Call *on_done* and await its result, where no loop may be used. Log what it raises."""
     try:
         outcome = on_done(result)
         if inspect.isawaitable(outcome):
@@ -165,7 +169,7 @@ def report(on_done: Callable[[WoveResult], Any], result: WoveResult) -> None:
 
 
 async def report_awaiting(on_done: Callable[[WoveResult], Any], result: WoveResult) -> None:
-    """`report`, in a coroutine."""
+    """Call *on_done* as `report` does, from a coroutine."""
     try:
         outcome = on_done(result)
         if inspect.isawaitable(outcome):
@@ -210,7 +214,7 @@ _BOOT = (
 
 
 class _Process(subprocess.Popen[bytes]):
-    """A process that is meant to outlive us: no warning when we end first."""
+    """A process that is meant to outlive this one: no warning where this one ends first."""
 
     def __del__(self, *args: Any, **kwargs: Any) -> None:
         return
@@ -219,7 +223,7 @@ class _Process(subprocess.Popen[bytes]):
 class Detached(Background):
     """A weave in a process of its own, in a session of its own.
 
-    To launch it raises `SerializationError` where a task or value cannot be pickled, and
+    `launch` raises `SerializationError` where a task or value cannot be pickled, and
     `MissingDispatchFeatureError` where cloudpickle is not installed.
     """
 
@@ -233,7 +237,7 @@ class Detached(Background):
         self._launched.result()
 
     async def launch_awaiting(self) -> None:
-        start_thread(self._work)  # where a large value may take its time to be pickled
+        start_thread(self._work)  # in a thread: a large value takes long to pickle
         await asyncio.wrap_future(self._launched)
 
     def _work(self) -> None:
@@ -274,7 +278,7 @@ class Detached(Background):
 
 
 def run_detached(stream: BinaryIO) -> None:
-    """In the detached process: read a weave from *stream*, and run it to its end."""
+    """Read a weave from *stream* and run it to its end. Called in the detached process."""
     from wove.protocol.pickling import loads
     from wove.settings import install
 

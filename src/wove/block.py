@@ -59,12 +59,12 @@ class weave:  # noqa: N801 - it is used like a function
         parent: A `Weave` subclass whose tasks are part of this weave.
         debug: Print the plan before it runs.
         environment: The environment of the tasks that name none.
-        max_workers: The most threads for its sync tasks (256).
+        max_workers: Maximum number of threads for its sync tasks (256).
         background: Leave the block at once and run the tasks in a thread.
         fork: With *background*: run them in a detached process instead.
         on_done: Called with the result when everything has ended, however it ended; may be a
             coroutine function. What it raises is logged.
-        max_pending: The most items a mapped task may have.
+        max_pending: Maximum number of items of a mapped task.
         error_mode: ``"raise"`` the first failure out of the block; ``"return"`` it when the failed
             task is read; ``"continue"`` as that, and run all that does not depend on it.
         progress: Show on stderr what the tasks are doing: redrawn in place on a terminal, in a notebook
@@ -75,7 +75,7 @@ class weave:  # noqa: N801 - it is used like a function
         delivery_idempotency_key: Text with ``{parameter}`` fields, or a callable of the arguments.
         delivery_cancel_mode: ``"best_effort"`` or ``"require_ack"``.
         delivery_heartbeat_seconds: Seconds without a sign of life, after which a started run is lost.
-        delivery_max_in_flight: The most remote runs of one environment at once in this process.
+        delivery_max_in_flight: Maximum number of remote runs of one environment at once in this process.
         delivery_orphan_policy: ``"cancel"``, ``"fail"``, ``"requeue"`` or ``"detach"``.
         values: More initial values, whatever their names. A mapping from names to values.
         **initial_values: Values that tasks can name; all together they are the dict ``data``.
@@ -326,13 +326,13 @@ class weave:  # noqa: N801 - it is used like a function
             if self._on_done is not None and self._result is not None:
                 await report_awaiting(
                     self._on_done, self._result
-                )  # also when the block was cancelled
+                )  # also where the block was cancelled
 
         _raise(execution)
 
     def _prepare(self) -> Execution | None:
-        """Plan; what is to be run here and now, if it is not run in the background."""
-        self._state = _OVER  # should planning fail
+        """Plan the weave, and return what is to be run now; ``None`` where it runs in the background."""
+        self._state = _OVER  # in case planning fails
         refuse_green_threads()
         watchers = self._watchers
         if _SHOWN or "wove.observe.dashboard" in sys.modules:
@@ -364,10 +364,10 @@ class weave:  # noqa: N801 - it is used like a function
 
     @property
     def result(self) -> WoveResult:
-        """The results, once the tasks have run.
+        """Return the results, once the tasks have run.
 
         Raises:
-            WeaveStateError: They have not, or not in this process.
+            WeaveStateError: The tasks have not run, or not in this process.
         """
         if self._result is None and self._background is not None:
             self._result = self._background.result()
@@ -385,7 +385,7 @@ class weave:  # noqa: N801 - it is used like a function
 
     @property
     def graph(self) -> Graph:
-        """The tasks and who needs whom, with what each of them is doing at the moment.
+        """Return the tasks, their dependencies, and what each task is doing at the moment.
 
         Also inside the block, while a weave runs in the background, and afterwards; what a notebook
         shows for the weave. Of a weave with ``fork=True``, the graph does not know what runs.
@@ -411,13 +411,13 @@ class weave:  # noqa: N801 - it is used like a function
         return {**self.graph.mimebundle(), "text/plain": repr(self)}
 
     def explain(self) -> Explanation:
-        """Every effective setting of the weave and of each task, and where it came from; runs nothing."""
+        """Return every effective setting of the weave and of each task, and where it came from. Runs nothing."""
         return Explanation.of(
             (node.declaration for node in self._planned().nodes), Resolver(current(), self._options)
         )
 
     def done(self) -> bool:
-        """Whether everything has ended."""
+        """Return whether everything has ended."""
         return self._background.done() if self._background is not None else self._state is _OVER
 
     def wait(self, timeout: float | None = None) -> bool:
@@ -457,13 +457,13 @@ _NO_RESULT = {
 
 
 _NOBODY: Final[tuple[Callable[[WeaveRun], Display], ...]] = ()
-"""Who looks at most runs."""
+"""Return the observers of a run where nothing is switched on."""
 
 _SHOWN: Final = "WOVE_DASHBOARD" in os.environ
 
 
 def _live() -> Callable[[WeaveRun], Display]:
-    """Return what shows a run on the live page of this process, if there is one."""
+    """Return the observer that shows a run on the live page of this process, if there is a page."""
     if _SHOWN:
         from wove.observe.dashboard import start_as_configured
 
@@ -477,7 +477,7 @@ def _live() -> Callable[[WeaveRun], Display]:
 def _watchers(
     progress: bool | None, record: str | PathLike[str] | None
 ) -> tuple[Callable[[WeaveRun], Display], ...]:
-    """Return who looks at the run; imported here, because most weaves are not looked at."""
+    """Return the observers of the run. Imported here, because most weaves have none."""
     watchers: list[Callable[[WeaveRun], Display]] = []
     if progress:
         from wove.observe.progress import Progress
@@ -498,7 +498,7 @@ def _raise(execution: Execution) -> None:
         try:
             raise error
         finally:
-            del error, execution  # or the traceback would hold itself alive
+            del error, execution  # otherwise the traceback would keep itself alive
 
 
 def _initial_values(named: dict[str, Any], values: Mapping[str, Any] | None) -> dict[str, Any]:

@@ -47,7 +47,7 @@ __all__ = [
 
 
 HELP_PAGE: Final = "docs/troubleshooting.md lists causes and remedies, by symptom."
-"""What the note of a run says that did not reach its worker, or did not come back."""
+"""Part of the note on an error of a run that did not reach its worker, or did not come back."""
 
 
 class WoveError(Exception):

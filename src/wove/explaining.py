@@ -1,4 +1,4 @@
-"""A weave in words: its plan, and where each of its settings came from."""
+"""Explains a weave: its plan, and where each of its settings came from."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Explanation(dict[str, dict[str, Setting]]):
 
     @classmethod
     def of(cls, declarations: Iterable[Declaration], resolver: Resolver) -> Self:
-        """Explain *declarations* as *resolver* sees them."""
+        """Return the settings of *declarations* as *resolver* resolves them."""
         explanation = cls(weave=resolver.explain_weave())
         for declaration in declarations:
             explanation[declaration.name] = resolver.explain(
@@ -44,7 +44,7 @@ class Explanation(dict[str, dict[str, Setting]]):
 
 
 def describe(plan: Plan, resolver: Resolver) -> str:
-    """The plan of a weave for a person: one line a task, in an order in which they could run."""
+    """Return the plan of a weave as text: one line for each task, in an order in which they could run."""
     nodes = {node.name: node for node in plan.nodes}
     shown = plan.execution_plan()
     lines = [f"weave of {len(nodes)} task(s)"]

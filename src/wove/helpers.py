@@ -31,7 +31,7 @@ def flatten(items: Iterable[Iterable[T]]) -> list[T]: ...
 @overload
 def flatten(items: Iterable[Any]) -> list[Any]: ...
 def flatten(items: Iterable[Any]) -> list[Any]:
-    """One list of the items of every iterable in *items*: one level, not more.
+    """Return one list of the items of every iterable in *items*: one level, not more.
 
     Text, bytes and mappings are items and stay whole, and so does what is not iterable.
 
@@ -56,7 +56,7 @@ def flatten(items: Iterable[Any]) -> list[Any]:
 
 
 def fold(items: Iterable[T], size: int) -> list[list[T]]:
-    """*items* in lists of *size*; the last one may be shorter.
+    """Return *items* in lists of *size*; the last list may be shorter.
 
     Args:
         items: Any iterable.
@@ -77,13 +77,13 @@ def fold(items: Iterable[T], size: int) -> list[list[T]]:
 
 
 def batch(items: Iterable[T], count: int) -> list[list[T]]:
-    """*items* in *count* lists of nearly equal length: none is longer than another by more than 1.
+    """Return *items* in *count* lists of nearly equal length: none is longer than another by more than 1.
 
     With fewer items than *count* there are as many lists as items, none of them empty.
 
     Args:
         items: Any iterable.
-        count: How many lists, at least 1.
+        count: Number of lists, at least 1.
 
     Raises:
         TypeError: *items* is not iterable, or *count* is not a whole number.
@@ -104,7 +104,7 @@ def batch(items: Iterable[T], count: int) -> list[list[T]]:
 
 
 def undict(mapping: Mapping[K, V]) -> list[tuple[K, V]]:
-    """The ``(key, value)`` pairs of *mapping*, to map over; :func:`redict` turns them back.
+    """Return the ``(key, value)`` pairs of *mapping*, to map over; :func:`redict` turns them back.
 
     Raises:
         TypeError: *mapping* is not a mapping.
@@ -122,7 +122,7 @@ def undict(mapping: Mapping[K, V]) -> list[tuple[K, V]]:
 
 
 def redict(pairs: Iterable[tuple[K, V]]) -> dict[K, V]:
-    """A dict of ``(key, value)`` pairs; of pairs with the same key the last one counts.
+    """Return a dict of ``(key, value)`` pairs; of pairs with the same key, the last one counts.
 
     Raises:
         TypeError: *pairs* is not iterable, one of them is not a pair, or a key has no hash.
@@ -148,7 +148,7 @@ def redict(pairs: Iterable[tuple[K, V]]) -> dict[K, V]:
 
 
 def denone(items: Iterable[T | None]) -> list[T]:
-    """*items* without those that are ``None``; other false values stay.
+    """Return *items* without those that are ``None``; other false values stay.
 
     Raises:
         TypeError: *items* is not iterable.
@@ -167,7 +167,7 @@ def sync_to_async(
 @overload
 def sync_to_async(fn: Callable[P, T]) -> Callable[P, Coroutine[Any, Any, T]]: ...
 def sync_to_async(fn: Callable[P, Any]) -> Callable[P, Coroutine[Any, Any, Any]]:
-    """A coroutine function that runs *fn* in a thread, so that the event loop goes on meanwhile.
+    """Return a coroutine function that runs *fn* in a thread, so that the event loop goes on meanwhile.
 
     The thread sees the caller's context variables; what *fn* sets in them stays there. A coroutine
     function comes back unchanged, and what a sync function returns that can be awaited is awaited. A
@@ -199,14 +199,14 @@ def sync_to_async(fn: Callable[P, Any]) -> Callable[P, Coroutine[Any, Any, Any]]
             try:
                 raise value
             finally:
-                del value  # or the exception and this frame would keep each other alive
+                del value  # otherwise the exception and this frame would keep each other alive
         return await value if inspect.isawaitable(value) else value
 
     return run
 
 
 async def _in_thread(call: Callable[[], Any]) -> tuple[bool, Any]:
-    """Whether *call* succeeded, and its result or exception.
+    """Return whether *call* succeeded, and its result or exception.
 
     It runs in a thread, with a copy of the caller's context. A pair, and not a raised exception, because
     a future refuses to hold a StopIteration.
@@ -231,7 +231,7 @@ async def _in_thread(call: Callable[[], Any]) -> tuple[bool, Any]:
     def job() -> None:
         try:
             ended = (True, context.run(call))
-        except BaseException as error:  # SystemExit too belongs to the one who awaits
+        except BaseException as error:  # SystemExit, too, belongs to the caller that awaits
             ended = (False, error)
         if not post_to(loop, settle, *ended):
             waiting.clear()

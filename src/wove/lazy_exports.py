@@ -1,4 +1,4 @@
-"""Names that a package hands on from its modules, imported on first use."""
+"""Names that a package exports from its modules, imported on first use."""
 
 from __future__ import annotations
 

@@ -30,14 +30,14 @@ __all__ = ["MERGE_DEPTH", "Merged", "merge"]
 T = TypeVar("T")
 
 MERGE_DEPTH = 200
-"""How deep merges may nest. From sync tasks, each level holds a thread."""
+"""Maximum depth of nested merges. From sync tasks, each level holds a thread."""
 
 _depth: ContextVar[int] = ContextVar("wove_merge_depth", default=0)
 
 if TYPE_CHECKING:
 
     class Merged(list[T], Awaitable[list[T]]):
-        """For type checkers: the list itself in a sync caller, an awaitable of it in an async one."""
+        """For type checkers: the result, a list in a sync caller and an awaitable of it in an async one."""
 
         def __await__(self) -> Generator[Any, None, list[T]]: ...
 
@@ -128,7 +128,7 @@ async def _merge(
     options: dict[str, Any],
     context: Context,
 ) -> Any:
-    """On the weave's loop."""
+    """Run the call on the loop of the weave."""
     if run.closed:
         raise stopped()
     child_calls, context = ChildCalls(), context.copy()
@@ -153,7 +153,7 @@ async def _call(
     caller = Caller(run, name, fn, kind, signature, settings, context)
     run.merges.append(caller.attempts)
     if not mapped:
-        # In a task of its own, because what it does to its context is not the caller's.
+        # In a task of its own, because its changes of context variables are not the caller's.
         return await in_own_task(caller(fn if settings.is_local else {}), run.loop, context)
 
     invoke: Callable[[Any], Any] = fn
@@ -176,7 +176,7 @@ def _item_name(fn: Callable[..., Any], name: str, signature: Signature) -> str:
 
 
 def _wait_for(run: WeaveRun, call: Callable[[], Coroutine[Any, Any, Any]], context: Context) -> Any:
-    """In a thread: run *call* on the weave's loop, and wait."""
+    """Run *call* on the loop of the weave, and wait. Called in a thread."""
     ended = threading.Lock()
     ended.acquire()
     outcome: list[tuple[bool, Any]] = []
@@ -199,7 +199,7 @@ def _wait_for(run: WeaveRun, call: Callable[[], Coroutine[Any, Any, Any]], conte
 async def _from_other_loop(
     run: WeaveRun, call: Callable[[], Coroutine[Any, Any, Any]], context: Context
 ) -> Any:
-    """In a loop that is not the weave's, as under `asyncio.run` in a sync task."""
+    """Run the call from a loop that is not the weave's, as under `asyncio.run` in a sync task."""
     loop = asyncio.get_running_loop()
     future: asyncio.Future[tuple[bool, Any]] = loop.create_future()
 
@@ -212,7 +212,7 @@ async def _from_other_loop(
 
     if not run.attend(call, context, settle):
         raise stopped()
-    # The thread may have more to do, but to wait for a slot that it has itself could be for ever.
+    # The thread may have more to do, but waiting for a slot that it holds itself could take for ever.
     with run.slots.given_up():
         succeeded, value = await future
     if not succeeded:
@@ -221,7 +221,7 @@ async def _from_other_loop(
 
 
 class _Alone(WeaveRun):
-    """The weave around a merge that no weave is around."""
+    """Run a merge outside of any weave as a weave of its own."""
 
     def __init__(
         self, call: Callable[[WeaveRun], Coroutine[Any, Any, Any]], **arguments: Any

@@ -79,7 +79,7 @@ class RunRecord:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """One thing that failed in a weave.
+    """A failure in a weave.
 
     Attributes:
         task: The task's name.
@@ -151,7 +151,7 @@ class WoveResult:
 
     @property
     def final(self) -> Any:
-        """The result of the task that was declared last; ``None`` where none was."""
+        """Return the result of the task that was declared last; ``None`` where none was."""
         return self[self._names[-1]] if self._names else None
 
     def __getitem__(self, name: str) -> Any:
@@ -279,7 +279,7 @@ def _portable(error: BaseException) -> BaseException:
 
 
 def worded(error: BaseException) -> str:
-    """The type and message of *error*."""
+    """Return the type and message of *error*."""
     return f"{type(error).__name__}: {_message(error)}"
 
 

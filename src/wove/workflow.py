@@ -112,11 +112,11 @@ def _mark(fn: F, source: Any, options: Any) -> F:
 
 
 _PLAIN = _Marked(None, False, {})
-"""The mark of a method that has none itself, but replaces a task."""
+"""Return the mark of a method that has none itself, but replaces a task."""
 
 
 def _marks_of(cls: type) -> dict[str, list[_Marked]]:
-    """For each task of *cls*, what its definitions say, the oldest first."""
+    """Return the marks of each task of *cls*, the oldest definition first."""
     found: dict[str, list[_Marked]] = {}
 
     for base in reversed(cls.__mro__):
@@ -126,7 +126,7 @@ def _marks_of(cls: type) -> dict[str, list[_Marked]]:
                 mark = getattr(getattr(value, "__func__", None), _MARK, None)
             if isinstance(mark, _Marked):
                 found.setdefault(name, []).append(mark)
-            elif name in found and value is None:  # as with __hash__ = None: it is taken back
+            elif name in found and value is None:  # as with __hash__ = None: the task is removed
                 del found[name]
             elif name in found:
                 found[name].append(_PLAIN)
@@ -143,7 +143,7 @@ def _is_workflow(value: object) -> TypeGuard[type[Weave]]:
 
 
 def declarations_of(parent: object) -> dict[str, Declaration]:
-    """The tasks of the class *parent*, bound to a new instance of it.
+    """Return the tasks of the class *parent*, bound to a new instance of it.
 
     Raises:
         TypeError: *parent* is not a subclass of `Weave`, needs arguments, or has a task that cannot be called.

@@ -67,6 +67,7 @@ class Threaded(Background):
         self._result: WoveResult | None = None
         # Not `Thread.join`, which takes a thread for ended when Ctrl-C interrupts it (until 3.13).
         self._ended = threading.Event()
+        # Not from a pool: the threads there are daemons.
         self._thread = threading.Thread(target=self._work, name="wove-background")
 
     def launch(self) -> None:

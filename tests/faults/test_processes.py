@@ -589,8 +589,8 @@ def test_nothing_stays_behind_after_many_weaves(script: Script) -> None:
         + textwrap.dedent(
             """
             from pathlib import Path
-            import wove.engine.threads
-            wove.engine.threads.IDLE_SECONDS = 0.05
+            import wove.concurrency.thread_pool
+            wove.concurrency.thread_pool.IDLE_SECONDS = 0.05
 
             def state():
                 deadline = time.monotonic() + 20

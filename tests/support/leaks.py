@@ -92,10 +92,10 @@ def leak_check(
     frames, and frames hold whatever was in use there.
     """
     import wove
-    from wove.engine import threads
+    from wove.concurrency import thread_pool
 
     # What Wove keeps by design is there before, or does not stay for long: one loop per thread, and idle threads.
-    idle_seconds, threads.IDLE_SECONDS = threads.IDLE_SECONDS, 0.05
+    idle_seconds, thread_pool.IDLE_SECONDS = thread_pool.IDLE_SECONDS, 0.05
     with wove.weave() as warm:
 
         @warm.do
@@ -131,7 +131,7 @@ def leak_check(
                 pytest.fail(f"left behind: {left}", pytrace=False)
             time.sleep(0.02)
     finally:
-        threads.IDLE_SECONDS = idle_seconds
+        thread_pool.IDLE_SECONDS = idle_seconds
         tempfile.tempdir = previous
         if variable is None:
             del os.environ["TMPDIR"]

@@ -668,12 +668,17 @@ def test_a_weave_of_async_tasks_only_starts_no_thread(monkeypatch: pytest.Monkey
 
 
 def test_idle_threads_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine_threads, "IDLE_SECONDS", 0.01)
-    monkeypatch.setattr(engine_threads, "_pool", engine_threads._Pool())
-    before = set(threading.enumerate())
+    monkeypatch.setattr("wove.concurrency.thread_pool.IDLE_SECONDS", 0.01)
+    monkeypatch.setattr(engine_threads, "_threads", engine_threads.JobPool())
     barrier = threading.Barrier(5)
-    run("with", lambda w: w.do(range(5))(lambda item: barrier.wait(PATIENCE)))
-    soon(lambda: set(threading.enumerate()) <= before)
+
+    def work(item: int) -> threading.Thread:
+        barrier.wait(PATIENCE)
+        return threading.current_thread()
+
+    threads = run("with", lambda w: w.do(range(5))(work)).final
+    assert len(set(threads)) == 5
+    soon(lambda: not any(thread.is_alive() for thread in threads))
 
 
 # ---------------------------------------------------------------------- on_done

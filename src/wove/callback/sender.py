@@ -130,6 +130,7 @@ class Sender:
                 return
             self._wake = socket_pair()
             _senders.setdefault(self._destination.origin, self)
+            # Not from a pool: it serves a connection while anything runs, and `close` joins it.
             self._thread = threading.Thread(target=self._run, name="wove-sender", daemon=True)
             try:
                 self._thread.start()
@@ -447,7 +448,6 @@ def reset_after_fork() -> None:
     _senders.clear()
     _senders_lock = threading.Lock()
     _worker = ""
-    _uploads.reset_after_fork()
 
 
 forks.after_in_child(forks.Phase.THREADS, reset_after_fork)

@@ -39,6 +39,7 @@ class _Later(logging.Handler):
     def __init__(self) -> None:
         super().__init__()
         self._records: queue.SimpleQueue[logging.LogRecord | None] = queue.SimpleQueue()
+        # Not from a pool: it writes until `finish`, which joins it.
         self._thread = threading.Thread(target=self._write, name="wove-log", daemon=True)
         self._thread.start()
 

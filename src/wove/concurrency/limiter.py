@@ -73,6 +73,27 @@ class CapacityLimiter:
             self._queue.append(place)
             return place
 
+    def acquire_beyond_limit(self, amount: int = 1) -> None:
+        """Acquire *amount* at once, whatever the limit: for a caller that had it before, and must not wait."""
+        with self._lock:
+            self.in_use += amount
+
+    def acquire_again(self, granted: Callable[[], object], amount: int = 1) -> bool:
+        """Give *amount* back without waking anybody, and wait for it until others release theirs.
+
+        Args:
+            granted: As for `acquire`.
+            amount: How much.
+
+        Returns:
+            False if nothing else is in use, so that the wait could last for ever. Then *amount* is only given back.
+        """
+        with self._lock:
+            self.in_use -= amount
+            if self.in_use:
+                self._queue.append(Reservation(amount, None, granted))
+            return bool(self.in_use)
+
     def release(self, amount: int = 1) -> None:
         """Give *amount* back."""
         with self._lock:

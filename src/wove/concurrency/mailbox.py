@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import contextvars
-import threading
+from _thread import RLock
 from collections import deque
 from collections.abc import Callable
+from contextvars import Context
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
@@ -34,13 +34,14 @@ def post_to(loop: asyncio.AbstractEventLoop, fn: Callable[..., object], *args: A
 class LoopMailbox:
     """Makes calls on *loop*, in the order in which they were posted.
 
-    Posting is thread-safe, acquires no lock, and wakes the loop once, however many calls wait.
+    Posting is thread-safe, acquires no lock, and wakes the loop once, however many calls wait. The calls have an empty
+    context: tasks that they start may live long, and would keep the values of the poster's context alive.
 
     Attributes:
         loop: Where the calls are made.
     """
 
-    __slots__ = ("_calls", "_closed", "_closing", "_context", "_woken", "loop")
+    __slots__ = ("_calls", "_closed", "_closing", "_woken", "loop")
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop
@@ -48,9 +49,7 @@ class LoopMailbox:
         self._calls: deque[list[Any]] = deque()
         self._woken = False
         self._closed = False
-        # An empty context: tasks started here may live long, and would keep the values of the poster's context alive.
-        self._context = contextvars.Context()
-        self._closing = threading.RLock()  # a call made while closing may post again
+        self._closing = RLock()  # a call made while closing may post again
 
     def post(self, fn: Callable[..., object], *args: Any) -> bool:
         """Have ``fn(*args)`` called on the loop. Exceptions go to the loop's exception handler.
@@ -62,15 +61,7 @@ class LoopMailbox:
         self._calls.append(call)
         if self._closed:
             return self._was_made(call)
-        if not self._woken:
-            self._woken = True
-            try:
-                self.loop.call_soon_threadsafe(self._drain, context=self._context)
-            except RuntimeError:  # the loop was closed
-                self._closed = True
-                return self._was_made(call)
-
-        return True
+        return self._woken or self._wake_once() or self._was_made(call)
 
     def post_from(
         self, loop: asyncio.AbstractEventLoop, fn: Callable[..., object], *args: Any
@@ -87,9 +78,15 @@ class LoopMailbox:
 
     def _wake(self) -> None:
         try:
-            self.loop.call_soon_threadsafe(self._drain, context=self._context)
+            self.loop.call_soon_threadsafe(self._drain, context=Context())
         except RuntimeError:  # the loop is closed: nothing waits there any more
             self._closed = True
+
+    def _wake_once(self) -> bool:
+        """Wake the loop, which was not woken yet; return whether that was possible."""
+        self._woken = True
+        self._wake()
+        return not self._closed
 
     def close(self) -> None:
         """Make the calls that wait, and refuse new ones. To be called on the loop's own thread."""
@@ -110,12 +107,13 @@ class LoopMailbox:
         self._make(min(len(self._calls), MAX_AT_A_TIME))
         if self._calls:
             self._woken = True
-            self.loop.call_soon(self._drain, context=self._context)
+            self.loop.call_soon(self._drain, context=Context())
 
     def _make(self, count: int) -> None:
         calls = self._calls
 
-        for _ in range(count):
+        while count and calls:  # one of the calls may close this mailbox, which empties it
+            count -= 1
             call = calls.popleft()
             fn, args = call
             call.clear()

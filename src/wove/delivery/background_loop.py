@@ -69,6 +69,7 @@ class BackgroundLoop:
         # For asyncio's debug mode: starting a process takes longer than its usual 0.1 s, and is not worth a warning.
         self.loop.slow_callback_duration = 1.0
         self.mailbox = LoopMailbox(self.loop)
+        # Not from a pool: it runs the loop until `stop`, which joins it.
         self._thread = threading.Thread(target=self._run, name="wove-background-loop", daemon=True)
 
         try:

@@ -243,7 +243,7 @@ class Caller:
         )
         timer: asyncio.TimerHandle | None = None
         began = perf_counter()
-        begun = None if limit is None else call.wait_begun()
+        begun = None if limit is None else call.wait_started()
         call.start()
 
         try:

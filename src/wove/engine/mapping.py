@@ -477,7 +477,7 @@ class _ThreadedItems(Items):
             self._buffer.clear()
 
         for _ in range(given_up):
-            self._run.slots.leave()
+            self._run.slots.release()
         for task in self._awaiting:
             task.cancel()
         if not self._awaiting:

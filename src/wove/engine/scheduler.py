@@ -2,7 +2,7 @@
 
 A plain sync task goes straight to a thread, everything else into a lane. All of the state here is
 touched by one thread at a time: the loop's, or before the loop is needed, by whichever thread has
-something to report. The `Inbox` sees to that.
+something to report. The `RunMailbox` sees to that.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from wove.engine.mapping import map_items
 from wove.engine.sources import Stream
 from wove.engine.tasks import CANCELLED, DONE, FAILED, PENDING, RUNNING, Task
 from wove.engine.threads import (
-    Inbox,
-    Slots,
+    RunMailbox,
     ThreadCall,
+    ThreadLimiter,
     discard,
     is_awaitable,
     start_thread,
@@ -192,9 +192,9 @@ class WeaveRun:
         ):  # those of the call around this weave, not of the calls in it
             context.run(CHILD_CALLS.set, None)
 
-        self.inbox = Inbox(loop)
+        self.inbox = RunMailbox(loop)
         self._max_workers = settings.max_workers
-        self._slots: Slots | None = None
+        self._slots: ThreadLimiter | None = None
         self.values: dict[str, Any] = {**values, DATA: dict(values)}
         usual = resolver.task({}, False)
         self.usual = usual, is_plain(usual)
@@ -219,10 +219,10 @@ class WeaveRun:
         self._listened = listening()
 
     @property
-    def slots(self) -> Slots:
+    def slots(self) -> ThreadLimiter:
         """The threads this weave may use."""
         if self._slots is None:
-            self._slots = Slots(self._max_workers)
+            self._slots = ThreadLimiter(self._max_workers)
         return self._slots
 
     # ------------------------------------------------------------------ start and end

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 from wove.engine.threads import start_thread
 
 if TYPE_CHECKING:
-    from wove.engine.threads import Inbox, Job
+    from wove.engine.threads import Job, RunMailbox
 
 __all__ = ["END", "WAIT", "Source", "Stream", "is_iterable", "is_task", "open_source"]
 
@@ -191,7 +191,9 @@ class _InThread(_Pumped):
 
     __slots__ = ("_closed", "_context", "_hungry", "_inbox", "_iterator", "_most")
 
-    def __init__(self, iterator: Iterator[Any], inbox: Inbox, context: Context, most: int) -> None:
+    def __init__(
+        self, iterator: Iterator[Any], inbox: RunMailbox, context: Context, most: int
+    ) -> None:
         super().__init__()
         self._iterator = iterator
         self._inbox = inbox
@@ -422,7 +424,7 @@ def open_source(
     workers: float,
     by_threads: bool,
     loop: asyncio.AbstractEventLoop,
-    inbox: Inbox,
+    inbox: RunMailbox,
     context: Context,
 ) -> Source:
     """The source of the items of *value*.

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from wove.engine.mapping import Items, ItemsSoFar
     from wove.engine.scheduler import WeaveRun
     from wove.engine.sources import Stream
-    from wove.engine.threads import Inbox
+    from wove.engine.threads import RunMailbox
     from wove.graph.plan import Node
     from wove.observe.reports import Report
     from wove.result import RunRecord
@@ -204,7 +204,7 @@ class _Pump:
 
     __slots__ = ("call", "inbox", "items", "posted", "stopped", "stream")
 
-    def __init__(self, call: Callable[[], Any], stream: Stream, inbox: Inbox) -> None:
+    def __init__(self, call: Callable[[], Any], stream: Stream, inbox: RunMailbox) -> None:
         self.call = call
         self.stream = stream
         self.inbox = inbox

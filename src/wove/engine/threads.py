@@ -1,8 +1,7 @@
 """Sync callables in threads.
 
-One pool of daemon threads serves the whole process: they start on demand and end when idle, and
-one that is stuck in a task nobody waits for any more does not keep the process alive. How many
-threads a weave may use at once is the weave's own affair: its `Slots`.
+One pool of threads serves the weaves of the whole process. How many threads a weave may use at once is its own affair:
+its `ThreadLimiter`.
 """
 
 from __future__ import annotations
@@ -11,146 +10,92 @@ import contextlib
 import threading
 import time
 from asyncio import AbstractEventLoop, Future
-from collections import deque
 from collections.abc import Callable, Generator
 from contextvars import Context
+from functools import partial
 from queue import SimpleQueue
 from types import CoroutineType
 from typing import Any, Protocol
 
-from wove.concurrency import forks
+from wove.concurrency.limiter import CapacityLimiter
+from wove.concurrency.mailbox import LoopMailbox
+from wove.concurrency.thread_pool import ThreadPool
 
 __all__ = [
-    "Inbox",
-    "Slots",
+    "JobPool",
+    "RunMailbox",
     "ThreadCall",
+    "ThreadLimiter",
     "discard",
     "is_awaitable",
     "start_thread",
     "thread_number",
 ]
 
-IDLE_SECONDS = 10.0
-"""How long a thread without work waits for some before it ends."""
-
 RETURN_SECONDS = 0.25
 """Where the system has no more threads: how long one of ours may take from the end of a call to being idle."""
 
 REFUSAL_SECONDS = 2.0
-"""How long it is taken for granted, after that time, that no thread is about to be idle."""
+"""How long to assume, after that time, that no thread is about to be idle."""
 
 
 class Job(Protocol):
-    """Something to run in a thread; it may give the next job for the same thread."""
+    """Something to run in a thread; it may return the next job for the same thread."""
 
     def __call__(self) -> Job | None: ...
 
 
-class _Pool:
-    """Idle threads, the last one first: its stack and caches are the warmest."""
+class JobPool(ThreadPool):
+    """The threads of the weaves of this process."""
 
     def __init__(self) -> None:
-        self.lock = threading.Lock()
-        self.idle: list[_Worker] = []
-        self.started = 0
-        self.refused = -REFUSAL_SECONDS
+        super().__init__(None, "wove")
+        self._refused_at = -REFUSAL_SECONDS  # when no thread was to be had, and none became idle
 
-    def start(self, job: Job, patient: bool) -> None:
-        with self.lock:
-            worker = self.idle.pop() if self.idle else None
-            self.started += worker is None
-            number = self.started
+    def run(self, job: Job, patient: bool) -> None:
+        """Run *job* in a thread, as `start_thread` does."""
+        try:
+            self.start(_run, job)
+        except RuntimeError:
+            if not (patient and self._start_later(job)):
+                raise
 
-        if worker is None:
-            try:
-                threading.Thread(
-                    target=_Worker(self, job, number).work, name=f"wove-{number}", daemon=True
-                ).start()
-            except RuntimeError:
-                worker = self._next_idle() if patient else None
-                if worker is None:
-                    raise
-            else:
-                return
-
-        worker.job = job
-        worker.wake.release()
-
-    def _next_idle(self) -> _Worker | None:
-        """A thread that is just over with its work: its end is told before the thread is idle."""
+    def _start_later(self, job: Job) -> bool:
+        """Start *job* when a thread becomes idle: the end of a call is reported before its thread is idle."""
         began = time.monotonic()
-        if began < self.refused + REFUSAL_SECONDS:
-            return None
+        if began < self._refused_at + REFUSAL_SECONDS:
+            return False
+
         while time.monotonic() < began + RETURN_SECONDS:
             time.sleep(0.001)
-            with self.lock:
-                if self.idle:
-                    return self.idle.pop()
+            with contextlib.suppress(RuntimeError):
+                self.start(_run, job)
+                return True
 
-        self.refused = time.monotonic()
-        return None
-
-
-class _Worker:
-    __slots__ = ("job", "number", "pool", "wake")
-
-    def __init__(self, pool: _Pool, job: Job, number: int) -> None:
-        self.number = number
-        self.pool = pool
-        self.job: Job | None = job
-        self.wake = threading.Lock()
-        self.wake.acquire()
-
-    def work(self) -> None:
-        pool = self.pool
-        _tail.number = self.number
-
-        while True:
-            job, self.job = self.job, None
-            while (
-                job is not None
-            ):  # ends as None: what a task held must not live as long as an idle thread
-                job = job()
-            with pool.lock:
-                pool.idle.append(self)
-            if not self.wake.acquire(timeout=IDLE_SECONDS):
-                with pool.lock:
-                    if self in pool.idle:
-                        pool.idle.remove(self)
-                        return
-                self.wake.acquire()  # a job was given to this thread at the last moment
+        self._refused_at = time.monotonic()
+        return False
 
 
-_pool = _Pool()
-
-
-def reset_after_fork() -> None:
-    """A forked child has none of its parent's threads."""
-    global _pool
-    _pool = _Pool()
-
-
-forks.after_in_child(forks.Phase.THREADS, reset_after_fork)
+_threads = JobPool()
 
 
 class _Tail(threading.local):
-    """A thread whose job is over but for what its end makes possible: it can go on with that."""
+    """A thread whose job is over except for what its end makes possible: the thread can go on with that."""
 
     open = False
     job: Job | None = None
-    number = 0
 
 
 _tail = _Tail()
 
 
 def thread_number() -> int:
-    """Return the number of the current thread, if it is the pool's, from 1; otherwise 0."""
-    return _tail.number
+    """Return the number of the current thread, if it is one of the weaves' pool, from 1; otherwise 0."""
+    return _threads.current_number()
 
 
 def start_thread(job: Job, patient: bool = True) -> None:
-    """Run *job*, which must not raise, in a thread of its own from the process's pool.
+    """Run *job*, which must not raise, in a thread of the weaves' pool.
 
     Args:
         job: What to run.
@@ -164,122 +109,121 @@ def start_thread(job: Job, patient: bool = True) -> None:
         _tail.job = job
         return
 
-    _pool.start(job, patient)
+    _threads.run(job, patient)
 
 
-class Slots:
-    """How many threads one weave uses at once. Jobs over the limit wait in the order they came."""
+def _run(job: Job) -> None:
+    following: Job | None = job
+    del job
+
+    # It ends as None: what a job holds must not live as long as an idle thread.
+    while following is not None:
+        following = following()
+
+
+class ThreadLimiter(CapacityLimiter):
+    """How many threads one weave uses at once. Jobs over the limit wait in the order they came.
+
+    Attributes:
+        limit: Maximum number of threads.
+    """
+
+    __slots__ = ("limit",)
 
     def __init__(self, limit: int) -> None:
+        super().__init__(limit)
         self.limit = limit
-        self.active = 0
-        self.lock = threading.Lock()
-        self.waiting: deque[Job] = deque()
 
     def submit(self, job: Job) -> None:
-        """Run *job* in a thread as soon as there is a slot; the job ends with `next`.
+        """Run *job* in a thread as soon as the limit allows; the job ends with `next`.
 
         Raises:
             RuntimeError: The system has no more threads, and this weave has none that could do it later.
         """
-        with self.lock:
-            if self.active >= self.limit:
-                self.waiting.append(job)
-                return
-            self.active += 1
-            first = self.active == 1
-
-        try:
-            start_thread(job, patient=first)
-        except RuntimeError:
-            with self.lock:
-                self.active -= 1
-                if self.active:
-                    self.waiting.append(job)
-                    return
-            raise
+        if self.try_acquire() or self.acquire(partial(self._start, job)) is None:
+            self._start(job)
 
     def next(self) -> Job | None:
-        """Give a slot back, or get the next job that is to run in it."""
-        with self.lock:
-            if self.waiting:
-                return self.waiting.popleft()
-            self.active -= 1
+        """Give the thread of the calling job back, or return the next job that is to run in it."""
+        if not self._queue:  # a job that comes meanwhile gets another thread
+            self.release()
             return None
 
-    def leave(self) -> None:
-        """Give a slot back from elsewhere than its thread, or because its job waits for others."""
-        job = self.next()
-        if job is not None:
-            start_thread(job)
+        _tail.open = True
+        self.release()
+        _tail.open = False
+        following, _tail.job = _tail.job, None
+        return following
 
     @contextlib.contextmanager
     def given_up(self) -> Generator[None]:
         """For a thread that only waits meanwhile; its job is over the limit afterwards, if need be."""
-        self.leave()
+        self.release()
         try:
             yield
         finally:
-            with self.lock:  # without waiting for a slot: that could be for ever
-                self.active += 1
+            self.acquire_beyond_limit()  # to wait here could be for ever
+
+    def _start(self, job: Job) -> None:
+        try:
+            start_thread(job, patient=self.in_use == 1)
+        except RuntimeError:
+            # The threads that this weave has take the job over, one after the other.
+            if not self.acquire_again(partial(self._start, job)):
+                raise
 
 
 def is_awaitable(value: object) -> bool:
-    """Whether *value*, which a sync call gave, is still to be awaited."""
+    """Return whether *value*, which a sync call returned, is still to be awaited."""
     return hasattr(type(value), "__await__")
 
 
 def discard(value: object) -> None:
-    """Nobody will await *value*; a coroutine would complain about that when it is freed."""
+    """Close *value* if it is a coroutine: it will not be awaited, and would complain about that when it is freed."""
     if isinstance(value, CoroutineType):
         value.close()
 
 
-class Inbox:
-    """Calls from threads into a loop, many for one wake-up.
+class RunMailbox(LoopMailbox):
+    """The mailbox of one weave's run, which can do without the loop.
 
     As long as nothing but threads is at work, the loop need not even run: between `hold` and `serve`
-    the thread that has a call makes it itself, one at a time, and the loop's own thread sleeps until
-    *until* says that it is needed, or that it is all over. To wake a thread costs more than most
+    the thread that posts a call makes it itself, one at a time, and the loop's own thread sleeps until
+    *until* returns that it is needed, or that the run is over. To wake a thread costs more than most
     calls, and to wake a loop twice as much.
     """
 
+    __slots__ = ("_bell", "_holding", "_turn", "_until")
+
     def __init__(self, loop: AbstractEventLoop) -> None:
-        self.loop = loop
-        self._calls: deque[tuple[Callable[..., object], tuple[Any, ...]]] = deque()
-        self._woken = False
+        super().__init__(loop)
         self._until: Callable[[], object] | None = None
-        self._closed = False
 
-    def post(self, callback: Callable[..., object], *args: Any) -> None:
-        """Have ``callback(*args)`` called on the loop, unless this or the loop has been closed."""
-        self._calls.append((callback, args))
-        if self._closed:
-            self._drop()
-            return
+    def post(self, fn: Callable[..., object], *args: Any) -> bool:
+        """Have ``fn(*args)`` called, on the loop or in its place.
 
-        if self._until is not None and self._make_calls():
-            return
-        if not self._woken:
-            self._woken = True
-            try:
-                self.loop.call_soon_threadsafe(self._drain)
-            except RuntimeError:  # the loop was closed: nobody waits for this any more
-                self._drop()
+        A call that is dropped closes the coroutines among its *args*.
+
+        Returns:
+            Whether the call has been made or will be.
+        """
+        self._calls.append([fn, args])
+        if not self._closed:
+            if self._until is not None and self._make_calls():
+                return True
+            if self._woken or self._wake_once():
+                return True
+
+        self._drop()
+        return False
 
     def close(self) -> None:
-        """Nobody waits for any call any more."""
+        """Drop the calls that wait, and refuse new ones: the run is over."""
         self._closed = True
         self._drop()
 
-    def _drop(self) -> None:
-        with contextlib.suppress(IndexError):  # another thread may drop them as well
-            while True:
-                for value in self._calls.popleft()[1]:
-                    discard(value)
-
     def hold(self, until: Callable[[], object]) -> None:
-        """From now on calls are made without the loop; the first one when `serve` is called."""
+        """From now on make calls without the loop; the first one when `serve` is called."""
         self._turn = threading.Lock()
         self._holding = True
         self._bell: SimpleQueue[None] = SimpleQueue()
@@ -298,7 +242,7 @@ class Inbox:
         self.let_go()
 
     def let_go(self) -> None:
-        """In the loop's thread: from now on calls are made by the loop."""
+        """In the loop's thread: from now on leave the calls to the loop."""
         if self._until is None:
             return
         if self._holding:  # `serve` was never reached
@@ -308,10 +252,11 @@ class Inbox:
         with self._turn:
             self._until = None
         if self._calls:
-            self.loop.call_soon(self._drain)
+            self._woken = True
+            self.loop.call_soon(self._drain, context=Context())
 
     def _make_calls(self) -> bool:
-        """Make the calls there are, unless another thread does; whether they need not go to the loop."""
+        """Make the calls that wait, unless another thread does; return whether they need not go to the loop."""
         # Whoever gives up its turn looks again: a call may have come whose thread saw the turn taken.
         while self._calls and self._turn.acquire(blocking=False):
             try:
@@ -329,15 +274,11 @@ class Inbox:
 
         return True
 
-    def _drain(self) -> None:
-        # First the flag, then the calls: a call that comes between the two only wakes us once more.
-        self._woken = False
-        calls = self._calls
-        count = len(calls)  # those that come meanwhile must not keep the loop from everything else
-        while count and calls and not self._closed:
-            count -= 1
-            callback, args = calls.popleft()
-            callback(*args)
+    def _drop(self) -> None:
+        with contextlib.suppress(IndexError):  # another thread may drop them as well
+            while True:
+                for argument in self._calls.popleft()[1]:
+                    discard(argument)
 
 
 class ThreadCall:
@@ -345,10 +286,10 @@ class ThreadCall:
 
     Attributes:
         ended: Called on the loop with ``(succeeded, value or exception)``, unless abandoned.
-        begun: Called on the loop when a thread has taken up the call.
+        on_started: Called on the loop when a thread has begun the call.
     """
 
-    __slots__ = ("begun", "context", "ended", "fn", "inbox", "lock", "slots", "state")
+    __slots__ = ("context", "ended", "fn", "inbox", "lock", "on_started", "slots", "state")
 
     _WAITING, _RUNNING, _OVER = range(3)
 
@@ -356,33 +297,32 @@ class ThreadCall:
         self,
         fn: Callable[[], Any],
         *,
-        slots: Slots,
-        inbox: Inbox,
+        slots: ThreadLimiter,
+        inbox: RunMailbox,
         context: Context,
         ended: Callable[[bool, Any], object],
-        begun: Callable[[], object] | None = None,
     ) -> None:
         self.fn: Callable[[], Any] | None = fn
         self.slots = slots
         self.inbox = inbox
         self.context = context
         self.ended = ended
-        self.begun = begun
+        self.on_started: Callable[[], object] | None = None
         self.state = self._WAITING
         self.lock = threading.Lock()
 
     def start(self) -> ThreadCall:
-        """Hand the call to a thread, at once or when there is a slot."""
+        """Have the call made in a thread, at once or when the limit allows."""
         self.slots.submit(self._run)
         return self
 
     def abandon(self) -> None:
-        """Do not wait for the call any more: its slot is free, and its outcome is dropped."""
+        """Do not wait for the call any more: free its place in the limit, and drop its outcome."""
         with self.lock:
             was, self.state = self.state, self._OVER
         self.fn = None
         if was == self._RUNNING:
-            self.slots.leave()
+            self.slots.release()
 
     def _run(self) -> Job | None:
         with self.lock:
@@ -391,8 +331,8 @@ class ThreadCall:
                 return self.slots.next()
             self.state = self._RUNNING
 
-        if self.begun is not None:
-            self.inbox.post(self.begun)
+        if self.on_started is not None:
+            self.inbox.post(self.on_started)
         try:
             outcome = (True, self.context.run(fn))
         except (
@@ -403,29 +343,27 @@ class ThreadCall:
         del fn
         with self.lock:
             was, self.state = self.state, self._OVER
-        if was == self._OVER:  # abandoned meanwhile, and the slot given back
+        if was == self._OVER:  # abandoned meanwhile, and given back to the limit
             discard(outcome[1])
             return None
 
         self.fn = None
-        following = self.slots.next()
-        if following is not None:
-            self.inbox.post(self.ended, *outcome)
-            return following
-
-        _tail.open = True
+        _tail.open = (
+            True  # for the next job of this weave, or else for what the outcome makes possible
+        )
+        self.slots.release()
         self.inbox.post(self.ended, *outcome)
         _tail.open = False
         following, _tail.job = _tail.job, None
         return following
 
-    def wait_begun(self) -> Future[None]:
-        """A future that is done when a thread has taken up the call; to be asked for before `start`."""
+    def wait_started(self) -> Future[None]:
+        """Return a future that is done when a thread has begun the call. To be called before `start`."""
         future: Future[None] = self.inbox.loop.create_future()
 
-        def begun() -> None:
+        def on_started() -> None:
             if not future.done():
                 future.set_result(None)
 
-        self.begun = begun
+        self.on_started = on_started
         return future

@@ -76,6 +76,7 @@ class Progress:
             sampler = Sampler(run)
             # In the caller's context: a notebook knows by it which cell an output belongs to.
             context = run.context.copy()
+            # Not from a pool: it runs as long as the weave does, and `close` joins it.
             thread = threading.Thread(
                 target=context.run,
                 args=(self._work, sampler, form),

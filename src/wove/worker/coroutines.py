@@ -27,6 +27,7 @@ class CoroutineLoop:
     def __init__(self, *, name: str) -> None:
         self._loop = asyncio.new_event_loop()
         self._closing = False
+        # Not from a pool: it runs the loop until `close`, which joins it.
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
 

@@ -155,6 +155,7 @@ class HeartbeatTimer(Generic[K]):
 
     def _wake_by(self, moment: float) -> None:
         if self._thread is None and not self._closed:
+            # Not from a pool: a heartbeat must not wait for a thread, and this one lives while anything runs.
             self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
             self._thread.start()
         elif moment < self._asleep_until:

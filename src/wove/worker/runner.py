@@ -25,7 +25,7 @@ from wove.worker.interrupts import Interruptible, TaskInterrupted
 from wove.worker.reports import RunReports
 from wove.worker.run_marks import BEGUN, RETURNED, RunMarks
 from wove.worker.runs import ExecutingRun, SharedCallable, SharedValues
-from wove.worker.threads import Crew
+from wove.worker.threads import TaskThreadPool
 
 if TYPE_CHECKING:
     from wove.worker.coroutines import CoroutineLoop
@@ -81,7 +81,7 @@ class Runner:
         self._closed = False
         self._callables: CallableCache[SharedCallable] = CallableCache()
         self._shared_values: CallableCache[SharedValues] = CallableCache(SHARED_KEPT)
-        self._crew = Crew(limit=max_threads, name=name)
+        self._threads = TaskThreadPool(max_threads, name)
         self._loop: CoroutineLoop | None = None
         meter = LoadMeter(self._count, self._report_blocked) if report_load else None
         self._pulse: HeartbeatTimer[ExecutingRun] = HeartbeatTimer(
@@ -125,7 +125,7 @@ class Runner:
                 raise RuntimeError("the worker is shutting down, and takes no more tasks")
             run.callable = function or self._callable_of(frame, run)
             run.shared = self._shared_of(frame, run)
-            self._crew.submit(partial(self._perform, run))
+            self._threads.submit(partial(self._perform, run))
         except FrameError as error:
             self._fail(run, error, source="transport")
         except Exception as error:
@@ -188,7 +188,7 @@ class Runner:
             self._stop(run, "cancel")
         deadline = time.monotonic() + timeout
         ended = self.drain(timeout)
-        self._crew.close()
+        self._threads.close(0.0, for_good=True)
         self._pulse.close()
         self._report_timer.close()
         if self._loop is not None:
@@ -298,7 +298,7 @@ class Runner:
                 unused()
             # Pickling may take long, and this is the loop.
             try:
-                self._crew.submit(partial(self._conclude_safely, run, ok, value))
+                self._threads.submit(partial(self._conclude_safely, run, ok, value))
             except Exception as error:
                 self._fail(run, error, source="executor")
 

@@ -123,7 +123,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for line in _lines(commands, enough, parent):
         try:
             if _handle(line, runner):
-                # Not here: cancels must still be heard, and the end of the parent noticed.
+                # Not here: cancels must still be heard, and the end of the parent noticed. And not in
+                # the pool of tasks: those may fill it, and this waits for all of them.
                 threading.Thread(target=_drain, args=(runner, wake), daemon=True).start()
         except Exception as error:
             _report_garbage(outbox, error)
@@ -281,6 +282,7 @@ class _Outbox:
         self._gate.acquire()
         self._asleep = True
         self._closed = False
+        # Not from a pool: it writes until `close`, which joins it.
         self._thread = threading.Thread(target=self._run, name="wove-worker-output", daemon=True)
         self._thread.start()
 

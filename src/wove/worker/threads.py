@@ -1,195 +1,111 @@
-"""Threads for sync work: as few as will do, and as many as are needed.
+"""Threads for sync tasks: as few as will do, and as many as are needed.
 
 A sender may hand over dozens of tiny tasks at once, which one thread finishes in a millisecond; or dozens that
-all block, and each needs a thread. Nobody knows in advance which it will be, so the queue decides: a thread
-that is done with one job takes the next, and only when the head of the queue has waited for
+all block, and each needs a thread. Which of the two it will be cannot be known in advance, so the queue decides: a
+thread that has finished one task takes the next, and only when the head of the queue has waited for
 :data:`PATIENCE_SECONDS` does another thread come to take it.
 """
 
 from __future__ import annotations
 
-import _thread
 import logging
-import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import Final
+from typing import Any, Final
 
-__all__ = ["Crew"]
+from wove.concurrency.thread_pool import ThreadPool
+
+__all__ = ["TaskThreadPool"]
 
 PATIENCE_SECONDS: Final = 0.002
-IDLE_SECONDS: Final = 10.0
+"""How long a queued task is left to the busy threads. A tiny task is over long before that; starting a thread takes a
+tenth of it."""
 
 _log = logging.getLogger("wove.worker")
 _now = time.monotonic
 
 
-class Crew:
-    """Runs jobs in daemon threads. No job waits for longer than a few milliseconds behind one that blocks.
+class TaskThreadPool(ThreadPool):
+    """A thread pool that grows only when its threads are stuck.
+
+    No call waits for longer than a few milliseconds behind one that blocks. One thread at a time, the watcher, waits
+    for the head of the queue to become old; then it takes that call like any other thread.
 
     Args:
-        limit: The most threads at a time; ``None``: as many as there are blocked jobs.
-        name: What the threads are called, before a number.
+        limit: Maximum number of threads; ``None``: as many as there are blocked calls.
+        name: The name of each thread, before a number.
     """
 
-    def __init__(self, *, limit: int | None = None, name: str = "wove-worker") -> None:
-        self._limit = limit
-        self._name = name
-        self._lock = threading.Lock()
-        self._queue: deque[tuple[float, Callable[[], None]]] = deque()
-        self._idle: list[_WorkerThread] = []  # the last to become idle is the first to work again
-        self._count = 0  # threads
-        self._busy = 0  # of them at a job, or sure to take one
-        self._watched = False  # whether one of them looks after the head of the queue
-        self._taken_at = 0.0  # when a job was last taken
-        self._closed = False
-        self._numbers = 0
+    def reset_after_fork(self) -> None:
+        super().reset_after_fork()
+        self._queued_at: deque[float] = deque()  # for each waiting call
+        self._is_watched = False  # whether there is a watcher
+        self._taken_at = 0.0  # when a thread last took a call
 
-    def submit(self, job: Callable[[], None]) -> None:
-        """Run *job*, which must not raise, soon.
+    def submit(self, fn: Callable[..., object], *args: Any) -> None:
+        """Have ``fn(*args)`` called in a thread. An exception that it raises is logged.
 
         Raises:
-            RuntimeError: No thread can be started, and there is none.
+            RuntimeError: There is no thread, and none can be started.
         """
         with self._lock:
-            self._queue.append((_now(), job))
-            try:
-                self._see_to_the_queue()
-            except RuntimeError:
-                if not self._busy:
-                    self._queue.pop()
-                    raise
+            if not self._busy():  # then no call waits either
+                self._taken_at = _now()
+                self._employ(fn, *args)
+                return
 
-    def close(self) -> None:
-        """Let the threads end as soon as they are idle. Jobs that are queued still run."""
-        with self._lock:
-            self._closed = True
-            for hand in self._idle:
-                hand.gate.release()
-            self._idle.clear()
+            self._calls.append((fn, args))
+            self._queued_at.append(_now())
+            self._ensure_watcher()
 
-    # Everything below is called with the lock held.
+    def _busy(self) -> int:
+        """Return the number of threads that make calls. Called with the lock held, like all below."""
+        return len(self._threads) - len(self._idle) - self._is_watched
 
-    def _see_to_the_queue(self) -> None:
-        if not self._queue:
+    def _employ(self, fn: Callable[..., object], *args: Any) -> None:
+        new = self._assign((fn, args))
+        if new is not None:
+            self._launch(new)
+
+    def _ensure_watcher(self) -> None:
+        if self._is_watched or not self._calls:
             return
-        if not self._busy:
-            self._busy += 1
-            try:
-                self._summon(watch=False)
-            except RuntimeError:
-                self._busy -= 1
-                raise
-        elif not self._watched and (self._idle or self._limit is None or self._count < self._limit):
-            self._watched = True
-            try:
-                self._summon(watch=True)
-            except RuntimeError:
-                self._watched = False  # the busy ones take the rest, one after the other
-                raise
-
-    def _summon(self, *, watch: bool) -> None:
-        if self._idle:
-            hand = self._idle.pop()
-            hand.watching = watch
-            hand.gate.release()
+        if not self._idle and self._limit is not None and len(self._threads) >= self._limit:
             return
 
-        self._numbers += 1
-        hand = _WorkerThread(self._serve, f"{self._name}-{self._numbers}")
-        hand.watching = watch
-        hand.start()
-        self._count += 1
-
-    def _take(self) -> Callable[[], None]:
-        _, job = self._queue.popleft()
-        self._taken_at = _now()
-
+        self._is_watched = True
         try:
-            self._see_to_the_queue()
-        except RuntimeError as error:  # the system has no more threads to give
+            self._employ(self._watch)
+        except RuntimeError as error:  # the system has no more threads
+            self._is_watched = False
             _log.warning(
                 "cannot start another thread, so blocked tasks hold up queued ones: %s", error
             )
 
-        return job
+    def _next_call(self) -> tuple[Callable[..., object], tuple[Any, ...]] | None:
+        if not self._calls:
+            return None
+
+        self._queued_at.popleft()
+        self._taken_at = _now()
+        call = self._calls.popleft()
+        self._ensure_watcher()
+        return call
 
     def _patience(self) -> float:
-        """How long the head of the queue may still be left to those who are at work."""
+        """Return for how many seconds the head of the queue may still be left to the busy threads."""
         now = _now()
-        if not self._busy or now - self._taken_at >= PATIENCE_SECONDS:
+        if not self._calls or not self._busy() or now - self._taken_at >= PATIENCE_SECONDS:
             return 0.0
-        return self._queue[0][0] + PATIENCE_SECONDS - now
+        return self._queued_at[0] + PATIENCE_SECONDS - now
 
-    def _next(self, hand: _WorkerThread) -> Callable[[], None] | None:
-        """The next job for *hand*, after a wait; ``None`` when it should end."""
-        while True:
-            if not hand.watching:
-                if self._queue:
-                    return self._take()
-                self._busy -= 1
-                if not self._wait_idle(hand):
-                    self._count -= 1
-                    return None
-            elif not self._queue:
-                self._watched = hand.watching = False
-                self._busy += 1
-            elif (seconds := self._patience()) > 0:
-                self._pause(hand, seconds)
-            else:
-                self._watched = hand.watching = False
-                self._busy += 1
-                return self._take()
-
-    def _wait_idle(self, hand: _WorkerThread) -> bool:
-        """Wait to be summoned; false when that does not happen any more."""
-        if self._is_over():
-            return False
-        self._idle.append(hand)
-        if not self._pause(hand, IDLE_SECONDS) and hand in self._idle:
-            self._idle.remove(hand)
-            return False
-
-        return not self._is_over()
-
-    def _is_over(self) -> bool:
-        return self._closed and not self._queue
-
-    def _pause(self, hand: _WorkerThread, seconds: float) -> bool:
-        self._lock.release()
-        try:
-            return hand.gate.acquire(timeout=seconds)
-        finally:
-            self._lock.acquire()
-
-    def _serve(self, hand: _WorkerThread) -> None:
+    def _watch(self) -> None:
+        """Return when the head of the queue has waited for too long; the pool then gives it to this thread."""
         while True:
             with self._lock:
-                job = self._next(hand)
-            if job is None:
-                return
-            try:
-                job()
-            except BaseException:
-                _log.exception("a job of the worker failed")
-            del job  # what it worked on should not live until the next one comes
-
-
-class _WorkerThread(threading.Thread):
-    """A thread of a crew.
-
-    Attributes:
-        gate: Released once for every time it is summoned.
-        watching: Whether it is to look after the head of the queue, and not to take it at once.
-    """
-
-    def __init__(self, serve: Callable[[_WorkerThread], None], name: str) -> None:
-        super().__init__(name=name, daemon=True)
-        self._serve = serve
-        self.gate = _thread.allocate_lock()
-        self.gate.acquire()
-        self.watching = False
-
-    def run(self) -> None:
-        self._serve(self)
+                seconds = self._patience()
+                if seconds <= 0:
+                    self._is_watched = False
+                    return
+            time.sleep(seconds)

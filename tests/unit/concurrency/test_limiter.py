@@ -68,6 +68,30 @@ def test_who_was_granted_meanwhile_must_give_it_back() -> None:
     assert limiter.in_use == 1
 
 
+def test_who_acquires_again_waits_for_others() -> None:
+    limiter, order = CapacityLimiter(2), list[str]()
+    limiter.try_acquire(2)
+    assert limiter.acquire_again(lambda: order.append("again"))
+    assert limiter.in_use == 1 and order == []
+    assert limiter.acquire(lambda: order.append("later")) is not None  # behind the one that waits
+    limiter.release()
+    assert order == ["again", "later"]
+    limiter.release()
+    assert not limiter.acquire_again(lambda: order.append("never"))  # nothing would wake it
+    assert limiter.in_use == 0 and limiter.try_acquire(2)
+
+
+def test_who_had_it_before_may_exceed_the_limit() -> None:
+    limiter, order = CapacityLimiter(1), list[str]()
+    limiter.try_acquire()
+    limiter.acquire_beyond_limit()
+    assert limiter.acquire(lambda: order.append("next")) is not None
+    limiter.release()
+    assert order == []
+    limiter.release()
+    assert order == ["next"]
+
+
 def test_amounts() -> None:
     limiter, order = CapacityLimiter(100), list[str]()
     assert limiter.try_acquire(60) and limiter.try_acquire(40) and not limiter.try_acquire(1)

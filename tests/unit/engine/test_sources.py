@@ -12,7 +12,7 @@ import pytest
 from tests.support.forms import PATIENCE, soon
 
 from wove.engine.sources import END, WAIT, Source, Stream, is_iterable, open_source
-from wove.engine.threads import Inbox
+from wove.engine.threads import RunMailbox
 
 
 async def take_all(source: Source) -> list[Any]:
@@ -46,7 +46,7 @@ def opened(
         workers=workers,
         by_threads=by_threads,
         loop=loop,
-        inbox=Inbox(loop),
+        inbox=RunMailbox(loop),
         context=contextvars.copy_context(),
     )
 

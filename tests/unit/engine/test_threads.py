@@ -13,22 +13,37 @@ import pytest
 from tests.support.forms import PATIENCE, attempt, soon
 
 from wove import weave
-from wove.engine.threads import Inbox, Slots, ThreadCall, _Pool, discard, start_thread
+from wove.engine.threads import (
+    JobPool,
+    RunMailbox,
+    ThreadCall,
+    ThreadLimiter,
+    discard,
+    start_thread,
+    thread_number,
+)
 
 
 def test_a_thread_is_used_again() -> None:
-    idents: list[int] = []
-    for _ in range(5):
-        ended = threading.Event()
+    """Threads have numbers, which no two of them share; one that ended never comes back."""
+    seen: set[int] = set()
 
-        def job(ended: threading.Event = ended) -> None:
-            idents.append(threading.get_ident())
+    def is_known() -> bool:
+        numbers, ended = list[int](), threading.Event()
+
+        def job() -> None:
+            numbers.append(thread_number())
             ended.set()
 
         start_thread(job)
         assert ended.wait(PATIENCE)
-        soon(lambda: threading.active_count() < 50)
-    assert len(idents) == 5
+        known = numbers[0] in seen
+        seen.update(numbers)
+        return known
+
+    soon(is_known)
+    assert 0 not in seen
+    assert thread_number() == 0
 
 
 def test_a_job_may_give_the_next_one() -> None:
@@ -49,7 +64,7 @@ def test_a_job_may_give_the_next_one() -> None:
 
 
 def test_jobs_over_the_limit_wait_in_the_order_they_came() -> None:
-    slots = Slots(1)
+    slots = ThreadLimiter(1)
     order: list[int] = []
     gate, ended = threading.Event(), threading.Event()
 
@@ -65,18 +80,18 @@ def test_jobs_over_the_limit_wait_in_the_order_they_came() -> None:
     gate.set()
     assert ended.wait(PATIENCE)
     assert order == [0, 1, 2, 3, 4]
-    soon(lambda: slots.active == 0)
+    soon(lambda: slots.in_use == 0)
 
 
-def in_a_loop(body: Callable[[Inbox, Slots], Any]) -> Any:
+def in_a_loop(body: Callable[[RunMailbox, ThreadLimiter], Any]) -> Any:
     async def main() -> Any:
-        return await body(Inbox(asyncio.get_running_loop()), Slots(1))
+        return await body(RunMailbox(asyncio.get_running_loop()), ThreadLimiter(1))
 
     return asyncio.run(main())
 
 
 def test_calls_from_threads_come_in_order() -> None:
-    async def body(inbox: Inbox, slots: Slots) -> list[int]:
+    async def body(inbox: RunMailbox, slots: ThreadLimiter) -> list[int]:
         got: list[int] = []
         done = asyncio.Event()
 
@@ -94,7 +109,7 @@ def test_calls_from_threads_come_in_order() -> None:
 
 
 def test_calls_that_never_end_leave_the_loop_its_turn() -> None:
-    async def body(inbox: Inbox, slots: Slots) -> None:
+    async def body(inbox: RunMailbox, slots: ThreadLimiter) -> None:
         stop = threading.Event()
 
         def again() -> None:
@@ -113,7 +128,7 @@ def test_calls_that_never_end_leave_the_loop_its_turn() -> None:
 def test_a_call_into_a_loop_that_was_closed_is_dropped() -> None:
     """It is neither made nor kept: a coroutine among its arguments is closed."""
     loop = asyncio.new_event_loop()
-    inbox, made = Inbox(loop), list[object]()
+    inbox, made = RunMailbox(loop), list[object]()
     loop.close()
 
     async def coroutine() -> None: ...
@@ -126,7 +141,7 @@ def test_a_call_into_a_loop_that_was_closed_is_dropped() -> None:
 
 
 def test_a_call_reports_once_unless_it_is_given_up() -> None:
-    async def body(inbox: Inbox, slots: Slots) -> None:
+    async def body(inbox: RunMailbox, slots: ThreadLimiter) -> None:
         ended: asyncio.Future[tuple[bool, Any]] = asyncio.get_running_loop().create_future()
         made = ThreadCall(
             lambda: 7, slots=slots, inbox=inbox, context=contextvars.copy_context(),
@@ -135,14 +150,14 @@ def test_a_call_reports_once_unless_it_is_given_up() -> None:
         made.start()
         assert await asyncio.wait_for(ended, PATIENCE) == (True, 7)
         made.abandon()  # too late to matter
-        soon(lambda: slots.active == 0)
+        soon(lambda: slots.in_use == 0)
 
         release, reported = threading.Event(), []
         stuck = ThreadCall(
             lambda: release.wait(PATIENCE), slots=slots, inbox=inbox, context=contextvars.copy_context(),
             ended=lambda *outcome: reported.append(outcome),
         )  # fmt: skip
-        begun = stuck.wait_begun()
+        begun = stuck.wait_started()
         stuck.start()
         await asyncio.wait_for(begun, PATIENCE)
         waiting = ThreadCall(
@@ -151,7 +166,7 @@ def test_a_call_reports_once_unless_it_is_given_up() -> None:
         ).start()  # fmt: skip
         waiting.abandon()  # before it began
         stuck.abandon()
-        soon(lambda: slots.active == 0)
+        soon(lambda: slots.in_use == 0)
         release.set()
         await asyncio.sleep(0.01)
         assert reported == []
@@ -198,9 +213,9 @@ def test_where_there_are_no_more_threads(count: int, monkeypatch: pytest.MonkeyP
         started += 1
         original(thread)
 
-    monkeypatch.setattr("wove.engine.threads._pool", _Pool())
+    monkeypatch.setattr("wove.engine.threads._threads", JobPool())
     monkeypatch.setattr(
-        "wove.engine.threads.IDLE_SECONDS", 60.0
+        "wove.concurrency.thread_pool.IDLE_SECONDS", 60.0
     )  # or on a busy machine, the one ends in between
     monkeypatch.setattr(threading.Thread, "start", start)
 

@@ -319,7 +319,6 @@ def close(timeout: float) -> None:
 def reset_after_fork() -> None:
     global _worker, _worker_lock
     _worker, _worker_lock = None, threading.Lock()
-    fetches.reset_after_fork()
 
 
 forks.after_in_child(forks.Phase.THREADS, reset_after_fork)

@@ -296,6 +296,7 @@ class Watches:
                 if not self._closed.is_set() and (
                     kind not in self._threads or not self._threads[kind].is_alive()
                 ):
+                    # Not from a pool: it reads a stream until `close`, which joins it.
                     thread = threading.Thread(
                         target=self._run, args=(kind,), name=f"wove-k8s-{kind}", daemon=True
                     )

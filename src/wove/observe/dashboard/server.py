@@ -45,6 +45,7 @@ class Server:
     def __init__(self, address: Address, weaves: Weaves) -> None:
         self._http = _HTTPServer(address, weaves)
         self.url = f"http://{self._http.address}/"
+        # Not from a pool: it serves until `close`, which joins it.
         self._thread = threading.Thread(
             target=self._http.serve_forever,
             args=(TIDY_SECONDS,),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 from collections.abc import Iterator
 
 import pytest
@@ -13,6 +14,9 @@ settings.register_profile(
     "any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )
 settings.load_profile("any machine")
+
+# Tests, and the scripts and pages that they run, leave no secret in the home of whoever runs them.
+os.environ.setdefault("WOVE_CACHE_SECRET", "the secret of the tests")
 
 pytest_plugins = [
     "tests.support.servers",

@@ -9,6 +9,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from wove import (
         backend as backend,
+        cache as cache,
         environment as environment,
         errors as errors,
         integrations as integrations,
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from wove.block import weave
     from wove.delivery import shutdown
     from wove.errors import (
+        CacheError,
         DeliveryError,
         DeliveryOrphanedError,
         DeliveryTimeoutError,
@@ -52,6 +54,7 @@ __version__ = "3.0.0.dev0"
 __all__ = [
     "BackendAdapter",
     "BackendAdapterEnvironmentExecutor",
+    "CacheError",
     "DeliveryError",
     "DeliveryOrphanedError",
     "DeliveryTimeoutError",
@@ -118,7 +121,7 @@ _HOMES = {
 }
 
 # Submodules that are documented import paths: `wove.errors.WorkerLostError` works after `import wove`.
-_MODULES = ("backend", "environment", "errors", "integrations")
+_MODULES = ("backend", "cache", "environment", "errors", "integrations")
 
 
 # Hidden from type checkers, which would otherwise believe in every misspelt name.

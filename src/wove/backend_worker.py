@@ -13,10 +13,9 @@ from collections.abc import Sequence
 from typing import Final
 
 from wove.integrations.common.statuses import REFUSED, UNREADABLE, UNREPORTED
+from wove.protocol.names import PAYLOAD_VARIABLE, SECRET_VARIABLE
 
-__all__ = ["PAYLOAD_VARIABLE", "main"]
-
-PAYLOAD_VARIABLE: Final = "WOVE_BACKEND_PAYLOAD"
+__all__ = ["main"]
 
 USAGE: Final = f"""\
 usage: python -m wove.backend_worker [-h] [PAYLOAD]
@@ -24,7 +23,7 @@ usage: python -m wove.backend_worker [-h] [PAYLOAD]
 Run the task of one payload, and report to the weave that waits for it.
 
 The payload, JSON, is taken from the environment variable {PAYLOAD_VARIABLE}; where that is not set, from the
-first argument; without one, from the standard input. If WOVE_WORKER_SECRET is set, only a payload that is signed with
+first argument; without one, from the standard input. If {SECRET_VARIABLE} is set, only a payload that is signed with
 that secret is run.
 
 It asks that weave first whether it still waits, and whether no other process runs the task.

@@ -33,6 +33,7 @@ from wove.settings import current
 from wove.settings.resolution import Resolver
 
 if TYPE_CHECKING:
+    from wove.cache import ResultStore
     from wove.engine.execution import Display
     from wove.engine.scheduler import WeaveRun
     from wove.graph.rules import IdempotencyKey
@@ -71,6 +72,8 @@ class weave:  # noqa: N801 - it is used like a function
             as an output, otherwise a line when a task ends.
         record: Write the timeline of the run to this file when it has ended, however it ended: a page
             (``.html``), or a Chrome trace (``.json``).
+        store: Where the results of tasks with ``cache=True`` are kept: the path of a folder or of a
+            SQLite file, or a store of `wove.cache`.
         delivery_timeout: Seconds from the hand-over of a remote run to its end.
         delivery_idempotency_key: Text with ``{parameter}`` fields, or a callable of the arguments.
         delivery_cancel_mode: ``"best_effort"`` or ``"require_ack"``.
@@ -109,6 +112,7 @@ class weave:  # noqa: N801 - it is used like a function
         error_mode: Literal["raise", "return", "continue"] | Unset | None = UNSET,
         progress: bool | None = None,
         record: str | PathLike[str] | None = None,
+        store: str | PathLike[str] | ResultStore | Unset | None = UNSET,
         values: Mapping[str, Any] | None = None,
         delivery_timeout: float | Unset | None = UNSET,
         delivery_idempotency_key: IdempotencyKey | Unset | None = UNSET,
@@ -120,11 +124,11 @@ class weave:  # noqa: N801 - it is used like a function
     ) -> None:
         given: dict[str, Any] = {}
 
-        # One comparison instead of twelve: most weaves set none of them.
+        # One comparison instead of thirteen: most weaves set none of them.
         if not (
             environment is max_workers is background is fork is max_pending is error_mode is delivery_timeout
             is delivery_idempotency_key is delivery_cancel_mode is delivery_heartbeat_seconds
-            is delivery_max_in_flight is delivery_orphan_policy is UNSET
+            is delivery_max_in_flight is delivery_orphan_policy is store is UNSET
         ):  # fmt: skip
             options: dict[str, Any] = {
                 "environment": environment,
@@ -139,6 +143,7 @@ class weave:  # noqa: N801 - it is used like a function
                 "delivery_heartbeat_seconds": delivery_heartbeat_seconds,
                 "delivery_max_in_flight": delivery_max_in_flight,
                 "delivery_orphan_policy": delivery_orphan_policy,
+                "store": store,
             }
             given = {name: value for name, value in options.items() if value is not UNSET}
 
@@ -204,7 +209,8 @@ class weave:  # noqa: N801 - it is used like a function
             **options: ``retries`` more attempts, ``retry_delay`` seconds apart (or ``"exponential"``, or
                 a callable of the attempt), after the exceptions of ``retry_on``; ``timeout`` seconds for
                 each; ``workers`` items at once and ``limit_per_minute`` launches; the ``environment``
-                that runs it; and ``delivery_*``, as for `weave`.
+                that runs it; ``delivery_*``, as for `weave`; and ``cache=True`` to keep its results in the
+                weave's ``store``, with ``cache_key`` and ``cache_version``.
 
         Returns:
             The callable itself, or a decorator that returns it.

@@ -8,6 +8,7 @@ Each can also be caught as the built-in type in brackets::
     ├── TaskTimeoutError              (TimeoutError)   one attempt took longer than `timeout`
     ├── TaskCancelledError            (RuntimeError)   the result of a task that was cancelled
     ├── SerializationError            (TypeError)      a value cannot leave or enter the process
+    ├── CacheError                    (RuntimeError)   a store of results is damaged, or not one of ours
     ├── EnvironmentExecutionError     (RuntimeError)   a remote error without an exception object
     ├── MissingDependencyError        (RuntimeError)   a package is not installed
     │   └── MissingDispatchFeatureError                cloudpickle is not installed
@@ -29,6 +30,7 @@ from typing import Any, Final
 from wove import __version__
 
 __all__ = [
+    "CacheError",
     "DeliveryError",
     "DeliveryOrphanedError",
     "DeliveryTimeoutError",
@@ -94,6 +96,10 @@ class TaskCancelledError(WoveError, RuntimeError):
 
 class SerializationError(WoveError, TypeError):
     """A callable, argument or result cannot be pickled, or cannot be rebuilt on the other side."""
+
+
+class CacheError(WoveError, RuntimeError):
+    """A store of kept results is damaged or foreign; the message names it. Nothing of it was unpickled."""
 
 
 class EnvironmentExecutionError(WoveError, RuntimeError):

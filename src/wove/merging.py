@@ -152,14 +152,32 @@ async def _call(
     signature, kind = describe(fn, mapped=True)
     caller = Caller(run, name, fn, kind, signature, settings, context)
     run.merges.append(caller.attempts)
+    item = _item_name(fn, name, signature) if mapped else None
+    if not settings.cache:
+        return await _attempt(caller, iterable, item)
+
+    from wove.engine.caching import cached_task  # here, because most merges do without
+
+    cache = cached_task(run.store, name, fn, settings, {}, item)
     if not mapped:
+        return await cache.run(partial(_attempt, caller, None, None))
+    async with cache:
+        caller.cache = cache
+        return await _attempt(caller, iterable, item)
+
+
+async def _attempt(caller: Caller, iterable: Any, item: str | None) -> Any:
+    """Call, or map; *item* is the parameter that receives the item of a map."""
+    run, fn, settings = caller.run, caller.fn, caller.settings
+    if item is None:
         # In a task of its own, because its changes of context variables are not the caller's.
-        return await in_own_task(caller(fn if settings.is_local else {}), run.loop, context)
+        call = caller(fn if settings.is_local else {})
+        return await in_own_task(call, run.loop, caller.context)
 
     invoke: Callable[[Any], Any] = fn
     if not settings.is_local:
-        invoke = partial(with_item, {}, _item_name(fn, name, caller.signature))
-    elif not caller.plain or kind not in (Kind.SYNC, Kind.ASYNC):
+        invoke = partial(with_item, {}, item)
+    elif not caller.plain or caller.kind not in (Kind.SYNC, Kind.ASYNC):
         invoke = partial(partial, fn)
 
     return await map_items(run, caller, iterable, invoke)

@@ -15,14 +15,13 @@ from wove.net.http1 import Head, ProtocolError, quoted
 from wove.protocol import codec, payload
 from wove.protocol.faults import from_exception
 from wove.protocol.frames import PYTHON, check_event
+from wove.protocol.names import CLAIM_METHOD, EVENT_METHOD, JSON_TYPE, UNAWAITED_HEADER
 from wove.protocol.payload import Claim
 from wove.protocol.pickling import Pickled, dumps
 from wove.security import NetworkExecutorSecurity, SecurityConfig
 
 __all__ = [
-    "CANCELLED_HEADER",
     "RETRY",
-    "UNAWAITED_HEADER",
     "fetch",
     "is_retryable",
     "post_event",
@@ -39,9 +38,6 @@ RETRY: Final = Backoff(0.1, 2.0)
 
 _RETRYABLE: Final = frozenset({408, 425, 429})  # and 5xx
 
-UNAWAITED_HEADER: Final = "x-wove-gone"
-CANCELLED_HEADER: Final = "x-wove-cancelled"
-
 _now = time.monotonic
 
 
@@ -57,7 +53,7 @@ def run_ids_in(head: Head, name: str) -> frozenset[str]:
         head: The response's head.
         name: `UNAWAITED_HEADER` or `CANCELLED_HEADER`.
     """
-    return frozenset((head.get(name) or "").replace(",", " ").split())
+    return frozenset((head.get(name.lower()) or "").replace(",", " ").split())
 
 
 def refusal_text(destination: Destination, head: Head, body: bytes) -> str:
@@ -114,7 +110,7 @@ def post_event(
 
     def attempt() -> bool:
         fields = [
-            ("Content-Type", "application/json"),
+            ("Content-Type", JSON_TYPE),
             ("Content-Length", str(sum(map(len, chunks)))),
         ]
         if signer.authenticates:
@@ -123,7 +119,7 @@ def post_event(
             ).items()
 
         head, body = exchange(
-            destination, request(destination, "POST", fields), chunks, stall_seconds=timeout
+            destination, request(destination, EVENT_METHOD, fields), chunks, stall_seconds=timeout
         )
         if head.status == 410:
             return False
@@ -181,7 +177,7 @@ def fetch(
 
         try:
             link.send(
-                request(destination, "GET", fields),
+                request(destination, CLAIM_METHOD, fields),
                 (),
                 seconds=stall_seconds,
                 most_answer=claim.size,

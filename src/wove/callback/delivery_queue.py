@@ -11,9 +11,7 @@ from collections.abc import Iterable
 from typing import Final
 
 from wove.callback.client import (
-    CANCELLED_HEADER,
     RETRY,
-    UNAWAITED_HEADER,
     is_retryable,
     refusal_text,
     run_ids_in,
@@ -27,6 +25,7 @@ from wove.errors import DeliveryError, SerializationError
 from wove.net.http1 import Head
 from wove.protocol.completed_runs import bulk
 from wove.protocol.frames import FrameError
+from wove.protocol.names import CANCELLED_HEADER, UNAWAITED_HEADER
 
 __all__ = ["DeliveryQueue"]
 

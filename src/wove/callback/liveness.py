@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from wove.net.http1 import Request
+from wove.protocol.names import WORKER_HEADER
 
 if TYPE_CHECKING:
     from wove.callback.routes import Route
 
 __all__ = ["WorkerConnection", "WorkerLiveness"]
 
-WORKER: Final = "x-wove-worker"
-"""The header that says which process posts: ``host/pid/`` and something random."""
+_WORKER: Final = WORKER_HEADER.lower()
 
 # A proxy in between tells nothing of the worker when it closes a connection (RFC 9110, 7.6.3; RFC 7239).
 _OF_PROXIES: Final = frozenset({"via", "forwarded", "x-forwarded-for"})
@@ -41,7 +41,7 @@ class WorkerConnection:
         worker = ""
 
         for name, value in request.fields:
-            if name == WORKER:
+            if name == _WORKER:
                 worker = value[:MAX_CHARACTERS]
             elif name in _OF_PROXIES:
                 self.direct = False

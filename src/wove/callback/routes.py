@@ -15,15 +15,10 @@ from wove.callback.replies import TAKEN, Refusal, Reply
 from wove.net.http1 import Request
 from wove.protocol import codec, signing
 from wove.protocol.frames import TERMINAL, FrameError, check_event
+from wove.protocol.names import CANCELLED_HEADER, CLAIM_METHOD, EVENT_METHOD, UNAWAITED_HEADER
 from wove.security import NetworkExecutorSecurity
 
 __all__ = ["AuthorizedRequest", "EventSubscriber", "Route", "Routes", "RunStatus"]
-
-GONE: Final = "X-Wove-Gone"
-"""Lists the runs of a request that nobody waits for, when there are others in it."""
-
-CANCELLED: Final = "X-Wove-Cancelled"
-"""Lists those that were told to end, which holds for detached ones, too."""
 
 MAX_GONE_CHARACTERS: Final = 4000
 """Of such a list. Those that do not fit in are told the next time."""
@@ -174,7 +169,7 @@ class Routes:
         if match is None or not routes:
             raise Refusal(404, _WRONG_PATH)
         claim_id = match[2]
-        method = "POST" if claim_id is None else "GET"
+        method = EVENT_METHOD if claim_id is None else CLAIM_METHOD
         if request.method != method:
             label = "events come as POST" if claim_id is None else "a claim is fetched with GET"
             raise Refusal(405, f"Here, {label}.", ("Allow", method))
@@ -324,9 +319,9 @@ class AuthorizedRequest:
 
         if not gone:
             return TAKEN
-        fields = ((CANCELLED, _listed(cancelled)),) if cancelled else ()
+        fields = ((CANCELLED_HEADER, _listed(cancelled)),) if cancelled else ()
         if taken:
-            return Reply(204, fields=((GONE, _listed(gone)), *fields))
+            return Reply(204, fields=((UNAWAITED_HEADER, _listed(gone)), *fields))
         if self._refusal is not None and not cancelled:
             return self._refusal.reply
         text = (

@@ -30,6 +30,7 @@ from wove.concurrency import forks
 from wove.concurrency.thread_pool import ThreadPool
 from wove.net.http1 import ProtocolError
 from wove.protocol.frames import TERMINAL
+from wove.protocol.names import EVENT_METHOD, JSON_TYPE, WORKER_HEADER
 
 __all__ = ["Sender", "close", "sender_for"]
 
@@ -407,8 +408,8 @@ def _head(batch: EventBatch, worker: str) -> bytes:
         )
 
     size = sum(map(len, batch.chunks))
-    common = (("Content-Type", "application/json"), ("Content-Length", str(size)))
-    return request(destination, "POST", (*common, ("X-Wove-Worker", worker), *signed.items()))
+    common = (("Content-Type", JSON_TYPE), ("Content-Length", str(size)))
+    return request(destination, EVENT_METHOD, (*common, (WORKER_HEADER, worker), *signed.items()))
 
 
 # --- the senders of this process --------------------------------------------------------------------------

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 from wove.concurrency.mailbox import LoopMailbox
 from wove.delivery import manager as process
-from wove.delivery.keys import render, shared
+from wove.delivery.keys import shared
 from wove.delivery.run import CANCELLED, Ending, Outcome, RemoteRun, State, Waiter
+from wove.graph.templates import render
 
 if TYPE_CHECKING:
     from wove.delivery.request import Request
@@ -62,7 +63,7 @@ class DeliveryClient:
         policy = request.settings.delivery
         key = None
         if policy.idempotency_key is not None:
-            key = render(policy.idempotency_key, request.args, request)
+            key = render(policy.idempotency_key, request.args, request, "delivery_idempotency_key")
         while True:
             session = self._session(request.settings.environment)
             run = RemoteRun(request, session.table, key)

@@ -1,64 +1,16 @@
-"""``delivery_idempotency_key``: its text, and the runs in flight that have one."""
+"""The runs in flight that have a ``delivery_idempotency_key``."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import TYPE_CHECKING, Final
 
 from wove.concurrency import forks
-from wove.graph.options import suggest
 
 if TYPE_CHECKING:
     from wove.delivery.run import RemoteRun
 
-__all__ = ["SharedRuns", "render", "shared"]
-
-
-def render(key: str | Callable[..., str], args: Mapping[str, Any], label: object) -> str:
-    """Return the text of an idempotency key.
-
-    Args:
-        key: A template with ``{param}`` fields, formatted as `str.format` does (``{user.id}``,
-            ``{day:%Y-%m-%d}``), or a callable, called as ``key(**args)``.
-        args: The arguments of the task, by parameter name.
-        label: The task, for messages.
-
-    Raises:
-        ValueError: A field names no parameter, or the text is empty.
-        TypeError: The callable returned something other than text.
-    """
-    if callable(key):
-        text = cast("object", key(**args))
-        if not isinstance(text, str):
-            raise TypeError(
-                f"{label}: the delivery_idempotency_key callable must return text, not {type(text).__name__}"
-            )
-    else:
-        try:
-            text = key.format_map(_Fields(args))
-        except _UnknownFieldError as error:
-            field = error.args[0]
-            raise ValueError(
-                f"{label}: delivery_idempotency_key {key!r} has a field {{{field}}}, and the task has no such "
-                f"parameter (it has: {', '.join(args) or 'none'}).{suggest(field, args)}"
-            ) from None
-
-    if not text:
-        raise ValueError(
-            f"{label}: its delivery_idempotency_key is an empty text for these arguments"
-        )
-
-    return text
-
-
-class _UnknownFieldError(Exception):
-    """A field names no parameter. Not a KeyError, which formatting an argument may raise as well."""
-
-
-class _Fields(dict[str, Any]):
-    def __missing__(self, name: str) -> Any:
-        raise _UnknownFieldError(name)
+__all__ = ["SharedRuns", "shared"]
 
 
 class SharedRuns:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from contextvars import Context
 
     from wove.delivery import Call, DeliveryClient, Request
+    from wove.engine.caching import CachedTask
     from wove.engine.scheduler import WeaveRun
     from wove.settings.resolution import TaskSettings
 
@@ -158,10 +159,11 @@ class Caller:
         pacer: Spreads the launches of a map, or ``None``.
         context: What every call finds in its context variables.
         attempts: What became of the attempts.
+        cache: The kept results of the items of a map; ``None`` where none are kept.
     """
 
     __slots__ = (
-        "attempts", "call", "context", "fn", "kind",
+        "attempts", "cache", "call", "context", "fn", "kind",
         "make_request", "name", "pacer", "plain", "run", "settings", "signature"
     )  # fmt: skip
 
@@ -187,6 +189,7 @@ class Caller:
         self.call: Call | None = None
         self.make_request: type[Request]
         self.attempts = Attempts()
+        self.cache: CachedTask | None = None
 
     def annotate(self, error: BaseException, item: int, value: Any = ABSENT) -> None:
         """Note on *error*, with which *item* failed, where it came from."""

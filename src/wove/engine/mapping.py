@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from wove.engine.attempts import Bound, Caller
 from wove.engine.coroutine_pool import SLICE_SECONDS, CoroutinePool
-from wove.engine.sources import END, WAIT, Source, open_source
+from wove.engine.sources import END, WAIT, Source, is_container, open_source
 from wove.engine.threads import discard, is_awaitable, thread_number
 from wove.engine.tracebacks import raisable
 from wove.graph.signature import Kind
@@ -95,6 +95,12 @@ class Items(ItemsSoFar):
         self.ended.append(0.0)
         return position
 
+    def found(self, value: Any) -> None:
+        """Record *value* as the result of the next item, which does not run: it was kept."""
+        position = self.launch()
+        self.results[position] = value
+        self.ended[position] = self.started[position]
+
     def finish(self) -> None:
         """Everything has ended."""
         if not self.finished.done():
@@ -138,7 +144,7 @@ class _LanedItems(CoroutinePool, Items):
             self.left(lane)
 
     async def _take_and_run(self, lane: asyncio.Task[Any]) -> None:
-        caller, pacer = self.caller, self.caller.pacer
+        caller, pacer, cache = self.caller, self.caller.pacer, self.caller.cache
         call: Callable[[Any], Awaitable[Any]] | None = None
         if caller.plain and caller.kind is Kind.ASYNC:
             call = self._invoke
@@ -164,6 +170,8 @@ class _LanedItems(CoroutinePool, Items):
                     value = await call(item)
                 else:
                     value = await caller(self._invoke(item), position)
+                if cache is not None:
+                    await cache.keep_item_later(position, value)
             except GeneratorExit as error:
                 # Either the item's own, or this lane is being closed: in both cases it must end here.
                 self._failed(position, error, item)
@@ -319,6 +327,10 @@ class _ThreadedItems(Items):
         self._under_way += 1
         return position, self._grow()
 
+    def found(self, value: Any) -> None:
+        self.threads.append(0)
+        super().found(value)
+
     def _pull(self, thread: int) -> tuple[Any, int, bool]:
         """In a thread: as `_take` and `_claim`, without the lock while the iterator is at work."""
         error: BaseException | None = None
@@ -353,6 +365,7 @@ class _ThreadedItems(Items):
     def _work(self) -> Job | None:
         """In a thread: take and run items until there is none."""
         run, invoke, context = self._run, self._invoke, self.caller.context
+        cache = self.caller.cache
         following: Job | None = None
         thread = thread_number()
         with self._lock:
@@ -397,6 +410,8 @@ class _ThreadedItems(Items):
                     run.inbox.post(self._await, position, item, value)
                 continue
             else:
+                if cache is not None:
+                    cache.keep_item(position, value)
                 self.results[position] = value
             self._ended_one()
 
@@ -442,7 +457,10 @@ class _ThreadedItems(Items):
 
     async def _awaited(self, position: int, item: Any, value: Awaitable[Any]) -> None:
         try:
-            self.results[position] = await value
+            result = await value
+            if self.caller.cache is not None:
+                await self.caller.cache.keep_item_later(position, result)
+            self.results[position] = result
         except BaseException as error:
             if not (self._stopped and isinstance(error, asyncio.CancelledError)):
                 self._failed(position, error, item)
@@ -512,6 +530,9 @@ async def map_items(
     threads = settings.is_local and caller.kind in (Kind.SYNC, Kind.GENERATOR)
     limit: float = settings.workers or (run.slots.limit if threads else float("inf"))
     by_threads = caller.plain and caller.kind is Kind.SYNC
+    if caller.cache is not None and by_threads and not is_container(value):
+        # Threads look up items where no code of the user's runs to get them; elsewhere the loop has it done.
+        by_threads, invoke = False, partial(partial, invoke)
     source = open_source(
         value,
         task=caller.name,
@@ -522,12 +543,16 @@ async def map_items(
         inbox=run.inbox,
         context=caller.context,
     )
+    if caller.cache is not None:
+        source = caller.cache.between(source, run.inbox, limit, by_threads=by_threads)
     items: Items
     if by_threads:
         items = _ThreadedItems(run, caller, source, invoke, min(limit, run.slots.limit))
     else:
         items = _LanedItems(run, caller, source, invoke, limit)
 
+    if caller.cache is not None:
+        caller.cache.on_found(items.found)
     if begun is not None:
         begun(items)
     try:

@@ -166,6 +166,7 @@ class WeaveRun:
         cancelled_by: What cancelled the run from outside.
         usual: The settings of an unmapped task without options, and whether it is nothing but a call.
         failures: Every failure, as ``(task, position of the item or None, exception)``.
+        store: Where results of tasks with ``cache=True`` are kept, as `weave` was given it.
         keeps_going: Whether what does not depend on a failed task still runs.
     """
 
@@ -194,6 +195,7 @@ class WeaveRun:
 
         self.inbox = RunMailbox(loop)
         self._max_workers = settings.max_workers
+        self.store = settings.store
         self._slots: ThreadLimiter | None = None
         self.values: dict[str, Any] = {**values, DATA: dict(values)}
         usual = resolver.task({}, False)
@@ -428,6 +430,30 @@ class WeaveRun:
 
     async def perform(self, task: Task) -> Any:
         """Run *task* to its end, whatever kind it is; returns its value."""
+        if not task.settings.cache:
+            return await self._perform(task)
+        return await self._perform_cached(task)
+
+    async def _perform_cached(self, task: Task) -> Any:
+        from wove.engine.caching import cached_task  # here, because most weaves do without
+
+        node, mapped = task.node, task.node.declaration.mapped
+        cache = cached_task(
+            self.store,
+            task.name,
+            node.declaration.fn,
+            task.settings,
+            names_elsewhere(node, self.values),
+            node.item if mapped else None,
+        )
+        if not mapped:
+            return await cache.run(partial(self._perform, task))
+
+        async with cache:
+            task.caller(self).cache = cache
+            return await self._perform(task)
+
+    async def _perform(self, task: Task) -> Any:
         caller, node = task.caller(self), task.node
         if task.awaitable is not None:
             awaitable, task.awaitable = task.awaitable, None

@@ -15,7 +15,16 @@ from wove.engine.threads import start_thread
 if TYPE_CHECKING:
     from wove.engine.threads import Job, RunMailbox
 
-__all__ = ["END", "WAIT", "Source", "Stream", "is_iterable", "is_task", "open_source"]
+__all__ = [
+    "END",
+    "WAIT",
+    "Source",
+    "Stream",
+    "is_container",
+    "is_iterable",
+    "is_task",
+    "open_source",
+]
 
 END: Final = object()
 """There is no further item."""
@@ -46,6 +55,11 @@ def is_iterable(value: object) -> bool:
     if kind is FunctionType:
         return False
     return hasattr(kind, "__iter__") or hasattr(kind, "__aiter__") or hasattr(kind, "__getitem__")
+
+
+def is_container(value: object) -> bool:
+    """Return whether *value* is a built-in container, whose items exist already."""
+    return type(value) in _CONTAINERS
 
 
 def is_task(value: object) -> bool:
@@ -443,7 +457,7 @@ def open_source(
         TypeError: *value* is not iterable.
         ValueError: It has more than *most* items.
     """
-    if type(value) in _CONTAINERS:
+    if is_container(value):
         if most is not None and len(value) > most:
             raise _too_many(task, len(value), most)
         return _Container(iter(value), len(value))

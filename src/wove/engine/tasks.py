@@ -88,7 +88,7 @@ class Task:
             self.settings = run.resolver.task(
                 declaration.options, declaration.mapped, f"task {node.name!r}"
             )
-            plain = not declaration.mapped and is_plain(self.settings)
+            plain = not declaration.mapped and is_plain(self.settings) and not self.settings.cache
         else:
             self.settings, plain = run.usual
 

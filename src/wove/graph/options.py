@@ -25,8 +25,10 @@ from wove.graph.rules import (
     idempotency_key,
     one_of,
     positive,
+    result_store,
     shown,
     suggest,
+    version,
     whole,
 )
 
@@ -104,12 +106,16 @@ class TaskOptions(_ExecutionOptions, DeliveryOptions, total=False):
     """The options of ``@w.do``, ``@Weave.do`` and ``merge``."""
 
     environment: str | None
+    cache: bool | None
+    cache_key: IdempotencyKey | None
+    cache_version: str | int | None
 
 
 class WeaveOptions(_BlockOptions, DeliveryOptions, total=False):
-    """The settings of ``weave(...)`` that also have defaults elsewhere."""
+    """The settings of ``weave(...)`` that also have defaults elsewhere, and its ``store``."""
 
     environment: str | None
+    store: Any
 
 
 class DefaultOptions(_BlockOptions, _ExecutionOptions, DeliveryOptions, total=False):
@@ -165,6 +171,7 @@ class Option(NamedTuple):
 _TASK: Final[frozenset[Scope]] = frozenset({"task", "environment", "config"})
 _WEAVE: Final[frozenset[Scope]] = frozenset({"weave", "environment", "config"})
 _BOTH: Final[frozenset[Scope]] = _TASK | _WEAVE
+_DECLARED: Final[frozenset[Scope]] = frozenset({"task"})
 _UNSET_HERE: Final = "not set here"
 
 OPTIONS: Final[Mapping[str, Option]] = MappingProxyType(
@@ -186,7 +193,15 @@ OPTIONS: Final[Mapping[str, Option]] = MappingProxyType(
                    "How many items of a mapped task run at once."),
             Option("limit_per_minute", _TASK, None, positive("launches a minute"), "no pacing",
                    "Launches a minute of a mapped task, retries included."),
+            Option("cache", _DECLARED, False, flag, "not kept",
+                   "Whether its results are kept in the weave's store, and taken from there."),
+            Option("cache_key", _DECLARED, None, idempotency_key, "the arguments themselves",
+                   "Text with {parameter} fields, or a callable of the arguments: what tells its results apart."),
+            Option("cache_version", _DECLARED, None, version, "no version",
+                   "Text or a number; another one makes every result anew."),
             # --- of a weave
+            Option("store", frozenset({"weave"}), None, result_store, "no store",
+                   "Where results of tasks with cache=True are kept: a path, or a store."),
             Option("max_workers", _WEAVE, 256, whole(1), _UNSET_HERE,
                    "The most threads that run the sync tasks of one weave.", inherits=True),
             Option("background", _WEAVE, False, flag, _UNSET_HERE,

@@ -7,7 +7,8 @@ the rest of a sentence that begins with the option: "must be a whole number, not
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Sequence
-from typing import Any, Literal, TypeAlias, cast
+from os import PathLike, fspath
+from typing import Any, Final, Literal, TypeAlias, cast
 
 __all__ = [
     "IdempotencyKey",
@@ -22,8 +23,10 @@ __all__ = [
     "idempotency_key",
     "one_of",
     "positive",
+    "result_store",
     "shown",
     "suggest",
+    "version",
     "whole",
 ]
 
@@ -209,4 +212,33 @@ def idempotency_key(value: Any) -> IdempotencyKey:
                 f"must name a parameter in every field, and {{{field}}} in {value!r} does not"
             )
 
+    return value
+
+
+def version(value: Any) -> str:
+    """Return a text that is not empty, or a whole number, as text."""
+    if isinstance(value, bool) or not isinstance(value, (str, int)):
+        raise TypeError(f"must be text or a whole number, not {shown(value)}")
+    if value == "":
+        raise ValueError("must not be an empty text")
+    return str(value)
+
+
+STORE_METHODS: Final = ("get", "put", "delete")
+"""The methods of a user's own store of results."""
+
+
+def result_store(value: Any) -> Any:
+    """Return a path as text, and a store as it is."""
+    if isinstance(value, (str, PathLike)):
+        path = fspath(cast("str | PathLike[str]", value))
+        if not path:
+            raise ValueError("must be the path of a folder or a file, not an empty text")
+        return path
+
+    missing = [name for name in STORE_METHODS if not callable(getattr(value, name, None))]
+    if missing or isinstance(value, type):
+        raise TypeError(
+            f"must be a path or an object with the methods {', '.join(STORE_METHODS)}, not {shown(value)}"
+        )
     return value

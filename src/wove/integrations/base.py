@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, ClassVar, Literal, NamedTuple, TypeAlias
 
 from wove.executors.base import CancelReach, Frame
+from wove.protocol import heartbeats
 
 __all__ = ["BackendAdapter", "JobStatus", "MaybeAwaitable", "PayloadDict"]
 
@@ -96,7 +97,7 @@ class BackendAdapter(abc.ABC):
     inline_bytes: ClassVar[int] = 128 * 1024
     """The most characters that a payload may have as JSON. What is larger is fetched by the worker instead."""
 
-    beat_seconds: ClassVar[float] = 1.0
+    beat_seconds: ClassVar[float] = heartbeats.QUEUE_SECONDS
     """The longest time between two signs of life of a worker, which are answered with whether its runs are still
     wanted. Longer for a backend that ends the process of a cancelled job itself, and has thousands of them."""
 

@@ -7,10 +7,7 @@ import re
 from collections.abc import Mapping
 from typing import Any, Final
 
-__all__ = ["PAYLOAD_VARIABLE", "idempotency_key", "job_id", "job_mark", "job_name"]
-
-PAYLOAD_VARIABLE: Final = "WOVE_BACKEND_PAYLOAD"
-"""The environment variable from which `wove.backend_worker` takes its payload."""
+__all__ = ["idempotency_key", "job_id", "job_mark", "job_name"]
 
 _RUN_ID: Final = re.compile(r"[A-Za-z0-9_-]+")
 

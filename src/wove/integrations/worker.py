@@ -12,21 +12,17 @@ from typing import TYPE_CHECKING, Any, Final, cast
 from wove.callback.link import Destination
 from wove.callback.reporter import DeliveryOutcome
 from wove.concurrency.mailbox import post_to
-from wove.integrations.common.jobs import ASK_SECONDS, BEAT_SECONDS, Job, close, fetches
-from wove.protocol import payload as payloads
-from wove.protocol.payload import Payload
+from wove.integrations.common.jobs import ASK_SECONDS, Job, close, fetches
+from wove.protocol import heartbeats, payload as payloads
+from wove.protocol.names import SECRET_VARIABLE
 from wove.security import NetworkExecutorSecurity, SecurityConfig
-from wove.worker.runs import BEATS_PER_INTERVAL
 
 if TYPE_CHECKING:
     import asyncio  # for `arun` alone: a process that calls `run` starts in half the time without it
 
-__all__ = ["SECRET_VARIABLE", "arun", "check_security", "close", "deliver", "run"]
+__all__ = ["arun", "check_security", "close", "deliver", "run"]
 
 _log = logging.getLogger("wove.worker")
-
-SECRET_VARIABLE: Final = "WOVE_WORKER_SECRET"
-"""The environment variable whose secret a worker uses that is given none."""
 
 RETRY_SECONDS: Final = 60.0
 """For how long the end of a run is sent again where the payload does not say."""
@@ -208,7 +204,8 @@ def _read(payload: object, security: NetworkExecutorSecurity) -> Job:
         destination,
         security,
         retry_seconds=RETRY_SECONDS if content.retry_seconds is None else content.retry_seconds,
-        beat_seconds=_beat_seconds(content, delivery),
+        heartbeat_seconds=heartbeats.spacing(delivery, content.beat_seconds)
+        or heartbeats.MAX_SECONDS,
         detached=delivery.get("delivery_orphan_policy") == "detach",
     )
 
@@ -228,15 +225,6 @@ def _unreadable(payload: object, error: ValueError, security: NetworkExecutorSec
         raise error from None
 
     return Job(error, run_id, str(task or "?"), destination, security, retry_seconds=RETRY_SECONDS)
-
-
-def _beat_seconds(content: Payload, delivery: Mapping[str, Any]) -> float:
-    """The time between two heartbeats."""
-    longest = content.beat_seconds or BEAT_SECONDS
-    interval: object = delivery.get("delivery_heartbeat_seconds")
-    if isinstance(interval, bool) or not isinstance(interval, (int, float)) or interval <= 0:
-        return longest
-    return min(longest, interval / BEATS_PER_INTERVAL)
 
 
 def _is_small(payload: object) -> bool:

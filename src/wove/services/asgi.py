@@ -13,6 +13,7 @@ from wove.concurrency.thread_pool import run_in_thread
 from wove.protocol import codec, signing
 from wove.protocol.codec import encode_events
 from wove.protocol.frames import TERMINAL, condensed, says_busy
+from wove.protocol.names import JSON_TYPE, LINES_TYPE
 from wove.protocol.waiting import add_waiting
 from wove.services.queue import RunQueue
 from wove.services.wire import is_big, is_big_reply
@@ -32,7 +33,8 @@ the connection, and the client might never read the reply (RFC 9112, section 9.6
 RETRY_AFTER: Final = ((b"retry-after", b"1"),)
 """Of a reply that says "busy", in seconds."""
 
-_JSON: Final = b"application/json"
+_JSON: Final = JSON_TYPE.encode()
+_LINES: Final = LINES_TYPE.encode()
 RECOGNIZED: Final = "wove-recognized"
 """Key of the ASGI scope: what the server wants called once the client has shown who it is."""
 
@@ -123,7 +125,7 @@ class Request:
             if name == b"content-length":
                 self.length = int(value) if value.isdigit() else None
             elif name == b"accept":
-                self.streams = b"application/x-ndjson" in value
+                self.streams = _LINES in value
             elif name == b"origin" or name == b"sec-fetch-site":
                 self.browser = True
 
@@ -385,7 +387,7 @@ class ResponseStream:
 
     async def _stream(self) -> None:
         self._streaming = True
-        await self._request.begin(200, [(b"content-type", b"application/x-ndjson")])
+        await self._request.begin(200, [(b"content-type", _LINES)])
 
         while True:
             events, self._events = self._events, []

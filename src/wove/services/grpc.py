@@ -19,6 +19,7 @@ from wove.errors import MissingDependencyError, install_command
 from wove.protocol import signing
 from wove.protocol.codec import encode_events
 from wove.protocol.frames import TERMINAL, FrameError
+from wove.protocol.names import GRPC_METHOD
 from wove.protocol.waiting import add_waiting
 from wove.services.byte_budget import ByteBudget
 from wove.services.forked import owns_port
@@ -44,7 +45,6 @@ logger = logging.getLogger("wove.service")
 
 Context: TypeAlias = "grpc.aio.ServicerContext[bytes, bytes]"
 
-DEFAULT_METHOD: Final = "/wove.network_executor.WorkerService/Send"
 REPLY_SIGNATURE: Final = signing.REPLY_SIGNATURE.lower()
 SIZE: Final = signing.SIZE.lower()
 
@@ -90,7 +90,7 @@ def worker_handler(
     options: ServiceOptions | None = None,
     /,
     *,
-    method: str = DEFAULT_METHOD,
+    method: str = GRPC_METHOD,
     **keywords: Unpack[ServiceKeywords],
 ) -> WorkerHandler:
     """A handler that runs the tasks it is sent, for ``server.add_generic_rpc_handlers((handler,))``.
@@ -338,7 +338,7 @@ async def serve(
     *,
     started: Callable[[str], object],
     stop: asyncio.Event,
-    method: str = DEFAULT_METHOD,
+    method: str = GRPC_METHOD,
 ) -> None:
     """Serve until *stop* is set, and then until what runs has ended.
 

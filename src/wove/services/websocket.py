@@ -17,6 +17,7 @@ from weakref import WeakKeyDictionary
 
 from wove.errors import MissingDependencyError, install_command
 from wove.protocol import websocket as sockets
+from wove.protocol.names import JSON_TYPE
 from wove.services.forked import owns_port
 from wove.services.options import ServiceKeywords, ServiceOptions, service_options
 from wove.services.queue import RunQueue
@@ -218,7 +219,7 @@ def name_of(connection: ServerConnection) -> str:
 def _json(connection: ServerConnection, status: int, value: dict[str, Any]) -> Response:
     response = connection.respond(status, json.dumps(value))
     del response.headers["Content-Type"]
-    response.headers["Content-Type"] = "application/json"
+    response.headers["Content-Type"] = JSON_TYPE
     return response
 
 

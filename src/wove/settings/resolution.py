@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from wove.graph.options import ErrorMode
-    from wove.graph.rules import RetryDelay
+    from wove.graph.rules import IdempotencyKey, RetryDelay
     from wove.settings.model import Configuration, Environment
 
 __all__ = ["Resolver", "Setting", "TaskSettings", "WeaveSettings"]
@@ -26,6 +26,7 @@ class WeaveSettings(NamedTuple):
         error_mode: ``"raise"``, ``"return"`` or ``"continue"``.
         environment: Where tasks run that name no environment.
         max_pending: The most items of a mapped task's source; ``None`` for no bound.
+        store: Where results of tasks with ``cache`` are kept: a path or a store; ``None`` for nowhere.
     """
 
     max_workers: int
@@ -34,6 +35,7 @@ class WeaveSettings(NamedTuple):
     error_mode: ErrorMode
     environment: Environment
     max_pending: int | None
+    store: Any
 
 
 class TaskSettings(NamedTuple):
@@ -49,6 +51,9 @@ class TaskSettings(NamedTuple):
         retry_on: The exception types after which it is tried again.
         max_pending: The most items of its source; ``None`` for no bound.
         delivery: How its remote runs are handed over and watched.
+        cache: Whether its results are kept in the weave's store.
+        cache_key: What tells its results apart; ``None`` for the arguments themselves.
+        cache_version: Another one makes every result anew; ``None`` for none.
         is_local: Whether it runs in this process.
     """
 
@@ -61,6 +66,9 @@ class TaskSettings(NamedTuple):
     retry_on: tuple[type[Exception], ...] = (Exception,)
     max_pending: int | None = None
     delivery: DeliveryPolicy = DeliveryPolicy()
+    cache: bool = False
+    cache_key: IdempotencyKey | None = None
+    cache_version: str | None = None
 
     @property
     def is_local(self) -> bool:

@@ -15,7 +15,6 @@ from typing import Final, Generic, TypeVar
 __all__ = ["HeartbeatTimer", "LoadMeter"]
 
 LINGER_SECONDS: Final = 5.0  # the thread outlives its last run: the next one is often close behind
-MIN_BEAT_SECONDS: Final = 0.01
 
 FIRST_WINDOW_SECONDS: Final = 0.005
 MAX_WINDOW_SECONDS: Final = 0.5
@@ -124,7 +123,7 @@ class HeartbeatTimer(Generic[K]):
         """Beat for *key*, every so many seconds, until :meth:`drop`."""
         with self._changed:
             watch = self._watches.setdefault(key, _Watch())
-            watch.every = max(seconds, MIN_BEAT_SECONDS)
+            watch.every = seconds
             watch.next_beat = _now() + watch.every
             self._wake_by(watch.next_beat)
 

@@ -95,7 +95,13 @@ class Runner:
 
     # --- what a transport calls -----------------------------------------------------------------------------
 
-    def submit(self, frame: Mapping[str, Any], function: SharedCallable | None = None) -> None:
+    def submit(
+        self,
+        frame: Mapping[str, Any],
+        function: SharedCallable | None = None,
+        *,
+        heartbeat_seconds: float | None = None,
+    ) -> None:
         """Run a ``run_task`` frame. Returns at once; frames of one connection come from one thread, in order.
 
         A second frame with the ``run_id`` of a run in progress is ignored.
@@ -104,6 +110,7 @@ class Runner:
             frame: The frame.
             function: What `shared` gave for it; ``None``: the frame has its callable, or the frames of this
                 connection had it.
+            heartbeat_seconds: The time between two heartbeats; ``None``: as the frame says.
 
         Raises:
             FrameError: The frame names no run, so nobody could be told.
@@ -111,7 +118,7 @@ class Runner:
         run_id = frame.get("run_id")
         if not isinstance(run_id, str) or not run_id:
             raise FrameError("a run_task without a run_id")
-        run = ExecutingRun(run_id, frame)
+        run = ExecutingRun(run_id, frame, heartbeat_seconds)
 
         with self._lock:
             if run_id in self._runs:
@@ -216,8 +223,8 @@ class Runner:
                 self._pulse.expire_at(run, time.monotonic() + run.seconds)
             if self._reports_load:
                 self._pulse.started()
-            if run.beat_seconds is not None:
-                self._pulse.beat_every(run, run.beat_seconds)
+            if run.heartbeat_seconds is not None:
+                self._pulse.beat_every(run, run.heartbeat_seconds)
             self._call(run)
         except BaseException as error:
             # Not the task's own: those have been dealt with. Whatever it is, the run must end.
@@ -414,7 +421,7 @@ class Runner:
             if run.begun:
                 self._running -= 1
 
-        if run.beat_seconds is not None or run.seconds is not None:
+        if run.heartbeat_seconds is not None or run.seconds is not None:
             self._pulse.drop(run)
         if run.reports is not None:
             run.reports.close()

@@ -5,9 +5,10 @@ from __future__ import annotations
 import inspect
 import threading
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from wove.errors import SerializationError
+from wove.protocol.heartbeats import spacing
 from wove.protocol.pickling import Pickled, loads
 
 if TYPE_CHECKING:
@@ -15,9 +16,6 @@ if TYPE_CHECKING:
     from wove.worker.reports import RunReports
 
 __all__ = ["ExecutingRun", "SharedCallable", "SharedValues"]
-
-#: A worker that beats at a third of the interval may lose one beat and be late with another.
-BEATS_PER_INTERVAL: Final = 3
 
 
 class SharedCallable:
@@ -79,7 +77,7 @@ class ExecutingRun:
         names: The fields that every event of it has.
         slot: Where it is marked in `RunMarks`; -1: nowhere.
         seconds: How long the attempt may take once it has begun; ``None``: no limit.
-        beat_seconds: The time between two heartbeats; ``None``: nobody wants them.
+        heartbeat_seconds: The time between two heartbeats; ``None``: it sends none.
         begun: It has left the queue.
         ended: Its terminal event is decided.
         began: When it left the queue, in seconds since the epoch.
@@ -89,13 +87,13 @@ class ExecutingRun:
     """
 
     __slots__ = (
-        "beat_seconds",
         "began",
         "begun",
         "callable",
         "cancel_coroutine",
         "ended",
         "frame",
+        "heartbeat_seconds",
         "names",
         "reports",
         "run_id",
@@ -108,7 +106,9 @@ class ExecutingRun:
         "ticks",
     )
 
-    def __init__(self, run_id: str, frame: Mapping[str, Any]) -> None:
+    def __init__(
+        self, run_id: str, frame: Mapping[str, Any], heartbeat_seconds: float | None = None
+    ) -> None:
         self.run_id = run_id
         self.frame: Mapping[str, Any] = frame
         self.task = str(frame.get("task_id") or "?")
@@ -117,9 +117,8 @@ class ExecutingRun:
         slot: object = frame.get("slot")
         self.slot = slot if isinstance(slot, int) else -1
         delivery: Any = frame.get("delivery")
-        policy = cast(dict[str, Any], delivery) if isinstance(delivery, dict) else {}
-        interval = _seconds(policy.get("delivery_heartbeat_seconds"))
-        self.beat_seconds = interval / BEATS_PER_INTERVAL if interval else None
+        policy = cast(dict[str, Any], delivery) if isinstance(delivery, dict) else None
+        self.heartbeat_seconds = heartbeat_seconds or spacing(policy)
         self.callable: SharedCallable | None = None
         self.shared: SharedValues | None = None
         self.section: Interruptible | None = None

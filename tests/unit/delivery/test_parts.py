@@ -1,4 +1,4 @@
-"""The small parts: limiters, mailboxes, keys, ids."""
+"""The small parts: limiters, mailboxes, ids."""
 
 from __future__ import annotations
 
@@ -7,11 +7,8 @@ import re
 import threading
 from typing import Any
 
-import pytest
-
 from wove.concurrency.mailbox import MAX_AT_A_TIME, LoopMailbox
 from wove.delivery.in_flight import limiter_of
-from wove.delivery.keys import render
 from wove.delivery.run import new_run_id
 
 
@@ -107,37 +104,6 @@ class TestMailbox:
             thread.join()
             loop.close()
             assert made == accepted
-
-
-class TestKeys:
-    def test_template(self) -> None:
-        assert (
-            render(
-                "k-{item}-{day:%d}",
-                {"item": 3, "day": __import__("datetime").date(2020, 1, 2)},
-                "t",
-            )
-            == "k-3-02"
-        )
-        assert render("{item[id]}{{}}", {"item": {"id": 7}}, "t") == "7{}"
-
-    def test_callable_of_the_arguments(self) -> None:
-        assert (
-            render(lambda item, **rest: f"{item}-{sorted(rest)}", {"item": 3, "other": 1}, "t")
-            == "3-['other']"
-        )
-
-    def test_errors_name_the_field(self) -> None:
-        with pytest.raises(ValueError, match=r"task 'x'.*\{itm\}.*has: item.*Did you mean 'item'"):
-            render("{itm}", {"item": 1}, "task 'x'")
-        with pytest.raises(ValueError, match="has: none"):
-            render("{itm}", {}, "task 'x'")
-        with pytest.raises(TypeError, match="must return text, not int"):
-            render(lambda: 5, {}, "task 'x'")  # type: ignore[arg-type, return-value]
-        with pytest.raises(ValueError, match="empty"):
-            render("{item}", {"item": ""}, "task 'x'")
-        with pytest.raises(KeyError):  # the user's own: not about a parameter
-            render("{item[id]}", {"item": {}}, "task 'x'")
 
 
 def test_run_ids() -> None:

@@ -14,11 +14,12 @@ from tests.unit.services.front import command
 
 from wove.protocol import codec
 from wove.protocol.frames import says_busy
+from wove.protocol.names import GRPC_METHOD
 from wove.protocol.pickling import loads
 from wove.security import NetworkExecutorSecurity
 from wove.services import byte_budget
 from wove.services.binding import Bind
-from wove.services.grpc import DEFAULT_METHOD, HEALTH, WorkerHandler, serve, worker_handler
+from wove.services.grpc import HEALTH, WorkerHandler, serve, worker_handler
 from wove.services.options import service_options
 
 grpc = pytest.importorskip("grpc")
@@ -38,11 +39,9 @@ class Client:
         self.channel, self.queue = channel, handler.queue
         self.security = NetworkExecutorSecurity.from_config(security)
 
-    def call(self, body: bytes, *, metadata: Any = None, method: str = DEFAULT_METHOD) -> Any:
+    def call(self, body: bytes, *, metadata: Any = None, method: str = GRPC_METHOD) -> Any:
         if metadata is None:
-            metadata = self.security.metadata_for(
-                transport="grpc", target=DEFAULT_METHOD, body=body
-            )
+            metadata = self.security.metadata_for(transport="grpc", target=GRPC_METHOD, body=body)
         return self.channel.unary_unary(method)(body, metadata=metadata, timeout=30)
 
     async def run(self, function: Any, **more: Any) -> list[dict[str, Any]]:
@@ -121,11 +120,11 @@ def test_a_large_run() -> None:
 def test_a_signed_reply(blob: bytes) -> None:
     async def check(client: Client) -> None:
         body = text(lambda: blob)
-        headers = client.security.metadata_for(transport="grpc", target=DEFAULT_METHOD, body=body)
+        headers = client.security.metadata_for(transport="grpc", target=GRPC_METHOD, body=body)
         call = client.call(body, metadata=headers)
         reply, trailing = await call, await call.trailing_metadata()
         signature = trailing["x-wove-reply-signature"]
-        label: dict[str, Any] = {"transport": "grpc", "target": DEFAULT_METHOD, "headers": headers}
+        label: dict[str, Any] = {"transport": "grpc", "target": GRPC_METHOD, "headers": headers}
         client.security.verify_reply(body=reply, signature=signature, **label)
         with pytest.raises(PermissionError):
             client.security.verify_reply(body=reply + b" ", signature=signature, **label)
@@ -139,7 +138,7 @@ def test_strangers_are_refused_and_told_nothing(
 ) -> None:
     async def check(client: Client) -> None:
         body = text(lambda blob: 1, args={"blob": bytes(size)})
-        good = client.security.metadata_for(transport="grpc", target=DEFAULT_METHOD, body=body)
+        good = client.security.metadata_for(transport="grpc", target=GRPC_METHOD, body=body)
         refused = ("UNAUTHENTICATED", "not authorized")
         assert await client.status(body, metadata=[]) == refused
         assert await client.status(body + b" ", metadata=good) == refused
@@ -147,7 +146,7 @@ def test_strangers_are_refused_and_told_nothing(
         assert await client.status(body + b" ", metadata=old) == refused
         forged = [*old, ("x-wove-body-digest", "0" * 64)]
         assert await client.status(body, metadata=forged) == refused
-        good = client.security.metadata_for(transport="grpc", target=DEFAULT_METHOD, body=body)
+        good = client.security.metadata_for(transport="grpc", target=GRPC_METHOD, body=body)
         assert await client.status(body, metadata=[*good, good[0]]) == refused
         assert await client.status(body, metadata=[("x-wove-key", "other"), *good[1:]]) == refused
         await client.call(body, metadata=good)
@@ -323,11 +322,11 @@ def test_serve_says_where_drains_and_ends() -> None:
                 await asyncio.sleep(0.5)
                 return "to the end"
 
-            last = asyncio.ensure_future(_awaited(channel.unary_unary(DEFAULT_METHOD)(text(slow))))
+            last = asyncio.ensure_future(_awaited(channel.unary_unary(GRPC_METHOD)(text(slow))))
             await asyncio.sleep(0.2)
             stop.set()
             await asyncio.sleep(0.1)
-            late = codec.decode(await channel.unary_unary(DEFAULT_METHOD)(text(int)))
+            late = codec.decode(await channel.unary_unary(GRPC_METHOD)(text(int)))
             assert late[-1]["error"]["kind"] == "WorkerBusyError"
             events = codec.decode(await last)
             assert loads(events[-1]["result_pickle"], label="r") == "to the end"

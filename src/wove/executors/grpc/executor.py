@@ -17,6 +17,7 @@ from wove.executors.network.hints import start_advice
 from wove.executors.network.pending import PendingRequest, Verify
 from wove.protocol import signing
 from wove.protocol.limits import INLINE_BYTES, PIECE_BYTES
+from wove.protocol.names import GRPC_METHOD
 from wove.security.endpoints import grpc_hosts, is_local, refuse_exposed, resolves_to_loopback
 from wove.settings.config_readers import flag, metadata_items, number, text, whole
 
@@ -24,9 +25,8 @@ if TYPE_CHECKING:
     import grpc
     import grpc.aio
 
-__all__ = ["DEFAULT_METHOD", "GrpcEnvironmentExecutor"]
+__all__ = ["GrpcEnvironmentExecutor"]
 
-DEFAULT_METHOD: Final = "/wove.network_executor.WorkerService/Send"
 REPLY_SIGNATURE: Final = signing.REPLY_SIGNATURE.lower()
 SIZE: Final = signing.SIZE.lower()
 MAX_CALLS: Final = 1000
@@ -117,10 +117,10 @@ class GrpcEnvironmentExecutor(NetworkExecutor):
             insecure=self.insecure,
             tls_remedy='"secure": True',
         )
-        self.method = text(config, "method", DEFAULT_METHOD, label=label)
+        self.method = text(config, "method", GRPC_METHOD, label=label)
         if not re.fullmatch(r"/[!-.0-~]+/[!-.0-~]+", self.method):
             raise ValueError(
-                f"{label}: executor_config 'method' must be a full path such as {DEFAULT_METHOD!r}, not {self.method!r}"
+                f"{label}: executor_config 'method' must be a full path such as {GRPC_METHOD!r}, not {self.method!r}"
             )
 
         self.metadata = tuple(metadata_items(config.get("metadata"), label, security=self.security))

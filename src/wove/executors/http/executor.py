@@ -14,6 +14,7 @@ from wove.executors.network.pending import PendingRequest, Verify
 from wove.net.chunk_buffer import ChunkBuffer
 from wove.net.http1 import RequestHead, quoted
 from wove.protocol import signing
+from wove.protocol.names import JSON_TYPE, LINES_TYPE
 from wove.security.endpoints import parse_url, refuse_exposed
 from wove.settings.config_readers import header_items, number, whole
 
@@ -26,8 +27,6 @@ CONNECTIONS: Final = 100
 CONNECT_SECONDS: Final = 10.0
 RECONNECT_SECONDS: Final = 5.0
 
-JSON: Final = "application/json"
-LINES: Final = "application/x-ndjson"
 """One event a line, as they come. Not registered, but what everybody calls it."""
 
 REPLY_SIGNATURE: Final = signing.REPLY_SIGNATURE.lower()
@@ -87,9 +86,9 @@ class HttpEnvironmentExecutor(NetworkExecutor):
         extra = header_items(config.get("headers"), label, security=self.security)
         self.confidential = [value for _, value in extra]
         given = {name.lower() for name, _ in extra}
-        accept = JSON if self.security.signs_replies else f"{JSON}, {LINES}"
+        accept = JSON_TYPE if self.security.signs_replies else f"{JSON_TYPE}, {LINES_TYPE}"
         ours = [
-            ("Content-Type", JSON),
+            ("Content-Type", JSON_TYPE),
             ("Accept", accept),
             ("Accept-Encoding", "identity"),
             ("User-Agent", f"wove/{__version__}"),
@@ -187,7 +186,7 @@ class _Post(Call):
         if (
             head.status >= 300
             or self._executor.security.signs_replies
-            or _media_type(head) != LINES
+            or _media_type(head) != LINES_TYPE
         ):
             return False
 
@@ -225,7 +224,7 @@ class _Post(Call):
 
         executor, request = self._executor, self._request
 
-        if head.status < 300 or (head.status == 503 and not cut and _media_type(head) == JSON):
+        if head.status < 300 or (head.status == 503 and not cut and _media_type(head) == JSON_TYPE):
             coding = head.get("content-encoding") or "identity"
             if coding.lower() != "identity":
                 executor.refused(

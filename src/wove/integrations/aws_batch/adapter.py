@@ -22,7 +22,9 @@ from wove.integrations.base import BackendAdapter, JobStatus, PayloadDict
 from wove.integrations.common.manifests import RESERVED_VARIABLES, merged
 from wove.integrations.common.statuses import meaning
 from wove.integrations.common.timing import longest_seconds
-from wove.integrations.naming import PAYLOAD_VARIABLE, idempotency_key, job_mark, job_name
+from wove.integrations.naming import idempotency_key, job_mark, job_name
+from wove.protocol import heartbeats
+from wove.protocol.names import PAYLOAD_VARIABLE
 from wove.protocol.payload import ENVELOPE_BYTES
 from wove.settings.config_readers import command, mapping, options, text, variables
 
@@ -120,7 +122,7 @@ class AWSBatchAdapter(BackendAdapter):
     )
     cancel_reach: ClassVar[CancelReach] = "process"
     inline_bytes: ClassVar[int] = 6 * 1024
-    beat_seconds: ClassVar[float] = 10.0
+    beat_seconds: ClassVar[float] = heartbeats.BATCH_SECONDS
     redelivers: ClassVar[bool] = False
     reports_cancel_reason: ClassVar[bool] = True
     threads: ClassVar[int] = 8

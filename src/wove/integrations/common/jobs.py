@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Generator
 from functools import partial
-from typing import Any, Final, cast
+from typing import Any, Final
 
 from wove.callback import sender
 from wove.callback.client import fetch
@@ -16,19 +16,16 @@ from wove.callback.reporter import DeliveryOutcome, RunReporter
 from wove.concurrency import forks
 from wove.concurrency.thread_pool import ThreadPool
 from wove.errors import DeliveryError, SerializationError, WorkerLostError
+from wove.protocol import heartbeats
 from wove.protocol.frames import FrameError, check_python
 from wove.protocol.payload import Claim, Payload
 from wove.protocol.pickling import Pickled
 from wove.protocol.signing import digest
 from wove.security import NetworkExecutorSecurity
 from wove.worker.runner import Runner
-from wove.worker.runs import BEATS_PER_INTERVAL, SharedCallable
+from wove.worker.runs import SharedCallable
 
-__all__ = ["ASK_SECONDS", "BEAT_SECONDS", "Job", "close", "fetches"]
-
-BEAT_SECONDS: Final = 5.0
-"""The longest time between two heartbeats where the payload does not say: the answer to one is how a worker learns
-of a cancel."""
+__all__ = ["ASK_SECONDS", "Job", "close", "fetches"]
 
 ASK_SECONDS: Final = 1.0
 """The age of a payload, in seconds, from which on its worker asks first whether anybody still waits for its run: it may
@@ -50,7 +47,7 @@ class Job:
         destination: Where its events go.
         security: Signs.
         retry_seconds: As `RunReporter`.
-        beat_seconds: The time between two heartbeats.
+        heartbeat_seconds: The time between two heartbeats.
         detached: As `RunReporter`.
 
     Attributes:
@@ -68,7 +65,7 @@ class Job:
         security: NetworkExecutorSecurity,
         *,
         retry_seconds: float,
-        beat_seconds: float = BEAT_SECONDS,
+        heartbeat_seconds: float = heartbeats.MAX_SECONDS,
         detached: bool = False,
     ) -> None:
         self.report = RunReporter(
@@ -77,7 +74,7 @@ class Job:
             destination,
             security,
             retry_seconds=retry_seconds,
-            heartbeat_seconds=beat_seconds,
+            heartbeat_seconds=heartbeat_seconds,
             detached=detached,
             cancel=self._cancel,
         )
@@ -139,14 +136,12 @@ class Job:
             self.report.fail(error, source="executor")
             return
 
-        # Also where its weave wants none: the answer to one is how a worker learns of a cancel.
-        delivery = cast("dict[str, Any]", frame.get("delivery") or {})
-        interval = self.report.heartbeat_seconds * BEATS_PER_INTERVAL
-        frame["delivery"] = {**delivery, "delivery_heartbeat_seconds": interval}
         with self._lock:
             if not self._stopped:
                 self._submitted = True
-                self._worker.runner.submit(frame, function)
+                self._worker.runner.submit(
+                    frame, function, heartbeat_seconds=self.report.heartbeat_seconds
+                )
 
     def interrupt(self, error: BaseException) -> bool:
         """Whoever waits for it has been interrupted by *error*: stop it.

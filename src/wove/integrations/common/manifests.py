@@ -6,7 +6,7 @@ import copy
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, cast
 
-from wove.integrations.naming import PAYLOAD_VARIABLE
+from wove.protocol.names import PAYLOAD_VARIABLE
 
 __all__ = ["RESERVED_VARIABLES", "merged"]
 

@@ -35,6 +35,7 @@ from wove.integrations.kubernetes_jobs.manifest import (
 )
 from wove.integrations.kubernetes_jobs.states import job_state
 from wove.integrations.kubernetes_jobs.watch import PodCache, PodStatus, Watches
+from wove.protocol import heartbeats
 from wove.settings.config_readers import command, flag, mapping, text, variables, whole
 
 __all__ = ["COMMAND", "KubernetesJobsAdapter", "Submission"]
@@ -128,7 +129,7 @@ class KubernetesJobsAdapter(BackendAdapter):
     inline_bytes: ClassVar[int] = (
         16 * 1024
     )  # each change of a Job or a pod is sent here with all of it
-    beat_seconds: ClassVar[float] = 10.0
+    beat_seconds: ClassVar[float] = heartbeats.BATCH_SECONDS
     redelivers: ClassVar[bool] = False
     reports_cancel_reason: ClassVar[bool] = True
     threads: ClassVar[int] = 8

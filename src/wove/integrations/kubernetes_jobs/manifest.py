@@ -11,7 +11,8 @@ from typing import Any, Final, NamedTuple
 from wove.integrations.base import PayloadDict
 from wove.integrations.common.manifests import merged
 from wove.integrations.common.timing import longest_seconds
-from wove.integrations.naming import PAYLOAD_VARIABLE, job_mark, job_name
+from wove.integrations.naming import job_mark, job_name
+from wove.protocol.names import PAYLOAD_VARIABLE
 
 __all__ = ["CONTAINER", "MAX_PREFIX", "OWNER", "RUN", "TASK", "Template", "encoded", "name_of"]
 

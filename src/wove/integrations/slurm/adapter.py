@@ -47,6 +47,7 @@ from wove.integrations.slurm.states import (
     read_squeue,
     stranded,
 )
+from wove.protocol import heartbeats
 from wove.settings.config_readers import command, text
 
 __all__ = ["SlurmAdapter", "Submission"]
@@ -182,7 +183,7 @@ class SlurmAdapter(BackendAdapter):
     cancel_reach: ClassVar[CancelReach] = "process"
     # In a pipe there is room for 64 KiB: what is larger, a shell may put into a temporary file of the node.
     inline_bytes: ClassVar[int] = 32 * 1024
-    beat_seconds: ClassVar[float] = 10.0
+    beat_seconds: ClassVar[float] = heartbeats.BATCH_SECONDS
     watch_seconds: ClassVar[tuple[float, float]] = (2.0, 30.0)
     redelivers: ClassVar[bool] = False
     patient: ClassVar[bool] = True

@@ -21,7 +21,7 @@ from wove.integrations.aws_batch.adapter import (
     fate_of,
 )
 from wove.integrations.aws_batch.client import Api
-from wove.integrations.naming import PAYLOAD_VARIABLE
+from wove.protocol.names import PAYLOAD_VARIABLE
 from wove.protocol.payload import ENVELOPE_BYTES
 
 pytest.importorskip("boto3")

@@ -9,12 +9,11 @@ from typing import Any
 import pytest
 from hypothesis import given, strategies as st
 
-from wove.backend_worker import PAYLOAD_VARIABLE
-from wove.integrations import naming
 from wove.integrations.kubernetes_jobs import KubernetesJobsAdapter
 from wove.integrations.kubernetes_jobs.manifest import MAX_NAME, MAX_PREFIX, encoded, name_of
 from wove.integrations.kubernetes_jobs.states import job_state, pod_state
 from wove.integrations.kubernetes_jobs.watch import PodCache
+from wove.protocol.names import PAYLOAD_VARIABLE
 
 PAYLOAD = {
     "run_id": "abc-1",
@@ -87,10 +86,6 @@ def test_wrong_values(config: dict[str, Any], words: str) -> None:
 def test_wrong_types(config: dict[str, Any], words: str) -> None:
     with pytest.raises(TypeError, match=f"environment 'jobs': .*{words}"):
         configured(**config)
-
-
-def test_the_worker_reads_the_variable_that_is_set() -> None:
-    assert naming.PAYLOAD_VARIABLE == PAYLOAD_VARIABLE
 
 
 # ------------------------------------------------------------------------------------------------ manifests

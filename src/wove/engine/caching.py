@@ -20,7 +20,7 @@ from wove.observe.events import emit
 from wove.protocol.pickling import is_plain
 
 if TYPE_CHECKING:
-    from wove.engine.threads import Inbox
+    from wove.engine.threads import RunMailbox
     from wove.settings.resolution import TaskSettings
 
 __all__ = ["CachedTask", "cached_task"]
@@ -97,7 +97,9 @@ class CachedTask:
 
     # --- of a map
 
-    def between(self, source: Source, inbox: Inbox, limit: float, *, by_threads: bool) -> Source:
+    def between(
+        self, source: Source, inbox: RunMailbox, limit: float, *, by_threads: bool
+    ) -> Source:
         """Return the items of *source* that have no result yet.
 
         Args:
@@ -152,7 +154,7 @@ class _CachedSource(Source):
         inner: Source,
         results: TaskResults,
         store: Store,
-        inbox: Inbox,
+        inbox: RunMailbox,
         limit: float,
         *,
         by_threads: bool,

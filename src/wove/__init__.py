@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     )
     from wove.block import weave
     from wove.delivery import shutdown
+    from wove.diagnosis import doctor
     from wove.errors import (
         CacheError,
         DeliveryError,
@@ -82,6 +83,7 @@ __all__ = [
     "config",
     "dashboard",
     "denone",
+    "doctor",
     "flatten",
     "fold",
     "merge",
@@ -109,6 +111,7 @@ _HOMES = {
     "config": "wove.settings",
     "dashboard": "wove.observe.dashboard",
     "denone": "wove.helpers",
+    "doctor": "wove.diagnosis",
     "flatten": "wove.helpers",
     "fold": "wove.helpers",
     "merge": "wove.merging",

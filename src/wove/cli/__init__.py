@@ -15,6 +15,7 @@ examples:
   wove run myapp.reports:Report month=May    run the tasks of a Weave class
   wove graph myapp.reports:Report -o a.svg   draw them
   wove env                                   which configuration holds, and why
+  wove doctor reports                        why does this environment not work?
   wove worker http --bind 127.0.0.1:8800     a worker service
   wove COMMAND --help                        options and examples of one command
 
@@ -50,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def make_parser() -> argparse.ArgumentParser:
     """Return the parser of the command line. Its result has ``run``, to be called with it."""
     from wove import __version__
-    from wove.cli import completion, env, graph, run, worker
+    from wove.cli import completion, doctor, env, graph, run, worker
 
     parser = argparse.ArgumentParser(
         prog="wove",
@@ -60,6 +61,6 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"wove {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for command in (run, graph, env, worker, completion):
+    for command in (run, graph, env, doctor, worker, completion):
         command.add_parser(commands.add_parser)
     return parser

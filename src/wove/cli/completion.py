@@ -11,6 +11,8 @@ import shlex
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final, NamedTuple, cast
 
+from wove.cli.terminal import new_command
+
 __all__ = ["SHELLS", "add_parser", "script_for"]
 
 EXAMPLES: Final = """\
@@ -36,12 +38,12 @@ class Word(NamedTuple):
 
 def add_parser(new: Callable[..., argparse.ArgumentParser]) -> None:
     """Add ``completion`` to the commands; *new* is the ``add_parser`` of argparse."""
-    parser = new(
+    parser = new_command(
+        new,
         "completion",
         help="print a script by which a shell completes commands",
         description="Print a script by which your shell completes commands and options.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        examples=EXAMPLES,
     )
     parser.add_argument("shell", choices=list(SHELLS))
     parser.set_defaults(run=_run)

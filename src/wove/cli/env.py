@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from wove.cli.configuring import add_configuration, configure
-from wove.cli.terminal import WRONG_USE, fail
+from wove.cli.terminal import WRONG_USE, fail, new_command
 
 __all__ = ["add_parser"]
 
@@ -25,12 +25,12 @@ Secrets are shown as ***."""
 
 def add_parser(new: Callable[..., argparse.ArgumentParser]) -> None:
     """Add ``env`` to the commands; *new* is the ``add_parser`` of argparse."""
-    parser = new(
+    parser = new_command(
+        new,
         "env",
         help="show the configuration and where each value was set",
         description="Show the configuration of this folder, and where each of its values was set.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        examples=EXAMPLES,
     )
     add_configuration(parser)
     parser.add_argument("--json", action="store_true", help="print JSON")

@@ -10,7 +10,7 @@ from typing import Final
 
 from wove.cli.configuring import add_configuration, configure
 from wove.cli.target import TargetError, add_target, load_class, values_of
-from wove.cli.terminal import SUCCESS, WRONG_USE, fail
+from wove.cli.terminal import SUCCESS, WRONG_USE, fail, new_command
 
 __all__ = ["add_parser"]
 
@@ -29,12 +29,12 @@ FORMATS: Final = {".mmd": "mermaid", ".md": "mermaid", ".svg": "svg"}
 
 def add_parser(new: Callable[..., argparse.ArgumentParser]) -> None:
     """Add ``graph`` to the commands; *new* is the ``add_parser`` of argparse."""
-    parser = new(
+    parser = new_command(
+        new,
         "graph",
         help="draw the tasks of a Weave class",
         description="Draw the tasks of a Weave class and who needs whom. Nothing is run.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        examples=EXAMPLES,
     )
     add_target(parser)
     add_configuration(parser)

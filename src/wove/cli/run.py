@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final, cast
 
 from wove.cli.configuring import add_configuration, configure
 from wove.cli.target import TargetError, add_target, load_class, values_of
-from wove.cli.terminal import FAILED, SUCCESS, WRONG_USE, fail
+from wove.cli.terminal import FAILED, SUCCESS, WRONG_USE, fail, new_command
 
 if TYPE_CHECKING:
     from wove.block import weave
@@ -37,12 +37,12 @@ configuration are wrong; 130 interrupted."""
 
 def add_parser(new: Callable[..., argparse.ArgumentParser]) -> None:
     """Add ``run`` to the commands; *new* is the ``add_parser`` of argparse."""
-    parser = new(
+    parser = new_command(
+        new,
         "run",
         help="run a Weave class",
         description="Run the tasks of a Weave class, and print their results as JSON.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        examples=EXAMPLES,
     )
     add_target(parser)
     add_configuration(parser)

@@ -1,11 +1,13 @@
-"""What all commands share: exit statuses, and messages on stderr."""
+"""The common part of all commands: parsers, exit statuses, and messages on stderr."""
 
 from __future__ import annotations
 
+import argparse
 import sys
+from collections.abc import Callable
 from typing import Final
 
-__all__ = ["FAILED", "INTERRUPTED", "SUCCESS", "WRONG_USE", "fail"]
+__all__ = ["FAILED", "INTERRUPTED", "SUCCESS", "WRONG_USE", "fail", "new_command"]
 
 SUCCESS: Final = 0
 FAILED: Final = 1
@@ -21,3 +23,21 @@ def fail(command: str, error: BaseException, status: int = FAILED) -> int:
     lines = [f"{command}: {str(error) or type(error).__name__}", *getattr(error, "__notes__", ())]
     sys.stderr.write("\n  ".join(lines) + "\n")
     return status
+
+
+def new_command(
+    new: Callable[..., argparse.ArgumentParser],
+    name: str,
+    *,
+    help: str,  # noqa: A002  # as argparse calls it
+    description: str,
+    examples: str,
+) -> argparse.ArgumentParser:
+    """Return the parser of a new command, whose help ends with *examples*; *new* is the ``add_parser`` of argparse."""
+    return new(
+        name,
+        help=help,
+        description=description,
+        epilog=examples,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )

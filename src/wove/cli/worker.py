@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from wove.cli.configuring import import_from_here
 from wove.cli.logs import logging_to_stderr
+from wove.cli.terminal import new_command
 from wove.errors import MissingDependencyError, install_command
 
 if TYPE_CHECKING:
@@ -52,22 +53,22 @@ exit status: 0 after SIGTERM or SIGINT; 1 it cannot listen; 2 the options are wr
 
 def add_parser(new: Callable[..., argparse.ArgumentParser]) -> None:
     """Add ``worker`` to the commands; *new* is the ``add_parser`` of argparse."""
-    parser = new(
+    parser = new_command(
+        new,
         "worker",
         help="run a worker service",
         description="Run a worker service.",
-        epilog=EXAMPLES.format(transport="http", port=8800),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        examples=EXAMPLES.format(transport="http", port=8800),
     )
     transports = parser.add_subparsers(title="transports", metavar="TRANSPORT", required=True)
 
     for transport, (_, default) in TRANSPORTS.items():
-        one = transports.add_parser(
+        one = new_command(
+            transports.add_parser,
             transport,
             help=f"for executor {transport!r}",
             description=DESCRIPTION.format(transport=transport),
-            epilog=EXAMPLES.format(transport=transport, port=default.rpartition(":")[2]),
-            formatter_class=argparse.RawDescriptionHelpFormatter,
+            examples=EXAMPLES.format(transport=transport, port=default.rpartition(":")[2]),
         )
         one.set_defaults(run=_run, transport=transport)
         _add_service(one, default)

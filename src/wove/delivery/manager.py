@@ -7,8 +7,8 @@ import atexit
 import os
 import sys
 import threading
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import Callable, Coroutine, Mapping
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from wove.concurrency import forks, thread_pool
 from wove.concurrency.mailbox import LoopMailbox
@@ -20,9 +20,13 @@ from wove.executors.base import EnvironmentExecutor
 from wove.executors.registry import executor_class
 
 if TYPE_CHECKING:
+    import concurrent.futures
+
     from wove.settings.model import Environment
 
-__all__ = ["is_prepared", "manager", "prepare", "process_state", "shutdown"]
+__all__ = ["is_prepared", "manager", "prepare", "process_state", "run_in_background", "shutdown"]
+
+T = TypeVar("T")
 
 NOT_COMPARED: Final = frozenset({"PYTEST_CURRENT_TEST"})
 """Environment variables that change all the time and mean nothing to a task: not a reason to replace its workers."""
@@ -174,6 +178,12 @@ class ExecutorManager:
                 sessions.remove(session)
         session.begin_close(GONE)
 
+    def run(self, coroutine: Coroutine[Any, Any, T]) -> concurrent.futures.Future[T]:
+        """Run *coroutine* on the background loop, where executors live that serve the whole process."""
+        with self._lock:
+            loop = self._open().loop
+        return asyncio.run_coroutine_threadsafe(coroutine, loop)
+
     def _open(self) -> BackgroundLoop:
         if self._background is None:
             self._background = BackgroundLoop()
@@ -286,6 +296,15 @@ def _same_state(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> bool:
 manager = ExecutorManager()
 
 _left_behind: list[ExecutorManager] = []
+
+
+def run_in_background(coroutine: Coroutine[Any, Any, T]) -> concurrent.futures.Future[T]:
+    """Run *coroutine* on Wove's background loop, and return its future. May be called from any other thread.
+
+    Raises:
+        DeliveryError: The interpreter is ending.
+    """
+    return manager.run(coroutine)
 
 
 def shutdown(timeout: float = 10.0) -> None:

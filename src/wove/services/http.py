@@ -9,6 +9,7 @@ import contextlib
 import json
 import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable, MutableMapping, Sequence
+from email.utils import formatdate
 from typing import Any, Final, TypeAlias, Unpack
 
 from wove.concurrency.thread_pool import run_in_thread
@@ -215,8 +216,11 @@ class WorkerApp:
     def _not_allowed(self, request: Request, error: PermissionError, *, early: bool) -> Refusal:
         logger.warning("a request of %s was refused: %s", request.peer, error)
         scheme = b"Bearer" if self._security.kind == "bearer" else b"Wove"
-        # The reason is for the log alone: it would tell an attacker how far the request got.
-        return Refusal(401, "not authorized", headers=((b"www-authenticate", scheme),), early=early)
+        # The reason is for the log alone: it would tell an attacker how far the request got. The date shows a client
+        # whose clock is wrong.
+        date = formatdate(usegmt=True).encode("ascii")
+        headers = ((b"www-authenticate", scheme), (b"date", date))
+        return Refusal(401, "not authorized", headers=headers, early=early)
 
 
 def _decode(chunks: Sequence[bytes]) -> dict[str, Any] | FrameError:

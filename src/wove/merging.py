@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any, TypeVar, Unpack, overload
 
 from wove.concurrency.mailbox import post_to
 from wove.engine.attempts import CHILD_CALLS, Caller, ChildCalls, in_own_task
-from wove.engine.binding import with_item
+from wove.engine.binding import ItemCall
 from wove.engine.loops import run_awaiting, run_blocking
 from wove.engine.mapping import map_items
 from wove.engine.scheduler import WeaveRun, current_run, stopped
 from wove.graph.options import TaskOptions, check_task_options, shown
 from wove.graph.plan import plan
-from wove.graph.signature import ITEM, Kind, describe, name_of
+from wove.graph.signature import ITEM, describe, name_of
 from wove.settings import current
 from wove.settings.resolution import Resolver
 
@@ -174,13 +174,8 @@ async def _attempt(caller: Caller, iterable: Any, item: str | None) -> Any:
         call = caller(fn if settings.is_local else {})
         return await in_own_task(call, run.loop, caller.context)
 
-    invoke: Callable[[Any], Any] = fn
-    if not settings.is_local:
-        invoke = partial(with_item, {}, item)
-    elif not caller.plain or caller.kind not in (Kind.SYNC, Kind.ASYNC):
-        invoke = partial(partial, fn)
-
-    return await map_items(run, caller, iterable, invoke)
+    item_call = ItemCall.here(fn) if settings.is_local else ItemCall.elsewhere(fn, {}, item)
+    return await map_items(run, caller, iterable, item_call)
 
 
 def _item_name(fn: Callable[..., Any], name: str, signature: Signature) -> str:
@@ -203,7 +198,7 @@ def _wait_for(run: WeaveRun, call: Callable[[], Coroutine[Any, Any, Any]], conte
         outcome.append((succeeded, value))
         ended.release()
 
-    if not run.attend(call, context, settle):
+    if not run.run_coroutine(call, context, settle):
         raise stopped()
     # The thread does nothing but wait, so its slot is free for the calls it waits for.
     with run.slots.given_up():
@@ -228,7 +223,7 @@ async def _from_other_loop(
     def settle(succeeded: bool, value: Any) -> None:
         post_to(loop, tell, succeeded, value)
 
-    if not run.attend(call, context, settle):
+    if not run.run_coroutine(call, context, settle):
         raise stopped()
     # The thread may have more to do, but waiting for a slot that it holds itself could take for ever.
     with run.slots.given_up():
@@ -249,13 +244,13 @@ class _Alone(WeaveRun):
         self._outcome: tuple[bool, Any] | None = None
 
     def start(self) -> None:
-        self.left = 1
+        self.remaining = 1
         super().start()
-        self.attend(self._call, self.context.copy(), self._settle)
+        self.run_coroutine(self._call, self.context.copy(), self._settle)
 
     def _settle(self, succeeded: bool, value: Any) -> None:
         self._outcome = (succeeded, value)
-        self.left = 0
+        self.remaining = 0
 
     def outcome(self) -> Any:
         if self.cancelled_by is not None:

@@ -1,4 +1,4 @@
-"""One call of a task, attempt after attempt: where it runs, how long it may take, when it is tried again."""
+"""Makes one call of a task, attempt after attempt: where it runs, how long it may take, when it is retried."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from collections.abc import Awaitable, Callable, Mapping
 from contextvars import ContextVar
 from functools import partial
 from time import perf_counter, time
-from typing import TYPE_CHECKING, Any, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from wove.concurrency.backoff import Backoff
-from wove.engine.binding import portable
+from wove.engine.binding import Bound, portable
 from wove.engine.importing import refuse_while_importing
 from wove.engine.threads import ThreadCall, discard, is_awaitable
 from wove.engine.tracebacks import ABSENT, annotate, raisable
@@ -29,23 +29,20 @@ if TYPE_CHECKING:
     from wove.engine.scheduler import WeaveRun
     from wove.settings.resolution import TaskSettings
 
-__all__ = ["CHILD_CALLS", "Attempts", "Bound", "Caller", "ChildCalls", "Pacer", "retry_delay"]
-
-Bound: TypeAlias = Callable[[], Any] | Mapping[str, Any]
-"""A call that is ready to be made: here, a callable without arguments; elsewhere, the arguments by name."""
+__all__ = ["CHILD_CALLS", "Attempts", "Caller", "ChildCalls", "Pacer", "retry_delay"]
 
 CANCEL_GRACE_SECONDS = 5.0
 """How long a coroutine whose time is up may take to end before it is left behind."""
 
 RETRY = Backoff(1.0, 60.0, least=0.0)
-"""The delays of ``retry_delay="exponential"``, in seconds, with full jitter: so that tasks which failed together do not
-come back together."""
+"""The delays of ``retry_delay="exponential"``, in seconds. With full jitter, so that tasks which failed together are
+not retried together."""
 
 
 class Pacer:
     """Spreads launches evenly: *per_minute* of them, never two at once.
 
-    The first one goes at once; time that passes unused is not made up for.
+    The first one is due at once. Time that passes unused is not made up for.
     """
 
     __slots__ = ("_interval", "_next", "_queue")
@@ -61,13 +58,13 @@ class Pacer:
             delay = self._next - perf_counter()
             if delay > 0:
                 await asyncio.sleep(delay)
-            # A launch that is late by a little does not slow down the rest, and one that is late by
-            # more (the loop was busy) is not followed by the next one at once.
+            # A launch that is a little late does not slow down the rest. After one that is very late,
+            # because the loop was busy, the next one still waits for most of the interval.
             self._next = max(self._next, perf_counter() - 0.1 * self._interval) + self._interval
 
 
 def retry_delay(setting: float | str | Callable[[int], float], failed: int) -> float:
-    """Seconds to wait after attempt *failed* (from 1)."""
+    """Return the seconds to wait after attempt *failed* (from 1)."""
     if callable(setting):
         return max(0.0, float(setting(failed)))
     if isinstance(setting, str):
@@ -78,43 +75,43 @@ def retry_delay(setting: float | str | Callable[[int], float], failed: int) -> f
 class ChildCalls:
     """The work that one call has started: merges, and weaves of its own. It ends with the call.
 
-    A thread cannot be stopped, but what it waits for can.
+    A thread cannot be stopped, but the work that it waits for can be cancelled.
     """
 
-    __slots__ = ("_ends", "_lock", "_over")
+    __slots__ = ("_cancels", "_ended", "_lock")
 
     def __init__(self) -> None:
-        self._ends: set[Callable[[], object]] = set()
+        self._cancels: set[Callable[[], object]] = set()
         self._lock = threading.Lock()
-        self._over = False
+        self._ended = False
 
-    def add(self, end: Callable[[], object]) -> None:
-        """Have *end* called when the call is over, from any thread; at once if it is."""
+    def add(self, cancel: Callable[[], object]) -> None:
+        """Have *cancel* called when the call ends, from any thread; at once if it has ended."""
         with self._lock:
-            if not self._over:
-                self._ends.add(end)
+            if not self._ended:
+                self._cancels.add(cancel)
                 return
-        end()
+        cancel()
 
-    def discard(self, end: Callable[[], object]) -> None:
-        """Forget *end*: the work that it would end has ended."""
-        self._ends.discard(end)
+    def discard(self, cancel: Callable[[], object]) -> None:
+        """Remove *cancel*: the work that it would cancel has ended."""
+        self._cancels.discard(cancel)
 
     def end(self) -> None:
-        """The call is over, or nobody waits for it any more."""
+        """Cancel all of it: the call has ended, or was given up."""
         with self._lock:
-            self._over = True
-            ends, self._ends = self._ends, set()
-        for end in ends:
-            end()
+            self._ended = True
+            cancels, self._cancels = self._cancels, set()
+        for cancel in cancels:
+            cancel()
 
 
 CHILD_CALLS: ContextVar[ChildCalls | None] = ContextVar("wove_child_calls", default=None)
-"""The child calls of the call that the current code is part of, if it may end before the weave does."""
+"""The child calls of the call around the current code, where that call may end before the weave does."""
 
 
 def is_plain(settings: TaskSettings) -> bool:
-    """Whether a call is nothing but the call: here, once, without a limit."""
+    """Return whether a call is only the call: in this process, once, without a limit."""
     return (
         settings.timeout is None
         and not settings.retries
@@ -127,8 +124,8 @@ class Attempts:
     """The outcomes of one caller's attempts; they outlive the run.
 
     Attributes:
-        records: Of those outside this process.
-        retried: How many failed and were followed by another, by item (``None`` where not mapped).
+        records: The records of the attempts outside this process.
+        retried: How many attempts were followed by another one, by item (``None`` where not mapped).
         failed: The record of the last attempt outside this process, by item, until its error is annotated.
     """
 
@@ -140,7 +137,7 @@ class Attempts:
         self.failed: dict[int | None, RunRecord] = {}
 
     def origin(self, item: int | None = None) -> str:
-        """Return what the note of a failed call says after its task and item."""
+        """Return the end of the note of a failed call, after its task and item."""
         record = self.failed.pop(item, None)
         if record is None:
             retried = self.retried.get(item, 0)
@@ -155,10 +152,10 @@ class Caller:
     """Makes the calls of one task, or of all items of one map.
 
     Attributes:
-        plain: Whether a call is nothing but the call: here, once, without a limit.
+        plain: Whether a call is only the call: in this process, once, without a limit.
         pacer: Spreads the launches of a map, or ``None``.
-        context: What every call finds in its context variables.
-        attempts: What became of the attempts.
+        context: The context variables of every call.
+        attempts: The outcomes of the attempts.
         cache: The kept results of the items of a map; ``None`` where none are kept.
     """
 
@@ -192,11 +189,11 @@ class Caller:
         self.cache: CachedTask | None = None
 
     def annotate(self, error: BaseException, item: int, value: Any = ABSENT) -> None:
-        """Note on *error*, with which *item* failed, where it came from."""
+        """Add a note to *error* that says which *item* raised it, with its *value*."""
         annotate(error, self.name, item, value, self.attempts.origin(item))
 
     async def __call__(self, bound: Bound, item: int | None = None) -> Any:
-        """Make the call; returns its value or raises what its last attempt raised."""
+        """Make the call, and return its value; raises the exception of its last attempt."""
         settings = self.settings
         attempt = 1
 
@@ -220,6 +217,7 @@ class Caller:
         limit = self.settings.timeout
         if not self.settings.is_local:
             return self._elsewhere(cast("Mapping[str, Any]", bound), attempt, item, limit)
+
         bound = cast("Callable[[], Any]", bound)
         if self.kind is Kind.ASYNC:
             return self._within(bound(), attempt, item, limit)
@@ -246,12 +244,12 @@ class Caller:
         )
         timer: asyncio.TimerHandle | None = None
         began = perf_counter()
-        begun = None if limit is None else call.wait_started()
+        started = None if limit is None else call.wait_started()
         call.start()
 
         try:
-            if begun is not None and limit is not None:
-                await begun  # the time in the queue for a thread is not the task's
+            if started is not None and limit is not None:
+                await started  # the time in the queue for a thread is not the task's
                 began = perf_counter()
                 timer = run.loop.call_later(
                     limit, self._expire, call, outcome, attempt, item, limit
@@ -335,11 +333,11 @@ class Caller:
         self.attempts.records.append(record)
 
         try:
-            scope = await self.run.scope(self.settings.environment)
+            delivery = await self.run.delivery(self.settings.environment)
             request = self._request(arguments, record, limit)
             if limit is None:
-                return await scope.run(request)
-            return await self._in_time(scope, request, limit)
+                return await delivery.run(request)
+            return await self._in_time(delivery, request, limit)
         except BaseException as error:
             record.error = worded(error)
             self.attempts.failed[item] = record
@@ -375,33 +373,31 @@ class Caller:
             find_reporter=self.context.get(REPORTER),
         )
 
-    async def _in_time(self, scope: DeliveryClient, request: Request, limit: float) -> Any:
-        over: asyncio.Future[None] = self.run.loop.create_future()
-        clock = request.working = _WorkClock(over, limit)
-        task = asyncio.Task(_outcome(scope.run(request)), loop=self.run.loop, name=self.name)
+    async def _in_time(self, delivery: DeliveryClient, request: Request, limit: float) -> Any:
+        expired: asyncio.Future[None] = self.run.loop.create_future()
+        clock = request.working = _WorkClock(expired, limit)
+        task = asyncio.Task(_outcome(delivery.run(request)), loop=self.run.loop, name=self.name)
 
         try:
-            ends: set[asyncio.Future[Any]] = {task, over}
+            ends: set[asyncio.Future[Any]] = {task, expired}
             await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
         except asyncio.CancelledError:
-            error = await self._part(task)
-            if error is not None:  # what the orphan policy says of it
+            error = await self._cancel(task)
+            if error is not None:  # the orphan policy made it an error
                 raise error from None
             raise
         finally:
             clock.stop()
 
         if task.done():
-            return self._in_words(task, request, limit)
+            return self._result(task, request, limit)
         request.expired = True
         raise TaskTimeoutError.of(
             self.name, request.attempt, limit, request.item
-        ) from await self._part(task)
+        ) from await self._cancel(task)
 
-    def _in_words(
-        self, task: asyncio.Task[tuple[bool, Any]], request: Request, limit: float
-    ) -> Any:
-        """Return or raise the outcome of a run; where its worker has stopped it, as if stopped here."""
+    def _result(self, task: asyncio.Task[tuple[bool, Any]], request: Request, limit: float) -> Any:
+        """Return or raise the outcome of a run; the timeout of its worker as one of this process."""
         succeeded, value = task.result()
         if succeeded:
             return value
@@ -409,8 +405,8 @@ class Caller:
             raise TaskTimeoutError.of(self.name, request.attempt, limit, request.item) from value
         raise value
 
-    async def _part(self, task: asyncio.Task[tuple[bool, Any]]) -> BaseException | None:
-        """Cancel a run elsewhere, and wait for what delivery says to that: it sees to an end of its own."""
+    async def _cancel(self, task: asyncio.Task[tuple[bool, Any]]) -> BaseException | None:
+        """Cancel a run elsewhere, wait for its end, which delivery bounds, and return its error."""
         task.cancel()
         await asyncio.wait({task})
         if task.cancelled():  # before its first step
@@ -420,30 +416,30 @@ class Caller:
 
 
 class _WorkClock:
-    """Measures the time that a worker is at work on a run, and says when that was too long."""
+    """Measures how long a worker works on a run, and completes *expired* after *limit* seconds."""
 
-    __slots__ = ("_limit", "_over", "_timer")
+    __slots__ = ("_expired", "_limit", "_timer")
 
-    def __init__(self, over: asyncio.Future[None], limit: float) -> None:
-        self._over = over
+    def __init__(self, expired: asyncio.Future[None], limit: float) -> None:
+        self._expired = expired
         self._limit = limit
         self._timer: asyncio.TimerHandle | None = None
 
     def __call__(self, working: bool) -> None:
-        """Start from the beginning, or stop: the run waits for another worker."""
+        """Start from zero, or stop: the run waits for another worker."""
         self.stop()
-        if working and not self._over.done():
-            loop = self._over.get_loop()
-            self._timer = loop.call_later(self._limit, _end_wait, self._over)
+        if working and not self._expired.done():
+            loop = self._expired.get_loop()
+            self._timer = loop.call_later(self._limit, _complete, self._expired)
 
     def stop(self) -> None:
-        """Say nothing any more."""
+        """Cancel the timer."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
 
 
-def _end_wait(future: asyncio.Future[None]) -> None:
+def _complete(future: asyncio.Future[None]) -> None:
     if not future.done():
         future.set_result(None)
 
@@ -465,7 +461,7 @@ async def in_own_task(
 
 
 async def _outcome(value: Awaitable[Any]) -> tuple[bool, Any]:
-    # A pair instead of a raised exception: asyncio lets SystemExit and KeyboardInterrupt out of the whole loop.
+    # A pair instead of a raised exception: SystemExit and KeyboardInterrupt would leave the whole loop.
     try:
         return True, await value
     except BaseException as error:

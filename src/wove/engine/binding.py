@@ -1,10 +1,10 @@
-"""From a node of the plan and the values there are to a call that can be made."""
+"""Makes calls of a node of the plan and the values that its parameters name."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from wove.graph.signature import ITEM, Kind, Signature
 
@@ -12,17 +12,52 @@ if TYPE_CHECKING:
     from wove.graph.plan import Node
 
 __all__ = [
+    "Bound",
+    "ItemCall",
     "call_here",
-    "call_here_per_item",
     "call_now",
+    "item_call",
     "names_elsewhere",
     "portable",
-    "with_item",
 ]
+
+Bound: TypeAlias = Callable[[], Any] | Mapping[str, Any]
+"""A call that is ready to be made: in this process, a callable without arguments; elsewhere, the arguments by name."""
+
+
+class ItemCall(NamedTuple):
+    """How one item of a map is called.
+
+    Attributes:
+        invoke: Calls the callable with the item, in this process.
+        bind: Makes of the item the call that a `Caller` takes.
+    """
+
+    invoke: Callable[[Any], Any]
+    bind: Callable[[Any], Bound]
+
+    @classmethod
+    def here(cls, invoke: Callable[[Any], Any]) -> ItemCall:
+        """Return the call of an item in this process by *invoke*."""
+        return cls(invoke, partial(partial, invoke))
+
+    @classmethod
+    def elsewhere(
+        cls, fn: Callable[[Any], Any], arguments: dict[str, Any], parameter: str
+    ) -> ItemCall:
+        """Return the call of an item as *parameter* of *fn* in another process, beside *arguments*."""
+        return cls(fn, partial(_with_item, arguments, parameter))
+
+
+def item_call(node: Node, values: Mapping[str, Any], *, local: bool) -> ItemCall:
+    """Return how the items of the mapped *node* are called, in this process or elsewhere."""
+    if local:
+        return ItemCall.here(_invoke_item(node, values))
+    return ItemCall.elsewhere(node.declaration.fn, names_elsewhere(node, values), node.item or "")
 
 
 def call_here(node: Node, values: Mapping[str, Any]) -> Callable[[], Any]:
-    """The node's callable with all it needs."""
+    """Return the node's callable with all its arguments."""
     fn = node.declaration.fn
     if not node.positional and not node.keywords:
         return fn
@@ -35,7 +70,7 @@ def call_here(node: Node, values: Mapping[str, Any]) -> Callable[[], Any]:
 
 
 def call_now(node: Node, values: Mapping[str, Any]) -> Any:
-    """Call the node's callable with all it needs, and return the result."""
+    """Call the node's callable with all its arguments, and return the result."""
     if not node.positional and not node.keywords:
         return node.declaration.fn()
     if node.keywords or node.fill:
@@ -43,8 +78,8 @@ def call_now(node: Node, values: Mapping[str, Any]) -> Any:
     return node.declaration.fn(*[values[name] for name in node.positional])
 
 
-def call_here_per_item(node: Node, values: Mapping[str, Any]) -> Callable[[Any], Any]:
-    """The node's callable with all it needs but the item."""
+def _invoke_item(node: Node, values: Mapping[str, Any]) -> Callable[[Any], Any]:
+    """Return the node's callable with all its arguments but the item."""
     fn, item = node.declaration.fn, node.item
     if node.positional == (item,) and not node.keywords:
         return fn
@@ -63,15 +98,14 @@ def call_here_per_item(node: Node, values: Mapping[str, Any]) -> Callable[[Any],
 
 
 def names_elsewhere(node: Node, values: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments of the node's callable by name, the item's not among them."""
+    """Return the arguments of the node's callable by name, without the item's."""
     arguments = {
         name: values[name] for name in node.arguments() if name != node.item and name in values
     }
     return {**(node.fill or {}), **arguments}
 
 
-def with_item(arguments: dict[str, Any], name: str, item: Any) -> dict[str, Any]:
-    """Arguments by name, with *item* as the one called *name*."""
+def _with_item(arguments: dict[str, Any], name: str, item: Any) -> dict[str, Any]:
     return {**arguments, name: item}
 
 

@@ -1,4 +1,4 @@
-"""The seam between a run and the results that `wove.cache` keeps.
+"""Connects a run with the results that `wove.cache` keeps.
 
 A task with ``cache=True`` has one `CachedTask`. It runs a task that is not mapped only where there is no kept result.
 Between a map and its source it puts `_CachedSource`: kept results go straight into the map, and only the other items
@@ -26,10 +26,10 @@ if TYPE_CHECKING:
 __all__ = ["CachedTask", "cached_task"]
 
 BATCH: Final = 256
-"""Items that are looked up together, where they exist already."""
+"""Maximum number of items that are looked up together, where they exist already."""
 
 MAX_AHEAD: Final = 64
-"""Items of a generator, or of another source that runs, that may be looked up before there is a worker for them."""
+"""Maximum number of items of a running source that are looked up before a worker is free for them."""
 
 
 def cached_task(
@@ -104,9 +104,9 @@ class CachedTask:
 
         Args:
             source: All items.
-            inbox: The way from a thread to the loop.
-            limit: How many items can be under way at once.
-            by_threads: Whether threads take the items: then the one that takes looks up, too.
+            inbox: Posts calls from a thread to the loop.
+            limit: How many items can run at once.
+            by_threads: Whether threads receive the items; the thread that receives one then looks it up, too.
         """
         self._source = _CachedSource(
             source, self._results, self._store, inbox, limit, by_threads=by_threads
@@ -119,12 +119,12 @@ class CachedTask:
         self._source.on_found = on_found
 
     def keep_item(self, position: int, value: Any) -> None:
-        """In a thread: keep the result of the item at *position*."""
+        """Keep the result of the item at *position*."""
         assert self._source is not None
         self._results.keep(self._source.keys.pop(position), value)
 
     async def keep_item_later(self, position: int, value: Any) -> None:
-        """On the loop: keep the result of the item at *position*."""
+        """Keep the result of the item at *position*."""
         assert self._source is not None
         await self._keep(self._source.keys.pop(position), value)
 
@@ -132,21 +132,21 @@ class CachedTask:
         if not self._results.is_full and is_plain(value):
             self._results.keep(key, value)
         else:
-            # Before anybody gets the value, and may change it.
+            # Before another task gets the value, and may change it.
             await run_in_thread(self._results.keep, key, value)
 
 
 class _CachedSource(Source):
-    """The items without a kept result. Items are looked up by the batch, never on the loop.
+    """The items without a kept result. They are looked up in batches, never on the loop.
 
     Attributes:
-        keys: The keys of the items that were taken, by position, until their results are kept.
+        keys: The keys of the items that were received, by position, until their results are kept.
         on_found: Called with each kept result, in the place of its item.
     """
 
     __slots__ = (
         "_busy", "_ended", "_error", "_inbox", "_inner", "_limit", "_position", "_ready", "_results",
-        "_store", "anywhere", "keys", "on_found",
+        "_store", "thread_safe", "keys", "on_found",
     )  # fmt: skip
 
     def __init__(
@@ -164,18 +164,20 @@ class _CachedSource(Source):
         self._results = results
         self._store = store
         self._inbox = inbox
-        self._limit = BATCH if inner.anywhere and not inner.blocks else int(min(limit, MAX_AHEAD))
+        self._limit = (
+            BATCH if inner.thread_safe and not inner.runs_user_code else int(min(limit, MAX_AHEAD))
+        )
         self._ready: deque[tuple[Any, Found]] = deque()
         self._busy = False
         self._ended = False
         self._error: BaseException | None = None
         self._position = 0
-        self.anywhere = by_threads
+        self.thread_safe = by_threads
         self.keys: dict[int, bytes] = {}
         self.on_found: Callable[[Any], object] = _nothing
-        inner.wake = self._woken
+        inner.on_ready = self._notify
 
-    def take(self) -> Any:
+    def receive(self) -> Any:
         while True:
             while self._ready:
                 item, found = self._ready.popleft()
@@ -190,30 +192,28 @@ class _CachedSource(Source):
                 raise self._error
             if self._ended:
                 return END
-            if not self._receive():
+            if not self._receive_batch():
                 return WAIT
 
-    def _receive(self) -> bool:
-        """Receive items and look them up; whether that is over already, or nothing is left to receive."""
+    def _receive_batch(self) -> bool:
+        """Receive items and look them up; return whether that is done already, or nothing is left to receive."""
         items: list[Any] = []
 
         try:
             while len(items) < self._limit:
-                item = self._inner.take()
+                item = self._inner.receive()
                 if item is WAIT:
                     break
                 if item is END:
                     self._ended = True
                     break
                 items.append(item)
-        except (
-            BaseException
-        ) as error:  # the user's: it comes after the items that were there before it
+        except BaseException as error:  # the user's; raised after the items before it
             self._error = error
 
         if not items:
             return self._ended or self._error is not None
-        if self.anywhere:
+        if self.thread_safe:
             self._ready.extend(zip(items, self._results.find_items(items), strict=True))
             return True
 
@@ -223,7 +223,7 @@ class _CachedSource(Source):
         return False
 
     def _look_up(self, items: Sequence[Any]) -> None:
-        """In a thread."""
+        """Look *items* up in a thread, and post the results to the loop."""
         try:
             found, error = self._results.find_items(items), None
         except BaseException as caught:
@@ -238,11 +238,11 @@ class _CachedSource(Source):
         self._ready.extend(zip(items, found, strict=True))
         if error is not None:
             self._error = error
-        self.wake()
+        self.on_ready()
 
-    def _woken(self) -> None:
+    def _notify(self) -> None:
         if not self._busy:
-            self.wake()
+            self.on_ready()
 
     def available(self) -> int:
         if self._ready or self._busy:
@@ -253,7 +253,7 @@ class _CachedSource(Source):
         self.on_found = _nothing
         self._ready.clear()
         await self._inner.close()
-        self._inner.wake = _nothing
+        self._inner.on_ready = _nothing
 
 
 def _nothing(*_: object) -> None:

@@ -1,14 +1,14 @@
-"""Many coroutines, few asyncio tasks.
+"""Many coroutines in few asyncio tasks.
 
-A lane is an asyncio task that takes one job after another and awaits each in place. When there is
-more to take it has the loop look after the rest (`more`): if the lane gets through before the loop
-comes to that, nothing was needed; if a job has to wait for something, the loop finds work left and
-starts lanes for it, twice as many each time. So a job that waits never holds up the next one, each
-job still has a real task around it (`asyncio.timeout`, task groups and cancellation work as usual),
-and jobs that never wait share one lane, and cost no task at all.
+A worker is an asyncio task that receives one job after another and awaits each in place. When there
+are further jobs, it schedules a look at them in the loop (`spawn_soon`). If the worker finishes them
+before the loop gets to that, nothing else was needed. If a job has to wait for something, the loop
+finds jobs left and starts workers for them, twice as many each time. So a job that waits never holds
+up the next one, each job still has a real task around it (`asyncio.timeout`, task groups and
+cancellation work as usual), and jobs that never wait share one worker, and cost no task at all.
 
-What one job sets in its context no other may see: a lane whose job has changed the context ends,
-and a fresh one goes on.
+No job may see what another one has set in its context: a worker whose job has changed the context
+ends, and a new one goes on.
 """
 
 from __future__ import annotations
@@ -26,28 +26,31 @@ SLICE_SECONDS = 0.005
 """How long jobs that never wait may keep the loop from everything else."""
 
 MAX_BURST = 256
-"""The most lanes that are started at once; each time all of them were needed, the number doubles."""
+"""Maximum number of workers that are started at once; the number doubles each time all were needed."""
 
 
 class CoroutinePool:
-    """The base of both kinds of lanes: for the tasks of a weave, and for the items of a map.
+    """The base of two pools: of the tasks of a weave, and of the items of a map.
 
-    A subclass has the jobs: `available` tells how many can be taken right now, and `lane` takes and
-    runs them until there is none, or until the lane is `spoiled`.
+    A subclass has the jobs: `available` returns how many can be received now, and `work` receives and
+    runs them until there is none, or until its worker `is_spoiled`.
 
     Args:
-        loop: Where the lanes run.
-        context: What every job finds in its context.
+        loop: Where the workers run.
+        context: The context variables of every job.
         name: The name of the asyncio tasks.
-        limit: The most lanes at once.
-        idle: Called whenever the last lane has ended.
+        limit: Maximum number of workers.
+        on_idle: Called whenever the last worker has ended.
 
     Attributes:
-        inside: Set while jobs come that somebody will look after when all of them are there.
+        deferred: While true, `spawn` does nothing: more jobs come, and it is called after the last.
+        stopped: Whether no further job is run.
+        tasks: The workers.
     """
 
     __slots__ = (
-        "_burst", "_look", "_values", "context", "idle", "inside", "limit", "loop", "name", "stopped", "tasks"
+        "_burst", "_spawning", "_values", "context", "deferred", "limit", "loop", "name", "on_idle", "stopped",
+        "tasks",
     )  # fmt: skip
 
     def __init__(
@@ -56,31 +59,31 @@ class CoroutinePool:
         context: Context,
         name: str,
         limit: float,
-        idle: Callable[[], object],
+        on_idle: Callable[[], object],
     ) -> None:
         self.loop = loop
         self.context = context
         self.name = name
         self.limit = limit
-        self.idle = idle
+        self.on_idle = on_idle
         self.stopped = False
-        self.inside = False
+        self.deferred = False
         self.tasks: set[asyncio.Task[None]] = set()
         self._burst = 1
-        self._look: asyncio.Handle | None = None
+        self._spawning: asyncio.Handle | None = None
         self._values = list(context.values())
 
     def available(self) -> int:
-        """How many jobs can be taken now, as far as is known; never 0 when there is one."""
+        """Return how many jobs can be received now, as far as is known; never 0 when there is one."""
         raise NotImplementedError
 
-    async def lane(self) -> None:
-        """Take and run jobs; call `left` in the end, and raise nothing."""
+    async def work(self) -> None:
+        """Receive and run jobs, as one worker; call `worker_ended` in the end, and raise nothing."""
         raise NotImplementedError
 
-    def feed(self) -> None:
-        """Jobs have come: see to it that they get lanes."""
-        if self.inside or self._look is not None or self.stopped:
+    def spawn(self) -> None:
+        """Start workers for the jobs that can be received now."""
+        if self.deferred or self._spawning is not None or self.stopped:
             return
         count = self.available()
         if count:
@@ -88,52 +91,52 @@ class CoroutinePool:
         while count > 0 and len(self.tasks) < self.limit:
             count -= 1
             # Not loop.create_task: a task factory of the user's (an eager one) would start the
-            # lane inside the one that feeds it.
-            task = Task(self.lane(), loop=self.loop, name=self.name, context=self.context.copy())
+            # worker inside the one that calls this.
+            task = Task(self.work(), loop=self.loop, name=self.name, context=self.context.copy())
             self.tasks.add(task)
-            task.add_done_callback(self._lane_ended, context=self.context)
+            task.add_done_callback(self._ended, context=self.context)
 
-    def more(self) -> None:
-        """In a lane, before a job is awaited: have the loop look after the others if that job waits."""
-        if self._look is None and not self.stopped:
-            self._look = self.loop.call_soon(self._looked)
+    def spawn_soon(self) -> None:
+        """Have the loop start workers for the other jobs; called in a worker before it awaits its own."""
+        if self._spawning is None and not self.stopped:
+            self._spawning = self.loop.call_soon(self._spawn_more)
 
-    def _looked(self) -> None:
-        self._look = None
+    def _spawn_more(self) -> None:
+        self._spawning = None
         if self._burst < MAX_BURST and self.available():
             self._burst *= 2
-        self.feed()
+        self.spawn()
 
-    def left(self, lane: asyncio.Task[Any]) -> None:
-        """*lane* takes no more jobs, and is in its last step."""
-        # The end of a lane is handled here and now, not in a round of the loop of its own;
-        # the callback is for a lane that was cancelled before its first step.
-        lane.remove_done_callback(self._lane_ended)
-        self._lane_ended(lane)
+    def worker_ended(self, worker: asyncio.Task[Any]) -> None:
+        """Count *worker* out: it runs no further job, and is in its last step."""
+        # Here and now, not in a round of the loop of its own. The callback is for a worker that was
+        # cancelled before its first step.
+        worker.remove_done_callback(self._ended)
+        self._ended(worker)
 
-    def _lane_ended(self, task: asyncio.Task[None]) -> None:
+    def _ended(self, task: asyncio.Task[None]) -> None:
         self.tasks.discard(task)
-        self.feed()
+        self.spawn()
         if not self.tasks:
-            if self._look is not None and not self.available():
-                self._look.cancel()
-                self._look = None
-            self.idle()
+            if self._spawning is not None and not self.available():
+                self._spawning.cancel()
+                self._spawning = None
+            self.on_idle()
 
     def current(self) -> asyncio.Task[Any]:
-        """The lane that asks."""
+        """Return the worker that runs this code."""
         task = asyncio.current_task(self.loop)
         assert task is not None
         return task
 
-    def spoiled(self, lane: asyncio.Task[Any], values: list[Any] | None = None) -> bool:
-        """Return whether the job that *lane* has just run left something behind in it.
+    def is_spoiled(self, worker: asyncio.Task[Any], values: list[Any] | None = None) -> bool:
+        """Return whether the last job of *worker* left it cancelled, or its context changed.
 
         Args:
-            lane: The lane.
-            values: The values of its context variables before its first job, where the lane has set some itself.
+            worker: The worker.
+            values: The values of its context variables before its first job, where it has set some itself.
         """
-        if lane.cancelling():
+        if worker.cancelling():
             return True
         # By identity: an equal value may be another object, which the next job would share. A job
         # cannot take variables away, so as many variables are the same ones.
@@ -142,7 +145,7 @@ class CoroutinePool:
         return len(now) != len(before) or not all(map(is_, now.values(), before))
 
     def stop(self) -> None:
-        """Cancel all lanes but the one that calls, and take no more jobs."""
+        """Cancel all workers but the one that calls this, and run no further job."""
         if self.stopped:
             return
         self.stopped = True

@@ -1,4 +1,4 @@
-"""A weave from its declarations to its result, whoever runs it: the block, a thread, a detached process."""
+"""Takes a weave from its declarations to its result, in the block, a thread or a detached process."""
 
 from __future__ import annotations
 
@@ -22,30 +22,30 @@ __all__ = ["Display", "Execution"]
 
 
 class Display(Protocol):
-    """Shows a run while it runs."""
+    """Shows a run in progress."""
 
     def close(self) -> None:
-        """The run has ended; return when nothing more is shown, before long in any case."""
+        """End the display of a run that has ended; must return soon."""
 
     async def aclose(self) -> None:
-        """`close`, without holding up the loop."""
+        """`close`, without blocking the loop."""
 
 
 class Execution:
-    """The plan and the settings of one weave's run. It pickles when its tasks and values do.
+    """The plan and the settings of one weave's run. It can be pickled if its tasks and values can.
 
     Args:
         declarations: The tasks by name, in order of definition.
         values: The initial values by name.
         options: The checked options of the weave.
         configuration: What ``wove.config`` held when the block closed.
-        watch: Each is called with the run before it begins, for a display of it that ends with it.
+        watch: Each is called with the run before it begins, and returns a display that ends with the run.
 
     Attributes:
-        plan: The graph; what is wrong with it is in its ``error``.
+        plan: The graph; its ``error`` is the first mistake in it.
         resolver: The settings.
         settings: The weave's own settings.
-        context: The context variables of whoever closed the block.
+        context: The context variables of the code that closed the block.
 
     Raises:
         NameError: The weave's environment is not configured.
@@ -74,7 +74,7 @@ class Execution:
         return (Execution, self._parts)
 
     def make_run(self, loop: AbstractEventLoop, finished: Callable[[], object]) -> WeaveRun:
-        """The run, to be started on *loop*.
+        """Return the run, to be started on *loop*.
 
         Raises:
             NameError: The environment of a task is not configured.
@@ -92,7 +92,7 @@ class Execution:
         return self._run
 
     async def unwatch(self) -> None:
-        """End the displays of the run, which has ended, without holding up the loop. `result` ends them too."""
+        """End the displays of the run, which has ended, without blocking the loop. `result` ends them too."""
         for display in self._displays:
             await display.aclose()
 
@@ -102,7 +102,7 @@ class Execution:
         return None if self._run is None else result_of(self._run, self.values)
 
     def failed(self, error: BaseException) -> WoveResult:
-        """The result when *error* kept the weave from running."""
+        """Return the result of a weave that could not run because of *error*."""
         self._close_displays()
         return failed_before_running(
             self.plan, self.values, error, self.settings.error_mode != "raise"
@@ -114,7 +114,7 @@ class Execution:
 
     def graph(self) -> Graph:
         """Return the graph, with what the tasks are doing now."""
-        # Here, because a weave that nobody looks at does without.
+        # Imported here, because most weaves are never drawn.
         from wove.engine.picture import graph_of_plan, graph_of_run
 
         if self._run is not None:

@@ -1,4 +1,4 @@
-"""A weave at the top of a module that is being imported: its tasks cannot leave the process yet."""
+"""Refuses remote tasks of a module that is still being imported: they cannot be pickled by its name yet."""
 
 from __future__ import annotations
 

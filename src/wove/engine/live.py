@@ -1,4 +1,4 @@
-"""The view of a run that the live page gets."""
+"""Shows a run to the live page."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ["LiveView"]
 
 
 class LiveView:
-    """A run as the page of this process sees it, until it is closed; nothing where there is no page.
+    """The view of a run for the page of this process, until it is closed. Does nothing where there is no page.
 
     Args:
         run: The run, which has not begun yet.
@@ -33,7 +33,7 @@ class LiveView:
         self._watched = None if page is None else page.watch(self)
 
     def close(self) -> None:
-        """The run has ended. The page keeps what it needs of it."""
+        """Detach the run, which has ended, from the page, which keeps what it shows."""
         if self._watched is not None:
             self._watched.close()
             self._watched = None
@@ -43,17 +43,17 @@ class LiveView:
         self.close()
 
     def rows(self) -> list[Row]:
-        """Return how the tasks stand now."""
+        """Return the present state of the tasks."""
         return self._sampler.rows()
 
     def graph(self) -> Graph:
-        """Return the graph, as it is now."""
+        """Return the present graph."""
         return graph_of_run(self._run)
 
     def records(self) -> list[RunRecord]:
-        """Return what has run until now."""
+        """Return the records of everything that has run until now."""
         return records_of(self._run)
 
     def failures(self) -> list[tuple[str, int | None, BaseException]]:
-        """Return what has failed until now."""
+        """Return the failures until now."""
         return self._run.failures.copy()

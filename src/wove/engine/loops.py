@@ -1,4 +1,4 @@
-"""Which loop a weave runs on: the running one, one that is kept for the thread, or one on a helper thread."""
+"""Chooses the loop of a weave: the running one, one that is kept for the thread, or one on a helper thread."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ __all__ = ["Runnable", "is_ours", "refuse_green_threads", "run_awaiting", "run_b
 
 
 class Runnable(Protocol):
-    """A weave's run, as loops see it."""
+    """The part of a weave's run that this module uses."""
 
     context: Context
 
@@ -33,7 +33,7 @@ class Runnable(Protocol):
 
     def cancel(self, error: BaseException) -> None: ...
 
-    def break_off(self, error: BaseException) -> bool: ...
+    def interrupt(self, error: BaseException) -> bool: ...
 
     def cancel_from_anywhere(self, error: BaseException) -> None: ...
 
@@ -53,19 +53,19 @@ GREEN_THREADS = (
 )
 
 CLEAN_UP_SECONDS = 5.0
-"""How long tasks that user code left on the loop may take to end once they are cancelled."""
+"""How long tasks that user code left on the loop may take to end after they were cancelled."""
 
 IDLE_THREADS_SECONDS = 0.2
-"""How long a block waits for threads of `asyncio.to_thread`: idle ones end at once, no other can be stopped."""
+"""How long a block waits for threads of `asyncio.to_thread`: idle ones end at once, others cannot be stopped."""
 
 
-# The functions of `signal` make an enum of every number and handler, which costs every small weave
-# more than all the rest that Ctrl-C needs.
+# The functions of `signal` make an enum of every number and handler. In a small weave, that would
+# cost more than everything else that Ctrl-C needs.
 _signals: Any = sys.modules.get("_signal", signal)
 
 
 class _Kept(threading.local):
-    """The loop of each thread, kept for its next weave: making one costs more than a small weave."""
+    """The loop of each thread, kept for its next weave, because making one costs more than a small weave."""
 
     def __init__(self) -> None:
         self.loop: AbstractEventLoop | None = None
@@ -90,7 +90,7 @@ _inherited: list[Any] = []
 
 
 def reset_after_fork() -> None:
-    """A forked child shares the selector of its parent's loop: it may neither use nor close it."""
+    """Drop the loop in a forked child: its selector is shared with the parent, so it may not be used or closed."""
     _inherited.append((_kept.loop, _kept.closer))
     _kept.loop = _kept.closer = None
 
@@ -99,7 +99,7 @@ forks.after_in_child(forks.Phase.LOOPS, reset_after_fork)
 
 
 def is_ours(loop: AbstractEventLoop) -> bool:
-    """Whether *loop*, which runs in this thread, runs for a sync weave only: nothing of the user's lives there."""
+    """Return whether *loop*, which runs in this thread, is one of a sync weave, without code of the user's own."""
     return loop is _kept.loop
 
 
@@ -112,7 +112,7 @@ def run_blocking(make: Make) -> None:
     try:
         asyncio.get_running_loop()
     except RuntimeError:
-        # Not here and now: this error would become the context of the tasks' own.
+        # Not inside this clause: the error would become the context of the tasks' errors.
         run = _run_beside_asgiref if _is_thread_of_asgiref() else _run_here
     else:
         if not _is_notebook():
@@ -191,7 +191,7 @@ def _run_here(make: Make) -> None:
             loop.run_forever()
     except BaseException as error:  # a second Ctrl-C, or what a signal handler of the user's raises
         _kept.loop = None  # should this happen again
-        if not runnable.break_off(error):
+        if not runnable.interrupt(error):
             loop.run_forever()
         _kept.loop = loop
         _tidy(loop)
@@ -211,9 +211,9 @@ def _stop(loop: AbstractEventLoop) -> None:
 
 
 class _Interrupts:
-    """Ctrl-C while a weave blocks the main thread: first cancel the weave, and only then insist.
+    """Handles Ctrl-C while a weave blocks the main thread: the first one cancels the weave, the next one raises.
 
-    As `asyncio.Runner` does it: the loop is never interrupted in the middle of its own work.
+    As in `asyncio.Runner`, the first one never interrupts the loop in the middle of its own work.
     """
 
     __slots__ = ("pressed", "previous", "runnable")
@@ -243,7 +243,7 @@ class _Interrupts:
 
 
 class _Deferred:
-    """Ctrl-C while a weave blocks the main thread inside a running loop.
+    """Handles Ctrl-C while a weave blocks the main thread inside a running loop.
 
     `asyncio.run` answers it by cancelling its task, which could act on that only after the block.
     What comes before `wait` is kept until then: by that time it can be seen to.
@@ -328,7 +328,7 @@ def _run_on_helper(make: Make) -> None:
 
 
 def _untouched(loop: Any) -> bool:
-    """Whether *loop* is one of asyncio's own, on which nothing is left but what it began with."""
+    """Return whether *loop* is one of asyncio's own, in the state in which it was made."""
     try:
         return (
             not loop._asyncgens
@@ -344,7 +344,7 @@ def _untouched(loop: Any) -> bool:
 
 
 def _clean(loop: AbstractEventLoop) -> bool:
-    """End what user code left on *loop*; whether the loop is as good as new."""
+    """End the tasks that user code left on *loop*, and return whether the loop can be used again."""
     if getattr(loop, "_ready", None):  # callbacks that are due; the next weave is not to run them
         loop.call_soon(loop.stop)
         loop.run_forever()
@@ -352,7 +352,7 @@ def _clean(loop: AbstractEventLoop) -> bool:
     left = asyncio.all_tasks(loop)
     if not left and _untouched(loop):
         return True
-    # As asyncio.run ends: nothing of one weave may go on in the next.
+    # As at the end of asyncio.run: nothing of one weave may go on in the next.
     for task in left:
         task.cancel()
     if left:
@@ -414,6 +414,8 @@ async def run_awaiting(make: Make) -> None:
         runnable.cancel(error)
         while not over:
             ended = loop.create_future()
-            with contextlib.suppress(asyncio.CancelledError):  # once is enough: it is ending
+            with contextlib.suppress(
+                asyncio.CancelledError
+            ):  # it was cancelled already, and is ending
                 await ended
         raise

@@ -1,7 +1,7 @@
 """One task, many items: lazy, bounded, paced, with the results in the order of the items.
 
-Plain sync calls in this process run in threads that take item after item by themselves
-(`_ThreadedItems`); everything else runs in lanes (`_LanedItems`).
+Plain sync calls in this process run in threads that receive item after item by themselves
+(`_ThreadItems`). Everything else runs in the asyncio tasks of a `CoroutinePool` (`_LoopItems`).
 """
 
 from __future__ import annotations
@@ -11,11 +11,12 @@ import threading
 from array import array
 from collections import deque
 from collections.abc import Awaitable, Callable
+from enum import Enum
 from functools import partial
 from time import perf_counter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
-from wove.engine.attempts import Bound, Caller
+from wove.engine.attempts import Caller
 from wove.engine.coroutine_pool import SLICE_SECONDS, CoroutinePool
 from wove.engine.sources import END, WAIT, Source, is_container, open_source
 from wove.engine.threads import discard, is_awaitable, thread_number
@@ -23,137 +24,173 @@ from wove.engine.tracebacks import raisable
 from wove.graph.signature import Kind
 
 if TYPE_CHECKING:
+    from wove.engine.binding import ItemCall
     from wove.engine.scheduler import WeaveRun
     from wove.engine.threads import Job
 
-__all__ = ["Items", "ItemsSoFar", "map_items"]
+__all__ = ["MapItems", "MapProgress", "map_items"]
 
 
-class ItemsSoFar:
+class MapState(Enum):
+    """The states of a map, from its first item to its end.
+
+    ========= ================================================== ===========================
+    state     meaning                                            followed by
+    ========= ================================================== ===========================
+    OPEN      The source may have further items.                 EXHAUSTED when it has none;
+                                                                 STOPPED when something fails
+    EXHAUSTED Every item was received; the last ones still run.  STOPPED when one of them fails
+    STOPPED   No item is launched any more; calls that run in    ABANDONED when the loop hears of it
+              threads have not been given up yet.
+    ABANDONED Calls that still run are cancelled or given up.    none
+    ========= ================================================== ===========================
+
+    Each state may be followed by ABANDONED, when the weave stops. The map has ended when its future
+    `MapItems.finished` is done.
+    """
+
+    OPEN = "open"
+    EXHAUSTED = "exhausted"
+    STOPPED = "stopped"
+    ABANDONED = "abandoned"
+
+
+OPEN: Final = MapState.OPEN
+EXHAUSTED: Final = MapState.EXHAUSTED
+STOPPED: Final = MapState.STOPPED
+ABANDONED: Final = MapState.ABANDONED
+
+
+class MapProgress:
     """The progress of one map's items.
 
     Attributes:
+        state: Whether items are still received from the source.
         results: By position; ``None`` where an item has not succeeded.
         started: When each item was first launched, on the clock of `time.perf_counter`.
         ended: When each item ended; 0 while it runs.
         threads: The number of the thread that runs each item; empty where items run on the loop.
-        errors: What failed, as ``(position, exception)``, the first one first; the position is
+        errors: The failures as ``(position, exception)``, the first one first; the position is
             ``None`` for an error of the source itself.
-        exhausted: Whether there is no further item.
     """
 
+    state: MapState
     results: list[Any]
     started: array[float]
     ended: array[float]
     threads: array[int]
     errors: list[tuple[int | None, BaseException]]
-    exhausted: bool
 
-    def so_far(self) -> ItemsSoFar:
-        """The same, without what makes them run."""
-        copied = ItemsSoFar()
-        copied.results, copied.started, copied.ended = self.results, self.started, self.ended
-        copied.errors, copied.exhausted = self.errors, self.exhausted
-        copied.threads = self.threads
+    @property
+    def exhausted(self) -> bool:
+        """Whether every item was received, so that their number is known."""
+        return self.state is EXHAUSTED
+
+    def snapshot(self) -> MapProgress:
+        """Return the progress alone, without the references of a map that runs."""
+        copied = MapProgress()
+        copied.state, copied.results, copied.errors = self.state, self.results, self.errors
+        copied.started, copied.ended, copied.threads = self.started, self.ended, self.threads
         return copied
 
 
-class Items(ItemsSoFar):
-    """The items of one map."""
+class MapItems(MapProgress):
+    """The items of one map, while they run.
+
+    Attributes:
+        caller: Makes the calls.
+        finished: Done when the map has ended.
+    """
 
     def __init__(self, run: WeaveRun, caller: Caller, source: Source) -> None:
         self._run = run
         self._source = source
         self.caller = caller
+        self.state = OPEN
         self.results = []
         self.started = array("d")
         self.ended = array("d")
         self.threads = array("i")
         self.errors = []
-        self.exhausted = False
         self.finished: asyncio.Future[None] = run.loop.create_future()
 
     def begin(self) -> None:
-        """Start on the items there are."""
+        """Launch the items that can be received now."""
         raise NotImplementedError
 
     def stop(self) -> None:
-        """Start nothing more, and end what runs."""
+        """Launch no further item, and cancel or give up those that run."""
         raise NotImplementedError
 
     async def close(self) -> None:
-        """It is over, one way or the other."""
+        """Release the source, which may not be used up."""
         await self._source.close()
         # Only the garbage collector frees a reference cycle, and results can be many.
-        self._source.wake = _nothing
+        self._source.on_ready = _nothing
 
     def launch(self) -> int:
-        """Make room for the next item; returns its position."""
+        """Make room for the next item, and return its position."""
         position = len(self.results)
         self.results.append(None)
         self.started.append(perf_counter())
         self.ended.append(0.0)
         return position
 
-    def found(self, value: Any) -> None:
-        """Record *value* as the result of the next item, which does not run: it was kept."""
+    def add_cached(self, value: Any) -> None:
+        """Record *value* as the result of the next item, which does not run: its result was kept."""
         position = self.launch()
         self.results[position] = value
         self.ended[position] = self.started[position]
 
     def finish(self) -> None:
-        """Everything has ended."""
+        """Mark the map as ended."""
         if not self.finished.done():
             self.finished.set_result(None)
 
 
-class _LanedItems(CoroutinePool, Items):
-    """Items that run on the loop, each inside a lane."""
+class _LoopItems(CoroutinePool, MapItems):
+    """Items that run on the loop, each inside an asyncio task of the pool."""
 
     def __init__(
-        self,
-        run: WeaveRun,
-        caller: Caller,
-        source: Source,
-        invoke: Callable[[Any], Bound],
-        limit: float,
+        self, run: WeaveRun, caller: Caller, source: Source, call: ItemCall, limit: float
     ) -> None:
-        Items.__init__(self, run, caller, source)
-        CoroutinePool.__init__(self, run.loop, caller.context, caller.name, limit, self._quiet)
-        self._invoke: Callable[[Any], Any] = invoke
+        MapItems.__init__(self, run, caller, source)
+        CoroutinePool.__init__(self, run.loop, caller.context, caller.name, limit, self._on_idle)
+        self._call = call
         self._pacing = False
-        source.wake = self.feed
+        source.on_ready = self.spawn
 
     def begin(self) -> None:
-        self.feed()
+        self.spawn()
 
     def available(self) -> int:
-        # While a lane waits for the turn of its item, the next item is none of anybody's business.
-        return 0 if self.exhausted or self._pacing else self._source.available()
+        # While the launch of one item is being paced, no other item may be received.
+        return 0 if self.state is not OPEN or self._pacing else self._source.available()
 
-    async def lane(self) -> None:
-        lane = self.current()
+    async def work(self) -> None:
+        worker = self.current()
 
         try:
-            await self._take_and_run(lane)
+            await self._run_items(worker)
         except asyncio.CancelledError:
             return  # between two items
         except BaseException as error:  # not an item's: those are caught where it runs
             self._failed(None, error)
         finally:
-            self.left(lane)
+            self.worker_ended(worker)
 
-    async def _take_and_run(self, lane: asyncio.Task[Any]) -> None:
-        caller, pacer, cache = self.caller, self.caller.pacer, self.caller.cache
-        call: Callable[[Any], Awaitable[Any]] | None = None
+    async def _run_items(self, worker: asyncio.Task[Any]) -> None:
+        caller, pacer, bind = self.caller, self.caller.pacer, self._call.bind
+        cache = caller.cache
+        invoke: Callable[[Any], Awaitable[Any]] | None = None
         if caller.plain and caller.kind is Kind.ASYNC:
-            call = self._invoke
+            invoke = self._call.invoke
         since = perf_counter()
 
         while not self.stopped:
             if self._pacing:
                 return
-            item = self._take()
+            item = self._receive()
             if item is END or item is WAIT:
                 return
             if pacer is not None:
@@ -162,43 +199,45 @@ class _LanedItems(CoroutinePool, Items):
                     await pacer.turn()
                 finally:
                     self._pacing = False
+
             position = self.launch()
-            if self._look is None:
-                self.more()
+            if self._spawning is None:
+                self.spawn_soon()
             try:
-                if call is not None:
-                    value = await call(item)
+                if invoke is not None:
+                    value = await invoke(item)
                 else:
-                    value = await caller(self._invoke(item), position)
+                    value = await caller(bind(item), position)
                 if cache is not None:
                     await cache.keep_item_later(position, value)
             except GeneratorExit as error:
-                # Either the item's own, or this lane is being closed: in both cases it must end here.
+                # The item raised it, or this coroutine is being closed: in both cases it must end.
                 self._failed(position, error, item)
                 return
             except BaseException as error:  # SystemExit and the like are outcomes too
                 self._failed(position, error, item)
             else:
                 self.results[position] = value
+
             now = self.ended[position] = perf_counter()
-            if self.spoiled(lane):
+            if self.is_spoiled(worker):
                 return
             if now - since > SLICE_SECONDS:
                 await asyncio.sleep(0)
                 since = perf_counter()
 
-    def _take(self) -> Any:
-        if self.exhausted or self.stopped:
+    def _receive(self) -> Any:
+        if self.state is not OPEN:
             return END
         try:
-            item = self._source.take()
+            item = self._source.receive()
         except BaseException as error:  # the source's own; it comes out as it is
-            self.exhausted = True
+            self.state = EXHAUSTED
             self._failed(None, error)
             return END
 
         if item is END:
-            self.exhausted = True
+            self.state = EXHAUSTED
         return item
 
     def _failed(self, position: int | None, error: BaseException, item: Any = None) -> None:
@@ -210,66 +249,75 @@ class _LanedItems(CoroutinePool, Items):
         if position is None or not self._run.keeps_going:
             self.stop()
 
-    def _quiet(self) -> None:
-        if self.exhausted or self.stopped:
+    def _on_idle(self) -> None:
+        if self.state is not OPEN:
             self.finish()
 
     def stop(self) -> None:
+        self.state = ABANDONED
         CoroutinePool.stop(self)
         if not self.tasks:
             self.finish()
 
     async def close(self) -> None:
         await super().close()
-        self.idle = _nothing
+        self.on_idle = _nothing
 
 
-class _ThreadedItems(Items):
-    """Items of a plain sync call: each thread takes the next one by itself.
+class _Supply(Enum):
+    """What is being done to get the next items of a map whose items run in threads.
 
-    A thread that has taken an item sees to it that another one follows, if there is more to take;
-    so items that block get threads up to the limit, and items that do not share one or two.
+    ======= ============================================ ======================================
+    state   meaning                                      followed by
+    ======= ============================================ ======================================
+    IDLE    Nothing.                                     ASKED by a thread that found no item;
+                                                         PULLING by a thread that pulls one itself
+    ASKED   The loop was asked to receive more.          IDLE when it has
+    PULLING A thread runs the user's iterator, without   IDLE when it has returned
+            the lock. No other thread may.
+    ======= ============================================ ======================================
+    """
+
+    IDLE = "idle"
+    ASKED = "asked"
+    PULLING = "pulling"
+
+
+class _ThreadItems(MapItems):
+    """Items of a plain sync call: each thread receives the next one by itself.
+
+    A thread that has received an item starts another thread if there may be more. So items that
+    block get threads up to the limit, and items that do not block share one or two.
     """
 
     def __init__(
-        self,
-        run: WeaveRun,
-        caller: Caller,
-        source: Source,
-        invoke: Callable[[Any], Any],
-        limit: float,
+        self, run: WeaveRun, caller: Caller, source: Source, call: ItemCall, limit: float
     ) -> None:
         super().__init__(run, caller, source)
-        self._invoke = invoke
+        self._call = call
         self._limit = limit
         self._lock = threading.Lock()
+        self._supply = _Supply.IDLE
         self._buffer: deque[Any] = deque()
-        self._asked = False
-        self._coming = False
-        self._pulling = False
-        self._stopped = False
-        self._abandoned = False
-        self._threads = 0
-        self._under_way = 0
+        self._threads = 0  # those that were submitted and have not left yet
+        self._starting = 0  # of these, the one that has not begun yet
+        self._running = 0  # items
         self._awaiting: set[asyncio.Task[None]] = set()
-        source.wake = self._refill
+        source.on_ready = self._refill
 
     def begin(self) -> None:
         self._refill()
 
     def _refill(self) -> None:
-        """On the loop: take what may be taken, and get a thread for it."""
+        """On the loop: receive as many items as may run, and get a thread for them."""
         grow = False
 
         with self._lock:
-            self._asked = False
-            if not self._source.anywhere:
-                while (
-                    not self.exhausted
-                    and not self._stopped
-                    and self._under_way + len(self._buffer) < self._limit
-                ):
-                    item = self._take()
+            if self._supply is _Supply.ASKED:
+                self._supply = _Supply.IDLE
+            if not self._source.thread_safe:
+                while self.state is OPEN and self._running + len(self._buffer) < self._limit:
+                    item = self._receive()
                     if item is WAIT:
                         break
                     if item is not END:
@@ -279,98 +327,108 @@ class _ThreadedItems(Items):
         if grow:
             try:
                 self._run.slots.submit(self._work)
-            except RuntimeError as error:  # no thread to be had
+            except RuntimeError as error:  # the system has no more threads
                 with self._lock:
-                    self._coming = False
+                    self._starting = 0
                     self._threads -= 1
-                    self._broken(error)
+                    self._source_failed(error)
 
-        self._check()
+        self._check_finished()
 
-    def _take(self) -> Any:
-        """The next item of the source; called with the lock held."""
+    def _receive(self) -> Any:
+        """Return the next item of the source; called with the lock held."""
         try:
-            item = self._source.take()
+            item = self._source.receive()
         except BaseException as error:
-            return self._broken(error)
+            return self._source_failed(error)
 
         if item is END:
-            self.exhausted = True
+            self._exhaust()
         return item
 
-    def _broken(self, error: BaseException) -> Any:
-        """The source has failed; called with the lock held."""
+    def _exhaust(self) -> None:
+        if self.state is OPEN:
+            self.state = EXHAUSTED
+
+    def _source_failed(self, error: BaseException) -> Any:
+        """Record an error of the source; called with the lock held."""
         self.errors.append((None, error))  # it comes out as it is
-        self._stopped = self.exhausted = True
+        if self.state is not ABANDONED:
+            self.state = STOPPED
         return END
 
     def _next(self) -> Any:
-        """In a thread, with the lock held: an item, `END` for none now, or `WAIT` if it is to be pulled."""
-        if self._stopped or self._under_way >= self._limit:
+        """Return an item, `END` where none can be had now, or `WAIT` where this thread is to pull one.
+
+        Called in a thread, with the lock held.
+        """
+        if self.state in (STOPPED, ABANDONED) or self._running >= self._limit:
             return END
         if self._buffer:
             return self._buffer.popleft()
-        if self.exhausted or self._pulling or not self._source.anywhere:
+        if self.state is not OPEN or not self._source.thread_safe:
             return END
-        if not self._source.blocks:
-            return self._take()
-        self._pulling = True
+        if self._supply is _Supply.PULLING:
+            return END
+        if not self._source.runs_user_code:
+            return self._receive()
+        self._supply = _Supply.PULLING
         return WAIT
 
     def _claim(self, thread: int) -> tuple[int, bool]:
-        """The position of the item just taken, and whether another thread is wanted.
+        """Return the position of the item that was just received, and whether to start another thread.
 
-        In the same breath as taking it, with the lock held: or two threads would swap their items.
+        Must happen under the same lock as receiving the item; otherwise two threads could swap positions.
         """
         position = self.launch()
         self.threads.append(thread)
-        self._under_way += 1
+        self._running += 1
         return position, self._grow()
 
-    def found(self, value: Any) -> None:
+    def add_cached(self, value: Any) -> None:
         self.threads.append(0)
-        super().found(value)
+        super().add_cached(value)
 
     def _pull(self, thread: int) -> tuple[Any, int, bool]:
-        """In a thread: as `_take` and `_claim`, without the lock while the iterator is at work."""
+        """In a thread: as `_receive` and `_claim`, without the lock while the iterator runs."""
         error: BaseException | None = None
         item: Any = END
         try:
-            item = self._source.take()
+            item = self._source.receive()
         except BaseException as caught:
             error = caught
 
         with self._lock:
-            self._pulling = False
+            self._supply = _Supply.IDLE
             if error is not None:
-                self._broken(error)
+                self._source_failed(error)
             elif item is END:
-                self.exhausted = True
-            elif not self._stopped:
+                self._exhaust()
+            elif self.state is OPEN:
                 return item, *self._claim(thread)
             return END, 0, False
 
     def _grow(self) -> bool:
-        """Whether another thread is wanted; called with the lock held."""
-        if self._coming or self._pulling or self._stopped:
+        """Count another thread and return True, where one is needed; called with the lock held."""
+        if self._starting or self._supply is _Supply.PULLING or self.state in (STOPPED, ABANDONED):
             return False
-        if self._threads >= self._limit or self._under_way >= self._limit:
+        if self._threads >= self._limit or self._running >= self._limit:
             return False
-        if not self._buffer and (self.exhausted or not self._source.anywhere):
+        if not self._buffer and (self.state is not OPEN or not self._source.thread_safe):
             return False
-        self._coming = True
+        self._starting = 1
         self._threads += 1
         return True
 
     def _work(self) -> Job | None:
-        """In a thread: take and run items until there is none."""
-        run, invoke, context = self._run, self._invoke, self.caller.context
+        """In a thread: receive and run items until there is none."""
+        run, invoke, context = self._run, self._call.invoke, self.caller.context
         cache = self.caller.cache
         following: Job | None = None
         thread = thread_number()
         with self._lock:
-            self._coming = False
-            given_up = self._abandoned
+            self._starting = 0
+            given_up = self.state is ABANDONED
 
         if given_up:
             return run.slots.next()
@@ -379,27 +437,28 @@ class _ThreadedItems(Items):
             with self._lock:
                 item = self._next()
                 if item is END:
-                    if self._abandoned:
+                    if self.state is ABANDONED:
                         return None  # the slot was given back when this thread was given up
                     self._threads -= 1
                     following = run.slots.next()
                     break
                 if item is not WAIT:
                     position, grow = self._claim(thread)
+
             if item is WAIT:
                 item, position, grow = self._pull(thread)
                 if item is END:
                     continue  # to leave as above
             if grow:
                 run.slots.submit(self._work)
+
             error: BaseException | None = None
             value: Any = None
             try:
                 value = context.copy().run(invoke, item)
-            except (
-                BaseException
-            ) as caught:  # SystemExit and the like belong to the weave, not to this thread
+            except BaseException as caught:  # SystemExit and the like belong to the weave
                 error = caught
+
             self.ended[position] = perf_counter()
             if error is not None:
                 self._failed(position, error, item)
@@ -413,17 +472,23 @@ class _ThreadedItems(Items):
                 if cache is not None:
                     cache.keep_item(position, value)
                 self.results[position] = value
-            self._ended_one()
+            self._item_ended()
 
-        run.inbox.post(self._check)
+        run.inbox.post(self._check_finished)
         return following
 
-    def _ended_one(self) -> None:
+    def _item_ended(self) -> None:
         with self._lock:
-            self._under_way -= 1
-            ask = not (self._asked or self.exhausted or self._source.anywhere or self._buffer)
+            self._running -= 1
+            ask = (
+                self._supply is _Supply.IDLE
+                and self.state is OPEN
+                and not self._source.thread_safe
+                and not self._buffer
+            )
             if ask:
-                self._asked = True
+                self._supply = _Supply.ASKED
+
         if ask:
             self._run.inbox.post(self._refill)
 
@@ -435,15 +500,15 @@ class _ThreadedItems(Items):
             self.errors.append((position, error))
             if self._run.keeps_going:
                 return
-            self._stopped = (
-                True  # at once: the other threads take no more, however long the loop takes
-            )
+            # At once: the other threads launch no further item, however long the loop takes.
+            if self.state is not ABANDONED:
+                self.state = STOPPED
 
         self._run.inbox.post(self.stop)
 
     def _await(self, position: int, item: Any, value: Awaitable[Any]) -> None:
-        """On the loop: an item's call gave an awaitable."""
-        if self._abandoned:
+        """On the loop: await what an item's call returned."""
+        if self.state is ABANDONED:
             discard(value)
             return
 
@@ -462,36 +527,42 @@ class _ThreadedItems(Items):
                 await self.caller.cache.keep_item_later(position, result)
             self.results[position] = result
         except BaseException as error:
-            if not (self._stopped and isinstance(error, asyncio.CancelledError)):
+            stopped = self.state in (STOPPED, ABANDONED)
+            if not (stopped and isinstance(error, asyncio.CancelledError)):
                 self._failed(position, error, item)
         self.ended[position] = perf_counter()
 
     def _await_ended(self, value: Awaitable[Any], task: asyncio.Task[None]) -> None:
-        discard(value)  # cancelled before its first step
+        discard(value)  # it was cancelled before its first step
         self._awaiting.discard(task)
         if not task.cancelled():
             task.exception()
-        self._ended_one()
+        self._item_ended()
         self._refill()
 
-    def _check(self) -> None:
-        """On the loop: whether it is over."""
-        if self._stopped:
+    def _check_finished(self) -> None:
+        """On the loop: end the map if everything in it has ended."""
+        if self.state in (STOPPED, ABANDONED):
             if self.errors and not self.finished.done():
                 self.stop()
-            over = not self._awaiting
+            finished = not self._awaiting
         else:
-            over = self.exhausted and not self._threads and not self._under_way and not self._buffer
+            finished = (
+                self.state is EXHAUSTED
+                and not self._threads
+                and not self._running
+                and not self._buffer
+            )
 
-        if over:
+        if finished:
             self.finish()
 
     def stop(self) -> None:
         with self._lock:
-            # Calls that run in threads are given up, and their slots are free for others. A thread that has
-            # not begun yet gives its slot back by itself.
-            given_up = 0 if self._abandoned else self._threads - self._coming
-            self._stopped = self._abandoned = True
+            # Calls that run in threads are given up, and their slots are free for others. A thread
+            # that has not begun yet gives its slot back by itself.
+            given_up = 0 if self.state is ABANDONED else self._threads - self._starting
+            self.state = ABANDONED
             self._buffer.clear()
 
         for _ in range(given_up):
@@ -510,33 +581,33 @@ async def map_items(
     run: WeaveRun,
     caller: Caller,
     value: Any,
-    invoke: Callable[[Any], Any],
+    call: ItemCall,
     *,
-    begun: Callable[[Items], object] | None = None,
+    on_started: Callable[[MapItems], object] | None = None,
 ) -> list[Any]:
-    """Run one call per item of *value*; returns their results in order.
+    """Run one call per item of *value*, and return their results in order.
 
     Args:
         run: The weave's run.
         caller: Makes the calls.
         value: Any iterable or async iterable.
-        invoke: Makes of an item what *caller* calls; or calls, where nothing more is to be done.
-        begun: Called with the items before the first one runs.
+        call: How one item is called.
+        on_started: Called with the items before the first one runs.
 
     Raises:
         BaseException: The first error of an item, or of the source.
     """
     settings = caller.settings
-    threads = settings.is_local and caller.kind in (Kind.SYNC, Kind.GENERATOR)
-    limit: float = settings.workers or (run.slots.limit if threads else float("inf"))
+    in_threads = settings.is_local and caller.kind in (Kind.SYNC, Kind.GENERATOR)
+    limit: float = settings.workers or (run.slots.limit if in_threads else float("inf"))
     by_threads = caller.plain and caller.kind is Kind.SYNC
-    if caller.cache is not None and by_threads and not is_container(value):
-        # Threads look up items where no code of the user's runs to get them; elsewhere the loop has it done.
-        by_threads, invoke = False, partial(partial, invoke)
+    if caller.cache is not None and not is_container(value):
+        # Threads look items up only where no code of the user's runs to get them.
+        by_threads = False
     source = open_source(
         value,
         task=caller.name,
-        most=settings.max_pending,
+        max_items=settings.max_pending,
         workers=limit,
         by_threads=by_threads,
         loop=run.loop,
@@ -545,16 +616,17 @@ async def map_items(
     )
     if caller.cache is not None:
         source = caller.cache.between(source, run.inbox, limit, by_threads=by_threads)
-    items: Items
+
+    items: MapItems
     if by_threads:
-        items = _ThreadedItems(run, caller, source, invoke, min(limit, run.slots.limit))
+        items = _ThreadItems(run, caller, source, call, min(limit, run.slots.limit))
     else:
-        items = _LanedItems(run, caller, source, invoke, limit)
+        items = _LoopItems(run, caller, source, call, limit)
 
     if caller.cache is not None:
-        caller.cache.on_found(items.found)
-    if begun is not None:
-        begun(items)
+        caller.cache.on_found(items.add_cached)
+    if on_started is not None:
+        on_started(items)
     try:
         items.begin()
         await asyncio.shield(items.finished)

@@ -1,4 +1,4 @@
-"""From a run that has ended to the result that its user reads."""
+"""Makes the result that the user reads of a run that has ended."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from wove.engine.tasks import CANCELLED, DONE
 from wove.result import Failure, RunRecord, WoveResult, worded
 
 if TYPE_CHECKING:
-    from wove.engine.mapping import ItemsSoFar
+    from wove.engine.mapping import MapProgress
     from wove.engine.scheduler import WeaveRun
     from wove.engine.tasks import Task
     from wove.graph.plan import Plan
@@ -19,7 +19,7 @@ __all__ = ["failed_before_running", "records_of", "result_of"]
 
 
 class _Records:
-    """The records of a run, made when they are first read: most weaves are never asked for them."""
+    """The records of a run, made when they are first read, which is never for most weaves."""
 
     def __init__(self, run: WeaveRun) -> None:
         self._run: WeaveRun | None = run
@@ -58,11 +58,11 @@ def _records_of(task: Task, offset: float) -> Iterator[RunRecord]:
         )
 
 
-def _items_of(task: Task, items: ItemsSoFar, offset: float) -> Iterator[RunRecord]:
+def _items_of(task: Task, items: MapProgress, offset: float) -> Iterator[RunRecord]:
     environment = task.settings.environment.name
     errors = dict(items.errors.copy())
 
-    # Of items that are just being launched, not everything may be there yet.
+    # An item that is just being launched may have no end or thread yet.
     for position, (started, ended) in enumerate(
         zip(items.started[:], items.ended[:], strict=False)
     ):
@@ -85,7 +85,7 @@ def _text(error: BaseException | None) -> str | None:
 
 
 def result_of(run: WeaveRun, initial: Mapping[str, Any]) -> WoveResult:
-    """The result of *run*, which has ended."""
+    """Return the result of *run*, which has ended."""
     values: dict[str, Any] = {}
     errors: dict[str, BaseException] = {}
     timings: dict[str, float] = {}
@@ -119,7 +119,7 @@ def result_of(run: WeaveRun, initial: Mapping[str, Any]) -> WoveResult:
 def failed_before_running(
     plan: Plan, initial: Mapping[str, Any], error: BaseException, returns_errors: bool
 ) -> WoveResult:
-    """The result of a weave that failed with *error* before any of its tasks ran."""
+    """Return the result of a weave that failed with *error* before any of its tasks ran."""
     return WoveResult(
         tuple(node.name for node in plan.nodes),
         values={},

@@ -1,4 +1,4 @@
-"""The graph of a plan, before, during and after its run."""
+"""Draws the graph of a plan, before, during and after its run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``weave(record="run.html")``: the timeline of a run, written when the run has ended, however it ended."""
+"""Writes the timeline of a run when it has ended, however it ended: ``weave(record="run.html")``."""
 
 from __future__ import annotations
 
@@ -21,10 +21,11 @@ __all__ = ["Recorder", "title_of"]
 _log = logging.getLogger("wove")
 
 TITLE_CHARACTERS = 70
+"""Maximum length of a title; longer ones are cut."""
 
 
 def title_of(names: Iterable[str]) -> str:
-    """Return what a timeline of the tasks *names* is called."""
+    """Return the title of a timeline of the tasks *names*."""
     title = f"Weave of {', '.join(names) or 'no tasks'}"
     return title if len(title) <= TITLE_CHARACTERS else f"{title[: TITLE_CHARACTERS - 1]}…"
 
@@ -33,10 +34,10 @@ class Recorder:
     """Makes recordings of runs, all to one file.
 
     Args:
-        path: Where it is written: ``.html`` for a page, ``.json`` for a Chrome trace.
+        path: The file: ``.html`` for a page, ``.json`` for a Chrome trace.
 
     Raises:
-        ValueError: *path* ends in neither.
+        ValueError: *path* ends in neither of them.
     """
 
     def __init__(self, path: str | PathLike[str]) -> None:
@@ -48,14 +49,14 @@ class Recorder:
 
 
 class Recording:
-    """Writes the timeline of *run* to *path* when it is closed. Never raises: a picture is not worth a weave."""
+    """Writes the timeline of *run* to *path* when it is closed. Never raises, so that no weave fails because of it."""
 
     def __init__(self, run: WeaveRun, path: Path) -> None:
         self._run: WeaveRun | None = run
         self._path = path
 
     def close(self) -> None:
-        """Write it, unless that is done."""
+        """Write the file, unless it is written."""
         run, self._run = self._run, None
         if run is None:
             return
@@ -66,5 +67,5 @@ class Recording:
             _log.error("the record of a weave could not be written to %s: %r", self._path, error)
 
     async def aclose(self) -> None:
-        """`close`, without holding up the loop."""
+        """`close`, without blocking the loop."""
         await run_in_thread(self.close)

@@ -1,15 +1,14 @@
 """One run of a plan: each task starts the moment its own inputs are there.
 
-A plain sync task goes straight to a thread, everything else into a lane. All of the state here is
-touched by one thread at a time: the loop's, or before the loop is needed, by whichever thread has
-something to report. The `RunMailbox` sees to that.
+A plain sync task goes straight to a thread, everything else to a worker of the `_TaskPool`. One
+thread at a time touches the state here: the loop's, or before the loop is needed, the thread that
+reports the end of a call. The `RunMailbox` ensures that.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Coroutine, Mapping
@@ -21,8 +20,9 @@ from weakref import ReferenceType, ref
 
 from wove.concurrency import forks
 from wove.engine.attempts import CHILD_CALLS, Attempts, is_plain
-from wove.engine.binding import call_here, call_here_per_item, call_now, names_elsewhere, with_item
+from wove.engine.binding import call_here, call_now, item_call, names_elsewhere
 from wove.engine.coroutine_pool import SLICE_SECONDS, CoroutinePool
+from wove.engine.environments import EnvironmentPreparer
 from wove.engine.loops import is_ours
 from wove.engine.mapping import map_items
 from wove.engine.sources import Stream
@@ -33,12 +33,10 @@ from wove.engine.threads import (
     ThreadLimiter,
     discard,
     is_awaitable,
-    start_thread,
     thread_number,
 )
 from wove.engine.tracebacks import annotate, raisable
 from wove.graph.plan import DATA
-from wove.graph.signature import Kind
 from wove.observe.events import emit, listening
 from wove.observe.reports import REPORTER
 
@@ -48,50 +46,49 @@ if TYPE_CHECKING:
     from wove.settings.model import Environment
     from wove.settings.resolution import Resolver
 
-__all__ = ["CURRENT", "Settle", "WeaveRun", "current_run", "stopped"]
+__all__ = ["CURRENT", "OnOutcome", "WeaveRun", "current_run", "stopped"]
 
 _log = logging.getLogger("wove")
 
 CURRENT: ContextVar[ReferenceType[WeaveRun] | None] = ContextVar("wove_run", default=None)
 """The run whose task the current code is part of. A weak reference: contexts live on in timers and the like."""
 
-Settle: TypeAlias = Callable[[bool, Any], object]
-"""Takes the outcome of something: ``(succeeded, value or exception)``."""
+OnOutcome: TypeAlias = Callable[[bool, Any], object]
+"""Called with an outcome: ``(succeeded, value or exception)``."""
 
 STOP_GRACE_SECONDS = 60.0
 """How long cancelled coroutines may take to clean up before the weave ends without them. Longer than
 delivery waits, by default, for a cancel to be acknowledged."""
 
-
-_families = threading.Lock()
-"""Guards who is inside whom and who waits for what; weaves are nested in several threads."""
+_relations = threading.Lock()
+"""Guards the children of runs, and their callers in other threads; weaves are nested in several threads."""
 
 
 def reset_after_fork() -> None:
-    """In a forked child nobody serves the run of the task that forked."""
-    global _families
-    _families = threading.Lock()
+    """Detach a forked child from the run of the task that forked: its loop does not run there."""
+    global _relations
+    _relations = threading.Lock()
     CURRENT.set(None)
 
 
 forks.after_in_child(forks.Phase.LOCKS, reset_after_fork)
 
 
-class _TaskLanes(CoroutinePool):
-    """Lanes for the tasks of a run."""
+class _TaskPool(CoroutinePool):
+    """The coroutines of a run's tasks."""
 
     __slots__ = ("ready", "run")
 
     def __init__(self, run: WeaveRun) -> None:
-        super().__init__(run.loop, run.context, "wove", float("inf"), run.settled)
+        super().__init__(run.loop, run.context, "wove", float("inf"), run.check_ended)
         self.run = run
         self.ready: deque[Task] = deque()
 
     def available(self) -> int:
         return len(self.ready)
 
-    async def lane(self) -> None:
-        run, ready, lane = self.run, self.ready, self.current()
+    async def work(self) -> None:
+        run, ready, worker = self.run, self.ready, self.current()
         current = _CurrentTask()
         REPORTER.set(current)
         values = list(copy_context().values())
@@ -100,8 +97,9 @@ class _TaskLanes(CoroutinePool):
         try:
             while ready and not self.stopped:
                 task = ready.popleft()
-                if ready and self._look is None:
-                    self.more()
+                if ready and self._spawning is None:
+                    self.spawn_soon()
+
                 task.begin()
                 current.task = task
                 try:
@@ -110,18 +108,17 @@ class _TaskLanes(CoroutinePool):
                     else:
                         value = await run.perform(task)
                 except GeneratorExit as error:
-                    # Either the task's own, or this lane is being closed: in both cases it must end here.
+                    # The task raised it, or this coroutine is being closed: in both cases it must end.
                     run.failed(task, error)
                     return
                 except BaseException as error:  # SystemExit and the like are outcomes too
                     run.failed(task, error)
                 else:
-                    self.inside = True
+                    self.deferred = True
                     run.done(task, value)
-                    self.inside = False
-                if not ready:
-                    return
-                if self.spoiled(lane, values):
+                    self.deferred = False
+
+                if not ready or self.is_spoiled(worker, values):
                     return
                 if task.ended - since > SLICE_SECONDS:
                     await asyncio.sleep(0)
@@ -132,11 +129,11 @@ class _TaskLanes(CoroutinePool):
             run.cancel(error)
         finally:
             current.task = None
-            self.left(lane)
+            self.worker_ended(worker)
 
 
 class _CurrentTask:
-    """The task that a lane is at."""
+    """The task that a worker runs now."""
 
     __slots__ = ("task",)
 
@@ -151,23 +148,26 @@ class WeaveRun:
     """One run of one weave, on one loop.
 
     Args:
-        plan: What to run.
+        plan: The tasks.
         values: The initial values by name.
         resolver: The settings of the weave and its tasks.
-        loop: Where it runs; every method but `cancel_from_anywhere` is called there.
+        loop: Where it runs. Methods are called there, unless they say otherwise.
         context: The caller's context variables; tasks get copies.
         finished: Called once, when everything has ended.
 
     Attributes:
         tasks: The state of each task, in order of definition.
         values: The initial values, and the results so far.
-        stopped: Whether nothing more is started.
+        remaining: How many tasks have neither a value nor an error.
+        stopped: Whether no further task is started.
+        closed: Whether everything has ended.
         error: The first failure.
-        cancelled_by: What cancelled the run from outside.
-        usual: The settings of an unmapped task without options, and whether it is nothing but a call.
+        cancelled_by: The exception that cancelled the run from outside.
+        default_settings: The settings of an unmapped task without options, and whether its call is plain.
         failures: Every failure, as ``(task, position of the item or None, exception)``.
         store: Where results of tasks with ``cache=True`` are kept, as `weave` was given it.
-        keeps_going: Whether what does not depend on a failed task still runs.
+        keeps_going: Whether tasks that do not depend on a failed one still run.
+        merges: The attempts of each merge.
     """
 
     def __init__(
@@ -188,9 +188,8 @@ class WeaveRun:
         self.context = context
         context.run(CURRENT.set, ref(self))
         self._child_calls = context.get(CHILD_CALLS)
-        if (
-            self._child_calls is not None
-        ):  # those of the call around this weave, not of the calls in it
+        if self._child_calls is not None:
+            # The calls in this weave are not children of the call around it.
             context.run(CHILD_CALLS.set, None)
 
         self.inbox = RunMailbox(loop)
@@ -198,31 +197,31 @@ class WeaveRun:
         self.store = settings.store
         self._slots: ThreadLimiter | None = None
         self.values: dict[str, Any] = {**values, DATA: dict(values)}
-        usual = resolver.task({}, False)
-        self.usual = usual, is_plain(usual)
+        default_settings = resolver.task({}, False)
+        self.default_settings = default_settings, is_plain(default_settings)
         self.tasks = [Task(node, self) for node in plan.nodes]
-        self.lanes = _TaskLanes(self)
-        self.left = len(self.tasks)
+        self.pool = _TaskPool(self)
+        self.remaining = len(self.tasks)
         self.stopped = False
         self.closed = False
         self.error: BaseException | None = None
         self.cancelled_by: BaseException | None = None
         self.failures: list[tuple[str, int | None, BaseException]] = []
         self.merges: list[Attempts] = []
-        self._attended: set[asyncio.Task[Any]] = set()
-        self._waiting: set[Settle] = set()
+        self._coroutines: set[asyncio.Task[Any]] = set()  # of callers outside the loop
+        self._callers: set[OnOutcome] = set()  # those that wait for one of them
         self._calls: dict[Task, ThreadCall] = {}
         self._children: set[WeaveRun] = set()
-        self._scope: DeliveryClient | None = None
-        self._prepared: dict[str, asyncio.Future[BaseException | None]] = {}
+        self._delivery: DeliveryClient | None = None
+        self._environments: EnvironmentPreparer | None = None
         self._closing: asyncio.Task[None] | None = None
-        self._patience: asyncio.TimerHandle | None = None
+        self._grace_timer: asyncio.TimerHandle | None = None
         self._finished = finished
-        self._listened = listening()
+        self._has_listeners = listening()
 
     @property
     def slots(self) -> ThreadLimiter:
-        """The threads this weave may use."""
+        """The limiter of the threads that this weave may use."""
         if self._slots is None:
             self._slots = ThreadLimiter(self._max_workers)
         return self._slots
@@ -230,11 +229,11 @@ class WeaveRun:
     # ------------------------------------------------------------------ start and end
 
     def start(self) -> None:
-        """Start every task that waits for nothing."""
+        """Start every task that needs no other one."""
         if self.parent is not None:
-            self.parent.adopt(self)
+            self.parent.add_child(self)
             if self._child_calls is not None:
-                self._child_calls.add(self.leave_off)
+                self._child_calls.add(self.cancel_with_parent)
 
         for task in self.tasks:
             if task.node.streams and task.node.source is not None:
@@ -242,18 +241,18 @@ class WeaveRun:
                 source.stream = source.stream or Stream()
                 task.waiting -= 1
 
-        self.lanes.inside = True
+        self.pool.deferred = True
         for task in self.tasks:
             if not task.waiting:
                 self._launch(task)
 
-        self.lanes.inside = False
-        self.lanes.feed()
-        if not self.left:
-            self.settled()
+        self.pool.deferred = False
+        self.pool.spawn()
+        if not self.remaining:
+            self.check_ended()
 
     def start_without_loop(self) -> bool:
-        """`start`, and go on without the loop while nothing but threads is at work.
+        """`start`, and go on without the loop while only threads work.
 
         Returns:
             Whether everything has ended. If not, the loop must be run.
@@ -266,8 +265,8 @@ class WeaveRun:
     def _needs_loop(self) -> bool:
         return (
             self.closed
-            or bool(self.lanes.tasks)
-            or bool(self._attended)
+            or bool(self.pool.tasks)
+            or bool(self._coroutines)
             or self._closing is not None
         )
 
@@ -278,7 +277,7 @@ class WeaveRun:
         self.cancelled_by = error
         self._stop()
 
-    def break_off(self, error: BaseException) -> bool:
+    def interrupt(self, error: BaseException) -> bool:
         """`cancel`, because *error* was raised into the loop or into the wait for it.
 
         Returns:
@@ -292,28 +291,28 @@ class WeaveRun:
         """`cancel`, from any thread."""
         self.inbox.post(self.cancel, error)
 
-    def adopt(self, child: WeaveRun) -> None:
-        """Take *child*, a weave inside one of the tasks, along when this run is stopped."""
-        with _families:
+    def add_child(self, child: WeaveRun) -> None:
+        """Have *child*, a weave inside one of the tasks, cancelled when this run is stopped."""
+        with _relations:
             self._children.add(child)
             stopped = self.stopped
         if stopped:
-            child.leave_off()
+            child.cancel_with_parent()
 
-    def leave_off(self) -> None:
-        """From any thread: end the run, because what it is a part of has ended."""
+    def cancel_with_parent(self) -> None:
+        """`cancel`, from any thread, because the weave or the call around this run has ended."""
         self.cancel_from_anywhere(asyncio.CancelledError("the weave around this one was stopped"))
 
-    def settled(self) -> None:
-        """Something has ended: see whether everything has."""
-        if self.closed or self.lanes.tasks or not (self.stopped or not self.left):
+    def check_ended(self) -> None:
+        """Close the run if everything in it has ended; called whenever a part of it has."""
+        if self.closed or self.pool.tasks or not (self.stopped or not self.remaining):
             return
-        if self._attended:
+        if self._coroutines:
             self._stop()  # merges of threads that no task waits for; they end with the weave
             return
 
-        if self._scope is not None and self._closing is None:
-            self._closing = asyncio.Task(self._scope.aclose(), loop=self.loop)
+        if self._delivery is not None and self._closing is None:
+            self._closing = asyncio.Task(self._delivery.aclose(), loop=self.loop)
             self._closing.add_done_callback(lambda _: self._close())
         elif self._closing is None:
             self._close()
@@ -321,14 +320,14 @@ class WeaveRun:
     def _close(self) -> None:
         if self.closed:
             return
-        with _families:
+        with _relations:
             self.closed = True
-            waiting, self._waiting = self._waiting, set()
+            callers, self._callers = self._callers, set()
 
-        for settle in waiting:
-            settle(False, stopped())
-        if self._patience is not None:
-            self._patience.cancel()
+        for on_outcome in callers:
+            on_outcome(False, stopped())
+        if self._grace_timer is not None:
+            self._grace_timer.cancel()
         for task in self.tasks:
             if task.status in (PENDING, RUNNING):
                 task.end(CANCELLED)
@@ -336,41 +335,39 @@ class WeaveRun:
                 task.close()
 
         if self.parent is not None:
-            with _families:
+            with _relations:
                 self.parent._children.discard(self)
             if self._child_calls is not None:
-                self._child_calls.discard(self.leave_off)
+                self._child_calls.discard(self.cancel_with_parent)
 
         self.inbox.close()
         finished = self._finished
         # Only the garbage collector frees a reference cycle, and weaves can be many.
         self.parent = self._child_calls = None
-        del self.lanes, self.context, self._finished
+        del self.pool, self.context, self._finished
         finished()
 
     def _stop(self) -> None:
         if self.stopped:
             return
-        with _families:
+        with _relations:
             self.stopped = True
             children = list(self._children)
 
         for child in children:
-            child.cancel_from_anywhere(
-                asyncio.CancelledError("the weave around this one was stopped")
-            )
+            child.cancel_with_parent()
 
-        for waiting in self.lanes.ready:
+        for waiting in self.pool.ready:
             discard(waiting.awaitable)
         for call in self._calls.values():
             call.abandon()
         self._calls.clear()
-        for task in self._attended:
+        for task in self._coroutines:
             task.cancel()
-        self.lanes.stop()
-        if self.lanes.tasks or self._attended:
-            self._patience = self.loop.call_later(STOP_GRACE_SECONDS, self._give_up)
-        self.settled()
+        self.pool.stop()
+        if self.pool.tasks or self._coroutines:
+            self._grace_timer = self.loop.call_later(STOP_GRACE_SECONDS, self._give_up)
+        self.check_ended()
 
     def _give_up(self) -> None:
         if self.closed:
@@ -381,9 +378,9 @@ class WeaveRun:
             names,
             STOP_GRACE_SECONDS,
         )
-        self.lanes.tasks.clear()
-        self._attended.clear()
-        self.settled()
+        self.pool.tasks.clear()
+        self._coroutines.clear()
+        self.check_ended()
 
     # ------------------------------------------------------------------ tasks
 
@@ -391,10 +388,8 @@ class WeaveRun:
         if self.stopped or task.status is not PENDING:
             return
         if not task.plain_sync:
-            lanes = self.lanes
-            lanes.ready.append(task)
-            if not lanes.inside:
-                lanes.feed()
+            self.pool.ready.append(task)
+            self.pool.spawn()
             return
 
         task.begin()
@@ -408,11 +403,11 @@ class WeaveRun:
         self._calls[task] = call
         try:
             call.start()
-        except RuntimeError as error:  # no thread to be had
+        except RuntimeError as error:  # the system has no more threads
             self.inbox.post(self._call_ended, task, False, error)
 
     def _call_ended(self, task: Task, succeeded: bool, value: Any) -> None:
-        if self._calls.pop(task, None) is None:  # abandoned when its report was on its way
+        if self._calls.pop(task, None) is None:  # abandoned while its outcome was on its way
             discard(value)
             return
 
@@ -420,16 +415,16 @@ class WeaveRun:
             self.failed(task, value)
         elif is_awaitable(value):
             task.awaitable = value
-            self.lanes.ready.append(task)
-            self.lanes.feed()
+            self.pool.ready.append(task)
+            self.pool.spawn()
             return
         else:
             self.done(task, value)
 
-        self.settled()
+        self.check_ended()
 
     async def perform(self, task: Task) -> Any:
-        """Run *task* to its end, whatever kind it is; returns its value."""
+        """Run *task*, whatever its kind is, to its end, and return its value."""
         if not task.settings.cache:
             return await self._perform(task)
         return await self._perform_cached(task)
@@ -475,26 +470,18 @@ class WeaveRun:
             streams = node.streams and node.source is not None
             source = self.tasks[node.source].stream if streams else self.values[source]  # type: ignore[index]
 
-        invoke: Callable[[Any], Any]
-
-        if not caller.settings.is_local:
-            invoke = partial(with_item, names_elsewhere(node, self.values), node.item or "")
-        else:
-            invoke = call_here_per_item(node, self.values)
-            if not caller.plain or caller.kind not in (Kind.SYNC, Kind.ASYNC):
-                invoke = partial(partial, invoke)
-
-        return await map_items(self, caller, source, invoke, begun=task.set_items)
+        call = item_call(node, self.values, local=caller.settings.is_local)
+        return await map_items(self, caller, source, call, on_started=task.set_items)
 
     def done(self, task: Task, value: Any) -> None:
-        """*task* has its value."""
+        """Record the *value* of *task*, and start the tasks that now have all inputs."""
         task.status = DONE
         task.ended = perf_counter()
         task.value = self.values[task.name] = value
-        self.left -= 1
+        self.remaining -= 1
         if task.stream is not None:
             task.stream.close(value)
-        if self._listened:
+        if self._has_listeners:
             emit("task_done", task=task.name, seconds=task.seconds())
         tasks = self.tasks
 
@@ -511,12 +498,12 @@ class WeaveRun:
                 self._launch(dependent)
 
     def failed(self, task: Task, error: BaseException) -> None:
-        """*task* ended with *error*, or was cancelled because the run was stopped."""
+        """Record that *task* ended with *error*, or was cancelled because the run was stopped."""
         source_error = task.error
         cancelled = self.stopped and isinstance(error, asyncio.CancelledError)
         if source_error is not None and (cancelled or error is source_error):
             task.end(FAILED)
-            self.left -= 1
+            self.remaining -= 1
             return
 
         if cancelled:
@@ -527,11 +514,11 @@ class WeaveRun:
         position = annotate(error, task.name, origin=task.origin())
         task.end(FAILED)
         task.error = error
-        self.left -= 1
+        self.remaining -= 1
         self.failures.append((task.name, position, error))
         if task.stream is not None:
             task.stream.close(None, error)
-        if self._listened:
+        if self._has_listeners:
             emit("task_failed", task=task.name, error=error)
         self._fail_dependents(task, error)
         if self.error is None:
@@ -545,108 +532,97 @@ class WeaveRun:
             for i in stack.pop().dependents:
                 dependent = self.tasks[i]
                 if dependent.status is PENDING:
-                    if dependent.node.streams and dependent in self.lanes.ready:
-                        self.lanes.ready.remove(dependent)
+                    if dependent.node.streams and dependent in self.pool.ready:
+                        self.pool.ready.remove(dependent)
                     dependent.status = FAILED
                     dependent.error = error
-                    self.left -= 1
+                    self.remaining -= 1
                     stack.append(dependent.node)
                 elif dependent.status is RUNNING:  # it takes items from the generator that failed
                     dependent.error = error
                     stack.append(dependent.node)
 
-    # ------------------------------------------------------------------ for those that call, map and merge
+    # ------------------------------------------------------------------ for calls, maps and merges
 
-    async def scope(self, environment: Environment) -> DeliveryClient:
-        """This run's way out of the process, when all that *environment* needs is imported.
+    async def delivery(self, environment: Environment) -> DeliveryClient:
+        """Return this run's delivery client, when everything that *environment* needs is imported.
 
         Raises:
-            ValueError: It has an unknown executor.
+            ValueError: The environment has an unknown executor.
         """
-        prepared = self._prepared.get(environment.name)
-        if prepared is None:
-            prepared = self._prepared[environment.name] = self.loop.create_future()
-            if _is_prepared(environment):
-                prepared.set_result(None)
-            else:
-                # In a thread: a first import takes too long for a loop that others live on too.
-                start_thread(
-                    partial(_prepare, environment, partial(self.inbox.post, _settle, prepared))
-                )
-
-        error = prepared.result() if prepared.done() else await asyncio.shield(prepared)
-        if error is not None:
-            raise error
-        if self._scope is None:
+        if self._environments is None:
+            self._environments = EnvironmentPreparer(self.inbox)
+        await self._environments.prepare(environment)
+        if self._delivery is None:
             from wove.delivery import DeliveryClient
 
-            self._scope = DeliveryClient(self.loop, shared=not is_ours(self.loop))
+            self._delivery = DeliveryClient(self.loop, shared=not is_ours(self.loop))
 
-        return self._scope
+        return self._delivery
 
-    def attend(
-        self, call: Callable[[], Coroutine[Any, Any, Any]], context: Context, settle: Settle
+    def run_coroutine(
+        self, call: Callable[[], Coroutine[Any, Any, Any]], context: Context, on_outcome: OnOutcome
     ) -> bool:
-        """Run a coroutine for somebody outside of the loop; may be called from any thread.
+        """Run a coroutine for a caller outside of the loop; may be called in any thread.
 
         Args:
-            call: Gives the coroutine, which is cancelled when the run is stopped.
+            call: Returns the coroutine, which is cancelled when the run is stopped.
             context: Its context variables.
-            settle: Called on the loop with the outcome, once, whatever happens.
+            on_outcome: Called on the loop with the outcome, once, whatever happens.
 
         Returns:
-            Whether it will be run. Otherwise the run is over, and *settle* is never called.
+            Whether it will be run. Otherwise the run has ended, and *on_outcome* is never called.
         """
-        with _families:
+        with _relations:
             if self.closed:
                 return False
-            self._waiting.add(settle)
+            self._callers.add(on_outcome)
 
-        self.inbox.post(self._attend, call, context, settle)
+        self.inbox.post(self._run_coroutine, call, context, on_outcome)
         return True
 
-    def _attend(
-        self, call: Callable[[], Coroutine[Any, Any, Any]], context: Context, settle: Settle
+    def _run_coroutine(
+        self, call: Callable[[], Coroutine[Any, Any, Any]], context: Context, on_outcome: OnOutcome
     ) -> None:
         if self.closed:
             return
         task = asyncio.Task(_outcome(call), loop=self.loop, context=context)
-        self._attended.add(task)
-        task.add_done_callback(partial(self._attended_ended, settle))
+        self._coroutines.add(task)
+        task.add_done_callback(partial(self._coroutine_ended, on_outcome))
         child_calls = context.get(CHILD_CALLS)
         if child_calls is not None:
-            end = partial(self.inbox.post, task.cancel)
-            child_calls.add(end)
-            task.add_done_callback(lambda _: child_calls.discard(end))
+            cancel = partial(self.inbox.post, task.cancel)
+            child_calls.add(cancel)
+            task.add_done_callback(lambda _: child_calls.discard(cancel))
 
         if self.stopped:
             task.cancel()
 
-    def _attended_ended(self, settle: Settle, task: asyncio.Task[tuple[bool, Any]]) -> None:
-        self._attended.discard(task)
+    def _coroutine_ended(self, on_outcome: OnOutcome, task: asyncio.Task[tuple[bool, Any]]) -> None:
+        self._coroutines.discard(task)
         outcome = (False, stopped()) if task.cancelled() else task.result()
-        with _families:
-            if settle not in self._waiting:
+        with _relations:
+            if on_outcome not in self._callers:
                 return
-            self._waiting.discard(settle)
+            self._callers.discard(on_outcome)
 
-        settle(*outcome)
-        self.settled()
+        on_outcome(*outcome)
+        self.check_ended()
 
     def also_failed(self, name: str, errors: list[tuple[int | None, BaseException]]) -> None:
-        """Keep the failures of a map beside its first one."""
+        """Record the failures of a map beside its first one."""
         self.failures.extend((name, position, error) for position, error in errors)
 
     def left_behind(self, name: str, task: asyncio.Task[Any]) -> None:
-        """A coroutine was cancelled and did not end."""
+        """Log that *task*, a coroutine of the task *name*, was cancelled and did not end."""
         _log.error(
             "task %r does not end though it was cancelled; the weave goes on without it", name
         )
-        task.add_done_callback(_take_outcome)
+        task.add_done_callback(_retrieve_exception)
 
 
 def current_run() -> WeaveRun | None:
-    """The run whose task the current code is part of."""
+    """Return the run whose task the current code is part of."""
     reference = CURRENT.get()
     return None if reference is None else reference()
 
@@ -657,29 +633,6 @@ def _timed(task: Task, call: Callable[[], Any]) -> Any:
     REPORTER.set(ref(task))
     task.started = perf_counter()
     return call()
-
-
-def _is_prepared(environment: Environment) -> bool:
-    delivery: Any = sys.modules.get("wove.delivery")  # which a weave that stays here does not need
-    ready = getattr(delivery, "is_prepared", None)
-    return ready is not None and bool(ready(environment))
-
-
-def _prepare(environment: Environment, tell: Callable[[BaseException | None], object]) -> None:
-    try:
-        with forks.importing:
-            from wove.delivery import prepare
-
-        prepare(environment)
-    except BaseException as error:  # raised by whoever wants to go there
-        tell(error)
-    else:
-        tell(None)
-
-
-def _settle(future: asyncio.Future[BaseException | None], error: BaseException | None) -> None:
-    if not future.done():
-        future.set_result(error)
 
 
 def stopped() -> asyncio.CancelledError:
@@ -695,6 +648,6 @@ async def _outcome(call: Callable[[], Coroutine[Any, Any, Any]]) -> tuple[bool, 
         return False, error
 
 
-def _take_outcome(task: asyncio.Task[Any]) -> None:
+def _retrieve_exception(task: asyncio.Task[Any]) -> None:
     if not task.cancelled():
         task.exception()

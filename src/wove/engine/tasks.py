@@ -16,7 +16,7 @@ from wove.observe.events import emit, listening
 from wove.observe.reports import REPORTER
 
 if TYPE_CHECKING:
-    from wove.engine.mapping import Items, ItemsSoFar
+    from wove.engine.mapping import MapItems, MapProgress
     from wove.engine.scheduler import WeaveRun
     from wove.engine.sources import Stream
     from wove.engine.threads import RunMailbox
@@ -28,7 +28,10 @@ __all__ = ["CANCELLED", "DONE", "FAILED", "PENDING", "RUNNING", "Status", "Task"
 
 
 class Status(Enum):
-    """Where a task stands."""
+    """The states of a task: PENDING, then RUNNING, then one of the others.
+
+    A task that never runs goes from PENDING to FAILED, with an input, or to CANCELLED.
+    """
 
     PENDING = "pending"
     RUNNING = "running"
@@ -48,17 +51,17 @@ class Task:
     """One task of a run.
 
     Attributes:
-        waiting: How many inputs are still to come.
+        waiting: How many inputs are still missing.
         started: When it began, on the clock of `time.perf_counter`; 0 before.
         ended: When it ended; 0 before.
         thread: The number of the thread that ran it; 0 where it is not known.
         settings: Its effective settings.
-        plain_sync: Whether running it is nothing but a call in a thread.
-        plain_async: Whether running it is nothing but awaiting a call.
-        items: What a mapped task has done so far.
-        stream: Where a generator's items go while it runs, if a mapped task takes them from there.
-        awaitable: What a plain function returned that still has to be awaited.
-        progress: What it, or one of its items, has reported last; ``None``: nothing.
+        plain_sync: Whether running it is only a call in a thread.
+        plain_async: Whether running it is only awaiting a call.
+        items: The progress of a mapped task.
+        stream: The items of a generator while it runs, where a mapped task receives them.
+        awaitable: The awaitable that a plain function returned, until it is awaited.
+        progress: The last report of the task, or of one of its items; ``None``: none.
     """
 
     __slots__ = (
@@ -77,7 +80,7 @@ class Task:
         self.ended = 0.0
         self.value: Any = None
         self.error: BaseException | None = None
-        self.items: ItemsSoFar | None = None
+        self.items: MapProgress | None = None
         self.stream: Stream | None = None
         self.awaitable: Awaitable[Any] | None = None
         self.progress: Report | None = None
@@ -90,13 +93,13 @@ class Task:
             )
             plain = not declaration.mapped and is_plain(self.settings) and not self.settings.cache
         else:
-            self.settings, plain = run.usual
+            self.settings, plain = run.default_settings
 
         self.plain_sync = plain and declaration.kind is Kind.SYNC
         self.plain_async = plain and declaration.kind is Kind.ASYNC
 
     def caller(self, run: WeaveRun) -> Caller:
-        """Makes the task's calls where more than a call is to be made."""
+        """Return the caller that makes the task's calls, where that is more than a call."""
         if self._caller is None:
             declaration = self.node.declaration
             context = run.context.copy()
@@ -115,57 +118,57 @@ class Task:
         return self._caller
 
     def report(self, report: Report) -> None:
-        """Keep the last report of it or of one of its items, from any thread."""
+        """Keep the last *report* of the task or of one of its items; called in any thread."""
         self.progress = report
         if listening():
             emit("task_progress", task=self.name, **report._asdict())
 
     def close(self) -> None:
-        """The run is over: let go of all that refers to it."""
+        """Release everything that refers to the run, which has ended."""
         self._caller = self.stream = None
         if self.items is not None:
-            self.items = self.items.so_far()
+            self.items = self.items.snapshot()
 
     def records(self) -> list[RunRecord]:
         """Return the records of its attempts outside this process."""
         return [] if self._attempts is None else self._attempts.records
 
     def attempts(self, item: int | None = None) -> int:
-        """How many attempts it took, or this item of it."""
+        """Return how many attempts the task took, or one *item* of it."""
         return 1 if self._attempts is None else 1 + self._attempts.retried.get(item, 0)
 
     def origin(self) -> str:
-        """Return what the note of its failure says after its name."""
+        """Return the end of the note of its failure, after its name."""
         return "" if self._attempts is None else self._attempts.origin()
 
     def retries(self) -> int:
-        """How many attempts were not the first one, of all its items; may be asked from any thread."""
+        """Return how many attempts were not the first one, of all its items; may be called in any thread."""
         return 0 if self._attempts is None else sum(self._attempts.retried.copy().values())
 
     def begin(self) -> None:
-        """It runs from now on."""
+        """Mark the task as running, from now on."""
         if self.status is PENDING:
             self.status = RUNNING
             self.started = perf_counter()
 
     def end(self, status: Status) -> None:
-        """It has ended."""
+        """Mark the task as ended with *status*, now."""
         self.status = status
         if self.started:
             self.ended = perf_counter()
 
     def seconds(self) -> float:
-        """How long it took: a mapped task from the start of its first item to the end of its last."""
+        """Return how long it took: a mapped task from the start of its first item to the end of its last."""
         if self.items is not None and self.items.started:
             return max(0.0, max(self.items.ended) - min(self.items.started))
         return max(0.0, self.ended - self.started)
 
-    def set_items(self, items: Items) -> None:
-        """The task is mapped, and these are its items."""
+    def set_items(self, items: MapItems) -> None:
+        """Set the items of a mapped task, which are launched from now on."""
         self.items = items
 
     async def stream_from(self, call: Callable[[], Any], run: WeaveRun) -> list[Any]:
-        """Run a generator, handing on its items as they come; returns all of them."""
+        """Run a generator, adding its items to the stream as they come; returns all of them."""
         stream = self.stream
         assert stream is not None
         if self.node.declaration.kind is Kind.ASYNC_GENERATOR:
@@ -200,7 +203,7 @@ class Task:
 
 
 class _Pump:
-    """Takes the items of a sync generator in a thread, and hands them on as they come."""
+    """Advances a sync generator in a thread, and adds its items to the stream as they come."""
 
     __slots__ = ("call", "inbox", "items", "posted", "stopped", "stream")
 

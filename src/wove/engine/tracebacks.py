@@ -1,4 +1,4 @@
-"""The origin that an exception shows: the user's lines, and the task."""
+"""Makes exceptions show their origin: the user's lines, and the task."""
 
 from __future__ import annotations
 
@@ -30,19 +30,19 @@ def annotate(
     value: Any = ABSENT,
     origin: str = "",
 ) -> int | None:
-    """Note on *error* that it came from *task*, and begin its traceback with the user's code.
+    """Add a note to *error* that names *task*, and begin its traceback with the user's code.
 
     Args:
-        error: The exception. It gets one note for each task that it comes through.
+        error: The exception. It gets one note for each task that it passes.
         task: The task's name.
         item: The position of the item that failed; ``None`` for an unmapped task.
         value: The item itself.
-        origin: What else is known about the failed attempt, as `Caller.origin` returns it.
+        origin: The end of the note, as `Attempts.origin` returns it.
 
     Returns:
-        The position of the item it came from, if it came from one.
+        The position of the item that raised it, or ``None``.
     """
-    # By its method: a class may refuse to have attributes set, as a frozen dataclass does.
+    # By its method, because a class may refuse to set attributes, as a frozen dataclass does.
     error.with_traceback(_of_user(error.__traceback__))
     where = f"in task {task!r}"
     found: object = getattr(error, "__notes__", ())
@@ -78,7 +78,7 @@ def _shown(value: object) -> str:
 
 
 def raisable(error: BaseException, task: str) -> BaseException:
-    """*error*, or where it is one that cannot be raised out of a coroutine, what Python makes of it (PEP 479)."""
+    """Return *error*, or a RuntimeError for a StopIteration, which a coroutine cannot raise (PEP 479)."""
     if not isinstance(error, StopIteration):
         return error
     replaced = RuntimeError(f"task {task!r} raised StopIteration")

@@ -1,8 +1,8 @@
-"""Every option once: its name, where it may be set, its unit, its default, and how it is checked.
+"""Defines every option once: its name, where it may be set, its unit, its default, and its check.
 
-Whatever takes options (``@w.do``, ``@Weave.do``, ``merge``, ``weave``, an environment, ``wove.config``)
-checks them here, so a misspelt or impossible value is the same error everywhere. The ``TypedDict``
-classes say the same to type checkers; a test holds them and :data:`OPTIONS` together.
+``@w.do``, ``@Weave.do``, ``merge``, ``weave``, environments and ``wove.config`` check their options here,
+so a misspelt or impossible value is the same error everywhere. The ``TypedDict`` classes are the same
+options for type checkers; a test compares them with :data:`OPTIONS`.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class Unset(enum.Enum):
 
 
 UNSET: Final = Unset.UNSET
-"""Stands for an option that was left out, where ``None`` means something: the checks drop it."""
+"""Stands for an option that was left out, where ``None`` has a meaning; the checks drop it."""
 
 Scope: TypeAlias = Literal["task", "weave", "environment", "config"]
 CancelMode: TypeAlias = Literal["best_effort", "require_ack"]
@@ -133,9 +133,10 @@ class Option(NamedTuple):
         scopes: Where it may be set: ``"task"``, ``"weave"``, ``"environment"``, ``"config"``.
         default: The built-in value, in the form in which Wove keeps it.
         rule: Checks a value that is not ``None`` and returns it in that form.
-        none: What ``None`` means. It stands for the built-in value, or where ``inherits`` is true, for
-            an option that is not set at this place.
+        none: The meaning of ``None``, for messages.
         doc: One line: meaning and unit.
+        inherits: Whether ``None`` stands for an option that is not set at this place. Otherwise it stands
+            for the built-in value.
     """
 
     name: str
@@ -147,22 +148,22 @@ class Option(NamedTuple):
     inherits: bool = False
 
     def check(self, label: str, value: Any) -> Any:
-        """*value* as Wove keeps it.
+        """Return *value* in the form in which Wove keeps it.
 
         Args:
-            label: What messages call the option: ``"task 'pdf': retries"``.
+            label: How messages name the option: ``"task 'pdf': retries"``.
             value: As the user gave it. ``None`` gives the built-in value, which is "off".
 
         Raises:
-            TypeError: It is of the wrong type.
-            ValueError: It is of the right type and out of range.
+            TypeError: The value has the wrong type.
+            ValueError: The value has the right type and is out of range.
         """
         if value is None:
             return self.default
         try:
             return self.rule(value)
         except (TypeError, ValueError) as error:
-            # Where "off" is spelt None, the message says so: it is what many a 0 or -1 was meant to be.
+            # Where None means "off", the message says so: many users write 0 or -1 for that.
             remedy = "" if self.default is not None else f"; None means {self.none}"
             kind = TypeError if isinstance(error, TypeError) else ValueError
             raise kind(f"{label} {error}{remedy}") from None
@@ -247,20 +248,20 @@ _PLACES: Final[Mapping[Scope, str]] = {
 
 
 def names(scope: Scope) -> Collection[str]:
-    """The names of the options that may be set in *scope*."""
+    """Return the names of the options that may be set in *scope*."""
     return _BY_SCOPE[scope].keys()
 
 
 def check_task_options(
     options: Mapping[str, object], *, mapped: bool, label: str
 ) -> dict[str, Any]:
-    """A checked copy of the options of a task.
+    """Return a checked copy of the options of a task.
 
     Args:
-        options: As given. ``None`` becomes the built-in value ("off"), or drops an option for which it
-            means "not set here"; :data:`UNSET` drops any option.
-        mapped: Whether the task maps over something.
-        label: What messages call the task: ``"task 'pdf'"``.
+        options: The options as given. ``None`` becomes the built-in value ("off"), or drops an option
+            for which it means "not set here"; :data:`UNSET` drops any option.
+        mapped: Whether the task has a source of items.
+        label: How messages name the task: ``"task 'pdf'"``.
 
     Raises:
         TypeError: An unknown option, or a value of the wrong type.
@@ -279,19 +280,19 @@ def check_task_options(
 
 
 def check_weave_options(options: Mapping[str, object], label: str = "weave") -> dict[str, Any]:
-    """A checked copy of the settings of a weave; as :func:`check_task_options`."""
+    """Return a checked copy of the settings of a weave; as :func:`check_task_options`."""
     return _check(options, "weave", label)
 
 
 def check_value_name(name: str, own: Collection[str]) -> None:
-    """Refuse an initial value of a weave that was surely meant as an option.
+    """Refuse an initial value of a weave that was most likely meant as an option.
 
     Args:
         name: The name of the value.
         own: The parameters of ``weave(...)``.
 
     Raises:
-        TypeError: It is called as an option of tasks, or as one of *own* but for one character.
+        TypeError: It has the name of an option of tasks, or differs from one of *own* in one character.
     """
     if name in _unmistakable:
         return
@@ -303,7 +304,7 @@ def check_value_name(name: str, own: Collection[str]) -> None:
             f"{either([text for scope, text in _PLACES.items() if scope in option.scopes])}. {remedy}"
         )
 
-    # A short word is near too many others: `value` is not a slip for `values`.
+    # A short word is similar to too many others: `value` is not a misspelling of `values`.
     for other in own:
         if ("_" in other or len(other) >= 8) and _is_near(name, other):
             raise TypeError(f"weave: unknown option {name!r}. Did you mean {other!r}? {remedy}")
@@ -313,13 +314,13 @@ def check_value_name(name: str, own: Collection[str]) -> None:
 
 
 REMEMBERED: Final = 1024
-"""How many names of initial values are known to be no slips; a block that is run again has the same."""
+"""How many names of initial values are remembered as correct; a block that is run again has the same."""
 
 _unmistakable: set[str] = set()
 
 
 def _is_near(name: str, other: str) -> bool:
-    """Return whether one character added, left out, replaced or swapped makes *name* of *other*."""
+    """Return whether *name* differs from *other* in one character, or in two that are swapped."""
     if abs(len(name) - len(other)) > 1:
         return False
     start = 0
@@ -335,7 +336,7 @@ def _is_near(name: str, other: str) -> bool:
 
 
 def check_defaults(options: Mapping[str, object], label: str) -> dict[str, Any]:
-    """A checked copy of the defaults of an environment or ``wove.config``; as :func:`check_task_options`."""
+    """Return a checked copy of the defaults of an environment or ``wove.config``; as :func:`check_task_options`."""
     return _check(options, "config", label)
 
 
@@ -355,7 +356,7 @@ def _check(options: Mapping[str, object], scope: Scope, label: str) -> dict[str,
 
 
 def unknown_option(name: object, known: Collection[str], label: str) -> TypeError:
-    """The error for an option that is not among the *known* ones, with the nearest of them."""
+    """Return the error for an option that is not among the *known* ones, with the nearest of them."""
     if not isinstance(name, str):
         return TypeError(f"{label}: the names of options are text, not {shown(name)}")
     option = OPTIONS.get(name)
@@ -368,7 +369,7 @@ def unknown_option(name: object, known: Collection[str], label: str) -> TypeErro
 
 
 class DeliveryPolicy(NamedTuple):
-    """How a remote run is handed over and watched: the ``delivery_*`` options, resolved.
+    """How a remote run is delivered and watched: the ``delivery_*`` options, resolved.
 
     Attributes:
         timeout: Seconds from hand-over to the terminal event; ``None`` for no limit.
@@ -376,7 +377,7 @@ class DeliveryPolicy(NamedTuple):
             dead; ``None`` to not watch.
         cancel_mode: ``"best_effort"`` or ``"require_ack"``.
         idempotency_key: Text with ``{parameter}`` fields, or a callable of the arguments; ``None`` for none.
-        max_in_flight: The most runs in flight of the environment in this process; ``None`` for no bound.
+        max_in_flight: Maximum number of runs in flight of the environment in this process; ``None`` for no bound.
         orphan_policy: ``"cancel"``, ``"fail"``, ``"requeue"`` or ``"detach"``.
     """
 

@@ -1,4 +1,4 @@
-"""Declarations in, a frozen plan out: who needs whom, in which order, and what is wrong with it."""
+"""Makes a plan of declarations: which task needs which others, in which order, and the mistakes in it."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ class Declaration:
     Attributes:
         name: The task's name.
         fn: The callable.
-        source: What a mapped task maps over: an iterable, or the name of a task or value.
+        source: The items of a mapped task: an iterable, or the name of a task or value.
         mapped: Whether it has a source.
         options: The options given in the declaration, checked.
-        kind: What calling the callable gives.
-        signature: What the callable takes.
-        replaces: The mapped declaration of a parent class that this one replaces, if any. One without
-            a source of its own stays mapped if it has a parameter for the item.
+        kind: The kind of result of the callable.
+        signature: The parameters of the callable.
+        replaces: The mapped declaration of a parent class that this one replaces, if any. A declaration
+            without a source of its own stays mapped if it has a parameter for the item.
     """
 
     __slots__ = ("fn", "kind", "mapped", "name", "options", "replaces", "signature", "source")
@@ -51,11 +51,11 @@ class Declaration:
         self.replaces = replaces if replaces is None else replaces.origin()
 
     def origin(self) -> Declaration | None:
-        """The one with a source that says what is mapped over, be it this one or one that it replaces."""
+        """Return the declaration that has the source: this one, or the one that it replaces."""
         return self if self.mapped else self.replaces
 
     def settled(self, *, mapped: bool) -> Declaration:
-        """As it is when it is known whether it stays mapped, as the one that it replaces is."""
+        """Return a copy with the source of the replaced declaration if *mapped*, otherwise without options of maps."""
         if mapped and self.replaces is not None:
             return self._with(self.options, self.replaces.source, mapped=True)
         return self._with(
@@ -73,17 +73,17 @@ class Node:
 
     Attributes:
         index: Its place in the order of definition.
-        positional: Names of the values to pass by position, in order.
-        keywords: Names of the values to pass by name.
-        fill: Default values for positional-only parameters in front of a given one.
+        positional: Names of the values that are passed by position, in order.
+        keywords: Names of the values that are passed by name.
+        fill: Default values of positional-only parameters in front of a given one.
         item: The parameter that receives the item of a mapped task.
-        source: The task that a mapped task maps over, if it is one.
-        streams: Whether the items of that source can be taken before it has ended.
-        needs: The tasks to wait for.
-        dependents: The tasks that wait for this one.
+        source: The task that is the source of a mapped task, if it is a task.
+        streams: Whether items of that source can be received before it has ended.
+        needs: The tasks whose results it needs.
+        dependents: The tasks that need its result.
 
-    Tasks are given by their index: nodes that held each other would be garbage that only the
-    collector can free, and there is a set of them for every weave.
+    Tasks are given by their index. Nodes that referred to each other could be freed by the garbage
+    collector only, and every weave has a set of them.
     """
 
     __slots__ = (
@@ -114,7 +114,7 @@ class Node:
         self.dependents: Sequence[int] = ()
 
     def arguments(self) -> tuple[str, ...]:
-        """The names of all parameters that get a value, the item's included."""
+        """Return the names of all parameters that get a value, including the item's."""
         return self.positional + self.keywords
 
 
@@ -124,8 +124,8 @@ class ExecutionPlan(Mapping[str, Any]):
     Attributes:
         dependencies: For each task, the tasks it waits for.
         dependents: For each task, the tasks that wait for it.
-        tiers: Groups of tasks by their distance from the start. Only a picture of the graph:
-            a task runs as soon as its own inputs are there.
+        tiers: Groups of tasks by their distance from the start. Only a view of the graph: a task runs
+            as soon as its own inputs are there.
         sorted_tasks: All tasks, every one after those it waits for.
     """
 
@@ -161,7 +161,7 @@ class ExecutionPlan(Mapping[str, Any]):
 
 
 class Plan:
-    """The nodes of one weave in order of definition, and the first thing wrong with them, if any."""
+    """The nodes of one weave in order of definition, and the first mistake in them, if any."""
 
     __slots__ = ("error", "nodes")
 
@@ -170,20 +170,20 @@ class Plan:
         self.error = error
 
     def execution_plan(self) -> ExecutionPlan:
-        """The plan by names, for people and tools."""
+        """Return the plan by names, for people and tools."""
         return ExecutionPlan(self.nodes)
 
 
 def plan(declarations: Mapping[str, Declaration], values: Mapping[str, Any]) -> Plan:
-    """Lay out *declarations*, which may depend on each other and on *values*.
+    """Return the plan of *declarations*, which may depend on each other and on *values*.
 
     Args:
         declarations: The tasks by name, in order of definition.
         values: The initial values by name.
 
     Returns:
-        The plan. What is wrong (a name that nothing has, a cycle) is in its ``error``, so that
-        the rest of the graph can be shown all the same.
+        The plan. A mistake in it (an unknown name, a cycle) is its ``error``, so that the rest of the
+        graph can still be shown.
     """
     nodes = {
         name: Node(i, declaration) for i, (name, declaration) in enumerate(declarations.items())
@@ -200,7 +200,7 @@ def plan(declarations: Mapping[str, Declaration], values: Mapping[str, Any]) -> 
         if node.needs and max(node.needs) >= node.index:
             backwards = False
 
-    # Edges that all point backwards in the order of definition cannot form a cycle.
+    # If all edges point backwards in the order of definition, there is no cycle.
     return Plan(ordered, error if error is not None or backwards else _find_cycle(ordered))
 
 
@@ -226,13 +226,13 @@ def _connect(
             free.append(name)
 
     if not declaration.mapped and declaration.replaces is not None:
-        # A copy: more may be declared before the block closes, and the answer may then be another.
+        # A copy: further declarations before the block closes may change the result.
         declaration = declaration.settled(
             mapped=sum(name not in signature.defaults for name in free) == 1
         )
         node.declaration = declaration
 
-    # Connected before anything is refused: the plan is shown even when it is wrong.
+    # Connected before anything is refused, because a plan with mistakes is shown too.
     if declaration.mapped and isinstance(declaration.source, str):
         source = nodes.get(declaration.source)
         if source is not None:
@@ -329,7 +329,7 @@ def _available(node: Node, nodes: Mapping[str, Node], values: Mapping[str, Any])
 
 
 def _sort(nodes: Sequence[Node]) -> tuple[list[int], dict[int, int]]:
-    """Tasks in an order that respects the edges, with their depth; those on a cycle are left out."""
+    """Return the tasks in an order that respects the edges, and their depths, without those on a cycle."""
     waiting = [len(node.needs) for node in nodes]
     order = [node.index for node in nodes if not node.needs]
     depth = dict.fromkeys(order, 0)
@@ -349,7 +349,7 @@ def _find_cycle(nodes: Sequence[Node]) -> RuntimeError | None:
     stuck = [node.index for node in nodes if node.index not in sorted_nodes]
     if not stuck:
         return None
-    # Every stuck task waits for another stuck one, so walking back along them must close a circle.
+    # Each task that is left needs another one that is left, so the way back must reach one twice.
     path: list[int] = []
     i = stuck[0]
     while i not in path:

@@ -1,7 +1,7 @@
-"""The rules for the values of options, and the words that state them.
+"""Rules for the values of options, and their messages.
 
-A rule takes a value and returns it as Wove keeps it, or raises ``TypeError`` or ``ValueError`` with
-the rest of a sentence that begins with the option: "must be a whole number, not '3'".
+A rule returns its value in the form in which Wove keeps it, or raises ``TypeError`` or ``ValueError``
+with the rest of a sentence that begins with the option: "must be a whole number, not '3'".
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ IdempotencyKey: TypeAlias = str | Callable[..., str]
 
 
 def suggest(name: str, candidates: Iterable[str], *, cutoff: float = 0.6) -> str:
-    """The nearest of *candidates* as a sentence to append to a message, or an empty text.
+    """Return the nearest of *candidates* as a sentence to append to a message, or an empty text.
 
     Args:
-        name: What was written.
-        candidates: What could have been meant.
-        cutoff: How alike the two must be, from 0 to 1.
+        name: The name as it was written.
+        candidates: The names that may have been meant.
+        cutoff: The minimum similarity, from 0 to 1.
 
     Example:
         >>> suggest("retires", ["retries", "timeout"])
@@ -50,14 +50,14 @@ def suggest(name: str, candidates: Iterable[str], *, cutoff: float = 0.6) -> str
     """
     from difflib import get_close_matches
 
-    # Folded, so that RETRIES finds retries; the first of several that fold alike is kept.
+    # Case-folded, so that RETRIES finds retries; the first of several equal ones is kept.
     known = {candidate.casefold(): candidate for candidate in reversed(list(candidates))}
     near = get_close_matches(name.casefold(), known, n=1, cutoff=cutoff)
     return f" Did you mean {known[near[0]]!r}?" if near else ""
 
 
 def shown(value: object) -> str:
-    """*value* for a message: short, and without trusting its ``__repr__``."""
+    """Return *value* for a message: short, and also where its ``__repr__`` fails."""
     try:
         text = repr(value)
     except Exception:
@@ -71,12 +71,12 @@ def shown(value: object) -> str:
 
 
 def either(choices: Sequence[str]) -> str:
-    """*choices* as a list in a sentence: ``a, b or c``."""
+    """Return *choices* as a list in a sentence: ``a, b or c``."""
     return " or ".join([", ".join(choices[:-1])] * (len(choices) > 1) + [choices[-1]])
 
 
 def _number(value: Any) -> float:
-    """*value* as a float; a bool, text and whatever else is not a number is a TypeError."""
+    """Return *value* as a float; raises TypeError where it is not a number, as a bool is not."""
     if type(value) is not float and type(value) is not int:
         from numbers import Real  # for the numbers of other packages alone: numpy's, for one
 
@@ -90,11 +90,11 @@ def _number(value: Any) -> float:
 
 
 def positive(unit: str) -> Rule:
-    """A finite number greater than 0, as a float."""
+    """Return the rule for a finite number greater than 0, as a float."""
 
     def rule(value: Any) -> float:
         number = _number(value)
-        # Written so that NaN, which is neither less nor greater, is refused as well.
+        # This comparison refuses NaN too, which is neither less nor greater.
         if not 0 < number < float("inf"):
             raise ValueError(
                 f"must be a finite number of {unit} greater than 0, not {shown(value)}"
@@ -105,7 +105,7 @@ def positive(unit: str) -> Rule:
 
 
 def whole(minimum: int) -> Rule:
-    """A whole number of at least *minimum*, as an int."""
+    """Return the rule for a whole number of at least *minimum*, as an int."""
 
     def rule(value: Any) -> int:
         if type(value) is not int:
@@ -123,7 +123,7 @@ def whole(minimum: int) -> Rule:
 
 
 def flag(value: Any) -> bool:
-    """True or False."""
+    """Check that *value* is True or False."""
     if not isinstance(value, bool):
         raise TypeError(f"must be True or False, not {shown(value)}")
     return value
@@ -144,7 +144,7 @@ def one_of(*choices: str) -> Rule:
 
 
 def environment_name(value: Any) -> str:
-    """The name of an environment."""
+    """Check that *value* is the name of an environment."""
     if not isinstance(value, str):
         raise TypeError(f"must be the name of an environment, not {shown(value)}")
     if not value:
@@ -153,7 +153,7 @@ def environment_name(value: Any) -> str:
 
 
 def delay(value: Any) -> RetryDelay:
-    """Seconds, the text "exponential", or a callable."""
+    """Check that *value* is a number of seconds, the text "exponential", or a callable."""
     if isinstance(value, str):
         if value != "exponential":
             raise ValueError(f'must be seconds, "exponential" or a callable, not {value!r}')
@@ -168,7 +168,7 @@ def delay(value: Any) -> RetryDelay:
 
 
 def exceptions(value: Any) -> tuple[type[Exception], ...]:
-    """One exception type or several, as a tuple."""
+    """Check that *value* is one exception type or several, and return them as a tuple."""
     several = isinstance(value, (tuple, list, set, frozenset))
     kinds: tuple[object, ...] = tuple(cast("Collection[object]", value)) if several else (value,)
     if not kinds:
@@ -191,7 +191,7 @@ def exceptions(value: Any) -> tuple[type[Exception], ...]:
 
 
 def idempotency_key(value: Any) -> IdempotencyKey:
-    """Text with ``{parameter}`` fields, or a callable."""
+    """Check that *value* is text with ``{parameter}`` fields, or a callable."""
     if callable(value):
         return cast("IdempotencyKey", value)
     if not isinstance(value, str):

@@ -1,4 +1,4 @@
-"""The parameters of callables, read once, without calling them."""
+"""Reads the parameters of callables, without calling them."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from typing import Any, Final, cast
 __all__ = ["ITEM", "Kind", "Signature", "describe", "kind_of", "name_of", "read"]
 
 ITEM: Final = "*item"
-"""The name of an item that a callable takes among its ``*args``. No parameter can have it."""
+"""The name of an item that goes to the ``*args`` of a callable. No parameter can have this name."""
 
 
 class Kind(enum.Enum):
-    """The kinds of results that calling a task's callable has."""
+    """The kinds of results of a task's callable."""
 
     SYNC = "sync"
     ASYNC = "async"
@@ -25,14 +25,14 @@ class Kind(enum.Enum):
 
 
 class Signature:
-    """The parameters of a callable that a value can be given to, in order.
+    """The parameters of a callable that can be given a value, in order.
 
     Attributes:
         names: Every parameter but ``*args`` and ``**kwargs``.
-        defaults: Those that have a default.
-        positional_only: How many of the first ones cannot be given by name.
-        positional: How many of the first ones can be given by position.
-        default_of: The default values of the positional-only ones, to fill a gap before a given one.
+        defaults: The names of those that have a default.
+        positional_only: How many of the first parameters cannot be given by name.
+        positional: How many of the first parameters can be given by position.
+        default_of: The default values of the positional-only parameters, to fill a gap before a given one.
         variadic: Whether there is a ``*args``, which can take the item of a map.
     """
 
@@ -57,10 +57,10 @@ class Signature:
 
 
 MAX_WRAPPERS: Final = 100
-"""Maximum number of wrappers that are looked through: an object may say that it wraps itself."""
+"""Maximum number of wrappers that are followed, because an object may say that it wraps itself."""
 
 REMEMBERED = 4096
-"""How many signatures are kept for the next run of the same block."""
+"""Maximum number of signatures that are kept for the next run of the same block."""
 
 _NONE: frozenset[str] = frozenset()
 _EMPTY = Signature((), _NONE, 0, 0)
@@ -83,7 +83,7 @@ def describe(fn: Callable[..., Any], *, mapped: bool) -> tuple[Signature, Kind]:
     """Return the parameters of *fn* (`read`), and the kind of result that calling it has (`kind_of`)."""
     if type(fn) is not FunctionType or fn.__dict__ or fn.__defaults__ or fn.__kwdefaults__:
         return read(fn, mapped=mapped), kind_of(fn)
-    # A block that is run again declares other functions with the same code, which say the same.
+    # A block that is run again declares new functions with the same code.
     code = fn.__code__
     known = _described.get(id(code))  # the hash of a code object costs more than all the rest
     if known is not None and known[0] is code:
@@ -96,14 +96,14 @@ def describe(fn: Callable[..., Any], *, mapped: bool) -> tuple[Signature, Kind]:
 
 
 def read(fn: Callable[..., Any], *, mapped: bool) -> Signature:
-    """The signature of *fn*.
+    """Return the signature of *fn*.
 
-    A built-in that does not tell its signature takes one item when *mapped*.
+    A built-in without a signature is taken to have one parameter, for the item, when *mapped*.
 
     Raises:
-        TypeError: *fn* does not tell its signature and is not mapped.
+        TypeError: *fn* has no signature that can be read, and is not mapped.
     """
-    # `inspect.signature` costs some 10 us; a weave of a thousand tasks reads a thousand of them.
+    # `inspect.signature` costs some 10 us, and a weave of a thousand tasks reads a thousand signatures.
     if type(fn) is FunctionType:
         if not _disguised(fn):
             return _read_function(fn, 0)
@@ -116,7 +116,7 @@ def read(fn: Callable[..., Any], *, mapped: bool) -> Signature:
 
 
 def _disguised(fn: FunctionType) -> bool:
-    """Whether *fn* shows another signature than its own."""
+    """Return whether *fn* shows another signature than its own."""
     return bool(fn.__dict__) and ("__wrapped__" in fn.__dict__ or "__signature__" in fn.__dict__)
 
 
@@ -167,8 +167,8 @@ def _read_any(fn: Callable[..., Any], mapped: bool) -> Signature:
     names: list[str] = []
     default_of: dict[str, Any] = {}
     variadic = False
-    # By name wherever that is possible: a wrapper that shows another function's signature
-    # need not take its parameters in the same places.
+    # By name where that is possible: a wrapper that shows another function's signature may have
+    # its parameters in other places.
     positional = positional_only = 0
 
     for name, parameter in parameters.items():
@@ -198,15 +198,15 @@ def _read_any(fn: Callable[..., Any], mapped: bool) -> Signature:
 
 
 def _takes_by_name(fn: Any, name: str, position: int) -> bool:
-    """Whether the code that a call reaches takes *name* as a keyword, whatever signature it shows.
+    """Return whether the code that a call reaches takes *name* as a keyword, whatever signature it shows.
 
     A wrapper with ``*args`` alone takes no keyword, and one that has another name in that place takes the
-    value there; ``**kwargs`` pass everything on to what is wrapped. What dispatches on its first argument
-    needs that one by position (`functools.singledispatch` and its like have ``register``).
+    value there; ``**kwargs`` pass everything on to the wrapped callable. A callable that dispatches on its
+    first argument needs that argument by position; `functools.singledispatch` and its like have ``register``.
 
     Args:
         fn: The callable.
-        name: One of the parameters that it shows.
+        name: A parameter of the signature that it shows.
         position: The parameter's place among them.
     """
     for _ in range(MAX_WRAPPERS):
@@ -238,7 +238,7 @@ def _takes_by_name(fn: Any, name: str, position: int) -> bool:
 
 
 def _is_bound_dispatcher(fn: Any) -> bool:
-    """Whether *fn* shows the ``self`` that it already has, as a `functools.singledispatchmethod` does."""
+    """Return whether *fn* shows the ``self`` that it already has, as a `functools.singledispatchmethod` does."""
     return (
         type(fn) is FunctionType
         and fn.__code__.co_qualname == "singledispatchmethod.__get__.<locals>._method"
@@ -265,7 +265,7 @@ def kind_of(fn: Callable[..., Any]) -> Kind:
 
 
 def name_of(fn: Callable[..., Any]) -> str:
-    """The name a task gets from its callable."""
+    """Return the name that a task gets from its callable."""
     if type(fn) is FunctionType:
         return fn.__name__
     target: Any = fn

@@ -10,7 +10,7 @@ from typing import Any
 import cloudpickle
 import pytest
 
-from wove.engine.binding import call_here, call_here_per_item, call_now, names_elsewhere, portable
+from wove.engine.binding import call_here, call_now, item_call, names_elsewhere, portable
 from wove.graph.plan import Declaration, Node, plan
 
 VALUES = {"a": 1, "b": 2, "c": 3}
@@ -98,7 +98,7 @@ def test_a_call_elsewhere_goes_by_name_alone(fn: Callable[..., Any], expected: A
 )
 def test_a_call_per_item(fn: Callable[..., Any], expected: Any) -> None:
     made = node(fn, mapped=True)
-    assert call_here_per_item(made, VALUES)("I") == expected
+    assert item_call(made, VALUES, local=True).invoke("I") == expected
     declaration = made.declaration
     call = portable(declaration.fn, declaration.kind, declaration.signature)
     if fn is not str:  # it has no name for what it takes

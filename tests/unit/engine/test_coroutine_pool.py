@@ -137,7 +137,7 @@ def test_values_that_do_not_compare_may_be_in_the_context(form: str) -> None:
     assert all(found is odd for found in context.run(run, form, declare))
 
 
-def test_a_task_that_changes_its_context_costs_others_nothing_but_a_lane(
+def test_a_task_that_changes_its_context_costs_others_nothing_but_a_worker(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     counter = Counter(monkeypatch)
@@ -154,7 +154,7 @@ def test_a_task_that_changes_its_context_costs_others_nothing_but_a_lane(
     assert counter.made < 40
 
 
-def test_a_lane_that_is_stopped_takes_no_more_jobs() -> None:
+def test_a_worker_that_is_stopped_runs_no_more_jobs() -> None:
     ran: list[int] = []
     jobs = list(range(10))
 
@@ -166,37 +166,37 @@ def test_a_lane_that_is_stopped_takes_no_more_jobs() -> None:
         def available(self) -> int:
             return len(self.jobs)
 
-        async def lane(self) -> None:
-            lane = self.current()
+        async def work(self) -> None:
+            worker = self.current()
             try:
                 while self.jobs and not self.stopped:
                     ran.append(self.jobs.pop(0))
                     if self.jobs:
-                        self.more()
+                        self.spawn_soon()
                     await asyncio.sleep(0)
                     if len(ran) == 3:
                         self.stop()
             except asyncio.CancelledError:
                 return
             finally:
-                self.left(lane)
+                self.worker_ended(worker)
 
     async def main() -> None:
         idle = asyncio.Event()
-        lanes = Some(asyncio.get_running_loop(), contextvars.copy_context(), "some", 2, idle.set)
-        lanes.feed()
+        pool = Some(asyncio.get_running_loop(), contextvars.copy_context(), "some", 2, idle.set)
+        pool.spawn()
         async with asyncio.timeout(PATIENCE):
             await idle.wait()
-        assert lanes.tasks == set()
-        lanes.feed()
-        assert lanes.tasks == set()
+        assert pool.tasks == set()
+        pool.spawn()
+        assert pool.tasks == set()
 
     asyncio.run(main())
     assert 3 <= len(ran) < 10
 
 
 @pytest.mark.parametrize("limit", [1, 3])
-def test_no_more_lanes_than_the_limit(limit: int) -> None:
+def test_no_more_workers_than_the_limit(limit: int) -> None:
     most = 0
     lock = threading.Lock()
     now = 0

@@ -17,11 +17,11 @@ from wove.engine.threads import RunMailbox
 
 async def take_all(source: Source) -> list[Any]:
     woken = asyncio.Event()
-    source.wake = woken.set
+    source.on_ready = woken.set
     items = []
     async with asyncio.timeout(PATIENCE):
         while True:
-            item = source.take()
+            item = source.receive()
             if item is END:
                 break
             if item is WAIT:
@@ -29,20 +29,20 @@ async def take_all(source: Source) -> list[Any]:
                 woken.clear()
             else:
                 items.append(item)
-    assert source.take() is END
+    assert source.receive() is END
     assert source.available() >= 0
     await source.close()
     return items
 
 
 def opened(
-    value: Any, *, most: int | None = None, workers: float = 4, by_threads: bool = False
+    value: Any, *, max_items: int | None = None, workers: float = 4, by_threads: bool = False
 ) -> Source:
     loop = asyncio.get_running_loop()
     return open_source(
         value,
         task="task",
-        most=most,
+        max_items=max_items,
         workers=workers,
         by_threads=by_threads,
         loop=loop,
@@ -65,7 +65,7 @@ async def asynchronous(count: int) -> AsyncIterator[int]:
 
 
 @pytest.mark.parametrize("by_threads", [False, True])
-@pytest.mark.parametrize("most", [None, 100])
+@pytest.mark.parametrize("max_items", [None, 100])
 @pytest.mark.parametrize("workers", [1, 4, float("inf")])
 @pytest.mark.parametrize(
     "make",
@@ -77,9 +77,11 @@ async def asynchronous(count: int) -> AsyncIterator[int]:
     ],
 )
 def test_all_items_in_order(
-    make: Callable[[], Any], workers: float, most: int | None, by_threads: bool
+    make: Callable[[], Any], workers: float, max_items: int | None, by_threads: bool
 ) -> None:
-    assert taken(make(), workers=workers, most=most, by_threads=by_threads) == list(range(50))
+    assert taken(make(), workers=workers, max_items=max_items, by_threads=by_threads) == list(
+        range(50)
+    )
 
 
 def test_an_async_iterable_that_is_no_generator() -> None:
@@ -123,13 +125,13 @@ def test_an_iterator_is_pulled_no_further_than_the_bound(workers: int) -> None:
     async def main() -> None:
         made = opened(source(), workers=workers)
         woken = asyncio.Event()
-        made.wake = woken.set
-        assert made.take() is WAIT
+        made.on_ready = woken.set
+        assert made.receive() is WAIT
         await asyncio.wait_for(woken.wait(), PATIENCE)
         soon(lambda: pulled == workers)
         await asyncio.sleep(0.005)
         assert pulled == workers
-        assert made.take() == 0
+        assert made.receive() == 0
         await made.close()
 
     asyncio.run(main())
@@ -167,16 +169,16 @@ def test_each_item_can_be_taken_as_soon_as_it_is_there() -> None:
     async def main() -> None:
         made = opened(source())
         woken = asyncio.Event()
-        made.wake = woken.set
+        made.on_ready = woken.set
         for i, gate in enumerate(gates):
-            item = made.take()
+            item = made.receive()
             assert item is WAIT
             gate.set()
             async with asyncio.timeout(PATIENCE):
                 while item is WAIT:
                     await woken.wait()
                     woken.clear()
-                    item = made.take()
+                    item = made.receive()
             assert item == i
 
     asyncio.run(main())
@@ -198,12 +200,12 @@ def test_closing_ends_an_async_source_that_waits() -> None:
             closed.clear()
             made = opened(source())
             woken = asyncio.Event()
-            made.wake = woken.set
-            assert made.take() is WAIT
+            made.on_ready = woken.set
+            assert made.receive() is WAIT
             await woken.wait()
             if takes == 2:
-                assert made.take() == 1
-                assert made.take() is WAIT
+                assert made.receive() == 1
+                assert made.receive() is WAIT
                 await asyncio.sleep(0)
             await made.close()
             assert closed.is_set()
@@ -223,7 +225,7 @@ def test_closing_does_not_wait_for_ever(monkeypatch: pytest.MonkeyPatch) -> None
 
     async def main() -> None:
         made = opened(source())
-        assert made.take() is WAIT
+        assert made.receive() is WAIT
         await asyncio.sleep(0)
         await made.close()
 
@@ -241,18 +243,18 @@ def test_an_error_comes_once_after_the_items_before_it() -> None:
 
     async def main(made: Source) -> None:
         woken = asyncio.Event()
-        made.wake = woken.set
+        made.on_ready = woken.set
         items: list[Any] = []
         with pytest.raises(KeyError):
             while True:
-                item = made.take()
+                item = made.receive()
                 if item is WAIT:
                     await asyncio.wait_for(woken.wait(), PATIENCE)
                     woken.clear()
                 else:
                     items.append(item)
         assert items == [1]
-        assert made.take() is END
+        assert made.receive() is END
 
     async def both() -> None:
         await main(opened(source()))
@@ -265,9 +267,9 @@ def test_a_stream_gives_every_reader_everything() -> None:
     async def main() -> None:
         stream = Stream()
         early = opened(stream)
-        assert early.take() is WAIT
+        assert early.receive() is WAIT
         stream.extend([1, 2])
-        assert [early.take(), early.take(), early.take()] == [1, 2, WAIT]
+        assert [early.receive(), early.receive(), early.receive()] == [1, 2, WAIT]
         assert early.available() == 0
         late = opened(stream)
         assert late.available() == 2
@@ -286,8 +288,8 @@ def test_a_stream_ends_with_the_error_of_its_task() -> None:
         reader = opened(stream)
         stream.extend([1])
         stream.close(None, KeyError("task"))
-        assert reader.take() == 1
+        assert reader.receive() == 1
         with pytest.raises(KeyError):
-            reader.take()
+            reader.receive()
 
     asyncio.run(main())

@@ -55,6 +55,7 @@ class MapState(Enum):
     ABANDONED = "abandoned"
 
 
+# By these names, because looking up a member of an enum costs more than comparing it.
 OPEN: Final = MapState.OPEN
 EXHAUSTED: Final = MapState.EXHAUSTED
 STOPPED: Final = MapState.STOPPED
@@ -283,6 +284,11 @@ class _Supply(Enum):
     PULLING = "pulling"
 
 
+_IDLE: Final = _Supply.IDLE
+_ASKED: Final = _Supply.ASKED
+_PULLING: Final = _Supply.PULLING
+
+
 class _ThreadItems(MapItems):
     """Items of a plain sync call: each thread receives the next one by itself.
 
@@ -297,7 +303,7 @@ class _ThreadItems(MapItems):
         self._call = call
         self._limit = limit
         self._lock = threading.Lock()
-        self._supply = _Supply.IDLE
+        self._supply = _IDLE
         self._buffer: deque[Any] = deque()
         self._threads = 0  # those that were submitted and have not left yet
         self._starting = 0  # of these, the one that has not begun yet
@@ -313,8 +319,8 @@ class _ThreadItems(MapItems):
         grow = False
 
         with self._lock:
-            if self._supply is _Supply.ASKED:
-                self._supply = _Supply.IDLE
+            if self._supply is _ASKED:
+                self._supply = _IDLE
             if not self._source.thread_safe:
                 while self.state is OPEN and self._running + len(self._buffer) < self._limit:
                     item = self._receive()
@@ -362,17 +368,18 @@ class _ThreadItems(MapItems):
 
         Called in a thread, with the lock held.
         """
-        if self.state in (STOPPED, ABANDONED) or self._running >= self._limit:
+        state = self.state
+        if state is STOPPED or state is ABANDONED or self._running >= self._limit:
             return END
         if self._buffer:
             return self._buffer.popleft()
-        if self.state is not OPEN or not self._source.thread_safe:
+        if state is not OPEN or not self._source.thread_safe:
             return END
-        if self._supply is _Supply.PULLING:
+        if self._supply is _PULLING:
             return END
         if not self._source.runs_user_code:
             return self._receive()
-        self._supply = _Supply.PULLING
+        self._supply = _PULLING
         return WAIT
 
     def _claim(self, thread: int) -> tuple[int, bool]:
@@ -399,7 +406,7 @@ class _ThreadItems(MapItems):
             error = caught
 
         with self._lock:
-            self._supply = _Supply.IDLE
+            self._supply = _IDLE
             if error is not None:
                 self._source_failed(error)
             elif item is END:
@@ -410,9 +417,9 @@ class _ThreadItems(MapItems):
 
     def _grow(self) -> bool:
         """Count another thread and return True, where one is needed; called with the lock held."""
-        if self._starting or self._supply is _Supply.PULLING or self.state in (STOPPED, ABANDONED):
+        if self._starting or self._supply is _PULLING or self._threads >= self._limit:
             return False
-        if self._threads >= self._limit or self._running >= self._limit:
+        if self._running >= self._limit or self.state is STOPPED or self.state is ABANDONED:
             return False
         if not self._buffer and (self.state is not OPEN or not self._source.thread_safe):
             return False
@@ -480,14 +487,14 @@ class _ThreadItems(MapItems):
     def _item_ended(self) -> None:
         with self._lock:
             self._running -= 1
-            ask = (
-                self._supply is _Supply.IDLE
-                and self.state is OPEN
-                and not self._source.thread_safe
-                and not self._buffer
+            ask = not (
+                self._source.thread_safe
+                or self._buffer
+                or self._supply is not _IDLE
+                or self.state is not OPEN
             )
             if ask:
-                self._supply = _Supply.ASKED
+                self._supply = _ASKED
 
         if ask:
             self._run.inbox.post(self._refill)

@@ -44,25 +44,25 @@ PATIENCE = 30.0
 
 SERVER = """
 import contextlib, logging, sys
-from tests.support.receiving import Waiting, receiving
+from tests.support.receiving import RecordingSubscriber, receiving
 from wove.callback.receiver import RunStatus
 from wove.protocol.pickling import Pickled, loads
 
 logging.basicConfig(level=logging.INFO)
 
-class Believing(Waiting):
-    def standing(self, run_id, worker):
+class Believing(RecordingSubscriber):
+    def status(self, run_id, worker):
         return RunStatus.AWAITED if run_id == "awaited-run" else RunStatus.UNKNOWN
 
-    def take(self, event, worker):
+    def receive(self, event, worker):
         for name, value in event.items():
             if isinstance(value, Pickled):
                 with contextlib.suppress(Exception):
                     loads(value, label=name).close()
 
-with receiving() as house:
-    route = house.open(Believing(), token="open", most=%(most)d)
-    house.open(Believing(), token="signed", most=%(most)d, security={"type": "signed", "secret": %(secret)r})
+with receiving() as receiving_loop:
+    route = receiving_loop.open(Believing(), token="open", most=%(most)d)
+    receiving_loop.open(Believing(), token="signed", most=%(most)d, security={"type": "signed", "secret": %(secret)r})
     print(route.port, flush=True)
     sys.stdin.read()
 print("closed", flush=True)

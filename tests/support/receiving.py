@@ -34,30 +34,30 @@ def eventually(condition: Callable[[], T]) -> T:
     return found
 
 
-class Waiting:
-    """A party. Runs whose ids begin with ``r`` are awaited, unless `standings` says something else.
+class RecordingSubscriber:
+    """Records events. Runs whose ids begin with ``r`` are awaited, unless `statuses` says something else.
 
     Attributes:
-        events: What it has taken.
+        events: The received events.
         lost: The runs and the worker of each connection that has ended.
-        claims: What can be fetched.
+        claims: The claims that can be fetched, by id.
     """
 
-    def __init__(self, **standings: RunStatus) -> None:
-        self.standings = standings
+    def __init__(self, **statuses: RunStatus) -> None:
+        self.statuses = statuses
         self.events: list[dict[str, Any]] = []
         self.lost: list[tuple[list[str], str]] = []
         self.claims: dict[str, Sequence[bytes | memoryview]] = {}
 
-    def standing(self, run_id: str, worker: str) -> RunStatus:
-        return self.standings.get(
+    def status(self, run_id: str, worker: str) -> RunStatus:
+        return self.statuses.get(
             run_id, RunStatus.AWAITED if run_id.startswith("r") else RunStatus.UNKNOWN
         )
 
-    def take(self, event: dict[str, Any], worker: str) -> None:
+    def receive(self, event: dict[str, Any], worker: str) -> None:
         self.events.append(event)
 
-    def gone(self, run_ids: Sequence[str], worker: str) -> None:
+    def on_connection_lost(self, run_ids: Sequence[str], worker: str) -> None:
         self.lost.append((sorted(run_ids), worker))
 
     def claim(self, claim_id: str) -> Sequence[bytes | memoryview] | None:
@@ -79,7 +79,12 @@ class Receiving:
         return asyncio.run_coroutine_threadsafe(coroutine, self.background.loop).result(PATIENCE)
 
     def open(
-        self, party: Waiting, *, security: object = None, most: int = 1 << 29, **config: object
+        self,
+        subscriber: RecordingSubscriber,
+        *,
+        security: object = None,
+        most: int = 1 << 29,
+        **config: object,
     ) -> Route:
         label = "environment 'reports'"
         route = self.call(
@@ -87,7 +92,7 @@ class Receiving:
                 read_address(
                     {f"callback_{name}": value for name, value in config.items()}, label=label
                 ),
-                party,
+                subscriber,
                 security=NetworkExecutorSecurity.from_config(security),  # type: ignore[arg-type]
                 max_message_bytes=most,
                 label=label,
@@ -116,7 +121,7 @@ def receiving() -> Iterator[Receiving]:
 
 
 @pytest.fixture
-def house() -> Iterator[Receiving]:
+def receiving_loop() -> Iterator[Receiving]:
     with receiving() as found:
         yield found
 

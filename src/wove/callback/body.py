@@ -1,4 +1,4 @@
-"""The body of a request, and the room that it takes."""
+"""The body of a request, and the memory that is reserved for it."""
 
 from __future__ import annotations
 
@@ -11,52 +11,54 @@ __all__ = ["Body"]
 
 
 class Body:
-    """The received part of a body. Unless all of it is there already, its bytes are reserved before they come.
+    """The part of a body that has arrived.
+
+    Unless the whole body has arrived with its head, its bytes are reserved before they are read.
 
     Attributes:
-        room: Limits the bytes of bodies; this one has its share of it, or waits for that.
+        limiter: Limits the bytes of bodies. This body holds a part of it, or waits for one; ``None``: neither.
     """
 
-    __slots__ = ("_bytes", "_held", "_turn", "room")
+    __slots__ = ("_bytes", "_held", "_reservation", "limiter")
 
     def __init__(self) -> None:
-        self.room: CapacityLimiter | None = None
+        self.limiter: CapacityLimiter | None = None
         self._bytes = ChunkBuffer()
-        self._held = 0  # bytes of *room*
-        self._turn: Reservation | None = None
+        self._held = 0  # bytes of the limiter
+        self._reservation: Reservation | None = None  # while it waits
 
-    def reserve(self, room: CapacityLimiter, size: int, ready: Callable[[], object]) -> bool:
+    def reserve(self, limiter: CapacityLimiter, size: int, ready: Callable[[], object]) -> bool:
         """Return whether *size* bytes are reserved at once. Otherwise *ready* is called when they are."""
-        self.room = room
+        self.limiter = limiter
 
         def granted() -> None:
-            self._turn = None
+            self._reservation = None
             self._held = size
             ready()
 
-        self._turn = room.acquire(granted, amount=size)
-        if self._turn is None:
+        self._reservation = limiter.acquire(granted, amount=size)
+        if self._reservation is None:
             self._held = size
-        return self._turn is None
+        return self._reservation is None
 
     def add(self, piece: bytes) -> None:
         """Append *piece*."""
         self._bytes.add(piece)
 
     def take(self) -> list[bytes]:
-        """All of it, in chunks. Its place is still needed, until nothing more is done with them."""
+        """Remove and return all bytes, in chunks. They stay reserved until `release` is called."""
         return self._bytes.take()
 
     def release(self) -> None:
-        """Its place, or its turn, is for others."""
-        room, held, turn = self.room, self._held, self._turn
-        self.room, self._held, self._turn = None, 0, None
-        if room is not None and turn is not None:
-            room.withdraw(turn)
-        elif room is not None and held:
-            room.release(held)
+        """Release what is reserved, or stop waiting for it."""
+        limiter, held, reservation = self.limiter, self._held, self._reservation
+        self.limiter, self._held, self._reservation = None, 0, None
+        if limiter is not None and reservation is not None:
+            limiter.withdraw(reservation)
+        elif limiter is not None and held:
+            limiter.release(held)
 
     def drop(self) -> None:
-        """Forget it."""
+        """Drop all bytes, and release what is reserved."""
         self._bytes = ChunkBuffer()
         self.release()

@@ -1,4 +1,4 @@
-"""Which worker is there for which run: a worker keeps one connection open for as long as its runs run."""
+"""Which worker runs which run: a worker keeps one connection open for as long as it has runs."""
 
 from __future__ import annotations
 
@@ -14,19 +14,20 @@ __all__ = ["WorkerConnection", "WorkerLiveness"]
 
 _WORKER: Final = WORKER_HEADER.lower()
 
-# A proxy in between tells nothing of the worker when it closes a connection (RFC 9110, 7.6.3; RFC 7239).
-_OF_PROXIES: Final = frozenset({"via", "forwarded", "x-forwarded-for"})
+# A proxy that closes a connection says nothing of the worker behind it (RFC 9110, 7.6.3; RFC 7239).
+_PROXY_HEADERS: Final = frozenset({"via", "forwarded", "x-forwarded-for"})
 
 MAX_CHARACTERS: Final = 200
+"""Maximum length of a worker's name."""
 
 
 class WorkerConnection:
-    """A connection, as far as it tells that a worker is there.
+    """What a connection to the receiver says of the worker at its other end.
 
     Attributes:
-        worker: Whose it is, if its requests say so; ``""``: not known.
-        direct: Whether it comes from the worker itself.
-        runs: Those that were last heard of over it, and have not ended.
+        worker: The worker's name, from its requests; ``""``: not known.
+        direct: Whether the connection is the worker's own, with no proxy between.
+        runs: The runs whose last event came over it, and that have not ended.
     """
 
     __slots__ = ("direct", "runs", "worker")
@@ -36,61 +37,62 @@ class WorkerConnection:
         self.direct = True
         self.runs: dict[tuple[Route, str], None] = {}
 
-    def note(self, request: Request) -> None:
-        """Another request came over it."""
+    def on_request(self, request: Request) -> None:
+        """Read the worker's name from the head of a request, and whether there is a proxy."""
         worker = ""
 
         for name, value in request.fields:
             if name == _WORKER:
                 worker = value[:MAX_CHARACTERS]
-            elif name in _OF_PROXIES:
+            elif name in _PROXY_HEADERS:
                 self.direct = False
 
         if self.worker and self.worker != worker:
-            self.direct = (
-                False  # two workers on one connection: something is between that does not say so
-            )
-
+            self.direct = False  # two workers on one connection: a proxy that does not say so
         self.worker = worker
 
 
 class WorkerLiveness:
-    """The runs of a receiver that workers are there for."""
+    """The runs of a receiver, each with the connection over which it was last heard of."""
 
-    __slots__ = ("_lines",)
+    __slots__ = ("_connections",)
 
     def __init__(self) -> None:
-        self._lines: dict[tuple[Route, str], WorkerConnection] = {}
+        self._connections: dict[tuple[Route, str], WorkerConnection] = {}
 
-    def heard(self, route: Route, run_id: str, line: WorkerConnection) -> None:
-        """A run that goes on was heard of over *line*."""
-        if not line.worker:
+    def add_run(self, route: Route, run_id: str, connection: WorkerConnection) -> None:
+        """Note that an event of a run, which goes on, came over *connection*."""
+        if not connection.worker:
             return
         key = (route, run_id)
-        known = self._lines.get(key)
-        if known is line:
+        known = self._connections.get(key)
+        if known is connection:
             return
+
         if known is not None:
             known.runs.pop(key, None)
-        self._lines[key] = line
-        line.runs[key] = None
+        self._connections[key] = connection
+        connection.runs[key] = None
 
-    def ended(self, route: Route, run_id: str) -> None:
-        """A run has ended."""
-        line = self._lines.pop((route, run_id), None)
-        if line is not None:
-            line.runs.pop((route, run_id), None)
+    def remove_run(self, route: Route, run_id: str) -> None:
+        """Remove a run that has ended."""
+        connection = self._connections.pop((route, run_id), None)
+        if connection is not None:
+            connection.runs.pop((route, run_id), None)
 
-    def lost(self, line: WorkerConnection) -> dict[Route, list[str]]:
-        """*line* has ended. The runs that nobody is there for now, unless a proxy has ended it."""
-        gone: dict[Route, list[str]] = {}
-        for key in line.runs:
-            self._lines.pop(key, None)
-            gone.setdefault(key[0], []).append(key[1])
-        line.runs.clear()
-        return gone if line.direct else {}
+    def remove_connection(self, connection: WorkerConnection) -> dict[Route, list[str]]:
+        """Remove a connection that has ended, and return its runs by route.
 
-    def forget(self, route: Route) -> None:
-        """*route* is closed."""
-        for key in [key for key in self._lines if key[0] is route]:
-            self.ended(*key)
+        The end of a connection that is not direct says nothing of its worker: then there are none.
+        """
+        runs: dict[Route, list[str]] = {}
+        for key in connection.runs:
+            self._connections.pop(key, None)
+            runs.setdefault(key[0], []).append(key[1])
+        connection.runs.clear()
+        return runs if connection.direct else {}
+
+    def remove_route(self, route: Route) -> None:
+        """Remove the runs of a route that is closed."""
+        for key in [key for key in self._connections if key[0] is route]:
+            self.remove_run(*key)

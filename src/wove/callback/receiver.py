@@ -38,23 +38,23 @@ __all__ = [
 logger = logging.getLogger("wove")
 
 MAX_STRANGERS: Final = 256
-"""Connections that have not shown a token. With one more, the one that came first has to go."""
+"""Maximum number of connections that have not shown a token. One more, and the oldest of them is aborted."""
 
-SMALL_ROOM: Final = 4 * 1024 * 1024
-"""Bytes that small bodies have for themselves: a sign of life does not wait for a hundred megabytes."""
+SMALL_BODIES_BYTES: Final = 4 * 1024 * 1024
+"""Memory for small bodies: a heartbeat does not wait for a hundred megabytes."""
 
-STRANGERS_ROOM: Final = 32 * 1024 * 1024
-"""Bytes for large bodies of requests whose head does not authenticate them (see `wove.protocol.signing.BODY_DIGEST`).
-One that is larger has this room to itself."""
+STRANGERS_BODIES_BYTES: Final = 32 * 1024 * 1024
+"""Memory for large bodies of requests whose head does not authenticate them (see `wove.protocol.signing.BODY_DIGEST`).
+A larger body than this is read alone."""
 
 BACKLOG: Final = 512
 """Connections that may wait to be accepted: a batch of jobs may report its start in one moment."""
 
-ACCEPTING_TURNS: Final = 3
-"""Turns of the loop after which asyncio has told of every connection that it had accepted."""
+ACCEPTING_STEPS: Final = 3
+"""Steps of the loop after which asyncio has reported every connection that it had accepted."""
 
-QUIET_SECONDS: Final = 60.0
-"""A refusal is a warning only once in so many seconds for each status: strangers must not fill the log."""
+WARNING_INTERVAL_SECONDS: Final = 60.0
+"""Minimum time between two warnings about refusals with one status: strangers must not fill the log."""
 
 _Key: TypeAlias = tuple[asyncio.AbstractEventLoop, str, range]
 
@@ -63,28 +63,28 @@ _receivers: dict[_Key, Receiver] = {}
 
 async def open_route(
     address: Address,
-    party: EventSubscriber,
+    subscriber: EventSubscriber,
     *,
     security: NetworkExecutorSecurity,
     max_message_bytes: int,
     label: str,
 ) -> Route:
-    """Let workers post events to *party*. To be called on Wove's background loop.
+    """Let workers post events to *subscriber*. To be called on Wove's background loop.
 
     Args:
         address: From `read_address`. Routes of one host and port share a receiver.
-        party: Who waits for events.
-        security: What requests must show. Without it, the token alone.
-        max_message_bytes: The largest body. So many bytes are also held at most, of all bodies that are on their way.
-        label: Who it is for, in messages: ``"environment 'reports'"``.
+        subscriber: Receives the events.
+        security: What requests must show, beside the token.
+        max_message_bytes: Maximum size of a body, and of all bodies together that are being received.
+        label: Whom the route is for, in messages: ``"environment 'reports'"``.
 
     Raises:
         DeliveryError: The port is taken, or the host is not this machine's. The message says what to do.
 
     Example::
 
-        address = read_address(config, what=what)
-        route = await open_route(address, party, security=security, max_message_bytes=2**29, what=what)
+        address = read_address(config, label=label)
+        route = await open_route(address, subscriber, security=security, max_message_bytes=2**29, label=label)
         payload = build(frame, adapter="celery", callback_url=route.url)
         ...
         await route.close()
@@ -96,7 +96,7 @@ async def open_route(
     receiver = _receivers.get(key)
     if receiver is None:
         receiver = _receivers[key] = Receiver(key)
-    return await receiver.open(address, party, security, max_message_bytes, label)
+    return await receiver.open(address, subscriber, security, max_message_bytes, label)
 
 
 class Receiver:
@@ -104,21 +104,21 @@ class Receiver:
 
     Attributes:
         loop: The loop that it lives on.
-        routes: Who waits for events.
-        host: What it listens on.
-        port: And on which port, as soon as it does.
-        large: Where bodies have their place until they are handed over.
-        small: Where small ones have it.
-        strangers: Where large ones have it that cannot be authenticated before they are there.
-        closed: Whether it has come to its end.
+        routes: The open routes.
+        host: The address that it listens on.
+        port: The port that it listens on; 0 before it does.
+        large: Limits the memory of large bodies, until their events are delivered.
+        small: Limits the memory of small bodies.
+        strangers: Limits the memory of large bodies that cannot be authenticated before they have arrived.
+        closed: Whether it is closed.
     """
 
     def __init__(self, key: _Key) -> None:
         self.loop, self.host, self._ports = self._key = key
         self.routes = Routes()
         self.large = CapacityLimiter(0)
-        self.small = CapacityLimiter(SMALL_ROOM)
-        self.strangers = CapacityLimiter(STRANGERS_ROOM)
+        self.small = CapacityLimiter(SMALL_BODIES_BYTES)
+        self.strangers = CapacityLimiter(STRANGERS_BODIES_BYTES)
         self.closed = False
         self._users = 0  # routes that are open, or are being opened
         self._opening = asyncio.Lock()
@@ -127,15 +127,15 @@ class Receiver:
         self._servers: list[asyncio.Server] = []
         self._connections: set[Connection] = set()
         self._strangers: dict[Connection, None] = {}
-        self._quiet: asyncio.Future[None] | None = None
-        self._reported: dict[int, float] = {}
+        self._emptied: asyncio.Future[None] | None = None
+        self._reported: dict[int, float] = {}  # when a status was last warned of
 
     # ------------------------------------------------------------------ routes
 
     async def open(
         self,
         address: Address,
-        party: EventSubscriber,
+        subscriber: EventSubscriber,
         security: NetworkExecutorSecurity,
         max_message_bytes: int,
         label: str,
@@ -148,48 +148,48 @@ class Receiver:
                 if not self._servers:
                     await self._listen(label)
             route = Route(
-                party,
+                subscriber,
                 token=address.token,
                 url=address.url_for(self.port),
                 port=self.port,
                 security=security,
                 max_message_bytes=max_message_bytes,
                 label=label,
-                close=self._leave,
+                close=self._close_route,
             )
         except BaseException:
-            self._forget_user()
+            self._release_user()
             raise
 
         self.routes.add(route)
         self.large.resize(self.routes.max_message_bytes)
         return route
 
-    async def _leave(self, route: Route) -> None:
+    async def _close_route(self, route: Route) -> None:
         if not self.routes.remove(route):
             return
         self.large.resize(self.routes.max_message_bytes)
-        self._forget_user()
+        self._release_user()
         if not self.closed:
             return
-        for _ in range(ACCEPTING_TURNS):
+        for _ in range(ACCEPTING_STEPS):
             await asyncio.sleep(0)
         if self._connections:
-            self._quiet = self.loop.create_future()
-            await self._quiet  # they are closed already, and only have to hear of it
+            self._emptied = self.loop.create_future()
+            await self._emptied  # they are closed already, but asyncio has not reported it
 
-    def _forget_user(self) -> None:
+    def _release_user(self) -> None:
         self._users -= 1
         if self._users:
             return
         self.closed = True
         if _receivers.get(self._key) is self:
             del _receivers[self._key]
-        self._deafen()
+        self._stop_listening()
         for connection in list(self._connections):
-            connection.shut()
+            connection.close()
 
-    def _deafen(self) -> None:
+    def _stop_listening(self) -> None:
         for sock in self._sockets:
             forks.untrack(sock.fileno())
         for server in self._servers:
@@ -197,7 +197,7 @@ class Receiver:
         self.abandon()
 
     def abandon(self) -> None:
-        """Stop listening, without a word to a loop that is no more."""
+        """Close the listening sockets, without telling a loop that may be closed."""
         for sock in self._sockets:
             forks.untrack(sock.fileno())
             sock.close()
@@ -219,8 +219,8 @@ class Receiver:
                 f"{label}: there is no host {self.host!r} to listen on (executor_config 'callback_host'): {error}"
             ) from error
 
-        places = [(family, place) for family, _, _, _, place in dict.fromkeys(found)]
-        self._sockets = self._bound(places, label)
+        addresses = [(family, address) for family, _, _, _, address in dict.fromkeys(found)]
+        self._sockets = self._bound(addresses, label)
         self.port = self._sockets[0].getsockname()[1]
 
         try:
@@ -232,21 +232,20 @@ class Receiver:
                     )
                 )
         except BaseException:
-            self._deafen()
+            self._stop_listening()
             raise
 
     def _bound(
-        self, places: Sequence[tuple[int, tuple[Any, ...]]], label: str
+        self, addresses: Sequence[tuple[int, tuple[Any, ...]]], label: str
     ) -> list[socket.socket]:
-        """Sockets that listen, all on one port: the first that is free."""
+        """Return listening sockets, all on one port: the first that is free."""
         error: OSError | None = None
 
         for port in self._ports:
-            for _ in range(
-                4 if len(places) > 1 and not port else 1
-            ):  # any port: that may be taken on the other one
+            # Any port: the one that is found may not be free on the other address.
+            for _ in range(4 if len(addresses) > 1 and not port else 1):
                 try:
-                    return _listening(places, port)
+                    return _listening(addresses, port)
                 except OSError as raised:
                     error = raised
                     if raised.errno not in (errno.EADDRINUSE, errno.EACCES):
@@ -290,56 +289,59 @@ class Receiver:
 
     # ------------------------------------------------------------------ connections
 
-    def arrived(self, connection: Connection) -> None:
-        """Somebody has connected."""
+    def add_connection(self, connection: Connection) -> None:
+        """Called for each new connection."""
         self._connections.add(connection)
         self._strangers[connection] = None
 
         if self.closed:
-            connection.drop()
+            connection.abort()
         elif len(self._strangers) > MAX_STRANGERS:
             oldest = next(iter(self._strangers))
             del self._strangers[oldest]
-            oldest.drop()
+            oldest.abort()
 
-    def recognized(self, connection: Connection) -> None:
-        """It is not a stranger's."""
+    def on_recognized(self, connection: Connection) -> None:
+        """Called when the connection has shown that it is not a stranger's."""
         self._strangers.pop(connection, None)
 
-    def left(self, connection: Connection, line: WorkerConnection) -> None:
-        """It has ended."""
+    def remove_connection(self, connection: Connection, worker: WorkerConnection) -> None:
+        """Called when the connection has ended."""
         self._connections.discard(connection)
         self._strangers.pop(connection, None)
 
-        for route, run_ids in self.routes.presence.lost(line).items():
+        for route, run_ids in self.routes.liveness.remove_connection(worker).items():
             try:
-                route.party.gone(run_ids, line.worker)
+                route.subscriber.on_connection_lost(run_ids, worker.worker)
             except Exception as error:
-                self.report(f"the end of a worker's connection could not be told: {error}", error)
+                self.log_error(
+                    f"the end of a worker's connection could not be told: {error}", error
+                )
 
-        if not self._connections and self._quiet is not None and not self._quiet.done():
-            self._quiet.set_result(None)
+        if not self._connections and self._emptied is not None and not self._emptied.done():
+            self._emptied.set_result(None)
 
     # ------------------------------------------------------------------ log
 
-    def refused(self, status: int, text: str) -> None:
+    def log_refusal(self, status: int, text: str) -> None:
         """Log a refusal."""
         now = self.loop.time()
-        loud = (
+        warns = (
             status in (401, 403, 404, 413, 500)
-            and now - self._reported.get(status, -QUIET_SECONDS) >= QUIET_SECONDS
+            and now - self._reported.get(status, -WARNING_INTERVAL_SECONDS)
+            >= WARNING_INTERVAL_SECONDS
         )
-        if loud:
+        if warns:
             self._reported[status] = now
         logger.log(
-            logging.WARNING if loud else logging.DEBUG,
+            logging.WARNING if warns else logging.DEBUG,
             "callback receiver, port %d: %s",
             self.port,
             _escaped(text),
         )
 
-    def report(self, text: str, error: BaseException | None = None) -> None:
-        """Log what should not be."""
+    def log_error(self, text: str, error: BaseException | None = None) -> None:
+        """Log a fault of this process."""
         logger.error("callback receiver, port %d: %s", self.port, _escaped(text), exc_info=error)
 
 
@@ -350,26 +352,24 @@ def _escaped(text: str) -> str:
     return "".join(each if each.isprintable() else repr(each)[1:-1] for each in text)
 
 
-def _listening(places: Sequence[tuple[int, tuple[Any, ...]]], port: int) -> list[socket.socket]:
+def _listening(addresses: Sequence[tuple[int, tuple[Any, ...]]], port: int) -> list[socket.socket]:
     sockets: list[socket.socket] = []
 
     with contextlib.ExitStack() as undo:
-        for family, place in places:
-            # asyncio sets TCP_NODELAY only where the protocol is named.
+        for family, address in addresses:
+            # asyncio sets TCP_NODELAY only where the protocol is given.
             sock = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
             undo.callback(sock.close)
-            if os.name == "posix":  # elsewhere it lets two processes have one port
+            if os.name == "posix":  # on Windows two processes could then listen on one port
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             if family == socket.AF_INET6:
-                # All of IPv6 is all of this machine, as 0.0.0.0 cannot be; one address is one address.
-                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, int(place[0] != "::"))
+                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, int(address[0] != "::"))
             sock.setblocking(False)
             sock.bind(
-                (place[0], port or (sockets[0].getsockname()[1] if sockets else 0), *place[2:])
+                (address[0], port or (sockets[0].getsockname()[1] if sockets else 0), *address[2:])
             )
-            sock.listen(
-                BACKLOG
-            )  # two processes may both have bound it, and only one of them may listen
+            # Two processes may both have bound the port, but only one of them may listen.
+            sock.listen(BACKLOG)
             sockets.append(sock)
         undo.pop_all()
 

@@ -1,18 +1,19 @@
-"""The answers of the receiver."""
+"""The responses of the receiver."""
 
 from __future__ import annotations
 
 from http import HTTPStatus
 from typing import Any, Final, NamedTuple
 
-__all__ = ["TAKEN", "Refusal", "Reply", "bulk_head"]
+__all__ = ["ACCEPTED", "Refusal", "Reply", "bulk_head"]
 
 
 MAX_CHARACTERS: Final = 500
+"""Maximum length of the sentence in a response."""
 
 
 class Reply(NamedTuple):
-    """An answer without a body of its own: what *text* says is for who reads the log of the other side.
+    """A response that has no body but a sentence for the reader of the worker's log.
 
     Attributes:
         status: 200 to 599.
@@ -25,10 +26,10 @@ class Reply(NamedTuple):
     fields: tuple[tuple[str, str], ...] = ()
 
     def encode(self, *, minor: int, keep: bool, bodiless: bool = False) -> bytes:
-        """The bytes of it.
+        """Return the response as bytes.
 
         Args:
-            minor: Of the request's version, HTTP/1.x.
+            minor: Minor version of the request, HTTP/1.x.
             keep: Whether the connection stays open.
             bodiless: Whether it answers a HEAD.
         """
@@ -36,7 +37,7 @@ class Reply(NamedTuple):
         body = b""
 
         if self.status != 204:  # RFC 9110, 8.6: it has no Content-Length
-            # Of what came there may be a part in it.
+            # The sentence may quote the request.
             text = "".join(
                 character if character.isprintable() else "?"
                 for character in self.text[:MAX_CHARACTERS]
@@ -57,7 +58,7 @@ def bulk_head(size: int, *, minor: int, keep: bool) -> bytes:
 
 
 def _persistence(minor: int, keep: bool) -> list[tuple[str, str]]:
-    """RFC 9112, 9.3: HTTP/1.1 stays, and HTTP/1.0 does not, unless it is said."""
+    """Return the fields for a connection that stays open or not. HTTP/1.1 stays open by default (RFC 9112, 9.3)."""
     if not keep:
         return [("Connection", "close")]
     return [("Connection", "keep-alive")] if minor < 1 else []
@@ -71,16 +72,17 @@ def _head(status: int, fields: list[tuple[str, str]]) -> bytes:
     return "\r\n".join([*lines, "", ""]).encode("latin-1")
 
 
-TAKEN: Final = Reply(204)
+ACCEPTED: Final = Reply(204)
+"""The response to events that were accepted."""
 
 
 class Refusal(Exception):
-    """A request is not granted.
+    """The request is refused.
 
     Attributes:
-        reply: What is answered.
-        why: What the log says instead of that, if anything.
-        ends: The end of a run that comes of it: its worker has reported what nobody can use.
+        reply: The response.
+        why: The reason for the log, where the response must not tell it.
+        ends: A terminal event for the run that the request was about: its worker's own report is unusable.
     """
 
     def __init__(

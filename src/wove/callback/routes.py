@@ -1,4 +1,4 @@
-"""Who waits for events: which request is for whom, what it may do, and what becomes of its events."""
+"""Decides which subscriber a request is for, whether it is authorized, and what becomes of its events."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any, Final, Protocol
 
 from wove.callback.address import PATH
 from wove.callback.liveness import WorkerConnection, WorkerLiveness
-from wove.callback.replies import TAKEN, Refusal, Reply
+from wove.callback.replies import ACCEPTED, Refusal, Reply
 from wove.net.http1 import Request
 from wove.protocol import codec, signing
 from wove.protocol.frames import TERMINAL, FrameError, check_event
@@ -20,16 +20,17 @@ from wove.security import NetworkExecutorSecurity
 
 __all__ = ["AuthorizedRequest", "EventSubscriber", "Route", "Routes", "RunStatus"]
 
-MAX_GONE_CHARACTERS: Final = 4000
-"""Of such a list. Those that do not fit in are told the next time."""
+MAX_LIST_CHARACTERS: Final = 4000
+"""Maximum length of a list of runs in a response's header. The worker hears of the others the next time."""
 
 MAX_DIGEST_CHARACTERS: Final = 64
+"""Length of a SHA-256 in hex."""
 
 MAX_TEXT_BYTES: Final = 8 * 1024 * 1024
-"""Of a request, beside its pickles: what is made of it takes many times as much memory, and its parser holds the
-interpreter lock all the while."""
+"""Maximum size of a request beside its pickles. The objects that are made of it take many times as much memory, and
+the parser holds the interpreter lock meanwhile."""
 
-# In front of it may be what a proxy adds. A claim is below: wove.protocol.payload.claim_url.
+# A proxy may add a prefix. A claim is below the path for events: wove.protocol.payload.claim_url.
 _TARGET: Final = re.compile(rf"(?:/.*)?{PATH}([^/]+)(?:/claims/([^/]+))?/?")
 _LISTED: Final = re.compile(r"[A-Za-z0-9._~:@/+=-]{1,200}")
 
@@ -37,64 +38,77 @@ _WRONG_PATH: Final = "There is nothing here: the path is not that of the callbac
 
 
 class RunStatus(enum.Enum):
-    """How a run stands with an `EventSubscriber`."""
+    """What a run is to an `EventSubscriber`."""
 
     AWAITED = enum.auto()
-    """It goes on."""
+    """The run goes on."""
     ELSEWHERE = enum.auto()
-    """It goes on, and another worker has it: of this one, only a result is of use."""
+    """The run goes on, and another worker has it: of this worker, only a result is of use."""
     CANCELLED = enum.auto()
-    """It was told to end, and its end is waited for."""
+    """The run was told to end, and its end is awaited."""
     STOPPED = enum.auto()
-    """It was told to end, and nobody waits for that."""
+    """The run was told to end, and its end is not awaited."""
     ENDED = enum.auto()
-    """Its end was taken before. That may come again; who still works on it, though, is to stop."""
+    """The run's end has been received. It may be received again; a worker that still runs it is told to stop."""
     UNKNOWN = enum.auto()
-    """Nobody waits for it."""
+    """Nobody waits for the run."""
 
 
 _TOLD_TO_END: Final = frozenset({RunStatus.CANCELLED, RunStatus.STOPPED, RunStatus.ELSEWHERE})
 
 
 class EventSubscriber(Protocol):
-    """Who waits for events. Everything is called on the receiver's loop, and must neither block nor raise."""
+    """Receives the events of runs. All methods are called on the receiver's loop, and must neither block nor raise."""
 
-    def standing(self, run_id: str, worker: str) -> RunStatus:
-        """Return what the run is to it. Asked for every event, before it is taken.
+    def status(self, run_id: str, worker: str) -> RunStatus:
+        """Return the status of a run. Called for every event, before it is received.
 
         Args:
-            run_id: Of the run.
-            worker: The process that the event comes from; ``""``: not known.
+            run_id: Id of the run.
+            worker: The process that sent the event; ``""``: not known.
         """
         ...
 
-    def take(self, event: dict[str, Any], worker: str) -> None:
-        """Take an event of *worker* that was checked; pickles in it are `Pickled`, and nothing was unpickled."""
+    def receive(self, event: dict[str, Any], worker: str) -> None:
+        """Receive a checked event of *worker*. Its pickles are `Pickled`; nothing was unpickled."""
         ...
 
-    def gone(self, run_ids: Sequence[str], worker: str) -> None:
-        """The connection of *worker*, over which these runs were last heard of, has ended."""
+    def on_connection_lost(self, run_ids: Sequence[str], worker: str) -> None:
+        """Called when the connection of *worker* has ended, over which the last events of these runs came."""
         ...
 
     def claim(self, claim_id: str) -> Sequence[bytes | memoryview] | None:
-        """The bytes that a worker fetches, in chunks; ``None``: there are none (any more)."""
+        """Return the bytes of a claim, in chunks; ``None``: there is no such claim, or not any more."""
         ...
 
 
 class Route:
-    """A `EventSubscriber`'s way in. Made by `open_route`.
+    """The address under which an `EventSubscriber` receives events. Made by `open_route`.
 
     Attributes:
-        url: What goes into payloads as ``callback_url``.
-        port: What is listened on.
-        label: Who it is for, in messages.
+        subscriber: Receives the events.
+        token_digest: Digest of the token that a request's path must end in.
+        url: The ``callback_url`` for payloads.
+        port: The port that is listened on.
+        security: What requests must show.
+        max_message_bytes: Maximum size of a body.
+        label: Whom the route is for, in messages.
     """
 
-    __slots__ = ("_close", "label", "max_message_bytes", "mark", "party", "port", "security", "url")
+    __slots__ = (
+        "_close",
+        "label",
+        "max_message_bytes",
+        "token_digest",
+        "subscriber",
+        "port",
+        "security",
+        "url",
+    )
 
     def __init__(
         self,
-        party: EventSubscriber,
+        subscriber: EventSubscriber,
         *,
         token: str,
         url: str,
@@ -104,8 +118,8 @@ class Route:
         label: str,
         close: Callable[[Route], Awaitable[None]],
     ) -> None:
-        self.party = party
-        self.mark = _mark(token)
+        self.subscriber = subscriber
+        self.token_digest = _token_digest(token)
         self.url = url
         self.port = port
         self.security = security
@@ -114,11 +128,11 @@ class Route:
         self._close = close
 
     async def close(self) -> None:
-        """Take nothing more. The last route of a receiver closes it. To be called once more does no harm."""
+        """Close the route. The last route of a receiver closes the receiver. Calling it again has no effect."""
         await self._close(self)
 
 
-def _mark(token: str) -> bytes:
+def _token_digest(token: str) -> bytes:
     """Return the digest by which tokens are compared, so that a comparison tells nothing of single bytes."""
     return hashlib.sha256(token.encode("utf-8", "surrogatepass")).digest()
 
@@ -126,43 +140,43 @@ def _mark(token: str) -> bytes:
 class Routes:
     """The open routes of a receiver."""
 
-    __slots__ = ("_by_mark", "presence")
+    __slots__ = ("_by_token", "liveness")
 
     def __init__(self) -> None:
-        self.presence = WorkerLiveness()
-        self._by_mark: dict[bytes, list[Route]] = {}
+        self.liveness = WorkerLiveness()
+        self._by_token: dict[bytes, list[Route]] = {}
 
     def __bool__(self) -> bool:
-        return bool(self._by_mark)
+        return bool(self._by_token)
 
     @property
     def max_message_bytes(self) -> int:
-        """The largest body that any of them takes."""
+        """Maximum size of a body that any of the routes accepts."""
         return max(
-            (route.max_message_bytes for routes in self._by_mark.values() for route in routes),
+            (route.max_message_bytes for routes in self._by_token.values() for route in routes),
             default=0,
         )
 
     def add(self, route: Route) -> None:
-        """Open it."""
-        self._by_mark.setdefault(route.mark, []).append(route)
+        """Open *route*."""
+        self._by_token.setdefault(route.token_digest, []).append(route)
 
     def remove(self, route: Route) -> bool:
-        """Close it; whether it was open."""
-        routes = self._by_mark.get(route.mark, [])
+        """Close *route*. Return whether it was open."""
+        routes = self._by_token.get(route.token_digest, [])
         if route not in routes:
             return False
         routes.remove(route)
         if not routes:
-            del self._by_mark[route.mark]
-        self.presence.forget(route)
+            del self._by_token[route.token_digest]
+        self.liveness.remove_route(route)
         return True
 
-    def visit(self, request: Request) -> AuthorizedRequest:
-        """Decide about a request by its head.
+    def authorize(self, request: Request) -> AuthorizedRequest:
+        """Authorize a request by its head.
 
         Raises:
-            Refusal: Nobody is to read its body.
+            Refusal: The request is refused, and its body must not be read.
         """
         match = _TARGET.fullmatch(request.path)
         routes = self._find(match[1]) if match is not None else []
@@ -181,22 +195,22 @@ class Routes:
             try:
                 route.security.screen_headers(headers=request.fields)
             except PermissionError as error:
-                refusal = _not_allowed(route, request, error)
+                refusal = _unauthorized(route, request, error)
             else:
                 admitted.append(route)
 
         if not admitted and refusal is not None:
             raise refusal
-        authorized = AuthorizedRequest(request, admitted, claim_id, self.presence, refusal)
+        authorized = AuthorizedRequest(request, admitted, claim_id, self.liveness, refusal)
         if claim_id is None:
             authorized.authenticate_head()
         return authorized
 
     def _find(self, token: str) -> list[Route]:
-        given = _mark(token)
+        given = _token_digest(token)
         found: list[Route] = []
-        for mark, routes in self._by_mark.items():  # all of them, whichever it is
-            if hmac.compare_digest(mark, given):
+        for token_digest, routes in self._by_token.items():  # all of them: the time must not tell
+            if hmac.compare_digest(token_digest, given):
                 found = routes
         return found
 
@@ -205,21 +219,21 @@ class AuthorizedRequest:
     """A request whose body may be read.
 
     Attributes:
-        most: Bytes that its body may have.
-        claim_id: What is to be fetched; ``None`` for events.
-        authenticated: Whether it comes from a holder of the secret, or its route has none: only then may room be kept
-            for the length that it announces.
+        max_body_bytes: Maximum size of its body.
+        claim_id: The claim that it fetches; ``None``: it posts events.
+        authenticated: Whether it comes from a holder of the secret, or its route has none. Only then may memory be
+            reserved for the length that it announces.
     """
 
     __slots__ = (
         "_announced",
-        "_presence",
+        "_liveness",
         "_refusal",
         "_request",
         "_routes",
         "authenticated",
         "claim_id",
-        "most",
+        "max_body_bytes",
     )
 
     def __init__(
@@ -227,20 +241,20 @@ class AuthorizedRequest:
         request: Request,
         routes: list[Route],
         claim_id: str | None,
-        presence: WorkerLiveness,
+        liveness: WorkerLiveness,
         refusal: Refusal | None,
     ) -> None:
         self._request = request
         self._routes = routes
-        self._presence = presence
-        self._refusal = refusal  # that of routes that it cannot be for
+        self._liveness = liveness
+        self._refusal = refusal  # by the routes that it is not authorized for
         self.claim_id = claim_id
-        self.most = max(route.max_message_bytes for route in routes)
+        self.max_body_bytes = max(route.max_message_bytes for route in routes)
         self.authenticated = all(not route.security.authenticates for route in routes)
         self._announced: signing.Digest | None = None  # of the body, covered by a signature
 
     def authenticate_head(self) -> None:
-        """Verify the signature by the digest of the body that the head announces, if it does.
+        """Verify the signature by the digest of the body, if the head announces one.
 
         Raises:
             Refusal: The signature is not right.
@@ -253,33 +267,35 @@ class AuthorizedRequest:
         self.authenticated = True
 
     def read(self, chunks: Sequence[bytes]) -> list[dict[str, Any]] | Refusal:
-        """The events in a body, which is verified first, or why there are none. For any thread; it does not raise."""
+        """Verify a body and return its events, or why it is refused. May be called from any thread; never raises."""
         try:
             if self._announced is None:
                 self._verify(chunks)
             elif signing.digest(chunks) != self._announced:
-                return Refusal(403, "The body is another one than the head of this request says.")
+                return Refusal(
+                    403, "The body is not the one that the head of this request announces."
+                )
             return [check_event(frame) for frame in codec.decode(chunks, most_text=MAX_TEXT_BYTES)]
         except Refusal as refusal:
             return refusal
         except FrameError as error:
-            return Refusal(400, f"These are not events: {error}.", ends=_unusable(error))
+            return Refusal(400, f"These are not events: {error}.", ends=_transport_error(error))
         except BaseException as error:  # memory, above all
             why = f"a callback could not be read: {type(error).__name__}: {error}"
             return Refusal(
                 500, "This could not be read; the log of the other side says why.", why=why
             )
 
-    def claimed(self) -> Sequence[bytes | memoryview]:
-        """Return the chunks that the worker fetches.
+    def claimed_chunks(self) -> Sequence[bytes | memoryview]:
+        """Return the bytes of the claim, in chunks.
 
         Raises:
-            Refusal: There is nothing, or it is not for this one.
+            Refusal: The request is not authorized, or there is no such claim.
         """
         self._verify(b"")
         assert self.claim_id is not None
         for route in self._routes:
-            chunks = route.party.claim(self.claim_id)
+            chunks = route.subscriber.claim(self.claim_id)
             if chunks is not None:
                 return chunks
 
@@ -287,41 +303,41 @@ class AuthorizedRequest:
             410, "Nobody waits for this run any more, and what it was to work on is gone."
         )
 
-    def settle(self, events: Sequence[dict[str, Any]], line: WorkerConnection) -> Reply:
-        """Hand *events*, from `read`, to those who wait for them. They came over *line*."""
-        gone: dict[str, None] = {}
+    def deliver(self, events: Sequence[dict[str, Any]], connection: WorkerConnection) -> Reply:
+        """Hand *events*, from `read`, to the subscribers. They came over *connection*."""
+        unawaited: dict[str, None] = {}
         cancelled: dict[str, None] = {}
-        taken = 0
+        accepted = 0
 
         for event in events:
             run_id: str = event["run_id"]
             terminal = event["type"] in TERMINAL
-            route, standing = self._find(run_id, line.worker)
-            if standing is RunStatus.ENDED and terminal:
-                taken += 1
-                gone.pop(run_id, None)
+            route, status = self._find(run_id, connection.worker)
+            if status is RunStatus.ENDED and terminal:
+                accepted += 1
+                unawaited.pop(run_id, None)
             elif (
-                standing is RunStatus.AWAITED
-                or (standing is RunStatus.CANCELLED and terminal)
-                or (standing is RunStatus.ELSEWHERE and event["type"] == "task_result")
+                status is RunStatus.AWAITED
+                or (status is RunStatus.CANCELLED and terminal)
+                or (status is RunStatus.ELSEWHERE and event["type"] == "task_result")
             ):
-                taken += 1
+                accepted += 1
                 if terminal:
-                    self._presence.ended(route, run_id)
-                    gone.pop(run_id, None)
+                    self._liveness.remove_run(route, run_id)
+                    unawaited.pop(run_id, None)
                 else:
-                    self._presence.heard(route, run_id, line)
-                route.party.take(event, line.worker)
+                    self._liveness.add_run(route, run_id, connection)
+                route.subscriber.receive(event, connection.worker)
             else:
-                gone[run_id] = None
-                if standing in _TOLD_TO_END:
+                unawaited[run_id] = None
+                if status in _TOLD_TO_END:
                     cancelled[run_id] = None
 
-        if not gone:
-            return TAKEN
-        fields = ((CANCELLED_HEADER, _listed(cancelled)),) if cancelled else ()
-        if taken:
-            return Reply(204, fields=((UNAWAITED_HEADER, _listed(gone)), *fields))
+        if not unawaited:
+            return ACCEPTED
+        fields = ((CANCELLED_HEADER, _header_list(cancelled)),) if cancelled else ()
+        if accepted:
+            return Reply(204, fields=((UNAWAITED_HEADER, _header_list(unawaited)), *fields))
         if self._refusal is not None and not cancelled:
             return self._refusal.reply
         text = (
@@ -331,9 +347,9 @@ class AuthorizedRequest:
 
     def _find(self, run_id: str, worker: str) -> tuple[Route, RunStatus]:
         for route in self._routes:
-            standing = route.party.standing(run_id, worker)
-            if standing is not RunStatus.UNKNOWN:
-                return route, standing
+            status = route.subscriber.status(run_id, worker)
+            if status is not RunStatus.UNKNOWN:
+                return route, status
         return self._routes[0], RunStatus.UNKNOWN
 
     def _verify(self, body: signing.Body) -> None:
@@ -351,7 +367,7 @@ class AuthorizedRequest:
                     headers=self._request.fields,
                 )
             except PermissionError as error:
-                self._refusal = _not_allowed(route, self._request, error)
+                self._refusal = _unauthorized(route, self._request, error)
             else:
                 verified.append(route)
 
@@ -360,8 +376,8 @@ class AuthorizedRequest:
         self._routes = verified
 
 
-def _not_allowed(route: Route, request: Request, error: PermissionError) -> Refusal:
-    """Refuse without a reason, and log the reason: it would tell an attacker how far the request got."""
+def _unauthorized(route: Route, request: Request, error: PermissionError) -> Refusal:
+    """Refuse without telling the reason, which is logged: it would tell an attacker how far the request got."""
     why = f"{route.label}: {error}"
     if route.security.kind == "bearer":
         header, scheme = signing.AUTHORIZATION, "Bearer"
@@ -375,13 +391,13 @@ def _not_allowed(route: Route, request: Request, error: PermissionError) -> Refu
     return Refusal(
         403,
         "The authentication of this request is not right: both sides need the same 'security', and clocks that agree; "
-        "and nothing is taken twice.",
+        "and no request is accepted twice.",
         why=why,
     )
 
 
-def _unusable(error: FrameError) -> dict[str, Any] | None:
-    """The end of the run whose worker reported something that is not an event, so that nobody waits for it for ever."""
+def _transport_error(error: FrameError) -> dict[str, Any] | None:
+    """Return a terminal event for a run whose worker did not post events. Otherwise its weave would wait for ever."""
     if error.run_id is None:
         return None
     message = f"what the worker of run {error.run_id} posted is not an event: {error}"
@@ -394,13 +410,13 @@ def _unusable(error: FrameError) -> dict[str, Any] | None:
     return {"type": "task_error", "run_id": error.run_id, "task_id": "?", "error": report}
 
 
-def _listed(run_ids: dict[str, None]) -> str:
+def _header_list(run_ids: dict[str, None]) -> str:
     shown: list[str] = []
     size = 0
 
     for run_id in run_ids:
         size += len(run_id) + 1
-        if size > MAX_GONE_CHARACTERS:
+        if size > MAX_LIST_CHARACTERS:
             break
         if _LISTED.fullmatch(run_id):
             shown.append(run_id)

@@ -1,4 +1,4 @@
-"""One connection to the receiver: requests in their order, time limits, and no more memory than there is room for."""
+"""One connection to the receiver: requests one after the other, within limits of time and memory."""
 
 from __future__ import annotations
 
@@ -26,74 +26,100 @@ if TYPE_CHECKING:
 __all__ = ["SMALL_BYTES", "Connection"]
 
 HEAD_SECONDS: Final = 10.0
-"""A head must be whole so many seconds after its first byte; a stranger's first one after connecting."""
+"""How long a head may take from its first byte on; the first one of a connection, from the connecting on."""
 
 IDLE_SECONDS: Final = 75.0
-"""A connection is kept so long without a request, unless a worker shows with it that its runs go on."""
+"""How long a connection is kept without a request, unless its worker has runs."""
 
 BODY_SECONDS: Final = 30.0
-SLOWEST_BYTES: Final = 4096
-"""A body must never pause for so many seconds; and it must be there after so many, and one more for each so many
-bytes: others may wait for the room that it takes."""
+"""How long a body may pause, and how long it may take as a whole beyond the time that `MIN_BYTES_PER_SECOND` gives it:
+other bodies may wait for the memory that it holds."""
+
+MIN_BYTES_PER_SECOND: Final = 4096
+"""Minimum rate at which a body may arrive."""
 
 WRITE_SECONDS: Final = 60.0
-"""How long a client may stop reading before the connection is aborted, in seconds."""
+"""How long a client may stop reading before the connection is aborted."""
 
 LINGER_SECONDS: Final = 2.0
-"""How long the rest of a request is read and dropped after a refusal, in seconds: closing at once would reset the
-connection, and the refusal could be lost (RFC 9112, 9.6)."""
+"""How long the rest of a request is read and dropped after a refusal: closing at once would reset the connection, and
+the refusal could be lost (RFC 9112, 9.6)."""
 
 SMALL_BYTES: Final = INLINE_BYTES
-"""A body up to this size does not wait for the room of large ones, and one that is refused is skipped."""
+"""Maximum size of a small body: it does not wait for large ones, and is read to its end if it is refused."""
 
 PIECE_BYTES: Final = 256 * 1024
+"""Size of the pieces in which a large response is written."""
+
 BURST_BYTES: Final = 1024 * 1024
-"""Large answers are written in pieces; after so many bytes it is somebody else's turn."""
+"""How much of a large response is written before other connections have their turn."""
 
 MAX_STEPS: Final = 128
-"""Heads and bodies that came in one go are worked on in a row; then it is somebody else's turn."""
+"""How many heads and bodies of one connection are handled before other connections have their turn."""
 
 _CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
 class _State(enum.Enum):
+    """What a connection is doing.
+
+    ========  ==============================================  ======================
+    from      when                                            to
+    ========  ==============================================  ======================
+    `HEAD`    a head is authorized, and its body is large     `WAIT`, then `BODY`
+    `HEAD`    a head is authorized                            `BODY`
+    `HEAD`    a head is refused, and its body is small        `SKIP`
+    `BODY`    a large body has arrived                        `WORK`
+    `BODY`    a small body has arrived and was answered       `HEAD`
+    `BODY`    the request fetches a claim                     `SEND`
+    `SKIP`    the body has arrived                            `HEAD`
+    `WORK`    the request is answered                         `HEAD`
+    `SEND`    the claim is written                            `HEAD`
+    any       the connection is not to be kept                `LINGER`
+    ========  ==============================================  ======================
+    """
+
     HEAD = enum.auto()
     """Between two requests, or in a head."""
     WAIT = enum.auto()
-    """A body waits for room."""
+    """A body waits for memory."""
     BODY = enum.auto()
+    """A body arrives."""
     SKIP = enum.auto()
-    """A body that was refused comes, and is dropped."""
+    """A body that was refused arrives, and is dropped."""
     WORK = enum.auto()
-    """A large body is verified and decoded in another thread."""
+    """A large body is verified and decoded in a thread."""
     SEND = enum.auto()
-    """A claim goes out."""
+    """A claim is sent."""
     LINGER = enum.auto()
-    """All is said, and what still comes is dropped."""
+    """The last response is written, and what still arrives is dropped."""
 
 
 _READS: Final = frozenset({_State.HEAD, _State.BODY, _State.SKIP, _State.LINGER})
 
 
 class Connection(asyncio.Protocol):
-    """A connection to *receiver*. One request at a time: what comes meanwhile waits, in the kernel above all."""
+    """A connection to *receiver*. It handles one request at a time; the next one waits in the kernel's buffers.
+
+    Attributes:
+        recognized: Whether a request has been authorized: the connection is not a stranger's.
+    """
 
     def __init__(self, receiver: Receiver) -> None:
-        self.known = False
-        """Whether a request has been admitted: it is not a stranger's."""
+        self.recognized = False
         self._receiver = receiver
         self._loop = receiver.loop
-        self._line = WorkerConnection()
+        self._worker = WorkerConnection()
         self._parser = RequestParser()
-        self._visit: AuthorizedRequest | None = None
+        self._request: AuthorizedRequest | None = None
         self._state = _State.HEAD
-        self._started = False  # of a head: its first byte is there
-        self._rest = b""  # what came and was not looked at
+        self._started = False  # the first byte of a head has arrived
+        self._unread = b""  # received, and not parsed yet
         self._body = Body()
-        self._out: Iterator[bytes | memoryview] | None = None
+        self._outgoing: Iterator[bytes | memoryview] | None = None
         self._congested = self._paused = self._ended = self._lost = self._working = False
-        self._unsent = 0  # bytes, when last looked at
-        self._since = self._heard = self._loop.time()
+        self._unsent = 0  # bytes, when last measured
+        self._began_at = self._progress_at = self._loop.time()
         self._timer = Deadline(self._loop, self._due, self._expire)
 
     # ------------------------------------------------------------------ begin and end
@@ -107,29 +133,29 @@ class Connection(asyncio.Protocol):
             keep_alive(sock, unacknowledged=UNACKNOWLEDGED_SECONDS)
         self._peer = str((transport.get_extra_info("peername") or ("?",))[0])
         self._transport.set_write_buffer_limits(high=PIECE_BYTES)
-        self._receiver.arrived(self)
+        self._receiver.add_connection(self)
         self._timer.update()
 
     def eof_received(self) -> bool:
         self._ended = True
-        # Whoever only says that no more requests come still gets the answers.
-        return self._state in (_State.WORK, _State.SEND) or self._congested or bool(self._rest)
+        # A client that only closes its sending side still gets the responses.
+        return self._state in (_State.WORK, _State.SEND) or self._congested or bool(self._unread)
 
     def connection_lost(self, exc: Exception | None) -> None:
         forks.untrack(self._descriptor)
         self._lost = True
-        self._rest = b""
-        self._out = None
+        self._unread = b""
+        self._outgoing = None
         self._timer.cancel()
-        if not self._working:  # what is being decoded is taken all the same
-            self._let_go()
+        if not self._working:  # events that are being decoded are delivered all the same
+            self._release()
 
-    def _let_go(self) -> None:
+    def _release(self) -> None:
         self._body.drop()
-        self._receiver.left(self, self._line)
+        self._receiver.remove_connection(self, self._worker)
 
-    def shut(self) -> None:
-        """The receiver closes. In good order, if nothing is under way."""
+    def close(self) -> None:
+        """Close the connection because the receiver closes; abort it if a request is under way."""
         if (
             self._state in (_State.HEAD, _State.LINGER)
             and not self._transport.get_write_buffer_size()
@@ -138,26 +164,26 @@ class Connection(asyncio.Protocol):
         else:
             self._transport.abort()
 
-    def drop(self) -> None:
-        """End it: there are too many strangers."""
+    def abort(self) -> None:
+        """Abort the connection."""
         self._transport.abort()
 
     # ------------------------------------------------------------------ in
 
     def data_received(self, data: bytes) -> None:
-        self._heard = self._loop.time()
+        self._progress_at = self._loop.time()
         if self._state is _State.LINGER:
             return
-        self._rest = self._rest + data if self._rest else data
+        self._unread = self._unread + data if self._unread else data
         self._advance()
 
     def _advance(self) -> None:
-        """Go on with what is there, as far as that is possible now."""
+        """Handle what has arrived, as far as that is possible now."""
         steps = 0
 
-        while self._rest and self._state in _READS and not self._congested:
+        while self._unread and self._state in _READS and not self._congested:
             if self._transport.is_closing():
-                self._rest = b""
+                self._unread = b""
                 break
             steps += 1
             if steps > MAX_STEPS:
@@ -172,16 +198,16 @@ class Connection(asyncio.Protocol):
 
         if self._state is _State.HEAD and not self._started and self._parser.begun:
             self._started = True
-            self._since = self._loop.time()
+            self._began_at = self._loop.time()
 
-        if self._ended and not self._rest and self._state is _State.HEAD and not self._congested:
+        if self._ended and not self._unread and self._state is _State.HEAD and not self._congested:
             self._transport.close()
-        self._flow()
+        self._update_reading()
         self._timer.update()
 
-    def _flow(self) -> None:
-        """Read from the kernel only what can be gone on with."""
-        pause = self._congested or bool(self._rest) or self._state not in _READS
+    def _update_reading(self) -> None:
+        """Pause or resume reading: only what can be handled now is read from the kernel."""
+        pause = self._congested or bool(self._unread) or self._state not in _READS
         if pause != self._paused and not self._transport.is_closing():
             self._paused = pause
             if pause:
@@ -192,15 +218,15 @@ class Connection(asyncio.Protocol):
     def _step(self) -> None:
         parser = self._parser
         if self._state is _State.LINGER:
-            self._rest = b""
+            self._unread = b""
             return
 
-        pieces = parser.feed(self._rest)
-        self._rest = parser.rest
+        pieces = parser.feed(self._unread)
+        self._unread = parser.rest
 
         if self._state is _State.HEAD:
             if parser.head is not None:
-                self._headed(parser.head)
+                self._on_head(parser.head)
         elif self._state is _State.SKIP:
             if parser.complete:
                 self._next()
@@ -208,65 +234,65 @@ class Connection(asyncio.Protocol):
             for piece in pieces:
                 self._body.add(piece)
             if parser.complete:
-                self._received()
+                self._on_request()
             elif (
                 parser.chunked
                 and parser.received > SMALL_BYTES
-                and self._body.room is self._receiver.small
+                and self._body.limiter is self._receiver.small
             ):
-                # Nobody knows how large it gets, so it needs room for the largest.
+                # Its size is not known, so that memory for the largest body is reserved.
                 self._body.release()
-                assert self._visit is not None
-                self._reserve(self._large_room(self._visit), self._visit.most)
+                assert self._request is not None
+                self._reserve(self._limiter_for(self._request), self._request.max_body_bytes)
 
-    def _headed(self, head: Request) -> None:
+    def _on_head(self, head: Request) -> None:
         parser = self._parser
         expects = head.get("expect")
 
         try:
-            visit = self._receiver.routes.visit(head)
+            request = self._receiver.routes.authorize(head)
             if expects is not None and expects.lower() != "100-continue":  # RFC 9110, 10.1.1
                 raise Refusal(417, "Nothing is expected here but 100-continue.")
         except Refusal as refusal:
             self._refuse(refusal)
             return
 
-        self._visit = visit
-        if not self.known:
-            self.known = True
-            self._receiver.recognized(self)
+        self._request = request
+        if not self.recognized:
+            self.recognized = True
+            self._receiver.on_recognized(self)
 
-        self._line.note(head)
-        parser.admit(visit.most)  # TooLargeError: 413
+        self._worker.on_request(head)
+        parser.admit(request.max_body_bytes)  # TooLargeError: 413
         if parser.complete:
-            self._received()
+            self._on_request()
             return
 
         size = parser.announced
         self._state = _State.BODY
 
-        if size is not None and size <= len(self._rest):  # it is here already
-            self._since = self._loop.time()
+        if size is not None and size <= len(self._unread):  # it has arrived
+            self._began_at = self._loop.time()
         elif size is None or size <= SMALL_BYTES:
             self._reserve(self._receiver.small, SMALL_BYTES)
         else:
-            self._reserve(self._large_room(visit), size)
+            self._reserve(self._limiter_for(request), size)
 
-    def _large_room(self, visit: AuthorizedRequest) -> CapacityLimiter:
-        """Return where a large body has its place: a stranger's never takes that of a worker's."""
-        return self._receiver.large if visit.authenticated else self._receiver.strangers
+    def _limiter_for(self, request: AuthorizedRequest) -> CapacityLimiter:
+        """Return what limits a large body. A stranger's body never takes the memory of a worker's."""
+        return self._receiver.large if request.authenticated else self._receiver.strangers
 
     # ------------------------------------------------------------------ a body
 
-    def _reserve(self, room: CapacityLimiter, size: int) -> None:
-        """Go on when there is a place for *size* bytes."""
-        if self._body.reserve(room, size, self._come):
+    def _reserve(self, limiter: CapacityLimiter, size: int) -> None:
+        """Go on when *size* bytes are reserved."""
+        if self._body.reserve(limiter, size, self._on_reserved):
             self._granted()
         else:
             self._state = _State.WAIT
 
-    def _come(self) -> None:
-        """It is its turn. Not at once: whoever made room is in the middle of something."""
+    def _on_reserved(self) -> None:
+        """Called when the memory is reserved. Goes on a little later: the caller is busy releasing it."""
         self._granted()
         self._loop.call_soon(self._resume)
 
@@ -276,7 +302,7 @@ class Connection(asyncio.Protocol):
 
     def _granted(self) -> None:
         self._state = _State.BODY
-        self._since = self._heard = self._loop.time()
+        self._began_at = self._progress_at = self._loop.time()
         head = self._parser.head
         assert head is not None
 
@@ -284,65 +310,65 @@ class Connection(asyncio.Protocol):
             head.get("expect") is not None
             and head.minor >= 1
             and not self._parser.received
-            and not self._rest
+            and not self._unread
         ):
             self._transport.write(_CONTINUE)
 
-    def _received(self) -> None:
-        """The request is whole."""
-        visit = self._visit
-        assert visit is not None
+    def _on_request(self) -> None:
+        """Handle a request that has arrived whole."""
+        request = self._request
+        assert request is not None
         chunks = self._body.take()
 
-        if visit.claim_id is not None:
-            self._send_claim(visit)
+        if request.claim_id is not None:
+            self._send_claim(request)
         elif self._parser.received <= 2 * INLINE_BYTES:
-            self._settle(visit, visit.read(chunks))
+            self._handle(request, request.read(chunks))
         else:
             self._state = _State.WORK
             self._working = True
-            thread_pool.submit(self._read_elsewhere, visit, chunks)
+            thread_pool.submit(self._read_in_thread, request, chunks)
 
-    def _read_elsewhere(self, visit: AuthorizedRequest, chunks: list[bytes]) -> None:
-        found = visit.read(chunks)
-        post_to(self._loop, self._worked, visit, found)
+    def _read_in_thread(self, request: AuthorizedRequest, chunks: list[bytes]) -> None:
+        outcome = request.read(chunks)
+        post_to(self._loop, self._on_read, request, outcome)
 
-    def _worked(self, visit: AuthorizedRequest, found: list[dict[str, Any]] | Refusal) -> None:
+    def _on_read(self, request: AuthorizedRequest, outcome: list[dict[str, Any]] | Refusal) -> None:
         self._working = False
-        self._settle(visit, found)
+        self._handle(request, outcome)
         if self._lost:
-            self._let_go()
+            self._release()
         else:
             self._advance()
 
-    def _settle(self, visit: AuthorizedRequest, found: list[dict[str, Any]] | Refusal) -> None:
+    def _handle(self, request: AuthorizedRequest, outcome: list[dict[str, Any]] | Refusal) -> None:
         if self._receiver.closed:
             return
-        if isinstance(found, Refusal):
-            self._log(found)
-            if found.ends is not None:
-                self._take(visit, [found.ends])
-            reply = found.reply
+        if isinstance(outcome, Refusal):
+            self._log(outcome)
+            if outcome.ends is not None:
+                self._deliver(request, [outcome.ends])
+            reply = outcome.reply
         else:
-            reply = self._take(visit, found)
+            reply = self._deliver(request, outcome)
 
         self._body.release()
         if not self._lost:
-            self._answer(reply)
+            self._respond(reply)
 
-    def _take(self, visit: AuthorizedRequest, events: list[dict[str, Any]]) -> Reply:
+    def _deliver(self, request: AuthorizedRequest, events: list[dict[str, Any]]) -> Reply:
         try:
-            return visit.settle(events, self._line)
+            return request.deliver(events, self._worker)
         except Exception as error:
-            self._receiver.report(
+            self._receiver.log_error(
                 f"events could not be taken: {type(error).__name__}: {error}", error
             )
             return Reply(500, "The events could not be taken; the log of the other side says why.")
 
     # ------------------------------------------------------------------ out
 
-    def _answer(self, reply: Reply) -> None:
-        """Answer the request, which is whole."""
+    def _respond(self, reply: Reply) -> None:
+        """Respond to a request that has arrived whole."""
         head = self._parser.head
         assert head is not None
         keep = head.persistent
@@ -359,19 +385,19 @@ class Connection(asyncio.Protocol):
 
     def _next(self) -> None:
         self._parser = RequestParser()
-        self._visit = None
+        self._request = None
         self._state = _State.HEAD
         self._started = False
-        self._since = self._heard
+        self._began_at = self._progress_at
 
     def _too_large(self) -> None:
-        assert self._visit is not None
-        most = self._visit.most
-        text = f"The body has more than {most} bytes: pass large data by reference, or raise 'max_message_bytes'."
+        assert self._request is not None
+        maximum = self._request.max_body_bytes
+        text = f"The body has more than {maximum} bytes: pass large data by reference, or raise 'max_message_bytes'."
         self._refuse(Refusal(413, text))
 
     def _refuse(self, refusal: Refusal, *, broken: bool = False) -> None:
-        """Answer before the request is whole; if it is *broken*, nobody knows where the next one begins."""
+        """Respond before the request is whole. If it is *broken*, it is not known where the next one begins."""
         self._log(refusal)
         self._body.drop()
         parser, head = self._parser, self._parser.head
@@ -379,7 +405,7 @@ class Connection(asyncio.Protocol):
             keep, minor, bodiless = False, 1, head is not None and head.method == "HEAD"
         else:
             small = parser.announced is not None and parser.announced <= SMALL_BYTES
-            # Who waits for 100 may send the body or not, after this.
+            # A client that waits for 100 may send the body or not, after this.
             keep = head.persistent and small and (parser.complete or head.get("expect") is None)
             minor, bodiless = head.minor, head.method == "HEAD"
 
@@ -391,12 +417,12 @@ class Connection(asyncio.Protocol):
             self._next()
         else:
             self._state = _State.SKIP
-            self._since = self._loop.time()
+            self._began_at = self._loop.time()
 
     def _linger(self) -> None:
         self._state = _State.LINGER
-        self._since = self._loop.time()
-        self._rest = b""
+        self._began_at = self._loop.time()
+        self._unread = b""
         if self._ended:
             self._transport.close()
         elif not self._transport.is_closing():
@@ -404,44 +430,44 @@ class Connection(asyncio.Protocol):
 
     def _log(self, refusal: Refusal) -> None:
         text = refusal.why or refusal.reply.text
-        self._receiver.refused(
+        self._receiver.log_refusal(
             refusal.reply.status, f"{refusal.reply.status} to {self._peer}: {text}"
         )
 
     # ------------------------------------------------------------------ claims
 
-    def _send_claim(self, visit: AuthorizedRequest) -> None:
+    def _send_claim(self, request: AuthorizedRequest) -> None:
         try:
-            chunks = visit.claimed()
+            chunks = request.claimed_chunks()
         except Refusal as refusal:
             self._log(refusal)
-            self._answer(refusal.reply)
+            self._respond(refusal.reply)
             return
 
         head = self._parser.head
         assert head is not None
         self._state = _State.SEND
-        self._heard = self._loop.time()
-        self._out = _pieces(
+        self._progress_at = self._loop.time()
+        self._outgoing = _pieces(
             bulk_head(sum(map(len, chunks)), minor=head.minor, keep=head.persistent), chunks
         )
         self._pump()
 
     def _pump(self) -> None:
-        """Write what can be written now."""
-        out = self._out
+        """Write as much of the claim as can be written now."""
+        outgoing = self._outgoing
         written = 0
 
-        while out is not None and not self._congested and not self._transport.is_closing():
-            piece = next(out, None)
+        while outgoing is not None and not self._congested and not self._transport.is_closing():
+            piece = next(outgoing, None)
             if piece is None:
-                self._out = None
+                self._outgoing = None
                 head = self._parser.head
                 assert head is not None
                 self._finish(keep=head.persistent)
                 self._loop.call_soon(self._resume)
                 return
-            self._heard = self._loop.time()
+            self._progress_at = self._loop.time()
             self._transport.write(piece)
             written += len(piece)
             if written >= BURST_BYTES:
@@ -451,11 +477,11 @@ class Connection(asyncio.Protocol):
     def pause_writing(self) -> None:
         self._congested = True
         self._unsent = self._transport.get_write_buffer_size()
-        self._flow()
+        self._update_reading()
 
     def resume_writing(self) -> None:
         self._congested = False
-        self._heard = self._loop.time()
+        self._progress_at = self._loop.time()
         if self._state is _State.SEND:
             self._pump()
         else:
@@ -464,25 +490,25 @@ class Connection(asyncio.Protocol):
     # ------------------------------------------------------------------ time
 
     def _due(self) -> float | None:
-        """Return when patience ends, in the loop's time; ``None``: not because of this connection."""
+        """Return when the connection's time is over, in the loop's time; ``None``: there is no limit."""
         if self._lost:
             return None
         if self._congested and (unsent := self._transport.get_write_buffer_size()) < self._unsent:
-            self._unsent = unsent  # slow, but not stuck
-            self._heard = self._loop.time()
+            self._unsent = unsent  # slow, but it makes progress
+            self._progress_at = self._loop.time()
 
         if self._congested or self._state is _State.SEND:
-            return self._heard + WRITE_SECONDS
+            return self._progress_at + WRITE_SECONDS
         if self._state is _State.HEAD:
-            if self._started or not self.known:
-                return self._since + HEAD_SECONDS
-            return None if self._line.runs else self._heard + IDLE_SECONDS
+            if self._started or not self.recognized:
+                return self._began_at + HEAD_SECONDS
+            return None if self._worker.runs else self._progress_at + IDLE_SECONDS
 
         if self._state in (_State.BODY, _State.SKIP):
-            pace = self._since + BODY_SECONDS + self._parser.received / SLOWEST_BYTES
-            return min(self._heard + BODY_SECONDS, pace)
+            pace = self._began_at + BODY_SECONDS + self._parser.received / MIN_BYTES_PER_SECOND
+            return min(self._progress_at + BODY_SECONDS, pace)
 
-        return self._since + LINGER_SECONDS if self._state is _State.LINGER else None
+        return self._began_at + LINGER_SECONDS if self._state is _State.LINGER else None
 
     def _expire(self) -> None:
         if self._congested or self._state in (_State.SKIP, _State.SEND, _State.LINGER):

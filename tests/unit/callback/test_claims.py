@@ -9,7 +9,7 @@ import threading
 from urllib.parse import urlsplit
 
 import pytest
-from tests.support.receiving import SIGNED, Receiving, Waiting, Wire, beat, eventually
+from tests.support.receiving import SIGNED, Receiving, RecordingSubscriber, Wire, beat, eventually
 from tests.unit.callback.test_connections import receiver_of
 
 from wove.callback import server
@@ -20,10 +20,12 @@ from wove.security import NetworkExecutorSecurity
 @pytest.mark.parametrize(
     "chunks", [[b""], [], [b"abc"], [b"abc", memoryview(b"defg")], [b"x" * 1_000_000, b"y"]]
 )
-def test_a_claim_comes_as_it_is(house: Receiving, chunks: list[bytes | memoryview]) -> None:
-    party = Waiting()
-    party.claims["c-1"] = chunks
-    route = house.open(party)
+def test_a_claim_comes_as_it_is(
+    receiving_loop: Receiving, chunks: list[bytes | memoryview]
+) -> None:
+    subscriber = RecordingSubscriber()
+    subscriber.claims["c-1"] = chunks
+    route = receiving_loop.open(subscriber)
     with Wire(route) as wire:
         path = urlsplit(claim_url(route.url, "c-1")).path
         for _ in range(2):
@@ -36,11 +38,11 @@ def test_a_claim_comes_as_it_is(house: Receiving, chunks: list[bytes | memoryvie
         assert wire.ended()
 
 
-def test_claims_are_for_those_who_sign(house: Receiving) -> None:
-    party = Waiting()
-    party.claims["c"] = [b"abc"]
+def test_claims_are_for_those_who_sign(receiving_loop: Receiving) -> None:
+    subscriber = RecordingSubscriber()
+    subscriber.claims["c"] = [b"abc"]
     security = NetworkExecutorSecurity.from_config(SIGNED)
-    with Wire(house.open(party, security=SIGNED)) as wire:
+    with Wire(receiving_loop.open(subscriber, security=SIGNED)) as wire:
         path = f"{wire.path}/claims/c"
         assert wire.request("GET", path=path).status == 401
         wrong = security.headers_for(transport="http", target=wire.path)
@@ -51,12 +53,12 @@ def test_claims_are_for_those_who_sign(house: Receiving) -> None:
         assert wire.request("GET", path=wire.path + "x/claims/c", **right).status == 404
 
 
-def test_fifty_megabytes_for_several_at_once_and_one_slow_reader(house: Receiving) -> None:
-    party = Waiting()
+def test_fifty_megabytes_for_several_at_once_and_one_slow_reader(receiving_loop: Receiving) -> None:
+    subscriber = RecordingSubscriber()
     chunk = os.urandom(1_000_000)
-    party.claims["c"] = [memoryview(chunk)] * 50
+    subscriber.claims["c"] = [memoryview(chunk)] * 50
     expected = hashlib.sha256(chunk * 50).hexdigest()
-    route = house.open(party)
+    route = receiving_loop.open(subscriber)
     found = receiver_of(route)
     with Wire(route) as slow:
         slow.send(slow.head("GET", f"{slow.path}/claims/c", {}))
@@ -81,12 +83,12 @@ def test_fifty_megabytes_for_several_at_once_and_one_slow_reader(house: Receivin
 
 
 def test_a_reader_that_has_stopped_is_given_up(
-    house: Receiving, monkeypatch: pytest.MonkeyPatch
+    receiving_loop: Receiving, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(server, "WRITE_SECONDS", 0.1)
-    party = Waiting()
-    party.claims["c"] = [bytes(20_000_000)]
-    route = house.open(party)
+    subscriber = RecordingSubscriber()
+    subscriber.claims["c"] = [bytes(20_000_000)]
+    route = receiving_loop.open(subscriber)
     found = receiver_of(route)
     with Wire(route) as wire:
         wire.send(wire.head("GET", f"{wire.path}/claims/c", {}))
@@ -94,10 +96,10 @@ def test_a_reader_that_has_stopped_is_given_up(
         eventually(lambda: not found._connections)
 
 
-def test_a_reader_that_leaves(house: Receiving) -> None:
-    party = Waiting()
-    party.claims["c"] = [bytes(20_000_000)]
-    route = house.open(party)
+def test_a_reader_that_leaves(receiving_loop: Receiving) -> None:
+    subscriber = RecordingSubscriber()
+    subscriber.claims["c"] = [bytes(20_000_000)]
+    route = receiving_loop.open(subscriber)
     found = receiver_of(route)
     with Wire(route) as wire:
         wire.send(wire.head("GET", f"{wire.path}/claims/c", {}))

@@ -8,7 +8,15 @@ import time
 from itertools import pairwise
 
 import pytest
-from tests.support.receiving import Receiving, Waiting, Wire, beat, eventually, result, started
+from tests.support.receiving import (
+    Receiving,
+    RecordingSubscriber,
+    Wire,
+    beat,
+    eventually,
+    result,
+    started,
+)
 
 from wove.callback import receiver as receivers, server
 from wove.callback.receiver import Receiver, Route
@@ -23,17 +31,17 @@ def large(run_id: str, size: int) -> bytes:
     return json.dumps(result(run_id, "A" * size)).encode()
 
 
-def test_a_connection_is_kept(house: Receiving) -> None:
-    party = Waiting()
-    with Wire(house.open(party)) as wire:
+def test_a_connection_is_kept(receiving_loop: Receiving) -> None:
+    subscriber = RecordingSubscriber()
+    with Wire(receiving_loop.open(subscriber)) as wire:
         for number in range(20):
             assert wire.post(beat(f"r{number}")).status == 204
-    assert [run for _, run in party.taken] == [f"r{number}" for number in range(20)]
+    assert [run for _, run in subscriber.taken] == [f"r{number}" for number in range(20)]
 
 
-def test_small_answers_do_not_wait_for_each_other(house: Receiving) -> None:
+def test_small_answers_do_not_wait_for_each_other(receiving_loop: Receiving) -> None:
     """With Nagle's algorithm the second of two small answers would wait for the acknowledgement of the first: 40 ms."""
-    route = house.open(Waiting())
+    route = receiving_loop.open(RecordingSubscriber())
     with Wire(route) as wire:
         assert wire.post(beat("r1")).status == 204
         (connection,) = receiver_of(route)._connections
@@ -42,9 +50,9 @@ def test_small_answers_do_not_wait_for_each_other(house: Receiving) -> None:
         assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
 
 
-def test_requests_in_a_row_are_answered_in_their_order(house: Receiving) -> None:
-    party = Waiting()
-    with Wire(house.open(party)) as wire:
+def test_requests_in_a_row_are_answered_in_their_order(receiving_loop: Receiving) -> None:
+    subscriber = RecordingSubscriber()
+    with Wire(receiving_loop.open(subscriber)) as wire:
         raw = b""
         for number in range(300):  # more than are worked on in one go
             body = json.dumps(beat(f"{'r' if number % 3 else 'x'}{number}")).encode()
@@ -53,23 +61,23 @@ def test_requests_in_a_row_are_answered_in_their_order(house: Receiving) -> None
         assert [wire.answer().status for _ in range(300)] == [
             204 if number % 3 else 410 for number in range(300)
         ]
-    assert len(party.taken) == 200
+    assert len(subscriber.taken) == 200
 
 
-def test_a_large_body_does_not_let_the_next_request_overtake(house: Receiving) -> None:
-    party = Waiting()
-    with Wire(house.open(party)) as wire:
+def test_a_large_body_does_not_let_the_next_request_overtake(receiving_loop: Receiving) -> None:
+    subscriber = RecordingSubscriber()
+    with Wire(receiving_loop.open(subscriber)) as wire:
         body, after = large("r1", 4_000_000), json.dumps(beat("r2")).encode()
         wire.send(wire.head("POST", wire.path, {"Content-Length": str(len(body))}) + body)
         wire.send(wire.head("POST", wire.path, {"Content-Length": str(len(after))}) + after)
         assert [wire.answer().status, wire.answer().status] == [204, 204]
-    assert party.taken == [("task_result", "r1"), ("heartbeat", "r2")]
-    assert party.events[0]["result_pickle"].size == 3_000_000
+    assert subscriber.taken == [("task_result", "r1"), ("heartbeat", "r2")]
+    assert subscriber.events[0]["result_pickle"].size == 3_000_000
 
 
-def test_byte_by_byte(house: Receiving) -> None:
-    party = Waiting()
-    with Wire(house.open(party)) as wire:
+def test_byte_by_byte(receiving_loop: Receiving) -> None:
+    subscriber = RecordingSubscriber()
+    with Wire(receiving_loop.open(subscriber)) as wire:
         body = json.dumps(beat("r1")).encode()
         raw = wire.head("POST", wire.path, {"Content-Length": str(len(body))}) + body
         for byte in raw + raw:
@@ -77,9 +85,9 @@ def test_byte_by_byte(house: Receiving) -> None:
         assert [wire.answer().status, wire.answer().status] == [204, 204]
 
 
-def test_chunks(house: Receiving) -> None:
-    party = Waiting()
-    with Wire(house.open(party)) as wire:
+def test_chunks(receiving_loop: Receiving) -> None:
+    subscriber = RecordingSubscriber()
+    with Wire(receiving_loop.open(subscriber)) as wire:
         for body in (json.dumps(beat("r1")).encode(), large("r2", 1_000_000)):
             edges = [0, 1, 5, len(body) // 2, len(body)]
             raw = b"".join(
@@ -92,13 +100,13 @@ def test_chunks(house: Receiving) -> None:
             )
             assert wire.answer().status == 204
         assert wire.post(beat("r3")).status == 204
-    assert [run for _, run in party.taken] == ["r1", "r2", "r3"]
+    assert [run for _, run in subscriber.taken] == ["r1", "r2", "r3"]
 
 
 @pytest.mark.parametrize("size", [100, 200_000])
-def test_expect_100_continue(house: Receiving, size: int) -> None:
-    party = Waiting()
-    with Wire(house.open(party)) as wire:
+def test_expect_100_continue(receiving_loop: Receiving, size: int) -> None:
+    subscriber = RecordingSubscriber()
+    with Wire(receiving_loop.open(subscriber)) as wire:
         body = large("r1", size)
         wire.send(
             wire.head(
@@ -115,8 +123,8 @@ def test_expect_100_continue(house: Receiving, size: int) -> None:
             assert wire.answer().status == 204
 
 
-def test_expect_and_a_refusal(house: Receiving) -> None:
-    with Wire(house.open(Waiting())) as wire:
+def test_expect_and_a_refusal(receiving_loop: Receiving) -> None:
+    with Wire(receiving_loop.open(RecordingSubscriber())) as wire:
         wire.send(
             wire.head("POST", wire.path + "x", {"Content-Length": "10", "Expect": "100-continue"})
         )
@@ -125,9 +133,9 @@ def test_expect_and_a_refusal(house: Receiving) -> None:
         assert wire.ended()
 
 
-def test_http_1_0(house: Receiving) -> None:
-    party = Waiting()
-    route = house.open(party)
+def test_http_1_0(receiving_loop: Receiving) -> None:
+    subscriber = RecordingSubscriber()
+    route = receiving_loop.open(subscriber)
     body = json.dumps(beat("r1")).encode()
     with Wire(route) as wire:
         answer = wire.request(body=body, version="1.0")
@@ -138,11 +146,11 @@ def test_http_1_0(house: Receiving) -> None:
         assert (answer.status, answer.fields["connection"]) == (204, "keep-alive")
         assert wire.request(body=body, Connection="close").fields["connection"] == "close"
         assert wire.ended()
-    assert len(party.taken) == 3
+    assert len(subscriber.taken) == 3
 
 
-def test_who_says_that_nothing_more_comes_still_gets_the_answers(house: Receiving) -> None:
-    with Wire(house.open(Waiting())) as wire:
+def test_who_says_that_nothing_more_comes_still_gets_the_answers(receiving_loop: Receiving) -> None:
+    with Wire(receiving_loop.open(RecordingSubscriber())) as wire:
         for body in (json.dumps(beat("r1")).encode(), large("r2", 500_000)):
             wire.send(wire.head("POST", wire.path, {"Content-Length": str(len(body))}) + body)
         wire.sock.shutdown(socket.SHUT_WR)
@@ -150,23 +158,25 @@ def test_who_says_that_nothing_more_comes_still_gets_the_answers(house: Receivin
         assert wire.ended()
 
 
-def test_a_body_that_is_cut_off_is_not_taken(house: Receiving) -> None:
-    party = Waiting()
-    route = house.open(party)
+def test_a_body_that_is_cut_off_is_not_taken(receiving_loop: Receiving) -> None:
+    subscriber = RecordingSubscriber()
+    route = receiving_loop.open(subscriber)
     found = receiver_of(route)
     with Wire(route) as wire:
         wire.send(wire.head("POST", wire.path, {"Content-Length": "100000"}) + b"x" * 70_000)
         eventually(lambda: found.large.in_use)
     eventually(lambda: not found._connections)
-    assert found.large.in_use == found.small.in_use == 0 and party.taken == []
+    assert found.large.in_use == found.small.in_use == 0 and subscriber.taken == []
 
 
 # ------------------------------------------------------------------ time
 
 
-def test_heads_that_trickle_are_given_up(house: Receiving, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_heads_that_trickle_are_given_up(
+    receiving_loop: Receiving, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(server, "HEAD_SECONDS", 0.1)
-    route = house.open(Waiting())
+    route = receiving_loop.open(RecordingSubscriber())
     with Wire(route) as silent, Wire(route) as slow:
         slow.send(b"POST /wove/ev")
         answer = slow.answer()
@@ -175,10 +185,10 @@ def test_heads_that_trickle_are_given_up(house: Receiving, monkeypatch: pytest.M
 
 
 def test_bodies_that_trickle_are_given_up(
-    house: Receiving, monkeypatch: pytest.MonkeyPatch
+    receiving_loop: Receiving, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(server, "BODY_SECONDS", 0.1)
-    route = house.open(Waiting())
+    route = receiving_loop.open(RecordingSubscriber())
     found = receiver_of(route)
     with Wire(route) as wire:
         wire.send(wire.head("POST", wire.path, {"Content-Length": "100000"}) + b"x")
@@ -188,22 +198,22 @@ def test_bodies_that_trickle_are_given_up(
 
 
 def test_a_refused_body_that_does_not_come_ends_the_connection(
-    house: Receiving, monkeypatch: pytest.MonkeyPatch
+    receiving_loop: Receiving, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(server, "BODY_SECONDS", 0.1)
-    with Wire(house.open(Waiting())) as wire:
+    with Wire(receiving_loop.open(RecordingSubscriber())) as wire:
         wire.send(wire.head("POST", wire.path + "x", {"Content-Length": "100"}) + b"x")
         assert wire.answer().status == 404
         assert wire.ended()
 
 
 def test_idle_connections_are_closed_unless_runs_go_on(
-    house: Receiving, monkeypatch: pytest.MonkeyPatch
+    receiving_loop: Receiving, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(server, "IDLE_SECONDS", 0.05)
     monkeypatch.setattr(server, "HEAD_SECONDS", 0.05)
-    party = Waiting()
-    route = house.open(party)
+    subscriber = RecordingSubscriber()
+    route = receiving_loop.open(subscriber)
     with Wire(route) as idle, Wire(route) as busy:
         assert busy.post(started("r1"), X_Wove_Worker="w").status == 204
         assert idle.post(beat("r2")).status == 204
@@ -214,10 +224,10 @@ def test_idle_connections_are_closed_unless_runs_go_on(
 
 
 def test_after_a_refusal_who_goes_on_is_not_listened_to_for_long(
-    house: Receiving, monkeypatch: pytest.MonkeyPatch
+    receiving_loop: Receiving, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(server, "LINGER_SECONDS", 0.1)
-    route = house.open(Waiting(), most=1000)
+    route = receiving_loop.open(RecordingSubscriber(), most=1000)
     with Wire(route) as wire:
         wire.send(wire.head("POST", wire.path, {"Content-Length": "1000000"}))
         assert wire.answer().status == 413
@@ -237,10 +247,10 @@ def test_after_a_refusal_who_goes_on_is_not_listened_to_for_long(
 
 
 def test_strangers_make_room_for_those_who_come_after(
-    house: Receiving, monkeypatch: pytest.MonkeyPatch
+    receiving_loop: Receiving, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(receivers, "MAX_STRANGERS", 10)
-    route = house.open(Waiting())
+    route = receiving_loop.open(RecordingSubscriber())
     known = Wire(route)
     assert known.post(beat("r1")).status == 204
     strangers = [Wire(route) for _ in range(30)]
@@ -252,10 +262,10 @@ def test_strangers_make_room_for_those_who_come_after(
         wire.sock.close()
 
 
-def test_bodies_wait_until_there_is_room(house: Receiving) -> None:
-    party = Waiting()
+def test_bodies_wait_until_there_is_room(receiving_loop: Receiving) -> None:
+    subscriber = RecordingSubscriber()
     most = 1_000_000
-    route = house.open(party, most=most)
+    route = receiving_loop.open(subscriber, most=most)
     found = receiver_of(route)
     body, other = large("r1", 700_000), large("r2", 600_000)
     with Wire(route) as first, Wire(route) as second, Wire(route) as third:
@@ -273,13 +283,13 @@ def test_bodies_wait_until_there_is_room(house: Receiving) -> None:
         assert second.answer().status == 100
         second.send(other)
         assert second.answer().status == 204
-    assert party.taken == [("heartbeat", "r3"), ("task_result", "r1"), ("task_result", "r2")]
+    assert subscriber.taken == [("heartbeat", "r3"), ("task_result", "r1"), ("task_result", "r2")]
     eventually(lambda: found.large.in_use == 0)
 
 
-def test_who_leaves_while_waiting_for_room_holds_up_nobody(house: Receiving) -> None:
-    party = Waiting()
-    route = house.open(party, most=1_000_000)
+def test_who_leaves_while_waiting_for_room_holds_up_nobody(receiving_loop: Receiving) -> None:
+    subscriber = RecordingSubscriber()
+    route = receiving_loop.open(subscriber, most=1_000_000)
     found = receiver_of(route)
     body = large("r1", 700_000)
     with Wire(route) as first, Wire(route) as last:
@@ -298,9 +308,9 @@ def test_who_leaves_while_waiting_for_room_holds_up_nobody(house: Receiving) -> 
     eventually(lambda: found.large.in_use == 0)
 
 
-def test_a_chunked_body_takes_room_once_it_is_not_small(house: Receiving) -> None:
-    party = Waiting()
-    route = house.open(party, most=10_000_000)
+def test_a_chunked_body_takes_room_once_it_is_not_small(receiving_loop: Receiving) -> None:
+    subscriber = RecordingSubscriber()
+    route = receiving_loop.open(subscriber, most=10_000_000)
     found = receiver_of(route)
     body = large("r1", 1_000_000)
     with Wire(route) as wire:
@@ -317,9 +327,9 @@ def test_a_chunked_body_takes_room_once_it_is_not_small(house: Receiving) -> Non
     assert found.large.in_use == found.small.in_use == 0
 
 
-def test_many_workers_at_once(house: Receiving) -> None:
-    party = Waiting()
-    route = house.open(party)
+def test_many_workers_at_once(receiving_loop: Receiving) -> None:
+    subscriber = RecordingSubscriber()
+    route = receiving_loop.open(subscriber)
     wires = [Wire(route) for _ in range(200)]
     for number, wire in enumerate(wires):
         body = json.dumps([started(f"r{number}"), result(f"r{number}")]).encode()
@@ -327,12 +337,12 @@ def test_many_workers_at_once(house: Receiving) -> None:
     assert {wire.answer().status for wire in wires} == {204}
     for wire in wires:
         wire.sock.close()
-    assert len(party.taken) == 400
+    assert len(subscriber.taken) == 400
 
 
-def test_who_reads_no_answers_is_not_read_either(house: Receiving) -> None:
+def test_who_reads_no_answers_is_not_read_either(receiving_loop: Receiving) -> None:
     """Answers that nobody takes pile up neither here nor for ever."""
-    route = house.open(Waiting())
+    route = receiving_loop.open(RecordingSubscriber())
     found = receiver_of(route)
     with Wire(route) as wire:
         wire.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)

@@ -56,6 +56,9 @@ class Run:
         head = Head(1, status, "x", list(fields))
         self.queue.on_response(self.batch(now), head, b"", now, kept=True)
 
+    def has(self, state: RunState) -> bool:
+        return self.events.state is state
+
     def _begin(self) -> None:
         self.begun += 1
 
@@ -69,28 +72,28 @@ def event(kind: str, **fields: Any) -> dict[str, Any]:
 
 def test_a_run_is_reported() -> None:
     run = Run()
-    assert run.events.state is RunState.OPEN
+    assert run.has(RunState.OPEN)
     run.end()
-    assert run.events.state is RunState.ENDED
+    assert run.has(RunState.ENDED)
     run.batch()
-    assert run.events.state is RunState.REPORTING
+    assert run.has(RunState.REPORTING)
 
 
 def test_a_batch_that_did_not_get_through_is_sent_again() -> None:
     run = Run()
     run.end()
     run.queue.put_back(run.batch())
-    assert run.events.state is RunState.ENDED
+    assert run.has(RunState.ENDED)
     run.answer(204)
-    assert run.events.state is RunState.SETTLED and not run.queue.alive
+    assert run.has(RunState.SETTLED) and not run.queue.alive
 
 
 def test_a_run_that_is_awaited_begins() -> None:
     run = Run()
     run.ask()
-    assert run.events.state is RunState.ASKING and run.begun == 0
+    assert run.has(RunState.ASKING) and run.begun == 0
     run.answer(204)
-    assert run.events.state is RunState.OPEN and run.begun == 1
+    assert run.has(RunState.OPEN) and run.begun == 1
 
 
 def test_a_run_that_nobody_waits_for_does_not_begin() -> None:
@@ -99,14 +102,14 @@ def test_a_run_that_nobody_waits_for_does_not_begin() -> None:
     run.answer(410)
     outcome = run.report.wait(0)
     assert outcome is not None and not outcome.awaited
-    assert run.events.state is RunState.SETTLED and run.begun == 0
+    assert run.has(RunState.SETTLED) and run.begun == 0
 
 
 def test_a_detached_run_begins_but_says_nothing_to_a_receiver_that_does_not_wait() -> None:
     run = Run(detached=True)
     run.ask()
     run.answer(410)
-    assert run.events.state is RunState.SUPPRESSED and run.begun == 1 and run.cancelled == 0
+    assert run.has(RunState.SUPPRESSED) and run.begun == 1 and run.cancelled == 0
     run.queue.add(run.events, event("log", message="hello"), 0.0)
     assert run.queue.next_batch(0.0) is None
 
@@ -115,7 +118,7 @@ def test_a_detached_run_begins_where_the_receiver_cannot_be_asked() -> None:
     run = Run(detached=True)
     run.ask()
     run.queue.add_failures(run.queue.ready, REFUSED, 0.0, refused=True)
-    assert run.events.state is RunState.OPEN and run.begun == 1
+    assert run.has(RunState.OPEN) and run.begun == 1
 
 
 def test_a_run_that_ends_while_its_receiver_is_asked_does_not_begin() -> None:
@@ -123,18 +126,18 @@ def test_a_run_that_ends_while_its_receiver_is_asked_does_not_begin() -> None:
     run.ask()
     batch = run.batch()
     run.end()
-    assert run.events.state is RunState.ENDED
+    assert run.has(RunState.ENDED)
     run.queue.on_response(batch, Head(1, 204, "x", []), b"", 0.0, kept=True)
-    assert run.events.state is RunState.ENDED and run.begun == 0
+    assert run.has(RunState.ENDED) and run.begun == 0
 
 
 def test_the_end_of_a_suppressed_run_is_sent() -> None:
     run = Run()
     run.queue.add(run.events, event("heartbeat"), 0.0)
     run.answer(410)
-    assert run.events.state is RunState.SUPPRESSED and run.cancelled == 1
+    assert run.has(RunState.SUPPRESSED) and run.cancelled == 1
     run.end(LARGE_BYTES)
-    assert run.events.state is RunState.ENDED and run.events.heartbeat_due == math.inf
+    assert run.has(RunState.ENDED) and run.events.heartbeat_due == math.inf
     assert run.queue.uploads == [run.events]
 
 
@@ -142,9 +145,9 @@ def test_an_end_that_is_too_large_is_replaced_once() -> None:
     run = Run()
     run.end(100)
     run.answer(413)
-    assert run.events.state is RunState.ENDED and run.events.shortened
+    assert run.has(RunState.ENDED) and run.events.shortened
     run.answer(413)
-    assert run.events.state is RunState.SETTLED
+    assert run.has(RunState.SETTLED)
 
 
 @pytest.mark.parametrize(("refused", "seconds"), [(True, 10.0), (False, 60.0)])
@@ -165,4 +168,4 @@ def test_a_settled_run_stays_settled() -> None:
     run.answer(204)
     run.queue.register(run.events)
     run.queue.ask(run.events, 0.0)
-    assert run.events.state is RunState.SETTLED and not run.queue.alive
+    assert run.has(RunState.SETTLED) and not run.queue.alive

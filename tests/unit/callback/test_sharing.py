@@ -11,7 +11,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from tests.support.receiving import SIGNED, Receiving, Waiting, Wire, beat, receiving, started
+from tests.support.receiving import (
+    SIGNED,
+    Receiving,
+    RecordingSubscriber,
+    Wire,
+    beat,
+    receiving,
+    started,
+)
 from tests.support.scripts import Finished
 
 from wove.callback import receiver as receivers
@@ -35,70 +43,82 @@ def free_ports(count: int) -> int:
         return first
 
 
-def opened_by(house: Receiving) -> list[Receiver]:
-    """The receivers on the loop of *house*; other tests of this process may have theirs."""
+def opened_by(receiving_loop: Receiving) -> list[Receiver]:
+    """The receivers on the loop of *receiving_loop*; other tests of this process may have theirs."""
     return [
         receiver
         for (loop, _, _), receiver in receivers._receivers.items()
-        if loop is house.background.loop
+        if loop is receiving_loop.background.loop
     ]
 
 
-def test_environments_share_a_port(house: Receiving) -> None:
+def test_environments_share_a_port(receiving_loop: Receiving) -> None:
     port = free_ports(1)
-    parties = [Waiting(), Waiting(), Waiting()]
+    subscribers = [RecordingSubscriber(), RecordingSubscriber(), RecordingSubscriber()]
     routes = [
-        house.open(parties[0], port=port, token="a"),
-        house.open(parties[1], port=str(port), token="b"),
+        receiving_loop.open(subscribers[0], port=port, token="a"),
+        receiving_loop.open(subscribers[1], port=str(port), token="b"),
     ]
-    routes.append(house.open(parties[2], port=port, token="b"))
-    assert {route.port for route in routes} == {port} and len(opened_by(house)) == 1
-    parties[1].standings["r1"] = RunStatus.UNKNOWN
+    routes.append(receiving_loop.open(subscribers[2], port=port, token="b"))
+    assert {route.port for route in routes} == {port} and len(opened_by(receiving_loop)) == 1
+    subscribers[1].statuses["r1"] = RunStatus.UNKNOWN
     with Wire(routes[0]) as wire:
         assert wire.post(beat("r0")).status == 204
         assert (
             wire.request(body=b'{"type":"heartbeat","run_id":"r1"}', path="/wove/events/b").status
             == 204
         )
-        house.call(routes[0].close())
+        receiving_loop.call(routes[0].close())
         assert wire.post(beat("r0")).status == 404, (
             "the others are still there, and so is the connection"
         )
-        house.call(routes[2].close())
+        receiving_loop.call(routes[2].close())
         assert (
             wire.request(body=b'{"type":"heartbeat","run_id":"r1"}', path="/wove/events/b").status
             == 410
         )
-        house.call(routes[1].close())
+        receiving_loop.call(routes[1].close())
         assert wire.ended()
-    assert [party.taken for party in parties] == [[("heartbeat", "r0")], [], [("heartbeat", "r1")]]
+    assert [subscriber.taken for subscriber in subscribers] == [
+        [("heartbeat", "r0")],
+        [],
+        [("heartbeat", "r1")],
+    ]
     with socket.socket() as sock:
         assert sock.connect_ex(("127.0.0.1", port)) != 0
-    assert not opened_by(house)
+    assert not opened_by(receiving_loop)
 
 
-def test_threads_open_at_once(house: Receiving) -> None:
+def test_threads_open_at_once(receiving_loop: Receiving) -> None:
     port = free_ports(1)
     opened: list[int] = []
     threads = [
-        threading.Thread(target=lambda: opened.append(house.open(Waiting(), port=port).port))
+        threading.Thread(
+            target=lambda: opened.append(receiving_loop.open(RecordingSubscriber(), port=port).port)
+        )
         for _ in range(8)
     ]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert opened == [port] * 8 and len(opened_by(house)) == 1
+    assert opened == [port] * 8 and len(opened_by(receiving_loop)) == 1
 
 
-def test_without_a_port_they_share_one_too(house: Receiving) -> None:
-    assert house.open(Waiting()).port == house.open(Waiting()).port
+def test_without_a_port_they_share_one_too(receiving_loop: Receiving) -> None:
+    assert (
+        receiving_loop.open(RecordingSubscriber()).port
+        == receiving_loop.open(RecordingSubscriber()).port
+    )
 
 
-def test_one_token_and_two_securities(house: Receiving) -> None:
-    plain, signed = Waiting(r2=RunStatus.UNKNOWN), Waiting(r1=RunStatus.UNKNOWN)
-    house.open(plain, token="t")
-    with Wire(house.open(signed, token="t", security=SIGNED)) as wire:
+def test_one_token_and_two_securities(receiving_loop: Receiving) -> None:
+    plain, signed = (
+        RecordingSubscriber(r2=RunStatus.UNKNOWN),
+        RecordingSubscriber(r1=RunStatus.UNKNOWN),
+    )
+    receiving_loop.open(plain, token="t")
+    with Wire(receiving_loop.open(signed, token="t", security=SIGNED)) as wire:
         assert wire.post(beat("r1")).status == 204
         assert wire.post(beat("r2")).status == 401, "it is the other's, who wants a signature"
         assert wire.signed(beat("r2")).status == 204
@@ -106,8 +126,8 @@ def test_one_token_and_two_securities(house: Receiving) -> None:
 
 
 @pytest.mark.parametrize("host", ["::1", "::", "localhost", "0.0.0.0"])
-def test_hosts(house: Receiving, host: str) -> None:
-    route = house.open(Waiting(), host=host, token="t")
+def test_hosts(receiving_loop: Receiving, host: str) -> None:
+    route = receiving_loop.open(RecordingSubscriber(), host=host, token="t")
     targets = {
         "::1": ["::1"],
         "::": ["::1", "127.0.0.1"],
@@ -121,47 +141,47 @@ def test_hosts(house: Receiving, host: str) -> None:
         assert route.url == f"http://[::1]:{route.port}/wove/events/t"
 
 
-def test_a_range_gives_each_process_a_port_of_its_own(house: Receiving) -> None:
+def test_a_range_gives_each_process_a_port_of_its_own(receiving_loop: Receiving) -> None:
     first = free_ports(3)
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", first))
         taken.listen()
-        route = house.open(
-            Waiting(),
+        route = receiving_loop.open(
+            RecordingSubscriber(),
             port=f"{first}-{first + 2}",
             url="http://web:{port}/wove/events/{token}",
             token="t",
         )
         assert route.port == first + 1
         assert route.url == f"http://web:{first + 1}/wove/events/t"
-    assert house.open(Waiting(), port=f"{first}-{first + 2}").port == first + 1, (
-        "within a process it is shared"
-    )
+    assert (
+        receiving_loop.open(RecordingSubscriber(), port=f"{first}-{first + 2}").port == first + 1
+    ), "within a process it is shared"
 
 
 @pytest.mark.parametrize("ports", [1, 2])
-def test_a_port_that_another_process_has(house: Receiving, ports: int) -> None:
+def test_a_port_that_another_process_has(receiving_loop: Receiving, ports: int) -> None:
     first = free_ports(ports)
     taken = [socket.create_server(("127.0.0.1", port)) for port in range(first, first + ports)]
     given = first if ports == 1 else f"{first}-{first + 1}"
     with pytest.raises(DeliveryError) as caught:
-        house.open(Waiting(), port=given)
+        receiving_loop.open(RecordingSubscriber(), port=given)
     text = str(caught.value)
     assert f"environment 'reports': the callback port{'' if ports == 1 else 's'} {first}" in text
     for remedy in ("another port", "0, for any", '"9010-9019"', "{port}"):
         assert remedy in text
     for sock in taken:
         sock.close()
-    assert house.open(Waiting(), port=given).port == first, "it is tried again"
+    assert receiving_loop.open(RecordingSubscriber(), port=given).port == first, "it is tried again"
 
 
-def test_a_port_that_another_environment_has(house: Receiving) -> None:
-    port = house.open(Waiting(), host="0.0.0.0", port=free_ports(1)).port
+def test_a_port_that_another_environment_has(receiving_loop: Receiving) -> None:
+    port = receiving_loop.open(RecordingSubscriber(), host="0.0.0.0", port=free_ports(1)).port
     with pytest.raises(
         DeliveryError,
         match=f"another environment of this process listens on the callback port {port}",
     ):
-        house.open(Waiting(), port=port)
+        receiving_loop.open(RecordingSubscriber(), port=port)
 
 
 @pytest.mark.parametrize(
@@ -171,18 +191,18 @@ def test_a_port_that_another_environment_has(house: Receiving) -> None:
         ("no-such-host.invalid", "there is no host 'no-such-host.invalid'"),
     ],
 )
-def test_a_host_that_is_not_this_one(house: Receiving, host: str, says: str) -> None:
+def test_a_host_that_is_not_this_one(receiving_loop: Receiving, host: str, says: str) -> None:
     with pytest.raises(DeliveryError, match=says):
-        house.open(Waiting(), host=host)
-    assert not opened_by(house)
+        receiving_loop.open(RecordingSubscriber(), host=host)
+    assert not opened_by(receiving_loop)
 
 
-def test_opening_can_be_given_up(house: Receiving) -> None:
+def test_opening_can_be_given_up(receiving_loop: Receiving) -> None:
     async def give_up() -> None:
         task = asyncio.create_task(
             open_route(
                 read_address({"callback_host": "localhost"}, label="x"),
-                Waiting(),
+                RecordingSubscriber(),
                 security=NetworkExecutorSecurity.from_config(None),
                 max_message_bytes=1000,
                 label="x",
@@ -193,17 +213,17 @@ def test_opening_can_be_given_up(house: Receiving) -> None:
         with pytest.raises(asyncio.CancelledError):
             await task
 
-    house.call(give_up())
-    assert not opened_by(house)
+    receiving_loop.call(give_up())
+    assert not opened_by(receiving_loop)
 
 
 @pytest.mark.usefixtures("no_leaks")
 def test_closing_costs_nothing_and_leaves_nothing() -> None:
     def seconds() -> float:
-        with receiving() as house:
-            party = Waiting()
-            party.claims["c"] = [bytes(50_000_000)]
-            route = house.open(party, host="localhost")
+        with receiving() as receiving_loop:
+            subscriber = RecordingSubscriber()
+            subscriber.claims["c"] = [bytes(50_000_000)]
+            route = receiving_loop.open(subscriber, host="localhost")
             with (
                 Wire(route, "localhost") as idle,
                 Wire(route, "localhost") as busy,
@@ -214,10 +234,10 @@ def test_closing_costs_nothing_and_leaves_nothing() -> None:
                 stuck.send(stuck.head("GET", f"{stuck.path}/claims/c", {}))
                 assert stuck.sock.recv(10)
                 began = time.monotonic()
-                house.call(route.close())
+                receiving_loop.call(route.close())
                 took = time.monotonic() - began
                 assert idle.ended()
-            house.call(route.close())
+            receiving_loop.call(route.close())
         return took
 
     # What is always waited for shows each time; what a busy machine adds does not.
@@ -231,7 +251,7 @@ def test_a_loop_that_ended_without_a_word_does_not_keep_the_port(no_leaks: None)
         async def main() -> None:
             await open_route(
                 read_address({"callback_port": port}, label="x"),
-                Waiting(),
+                RecordingSubscriber(),
                 security=NetworkExecutorSecurity.from_config(None),
                 max_message_bytes=1000,
                 label="x",
@@ -240,8 +260,8 @@ def test_a_loop_that_ended_without_a_word_does_not_keep_the_port(no_leaks: None)
         asyncio.run(main())
 
     open_and_forget()
-    with receiving() as house:
-        assert house.open(Waiting(), port=port).port == port
+    with receiving() as receiving_loop:
+        assert receiving_loop.open(RecordingSubscriber(), port=port).port == port
 
 
 def test_a_forked_child_has_a_receiver_of_its_own(
@@ -252,11 +272,11 @@ def test_a_forked_child_has_a_receiver_of_its_own(
     import asyncio, os, socket, sys, warnings
     sys.path.insert(0, {str(Path(__file__).parents[3])!r})
     warnings.filterwarnings("ignore", message=".*multi-threaded.*fork", category=DeprecationWarning)
-    from tests.support.receiving import Waiting, Wire, beat, receiving, started
+    from tests.support.receiving import RecordingSubscriber, Wire, beat, receiving, started
 
-    with receiving() as house:
-        party = Waiting()
-        route = house.open(party, port="{port}-{port + 1}", token="t")
+    with receiving() as receiving_loop:
+        subscriber = RecordingSubscriber()
+        route = receiving_loop.open(subscriber, port="{port}-{port + 1}", token="t")
         wire = Wire(route)
         assert wire.post(started("r1"), X_Wove_Worker="w").status == 204
         ready, begin = os.pipe()
@@ -267,19 +287,19 @@ def test_a_forked_child_has_a_receiver_of_its_own(
             with socket.socket() as probe:
                 assert probe.connect_ex(("127.0.0.1", {port})) != 0, "the child holds the parent's port"
             with receiving() as own:
-                mine = own.open(Waiting(), port="{port}-{port + 1}", token="t")
+                mine = own.open(RecordingSubscriber(), port="{port}-{port + 1}", token="t")
                 assert mine.port == {port}
                 with Wire(mine) as other:
                     assert other.post(beat("r2")).status == 204
             sys.stdout.flush()
             os._exit(0)
         assert wire.post(beat("r1")).status == 204, "the child took the parent's connection along"
-        house.call(route.close())
+        receiving_loop.call(route.close())
         assert wire.ended(), "the child holds the parent's connection"
         wire.sock.close()
         os.close(begin)
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-        assert party.lost == []
+        assert subscriber.lost == []
         print("done")
     """
     finished = script(textwrap.dedent(source))

@@ -442,7 +442,7 @@ class BackendAdapterEnvironmentExecutor(EnvironmentExecutor):
 
     # ------------------------------------------------------------------ back: what the receiver asks and tells
 
-    def standing(self, run_id: str, worker: str) -> RunStatus:
+    def status(self, run_id: str, worker: str) -> RunStatus:
         job = self._jobs.get(run_id)
         if job is not None:
             if not self._may_have(job, worker):
@@ -459,7 +459,7 @@ class BackendAdapterEnvironmentExecutor(EnvironmentExecutor):
             return True
         return self.adapter.redelivers and job.suspicion is not None
 
-    def take(self, event: dict[str, Any], worker: str) -> None:
+    def receive(self, event: dict[str, Any], worker: str) -> None:
         job = self._jobs.get(event["run_id"])
         if job is None or job.stopped:
             return
@@ -482,7 +482,7 @@ class BackendAdapterEnvironmentExecutor(EnvironmentExecutor):
             self._memory.put(job.key, event, asyncio.get_running_loop().time())
         self._finish(job, event)
 
-    def gone(self, run_ids: Sequence[str], worker: str) -> None:
+    def on_connection_lost(self, run_ids: Sequence[str], worker: str) -> None:
         for run_id in run_ids:
             job = self._jobs.get(run_id)
             if job is not None and job.suspicion is None and not job.stopped:

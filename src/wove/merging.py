@@ -152,29 +152,34 @@ async def _call(
     signature, kind = describe(fn, mapped=True)
     caller = Caller(run, name, fn, kind, signature, settings, context)
     run.merges.append(caller.attempts)
-    item = _item_name(fn, name, signature) if mapped else None
     if not settings.cache:
-        return await _attempt(caller, iterable, item)
+        return await _attempt(caller, iterable)
 
     from wove.engine.caching import cached_task  # here, because most merges do without
 
+    item = _item_name(fn, name, signature) if mapped else None
     cache = cached_task(run.store, name, fn, settings, {}, item)
     if not mapped:
-        return await cache.run(partial(_attempt, caller, None, None))
+        return await cache.run(partial(_attempt, caller, None))
     async with cache:
         caller.cache = cache
-        return await _attempt(caller, iterable, item)
+        return await _attempt(caller, iterable)
 
 
-async def _attempt(caller: Caller, iterable: Any, item: str | None) -> Any:
-    """Call, or map; *item* is the parameter that receives the item of a map."""
+async def _attempt(caller: Caller, iterable: Any) -> Any:
+    """Call once, or once for each item of *iterable*."""
     run, fn, settings = caller.run, caller.fn, caller.settings
-    if item is None:
+    if iterable is None:
         # In a task of its own, because its changes of context variables are not the caller's.
         call = caller(fn if settings.is_local else {})
         return await in_own_task(call, run.loop, caller.context)
 
-    item_call = ItemCall.here(fn) if settings.is_local else ItemCall.elsewhere(fn, {}, item)
+    if settings.is_local:
+        item_call = ItemCall.here(fn)
+    else:
+        item = _item_name(fn, caller.name, caller.signature)
+        item_call = ItemCall.elsewhere(fn, {}, item)
+
     return await map_items(run, caller, iterable, item_call)
 
 

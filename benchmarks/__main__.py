@@ -18,6 +18,7 @@ TOPICS = (
     "blocks",
     "maps",
     "memory",
+    "cache",
     "graphs",
     "failures",
     "stdio",

@@ -418,9 +418,7 @@ class weave:  # noqa: N801 - it is used like a function
 
     def explain(self) -> Explanation:
         """Return every effective setting of the weave and of each task, and where it came from. Runs nothing."""
-        return Explanation.of(
-            (node.declaration for node in self._planned().nodes), Resolver(current(), self._options)
-        )
+        return Explanation.of(self._planned().nodes, Resolver(current(), self._options))
 
     def done(self) -> bool:
         """Return whether everything has ended."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from wove.graph.plan import Declaration, Plan
+from wove.errors import SerializationError
+from wove.graph.plan import Node, Plan
 from wove.settings.resolution import Resolver, Setting
 
 if TYPE_CHECKING:
@@ -21,13 +22,17 @@ class Explanation(dict[str, dict[str, Setting]]):
     """
 
     @classmethod
-    def of(cls, declarations: Iterable[Declaration], resolver: Resolver) -> Self:
-        """Return the settings of *declarations* as *resolver* resolves them."""
+    def of(cls, nodes: Iterable[Node], resolver: Resolver) -> Self:
+        """Return the settings of the tasks of a plan as *resolver* resolves them."""
         explanation = cls(weave=resolver.explain_weave())
-        for declaration in declarations:
-            explanation[declaration.name] = resolver.explain(
-                declaration.options, declaration.mapped, f"task {declaration.name!r}"
-            )
+
+        for node in nodes:
+            declaration, label = node.declaration, f"task {node.name!r}"
+            settings = resolver.explain(declaration.options, declaration.mapped, label)
+            if settings["cache"].value:
+                settings.update(_parts_of_key(node, label, settings["cache_key"].value))
+            explanation[node.name] = settings
+
         return explanation
 
     def __str__(self) -> str:
@@ -41,6 +46,24 @@ class Explanation(dict[str, dict[str, Setting]]):
             ]
 
         return "\n".join(lines)
+
+
+def _parts_of_key(node: Node, label: str, cache_key: object) -> dict[str, Setting]:
+    """Return what tells the kept results of a task apart."""
+    from wove.cache.fingerprint import Fingerprint  # here, because most weaves keep no results
+
+    try:
+        code = Fingerprint(node.declaration.fn, label, values=cache_key is None)
+    except SerializationError as error:
+        return {"key: not possible": Setting(str(error), "code")}
+
+    parts = {
+        "code of": tuple(code.functions),
+        "defaults of": tuple(code.defaults),
+        "captured": tuple(code.captured),
+        "arguments": () if cache_key is not None else node.arguments(),
+    }
+    return {f"key: {name}": Setting(names, "code") for name, names in parts.items() if names}
 
 
 def describe(plan: Plan, resolver: Resolver) -> str:

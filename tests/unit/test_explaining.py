@@ -95,3 +95,39 @@ def test_debug_prints_a_cycle(capsys: pytest.CaptureFixture[str]) -> None:
     done = attempt("with", lambda w: (w.do(a), w.do(b)), debug=True)
     assert isinstance(done.error, RuntimeError)
     assert "Circular dependency detected" in capsys.readouterr().out
+
+
+def test_what_tells_kept_results_apart() -> None:
+    captured = 5
+    with pytest.raises(ValueError, match="has no store"), weave(n=1) as w:
+
+        @w.do(cache=True)
+        def plain(n: int, unit: str = "m") -> str:
+            return f"{n + captured} {unit}"
+
+        @w.do(cache=True, cache_key="{n}", cache_version=2)
+        def keyed(n: int, unit: str = "m") -> int:
+            return captured
+
+        @w.do(cache=True)
+        def impossible(n: int) -> object:
+            return generator
+
+        generator = (nothing for nothing in ())
+        explained = w.explain()
+
+    def parts(task: str) -> dict[str, object]:
+        found = {name: value for name, (value, _) in explained[task].items() if "key: " in name}
+        return {name.removeprefix("key: "): value for name, value in found.items()}
+
+    function = test_what_tells_kept_results_apart.__name__ + ".<locals>."
+    assert parts("plain") == {
+        "code of": (f"{function}plain",),
+        "defaults of": ("unit",),
+        "captured": ("captured",),
+        "arguments": ("n",),
+    }
+    assert parts("keyed") == {"code of": (f"{function}keyed",)}
+    assert explained["keyed"]["cache_version"] == ("2", "task")
+    (reason,) = parts("impossible").values()
+    assert "the variable 'generator' of its closure" in str(reason)

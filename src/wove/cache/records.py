@@ -77,6 +77,10 @@ class Seal:
             )
         return pickled
 
+    def adopt(self, key: bytes, record: bytes) -> bytes:
+        """Return *record*, whoever has signed it, as one of this seal."""
+        return self.close(key, record[HEAD_BYTES:])
+
     def _sign(self, key: bytes, pickled: bytes) -> bytes:
         signature = self._signature.copy()
         signature.update(key)

@@ -51,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def make_parser() -> argparse.ArgumentParser:
     """Return the parser of the command line. Its result has ``run``, to be called with it."""
     from wove import __version__
-    from wove.cli import completion, doctor, env, graph, run, worker
+    from wove.cli import cache, completion, doctor, env, graph, run, worker
 
     parser = argparse.ArgumentParser(
         prog="wove",
@@ -61,6 +61,6 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"wove {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for command in (run, graph, env, doctor, worker, completion):
+    for command in (run, graph, env, doctor, worker, cache, completion):
         command.add_parser(commands.add_parser)
     return parser

@@ -199,15 +199,23 @@ def trickle_in_messages(calls: Calls, stream: int) -> None:
 
 
 def two_messages(calls: Calls, stream: int) -> None:
-    """As of a method that streams its events: gRPC hands out neither, because a unary call has one."""
+    """As of a method that streams its events without having said so in its initial metadata."""
     calls.headers(stream, *GRPC)
     calls.data(stream, message(b'{"events": []}') * 2)
     calls.headers(stream, ("grpc-status", "0"), end=True)
 
 
-@pytest.mark.parametrize("fault", [trickle_in_messages, two_messages])
-def test_a_reply_of_which_grpc_shows_nothing_ends_with_the_timeout(fault: Fault) -> None:
-    with Peer(lambda line: Calls(line).serve(fault)) as peer:
+def test_a_stream_without_the_end_of_its_run_is_not_an_answer() -> None:
+    with Peer(lambda line: Calls(line).serve(two_messages)) as peer:
+        configure(peer)
+        with pytest.raises(EnvironmentExecutionError, match="no task_result, task_error or"):
+            with weave() as w:
+                w.do(environment="peer")(bad)
+        wove.shutdown()
+
+
+def test_a_reply_of_which_grpc_shows_nothing_ends_with_the_timeout() -> None:
+    with Peer(lambda line: Calls(line).serve(trickle_in_messages)) as peer:
         configure(peer, timeout=1.0)
         with weave(error_mode="continue") as w:
 

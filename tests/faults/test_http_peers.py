@@ -32,6 +32,7 @@ from wove import (
     weave,
 )
 from wove.executors.http import connection as http_connection
+from wove.protocol import names
 from wove.security import NetworkExecutorSecurity
 
 pytestmark = [
@@ -811,7 +812,17 @@ class Tripwire:
 
 
 @pytest.mark.parametrize(
-    "kind", ["unsigned", "by another", "of another request", "a stream", "an error", "signed"]
+    "kind",
+    [
+        "unsigned",
+        "by another",
+        "of another request",
+        "a stream",
+        "a stream in another order",
+        "an error",
+        "signed",
+        "a signed stream",
+    ],
 )
 def test_an_answer_that_is_not_signed_is_not_unpickled(kind: str, tmp_path: Path) -> None:
     """With ``sign_replies``, whoever is on the way can end a run, and do nothing else."""
@@ -828,7 +839,7 @@ def test_an_answer_that_is_not_signed_is_not_unpickled(kind: str, tmp_path: Path
                 {name: held for name, held in request.headers.items() if name.startswith("x-wove")}
             )
             found = events(request.frame)
-            if kind != "signed":
+            if kind not in ("signed", "a signed stream"):
                 found[1]["result_pickle"] = base64.b64encode(
                     cloudpickle.dumps(Tripwire(str(marker)))
                 ).decode()
@@ -845,7 +856,21 @@ def test_an_answer_that_is_not_signed_is_not_unpickled(kind: str, tmp_path: Path
             fields = {} if kind == "unsigned" else {"X_Wove_Reply_Signature": str(signature)}
             if kind == "a stream":
                 body = b"".join(json.dumps(event).encode() + b"\n" for event in found)
-                line.send(answer(body, kind="application/x-ndjson", **fields))
+                line.send(answer(body, kind=names.LINES_TYPE, **fields))
+            elif kind in ("a signed stream", "a stream in another order"):
+                lines = b""
+                for number, event in enumerate(found):
+                    text = json.dumps(event).encode()
+                    count = number if kind == "a signed stream" else 1 - number
+                    each = ours.reply_signature(
+                        transport="http",
+                        target="/tasks",
+                        headers=headers,
+                        body=text,
+                        sequence=count,
+                    )
+                    lines += f"{each}\n".encode() + text + b"\n"
+                line.send(answer(lines, kind=names.SIGNED_LINES_TYPE))
             elif kind == "an error":
                 line.send(answer(body, "500 Oh", **fields))
             else:
@@ -853,7 +878,7 @@ def test_an_answer_that_is_not_signed_is_not_unpickled(kind: str, tmp_path: Path
 
     with Peer(answering) as peer:
         configure(peer.url, security=config)
-        if kind == "signed":
+        if kind in ("signed", "a signed stream"):
             expected: Any = contextlib.nullcontext()
         elif kind == "an error":
             expected = pytest.raises(EnvironmentExecutionError, match="500 Oh")
@@ -867,7 +892,7 @@ def test_an_answer_that_is_not_signed_is_not_unpickled(kind: str, tmp_path: Path
                     return 6
 
             assert w.result.bad == 6
-        assert peer.requests[0].headers["accept"] == "application/json"
+        assert peer.requests[0].headers["accept"] == f"{names.JSON_TYPE}, {names.SIGNED_LINES_TYPE}"
         wove.shutdown()
     assert not marker.exists()
 

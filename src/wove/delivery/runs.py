@@ -223,8 +223,11 @@ class RunTable:
             _report_progress(run, event)
         elif kind == "log":
             logger.info("%s: %s", run, event.get("message"))
+        elif kind == "task_sent":  # to a worker that may not report when it begins the run
+            if run.state is State.SENT:
+                _report(run, True)
         elif kind == "heartbeat":
-            if run.state is State.SENT:  # its worker tells of it, and has not begun it yet
+            if run.state is State.SENT:  # its worker reports it, and has not begun it yet
                 _report(run, False)
         else:
             self._terminal(run, unknown_event(kind))

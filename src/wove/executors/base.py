@@ -81,7 +81,9 @@ class EnvironmentExecutor(abc.ABC):
 
     says_started: ClassVar[bool] = False
     """Whether its workers are sure to send ``task_started`` when they begin a run. Otherwise the time limit of an
-    attempt counts from its hand-over; a ``heartbeat`` before ``task_started`` says that the run still waits."""
+    attempt counts from its hand-over. An executor that learns only later which workers do can say so for each run: the
+    limit counts from a ``task_sent`` event on, and a ``heartbeat`` before ``task_started`` says that the run still
+    waits."""
 
     cancel_reach: ClassVar[CancelReach] = "cooperative"
     """How far a ``cancel_task`` reaches."""

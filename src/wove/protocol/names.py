@@ -31,5 +31,11 @@ JSON_TYPE: Final = "application/json"
 LINES_TYPE: Final = "application/x-ndjson"
 """Media type of events that are streamed: one JSON object a line."""
 
+SIGNED_LINES_TYPE: Final = "application/x-wove-signed-ndjson"
+"""Media type of streamed events in signed replies: before each line with an event, a line with its signature."""
+
+STREAM_METADATA: Final = "x-wove-stream"
+"""gRPC metadata with which each side says that it knows replies of several messages."""
+
 GRPC_METHOD: Final = "/wove.network_executor.WorkerService/Send"
 """Default full path of the gRPC method that takes commands."""

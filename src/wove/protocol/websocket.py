@@ -26,7 +26,6 @@ __all__ = [
     "PLAIN",
     "RESTARTING",
     "joined",
-    "split_signature",
 ]
 
 PLAIN: Final = "wove"
@@ -42,23 +41,7 @@ RESTARTING: Final = 1012
 #: The last message of a service that is about to stop. Signed as all others, where they are.
 GOODBYE: Final = b'{"type":"goodbye"}'
 
-_MAX_SIGNATURE_BYTES: Final = 16 * 68
-"""The longest line of signatures: a service that is changing its secret signs with several, joined by commas."""
-
 
 def joined(frame: Sequence[bytes], field: Sequence[bytes]) -> list[bytes]:
     """Two JSON objects, neither of them empty, as one. Both, and the result, are texts in chunks."""
     return [*frame[:-1], frame[-1][:-1] + b"," + field[0][1:], *field[1:]]
-
-
-def split_signature(chunks: Sequence[bytes]) -> tuple[str | None, list[bytes]]:
-    """The signature on the first line of a message, and the rest of it; ``None`` if it has none."""
-    found = list(chunks)
-    if not found or not b"v1=".startswith(found[0][:3]):
-        return None, found
-    while len(found) > 1 and len(found[0]) < _MAX_SIGNATURE_BYTES and b"\n" not in found[0]:
-        found[:2] = [found[0] + found[1]]
-    end = found[0].find(b"\n", 0, _MAX_SIGNATURE_BYTES)
-    if end < 0:
-        return None, found
-    return found[0][:end].decode("ascii", "replace"), [found[0][end + 1 :], *found[1:]]

@@ -12,19 +12,17 @@ from urllib.parse import quote
 from wove.concurrency.thread_pool import run_in_thread
 from wove.protocol import codec, signing
 from wove.protocol.codec import encode_events
-from wove.protocol.frames import TERMINAL, condensed, says_busy
-from wove.protocol.names import JSON_TYPE, LINES_TYPE
-from wove.protocol.waiting import add_waiting
+from wove.protocol.frames import condensed, says_busy
+from wove.protocol.names import JSON_TYPE, LINES_TYPE, SIGNED_LINES_TYPE
+from wove.protocol.streams import add_signature
+from wove.services.event_buffer import PATIENCE_SECONDS, ClientGone, EventBuffer
 from wove.services.queue import RunQueue
 from wove.services.wire import is_big, is_big_reply
 
-__all__ = ["RECOGNIZED", "RETRY_AFTER", "ClientGone", "Refusal", "Request", "ResponseStream"]
+__all__ = ["RECOGNIZED", "RETRY_AFTER", "Refusal", "Request", "ResponseStream"]
 
 Headers: TypeAlias = list[tuple[bytes, bytes]]
 Message: TypeAlias = MutableMapping[str, Any]
-
-PATIENCE_SECONDS: Final = 0.05
-"""A run that ends within this time is answered with its events in one piece; of a longer one they are streamed."""
 
 LINGER_SECONDS: Final = 2.0
 """How long the rest of a request is read and dropped after an early refusal, in seconds. Closing at once would reset
@@ -33,16 +31,11 @@ the connection, and the client might never read the reply (RFC 9112, section 9.6
 RETRY_AFTER: Final = ((b"retry-after", b"1"),)
 """Of a reply that says "busy", in seconds."""
 
-_JSON: Final = JSON_TYPE.encode()
-_LINES: Final = LINES_TYPE.encode()
+_JSON: Final = JSON_TYPE.encode("ascii")
 RECOGNIZED: Final = "wove-recognized"
 """Key of the ASGI scope: what the server wants called once the client has shown who it is."""
 
 REPLY_SIGNATURE: Final = signing.REPLY_SIGNATURE.lower().encode("ascii")
-
-
-class ClientGone(Exception):
-    """The client has closed the connection."""
 
 
 class Refusal(Exception):
@@ -83,13 +76,13 @@ class Request:
         headers: As they came.
         length: Its ``Content-Length``.
         size: How many bytes of the body have come.
-        streams: Whether the client takes a reply in lines.
         browser: Whether a web page sent it. Browsers say so with every POST (Fetch, section 3.1, "Origin").
         answered: Whether the reply has begun.
-        sign: Makes the signature of a reply.
+        sign: Returns the signature of a part of the reply, by its number; ``None`` where replies are not signed.
     """
 
     __slots__ = (
+        "_accept",
         "_keep_alive",
         "_receive",
         "_scope",
@@ -101,7 +94,6 @@ class Request:
         "method",
         "sign",
         "size",
-        "streams",
     )
 
     def __init__(
@@ -119,19 +111,26 @@ class Request:
         self.method: str = scope["method"]
         self.headers: Headers = list(scope["headers"])
         self.length: int | None = None
-        self.streams = self.browser = False
+        self._accept = b""
+        self.browser = False
 
         for name, value in self.headers:
             if name == b"content-length":
                 self.length = int(value) if value.isdigit() else None
             elif name == b"accept":
-                self.streams = _LINES in value
+                self._accept = value
             elif name == b"origin" or name == b"sec-fetch-site":
                 self.browser = True
 
         self.size = 0
         self.answered = False
-        self.sign: Callable[[Request, Sequence[bytes]], str | None] | None = None
+        self.sign: Callable[[Request, Sequence[bytes], int], str | None] | None = None
+
+    @property
+    def streams(self) -> bool:
+        """Whether the client takes this reply in lines."""
+        kind = LINES_TYPE if self.sign is None else SIGNED_LINES_TYPE
+        return kind.encode("ascii") in self._accept
 
     @property
     def path(self) -> str:
@@ -221,9 +220,9 @@ class Request:
 
         if self.sign is not None:
             signature = (
-                await run_in_thread(self.sign, self, chunks)
+                await run_in_thread(self.sign, self, chunks, 0)
                 if is_big(size)
-                else self.sign(self, chunks)
+                else self.sign(self, chunks, 0)
             )
             if signature is not None:
                 fields.append((REPLY_SIGNATURE, signature.encode("ascii")))
@@ -281,137 +280,92 @@ class Request:
 
 
 class ResponseStream:
-    """A run, from its request to the end of the reply."""
+    """The reply to a run, from its request to its end."""
 
-    __slots__ = (
-        "_events",
-        "_gone",
-        "_loop",
-        "_over",
-        "_patient",
-        "_request",
-        "_streaming",
-        "_waiter",
-    )
+    __slots__ = ("_buffer", "_request", "_sequence")
 
     def __init__(self, request: Request) -> None:
         self._request = request
-        self._loop = asyncio.get_running_loop()
-        self._events: list[dict[str, Any]] = []
-        self._waiter: asyncio.Future[None] | None = None
-        self._patient = True
-        self._over = self._gone = self._streaming = False
+        self._buffer = EventBuffer()
+        self._sequence = 0
 
     async def run(self, queue: RunQueue, frame: dict[str, Any], owner: str) -> None:
-        """Have *frame* run, and answer."""
-        subscription = queue.enqueue(frame, self._deliver, peer=self._request.peer, owner=owner)
+        """Have *frame* run, and answer.
+
+        Raises:
+            ClientGone: The client has gone.
+        """
+        buffer, request = self._buffer, self._request
+        subscription = queue.enqueue(frame, buffer.add, peer=request.peer, owner=owner)
         watch: asyncio.Task[None] | None = None
 
         try:
-            if not self._over:
-                # Most runs end soon. To watch the connection costs a task, and streaming costs packets.
-                timer = self._loop.call_later(PATIENCE_SECONDS, self._lose_patience)
-                await self._wait_for_event()
-                timer.cancel()
-            if not self._over:
-                watch = self._loop.create_task(self._request.gone())
+            await buffer.wait_for_end(PATIENCE_SECONDS)
+            if not buffer.over:
+                # Only now: to watch the connection costs a task.
+                watch = asyncio.get_running_loop().create_task(request.gone())
                 watch.add_done_callback(self._left)
-                if self._request.streams and self._request.sign is None:
+                if request.streams:
                     await self._stream()
                     return
-                while not self._over:
-                    await self._wait_for_event()
+                await buffer.wait_for_end()
             await self._answer()
         finally:
             queue.unsubscribe(subscription)
             if watch is not None:
                 watch.cancel()
 
-    def _deliver(self, event: dict[str, Any]) -> None:
-        if event["type"] == "heartbeat" and (
-            not self._streaming or (self._events and self._events[-1]["type"] == "heartbeat")
-        ):
-            return  # of no use in a reply that comes at the end; and one is enough for a client that reads slowly
-
-        add_waiting(self._events, event)
-
-        if event["type"] in TERMINAL:
-            self._over = True
-            self._wake()
-        elif not self._patient:
-            self._wake()
-
-    def _lose_patience(self) -> None:
-        self._patient = False
-        self._wake()
-
-    def _wake(self) -> None:
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
-
     def _left(self, watch: asyncio.Task[None]) -> None:
         if not watch.cancelled():
-            watch.exception()  # it is of no interest: either way there is nobody to talk to
-            self._gone = True
-            self._wake()
-
-    async def _wait_for_event(self) -> None:
-        """Wait for an event, the end of the patience, or the client's leaving.
-
-        Raises:
-            ClientGone: The client has gone.
-        """
-        self._waiter = self._loop.create_future()
-
-        try:
-            if not self._gone:
-                await self._waiter
-        finally:
-            self._waiter = None
-
-        if self._gone and not self._over:
-            raise ClientGone
+            watch.exception()  # whatever it is: the client cannot be answered
+            self._buffer.leave()
 
     async def _answer(self) -> None:
-        # Who reads lines is one of us, and content with an end that says where the run was.
-        events = condensed(self._events) if self._request.streams else self._events
-        if is_big_reply(self._events):
-            chunks = await run_in_thread(encode_events, events)
+        events = self._buffer.take()
+        # A client that takes lines is Wove's own, and content with an end that says where the run was.
+        shown = condensed(events) if self._request.streams else events
+        if is_big_reply(events):
+            chunks = await run_in_thread(encode_events, shown)
         else:
-            chunks = encode_events(events)
+            chunks = encode_events(shown)
 
-        if says_busy(self._events[-1]):
+        if says_busy(events[-1]):
             await self._request.reply(503, chunks, RETRY_AFTER)
         else:
             await self._request.reply(200, chunks)
 
     async def _stream(self) -> None:
-        self._streaming = True
-        await self._request.begin(200, [(b"content-type", _LINES)])
+        buffer = self._buffer
+        buffer.streams = True
+        kind = LINES_TYPE if self._request.sign is None else SIGNED_LINES_TYPE
+        await self._request.begin(200, [(b"content-type", kind.encode("ascii"))])
 
         while True:
-            events, self._events = self._events, []
-            over = self._over
+            events, over = buffer.take(), buffer.over
             if events:
                 await self._send_lines(events, over)
             if over:
                 return
-            if not self._events:
-                await self._wait_for_event()
+            await buffer.wait_for_event()
 
     async def _send_lines(self, events: list[dict[str, Any]], last: bool) -> None:
         if is_big_reply(events):
-            chunks = await run_in_thread(_lines, events)
+            chunks = await run_in_thread(self._lines, events)
         else:
-            chunks = [b"".join(_lines(events))]
+            chunks = [b"".join(self._lines(events))]
         for chunk in chunks[:-1]:
             await self._request.send(chunk)
         await self._request.send(chunks[-1], last=last)
 
+    def _lines(self, events: Sequence[dict[str, Any]]) -> list[bytes]:
+        chunks: list[bytes] = []
 
-def _lines(events: Sequence[dict[str, Any]]) -> list[bytes]:
-    chunks: list[bytes] = []
-    for event in events:
-        chunks.extend(codec.encode(event))
-        chunks.append(b"\n")
-    return chunks
+        for event in events:
+            text = codec.encode(event)
+            if self._request.sign is not None:
+                text = add_signature(text, self._request.sign(self._request, text, self._sequence))
+                self._sequence += 1
+            chunks.extend(text)
+            chunks.append(b"\n")
+
+        return chunks

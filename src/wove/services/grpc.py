@@ -10,18 +10,20 @@ import contextlib
 import io
 import logging
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, TypeAlias, Unpack
 from urllib.parse import unquote
 
 from wove.concurrency.thread_pool import run_in_thread
 from wove.errors import MissingDependencyError, install_command
+from wove.net.keepalive import UNREAD_SECONDS
 from wove.protocol import signing
 from wove.protocol.codec import encode_events
-from wove.protocol.frames import TERMINAL, FrameError
-from wove.protocol.names import GRPC_METHOD
-from wove.protocol.waiting import add_waiting
+from wove.protocol.frames import FrameError, condensed
+from wove.protocol.names import GRPC_METHOD, STREAM_METADATA
+from wove.protocol.streams import add_signature
 from wove.services.byte_budget import ByteBudget
+from wove.services.event_buffer import PATIENCE_SECONDS, EventBuffer
 from wove.services.forked import owns_port
 from wove.services.options import ServiceKeywords, ServiceOptions, service_options
 from wove.services.queue import RunQueue
@@ -78,12 +80,13 @@ HEALTH_SECONDS: Final = 5.0
 LOOKAHEAD_BYTES: Final = 64 * 1024
 """Number of bytes of a call that are taken before its message is asked for."""
 
+IDLE_SECONDS: Final = 60.0
+"""How long a connection without calls is kept. Clients open another one with their next call."""
+
 MAX_STREAMS: Final = 2000
 """Calls at once over one connection; Wove's own clients have up to 1,000, and their cancels."""
 
 MAX_PENDING: Final = 100_000
-
-NOTHING: Final = b'{"events":[]}'
 
 
 def worker_handler(
@@ -135,9 +138,9 @@ class WorkerHandler(grpc.GenericRpcHandler):
         self._method = method
         self._security = options.security
         self._max_bytes = options.max_message_bytes
-        # All take a stream, of which nothing is read before it is asked for: a unary handler is given the whole
-        # message of whoever sends one.
-        self._send: Any = grpc.stream_unary_rpc_method_handler(self._serve)
+        # Streams in, of which nothing is read before it is asked for: a unary handler is given the whole message of
+        # any sender. A stream of one message out is what a unary call expects.
+        self._send: Any = grpc.stream_stream_rpc_method_handler(self._serve)
         self._health: Any = grpc.stream_unary_rpc_method_handler(self._check)
         self._health_room = ByteBudget(options.max_message_bytes)
 
@@ -170,7 +173,7 @@ class WorkerHandler(grpc.GenericRpcHandler):
         await context.abort(grpc.StatusCode.NOT_FOUND, "there is no such service here")
         raise AssertionError
 
-    async def _serve(self, requests: object, context: Context) -> bytes:
+    async def _serve(self, requests: object, context: Context) -> None:
         del requests
         metadata = _pairs(context.invocation_metadata())
 
@@ -189,17 +192,14 @@ class WorkerHandler(grpc.GenericRpcHandler):
             raise AssertionError
 
         if frame is None:
-            return self._signed(encode_events([no_room()]), metadata, context)
+            await self._reply([no_room()], metadata, context)
+            return
         owner = self._security.principal(headers=metadata)
         if frame["type"] == "cancel_task":
             self.queue.cancel(frame, owner=owner)
-            return self._signed([NOTHING], metadata, context)
-
-        events = await self._run(frame, owner, context)
-        del frame
-        if not is_big_reply(events):
-            return self._signed(encode_events(events), metadata, context)
-        return await run_in_thread(lambda: self._signed(encode_events(events), metadata, context))
+            await self._reply([], metadata, context)
+        else:
+            await self._run(frame, owner, metadata, context)
 
     async def _command(
         self,
@@ -277,53 +277,80 @@ class WorkerHandler(grpc.GenericRpcHandler):
         return None
 
     async def _run(
-        self, frame: dict[str, Any], owner: str, context: Context
-    ) -> list[dict[str, Any]]:
-        """Return the reports of a run, and its last event, from which the client learns where it ran."""
-        place: dict[str, Any] = {}
-        reports: list[dict[str, Any]] = []
-        last: dict[str, Any] | None = None
-        over: asyncio.Future[None] | None = None
-
-        def on_event(event: dict[str, Any]) -> None:
-            nonlocal last
-            if event["type"] == "task_started":
-                place.update({name: event[name] for name in ("host", "pid") if name in event})
-            elif event["type"] in TERMINAL:
-                last = event
-                if over is not None and not over.done():
-                    over.set_result(None)
-            elif event["type"] != "heartbeat":
-                add_waiting(reports, event)
-
-        subscription = self.queue.enqueue(frame, on_event, peer=_peer(context), owner=owner)
+        self, frame: dict[str, Any], owner: str, metadata: _Pairs, context: Context
+    ) -> None:
+        """Have *frame* run, and answer."""
+        buffer = EventBuffer()
+        subscription = self.queue.enqueue(frame, buffer.add, peer=_peer(context), owner=owner)
         del frame
 
-        if last is None:
-            over = asyncio.get_running_loop().create_future()
-            try:
-                await over
-            finally:
-                # grpc.aio cancels a handler whose client has gone.
-                self.queue.unsubscribe(subscription)
+        try:
+            await buffer.wait_for_end(PATIENCE_SECONDS)
+            if not buffer.over and (STREAM_METADATA, "1") in metadata:
+                await self._stream(buffer, metadata, context)
+                return
+            await buffer.wait_for_end()
+        finally:
+            # grpc.aio cancels a handler whose client has gone.
+            self.queue.unsubscribe(subscription)
 
-        assert last is not None
-        return [*reports, {**last, **place}]
+        await self._reply(condensed(buffer.take()), metadata, context)
 
-    def _signed(self, chunks: Sequence[bytes], metadata: _Pairs, context: Context) -> bytes:
-        """The reply as one; its signature goes to the trailing metadata."""
-        signature = self._security.reply_signature(
-            transport="grpc", target=self._method, headers=metadata, body=chunks, sequence=0
-        )
+    async def _stream(self, buffer: EventBuffer, metadata: _Pairs, context: Context) -> None:
+        """Send the events of a run as they come."""
+        buffer.streams = True
+        await context.send_initial_metadata(((STREAM_METADATA, "1"),))
+        number = 0
+
+        while True:
+            events, over = buffer.take(), buffer.over
+            if events:
+                if is_big_reply(events):
+                    message = await run_in_thread(self._part, events, metadata, number)
+                else:
+                    message = self._part(events, metadata, number)
+                await self._write(message, context)
+                number += 1
+            if over:
+                return
+            await buffer.wait_for_event()
+
+    def _part(self, events: Sequence[dict[str, Any]], metadata: _Pairs, number: int) -> bytes:
+        """Return message *number* of a reply in several, signed where replies are."""
+        chunks = encode_events(events)
+        return _joined(add_signature(chunks, self._signature(chunks, metadata, number)))
+
+    async def _reply(
+        self, events: Sequence[Mapping[str, Any]], metadata: _Pairs, context: Context
+    ) -> None:
+        """Send a reply in one message; its signature goes to the trailing metadata."""
+
+        def signed() -> tuple[bytes, str | None]:
+            chunks = encode_events(events)
+            return _joined(chunks), self._signature(chunks, metadata, 0)
+
+        message, signature = await run_in_thread(signed) if is_big_reply(events) else signed()
         if signature is not None:
             context.set_trailing_metadata(((REPLY_SIGNATURE, signature),))
-        if len(chunks) == 1:
-            return chunks[0]
-        # Not bytes.join: the loop's thread gets the interpreter lock between two writes.
-        buffer = io.BytesIO()
-        for chunk in chunks:
-            buffer.write(chunk)
-        return buffer.getvalue()
+        await self._write(message, context)
+
+    async def _write(self, message: bytes, context: Context) -> None:
+        """Send *message* to a client that reads."""
+        seconds = UNREAD_SECONDS + len(message) / READ_BYTES_PER_SECOND
+
+        try:
+            async with asyncio.timeout(seconds):
+                await context.write(message)
+        except TimeoutError:
+            logger.warning(
+                "client %s does not read: its call is ended after %.0f s", _peer(context), seconds
+            )
+            await context.abort(grpc.StatusCode.ABORTED, "the reply was not read")
+
+    def _signature(self, chunks: Sequence[bytes], metadata: _Pairs, number: int) -> str | None:
+        return self._security.reply_signature(
+            transport="grpc", target=self._method, headers=metadata, body=chunks, sequence=number
+        )
 
     async def _not_allowed(self, context: Context, why: str) -> None:
         logger.warning("a call of %s was refused: %s", _peer(context), why)
@@ -369,6 +396,7 @@ async def serve(
             ("grpc.http2.max_ping_strikes", 0),
             ("grpc.keepalive_time_ms", int(PING_SECONDS * 1000)),
             ("grpc.keepalive_timeout_ms", int(PING_SECONDS * 1000)),
+            ("grpc.max_connection_idle_ms", int(IDLE_SECONDS * 1000)),
             ("grpc.server_handshake_timeout_ms", int(HANDSHAKE_SECONDS * 1000)),
             ("grpc.max_allowed_incoming_connections", max_connections()),
             ("grpc.max_concurrent_streams", MAX_STREAMS),
@@ -418,6 +446,16 @@ def _listen(server: grpc.aio.Server, bind: Bind, tls: ServerTLS | None) -> int:
 
 
 _Pairs: TypeAlias = list[tuple[str, str | bytes]]
+
+
+def _joined(chunks: Sequence[bytes]) -> bytes:
+    if len(chunks) == 1:
+        return chunks[0]
+    # Not bytes.join: the loop's thread gets the interpreter lock between two writes.
+    buffer = io.BytesIO()
+    for chunk in chunks:
+        buffer.write(chunk)
+    return buffer.getvalue()
 
 
 def _pairs(metadata: Any) -> _Pairs:

@@ -15,7 +15,8 @@ from typing import Any, Final, TypeAlias, Unpack
 from wove.concurrency.thread_pool import run_in_thread
 from wove.protocol.frames import FrameError
 from wove.protocol.signing import Digest
-from wove.services.asgi import RETRY_AFTER, ClientGone, Refusal, Request, ResponseStream
+from wove.services.asgi import RETRY_AFTER, Refusal, Request, ResponseStream
+from wove.services.event_buffer import ClientGone
 from wove.services.options import ServiceKeywords, ServiceOptions, service_options
 from wove.services.queue import RunQueue
 from wove.services.wire import decode_command, is_big, no_room
@@ -201,9 +202,13 @@ class WorkerApp:
         finally:
             share.close()
 
-    def _sign(self, request: Request, chunks: Sequence[bytes]) -> str | None:
+    def _sign(self, request: Request, chunks: Sequence[bytes], sequence: int) -> str | None:
         return self._security.reply_signature(
-            transport="http", target=request.target, headers=request.headers, body=chunks
+            transport="http",
+            target=request.target,
+            headers=request.headers,
+            body=chunks,
+            sequence=sequence,
         )
 
     def _too_large(self) -> Refusal:

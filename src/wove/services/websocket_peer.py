@@ -19,6 +19,7 @@ from wove.protocol.faults import from_exception
 from wove.protocol.frames import PYTHON, TERMINAL, FrameError, condensed
 from wove.protocol.limits import INLINE_BYTES
 from wove.protocol.pickling import Pickled
+from wove.protocol.streams import add_signature
 from wove.services.wire import check_command, digest_of, is_big
 
 if TYPE_CHECKING:
@@ -275,8 +276,4 @@ class Peer:
         return self._signed(chunks, number)
 
     def _signed(self, chunks: list[bytes], number: int) -> list[bytes]:
-        if self._sign is not None:
-            signature = self._sign(chunks, number)
-            if signature is not None:
-                chunks[0] = signature.encode("ascii") + b"\n" + chunks[0]
-        return chunks
+        return chunks if self._sign is None else add_signature(chunks, self._sign(chunks, number))

@@ -55,7 +55,7 @@ def is_big(size: int) -> bool:
     return size > 2 * INLINE_BYTES
 
 
-def is_big_reply(events: Sequence[dict[str, Any]]) -> bool:
+def is_big_reply(events: Sequence[Mapping[str, Any]]) -> bool:
     """Whether *events* are to be encoded off the loop."""
     return sum(map(bulk, events)) > INLINE_BYTES
 

@@ -14,6 +14,7 @@ import cloudpickle
 import pytest
 
 from wove.protocol import websocket as sockets
+from wove.protocol.streams import split_signature
 from wove.security import NetworkExecutorSecurity
 from wove.services.websocket import WorkerSocket
 
@@ -333,9 +334,7 @@ def test_replies_are_signed_and_counted() -> None:
             for n in range(3):
                 await client.send(command(f"r{n}", lambda: bytes(200_000)))
             while ended < 3:
-                signature, rest = sockets.split_signature(
-                    [await client.connection.recv(decode=False)]
-                )
+                signature, rest = split_signature([await client.connection.recv(decode=False)])
                 named = {
                     "transport": "websocket",
                     "target": "/wove",

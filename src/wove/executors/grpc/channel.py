@@ -137,7 +137,7 @@ class ManagedChannel:
 
     def send(
         self, body: bytes, metadata: Metadata, timeout: float | None
-    ) -> grpc.aio.UnaryUnaryCall[bytes, bytes]:
+    ) -> grpc.aio.UnaryStreamCall[bytes, bytes]:
         """Begin a call, after `acquire`."""
         if (
             self._channel is None
@@ -146,7 +146,7 @@ class ManagedChannel:
 
         if self._nudging is None:
             self._nudging = self._loop.call_later(NUDGE_SECONDS, self._check_silence)
-        call: grpc.aio.UnaryUnaryCall[bytes, bytes] = self._send(
+        call: grpc.aio.UnaryStreamCall[bytes, bytes] = self._send(
             body, metadata=metadata, timeout=timeout
         )
         return call
@@ -193,7 +193,8 @@ class ManagedChannel:
     def _open(self) -> grpc.aio.Channel:
         _refuse_after_fork(self._label)
         channel = self._channel = self._make()
-        self._send = channel.unary_unary(self._method)
+        # A unary service answers such a call, too: with a stream of one message.
+        self._send = channel.unary_stream(self._method)
         self._watcher = self._loop.create_task(self._watch(channel))
         return channel
 

@@ -17,7 +17,8 @@ from wove.executors.network.hints import start_advice
 from wove.executors.network.pending import PendingRequest, Verify
 from wove.protocol import signing
 from wove.protocol.limits import INLINE_BYTES, PIECE_BYTES
-from wove.protocol.names import GRPC_METHOD
+from wove.protocol.names import GRPC_METHOD, STREAM_METADATA
+from wove.protocol.streams import split_signature
 from wove.security.endpoints import grpc_hosts, is_local, refuse_exposed, resolves_to_loopback
 from wove.settings.config_readers import flag, metadata_items, number, text, whole
 
@@ -38,6 +39,8 @@ KEEPALIVE_SECONDS: Final = 360.0
 """Between two pings. Default servers count those that come within five minutes as an abuse, and hang up."""
 USER_TIMEOUT_SECONDS: Final = 20.0
 """How long sent data may stay unacknowledged, or a ping unanswered."""
+END_SECONDS: Final = 2.0
+"""How long a call may take to end after the last event of its run."""
 
 # Statuses that another attempt may not meet again (grpc.github.io/grpc/core/md_doc_statuscodes.html).
 _PASSING: Final = frozenset({"ABORTED", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED", "UNAVAILABLE"})
@@ -205,7 +208,12 @@ class GrpcEnvironmentExecutor(NetworkExecutor):
 
     def withdraw(self, request: PendingRequest) -> None:
         call, request.state = request.state, None
-        if isinstance(call, _Call):
+        if not isinstance(call, _Call):
+            return
+        if request.complete and call.streams:
+            # The service is about to end the call. To reset it instead would count as abuse after some of them.
+            call.timer = self.loop.call_later(END_SECONDS, call.task.cancel)
+        else:
             call.task.cancel()
 
     async def close(self) -> None:
@@ -217,19 +225,19 @@ class GrpcEnvironmentExecutor(NetworkExecutor):
 
     async def _perform(self, request: PendingRequest, call: _Call) -> None:
         try:
-            reply, verify = await self._send_call(request, call)
+            await self._send_call(request, call)
         except self._rpc_error as error:
             request.state = None
-            self._ended_with(request, error)
+            if not request.over:
+                self._ended_with(request, error)
         except Exception as error:
             request.state = None
             if isinstance(error, WorkerLostError):
                 error = WorkerLostError(f"{self.label}: {request}: {error}{self._hint(error)}")
             self.failed(request, error)
-        else:
-            request.state = None
-            # In pieces for the decoder, which lets other threads run between two of them.
-            self.answered(request, [reply] if reply else [], final=True, status="OK", verify=verify)
+        finally:
+            if call.timer is not None:
+                call.timer.cancel()
 
     def _hint(self, error: Exception) -> str:
         text = str(error)
@@ -249,7 +257,7 @@ class GrpcEnvironmentExecutor(NetworkExecutor):
             "(executor_config 'client_certificate' and 'client_key')"
         )
 
-    async def _send_call(self, request: PendingRequest, call: _Call) -> tuple[bytes, Verify | None]:
+    async def _send_call(self, request: PendingRequest, call: _Call) -> None:
         await self.channel.acquire(urgent=request.is_cancel)
 
         try:
@@ -264,20 +272,63 @@ class GrpcEnvironmentExecutor(NetworkExecutor):
             metadata = (
                 *self.metadata,
                 (SIZE, str(request.size)),
+                (STREAM_METADATA, "1"),
                 *((name.lower(), value) for name, value in headers.items()),
             )
             call.sent = True
             sent = self.channel.send(body, metadata, self.timeout)
             del body
-            reply = await sent
-            if not self.security.signs_replies:
-                return reply, None
-            trailing = await sent.trailing_metadata()
-            signature = next((value for name, value in trailing if name == REPLY_SIGNATURE), None)
-            signature = signature if isinstance(signature, str) else None
-            return reply, self.verifier(request.sent_headers, self.method, signature)
+            self.report_sent(request)
+            await self._read_reply(request, call, sent)
         finally:
             self.channel.release()
+
+    async def _read_reply(
+        self, request: PendingRequest, call: _Call, sent: grpc.aio.UnaryStreamCall[bytes, bytes]
+    ) -> None:
+        """Pass the messages of a reply to `answered`, until the call has ended."""
+        headers = request.sent_headers
+        call.streams = (STREAM_METADATA, "1") in _pairs(await sent.initial_metadata())
+        whole: bytes | None = None
+        number = 0
+
+        if call.streams:
+            self.report_waiting(request)
+        # Not `async for`: its generator keeps the last message until it is collected.
+        while isinstance(message := await sent.read(), bytes):
+            if call.streams:
+                self._answered_part(request, headers, message, number)
+                number += 1
+                continue
+            if whole is not None:  # of a service that streams without having said so
+                self._answered_part(request, headers, whole, number)
+            whole = message
+
+        if call.streams:
+            self.answered(request, [], final=True, status="OK")
+            return
+
+        verify = None
+        if self.security.signs_replies:
+            trailing = _pairs(await sent.trailing_metadata())
+            found = next((value for name, value in trailing if name == REPLY_SIGNATURE), None)
+            signature = found if isinstance(found, str) else None
+            verify = self.verifier(headers, self.method, signature)
+        request.state = None
+        # In pieces for the decoder, which lets other threads run between two of them.
+        self.answered(request, [whole] if whole else [], final=True, status="OK", verify=verify)
+
+    def _answered_part(
+        self, request: PendingRequest, headers: Mapping[str, str], message: bytes, number: int
+    ) -> None:
+        verify: Verify | None = None
+        chunks = [message]
+
+        if self.security.signs_replies:
+            signature, chunks = split_signature(chunks)
+            verify = self.verifier(headers, self.method, signature, number)
+
+        self.answered(request, chunks, final=False, status="OK", verify=verify)
 
     def _ended_with(self, request: PendingRequest, error: grpc.aio.AioRpcError) -> None:
         code, status = error.code().name, status_text(error)
@@ -314,14 +365,21 @@ class _Call:
     Attributes:
         task: Sends it and reads its reply.
         sent: Whether it has been handed to gRPC.
+        streams: Whether its service answers with several messages.
+        timer: Cancels the task where the call does not end after its last event.
     """
 
-    __slots__ = ("sent", "task")
+    __slots__ = ("sent", "streams", "task", "timer")
 
     task: asyncio.Task[None]
 
     def __init__(self) -> None:
-        self.sent = False
+        self.sent = self.streams = False
+        self.timer: asyncio.TimerHandle | None = None
+
+
+def _pairs(metadata: Any) -> list[tuple[str, str | bytes]]:
+    return [(name, value) for name, value in metadata or ()]
 
 
 def _joined(chunks: Sequence[bytes]) -> bytes:

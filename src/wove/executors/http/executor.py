@@ -14,7 +14,8 @@ from wove.executors.network.pending import PendingRequest, Verify
 from wove.net.chunk_buffer import ChunkBuffer
 from wove.net.http1 import RequestHead, quoted
 from wove.protocol import signing
-from wove.protocol.names import JSON_TYPE, LINES_TYPE
+from wove.protocol.names import JSON_TYPE, LINES_TYPE, SIGNED_LINES_TYPE
+from wove.protocol.streams import split_signature
 from wove.security.endpoints import parse_url, refuse_exposed
 from wove.settings.config_readers import header_items, number, whole
 
@@ -26,8 +27,6 @@ __all__ = ["HttpEnvironmentExecutor", "HttpsEnvironmentExecutor"]
 CONNECTIONS: Final = 100
 CONNECT_SECONDS: Final = 10.0
 RECONNECT_SECONDS: Final = 5.0
-
-"""One event a line, as they come. Not registered, but what everybody calls it."""
 
 REPLY_SIGNATURE: Final = signing.REPLY_SIGNATURE.lower()
 
@@ -86,10 +85,10 @@ class HttpEnvironmentExecutor(NetworkExecutor):
         extra = header_items(config.get("headers"), label, security=self.security)
         self.confidential = [value for _, value in extra]
         given = {name.lower() for name, _ in extra}
-        accept = JSON_TYPE if self.security.signs_replies else f"{JSON_TYPE}, {LINES_TYPE}"
+        self.lines = SIGNED_LINES_TYPE if self.security.signs_replies else LINES_TYPE
         ours = [
             ("Content-Type", JSON_TYPE),
-            ("Accept", accept),
+            ("Accept", f"{JSON_TYPE}, {self.lines}"),
             ("Accept-Encoding", "identity"),
             ("User-Agent", f"wove/{__version__}"),
         ]
@@ -164,7 +163,15 @@ class HttpsEnvironmentExecutor(HttpEnvironmentExecutor):
 class _Post(Call):
     """The HTTP request for a command, and its response."""
 
-    __slots__ = ("_request", "_executor", "_line", "_lines", "_status")
+    __slots__ = (
+        "_executor",
+        "_line",
+        "_lines",
+        "_request",
+        "_sequence",
+        "_signature",
+        "_status",
+    )
 
     def __init__(self, executor: HttpEnvironmentExecutor, request: PendingRequest) -> None:
         super().__init__(urgent=request.is_cancel, limit=executor.timeout)
@@ -172,22 +179,21 @@ class _Post(Call):
         self._request = request
         self._line: ChunkBuffer | None = None  # of a stream: what has come of the line
         self._lines = 0
+        self._signature: list[bytes] | None = None  # the line that signs the next one
+        self._sequence = 0
         self._status = ""
 
     def begin(self) -> tuple[bytes, list[bytes]]:
         executor, request = self._executor, self._request
         # Signed only now: after a long wait for a connection the time in the signature would be an old one.
         fields = executor.signed_headers(request, executor.url.target)
+        executor.report_sent(request)
         head = executor.head.encode([("Content-Length", str(request.size)), *fields.items()])
         chunks, request.chunks = request.chunks, []
         return head, chunks
 
     def streams(self, head: Head) -> bool:
-        if (
-            head.status >= 300
-            or self._executor.security.signs_replies
-            or _media_type(head) != LINES_TYPE
-        ):
+        if head.status >= 300 or _media_type(head) != self._executor.lines:
             return False
 
         self._line = ChunkBuffer()
@@ -259,8 +265,23 @@ class _Post(Call):
 
     def _event(self, line: list[bytes], *, final: bool) -> None:
         chunks = [] if len(line) == 1 and not line[0].strip() else line
+        verify: Verify | None = None
+
+        if chunks and self._executor.security.signs_replies:
+            if self._signature is None and not final:
+                self._signature = chunks
+                return
+            signature, chunks = split_signature([*(self._signature or []), b"\n", *chunks])
+            verify = self._executor.verifier(
+                self._request.sent_headers, self._executor.url.target, signature, self._sequence
+            )
+            self._signature = None
+            self._sequence += 1
+
         if chunks or final:
-            self._executor.answered(self._request, chunks, final=final, status=self._status)
+            self._executor.answered(
+                self._request, chunks, final=final, status=self._status, verify=verify
+            )
 
 
 def _media_type(head: Head) -> str:

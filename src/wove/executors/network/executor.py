@@ -74,6 +74,7 @@ class NetworkExecutor(EnvironmentExecutor):
 
     scope: ClassVar[Literal["run", "process"]] = "process"
     wire: ClassVar[bool] = True
+    says_started: ClassVar[bool] = True
     cancel_reach: ClassVar[CancelReach] = "cooperative"
 
     transport: ClassVar[Literal["http", "grpc", "websocket"]]
@@ -293,9 +294,15 @@ class NetworkExecutor(EnvironmentExecutor):
         """
         self._codec.decode(chunks, verify, self._dispatch)
 
+    def report_sent(self, request: PendingRequest) -> None:
+        """Report that *request* has left, to a service that may not say when its run begins."""
+        if not request.over and not request.is_cancel:
+            names = {"run_id": request.run_id, "task_id": request.task}
+            self._inbox.put([{"type": "task_sent", **names}])
+
     def report_waiting(self, request: PendingRequest) -> None:
         """Report that the service will send ``task_started`` for *request* when the run begins."""
-        if not request.over:
+        if not request.over and not request.is_cancel:
             names = {"run_id": request.run_id, "task_id": request.task}
             self._inbox.put([{"type": "heartbeat", **names}])
 
@@ -500,6 +507,7 @@ class NetworkExecutor(EnvironmentExecutor):
         if over:
             if says_busy(event) and self._offer_again(request):
                 return True
+            request.complete = True
             self._finish(request)
 
         self._inbox.put([event])
@@ -514,6 +522,7 @@ class NetworkExecutor(EnvironmentExecutor):
         request.sent = request.heard = False
         self.withdraw(request)
         request.unread.clear()
+        self.report_waiting(request)
         delay = self._busy_retry.next_delay(request)
         request.timer = self.loop.call_later(delay, self._prepare, request)
         return True

@@ -34,6 +34,7 @@ class PendingRequest:
         state: State of the transport.
         sent: Whether it has been passed to the transport.
         over: Whether it has ended, so that replies to it are ignored.
+        complete: Whether the event that ends its run has arrived.
         heard: Whether an event of it has arrived since it was sent.
         cancelling: Whether its service has been asked to cancel it.
         busy_since: When a busy service first declined it, in the loop's time.
@@ -43,9 +44,9 @@ class PendingRequest:
     """
 
     __slots__ = (
-        "began",
         "busy_since",
         "chunks",
+        "complete",
         "digest",
         "frame",
         "heard",
@@ -73,7 +74,7 @@ class PendingRequest:
         self.digest: signing.Digest | None = None
         self.sent_headers: Any = None
         self.state: Any = None
-        self.sent = self.over = self.heard = self.cancelling = False
+        self.sent = self.over = self.heard = self.cancelling = self.complete = False
         self.busy_since: float | None = None
         self.offers = 0
         self.timer: asyncio.TimerHandle | None = None

@@ -27,7 +27,8 @@ from wove.protocol import codec
 from wove.protocol.callables import CallableCache
 from wove.protocol.limits import INLINE_BYTES
 from wove.protocol.pickling import Pickled
-from wove.protocol.websocket import GOODBYE, KEPT_BYTES, OFFERED, OURS, joined, split_signature
+from wove.protocol.streams import split_signature
+from wove.protocol.websocket import GOODBYE, KEPT_BYTES, OFFERED, OURS, joined
 from wove.security.endpoints import parse_url, refuse_exposed
 from wove.settings.config_readers import header_items, number
 
@@ -82,7 +83,6 @@ class WebSocketEnvironmentExecutor(NetworkExecutor):
     """
 
     transport: ClassVar[Literal["http", "grpc", "websocket"]] = "websocket"
-    says_started: ClassVar[bool] = True
     KEYS: ClassVar[tuple[str, ...]] = ("url", "headers", "open_timeout", "reconnect_timeout")
     REQUIRES: ClassVar[tuple[str, str] | None] = (
         "websockets",

@@ -17,7 +17,7 @@ from tests.support.scripts import Finished, needs_threads_at_the_end
 from tests.support.services import Plan, Service, running
 
 import wove
-from wove import EnvironmentExecutionError, SerializationError, TaskTimeoutError, weave
+from wove import DeliveryTimeoutError, EnvironmentExecutionError, SerializationError, weave
 from wove.errors import install_command
 from wove.executors.grpc.executor import GrpcEnvironmentExecutor
 
@@ -258,11 +258,11 @@ def test_beyond_the_bound_runs_wait_and_are_taken_back_unsent(
         soon(started.exists)
         with weave(error_mode="continue") as w:
 
-            @w.do(range(3), environment="w", timeout=0.7)
+            @w.do(range(3), environment="w", delivery_timeout=0.7)
             def waiting(item: int) -> int:
                 return item
 
-        assert isinstance(w.result.exception, TaskTimeoutError)
+        assert isinstance(w.result.exception, DeliveryTimeoutError)
     finally:
         over.touch()
         thread.join()

@@ -25,6 +25,7 @@ from wove.errors import install_command
 from wove.executors.websocket import connection as websocket_connection
 from wove.protocol import websocket as sockets
 from wove.protocol.pickling import dumps
+from wove.protocol.streams import split_signature
 
 pytestmark = [pytest.mark.backend("websocket")]
 
@@ -641,16 +642,14 @@ def test_a_forked_child_has_a_connection_of_its_own(script: Callable[..., Any]) 
 def test_signatures_are_split_off_wherever_a_message_is_cut(cut: int, signatures: int) -> None:
     line = b",".join([b"v1=" + b"ab" * 32] * signatures)
     message = line + b'\n{"type": "heartbeat"}'
-    signature, rest = sockets.split_signature(
-        [message[n : n + cut] for n in range(0, len(message), cut)]
-    )
+    signature, rest = split_signature([message[n : n + cut] for n in range(0, len(message), cut)])
     assert signature == line.decode()
     assert b"".join(rest) == b'{"type": "heartbeat"}'
 
 
 @pytest.mark.parametrize("message", [b"", b"{}", b"v1=", b"v1=" + b"a" * 5000, b"v", b"x\n{}"])
 def test_what_is_not_signed_has_no_signature(message: bytes) -> None:
-    signature, rest = sockets.split_signature([message])
+    signature, rest = split_signature([message])
     assert signature is None
     assert b"".join(rest) == message
 

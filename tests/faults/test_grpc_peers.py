@@ -203,7 +203,7 @@ def test_killed_in_the_middle_of_a_task() -> None:
 
 def test_killed_and_started_again() -> None:
     with Peer() as first:
-        configure(first.target)
+        configure(first.target, reconnect_timeout=60.0)
         with weave() as w:
             w.do(environment="peer")(named("before"))
         first.process.kill()

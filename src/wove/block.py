@@ -74,6 +74,7 @@ class weave:  # noqa: N801 - it is used like a function
             (``.html``), or a Chrome trace (``.json``).
         store: Where the results of tasks with ``cache=True`` are kept: the path of a folder or of a
             SQLite file, or a store of `wove.cache`.
+        remote_logs: Bring home what remote tasks log and print.
         delivery_timeout: Seconds from the hand-over of a remote run to its end.
         delivery_idempotency_key: Text with ``{parameter}`` fields, or a callable of the arguments.
         delivery_cancel_mode: ``"best_effort"`` or ``"require_ack"``.
@@ -114,6 +115,7 @@ class weave:  # noqa: N801 - it is used like a function
         record: str | PathLike[str] | None = None,
         store: str | PathLike[str] | ResultStore | Unset | None = UNSET,
         values: Mapping[str, Any] | None = None,
+        remote_logs: bool | Unset | None = UNSET,
         delivery_timeout: float | Unset | None = UNSET,
         delivery_idempotency_key: IdempotencyKey | Unset | None = UNSET,
         delivery_cancel_mode: Literal["best_effort", "require_ack"] | Unset | None = UNSET,
@@ -124,10 +126,10 @@ class weave:  # noqa: N801 - it is used like a function
     ) -> None:
         given: dict[str, Any] = {}
 
-        # One comparison instead of thirteen: most weaves set none of them.
+        # One comparison instead of fourteen: most weaves set none of them.
         if not (
-            environment is max_workers is background is fork is max_pending is error_mode is delivery_timeout
-            is delivery_idempotency_key is delivery_cancel_mode is delivery_heartbeat_seconds
+            environment is max_workers is background is fork is max_pending is error_mode is remote_logs
+            is delivery_timeout is delivery_idempotency_key is delivery_cancel_mode is delivery_heartbeat_seconds
             is delivery_max_in_flight is delivery_orphan_policy is store is UNSET
         ):  # fmt: skip
             options: dict[str, Any] = {
@@ -137,6 +139,7 @@ class weave:  # noqa: N801 - it is used like a function
                 "fork": fork,
                 "max_pending": max_pending,
                 "error_mode": error_mode,
+                "remote_logs": remote_logs,
                 "delivery_timeout": delivery_timeout,
                 "delivery_idempotency_key": delivery_idempotency_key,
                 "delivery_cancel_mode": delivery_cancel_mode,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import signal
 import time
@@ -21,10 +22,10 @@ __all__ = [
     "hang",
     "loops_within",
     "pid",
-    "report_thrice",
     "reverse",
     "sleep",
     "sleep_and_tell",
+    "speak",
     "weaves_within",
 ]
 
@@ -57,9 +58,11 @@ def fail(left: int) -> None:
     raise Unfair(left, 2)
 
 
-def report_thrice(total: int) -> str:
+def speak(total: int) -> str:
     for done in range(1, total + 1):
         wove.progress(done, total, f"part {done}")
+    logging.getLogger("app.speaking").info("logged")
+    print("printed")
     return REQUEST.get()
 
 

@@ -35,10 +35,10 @@ from tests.contract.backend_tasks import (
     fail,
     loops_within,
     pid,
-    report_thrice,
     reverse,
     sleep,
     sleep_and_tell,
+    speak,
     weaves_within,
 )
 from tests.contract.test_contract import eventually, lines
@@ -144,18 +144,24 @@ def test_an_exception_keeps_its_type_and_its_remote_traceback(there: Configure) 
     assert there_is(add_one, item=1) == 2
 
 
-def test_progress_and_context_variables_travel(there: Configure) -> None:
+def test_progress_logs_output_and_context_variables_travel(
+    there: Configure, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    caplog.set_level("INFO")
     reports: list[dict[str, Any]] = []
     stop = listen(lambda event, fields: reports.append(fields) if "done" in fields else None)
     token = REQUEST.set("request 7")
     try:
-        assert there_is(report_thrice, total=3) == "request 7"
+        assert there_is(speak, options={"remote_logs": True}, total=3) == "request 7"
     finally:
         REQUEST.reset(token)
         stop()
 
     last = reports[-1]
     assert (last["done"], last["total"], last["note"]) == (3, 3, "part 3")
+    (logged,) = [record for record in caplog.records if record.name == "app.speaking"]
+    assert re.fullmatch(r"\[speak on \S+\] logged", logged.getMessage())
+    assert re.search(r"\[speak on \S+\] printed", capsys.readouterr().out)
 
 
 @pytest.mark.signature

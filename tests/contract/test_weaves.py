@@ -198,6 +198,29 @@ def test_progress_and_context_variables_travel(pool: Link) -> None:
     assert all(report["done"] == report["total"] == 3 for report in last.values())
 
 
+def test_logs_and_output_come_home(
+    pool: Link, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    caplog.set_level("INFO")
+
+    def speak(item: int) -> None:
+        import logging
+
+        logging.getLogger("app.speaking").info("info %s", item)
+        logging.getLogger("app.speaking").debug("debug %s", item)
+        print("printed", item)
+
+    with weave(remote_logs=True) as w:
+        w.do([10, 20], environment="pool")(speak)
+
+    host = w.result.run_records[0].host
+    assert sorted(
+        record.getMessage() for record in caplog.records if record.name == "app.speaking"
+    ) == [f"[speak item {item} on {host}] info {10 * item + 10}" for item in (0, 1)]
+    printed = sorted(line for line in capsys.readouterr().out.splitlines() if "printed" in line)
+    assert printed == [f"[speak item {item} on {host}] printed {10 * item + 10}" for item in (0, 1)]
+
+
 def test_retries_are_new_runs(form: str, environment: str, tmp_path: Any) -> None:
     tries = tmp_path / "tries"
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 from wove.concurrency.mailbox import LoopMailbox
 from wove.delivery import manager as process
 from wove.delivery.keys import shared
+from wove.delivery.remote_logs import lines_home
 from wove.delivery.run import CANCELLED, Ending, Outcome, RemoteRun, State, Waiter
 from wove.graph.templates import render
 
@@ -49,6 +50,7 @@ class DeliveryClient:
         # session, so that its id stays its own.
         self._sessions: dict[int, tuple[Environment, ExecutorSession]] = {}
         self._state: Mapping[str, Any] | None = None
+        self._brings_logs = False
 
     async def run(self, request: Request) -> Any:
         """Return the value of *request* in its environment, or raise the exception that it raises there.
@@ -61,6 +63,7 @@ class DeliveryClient:
             asyncio.CancelledError: This call was cancelled.
         """
         policy = request.settings.delivery
+        self._brings_logs = self._brings_logs or request.settings.remote_logs
         key = None
         if policy.idempotency_key is not None:
             key = render(policy.idempotency_key, request.args, request, "delivery_idempotency_key")
@@ -89,6 +92,8 @@ class DeliveryClient:
 
         Takes as long as those executors need, at most their ``stop_timeout``.
         """
+        if self._brings_logs:
+            await lines_home.flush()
         sessions, self._sessions = self._sessions, {}
         if self._manager is not process.manager:  # in a forked child: the sessions are the parent's
             return

@@ -5,6 +5,7 @@ What may take long, or runs code of the user's, happens in a thread.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final, TypeAlias, cast
 
@@ -124,6 +125,8 @@ class RunEncoder:
         }
         if run.request.timeout is not None:
             frame["deadline"] = run.request.timeout
+        if run.request.settings.remote_logs:
+            frame["remote_logs"] = logging.getLogger().getEffectiveLevel()
         return frame
 
     # ------------------------------------------------------------------ on the way back

@@ -22,6 +22,7 @@ from wove.delivery.encoding import (
 )
 from wove.delivery.in_flight import limiter_of
 from wove.delivery.keys import shared
+from wove.delivery.remote_logs import lines_home
 from wove.delivery.run import (
     CANCELLED,
     GONE,
@@ -221,6 +222,8 @@ class RunTable:
             return True
         elif kind == "progress":
             _report_progress(run, event)
+        elif kind == "log" and "lines" in event:
+            lines_home.put(run, event)
         elif kind == "log":
             logger.info("%s: %s", run, event.get("message"))
         elif kind == "task_sent":  # to a worker that may not report when it begins the run

@@ -92,6 +92,7 @@ class _ExecutionOptions(TypedDict, total=False):
     timeout: float | None
     workers: int | None
     limit_per_minute: float | None
+    remote_logs: bool | None
 
 
 class _BlockOptions(TypedDict, total=False):
@@ -116,6 +117,7 @@ class WeaveOptions(_BlockOptions, DeliveryOptions, total=False):
 
     environment: str | None
     store: Any
+    remote_logs: bool | None
 
 
 class DefaultOptions(_BlockOptions, _ExecutionOptions, DeliveryOptions, total=False):
@@ -214,7 +216,9 @@ OPTIONS: Final[Mapping[str, Option]] = MappingProxyType(
                    "what depends on it.", inherits=True),
             Option("max_pending", _WEAVE, None, whole(1), "no bound",
                    "The most items that the source of a mapped task may have."),
-            # --- of the delivery of remote runs
+            # --- of remote runs
+            Option("remote_logs", _BOTH, False, flag, "off",
+                   "Whether what remote tasks log and print comes home."),
             Option("delivery_timeout", _BOTH, None, positive("seconds"), "no limit",
                    "Seconds from the hand-over of a run to its end."),
             Option("delivery_idempotency_key", _BOTH, None, idempotency_key, "no key",

@@ -54,6 +54,7 @@ class Command(TypedDict, total=False):
     the seconds that the attempt may take once it has begun, ``callable_id`` the SHA-256 (hex) of the callable's pickle.
     ``shared_pickle`` holds the arguments that all items of a map share, ``shared_id`` its SHA-256; only executors whose
     `shares_arguments` says so get these.
+    ``remote_logs`` asks for what the task logs and prints, and is the lowest level of the records.
     ``callable`` and ``args`` hold live values for executors that keep frames in this process.
     """
 
@@ -71,6 +72,7 @@ class Command(TypedDict, total=False):
     delivery_cancel_mode: str | None
     delivery_orphan_policy: str | None
     deadline: float | None
+    remote_logs: int
     python: str
     wove: str
 
@@ -96,6 +98,9 @@ class Event(TypedDict, total=False):
     ``host`` and ``pid`` come with ``task_started``, or with the end of a run that was over too soon for one.
     ``timing`` comes with the end: when the worker began the run, in seconds since the epoch, and for how many
     seconds it then unpickled the call, ran it, and pickled the result.
+    A ``log`` with ``lines`` carries what the task logged and printed: for each line the time (in seconds since the
+    epoch), the level (0 for output), the name of the logger or stream, and the text. ``dropped`` counts lines that
+    are missing.
     ``progress`` carries the last report of `wove.progress`: ``done``, ``total`` and ``note``.
     A ``heartbeat`` with ``blocked`` says that none of the ``running`` tasks of that process computes at the
     moment: they wait.
@@ -120,6 +125,8 @@ class Event(TypedDict, total=False):
     done: float | None
     total: float | None
     note: str
+    lines: list[list[Any]]
+    dropped: int
     level: str
     message: str
 

@@ -32,6 +32,7 @@ _FROM_FRAME: Final = (
     "python",
     "wove",
     "traceparent",
+    "remote_logs",
 )
 ENVELOPE_BYTES: Final = 2048
 """Number of bytes for the rest of a payload beside its pickles: names, settings and signature, generously."""

@@ -20,6 +20,7 @@ from wove.protocol.frames import PYTHON, TERMINAL, FrameError, condensed
 from wove.protocol.limits import INLINE_BYTES
 from wove.protocol.pickling import Pickled
 from wove.protocol.streams import add_signature
+from wove.protocol.waiting import size_of_lines, without_lines
 from wove.services.wire import check_command, digest_of, is_big
 
 if TYPE_CHECKING:
@@ -187,7 +188,9 @@ class Peer:
             self._subscriptions.pop(event["run_id"], None)
         if self._over:
             return
-        size = bulk(event) + OVERHEAD_BYTES
+        if "lines" in event and self._held > self._most_held // 2:
+            event = without_lines(event)
+        size = bulk(event) + size_of_lines(event) + OVERHEAD_BYTES
         self._out.append((event, size))
         self._held += size
 

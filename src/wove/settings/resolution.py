@@ -54,6 +54,7 @@ class TaskSettings(NamedTuple):
         cache: Whether its results are kept in the weave's store.
         cache_key: What tells its results apart; ``None`` for the arguments themselves.
         cache_version: Another one makes every result anew; ``None`` for none.
+        remote_logs: Whether what it logs and prints elsewhere comes home.
         is_local: Whether it runs in this process.
     """
 
@@ -69,6 +70,7 @@ class TaskSettings(NamedTuple):
     cache: bool = False
     cache_key: IdempotencyKey | None = None
     cache_version: str | None = None
+    remote_logs: bool = False
 
     @property
     def is_local(self) -> bool:
@@ -96,9 +98,7 @@ _BUILT_IN: Final[Mapping[str, Any]] = {name: option.default for name, option in 
 _OF_TASK: Final = tuple(
     n for n in OPTIONS if n in {*names("task"), "max_pending"} and n != "environment"
 )
-_OF_WEAVE: Final = tuple(
-    n for n in names("weave") if n != "environment" and not n.startswith("delivery_")
-)
+_OF_WEAVE: Final = tuple(n for n in names("weave") if n not in names("task"))
 _POLICY_FIELDS: Final = {
     name: name.removeprefix("delivery_") for name in _OF_TASK if name.startswith("delivery_")
 }

@@ -22,6 +22,7 @@ from wove.protocol.limits import SHARED_KEPT
 from wove.protocol.pickling import Pickled, dumps, loads
 from wove.worker.heartbeats import HeartbeatTimer, LoadMeter
 from wove.worker.interrupts import Interruptible, TaskInterrupted
+from wove.worker.log_capture import CAPTURE, LineBudget, capture
 from wove.worker.reports import RunReports
 from wove.worker.run_marks import BEGUN, RETURNED, RunMarks
 from wove.worker.runs import ExecutingRun, SharedCallable, SharedValues
@@ -90,6 +91,8 @@ class Runner:
         self._report_timer: HeartbeatTimer[RunReports] = HeartbeatTimer(
             beat=RunReports.flush, expire=RunReports.flush, meter=None, name=f"{name}-reports"
         )
+        self._line_budget = LineBudget()
+        self._captures = False
         self._reports_load = report_load
         self._pid = os.getpid()
 
@@ -198,6 +201,10 @@ class Runner:
         self._threads.close(0.0, for_good=True)
         self._pulse.close()
         self._report_timer.close()
+        with self._lock:
+            captures, self._captures = self._captures, False
+        if captures:
+            capture.release()
         if self._loop is not None:
             self._loop.close(max(0.0, deadline - time.monotonic()))
         return ended
@@ -250,6 +257,9 @@ class Runner:
         run.ticks.append(time.perf_counter())
         context = contextvars.Context()
         context.run(REPORTER.set, partial(self._reports_of, run))
+        if run.log_level is not None:
+            self._capture_logs(run.log_level)
+            context.run(CAPTURE.set, self._reports_of(run))
 
         if run.stopping:
             self._stopped(run, None)
@@ -264,8 +274,19 @@ class Runner:
             if run.ended:
                 return None
             if run.reports is None:
-                run.reports = RunReports(run.names, self._emit, self._report_timer.expire_at)
+                run.reports = RunReports(
+                    run.names, HOST, self._emit, self._report_timer.expire_at, self._line_budget
+                )
             return run.reports
+
+    def _capture_logs(self, level: int) -> None:
+        """Have the log records and the output of captured runs sent home, until this runner is closed."""
+        with self._lock:
+            first, self._captures = not self._captures, True
+        if first:
+            capture.acquire(level)
+        else:
+            capture.lower(level)
 
     def _call_here(
         self, run: ExecutingRun, call: Callable[[], Any], context: contextvars.Context

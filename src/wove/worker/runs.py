@@ -82,6 +82,7 @@ class ExecutingRun:
         ended: Its terminal event is decided.
         began: When it left the queue, in seconds since the epoch.
         ticks: When it left the queue, when its call began, and when that ended, as `time.perf_counter`.
+        log_level: The level from which its log records are sent home; ``None``: neither these nor its output.
         reports: What it has reported; ``None``: nothing.
         stopping: ``"cancel"`` or ``"deadline"`` once it has been told to stop.
     """
@@ -94,6 +95,7 @@ class ExecutingRun:
         "ended",
         "frame",
         "heartbeat_seconds",
+        "log_level",
         "names",
         "reports",
         "run_id",
@@ -116,6 +118,8 @@ class ExecutingRun:
         self.seconds = _seconds(frame.get("deadline"))
         slot: object = frame.get("slot")
         self.slot = slot if isinstance(slot, int) else -1
+        level: object = frame.get("remote_logs")
+        self.log_level = level if isinstance(level, int) and not isinstance(level, bool) else None
         delivery: Any = frame.get("delivery")
         policy = cast(dict[str, Any], delivery) if isinstance(delivery, dict) else None
         self.heartbeat_seconds = heartbeat_seconds or spacing(policy)

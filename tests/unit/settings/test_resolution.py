@@ -250,6 +250,7 @@ def test_explain_weave() -> None:
         "fork": (True, "wove.config"),
         "error_mode": ("return", "environment 'reports'"),
         "max_pending": (None, "built-in"),
+        "store": (None, "built-in"),
     }
     assert resolver(configuration, environment="default").explain_weave()["environment"] == (
         "default",

@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import functools
+import logging
 import os
 import sys
 import threading
@@ -18,6 +19,8 @@ from wove.protocol.faults import to_exception
 from wove.protocol.frames import PYTHON, TERMINAL, FrameError
 from wove.protocol.pickling import Pickled, dumps, loads
 from wove.worker.heartbeats import LoadMeter
+from wove.worker.log_capture import LineBudget
+from wove.worker.reports import RunReports
 from wove.worker.runner import Runner
 
 
@@ -712,3 +715,160 @@ def test_a_report_that_waits_is_sent_while_the_task_goes_on(bench: Bench) -> Non
     bench.until(lambda: [event["done"] for event in bench.of(kind="progress")] == [1, 2])
     GO_ON.set()
     assert bench.outcome() is None
+
+
+# --- logs and output --------------------------------------------------------------------------------------
+
+HOME = {"remote_logs": logging.INFO}
+
+
+def lines_of(bench: Bench, run_id: str = "r") -> list[tuple[Any, ...]]:
+    return [tuple(line[1:]) for event in bench.of(run_id, "log") for line in event["lines"]]
+
+
+def log_and_print() -> None:
+    log = logging.getLogger("app.pdf")
+    log.debug("debug")
+    log.info("info %d", 1)
+    try:
+        1 / 0  # noqa: B018
+    except ZeroDivisionError:
+        log.exception("no")
+    print("one\ntwo")
+    print("three", end="")
+    print("four", file=sys.stderr)
+
+
+def test_records_and_output_are_sent_before_the_end(bench: Bench) -> None:
+    bench.send(log_and_print, fields=HOME)
+    assert bench.outcome() is None
+    lines = lines_of(bench)
+    assert lines[0] == (logging.INFO, "app.pdf", "info 1")
+    assert lines[1][2].startswith("no\nTraceback") and "1 / 0" in lines[1][2]
+    assert lines[2:] == [
+        (0, "stdout", "one"),
+        (0, "stdout", "two"),
+        (0, "stderr", "four"),
+        (0, "stdout", "three"),
+    ]
+    assert bench.events[-1]["type"] == "task_result"
+    assert all(event["host"] for event in bench.of(kind="log"))
+
+
+def test_a_record_that_cannot_be_formatted_is_sent_as_it_is() -> None:
+    events: list[dict[str, Any]] = []
+    reports = RunReports({}, "here", events.append, lambda *_: None, LineBudget())
+    reports.add_record(logging.makeLogRecord({"name": "app", "msg": "wrong %d", "args": ("x",)}))
+    ((*_, text),) = events[0]["lines"]
+    assert text.startswith("'wrong %d' (it cannot be formatted: ")
+
+
+async def print_later() -> None:
+    await asyncio.sleep(0)
+    print("later")
+
+
+def test_output_of_coroutines_is_sent_too(bench: Bench) -> None:
+    bench.send(print_later, fields=HOME)
+    assert bench.outcome() is None
+    assert lines_of(bench) == [(0, "stdout", "later")]
+
+
+def test_what_is_not_captured_goes_where_it_went(
+    bench: Bench, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert bench.call(double, x=1) == 2
+    bench.send(log_and_print, "captured", fields=HOME)
+    bench.end("captured")
+    bench.send(log_and_print, "other")
+    bench.end("other")
+    print("here")
+    assert capsys.readouterr().out == "one\ntwo\nthreehere\n"
+    assert not bench.of("other", "log")
+
+
+def test_everything_is_as_before_when_the_runner_is_closed() -> None:
+    root = logging.getLogger()
+    before = (root.level, list(root.handlers), sys.stdout, sys.stderr)
+    handler = logging.Handler()
+    root.addHandler(handler)
+    try:
+        benches = [Bench(name=f"bench-{number}") for number in range(2)]
+        for bench in benches:
+            bench.send(print_now, fields={"remote_logs": logging.DEBUG})
+            assert bench.outcome() is None
+        assert root.level == logging.DEBUG and sys.stdout is not before[2]
+        for bench in benches:
+            assert bench.runner.close(20)
+        assert handler.filters == []
+    finally:
+        root.removeHandler(handler)
+    assert (root.level, list(root.handlers), sys.stdout, sys.stderr) == before
+
+
+def print_now() -> None:
+    print("now")
+
+
+def test_handlers_of_the_worker_see_no_more_than_before(bench: Bench) -> None:
+    seen: list[str] = []
+
+    class Handler(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            seen.append(record.getMessage())
+
+    handler = Handler()
+    logging.getLogger().addHandler(handler)
+    own = logging.getLogger("app.own_level")
+    own.setLevel(logging.DEBUG)
+    try:
+        bench.send(log_at_several_levels, fields={"remote_logs": logging.DEBUG})
+        assert bench.outcome() is None
+    finally:
+        logging.getLogger().removeHandler(handler)
+        own.setLevel(logging.NOTSET)
+    assert seen == ["warning", "own debug"]
+    assert [line[2] for line in lines_of(bench)] == ["debug", "warning", "own debug"]
+
+
+def log_at_several_levels() -> None:
+    logging.getLogger("app.several").debug("debug")
+    logging.getLogger("app.several").warning("warning")
+    logging.getLogger("app.own_level").debug("own debug")
+
+
+def flood() -> None:
+    log = logging.getLogger("app.flood")
+    for number in range(50_000):
+        log.info("line %d", number)
+
+
+def test_a_flood_of_lines_is_bounded_and_what_is_dropped_is_counted(bench: Bench) -> None:
+    began = time.monotonic()
+    bench.send(flood, fields=HOME)
+    assert bench.outcome() is None
+    seconds = time.monotonic() - began
+    sent = len(lines_of(bench))
+    dropped = sum(event["dropped"] for event in bench.of(kind="log"))
+    assert sent + dropped == 50_000
+    assert sent <= 5_000 * (seconds + 1) + 1
+    assert len([event for event in bench.of(kind="log") if event["dropped"]]) <= seconds + 2
+
+
+def fork_and_print() -> int:
+    reader, writer = os.pipe()
+    child = os.fork()
+    if not child:
+        os.dup2(writer, 1)
+        print("of the child", flush=True)
+        os._exit(0)
+    os.close(writer)
+    os.waitpid(child, 0)
+    with os.fdopen(reader) as file:
+        return len(file.read())
+
+
+def test_a_forked_child_keeps_its_output(bench: Bench, capfd: pytest.CaptureFixture[str]) -> None:
+    bench.send(fork_and_print, fields=HOME)
+    assert isinstance(bench.outcome(), int)
+    assert lines_of(bench) == []

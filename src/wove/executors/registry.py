@@ -1,4 +1,4 @@
-"""The executors that have a name, imported when one is first used."""
+"""Finds the executors that have a name, and imports one when it is first used."""
 
 from __future__ import annotations
 
@@ -34,14 +34,15 @@ BUILT_IN: Final[dict[str, tuple[str, str]]] = {
 
 
 def executor_class(executor: object, environment: str) -> type[EnvironmentExecutor]:
-    """The class behind the ``executor`` of an environment.
+    """Return the class behind the ``executor`` of an environment.
 
     Args:
-        executor: A built-in name, or an instance of the user's own class.
+        executor: A built-in name, a name that an installed package declares, or an instance of the user's own class.
         environment: The environment's name, for messages.
 
     Raises:
-        ValueError: No built-in executor has that name.
+        ValueError: There is no executor of that name, or there are several.
+        ImportError: The executor of another package cannot be imported.
         TypeError: Neither a name nor an executor.
     """
     if isinstance(executor, EnvironmentExecutor):
@@ -53,15 +54,10 @@ def executor_class(executor: object, environment: str) -> type[EnvironmentExecut
             f"instance, not {cast('Any', executor)!r}.{hint}"
         )
 
-    try:
-        module, name = BUILT_IN[executor]
-    except KeyError:
-        names = [LOCAL, *BUILT_IN]
-        raise ValueError(
-            f"environment {environment!r}: there is no executor {executor!r}.{suggest(executor, names)} "
-            f"Built in are: {', '.join(names)}"
-        ) from None
+    if executor not in BUILT_IN:
+        return _of_another_package(executor, environment)
 
+    module, name = BUILT_IN[executor]
     found = getattr(importlib.import_module(module), name)
 
     if module.startswith("wove.integrations."):
@@ -72,3 +68,24 @@ def executor_class(executor: object, environment: str) -> type[EnvironmentExecut
         found = for_adapter(found)
 
     return cast("type[EnvironmentExecutor]", found)
+
+
+def _of_another_package(executor: str, environment: str) -> type[EnvironmentExecutor]:
+    # Here, because to look at the installed packages takes longer than all else that a first weave does.
+    from wove.executors.plugins import plugin_class, plugin_names
+
+    try:
+        found = plugin_class(executor)
+    except (ValueError, ImportError, TypeError) as error:
+        error.add_note(f"for environment {environment!r}")
+        raise
+    if found is not None:
+        return found
+
+    others = plugin_names()
+    names = [LOCAL, *BUILT_IN, *others]
+    of_packages = f". Installed packages add: {', '.join(others)}" if others else ""
+    raise ValueError(
+        f"environment {environment!r}: there is no executor {executor!r}.{suggest(executor, names)} "
+        f"Built in are: {', '.join([LOCAL, *BUILT_IN])}{of_packages}"
+    )

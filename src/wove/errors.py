@@ -137,6 +137,23 @@ def install_command(extra: str) -> str:
     return f'pip install "wove[{extra}]=={__version__}"'
 
 
+def is_other_wove(version: object) -> bool:
+    """Return whether *version* is one of another package that is called ``wove``: its major number is another."""
+    return isinstance(version, str) and version.partition(".")[0] != __version__.partition(".")[0]
+
+
+def advice_on_other_wove(text: str) -> str:
+    """Return the advice for an error whose *text* shows that another package named ``wove`` runs; otherwise ``""``."""
+    signs = ("No module named 'wove", "cannot import wove", "from 'wove", "module 'wove")
+    return f". {OTHER_WOVE}" if any(sign in text for sign in signs) else ""
+
+
+OTHER_WOVE = (
+    f"This is wove {__version__}. The package index has another package of this name, with versions that begin with 2: "
+    "pip uninstall wove on the side that has that one, and install this one there, from its checkout or its wheel"
+)
+
+
 class MissingDependencyError(WoveError, RuntimeError):
     """An optional package is not installed; the message has the exact install command."""
 

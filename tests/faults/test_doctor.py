@@ -20,7 +20,7 @@ from tests.support.services import Plan, Services, running
 from tests.support.workers import Worker, celery, rq
 
 import wove
-from wove import BackendAdapter, BackendAdapterEnvironmentExecutor
+from wove import BackendAdapter, BackendAdapterEnvironmentExecutor, WorkerLostError, weave
 from wove.diagnosis import Finding
 
 SECRET = "s" * 40
@@ -211,7 +211,7 @@ def test_another_package_of_the_name_there(tmp_path: Path) -> None:
     with worker_script(tmp_path, "import wove\nwove.__version__ = '2.0.3'") as config:
         findings = examined("stdio", config)
     found = fault(findings, "versions")
-    assert "wove 2.0.3 there" in found.message and "pip uninstall wove" in found.remedy
+    assert "wove 2.0.3" in found.message and "pip uninstall wove" in found.remedy
 
 
 @pytest.mark.backend("stdio")
@@ -307,6 +307,20 @@ def test_a_worker_with_another_secret(queue_worker: str) -> None:
     config = {"redis_url": queue_worker, "security": {"type": "signed", "secret": SECRET}}
     found = fault(examined("rq", config), "secret")
     assert "WOVE_WORKER_SECRET" in found.remedy
+
+
+@pytest.mark.backend("rq", "redis")
+def test_a_worker_with_another_package_of_the_name(servers: Servers, tmp_path: Path) -> None:
+    url = servers.redis.database(13)
+    package = {"wove": "__version__ = '2.0.3'\n"}
+    with Worker.start(rq(url), tmp_path / "rq", modules=package, path=None):
+        found = fault(examined("rq", {"redis_url": url}), "versions")
+        assert "pip uninstall wove" in found.remedy
+
+        with pytest.raises(WorkerLostError, match="pip uninstall wove"), weave() as w:
+
+            @w.do(environment="broken")
+            def first() -> None: ...
 
 
 @pytest.mark.backend("rq", "redis")

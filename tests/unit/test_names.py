@@ -35,6 +35,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 DOCUMENTED = (
     "wove.errors.UnresolvedSignatureError",
     "wove.security.NetworkExecutorSecurity",
+    "wove.diagnosis.Finding",
     "wove.environment.BackendAdapterEnvironmentExecutor",
     "wove.environment.DeliveryOrphanedError",
     "wove.environment.DeliveryTimeoutError",
@@ -81,8 +82,15 @@ DOCUMENTED = (
 COMMANDS = ("wove", "wove.backend_worker", "wove.integrations.temporal", "wove.stdio_worker")
 """What users start with ``python -m``."""
 
-NOT_MODULES = {"wove.run_backend_payload", "wove.v1", "wove.service", "wove.recognized"}
-"""Texts of that form which are the names of a task, a subprotocol, loggers and a key in the scope of ASGI requests."""
+NOT_MODULES = {
+    "wove.run_backend_payload",
+    "wove.v1",
+    "wove.service",
+    "wove.recognized",
+    "wove.toml",
+}
+"""Texts of that form which are the names of a task, a subprotocol, loggers, a key in the scope of ASGI requests, and a
+file."""
 
 ADAPTERS = {
     "arq": "ARQAdapter",

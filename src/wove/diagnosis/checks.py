@@ -19,7 +19,7 @@ from wove.delivery.manager import process_state
 from wove.diagnosis.findings import Finding, Status
 from wove.diagnosis.reach import check_place, clock_ahead, places_of
 from wove.diagnosis.session import Probe, ProbeSession, Warnings
-from wove.errors import MissingDependencyError
+from wove.errors import OTHER_WOVE, MissingDependencyError
 from wove.executors.base import EnvironmentExecutor
 from wove.executors.registry import executor_class
 
@@ -46,6 +46,9 @@ BEGIN_SECONDS: Final = 1.0
 
 CANCEL_SECONDS: Final = 30.0
 """How long the probe that is cancelled would take."""
+
+CANCEL_WAIT_SECONDS: Final = 10.0
+"""How long it may go on after its cancel."""
 
 NO_WORKER: Final = re.compile(r": no \w[\w ]*worker \w+ ")
 """A warning after which waiting is of no use: the backend says that no worker can begin the run."""
@@ -324,23 +327,20 @@ class Examination:
         began = time.monotonic()
         await session.cancel(probe)
         over = asyncio.ensure_future(probe.over.wait())
-        await asyncio.wait({over}, timeout=min(10.0, self._limits.seconds))
+        await asyncio.wait({over}, timeout=CANCEL_WAIT_SECONDS)
         over.cancel()
-        if probe.event is not None and probe.event["type"] == "task_cancelled":
+        if probe.event is not None:
             self._add(
                 "cancel", "ok", f"a run ends {time.monotonic() - began:.1f} s after its cancel"
             )
         else:
-            text = "a run that was cancelled did not end"
-            self._add("cancel", "warning", text, "see delivery_cancel_mode and timeout")
+            text = f"a run did not end within {CANCEL_WAIT_SECONDS:g} s of its cancel"
+            remedy = "set 'timeout' for tasks that must not go on when nobody waits for them"
+            self._add("cancel", "warning", text, remedy)
 
 
 # ------------------------------------------------------------------ words
 
-OTHER_WOVE: Final = (
-    "install the same wove on both sides; the package index has another package of this name, with versions that "
-    "begin with 2: pip uninstall wove there, and install this one from its checkout or wheel"
-)
 PAYLOAD_REMEDY: Final = (
     "raise the limit of the service or proxy (nginx: client_max_body_size), or pass a path"
 )
@@ -365,6 +365,7 @@ _CAUSES: Final[Sequence[tuple[str, str, str]]] = (
         "rights",
         "give the broker's user the right to read, write and configure the queues, or correct its password",
     ),
+    (r"package index has another package", "versions", OTHER_WOVE),
     (
         r"\b40[13]\b.*security|not auth|UNAUTHENTICATED|signature|PermissionError|exit status 77|is not signed",
         "secret",

@@ -7,7 +7,12 @@ import re
 from collections.abc import Mapping
 from typing import Any, Final, cast
 
-from wove.errors import EnvironmentExecutionError, SerializationError, WoveError
+from wove.errors import (
+    EnvironmentExecutionError,
+    SerializationError,
+    WoveError,
+    advice_on_other_wove,
+)
 from wove.protocol.by_value import make_portable
 from wove.protocol.frames import PYTHON, ErrorReport
 from wove.protocol.limits import TRACEBACK_CHARACTERS
@@ -104,6 +109,7 @@ def _without_object(
         message = str(exception)
     said = ": ".join(str(part) for part in (kind, message) if part)
     text = f"task {task!r} failed" + (f": {said}" if said else ", and its worker did not say why")
+    text += advice_on_other_wove(text)
     if trouble:
         text += f" (its exception object is missing: {trouble})"
     error = EnvironmentExecutionError(text, report)

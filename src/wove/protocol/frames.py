@@ -12,7 +12,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, TypedDict, TypeGuard, cast
 
-from wove.errors import SerializationError
+from wove.errors import OTHER_WOVE, SerializationError, is_other_wove
 from wove.protocol.pickling import Pickled
 
 __all__ = [
@@ -207,17 +207,19 @@ def condensed(events: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
 
 
 def check_python(frame: Mapping[str, Any], *, label: str) -> None:
-    """Refuse a pickle of another Python minor version, before anything is unpickled.
+    """Refuse a pickle of another Python minor version, or of another package named ``wove``, before it is unpickled.
 
-    A frame that does not say its version is not checked.
+    A frame that does not say its versions is not checked.
 
     Args:
-        frame: The frame; its ``python`` field is looked at.
+        frame: The frame; its fields ``python`` and ``wove`` are looked at.
         label: What the frame carries, for the message: ``"task 'pdf'"``.
 
     Raises:
         SerializationError: The versions differ. The message names both.
     """
+    if is_other_wove(frame.get("wove")):
+        raise SerializationError(f"{label} was sent by wove {frame['wove']}. {OTHER_WOVE}.")
     theirs = frame.get("python")
     if isinstance(theirs, str) and theirs.split(".")[:2] != PYTHON.split("."):
         raise SerializationError(

@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from types import CodeType, FunctionType
 from typing import TYPE_CHECKING, Any, Final
 
-from wove.errors import MissingDispatchFeatureError, SerializationError
+from wove.errors import OTHER_WOVE, MissingDispatchFeatureError, SerializationError
 from wove.protocol import by_value
 from wove.protocol.limits import INLINE_BYTES, PIECE_BYTES
 
@@ -439,6 +439,10 @@ def _why_not_loaded(label: str, error: Exception) -> str:
     if isinstance(error, ModuleNotFoundError) and error.name:
         if error.name.partition(".")[0] == "cloudpickle":
             return f"cannot rebuild {label} without cloudpickle. {MissingDispatchFeatureError()}"
+        if error.name.partition(".")[0] == "wove":
+            return (
+                f"cannot rebuild {label}: the module {error.name!r} is missing there. {OTHER_WOVE}."
+            )
         return (
             f"cannot rebuild {label}: the module {error.name!r} cannot be imported there. "
             f"Install it there, or make it importable (PYTHONPATH, working directory)."

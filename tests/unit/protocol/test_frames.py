@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from wove import __version__
 from wove.errors import SerializationError
 from wove.protocol.callables import CallableCache
 from wove.protocol.frames import (
@@ -46,6 +47,12 @@ def test_an_unknown_type_names_the_run_and_the_types() -> None:
 def test_the_same_python_or_none_passes(version: Any) -> None:
     check_python({"python": version}, label="task 'x'")
     check_python({}, label="task 'x'")
+
+
+def test_another_package_of_our_name_is_refused() -> None:
+    check_python({"wove": __version__}, label="task 'x'")
+    with pytest.raises(SerializationError, match=r"task 'x' was sent by wove 2\.0\.3.*uninstall"):
+        check_python({"wove": "2.0.3"}, label="task 'x'")
 
 
 @pytest.mark.parametrize(

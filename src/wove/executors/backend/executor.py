@@ -20,6 +20,7 @@ from wove.errors import (
     MissingDependencyError,
     MissingDispatchFeatureError,
     WorkerLostError,
+    advice_on_other_wove,
 )
 from wove.executors.base import CancelReach, EnvironmentExecutor, Frame
 from wove.executors.event_queue import EventQueue
@@ -554,6 +555,7 @@ class BackendAdapterEnvironmentExecutor(EnvironmentExecutor):
     def _lose(self, job: _Job, why: str) -> None:
         if job.run_id not in self._jobs:
             return
+        why += advice_on_other_wove(why)
         error = WorkerLostError(f"{self.label}: {job} was lost: {why}")
         self._finish(
             job,

@@ -8,7 +8,9 @@ import re
 import shlex
 import signal
 import stat
+import subprocess
 import sys
+import textwrap
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -545,3 +547,90 @@ def test_a_controller_that_does_not_answer(
         assert await there_will_be(add_one, item=1) == 2
 
     asyncio.run(main())
+
+
+# ------------------------------------------------------------------------- processes that stay: stdio behind srun
+
+
+SRUN = "srun --ntasks=1 --mem=300M --quiet"
+
+
+def pilots(**config: Any) -> None:
+    wove.config(
+        environments={
+            "pilots": {"executor": "stdio", "executor_config": {"launcher": SRUN, **config}}
+        }
+    )
+
+
+def in_job(number: int) -> tuple[int, str]:
+    return number, os.environ["SLURM_JOB_ID"]
+
+
+def over(count: int) -> list[tuple[int, str]]:
+    """Return what *count* small tasks found, on processes that srun has started."""
+    with weave() as w:
+        w.do(range(count), environment="pilots")(in_job)
+    return list(w.result.final)
+
+
+def test_few_jobs_run_many_small_tasks(slurm: Slurm) -> None:
+    pilots(processes=2)
+    found = over(200)
+    assert [number for number, _ in found] == list(range(200))
+    jobs = {job for _, job in found}
+    assert len(jobs) <= 2
+    assert {job for _, job in over(20)} <= set(slurm.jobs())  # they stay for the next weave
+    wove.shutdown()
+    slurm.controller.until(lambda: not slurm.jobs(), "has no jobs")
+
+
+def test_a_pilot_that_waits_in_the_queue_holds_up_nothing(slurm: Slurm, tmp_path: Path) -> None:
+    """Of three processes, two have a CPU. The third one is withdrawn with the pool."""
+    pilots(processes=3)
+
+    with weave() as w:
+
+        @w.do(range(3), environment="pilots")
+        def meet(item: int) -> str:
+            (tmp_path / str(item)).touch()
+            deadline = time.monotonic() + 60
+            while len(os.listdir(tmp_path)) < 3 and time.monotonic() < deadline:
+                time.sleep(0.02)
+            return os.environ["SLURM_JOB_ID"]
+
+    assert len(set(w.result.meet)) <= 2
+    wove.shutdown()
+    slurm.controller.until(lambda: not slurm.jobs(), "has no jobs")
+
+
+def test_a_pilot_that_is_cancelled_is_replaced(slurm: Slurm) -> None:
+    pilots(processes=1)
+    ((_, job),) = over(1)
+    slurm.run("scancel", "--signal=KILL", job)
+    slurm.controller.until(lambda: job not in slurm.jobs(), "has ended the job")
+    with weave() as w:
+        w.do([1], environment="pilots", retries=1, retry_on=WorkerLostError)(in_job)
+    ((_, other),) = w.result.final
+    assert other != job
+
+
+def test_the_jobs_end_with_a_weave_that_is_killed(slurm: Slurm) -> None:
+    program = textwrap.dedent(
+        f"""
+        import time, wove
+        wove.config(environments={{"pilots": {{"executor": "stdio", "executor_config": {{"launcher": {SRUN!r}}}}}}})
+        with wove.weave() as w:
+            w.do([1], environment="pilots")(str)
+        print("there", flush=True)
+        time.sleep(600)
+        """
+    )
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == b"there\n"
+            assert slurm.jobs()
+        finally:
+            process.kill()
+    slurm.controller.until(lambda: not slurm.jobs(), "has no jobs")

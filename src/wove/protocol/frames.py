@@ -19,6 +19,7 @@ __all__ = [
     "COMMANDS",
     "EVENTS",
     "PYTHON",
+    "READY",
     "TERMINAL",
     "WORKER_BUSY",
     "Command",
@@ -38,6 +39,10 @@ COMMANDS: Final = frozenset({"run_task", "cancel_task", "shutdown"})
 TERMINAL: Final = frozenset({"task_result", "task_error", "task_cancelled"})
 
 EVENTS: Final = TERMINAL | {"task_started", "heartbeat", "progress", "log"}
+
+#: The first event of a worker behind a launcher, for the pool of the executor
+#: ``stdio`` alone: it concerns no run.
+READY: Final = "ready"
 
 #: The ``kind`` of the ``error`` with which a worker service declines a run that it has no room for. It has not
 #: begun the run, so that sending it again is safe.

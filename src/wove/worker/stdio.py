@@ -24,7 +24,7 @@ from wove.concurrency import forks
 from wove.errors import EnvironmentExecutionError
 from wove.protocol import codec
 from wove.protocol.faults import from_exception
-from wove.protocol.frames import PYTHON, FrameError
+from wove.protocol.frames import PYTHON, READY, FrameError
 from wove.protocol.limits import INLINE_BYTES
 from wove.protocol.pickling import declare_one_machine
 from wove.worker.run_marks import RunMarks
@@ -32,7 +32,14 @@ from wove.worker.run_marks import RunMarks
 if TYPE_CHECKING:
     from wove.worker.runner import Runner
 
-__all__ = ["BOOT_VARIABLE", "REPORT_LOAD_FLAG", "boot_record", "child_environment", "main"]
+__all__ = [
+    "BOOT_VARIABLE",
+    "LAUNCHED_FLAG",
+    "REPORT_LOAD_FLAG",
+    "boot_record",
+    "child_environment",
+    "main",
+]
 
 _log = logging.getLogger("wove.worker")
 
@@ -41,6 +48,10 @@ BOOT_VARIABLE: Final = "WOVE_STDIO_BOOT"
 
 #: Argument of the worker: emit the ``blocked`` heartbeats of :class:`~wove.worker.runner.Runner`.
 REPORT_LOAD_FLAG: Final = "--report-load"
+
+#: Argument of the worker: a launcher has started it, maybe on another machine. It reads what it starts with from the
+#: first line of stdin, answers with `READY`, and ends when stdin does, whoever its parent is.
+LAUNCHED_FLAG: Final = "--launched"
 
 _PARENT_CHECK_MILLISECONDS: Final = 1000
 _STOP_SECONDS: Final = 1.0  # for tasks to unwind once nobody waits for them any more
@@ -70,7 +81,7 @@ def child_environment(environ: Mapping[str, str]) -> dict[str, str]:
     return environment
 
 
-def boot_record(environ: Mapping[str, str], sys_path: Sequence[object]) -> dict[str, Any]:
+def boot_record(environ: Mapping[str, str], sys_path: Sequence[object] | None) -> dict[str, Any]:
     """Return the boot record of a worker, for the file that `BOOT_VARIABLE` names: it may be too long for a variable.
 
     The worker takes over *sys_path*, and puts ``PYTHONPATH`` back to what it was, so that the task sees what its
@@ -78,10 +89,10 @@ def boot_record(environ: Mapping[str, str], sys_path: Sequence[object]) -> dict[
 
     Args:
         environ: The environment variables that the task is to see.
-        sys_path: Usually ``sys.path``.
+        sys_path: Usually ``sys.path``; ``None``: the worker keeps its own.
     """
     return {
-        "sys_path": [entry for entry in sys_path if isinstance(entry, str)],
+        "sys_path": None if sys_path is None else [e for e in sys_path if isinstance(e, str)],
         "pythonpath": environ.get("PYTHONPATH"),
     }
 
@@ -93,15 +104,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Serve frames from stdin until it ends, ``shutdown`` comes, or the parent is gone.
 
     Args:
-        arguments: ``["--report-load"]`` or nothing; ``None``: those of the command line.
+        arguments: `REPORT_LOAD_FLAG` and `LAUNCHED_FLAG`, or nothing; ``None``: those of the command line.
     """
     from wove.worker.runner import Runner  # here, because the parent reads this file too
 
     arguments = sys.argv[1:] if arguments is None else arguments
-    declare_one_machine()
-    marks = _take_over(os.environ)
+    launched = LAUNCHED_FLAG in arguments
+    marks: RunMarks | None = None
+    if not launched:
+        declare_one_machine()
+        marks = _take_over(os.environ)
     commands, events = _claim_stdio()
-    parent = os.getppid()
+    parent = None if launched else os.getppid()
     # Ctrl-C goes to every process of the terminal; the parent decides what it means for the tasks. A handler
     # and not SIG_IGN, because programs that tasks start would inherit that.
     signal.signal(signal.SIGINT, _leave_it_to_the_parent)
@@ -120,7 +134,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     outbox = _Outbox(events, wake)
     runner = Runner(outbox.put, report_load=REPORT_LOAD_FLAG in arguments, marks=marks)
 
-    for line in _lines(commands, enough, parent):
+    lines = _lines(commands, enough, parent)
+    if launched and (boot := next(lines, None)) is not None:
+        _import_as(json.loads(b"".join(boot))["sys_path"])
+        outbox.put({"type": READY})
+
+    for line in lines:
         try:
             if _handle(line, runner):
                 # Not here: cancels must still be heard, and the end of the parent noticed. And not in
@@ -151,7 +170,7 @@ def _take_over(environ: MutableMapping[str, str]) -> RunMarks | None:
     with open(int(number), "rb") as file:
         boot = json.load(file)
 
-    sys.path[:] = boot["sys_path"]
+    _import_as(boot["sys_path"])
     if boot["pythonpath"] is None:
         environ.pop("PYTHONPATH", None)
     else:
@@ -163,6 +182,12 @@ def _take_over(environ: MutableMapping[str, str]) -> RunMarks | None:
     marks = RunMarks(descriptor)
     os.close(descriptor)
     return marks
+
+
+def _import_as(sys_path: list[str] | None) -> None:
+    """Import from where the sender does, unless this is another interpreter."""
+    if sys_path is not None:
+        sys.path[:] = sys_path
 
 
 def _claim_stdio() -> tuple[int, int]:
@@ -192,10 +217,15 @@ def reset_after_fork() -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-def _lines(commands: int, enough: int, parent: int) -> Iterator[list[bytes]]:
-    """The lines of the input, each in chunks, until it ends, *enough* is readable, or the parent is gone.
+def _lines(commands: int, enough: int, parent: int | None) -> Iterator[list[bytes]]:
+    """Yield the lines of the input, each in chunks, until it ends, *enough* is readable, or the parent is gone.
 
     The end of the input is not a sure sign of the last: another process may hold the pipe open.
+
+    Args:
+        commands: The descriptor of the input.
+        enough: A descriptor that ends the input.
+        parent: Process id of the parent; ``None``: the parent may go.
     """
     poll = select.poll() if hasattr(select, "poll") else None
     if poll is not None:
@@ -208,7 +238,7 @@ def _lines(commands: int, enough: int, parent: int) -> Iterator[list[bytes]]:
         while poll is not None:
             ready = poll.poll(_PARENT_CHECK_MILLISECONDS)
             if any(descriptor == enough for descriptor, _ in ready) or (
-                not ready and os.getppid() != parent
+                not ready and parent is not None and os.getppid() != parent
             ):
                 return
             if ready:

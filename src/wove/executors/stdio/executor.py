@@ -1,10 +1,9 @@
-"""``executor="stdio"``: worker processes on this machine, one JSON frame a line."""
+"""``executor="stdio"``: worker processes, here or behind a launcher, one JSON frame a line."""
 
 from __future__ import annotations
 
 import importlib.util
 import os
-import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Final, Literal, cast
@@ -15,13 +14,17 @@ from wove.executors.base import CancelReach, EnvironmentExecutor, Frame
 from wove.executors.event_queue import EventQueue
 from wove.executors.stdio.pool import Plan, Pool
 from wove.executors.stdio.process import interpreter_flags
-from wove.graph.options import suggest
+from wove.settings import config_readers
 
 __all__ = ["StdioExecutor", "worker_command"]
 
 KEYS: Final = (
     "command",
+    "launcher",
+    "python",
     "processes",
+    "min_processes",
+    "idle_seconds",
     "terminate_on_cancel",
     "start_timeout",
     "send_timeout",
@@ -35,9 +38,14 @@ class StdioExecutor(EnvironmentExecutor):
 
     Keys of ``executor_config``, beside the timeouts of every executor:
 
-    * ``command`` (list, or text as for a shell): the worker. Default: ``python -m wove.stdio_worker``, with
-      this interpreter.
-    * ``processes``: the most processes. Default: the CPUs that this process may use; 1 with a ``command``.
+    * ``launcher`` (list, or text as for a shell): a command that starts the worker elsewhere: ``srun``, ``ssh host``,
+      ``docker run -i image``. The worker's command follows it. It must last as long as the worker does.
+    * ``python`` (list or text): the interpreter of Wove's own worker. Default: this one.
+    * ``command`` (list or text): another worker. Default: ``python -m wove.stdio_worker``.
+    * ``processes``: maximum number of processes. Default: the CPUs that this process may use; 1 with a ``launcher``
+      or a ``command``.
+    * ``min_processes`` (0): how many are started with the first run, and stay when they are idle.
+    * ``idle_seconds`` (``None``: for ever): how long a process without work stays.
     * ``terminate_on_cancel`` (default true): whether a process is ended when a run in it was cancelled, does
       not end, and the process has nothing else to do.
 
@@ -53,7 +61,7 @@ class StdioExecutor(EnvironmentExecutor):
 
     @classmethod
     def shares_arguments(cls, config: Mapping[str, Any]) -> bool:
-        """A worker of the user's own does not know of them."""
+        """Return whether the worker is Wove's own: others do not know of shared arguments."""
         return config.get("command") is None
 
     def __init__(self) -> None:
@@ -70,7 +78,7 @@ class StdioExecutor(EnvironmentExecutor):
         if importlib.util.find_spec("cloudpickle") is None:
             raise MissingDispatchFeatureError
         self._pool = Pool(plan, self._inbox.put)
-        self._pool.spawn()  # it starts while the first run is on its way
+        self._pool.start()
 
     async def send(self, frame: Frame) -> None:
         self.send_nowait(frame)
@@ -90,29 +98,26 @@ class StdioExecutor(EnvironmentExecutor):
 
 
 def _plan(name: str, config: Mapping[str, Any], state: Mapping[str, Any]) -> Plan:
-    """The checked configuration of an environment."""
+    """Return the checked configuration of an environment."""
     label = f"environment {name!r}"
-
-    for key in config:
-        if key not in KEYS:
-            raise ValueError(
-                f"{label}: stdio has no executor_config key {key!r}.{suggest(key, KEYS)} "
-                f"Its keys are: {', '.join(KEYS)}"
-            )
-
-    command = config.get("command")
-    processes = config.get("processes")
-    if processes is None:
-        processes = _processors() if command is None else 1
-    elif isinstance(processes, bool) or not isinstance(processes, int) or processes < 1:
+    config_readers.check_keys(label, "stdio", config, KEYS)
+    command = config_readers.command(config, "command", label=label)
+    launcher = config_readers.command(config, "launcher", label=label)
+    python = config_readers.command(config, "python", label=label)
+    if command is not None and python is not None:
         raise ValueError(
-            f"{label}: executor_config 'processes' must be a whole number of at least 1, not {processes!r}"
+            f"{label}: executor_config 'python' is for Wove's own worker, and 'command' names another; "
+            "leave one of them out"
         )
 
-    terminate = config.get("terminate_on_cancel", True)
-    if not isinstance(terminate, bool):
-        raise TypeError(
-            f"{label}: executor_config 'terminate_on_cancel' must be True or False, not {terminate!r}"
+    elsewhere = launcher is not None or command is not None
+    processes = config_readers.whole(
+        config, "processes", 1 if elsewhere else _processors(), label=label
+    )
+    min_processes = config_readers.whole(config, "min_processes", 0, label=label, minimum=0)
+    if min_processes > processes:
+        raise ValueError(
+            f"{label}: executor_config 'min_processes' ({min_processes}) is more than 'processes' ({processes})"
         )
 
     environ = cast("Mapping[str, str]", state.get("environ", os.environ))
@@ -122,62 +127,67 @@ def _plan(name: str, config: Mapping[str, Any], state: Mapping[str, Any]) -> Pla
         with forks.importing:
             from wove.worker.stdio import boot_record, child_environment
 
-        boot = boot_record(environ, state.get("path", sys.path))
-        environ = child_environment(environ)
+        # Another interpreter has a path of its own, and maybe a file system of its own.
+        boot = boot_record(environ, state.get("path", sys.path) if python is None else None)
+        if launcher is None:
+            environ = child_environment(environ)
+        command = tuple(worker_command(python, launched=launcher is not None))
 
     return Plan(
         environment=name,
-        command=worker_command() if command is None else _split(command, label),
+        command=[*(launcher or ()), *command],
         boot=boot,
+        launched=launcher is not None,
         processes=processes,
-        terminate=terminate,
-        start_seconds=config.get("start_timeout", 60.0),
+        min_processes=min_processes,
+        idle_seconds=config_readers.number(config, "idle_seconds", None, label=label),
+        terminate=config_readers.flag(config, "terminate_on_cancel", True, label=label),
+        start_seconds=config.get("start_timeout", None if launcher else 60.0),
         cwd=state.get("cwd"),
         environ=dict(environ),
     )
 
 
-def worker_command() -> list[str]:
-    """The command that starts a worker process of Wove's own."""
+def worker_command(python: Sequence[str] | None = None, *, launched: bool = False) -> list[str]:
+    """Return the command that starts a worker process of Wove's own.
+
+    Args:
+        python: The interpreter and its options; ``None``: this one, with the options that it was started with.
+        launched: Whether a launcher starts it, so that it may be on another machine.
+
+    Raises:
+        DeliveryError: There is no interpreter that could be started.
+    """
+    with forks.importing:
+        from wove.worker.stdio import LAUNCHED_FLAG, REPORT_LOAD_FLAG
+
+    # -P, because the worker gets this process's sys.path instead of the working directory.
+    module = ["-P", "-m", "wove.stdio_worker", REPORT_LOAD_FLAG]
+    if launched:
+        module.append(LAUNCHED_FLAG)
+    if python is not None:
+        return [*python, *module]
+
     if not sys.executable:
         raise DeliveryError(
             "this interpreter does not know its own executable (sys.executable is empty): "
-            "set executor_config 'command' for stdio"
+            "set executor_config 'python' or 'command' for stdio"
         )
 
     if getattr(sys, "frozen", False):
         raise DeliveryError(
             f"this is a frozen application, and {sys.executable!r} would start it again instead of a worker: set "
-            f"executor_config 'command' for stdio, to a Python with wove and cloudpickle that runs "
-            f"'-m wove.stdio_worker', or to a program of yours that calls wove.worker.stdio.main()"
+            f"executor_config 'python' for stdio, to a Python with wove and cloudpickle, or 'command', to a program "
+            f"of yours that calls wove.worker.stdio.main()"
         )
 
-    with forks.importing:
-        from wove.worker.stdio import REPORT_LOAD_FLAG
-
-    # -P, because the worker gets this process's sys.path instead of the working directory.
-    return [sys.executable, *interpreter_flags(), "-P", "-m", "wove.stdio_worker", REPORT_LOAD_FLAG]
-
-
-def _split(command: object, label: str) -> list[str]:
-    parts: list[str]
-
-    if isinstance(command, str):
-        parts = shlex.split(command)
-    elif isinstance(command, (list, tuple)):
-        parts = [os.fspath(part) for part in cast("Sequence[Any]", command)]
-    else:
-        raise TypeError(
-            f"{label}: executor_config 'command' must be a list or text, not {type(command).__name__}"
-        )
-
-    if not parts:
-        raise ValueError(f"{label}: executor_config 'command' is empty")
-    return parts
+    # A launcher may be a shell on another machine, which takes the words apart again: no option with spaces or quotes.
+    flags = [] if launched else interpreter_flags()
+    return [sys.executable, *flags, *module]
 
 
 def _processors() -> int:
-    """The CPUs that this process may use, not those that the machine has."""
+    """Return the number of CPUs that this process may use, not of those that the machine has."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0)) or 1
     return os.cpu_count() or 1

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from wove.concurrency import forks, thread_pool
+from wove.concurrency.backoff import Backoff
+from wove.concurrency.deadline import Deadline
 from wove.concurrency.mailbox import post_to
 from wove.errors import DeliveryError, EnvironmentExecutionError, WorkerLostError
 from wove.executors.base import Frame
@@ -20,7 +22,7 @@ from wove.executors.stdio.balance import WorkerLoad, choose
 from wove.executors.stdio.process import Listener, WorkerProcess, describe_exit
 from wove.protocol import codec
 from wove.protocol.callables import CallableCache
-from wove.protocol.frames import TERMINAL, FrameError
+from wove.protocol.frames import READY, TERMINAL, FrameError
 from wove.protocol.limits import INLINE_BYTES, SHARED_KEPT
 from wove.worker.run_marks import BEGUN, RETURNED, RunMarks, shared_file
 
@@ -33,6 +35,13 @@ CANCEL_SECONDS: Final = 0.5
 
 FAREWELL_SECONDS: Final = 1.0
 """How long a process may take to end by itself after its stdin was closed."""
+
+LAUNCHER_SECONDS: Final = 3.0
+"""The same for a launcher: it passes the end on, waits for that of the worker, and tidies up. Also how long it may take
+to end after SIGTERM, or after the worker has closed its stdout."""
+
+RESTARTS: Final = Backoff(0.5, 30.0)
+"""How soon a process is replaced that ended without a word while others work: a scheduler may refuse more of them."""
 
 KILLED_SECONDS: Final = 3.0
 """How long the system may take to end one that was killed: its memory is given back first."""
@@ -53,7 +62,10 @@ class Plan:
         environment: The environment's name.
         command: Program and arguments of a worker.
         boot: What Wove's own worker starts with, which says more than a plain one needs to; ``None``: it is not ours.
-        processes: The most processes.
+        launched: Whether a launcher starts it, so that it may be elsewhere and may start late.
+        processes: Maximum number of processes.
+        min_processes: How many are started at once, and stay when they are idle.
+        idle_seconds: How long a process without work stays; ``None``: for ever.
         terminate: Whether a cancelled run that does not end costs its process.
         start_seconds: How long a worker of ours may take until it says something; ``None`` for no limit.
         cwd: Working directory; ``None`` for this process's.
@@ -63,7 +75,10 @@ class Plan:
     environment: str
     command: Sequence[str]
     boot: Mapping[str, Any] | None
+    launched: bool = False
     processes: int
+    min_processes: int = 0
+    idle_seconds: float | None = None
     terminate: bool
     start_seconds: float | None
     cwd: str | None
@@ -74,6 +89,11 @@ class Plan:
         """Whether the worker is Wove's own."""
         return self.boot is not None
 
+    @property
+    def says_ready(self) -> bool:
+        """Whether a worker says when it has started, and gets no run before that."""
+        return self.launched and self.ours
+
 
 class _Worker:
     """One process of the pool, and what it has to do."""
@@ -83,6 +103,7 @@ class _Worker:
         "decoding",
         "draining",
         "encoding",
+        "idle_since",
         "kept",
         "marks",
         "process",
@@ -95,12 +116,15 @@ class _Worker:
         "unbegun",
     )
 
-    def __init__(self, process: WorkerProcess, marks: RunMarks | None) -> None:
+    def __init__(
+        self, process: WorkerProcess, marks: RunMarks | None, limit: int | None, now: float
+    ) -> None:
         self.process = process
+        self.idle_since = now  # when it last had a run
         self.marks = marks
         self.slots: dict[str, int] = {}
         self.unbegun: dict[str, Frame] = {}  # by run id, to be given to another one if it ends
-        self.seat = WorkerLoad(limit=None if marks is None else 1)
+        self.seat = WorkerLoad(limit)
         self.kept = CallableCache[bool]()
         self.shared = CallableCache[bool](SHARED_KEPT)
         self.runs: dict[str, str] = {}  # task by run id
@@ -133,6 +157,18 @@ class Pool(Listener):
         self._stagnation: asyncio.TimerHandle | None = None
         self._patience = STAGNATION_SECONDS
         self._moved = False
+        self._spawn_at = 0.0  # no process is started before that
+        self._respawn: asyncio.TimerHandle | None = None
+        self._idle_deadline = Deadline(self._loop, self._idle_due, self._end_idle)
+
+    def start(self) -> None:
+        """Start the first processes: they come up while the first run is on its way.
+
+        Raises:
+            DeliveryError: They cannot be started.
+        """
+        for _ in range(max(1, self._plan.min_processes)):
+            self.spawn()
 
     def run(self, frame: Frame) -> None:
         """Take a ``run_task`` frame."""
@@ -144,19 +180,25 @@ class Pool(Listener):
         self._stopping = True
         if self._stagnation is not None:
             self._stagnation.cancel()
+        if self._respawn is not None:
+            self._respawn.cancel()
+        self._idle_deadline.cancel()
         self._waiting.clear()
 
         for worker in self._workers:
             if (
-                not worker.runs
-            ):  # "shutdown" asks to finish what runs, and nobody waits for that any more
-                worker.process.write(codec.encode({"type": "shutdown"}))
-            worker.process.close_stdin()
+                worker.runs
+            ):  # "shutdown" would ask to finish them, and they are not awaited any more
+                worker.process.close_stdin()
+            else:
+                self._dismiss(worker)
 
-        await self._ended_within(FAREWELL_SECONDS)
+        await self._ended_within(LAUNCHER_SECONDS if self._plan.launched else FAREWELL_SECONDS)
         for worker in self._workers:
-            worker.process.kill()
-        await self._ended_within(KILLED_SECONDS)
+            self._kill(worker)
+        await self._ended_within(
+            KILLED_SECONDS + (LAUNCHER_SECONDS if self._plan.launched else 0.0)
+        )
 
         for worker in self._workers:
             logger.warning(
@@ -188,20 +230,43 @@ class Pool(Listener):
                     self._give(worker, now)
             if not self._waiting:
                 break
-            room = self._plan.processes - sum(not worker.draining for worker in self._workers)
-            if room <= 0:
+            count = min(self._room(), len(self._waiting) - self._starting())
+            if count <= 0:
                 break
             try:
-                for _ in range(min(room, len(self._waiting))):
+                for _ in range(count):
                     self.spawn()
             except DeliveryError as error:
                 self._fail_waiting(error)
 
-        if self._waiting and self._stagnation is None and not self._stopping:
+        if not self._waiting:
+            self._idle_deadline.update()
+        elif self._stagnation is None and not self._stopping:
             self._moved = False
             self._stagnation = self._loop.call_later(self._patience, self._check_stagnation)
 
+    def _room(self) -> int:
+        """Return how many more processes may be started now."""
+        now = self._loop.time()
+        if now < self._spawn_at:
+            if self._respawn is None:
+                self._respawn = self._loop.call_at(self._spawn_at, self._spawn_again)
+            return 0
+        return self._plan.processes - sum(not worker.draining for worker in self._workers)
+
+    def _spawn_again(self) -> None:
+        self._respawn = None
+        self._dispatch()
+
+    def _starting(self) -> int:
+        """Return how many processes will take a run each once they are ready."""
+        if not self._plan.says_ready:
+            return 0
+        return sum(not (worker.spoke or worker.draining) for worker in self._workers)
+
     def _takes_runs(self, worker: _Worker) -> bool:
+        if self._plan.says_ready and not worker.spoke:
+            return False  # it may be queued for hours, and another may be free long before
         return not (
             worker.draining
             or worker.encoding
@@ -308,9 +373,18 @@ class Pool(Listener):
         )
 
     def _start(self) -> _Worker:
-        plan = self._plan
+        plan, now = self._plan, self._loop.time()
+        if plan.launched:
+            process = WorkerProcess(
+                plan.command, plan.cwd, plan.environ, self, linger_seconds=LAUNCHER_SECONDS
+            )
+            if plan.boot is not None:
+                process.write([json.dumps(plan.boot).encode()])
+            return _Worker(process, None, 1 if plan.ours else None, now)
+
         if plan.boot is None:
-            return _Worker(WorkerProcess(plan.command, plan.cwd, plan.environ, self), None)
+            process = WorkerProcess(plan.command, plan.cwd, plan.environ, self)
+            return _Worker(process, None, None, now)
 
         with forks.importing:
             from wove.worker.stdio import BOOT_VARIABLE
@@ -327,7 +401,7 @@ class Pool(Listener):
             for descriptor in ours:
                 os.close(descriptor)
 
-        return _Worker(process, marks)
+        return _Worker(process, marks, 1, now)
 
     def _check_stagnation(self) -> None:
         self._stagnation = None
@@ -336,7 +410,7 @@ class Pool(Listener):
             self._patience = STAGNATION_SECONDS
         else:
             self._patience *= 2
-            for worker in self._workers:
+            for worker in filter(self._takes_runs, self._workers):
                 worker.seat.stagnates()
 
         self._dispatch()
@@ -344,6 +418,41 @@ class Pool(Listener):
     def _check_spoke(self, worker: _Worker) -> None:
         if not worker.spoke and not worker.process.ended:
             worker.reason = f"it did not answer within {self._plan.start_seconds:g} s (executor_config 'start_timeout')"
+            self._kill(worker)
+
+    # ------------------------------------------------------------------ processes without work
+
+    def _is_idle(self, worker: _Worker) -> bool:
+        return not (worker.runs or worker.draining or worker.process.ended)
+
+    def _idle_due(self) -> float | None:
+        """Return when the next idle process is to end, as a time of the loop."""
+        seconds = self._plan.idle_seconds
+        if seconds is None or self._waiting or self._stopping:
+            return None
+        if sum(not worker.draining for worker in self._workers) <= self._plan.min_processes:
+            return None
+        idle = [worker.idle_since for worker in self._workers if self._is_idle(worker)]
+        return min(idle) + seconds if idle else None
+
+    def _end_idle(self) -> None:
+        worker = min(filter(self._is_idle, self._workers), key=lambda worker: worker.idle_since)
+        worker.draining = True
+        worker.reason = "it had nothing to do for a while (executor_config 'idle_seconds')"
+        self._dismiss(worker)
+        self._loop.call_later(LAUNCHER_SECONDS, self._kill, worker)
+        self._idle_deadline.update()
+
+    def _dismiss(self, worker: _Worker) -> None:
+        """Ask a process without runs to end."""
+        worker.process.write(codec.encode({"type": "shutdown"}))
+        worker.process.close_stdin()
+
+    def _kill(self, worker: _Worker) -> None:
+        if self._plan.launched:
+            # A launcher that is killed tells the other side nothing: it has the chance to, first.
+            worker.process.terminate(LAUNCHER_SECONDS)
+        else:
             worker.process.kill()
 
     # ------------------------------------------------------------------ cancel
@@ -353,6 +462,7 @@ class Pool(Listener):
         run_id = frame["run_id"]
         if self._waiting.pop(run_id, None) is not None:
             self._tell({"type": "task_cancelled", "run_id": run_id})
+            self._idle_deadline.update()
             return
 
         worker = self._where.get(run_id)
@@ -381,12 +491,14 @@ class Pool(Listener):
 
     def _end_if_useless(self, worker: _Worker) -> None:
         if worker.draining and len(worker.cancelled) == len(worker.runs):
-            worker.process.kill()
+            self._kill(worker)
 
     def _forget(self, worker: _Worker, run_id: str) -> bool:
         """The run has ended; whether it counted as load."""
         if worker.runs.pop(run_id, None) is None:
             return False
+        if not worker.runs:
+            worker.idle_since = self._loop.time()
         self._where.pop(run_id, None)
         worker.unbegun.pop(run_id, None)
         if worker.marks is not None:
@@ -460,7 +572,7 @@ class Pool(Listener):
         if run_id not in worker.runs:
             if isinstance(error, _UnreadableError):  # it may have been the end of any run
                 worker.reason = f"an answer of it could not be read: {error}"
-                worker.process.kill()
+                self._kill(worker)
             return []
 
         text = f"run {run_id} ended with an event that cannot be read: {error}"
@@ -473,9 +585,11 @@ class Pool(Listener):
         now = self._loop.time()
         if not worker.spoke:
             worker.spoke = True
-            worker.seat.marked_at = now
+            self._silent_ends = 0
+            worker.seat.marked_at = worker.idle_since = now
 
-        self._silent_ends = 0
+        if self._plan.says_ready:
+            frames = [frame for frame in frames if frame.get("type") != READY]
         over = 0
 
         for frame in frames:
@@ -491,13 +605,16 @@ class Pool(Listener):
                 if isinstance(run_id, str):
                     worker.unbegun.pop(run_id, None)
 
-        self._tell(*frames)
-
+        if frames:
+            self._tell(*frames)
         if over:
             self._moved = True
             worker.seat.finished(over, now)
             if not self._waiting:
                 worker.seat.idle()
+
+        if not self._waiting:
+            self._idle_deadline.update()
 
         if worker.draining:
             self._end_if_useless(worker)
@@ -530,7 +647,7 @@ class Pool(Listener):
                 self._all_ended.set_result(None)
             return
 
-        if not worker.spoke:
+        if not (worker.spoke or worker.draining):
             self._silent_ends += 1
             if self._silent_ends >= MAX_SILENT_ENDS and not any(
                 other.spoke for other in self._workers
@@ -542,6 +659,8 @@ class Pool(Listener):
                         f"the last with {status} (command: {shlex.join(self._plan.command)}){said}"
                     )
                 )
+            elif any(other.spoke for other in self._workers):
+                self._spawn_at = self._loop.time() + RESTARTS.delay(self._silent_ends)
 
         self._dispatch()
 

@@ -70,6 +70,7 @@ class WorkerProcess:
         environ: Environment variables.
         listener: Is told what happens.
         inherits: Descriptors that the process gets, under the same numbers. They stay open here.
+        linger_seconds: How long the process may stay after it has closed its stdout.
 
     Raises:
         OSError: It cannot be started.
@@ -83,9 +84,11 @@ class WorkerProcess:
         listener: Listener,
         *,
         inherits: Sequence[int] = (),
+        linger_seconds: float = 1.0,
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._listener = listener
+        self._linger_seconds = linger_seconds
         self._unwritten: deque[bytes | memoryview] = deque()
         self.backlog = 0
         self._writing = False
@@ -222,9 +225,18 @@ class WorkerProcess:
 
     def kill(self) -> None:
         """End the process, and what it has started, at once."""
+        self._signal(signal.SIGKILL)
+
+    def terminate(self, seconds: float) -> None:
+        """Close stdin and ask the process to end (SIGTERM); after *seconds*, end it."""
+        self._close(self._stdin)
+        self._signal(signal.SIGTERM)
+        self._loop.call_later(seconds, self.kill)
+
+    def _signal(self, number: signal.Signals) -> None:
         if self._popen.returncode is None and os.getpid() == self._owner:
             with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(self.pid, signal.SIGKILL)
+                os.killpg(self.pid, number)
 
     # ------------------------------------------------------------------ from the process
 
@@ -243,7 +255,7 @@ class WorkerProcess:
                 lines.append(self._line)
                 self._line = []
             # A worker that cannot answer any more is of no use, even if it still runs.
-            self._loop.call_later(1.0, self.kill)
+            self._loop.call_later(self._linger_seconds, self.kill)
 
         if lines:
             self._listener.lines(self, lines)

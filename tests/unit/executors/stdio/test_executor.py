@@ -387,9 +387,13 @@ def test_what_tasks_print_goes_to_stderr(capfd: pytest.CaptureFixture[str]) -> N
     ("config", "error", "message"),
     [
         ({"proceses": 2}, ValueError, "Did you mean 'processes'"),
-        ({"processes": 0}, ValueError, "'processes' must be a whole number"),
-        ({"processes": True}, ValueError, "'processes' must be a whole number"),
-        ({"command": 7}, TypeError, "'command' must be a list or text"),
+        ({"processes": 0}, ValueError, "'processes' must be"),
+        ({"processes": True}, TypeError, "'processes' must be a whole number"),
+        ({"processes": 1, "min_processes": 2}, ValueError, r"'min_processes' \(2\) is more than"),
+        ({"idle_seconds": 0}, ValueError, "'idle_seconds'"),
+        ({"launcher": ""}, ValueError, "'launcher' is empty"),
+        ({"python": "python3", "command": "worker"}, ValueError, "leave one of them out"),
+        ({"command": 7}, TypeError, "'command' must be a list or a text"),
         ({"command": []}, ValueError, "'command' is empty"),
         ({"terminate_on_cancel": "no"}, TypeError, "'terminate_on_cancel'"),
     ],
@@ -698,7 +702,7 @@ def test_a_module_path_of_any_length(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_frozen_application_is_not_started_again(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "frozen", True, raising=False)
     wove.config(environments={"frozen": {"executor": "stdio"}})
-    with pytest.raises(wove.DeliveryError, match="executor_config 'command'"), weave() as w:
+    with pytest.raises(wove.DeliveryError, match="executor_config 'python'"), weave() as w:
 
         @w.do(environment="frozen")
         def one() -> int:

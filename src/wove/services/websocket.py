@@ -21,6 +21,7 @@ from wove.protocol.names import JSON_TYPE
 from wove.services.forked import owns_port
 from wove.services.options import ServiceKeywords, ServiceOptions, service_options
 from wove.services.queue import RunQueue
+from wove.services.strangers import Connections, max_connections
 
 if TYPE_CHECKING:
     from websockets.asyncio.server import ServerConnection
@@ -80,6 +81,7 @@ class WorkerSocket:
         self._security = self.queue.options.security
         self._admitted: WeakKeyDictionary[ServerConnection, None] = WeakKeyDictionary()
         self._serving: dict[asyncio.Future[None], Peer] = {}
+        self._connections = Connections(max_connections())
         self._draining = False
 
     @property
@@ -87,10 +89,14 @@ class WorkerSocket:
         """Keywords for `websockets.asyncio.server.serve`.
 
         They may be left out, or changed: without ``process_request`` there are no health checks, and handshakes are
-        verified in the handler; without ``select_subprotocol`` each command is one message; and a server's own
-        ``max_size`` is 1 MiB.
+        verified in the handler; without ``select_subprotocol`` each command is one message; without
+        ``create_connection`` neither the connections nor the bytes that arrive over all of them are bounded; and a
+        server's own ``max_size`` is 1 MiB.
         """
+        from wove.services.websocket_connection import limited_connection
+
         return {
+            "create_connection": limited_connection(self.queue.arriving, self._connections),
             "process_request": self.process_request,
             "select_subprotocol": self.select_subprotocol,
             "max_size": self.queue.options.max_message_bytes,
@@ -147,6 +153,7 @@ class WorkerSocket:
             return response
 
         self._admitted[connection] = None
+        self._connections.recognized(connection)
         return None
 
     def select_subprotocol(

@@ -21,6 +21,7 @@ from wove.protocol.limits import INLINE_BYTES
 from wove.protocol.pickling import Pickled
 from wove.protocol.streams import add_signature
 from wove.protocol.waiting import size_of_lines, without_lines
+from wove.services.websocket_connection import LimitedConnection
 from wove.services.wire import check_command, digest_of, is_big
 
 if TYPE_CHECKING:
@@ -87,11 +88,14 @@ class Peer:
         try:
             while not self._over:
                 chunks = [chunk async for chunk in self._connection.recv_streaming(decode=False)]
-                if is_big(sum(map(len, chunks))):
+                size = sum(map(len, chunks))
+                if is_big(size):
                     frames = await run_in_thread(self._read, chunks)
                 else:
                     frames = self._read(chunks)
                 chunks.clear()
+                if isinstance(self._connection, LimitedConnection):  # a mounted one may not be
+                    self._connection.consumed(size)
                 for frame in frames:
                     await self._take(frame)
         except ConnectionClosed as error:

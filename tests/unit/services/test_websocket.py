@@ -223,6 +223,63 @@ def test_a_client_that_does_not_read_is_let_go() -> None:
 # ------------------------------------------------------------------ nonsense
 
 
+def test_connections_share_the_bytes_of_messages_that_arrive() -> None:
+    """Whether they come in fragments or in one frame; each gets its turn, and its answer."""
+    limit, clients = 2_000_000, 8
+    blob = bytes(1_300_000)
+    held: dict[int, int] = {}
+    peak = 0
+
+    async def main() -> None:
+        from websockets.asyncio.server import serve
+
+        async with WorkerSocket(security="none", max_message_bytes=limit) as worker:
+            settings = worker.settings
+            limited: Any = settings["create_connection"]
+
+            class Measured(limited):  # type: ignore[misc]
+                def data_received(self, data: bytes) -> None:
+                    nonlocal peak
+                    held[id(self)] = held.get(id(self), 0) + len(data)
+                    peak = max(peak, sum(held.values()))
+                    super().data_received(data)
+
+                def consumed(self, size: int) -> None:
+                    held[id(self)] = 0
+                    super().consumed(size)
+
+            async with serve(
+                worker.handler, "127.0.0.1", 0, **{**settings, "create_connection": Measured}
+            ) as server:
+                service = Service(worker, next(iter(server.sockets)).getsockname()[1])
+                enough = asyncio.Event()
+
+                async def send(number: int) -> None:
+                    whole = json.dumps(command(f"r{number}", lambda blob: len(blob), blob=blob))
+                    half = len(whole) // 2
+
+                    async def fragments() -> AsyncIterator[str]:
+                        yield whole[:half]
+                        await enough.wait()
+                        yield whole[half:]
+
+                    async with service.client() as client:
+                        if number % 2:
+                            await client.connection.send(fragments())
+                        else:
+                            await client.connection.send(whole)
+                        assert await client.result(f"r{number}") == len(blob)
+
+                async with asyncio.TaskGroup() as group:
+                    for number in range(clients):
+                        group.create_task(send(number))
+                    await until(lambda: sum(held.values()) > limit)
+                    enough.set()
+
+    asyncio.run(asyncio.wait_for(main(), PATIENCE))
+    assert limit < peak < 3 * limit  # without the budget: six times as much
+
+
 @pytest.mark.parametrize(
     "message",
     [

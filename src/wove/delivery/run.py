@@ -158,6 +158,7 @@ class RemoteRun:
         end_seen_at: When its terminal event came; 0 before.
         timing: The times that its worker reports, not yet checked.
         seen_at: When the last event came, once the run has started.
+        reprieved_until: Until when a silent run is not taken for lost: events may wait to be read.
         losses: The number of its submissions that were lost.
         slot: Whether the run counts in the limiter of its environment.
         place: Its place in the queue of that limiter.
@@ -177,6 +178,7 @@ class RemoteRun:
         "losses",
         "pid",
         "place",
+        "reprieved_until",
         "request",
         "run_id",
         "seen_at",
@@ -202,7 +204,7 @@ class RemoteRun:
         self.admitted_at = self.sent_at = self.transmitted_at = 0.0
         self.start_seen_at = self.end_seen_at = 0.0
         self.timing: object = None
-        self.seen_at = 0.0
+        self.seen_at = self.reprieved_until = 0.0
         self.losses = 0
         self.slot = False
         self.place: Reservation | None = None

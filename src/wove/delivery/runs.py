@@ -40,6 +40,7 @@ from wove.errors import (
     WorkerLostError,
 )
 from wove.observe.reports import report_of_event
+from wove.protocol import heartbeats
 from wove.protocol.frames import TERMINAL
 
 if TYPE_CHECKING:
@@ -53,6 +54,9 @@ logger = logging.getLogger("wove")
 MAX_REQUEUES: Final = 5
 """Maximum number of times that ``delivery_orphan_policy="requeue"`` submits a run again. A task that kills each worker
 that runs it must end some time; one that is lost with six workers in a row is taken for such a task."""
+
+MAX_GRACE_SECONDS: Final = 1.0
+"""Maximum time that a run which has been silent for ``delivery_heartbeat_seconds`` is given beyond that."""
 
 
 def _report(run: RemoteRun, working: bool) -> None:
@@ -334,7 +338,9 @@ class RunTable:
     def _sign_due(self, run: RemoteRun) -> float | None:
         """Return when the next sign of life is overdue."""
         seconds = run.request.settings.delivery.heartbeat_seconds
-        return None if seconds is None or run.state is not State.STARTED else run.seen_at + seconds
+        if seconds is None or run.state is not State.STARTED:
+            return None
+        return max(run.seen_at + seconds, run.reprieved_until)
 
     def _expire(self, run: RemoteRun) -> None:
         if run.state is State.CANCELLING:
@@ -342,8 +348,11 @@ class RunTable:
             return
 
         end_due, sign_due = self._end_due(run), self._sign_due(run)
-        if end_due is None or (sign_due is not None and sign_due < end_due):
-            self._silent(run)
+        if sign_due is not None and (end_due is None or sign_due < end_due):
+            if self._reprieve(run, sign_due):
+                self._watch(run)
+            else:
+                self._silent(run)
         elif run.waiters:
             seconds = run.request.settings.delivery.timeout
             text = f"{run} did not finish within {seconds:g} s of being sent (delivery_timeout)"
@@ -352,6 +361,21 @@ class RunTable:
             self._give_up(run, Outcome(Ending.ERROR, DeliveryTimeoutError(text)))
         else:  # detached: it continues, but is not counted any more
             self._end(run, GONE)
+
+    def _reprieve(self, run: RemoteRun, due: float) -> bool:
+        """Return whether a run that has been silent until *due* gets the time of one more heartbeat.
+
+        It does the first time: this process may have been stopped, or held up by a call that keeps the interpreter
+        lock, and the heartbeats of that time wait to be read. And it does while this loop is held up again.
+        """
+        seconds = run.request.settings.delivery.heartbeat_seconds
+        assert seconds is not None
+        grace = min(seconds / heartbeats.PER_TIMEOUT, MAX_GRACE_SECONDS)
+        now = monotonic()
+        if run.reprieved_until >= run.seen_at + seconds and now <= due + grace:
+            return False
+        run.reprieved_until = now + grace
+        return True
 
     def _silent(self, run: RemoteRun) -> None:
         policy = run.request.settings.delivery

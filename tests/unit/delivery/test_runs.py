@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from typing import Any
 
 import pytest
@@ -310,6 +311,30 @@ def test_the_heartbeat_window_starts_with_the_run(puppet: Puppet) -> None:
             await run
         assert puppet.runs[0]["run_id"] in str(caught.value)
         await eventually(lambda: puppet.cancels == [puppet.runs[0]["run_id"]])
+
+    drive(main)
+
+
+def test_a_loop_that_was_held_up_reads_what_waits_before_it_takes_a_worker_for_dead(
+    puppet: Puppet,
+) -> None:
+    async def main(scope: DeliveryClient) -> None:
+        run = asyncio.create_task(scope.run(request(puppet, heartbeat_seconds=0.3)))
+        await puppet.sending(1)
+        puppet.say(puppet.event("task_started"))
+
+        def read(steps: int) -> None:  # takes the loop a few steps, as a socket or a pipe does
+            if steps:
+                puppet.loop.call_soon(read, steps - 1)
+            else:
+                puppet.say(puppet.event("heartbeat"))
+
+        for _ in range(2):
+            puppet.loop.call_soon_threadsafe(time.sleep, 0.5)
+            puppet.loop.call_soon_threadsafe(read, 5)
+            await asyncio.sleep(0.6)
+        answer(puppet, "alive")
+        assert await run == "alive"
 
     drive(main)
 

@@ -113,8 +113,8 @@ class CachedTask:
         )
         return self._source
 
-    def on_found(self, on_found: Callable[[Any], object]) -> None:
-        """Have *on_found* called with each kept result, in the place of its item."""
+    def on_found(self, on_found: Callable[[int, Any], object]) -> None:
+        """Have *on_found* called with the position and the kept result of each item that does not run."""
         assert self._source is not None
         self._source.on_found = on_found
 
@@ -141,12 +141,12 @@ class _CachedSource(Source):
 
     Attributes:
         keys: The keys of the items that were received, by position, until their results are kept.
-        on_found: Called with each kept result, in the place of its item.
+        on_found: Called with the position of an item that does not run, and its kept result.
     """
 
     __slots__ = (
         "_busy", "_ended", "_error", "_inbox", "_inner", "_limit", "_position", "_ready", "_results",
-        "_store", "thread_safe", "keys", "on_found",
+        "_store", "keys", "on_found", "positioned", "thread_safe",
     )  # fmt: skip
 
     def __init__(
@@ -173,19 +173,23 @@ class _CachedSource(Source):
         self._error: BaseException | None = None
         self._position = 0
         self.thread_safe = by_threads
+        self.positioned = inner.positioned
         self.keys: dict[int, bytes] = {}
-        self.on_found: Callable[[Any], object] = _nothing
+        self.on_found: Callable[[int, Any], object] = _nothing
         inner.on_ready = self._notify
 
     def receive(self) -> Any:
         while True:
             while self._ready:
                 item, found = self._ready.popleft()
-                position, self._position = self._position, self._position + 1
+                if self.positioned:
+                    position = item[0]
+                else:
+                    position, self._position = self._position, self._position + 1
                 if not found.kept:
                     self.keys[position] = found.key
                     return item
-                self.on_found(found.value)
+                self.on_found(position, found.value)
             if self._busy:
                 return WAIT
             if self._error is not None:
@@ -214,7 +218,7 @@ class _CachedSource(Source):
         if not items:
             return self._ended or self._error is not None
         if self.thread_safe:
-            self._ready.extend(zip(items, self._results.find_items(items), strict=True))
+            self._ready.extend(zip(items, self._find(items), strict=True))
             return True
 
         self._busy = True
@@ -222,10 +226,13 @@ class _CachedSource(Source):
         submit(self._look_up, items)
         return False
 
+    def _find(self, items: Sequence[Any]) -> Sequence[Found]:
+        return self._results.find_items([item for _, item in items] if self.positioned else items)
+
     def _look_up(self, items: Sequence[Any]) -> None:
         """Look *items* up in a thread, and post the results to the loop."""
         try:
-            found, error = self._results.find_items(items), None
+            found, error = self._find(items), None
         except BaseException as caught:
             found, error = [], caught
         self._store.release()

@@ -26,6 +26,7 @@ from wove.graph.signature import Kind
 if TYPE_CHECKING:
     from wove.engine.binding import ItemCall
     from wove.engine.scheduler import WeaveRun
+    from wove.engine.streams import Stream
     from wove.engine.threads import Job
 
 __all__ = ["MapItems", "MapProgress", "map_items"]
@@ -103,9 +104,12 @@ class MapItems(MapProgress):
         finished: Done when the map has ended.
     """
 
-    def __init__(self, run: WeaveRun, caller: Caller, source: Source) -> None:
+    def __init__(
+        self, run: WeaveRun, caller: Caller, source: Source, outlet: Stream | None
+    ) -> None:
         self._run = run
         self._source = source
+        self._outlet = outlet
         self.caller = caller
         self.state = OPEN
         self.results = []
@@ -129,19 +133,30 @@ class MapItems(MapProgress):
         # Only the garbage collector frees a reference cycle, and results can be many.
         self._source.on_ready = _nothing
 
-    def launch(self) -> int:
-        """Make room for the next item, and return its position."""
+    def launch(self, position: int | None = None) -> int:
+        """Make room for the item at *position*, otherwise for the next one, and return its position."""
+        if position is not None:
+            missing = position + 1 - len(self.results)
+            if missing > 0:
+                self.results.extend([None] * missing)
+                self.started.extend(array("d", [0.0]) * missing)
+                self.ended.extend(array("d", [0.0]) * missing)
+            self.started[position] = perf_counter()
+            return position
+
         position = len(self.results)
         self.results.append(None)
         self.started.append(perf_counter())
         self.ended.append(0.0)
         return position
 
-    def add_cached(self, value: Any) -> None:
-        """Record *value* as the result of the next item, which does not run: its result was kept."""
-        position = self.launch()
+    def add_cached(self, position: int, value: Any) -> None:
+        """Record *value* as the result of the item at *position*, which does not run: it was kept."""
+        self.launch(position)
         self.results[position] = value
         self.ended[position] = self.started[position]
+        if self._outlet is not None:
+            self._outlet.push(position, value)
 
     def finish(self) -> None:
         """Mark the map as ended."""
@@ -153,9 +168,15 @@ class _LoopItems(CoroutinePool, MapItems):
     """Items that run on the loop, each inside an asyncio task of the pool."""
 
     def __init__(
-        self, run: WeaveRun, caller: Caller, source: Source, call: ItemCall, limit: float
+        self,
+        run: WeaveRun,
+        caller: Caller,
+        source: Source,
+        call: ItemCall,
+        limit: float,
+        outlet: Stream | None,
     ) -> None:
-        MapItems.__init__(self, run, caller, source)
+        MapItems.__init__(self, run, caller, source, outlet)
         CoroutinePool.__init__(self, run.loop, caller.context, caller.name, limit, self._on_idle)
         self._call = call
         self._pacing = False
@@ -182,7 +203,7 @@ class _LoopItems(CoroutinePool, MapItems):
 
     async def _run_items(self, worker: asyncio.Task[Any]) -> None:
         caller, pacer, bind = self.caller, self.caller.pacer, self._call.bind
-        cache = caller.cache
+        cache, outlet, positioned = caller.cache, self._outlet, self._source.positioned
         invoke: Callable[[Any], Awaitable[Any]] | None = None
         if caller.plain and caller.kind is Kind.ASYNC:
             invoke = self._call.invoke
@@ -201,7 +222,11 @@ class _LoopItems(CoroutinePool, MapItems):
                 finally:
                     self._pacing = False
 
-            position = self.launch()
+            if positioned:
+                position, item = item
+                self.launch(position)
+            else:
+                position = self.launch()
             if self._spawning is None:
                 self.spawn_soon()
             try:
@@ -219,6 +244,8 @@ class _LoopItems(CoroutinePool, MapItems):
                 self._failed(position, error, item)
             else:
                 self.results[position] = value
+                if outlet is not None:
+                    outlet.push(position, value)
 
             now = self.ended[position] = perf_counter()
             if self.is_spoiled(worker):
@@ -234,7 +261,10 @@ class _LoopItems(CoroutinePool, MapItems):
             item = self._source.receive()
         except BaseException as error:  # the source's own; it comes out as it is
             self.state = EXHAUSTED
-            self._failed(None, error)
+            if self._run.keeps_going:
+                self.errors.append((None, error))
+            else:
+                self._failed(None, error)
             return END
 
         if item is END:
@@ -297,9 +327,15 @@ class _ThreadItems(MapItems):
     """
 
     def __init__(
-        self, run: WeaveRun, caller: Caller, source: Source, call: ItemCall, limit: float
+        self,
+        run: WeaveRun,
+        caller: Caller,
+        source: Source,
+        call: ItemCall,
+        limit: float,
+        outlet: Stream | None,
     ) -> None:
-        super().__init__(run, caller, source)
+        super().__init__(run, caller, source, outlet)
         self._call = call
         self._limit = limit
         self._lock = threading.Lock()
@@ -360,7 +396,7 @@ class _ThreadItems(MapItems):
         """Record an error of the source; called with the lock held."""
         self.errors.append((None, error))  # it comes out as it is
         if self.state is not ABANDONED:
-            self.state = STOPPED
+            self.state = EXHAUSTED if self._run.keeps_going else STOPPED
         return END
 
     def _next(self) -> Any:
@@ -382,19 +418,25 @@ class _ThreadItems(MapItems):
         self._supply = _PULLING
         return WAIT
 
-    def _claim(self, thread: int) -> tuple[int, bool]:
-        """Return the position of the item that was just received, and whether to start another thread.
+    def _claim(self, item: Any, thread: int) -> tuple[Any, int, bool]:
+        """Return the item that was just received, its position, and whether to start another thread.
 
         Must happen under the same lock as receiving the item; otherwise two threads could swap positions.
         """
-        position = self.launch()
-        self.threads.append(thread)
+        if self._source.positioned:
+            position, item = item
+            self.launch(position)
+            self.threads.extend(array("i", [0]) * (position + 1 - len(self.threads)))
+            self.threads[position] = thread
+        else:
+            position = self.launch()
+            self.threads.append(thread)
         self._running += 1
-        return position, self._grow()
+        return item, position, self._grow()
 
-    def add_cached(self, value: Any) -> None:
+    def add_cached(self, position: int, value: Any) -> None:
         self.threads.append(0)
-        super().add_cached(value)
+        super().add_cached(position, value)
 
     def _pull(self, thread: int) -> tuple[Any, int, bool]:
         """In a thread: as `_receive` and `_claim`, without the lock while the iterator runs."""
@@ -412,7 +454,7 @@ class _ThreadItems(MapItems):
             elif item is END:
                 self._exhaust()
             elif self.state is OPEN:
-                return item, *self._claim(thread)
+                return self._claim(item, thread)
             return END, 0, False
 
     def _grow(self) -> bool:
@@ -430,7 +472,7 @@ class _ThreadItems(MapItems):
     def _work(self) -> Job | None:
         """In a thread: receive and run items until there is none."""
         run, invoke, context = self._run, self._call.invoke, self.caller.context
-        cache = self.caller.cache
+        cache, outlet = self.caller.cache, self._outlet
         following: Job | None = None
         thread = thread_number()
         with self._lock:
@@ -450,7 +492,7 @@ class _ThreadItems(MapItems):
                     following = run.slots.next()
                     break
                 if item is not WAIT:
-                    position, grow = self._claim(thread)
+                    item, position, grow = self._claim(item, thread)
 
             if item is WAIT:
                 item, position, grow = self._pull(thread)
@@ -479,6 +521,8 @@ class _ThreadItems(MapItems):
                 if cache is not None:
                     cache.keep_item(position, value)
                 self.results[position] = value
+                if outlet is not None:
+                    outlet.post(run.inbox, position, value)
             self._item_ended()
 
         run.inbox.post(self._check_finished)
@@ -533,6 +577,8 @@ class _ThreadItems(MapItems):
             if self.caller.cache is not None:
                 await self.caller.cache.keep_item_later(position, result)
             self.results[position] = result
+            if self._outlet is not None:
+                self._outlet.push(position, result)
         except BaseException as error:
             stopped = self.state in (STOPPED, ABANDONED)
             if not (stopped and isinstance(error, asyncio.CancelledError)):
@@ -591,15 +637,17 @@ async def map_items(
     call: ItemCall,
     *,
     on_started: Callable[[MapItems], object] | None = None,
+    outlet: Stream | None = None,
 ) -> list[Any]:
     """Run one call per item of *value*, and return their results in order.
 
     Args:
         run: The weave's run.
         caller: Makes the calls.
-        value: Any iterable or async iterable.
+        value: Any iterable or async iterable, or a source.
         call: How one item is called.
         on_started: Called with the items before the first one runs.
+        outlet: Gets each result as it comes, for other maps.
 
     Raises:
         BaseException: The first error of an item, or of the source.
@@ -608,8 +656,9 @@ async def map_items(
     in_threads = settings.is_local and caller.kind in (Kind.SYNC, Kind.GENERATOR)
     limit: float = settings.workers or (run.slots.limit if in_threads else float("inf"))
     by_threads = caller.plain and caller.kind is Kind.SYNC
-    if caller.cache is not None and not is_container(value):
-        # Threads look items up only where no code of the user's runs to get them.
+    if caller.cache is not None and not (is_container(value) and outlet is None):
+        # Threads look items up only where no code of the user's runs to get them, and no other map
+        # has to hear of the results that are found.
         by_threads = False
     source = open_source(
         value,
@@ -626,9 +675,9 @@ async def map_items(
 
     items: MapItems
     if by_threads:
-        items = _ThreadItems(run, caller, source, call, min(limit, run.slots.limit))
+        items = _ThreadItems(run, caller, source, call, min(limit, run.slots.limit), outlet)
     else:
-        items = _LoopItems(run, caller, source, call, limit)
+        items = _LoopItems(run, caller, source, call, limit, outlet)
 
     if caller.cache is not None:
         caller.cache.on_found(items.add_cached)

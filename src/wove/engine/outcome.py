@@ -66,6 +66,8 @@ def _items_of(task: Task, items: MapProgress, offset: float) -> Iterator[RunReco
     for position, (started, ended) in enumerate(
         zip(items.started[:], items.ended[:], strict=False)
     ):
+        if not started:  # it was never launched, because it failed in the map that is the source
+            continue
         error = errors.get(position)
         thread = items.threads[position] if position < len(items.threads) else 0
         yield RunRecord(

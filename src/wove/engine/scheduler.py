@@ -25,7 +25,7 @@ from wove.engine.coroutine_pool import SLICE_SECONDS, CoroutinePool
 from wove.engine.environments import EnvironmentPreparer
 from wove.engine.loops import is_ours
 from wove.engine.mapping import map_items
-from wove.engine.sources import Stream
+from wove.engine.streams import GeneratorStream, UnusedSourceError
 from wove.engine.tasks import CANCELLED, DONE, FAILED, PENDING, RUNNING, Task
 from wove.engine.threads import (
     RunMailbox,
@@ -237,9 +237,11 @@ class WeaveRun:
 
         for task in self.tasks:
             if task.node.streams and task.node.source is not None:
-                source = self.tasks[task.node.source]
-                source.stream = source.stream or Stream()
-                task.waiting -= 1
+                task.read(self.tasks[task.node.source])
+        for task in self.tasks:
+            if isinstance(task.stream, GeneratorStream):
+                dependents = [self.tasks[i] for i in task.node.dependents]
+                task.stream.pulls_all = not all(other.reads(task) for other in dependents)
 
         self.pool.deferred = True
         for task in self.tasks:
@@ -460,18 +462,19 @@ class WeaveRun:
             return await caller(names_elsewhere(node, self.values))
         call = call_here(node, self.values)
         if task.stream is not None and caller.plain:
-            return await task.stream_from(call, self)
+            return await task.run_stream(call(), self)
         return await caller(call)
 
     async def _perform_map(self, task: Task) -> list[Any]:
         node, caller = task.node, task.caller(self)
         source: Any = node.declaration.source
         if isinstance(source, str):
-            streams = node.streams and node.source is not None
-            source = self.tasks[node.source].stream if streams else self.values[source]  # type: ignore[index]
+            source = self.values[source] if task.reader is None else task.reader
 
         call = item_call(node, self.values, local=caller.settings.is_local)
-        return await map_items(self, caller, source, call, on_started=task.set_items)
+        return await map_items(
+            self, caller, source, call, on_started=task.set_items, outlet=task.stream
+        )
 
     def done(self, task: Task, value: Any) -> None:
         """Record the *value* of *task*, and start the tasks that now have all inputs."""
@@ -480,18 +483,14 @@ class WeaveRun:
         task.value = self.values[task.name] = value
         self.remaining -= 1
         if task.stream is not None:
-            task.stream.close(value)
+            task.stream.end(value)
         if self._has_listeners:
             emit("task_done", task=task.name, seconds=task.seconds())
         tasks = self.tasks
 
         for i in task.node.dependents:
             dependent = tasks[i]
-            if (
-                task.stream is not None
-                and dependent.node.streams
-                and dependent.node.source == task.node.index
-            ):
+            if dependent.reads(task):
                 continue
             dependent.waiting -= 1
             if not dependent.waiting:
@@ -499,15 +498,22 @@ class WeaveRun:
 
     def failed(self, task: Task, error: BaseException) -> None:
         """Record that *task* ended with *error*, or was cancelled because the run was stopped."""
-        source_error = task.error
+        input_error = task.error
         cancelled = self.stopped and isinstance(error, asyncio.CancelledError)
-        if source_error is not None and (cancelled or error is source_error):
+        if input_error is not None and (cancelled or error is input_error):
             task.end(FAILED)
             self.remaining -= 1
             return
 
         if cancelled:
             task.end(CANCELLED)
+            return
+        if isinstance(error, UnusedSourceError):
+            task.end(CANCELLED)
+            self.remaining -= 1
+            return
+        if task.reader is not None and error is task.reader.error:
+            self._source_failed(task, error)
             return
 
         error = raisable(error, task.name)
@@ -517,7 +523,7 @@ class WeaveRun:
         self.remaining -= 1
         self.failures.append((task.name, position, error))
         if task.stream is not None:
-            task.stream.close(None, error)
+            task.stream.end(error=error)
         if self._has_listeners:
             emit("task_failed", task=task.name, error=error)
         self._fail_dependents(task, error)
@@ -526,21 +532,39 @@ class WeaveRun:
         if not self.keeps_going:
             self._stop()
 
+    def _source_failed(self, task: Task, error: BaseException) -> None:
+        """Record that *task*, which has run the items that came, failed with the *error* of its source."""
+        task.end(FAILED)
+        task.error = error
+        self.remaining -= 1
+        if task.stream is not None:
+            task.stream.end(error=error)
+        self._fail_dependents(task, error)
+
     def _fail_dependents(self, task: Task, error: BaseException) -> None:
-        stack = [task.node]
+        stack = [task]
+
         while stack:
-            for i in stack.pop().dependents:
+            failed = stack.pop()
+            for i in failed.node.dependents:
                 dependent = self.tasks[i]
+                if self.keeps_going and dependent.reads(failed):
+                    continue  # it runs the items that came, and then gets the error from its source
+
                 if dependent.status is PENDING:
                     if dependent.node.streams and dependent in self.pool.ready:
                         self.pool.ready.remove(dependent)
                     dependent.status = FAILED
                     dependent.error = error
                     self.remaining -= 1
-                    stack.append(dependent.node)
-                elif dependent.status is RUNNING:  # it takes items from the generator that failed
+                    stack.append(dependent)
+                    if dependent.stream is not None:
+                        dependent.stream.end(error=error)
+                    if dependent.reader is not None:
+                        dependent.reader.discard()
+                elif dependent.status is RUNNING:  # it receives the items of a task that failed
                     dependent.error = error
-                    stack.append(dependent.node)
+                    stack.append(dependent)
 
     # ------------------------------------------------------------------ for calls, maps and merges
 

@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections import deque
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterator
 from contextlib import suppress
 from contextvars import Context
-from types import FunctionType
+from functools import partial
+from types import FunctionType, GeneratorType
 from typing import TYPE_CHECKING, Any, Final
 
 from wove.engine.threads import start_thread
 
 if TYPE_CHECKING:
-    from wove.engine.threads import Job, RunMailbox
+    from wove.engine.threads import Job, RunMailbox, ThreadLimiter
 
 __all__ = [
     "END",
     "WAIT",
     "Source",
-    "Stream",
+    "generator_source",
     "is_container",
     "is_iterable",
     "is_task",
@@ -36,7 +38,10 @@ PULL_AHEAD = 64
 """Maximum number of items of an iterator that wait to be received."""
 
 CLOSE_SECONDS = 5.0
-"""How long an async iterable may take to close."""
+"""How long a generator or an async iterable may take to close."""
+
+RUNNING_SECONDS = 0.1
+"""How long a map that has ended waits for a generator that is running, and is closed when it pauses."""
 
 UNKNOWN: Final = 1 << 30
 """Stands for an unknown number of items: as many as a map may want."""
@@ -84,11 +89,15 @@ class Source:
         on_ready: Called on the loop when there may be something to receive after a `WAIT`.
         thread_safe: Whether `receive` may be called in any thread (in one at a time).
         runs_user_code: Whether `receive` runs code of the user's, which may block.
+        positioned: Whether items are received as ``(position, item)``, not in the order of the positions.
+        max_items: Maximum number of items, where it is known.
     """
 
     __slots__ = ("on_ready",)
     thread_safe = False
     runs_user_code = False
+    positioned = False
+    max_items: int | None = None
 
     def __init__(self) -> None:
         self.on_ready: Callable[[], object] = _nothing
@@ -130,23 +139,69 @@ class _ContainerSource(Source):
         return self._left or 1
 
 
+class _UserIterator:
+    """An iterator of the user's. A generator that is not used up is closed."""
+
+    __slots__ = ("_context", "_iterator", "_lock")
+
+    def __init__(self, iterator: Iterator[Any], context: Context) -> None:
+        self._iterator = iterator
+        self._context = context.copy()
+        self._lock = threading.Lock()
+
+    def next(self) -> Any:
+        """Return the next item; raises StopIteration after the last."""
+        with self._lock:
+            return self._context.run(next, self._iterator)
+
+    async def close(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Close a generator in a thread, because its code may block; wait for that, but not for long."""
+        iterator = self._iterator
+        if not isinstance(iterator, GeneratorType) or iterator.gi_frame is None:
+            return
+        if not iterator.gi_running and not iterator.gi_suspended:
+            iterator.close()  # it has not begun, so that no code of the user's runs
+            return
+
+        # A generator that is running cannot be stopped: it is closed when it gives its next item.
+        seconds = RUNNING_SECONDS if iterator.gi_running else CLOSE_SECONDS
+        closed: asyncio.Future[None] = loop.create_future()
+        start_thread(partial(self._close, iterator, loop, closed))
+        await asyncio.wait({closed}, timeout=seconds)
+
+    def _close(
+        self,
+        iterator: GeneratorType[Any, Any, Any],
+        loop: asyncio.AbstractEventLoop,
+        closed: asyncio.Future[None],
+    ) -> None:
+        # The map has its outcome; an error in closing the generator does not change it.
+        with self._lock, suppress(BaseException):
+            self._context.run(iterator.close)
+        with suppress(RuntimeError):  # the loop was closed
+            loop.call_soon_threadsafe(_complete, closed)
+
+
 class _DirectSource(Source):
     """An iterator of the user's, advanced by the threads that run its items."""
 
-    __slots__ = ("_context", "_iterator")
+    __slots__ = ("_iterator", "_loop")
     thread_safe = True
     runs_user_code = True
 
-    def __init__(self, iterator: Iterator[Any], context: Context) -> None:
+    def __init__(self, iterator: _UserIterator, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__()
         self._iterator = iterator
-        self._context = context.copy()
+        self._loop = loop
 
     def receive(self) -> Any:
         try:
-            return self._context.run(next, self._iterator)
+            return self._iterator.next()
         except StopIteration:
             return END
+
+    async def close(self) -> None:
+        await self._iterator.close(self._loop)
 
 
 class _BufferedSource(Source):
@@ -202,18 +257,28 @@ class _ThreadSource(_BufferedSource):
 
     Each item can be received as soon as it is there. The thread goes ahead while there is room, so
     that a fast iterator costs few hand-overs.
+
+    Args:
+        iterator: The iterator.
+        inbox: Posts calls from the thread to the loop.
+        max_buffered: Maximum number of items that wait to be received.
+        limiter: The limit of threads that the thread counts against while it runs, if any.
     """
 
-    __slots__ = ("_closed", "_context", "_inbox", "_iterator", "_max_buffered", "_notifies")
+    __slots__ = ("_closed", "_inbox", "_iterator", "_limiter", "_max_buffered", "_notifies")
 
     def __init__(
-        self, iterator: Iterator[Any], inbox: RunMailbox, context: Context, max_buffered: int
+        self,
+        iterator: _UserIterator,
+        inbox: RunMailbox,
+        max_buffered: int,
+        limiter: ThreadLimiter | None = None,
     ) -> None:
         super().__init__()
         self._iterator = iterator
         self._inbox = inbox
-        self._context = context.copy()
         self._max_buffered = max_buffered
+        self._limiter = limiter
         self._notifies = False
         self._closed = False
 
@@ -234,14 +299,17 @@ class _ThreadSource(_BufferedSource):
         return bool(self._buffer)  # one may have come before the thread could see the flag
 
     def produce(self) -> None:
-        start_thread(self._advance)
+        if self._limiter is None:
+            start_thread(self._advance)
+        else:
+            self._limiter.submit(self._advance)
 
     def _advance(self) -> Job | None:
-        buffer, run, post = self._buffer, self._context.run, self._inbox.post
+        buffer, advance, post = self._buffer, self._iterator.next, self._inbox.post
 
         try:
             while len(buffer) < self._max_buffered and not self._closed:
-                buffer.append(run(next, self._iterator))
+                buffer.append(advance())
                 if self._notifies:
                     self._notifies = False
                     post(self._notify)
@@ -252,13 +320,14 @@ class _ThreadSource(_BufferedSource):
         else:
             post(self.on_paused)
 
-        return None
+        return None if self._limiter is None else self._limiter.next()
 
     def _notify(self) -> None:
         self.on_ready()
 
     async def close(self) -> None:
         self._closed = True
+        await self._iterator.close(self._inbox.loop)
 
 
 class _AsyncSource(_BufferedSource):
@@ -318,7 +387,7 @@ class _AsyncSource(_BufferedSource):
 class _LimitedSource(Source):
     """Returns no item before it is known that there are at most *max_items* of them."""
 
-    __slots__ = ("_complete", "_inner", "_items", "_max_items", "_task")
+    __slots__ = ("_complete", "_inner", "_items", "_max_items", "_task", "positioned")
 
     def __init__(self, inner: Source, task: str, max_items: int) -> None:
         super().__init__()
@@ -327,6 +396,7 @@ class _LimitedSource(Source):
         self._max_items = max_items
         self._items: deque[Any] = deque()
         self._complete = False
+        self.positioned = inner.positioned
         inner.on_ready = self._notify
 
     def receive(self) -> Any:
@@ -354,81 +424,38 @@ class _LimitedSource(Source):
         self.on_ready()
 
 
-class Stream:
-    """The items of a task that is a generator function, while it runs and after.
-
-    Attributes:
-        items: All items so far; in the end the task's result.
-    """
-
-    __slots__ = ("_closed", "_error", "_readers", "items")
-
-    def __init__(self) -> None:
-        self.items: list[Any] = []
-        self._closed = False
-        self._error: BaseException | None = None
-        self._readers: list[Source] = []
-
-    def extend(self, items: list[Any]) -> None:
-        """Add *items* to the stream."""
-        self.items.extend(items)
-        self._notify()
-
-    def close(self, items: list[Any] | None, error: BaseException | None = None) -> None:
-        """End the stream: the task has ended, with all its *items* or with *error*."""
-        if items is not None and items is not self.items:
-            self.items[:] = items
-        self._closed = True
-        self._error = error
-        self._notify()
-        self._readers.clear()
-
-    def reader(self) -> Source:
-        """Return a source that starts with the first item."""
-        reader = _StreamReader(self)
-        if not self._closed:
-            self._readers.append(reader)
-        return reader
-
-    def get(self, position: int) -> Any:
-        """Return the item at *position*, `END` or `WAIT`; raises the error that the task ended with."""
-        if position < len(self.items):
-            return self.items[position]
-        if not self._closed:
-            return WAIT
-        if self._error is not None:
-            raise self._error
-        return END
-
-    def available(self, position: int) -> int:
-        """Return how many items there are from *position* on; 1 for the end."""
-        return len(self.items) - position or int(self._closed)
-
-    def _notify(self) -> None:
-        for reader in self._readers:
-            reader.on_ready()
-
-
-class _StreamReader(Source):
-    __slots__ = ("_position", "_stream")
-
-    def __init__(self, stream: Stream) -> None:
-        super().__init__()
-        self._stream = stream
-        self._position = 0
-
-    def receive(self) -> Any:
-        item = self._stream.get(self._position)
-        if item is not END and item is not WAIT:
-            self._position += 1
-        return item
-
-    def available(self) -> int:
-        return self._stream.available(self._position)
-
-
 def _nothing() -> None:
     return None
+
+
+def _complete(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
+
+
+def generator_source(
+    generator: Any,
+    *,
+    workers: float,
+    loop: asyncio.AbstractEventLoop,
+    inbox: RunMailbox,
+    limiter: ThreadLimiter,
+    context: Context,
+) -> Source:
+    """Return the source of the items of a generator task.
+
+    Args:
+        generator: The generator or async generator, which has not begun.
+        workers: How many items can run at once.
+        loop: The weave's loop.
+        inbox: Posts calls from a thread to that loop.
+        limiter: The limit of the weave's threads.
+        context: The context variables of the task.
+    """
+    if is_async_iterable(generator):
+        return _AsyncSource(generator, loop, context)
+    iterator = _UserIterator(generator, context)
+    return _ThreadSource(iterator, inbox, int(min(PULL_AHEAD, workers)), limiter)
 
 
 def open_source(
@@ -445,7 +472,7 @@ def open_source(
     """Return the source of the items of *value*.
 
     Args:
-        value: Any iterable or async iterable.
+        value: Any iterable or async iterable, or a source.
         task: The name of the task that maps over it, for messages.
         max_items: Maximum number of items (`max_pending`), or ``None``.
         workers: How many items can run at once.
@@ -465,17 +492,19 @@ def open_source(
 
     source: Source
 
-    if isinstance(value, Stream):
-        source = value.reader()
+    if isinstance(value, Source):
+        source = value
+        if max_items is not None and value.max_items is not None and value.max_items <= max_items:
+            return source
     elif is_async_iterable(value):
         source = _AsyncSource(value, loop, context)
     else:
-        iterator = _iterate(value, task, context)
+        iterator = _UserIterator(_iterate(value, task, context), context)
         # Never on the loop: the iterator may block, and with it all that runs there.
         if by_threads and max_items is None:
-            source = _DirectSource(iterator, context)
+            source = _DirectSource(iterator, loop)
         else:
-            source = _ThreadSource(iterator, inbox, context, int(min(PULL_AHEAD, workers)))
+            source = _ThreadSource(iterator, inbox, int(min(PULL_AHEAD, workers)))
 
     return source if max_items is None else _LimitedSource(source, task, max_items)
 

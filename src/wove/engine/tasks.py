@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable
 from enum import Enum
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Final
 from weakref import ref
 
 from wove.engine.attempts import Attempts, Caller, is_plain
-from wove.engine.threads import ThreadCall
+from wove.engine.sources import generator_source
+from wove.engine.streams import GeneratorStream, Stream, StreamReader
 from wove.graph.signature import Kind
 from wove.observe.events import emit, listening
 from wove.observe.reports import REPORTER
@@ -18,8 +18,6 @@ from wove.observe.reports import REPORTER
 if TYPE_CHECKING:
     from wove.engine.mapping import MapItems, MapProgress
     from wove.engine.scheduler import WeaveRun
-    from wove.engine.sources import Stream
-    from wove.engine.threads import RunMailbox
     from wove.graph.plan import Node
     from wove.observe.reports import Report
     from wove.result import RunRecord
@@ -59,14 +57,15 @@ class Task:
         plain_sync: Whether running it is only a call in a thread.
         plain_async: Whether running it is only awaiting a call.
         items: The progress of a mapped task.
-        stream: The items of a generator while it runs, where a mapped task receives them.
+        stream: The items of a generator or of a mapped task, while it runs, for the maps over it.
+        reader: The source of a mapped task that receives the items of another task while that runs.
         awaitable: The awaitable that a plain function returned, until it is awaited.
         progress: The last report of the task, or of one of its items; ``None``: none.
     """
 
     __slots__ = (
         "__weakref__", "_attempts", "_caller", "awaitable", "ended", "error", "items", "name", "node", "plain_async",
-        "plain_sync", "progress", "settings", "started", "status", "stream", "thread", "value", "waiting",
+        "plain_sync", "progress", "reader", "settings", "started", "status", "stream", "thread", "value", "waiting",
     )  # fmt: skip
 
     def __init__(self, node: Node, run: WeaveRun) -> None:
@@ -82,6 +81,7 @@ class Task:
         self.error: BaseException | None = None
         self.items: MapProgress | None = None
         self.stream: Stream | None = None
+        self.reader: StreamReader | None = None
         self.awaitable: Awaitable[Any] | None = None
         self.progress: Report | None = None
         self._caller: Caller | None = None
@@ -125,7 +125,7 @@ class Task:
 
     def close(self) -> None:
         """Release everything that refers to the run, which has ended."""
-        self._caller = self.stream = None
+        self._caller = self.stream = self.reader = None
         if self.items is not None:
             self.items = self.items.snapshot()
 
@@ -160,71 +160,37 @@ class Task:
     def seconds(self) -> float:
         """Return how long it took: a mapped task from the start of its first item to the end of its last."""
         if self.items is not None and self.items.started:
-            return max(0.0, max(self.items.ended) - min(self.items.started))
+            # Positions without a start: their items failed in the map that is the source.
+            return max(0.0, max(self.items.ended) - min(filter(None, self.items.started), default=0.0))
         return max(0.0, self.ended - self.started)
 
     def set_items(self, items: MapItems) -> None:
         """Set the items of a mapped task, which are launched from now on."""
         self.items = items
 
-    async def stream_from(self, call: Callable[[], Any], run: WeaveRun) -> list[Any]:
-        """Run a generator, adding its items to the stream as they come; returns all of them."""
-        stream = self.stream
-        assert stream is not None
-        if self.node.declaration.kind is Kind.ASYNC_GENERATOR:
-            async for item in call():
-                stream.extend([item])
-            return stream.items
+    def read(self, source: Task) -> None:
+        """Receive the items of *source* while it runs; called before anything runs."""
+        mapped = source.node.declaration.mapped
+        if source.stream is None:
+            source.stream = Stream() if mapped else GeneratorStream()
+        # A map has as many items as its source.
+        max_items = source.settings.max_pending if mapped else None
+        self.reader = source.stream.reader(self.settings.workers or float("inf"), max_items)
+        self.waiting -= 1
 
-        done = run.loop.create_future()
+    def reads(self, source: Task) -> bool:
+        """Return whether the task receives the items of *source* while that runs."""
+        return self.node.streams and self.node.source == source.node.index
 
-        def ended(succeeded: bool, value: Any) -> None:
-            if not done.done():
-                done.set_result((succeeded, value))
-
-        pump = _Pump(call, stream, run.inbox)
-        thread = ThreadCall(
-            pump.run,
-            slots=run.slots,
+    async def run_stream(self, generator: Any, run: WeaveRun) -> list[Any]:
+        """Run the generator in step with the maps over it, and return all its items."""
+        assert isinstance(self.stream, GeneratorStream)
+        source = generator_source(
+            generator,
+            workers=self.stream.workers,
+            loop=run.loop,
             inbox=run.inbox,
-            context=self.caller(run).context.copy(),
-            ended=ended,
-        ).start()
-
-        try:
-            succeeded, value = await done
-        finally:
-            pump.stopped = True
-            thread.abandon()
-
-        if not succeeded:
-            raise value
-        return stream.items
-
-
-class _Pump:
-    """Advances a sync generator in a thread, and adds its items to the stream as they come."""
-
-    __slots__ = ("call", "inbox", "items", "posted", "stopped", "stream")
-
-    def __init__(self, call: Callable[[], Any], stream: Stream, inbox: RunMailbox) -> None:
-        self.call = call
-        self.stream = stream
-        self.inbox = inbox
-        self.items: deque[Any] = deque()
-        self.posted = False
-        self.stopped = False
-
-    def run(self) -> None:
-        for item in self.call():
-            if self.stopped:
-                return
-            self.items.append(item)
-            if not self.posted:
-                self.posted = True
-                self.inbox.post(self._hand_on)
-
-    def _hand_on(self) -> None:
-        # First the flag, then the items: one that comes between the two only has us called once more.
-        self.posted = False
-        self.stream.extend([self.items.popleft() for _ in range(len(self.items))])
+            limiter=run.slots,
+            context=self.caller(run).context,
+        )
+        return await self.stream.run(source)

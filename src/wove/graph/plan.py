@@ -200,6 +200,12 @@ def plan(declarations: Mapping[str, Declaration], values: Mapping[str, Any]) -> 
         if node.needs and max(node.needs) >= node.index:
             backwards = False
 
+    # Only now is it known which declarations of a class stay mapped.
+    for node in ordered:
+        if node.streams and node.source is not None:
+            source = ordered[node.source].declaration
+            node.streams = source.mapped or source.kind in (Kind.GENERATOR, Kind.ASYNC_GENERATOR)
+
     # If all edges point backwards in the order of definition, there is no cycle.
     return Plan(ordered, error if error is not None or backwards else _find_cycle(ordered))
 
@@ -238,10 +244,7 @@ def _connect(
         if source is not None:
             node.source = source.index
             if source.index not in needs:
-                node.streams = not source.declaration.mapped and source.declaration.kind in (
-                    Kind.GENERATOR,
-                    Kind.ASYNC_GENERATOR,
-                )
+                node.streams = True  # unless the source turns out to be a plain task
                 needs.append(source.index)
         elif declaration.source not in values and declaration.source != DATA:
             raise NameError(

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 from tests.support.forms import PATIENCE, soon
 
-from wove.engine.sources import END, WAIT, Source, Stream, is_iterable, open_source
+from wove.engine.sources import END, WAIT, Source, is_iterable, open_source
+from wove.engine.streams import Stream
 from wove.engine.threads import RunMailbox
 
 
@@ -266,30 +267,113 @@ def test_an_error_comes_once_after_the_items_before_it() -> None:
 def test_a_stream_gives_every_reader_everything() -> None:
     async def main() -> None:
         stream = Stream()
-        early = opened(stream)
-        assert early.receive() is WAIT
-        stream.extend([1, 2])
-        assert [early.receive(), early.receive(), early.receive()] == [1, 2, WAIT]
-        assert early.available() == 0
-        late = opened(stream)
-        assert late.available() == 2
-        stream.extend([3])
-        stream.close(stream.items)
-        assert await take_all(early) == [3]
-        assert await take_all(late) == [1, 2, 3]
-        assert await take_all(opened(stream)) == [1, 2, 3]
+        readers = [opened(stream.reader(4)) for _ in range(2)]
+        assert [reader.receive() for reader in readers] == [WAIT, WAIT]
+        assert [reader.available() for reader in readers] == [0, 0]
+        stream.push(1, "b")
+        stream.push(0, "a")
+        assert [reader.available() for reader in readers] == [2, 2]
+        assert [readers[0].receive() for _ in range(3)] == [(1, "b"), (0, "a"), WAIT]
+        stream.push(2, "c")
+        stream.end(["a", "b", "c"])
+        assert await take_all(readers[0]) == [(2, "c")]
+        assert await take_all(readers[1]) == [(1, "b"), (0, "a"), (2, "c")]
 
     asyncio.run(main())
 
 
-def test_a_stream_ends_with_the_error_of_its_task() -> None:
+def test_a_stream_ends_with_the_error_of_its_task_after_its_items() -> None:
     async def main() -> None:
         stream = Stream()
-        reader = opened(stream)
-        stream.extend([1])
-        stream.close(None, KeyError("task"))
-        assert reader.receive() == 1
+        reader = opened(stream.reader(4))
+        stream.push(0, 1)
+        stream.end(error=KeyError("task"))
+        assert reader.receive() == (0, 1)
         with pytest.raises(KeyError):
             reader.receive()
+
+    asyncio.run(main())
+
+
+def test_items_pushed_from_threads_wake_the_reader_once() -> None:
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        mailbox, stream = RunMailbox(loop), Stream()
+        reader = opened(stream.reader(4))
+        woken = asyncio.Event()
+        reader.on_ready = woken.set
+
+        def work() -> None:
+            for position in range(100):
+                stream.post(mailbox, position, str(position))
+
+        thread = threading.Thread(target=work)
+        thread.start()
+        thread.join()
+        await asyncio.wait_for(woken.wait(), PATIENCE)
+        assert [reader.receive() for _ in range(100)] == [(i, str(i)) for i in range(100)]
+
+    asyncio.run(main())
+
+
+def test_nothing_is_kept_for_a_reader_that_was_closed() -> None:
+    async def main() -> None:
+        stream = Stream()
+        closed, other = stream.reader(4), stream.reader(4)
+        await closed.close()
+        stream.push(0, "a")
+        assert (closed.available(), other.receive()) == (1, (0, "a"))
+        assert closed.receive() is WAIT
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("by_threads", [False, True])
+@pytest.mark.parametrize("begun", [False, True])
+def test_a_generator_that_is_not_used_up_is_closed(by_threads: bool, begun: bool) -> None:
+    closed: list[bool] = []
+
+    def source() -> Iterator[int]:
+        try:
+            yield from range(10)
+        finally:
+            closed.append(True)
+
+    async def main() -> None:
+        made = opened(source(), workers=1, by_threads=by_threads)
+        if begun:
+            woken = asyncio.Event()
+            made.on_ready = woken.set
+            if made.receive() is WAIT:
+                await asyncio.wait_for(woken.wait(), PATIENCE)
+        await made.close()
+        await made.close()
+
+    asyncio.run(main())
+    if begun:
+        soon(lambda: closed == [True])
+    else:
+        assert closed == []
+
+
+def test_an_iterator_of_the_users_own_is_not_closed() -> None:
+    class Rows:
+        closed = False
+
+        def __iter__(self) -> Rows:
+            return self
+
+        def __next__(self) -> int:
+            return 1
+
+        def close(self) -> None:
+            self.closed = True
+
+    async def main() -> None:
+        rows = Rows()
+        made = opened(rows, by_threads=True)
+        assert made.receive() == 1
+        await made.close()
+        assert not rows.closed
 
     asyncio.run(main())

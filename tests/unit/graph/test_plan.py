@@ -203,7 +203,7 @@ def test_not_exactly_one_free_parameter(fn: Callable[..., Any], parts: list[str]
         assert part in str(found)
 
 
-def test_only_a_generator_as_the_source_streams() -> None:
+def test_a_generator_or_a_mapped_task_as_the_source_streams() -> None:
     def stream() -> Iterator[int]:
         yield 1
 
@@ -213,14 +213,21 @@ def test_only_a_generator_as_the_source_streams() -> None:
 
     def each_of_list(item: Any) -> None: ...
 
+    def each_of_each(item: Any) -> None: ...
+
+    def each_of_each_with_all(item: Any, each: Any) -> None: ...
+
     made = planned(
         a,
         stream,
         mapped("stream", each),
         mapped("stream", each_with_all),
         mapped("a", each_of_list),
+        mapped("each", each_of_each),
+        mapped("each", each_of_each_with_all),
     )
-    assert [node.streams for node in made.nodes] == [False, False, True, False, False]
+    streams = [node.name for node in made.nodes if node.streams]
+    assert streams == ["each", "each_of_each"]
 
 
 @pytest.mark.parametrize("seed", range(20))

@@ -1,0 +1,268 @@
+"""Streams: the items that one task gives to the maps over it, while it still runs.
+
+::
+
+    generator task ── GeneratorStream ─┬─ StreamReader ── map
+    mapped task ───── Stream ──────────┴─ StreamReader ── map
+
+Each item goes with its position, in the order in which the items become ready, so that the results of a
+map have the positions of its source. A generator is advanced when a map asks for an item. A mapped task
+runs at its own pace, and each map over it receives its results as they come.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from typing import TYPE_CHECKING, Any
+
+from wove.engine.sources import END, WAIT, Source
+
+if TYPE_CHECKING:
+    from wove.engine.threads import RunMailbox
+
+__all__ = ["GeneratorStream", "Stream", "StreamReader", "UnusedSourceError"]
+
+
+class UnusedSourceError(Exception):
+    """Every map over a generator has ended before the generator. It is closed, and has no result."""
+
+
+class Stream:
+    """The results of a mapped task's items, for the maps over it.
+
+    Attributes:
+        ended: Whether no further item comes.
+        error: The exception that the task ended with, if any.
+    """
+
+    __slots__ = ("_notifying", "_readers", "ended", "error")
+
+    def __init__(self) -> None:
+        self.ended = False
+        self.error: BaseException | None = None
+        # Replaced and never changed, because threads iterate over it.
+        self._readers: tuple[StreamReader, ...] = ()
+        self._notifying = False
+
+    @property
+    def workers(self) -> float:
+        """The maximum number of items that one of the readers runs at once."""
+        return max((reader.workers for reader in self._readers), default=1)
+
+    def reader(self, workers: float, max_items: int | None = None) -> StreamReader:
+        """Return a source of all items; called before the first one.
+
+        Args:
+            workers: How many items the map runs at once.
+            max_items: Maximum number of items that the stream can have, where that is known.
+        """
+        reader = StreamReader(self, workers, max_items)
+        self._readers = (*self._readers, reader)
+        return reader
+
+    def push(self, position: int, value: Any) -> None:
+        """Give an item to all readers."""
+        for reader in self._readers:
+            reader.add(position, value)
+            reader.notify()
+
+    def post(self, mailbox: RunMailbox, position: int, value: Any) -> None:
+        """`push`, in any thread."""
+        for reader in self._readers:
+            reader.add(position, value)
+        if not self._notifying:
+            self._notifying = True
+            mailbox.post(self._notify)
+
+    def _notify(self) -> None:
+        # First the flag, then the readers: an item that comes between the two only has this called again.
+        self._notifying = False
+        for reader in self._readers:
+            reader.notify()
+
+    def end(self, value: Any = None, error: BaseException | None = None) -> None:
+        """End the stream: its task has ended, with *value* or with *error*."""
+        self.ended, self.error = True, error
+        self._notify()
+        self._readers = ()
+
+    def request(self) -> None:
+        """Called when a reader has no item left."""
+
+    def remove(self, reader: StreamReader, *, launched: bool) -> None:
+        """Give no further item to *reader*.
+
+        Args:
+            reader: The source of a map that has ended, or that cannot begin any more.
+            launched: Whether it had begun.
+        """
+        self._readers = tuple(other for other in self._readers if other is not reader)
+
+
+class GeneratorStream(Stream):
+    """The items of a generator task, which is advanced as its readers ask for items.
+
+    Attributes:
+        pulls_all: Whether the generator is advanced without being asked, because a task needs all items.
+    """
+
+    __slots__ = ("_items", "_outcome", "_pulling", "_source", "pulls_all")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pulls_all = False
+        self._items: list[Any] = []
+        self._source: Source | None = None
+        self._outcome: asyncio.Future[BaseException | None] | None = None
+        self._pulling = False
+
+    async def run(self, source: Source) -> list[Any]:
+        """Give the items of *source* to the readers until it ends, and return all of them.
+
+        Raises:
+            UnusedSourceError: All maps over it ended before, and no other task needs the items.
+            BaseException: The exception of the generator.
+        """
+        self._source = source
+        source.on_ready = self._pull
+        outcome = self._outcome = asyncio.get_running_loop().create_future()
+
+        try:
+            self._pull()
+            error = await outcome
+        finally:
+            self._source = None
+            await source.close()
+            source.on_ready = _nothing
+
+        if error is not None:
+            raise error
+        return self._items
+
+    def request(self) -> None:
+        self._pull()
+
+    def _pull(self) -> None:
+        if self._pulling:  # a reader that got an item asks for the next one
+            return
+        self._pulling = True
+
+        try:
+            while self._is_requested():
+                if not self._receive():
+                    return
+        finally:
+            self._pulling = False
+
+    def _is_requested(self) -> bool:
+        if self._outcome is None or self._outcome.done():
+            return False
+        return self.pulls_all or any(reader.waiting for reader in self._readers)
+
+    def _receive(self) -> bool:
+        """Receive one item, and return whether there may be another one now."""
+        assert self._source is not None and self._outcome is not None
+        try:
+            item = self._source.receive()
+        except BaseException as error:  # the generator's: its task fails with it
+            self._outcome.set_result(error)
+            return False
+
+        if item is WAIT:
+            return False
+        if item is END:
+            self._outcome.set_result(None)
+            return False
+
+        position = len(self._items)
+        self._items.append(item)
+        self.push(position, item)
+        return True
+
+    def end(self, value: Any = None, error: BaseException | None = None) -> None:
+        if error is None:
+            # Not pushed yet, where the generator did not run as a stream (with retries, or cached).
+            for position in range(len(self._items), len(value)):
+                self.push(position, value[position])
+        super().end(value, error)
+
+    def remove(self, reader: StreamReader, *, launched: bool) -> None:
+        super().remove(reader, launched=launched)
+        if self._readers or self.pulls_all or self.ended:
+            return
+
+        if not launched:  # its result is still a result of the weave
+            self.pulls_all = True
+            self._pull()
+        elif self._outcome is not None and not self._outcome.done():
+            self._outcome.set_result(UnusedSourceError())
+
+
+class StreamReader(Source):
+    """The items of a stream for one map, as ``(position, item)``.
+
+    Attributes:
+        workers: How many items the map runs at once.
+        max_items: Maximum number of items that the stream can have, where that is known.
+        waiting: Whether the map has asked for an item that is not there yet.
+    """
+
+    __slots__ = ("_items", "_launched", "_receiving", "_stream", "max_items", "waiting", "workers")
+    positioned = True
+
+    def __init__(self, stream: Stream, workers: float, max_items: int | None) -> None:
+        super().__init__()
+        self.workers = workers
+        self.max_items = max_items
+        self.waiting = False
+        self._stream = stream
+        self._items: deque[tuple[int, Any]] = deque()
+        self._launched = False
+        self._receiving = False
+
+    @property
+    def error(self) -> BaseException | None:
+        """The exception that ended the stream, if any."""
+        return self._stream.error
+
+    def add(self, position: int, value: Any) -> None:
+        """Add an item; called in any thread, and `notify` after it on the loop."""
+        self._items.append((position, value))
+
+    def notify(self) -> None:
+        """Have the map receive the new items."""
+        self.waiting = False
+        if not self._receiving:
+            self.on_ready()
+
+    def receive(self) -> Any:
+        self._launched = True
+        if not self._items and not self._stream.ended:
+            self.waiting = self._receiving = True
+            self._stream.request()
+            self._receiving = False
+            self.waiting = not self._items and not self._stream.ended
+
+        if self._items:
+            return self._items.popleft()
+        if not self._stream.ended:
+            return WAIT
+        if self._stream.error is not None:
+            raise self._stream.error
+        return END
+
+    def available(self) -> int:
+        return len(self._items) or int(not self.waiting)
+
+    def discard(self) -> None:
+        """Receive nothing any more."""
+        self._stream.remove(self, launched=self._launched)
+        self._items.clear()
+
+    async def close(self) -> None:
+        self.discard()
+
+
+def _nothing() -> None:
+    return None

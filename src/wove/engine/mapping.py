@@ -339,6 +339,7 @@ class _ThreadItems(MapItems):
         self._call = call
         self._limit = limit
         self._lock = threading.Lock()
+        self._positioned = source.positioned
         self._supply = _IDLE
         self._buffer: deque[Any] = deque()
         self._threads = 0  # those that were submitted and have not left yet
@@ -423,7 +424,7 @@ class _ThreadItems(MapItems):
 
         Must happen under the same lock as receiving the item; otherwise two threads could swap positions.
         """
-        if self._source.positioned:
+        if self._positioned:
             position, item = item
             self.launch(position)
             self.threads.extend(array("i", [0]) * (position + 1 - len(self.threads)))

@@ -161,7 +161,9 @@ class Task:
         """Return how long it took: a mapped task from the start of its first item to the end of its last."""
         if self.items is not None and self.items.started:
             # Positions without a start: their items failed in the map that is the source.
-            return max(0.0, max(self.items.ended) - min(filter(None, self.items.started), default=0.0))
+            return max(
+                0.0, max(self.items.ended) - min(filter(None, self.items.started), default=0.0)
+            )
         return max(0.0, self.ended - self.started)
 
     def set_items(self, items: MapItems) -> None:

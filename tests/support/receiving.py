@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from wove.callback.receiver import Route, RunStatus, open_route, read_address
+from wove.callback.receiver import ConnectionEnd, Route, RunStatus, open_route, read_address
 from wove.delivery.background_loop import BackgroundLoop
 from wove.security import NetworkExecutorSecurity
 
@@ -40,6 +40,7 @@ class RecordingSubscriber:
     Attributes:
         events: The received events.
         lost: The runs and the worker of each connection that has ended.
+        ends: How those connections ended.
         claims: The claims that can be fetched, by id.
     """
 
@@ -47,6 +48,7 @@ class RecordingSubscriber:
         self.statuses = statuses
         self.events: list[dict[str, Any]] = []
         self.lost: list[tuple[list[str], str]] = []
+        self.ends: list[ConnectionEnd] = []
         self.claims: dict[str, Sequence[bytes | memoryview]] = {}
 
     def status(self, run_id: str, worker: str) -> RunStatus:
@@ -57,8 +59,9 @@ class RecordingSubscriber:
     def receive(self, event: dict[str, Any], worker: str) -> None:
         self.events.append(event)
 
-    def on_connection_lost(self, run_ids: Sequence[str], worker: str) -> None:
+    def on_connection_lost(self, run_ids: Sequence[str], worker: str, end: ConnectionEnd) -> None:
         self.lost.append((sorted(run_ids), worker))
+        self.ends.append(end)
 
     def claim(self, claim_id: str) -> Sequence[bytes | memoryview] | None:
         return self.claims.get(claim_id)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from wove.net.http1 import Request
 from wove.protocol.names import WORKER_HEADER
@@ -10,7 +10,7 @@ from wove.protocol.names import WORKER_HEADER
 if TYPE_CHECKING:
     from wove.callback.routes import Route
 
-__all__ = ["WorkerConnection", "WorkerLiveness"]
+__all__ = ["ConnectionEnd", "WorkerConnection", "WorkerLiveness"]
 
 _WORKER: Final = WORKER_HEADER.lower()
 
@@ -19,6 +19,19 @@ _PROXY_HEADERS: Final = frozenset({"via", "forwarded", "x-forwarded-for"})
 
 MAX_CHARACTERS: Final = 200
 """Maximum length of a worker's name."""
+
+
+class ConnectionEnd(NamedTuple):
+    """How a worker's connection has ended, from which its subscribers judge whether the worker lives.
+
+    Attributes:
+        by_peer: Whether the worker's system has closed it, as it does when the process ends. Otherwise the network
+            failed, or the receiver has given it up.
+        silent_seconds: How long nothing had come over it by then.
+    """
+
+    by_peer: bool
+    silent_seconds: float
 
 
 class WorkerConnection:

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from typing import Any, Final, TypeAlias
 
 from wove.callback.address import KEYS, Address, read_address
-from wove.callback.liveness import WorkerConnection
+from wove.callback.liveness import ConnectionEnd, WorkerConnection
 from wove.callback.routes import EventSubscriber, Route, Routes, RunStatus
 from wove.callback.server import Connection
 from wove.concurrency import forks
@@ -27,6 +27,7 @@ from wove.security import NetworkExecutorSecurity
 __all__ = [
     "KEYS",
     "Address",
+    "ConnectionEnd",
     "EventSubscriber",
     "Receiver",
     "Route",
@@ -305,14 +306,16 @@ class Receiver:
         """Called when the connection has shown that it is not a stranger's."""
         self._strangers.pop(connection, None)
 
-    def remove_connection(self, connection: Connection, worker: WorkerConnection) -> None:
+    def remove_connection(
+        self, connection: Connection, worker: WorkerConnection, end: ConnectionEnd
+    ) -> None:
         """Called when the connection has ended."""
         self._connections.discard(connection)
         self._strangers.pop(connection, None)
 
         for route, run_ids in self.routes.liveness.remove_connection(worker).items():
             try:
-                route.subscriber.on_connection_lost(run_ids, worker.worker)
+                route.subscriber.on_connection_lost(run_ids, worker.worker, end)
             except Exception as error:
                 self.log_error(
                     f"the end of a worker's connection could not be told: {error}", error

@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Final, Protocol
 
 from wove.callback.address import PATH
-from wove.callback.liveness import WorkerConnection, WorkerLiveness
+from wove.callback.liveness import ConnectionEnd, WorkerConnection, WorkerLiveness
 from wove.callback.replies import ACCEPTED, Refusal, Reply
 from wove.net.http1 import Request
 from wove.protocol import codec, signing
@@ -73,7 +73,7 @@ class EventSubscriber(Protocol):
         """Receive a checked event of *worker*. Its pickles are `Pickled`; nothing was unpickled."""
         ...
 
-    def on_connection_lost(self, run_ids: Sequence[str], worker: str) -> None:
+    def on_connection_lost(self, run_ids: Sequence[str], worker: str, end: ConnectionEnd) -> None:
         """Called when the connection of *worker* has ended, over which the last events of these runs came."""
         ...
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from wove.callback.body import Body
-from wove.callback.liveness import WorkerConnection
+from wove.callback.liveness import ConnectionEnd, WorkerConnection
 from wove.callback.replies import Refusal, Reply, bulk_head
 from wove.concurrency import forks, thread_pool
 from wove.concurrency.deadline import Deadline
@@ -144,6 +144,10 @@ class Connection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         forks.untrack(self._descriptor)
         self._lost = True
+        self._end = ConnectionEnd(
+            by_peer=self._ended or isinstance(exc, (ConnectionResetError, BrokenPipeError)),
+            silent_seconds=self._loop.time() - self._progress_at,
+        )
         self._unread = b""
         self._outgoing = None
         self._timer.cancel()
@@ -152,7 +156,7 @@ class Connection(asyncio.Protocol):
 
     def _release(self) -> None:
         self._body.drop()
-        self._receiver.remove_connection(self, self._worker)
+        self._receiver.remove_connection(self, self._worker, self._end)
 
     def close(self) -> None:
         """Close the connection because the receiver closes; abort it if a request is under way."""

@@ -16,6 +16,7 @@ from tests.support.receiving import (
     started,
 )
 
+from wove.callback import server
 from wove.callback.receiver import RunStatus
 
 WORKER = {"X_Wove_Worker": "host/17/abc"}
@@ -125,3 +126,22 @@ def test_closing_is_nobodys_end(receiving_loop: Receiving) -> None:
         receiving_loop.call(route.close())
         assert wire.ended()
     assert subscriber.lost == []
+
+
+def test_an_end_that_the_worker_s_system_makes_is_told_from_others(
+    receiving_loop: Receiving, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    subscriber = RecordingSubscriber()
+    route = receiving_loop.open(subscriber)
+    with Wire(route) as wire:
+        wire.post(started("r1"), X_Wove_Worker="host/17/abc")
+    eventually(lambda: subscriber.ends)
+    assert subscriber.ends.pop().by_peer
+
+    monkeypatch.setattr(server, "HEAD_SECONDS", 0.05)
+    monkeypatch.setattr(server, "LINGER_SECONDS", 0.05)
+    with Wire(route) as wire:
+        wire.post(started("r2"), X_Wove_Worker="host/17/abc")
+        wire.send(b"P")  # and no more: the receiver gives the connection up
+        eventually(lambda: subscriber.ends)
+    assert not subscriber.ends.pop().by_peer

@@ -12,7 +12,14 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from functools import cache, partial
 from typing import Any, ClassVar, Final, Literal, TypeGuard, cast
 
-from wove.callback.receiver import KEYS as CALLBACK_KEYS, Route, RunStatus, open_route, read_address
+from wove.callback.receiver import (
+    KEYS as CALLBACK_KEYS,
+    ConnectionEnd,
+    Route,
+    RunStatus,
+    open_route,
+    read_address,
+)
 from wove.concurrency.bounded import BoundedDict
 from wove.concurrency.thread_pool import ThreadPool, run_in_thread
 from wove.errors import (
@@ -70,7 +77,14 @@ PATIENCE_SECONDS: Final = 60.0
 """The key of backends that wait for a controller or API server that is away, and its default."""
 
 SUSPECT_SECONDS: Final = 1.5
-"""How long a worker whose connection has ended may take to open another one."""
+"""How long a worker whose system has closed its connection may take to open another one."""
+
+RECONNECT_SECONDS: Final = 60.0
+"""Default of ``delivery_reconnect_seconds``: how long a worker may be silent whose connection the network has cut."""
+
+LATE_SECONDS: Final = 5.0
+"""How late a heartbeat may be. A connection that was silent for longer was cut by the network, however it ended: the
+end may come late, from a worker that has opened another connection since."""
 
 ASK_SECONDS: Final = 0.5
 """The time between two questions to the backend why a worker is gone."""
@@ -97,6 +111,7 @@ class _Job:
         submission: What the adapter returned.
         submitted: Whether it has.
         submitted_at: When, in the loop's time.
+        reconnect_seconds: How long its worker may be silent because of the network.
         noticed: Whether a warning has said that no worker has begun it.
         begun: Its worker has reported.
         worker: The process that has it: host, pid and something random; ``""``: not known.
@@ -112,6 +127,7 @@ class _Job:
         "claims",
         "key",
         "noticed",
+        "reconnect_seconds",
         "run_id",
         "stopped",
         "submission",
@@ -127,6 +143,10 @@ class _Job:
         self.task: str = frame["task_id"]
         key = idempotency_key(frame)
         self.key: Key | None = None if key is None else (environment, self.task, key)
+        delivery: Mapping[str, Any] = frame.get("delivery") or {}
+        self.reconnect_seconds = float(
+            delivery.get("delivery_reconnect_seconds", RECONNECT_SECONDS)
+        )
         self.submission: Any = None
         self.worker = ""
         self.submitted = self.begun = self.cancelled = self.stopped = self.noticed = False
@@ -483,11 +503,11 @@ class BackendAdapterEnvironmentExecutor(EnvironmentExecutor):
             self._memory.put(job.key, event, asyncio.get_running_loop().time())
         self._finish(job, event)
 
-    def on_connection_lost(self, run_ids: Sequence[str], worker: str) -> None:
+    def on_connection_lost(self, run_ids: Sequence[str], worker: str, end: ConnectionEnd) -> None:
         for run_id in run_ids:
             job = self._jobs.get(run_id)
             if job is not None and job.suspicion is None and not job.stopped:
-                job.suspicion = self._spawn(self._suspect(job, worker))
+                job.suspicion = self._spawn(self._suspect(job, worker, end))
 
     def claim(self, claim_id: str) -> Sequence[bytes | memoryview] | None:
         held = self._claims.get(claim_id)
@@ -495,10 +515,14 @@ class BackendAdapterEnvironmentExecutor(EnvironmentExecutor):
 
     # ------------------------------------------------------------------ losses
 
-    async def _suspect(self, job: _Job, worker: str) -> None:
-        """Its worker's connection has ended. Unless it reports again, the run is lost; the backend may know why, or
-        that another worker will have it."""
-        await asyncio.sleep(SUSPECT_SECONDS)
+    async def _suspect(self, job: _Job, worker: str, end: ConnectionEnd) -> None:
+        """Lose a run whose worker's connection has ended, unless the worker reports again.
+
+        The backend may know why, or that another worker will have the job.
+        """
+        cut = not end.by_peer or end.silent_seconds > self.adapter.beat_seconds + LATE_SECONDS
+        left = job.reconnect_seconds - end.silent_seconds if cut else 0.0
+        await asyncio.sleep(max(SUSPECT_SECONDS, left))
         await self._lose_with_words(job)
 
         if not self.adapter.restarts:

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -27,6 +27,7 @@ from wove import (
     WorkerLostError,
     weave,
 )
+from wove.callback.receiver import ConnectionEnd
 from wove.executors.backend.executor import SUSPECT_SECONDS
 from wove.integrations.base import JobStatus
 
@@ -387,6 +388,60 @@ def test_a_backend_that_starts_a_lost_job_again(tmp_path: Path, restarts: bool) 
         with pytest.raises(
             WorkerLostError, match="the connection over which it reported has ended"
         ):
+            run(die_once, values=values)
+
+
+@pytest.mark.parametrize("cut", [True, False])
+def test_a_run_outlives_a_cut_of_the_network(
+    tmp_path: Path, cut: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The worker reports again long after one whose system has closed its connection is given up."""
+    monkeypatch.setattr("wove.executors.backend.executor.SUSPECT_SECONDS", 0.05)
+    adapters: list[LineAdapter] = []
+
+    class Redelivering(LineAdapter):
+        redelivers = True
+        loss_reason_timeout = 0.05
+
+        def start(self) -> None:
+            super().start()
+            adapters.append(self)
+
+        def watch(self, submissions: Mapping[str, Any]) -> dict[str, JobStatus]:
+            return {}
+
+    class Executor(BackendAdapterEnvironmentExecutor):
+        adapter_class = Redelivering
+
+        def on_connection_lost(
+            self, run_ids: Sequence[str], worker: str, end: ConnectionEnd
+        ) -> None:
+            assert end.by_peer and end.silent_seconds < 30
+            end = ConnectionEnd(by_peer=not cut, silent_seconds=40.0 if cut else 0.1)
+            super().on_connection_lost(run_ids, worker, end)
+            if cut:  # another worker stands for the one that is there again
+                (adapter,) = adapters
+                later = asyncio.get_running_loop().call_later
+                later(0.5, lambda: adapter.submit(adapter.payloads[0], {}))
+
+    def die_once(path: str) -> str:
+        import os
+        import time
+
+        with open(path, "a") as file:
+            file.write("x")
+            first = file.tell() == 1
+        if first:
+            time.sleep(0.3)  # its start is reported
+            os._exit(1)
+        return "survived"
+
+    use(Executor("redelivering"))
+    values = {"path": str(tmp_path / "deaths")}
+    if cut:
+        assert run(die_once, values=values) == "survived"
+    else:
+        with pytest.raises(WorkerLostError, match="the connection over which it reported"):
             run(die_once, values=values)
 
 

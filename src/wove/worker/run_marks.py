@@ -11,7 +11,7 @@ import os
 import threading
 from typing import Final
 
-__all__ = ["BEGUN", "RETURNED", "RunMarks", "shared_file"]
+__all__ = ["BEGUN", "RETURNED", "UNPICKLING", "RunMarks", "shared_file"]
 
 SLOTS: Final = 2048
 """How many runs of one process are marked; four pages of memory. Later ones have no slot."""
@@ -19,8 +19,12 @@ SLOTS: Final = 2048
 _BYTES: Final = 8
 _STATES: Final = 4
 
-BEGUN: Final = 1
-RETURNED: Final = 2
+UNPICKLING: Final = 1
+"""A thread rebuilds the callable and the arguments, which may run code of the user's; the call has not begun."""
+BEGUN: Final = 2
+"""The call has begun."""
+RETURNED: Final = 3
+"""The call has returned; its result is on its way."""
 
 
 class RunMarks:
@@ -52,7 +56,7 @@ class RunMarks:
             self._marks[slot] = threading.get_ident() * _STATES + state
 
     def state(self, slot: int) -> int:
-        """Return what was marked last; `BEGUN` for a run that has no slot, since nobody knows."""
+        """Return what was marked last, 0 if nothing was; `BEGUN` for a run that has no slot, to be on the safe side."""
         return self._marks[slot] % _STATES if slot >= 0 else BEGUN
 
     def thread(self, slot: int) -> int:

@@ -24,7 +24,7 @@ from wove.worker.heartbeats import HeartbeatTimer, LoadMeter
 from wove.worker.interrupts import Interruptible, TaskInterrupted
 from wove.worker.log_capture import CAPTURE, LineBudget, capture
 from wove.worker.reports import RunReports
-from wove.worker.run_marks import BEGUN, RETURNED, RunMarks
+from wove.worker.run_marks import BEGUN, RETURNED, UNPICKLING, RunMarks
 from wove.worker.runs import ExecutingRun, SharedCallable, SharedValues
 from wove.worker.threads import TaskThreadPool
 
@@ -219,8 +219,7 @@ class Runner:
             self._running += 1
             self._started += 1
 
-        if self._marks is not None:
-            self._marks.mark(run.slot, BEGUN)
+        self._mark(run, UNPICKLING)
         run.began = time.time()
         run.ticks.append(time.perf_counter())
 
@@ -236,6 +235,10 @@ class Runner:
         except BaseException as error:
             # Not the task's own: those have been dealt with. Whatever it is, the run must end.
             self._fail(run, error, source="executor")
+
+    def _mark(self, run: ExecutingRun, state: int) -> None:
+        if self._marks is not None:
+            self._marks.mark(run.slot, state)
 
     def _call(self, run: ExecutingRun) -> None:
         try:
@@ -298,6 +301,7 @@ class Runner:
             run.section = section
             if run.stopping:
                 raise TaskInterrupted
+            self._mark(run, BEGUN)
             return context.run(call)
 
         ok, value = section.run(interruptible)
@@ -321,6 +325,10 @@ class Runner:
     ) -> None:
         """Await what *make* makes, on the loop; *unused* ends a coroutine that may never be started."""
 
+        def make_marked() -> Awaitable[Any]:
+            self._mark(run, BEGUN)
+            return make()
+
         def done(ok: bool, value: Any) -> None:
             if unused is not None:
                 unused()
@@ -330,7 +338,7 @@ class Runner:
             except Exception as error:
                 self._fail(run, error, source="executor")
 
-        run.cancel_coroutine = self._coroutine_loop().start(make, context, done)
+        run.cancel_coroutine = self._coroutine_loop().start(make_marked, context, done)
         if run.stopping:
             run.cancel_coroutine()
 
@@ -351,8 +359,7 @@ class Runner:
             self._fail(run, error, source="executor")
 
     def _conclude(self, run: ExecutingRun, ok: bool, value: Any) -> None:
-        if self._marks is not None:
-            self._marks.mark(run.slot, RETURNED)
+        self._mark(run, RETURNED)
         run.ticks.append(time.perf_counter())
 
         if ok:

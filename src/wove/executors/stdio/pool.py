@@ -24,7 +24,7 @@ from wove.protocol import codec
 from wove.protocol.callables import CallableCache
 from wove.protocol.frames import READY, TERMINAL, FrameError
 from wove.protocol.limits import INLINE_BYTES, SHARED_KEPT
-from wove.worker.run_marks import BEGUN, RETURNED, RunMarks, shared_file
+from wove.worker.run_marks import RETURNED, UNPICKLING, RunMarks, shared_file
 
 __all__ = ["Plan", "Pool"]
 
@@ -155,6 +155,8 @@ class Pool(Listener):
         self._stopping = False
         self._all_ended: asyncio.Future[None] | None = None
         self._stagnation: asyncio.TimerHandle | None = None
+        # Runs that were being unpickled when a process ended: they may have been the reason, and get one more chance.
+        self._suspects: set[str] = set()
         self._patience = STAGNATION_SECONDS
         self._moved = False
         self._spawn_at = 0.0  # no process is started before that
@@ -600,9 +602,10 @@ class Pool(Listener):
                     self._moved = True
             elif isinstance(kind, str) and kind in TERMINAL and isinstance(run_id, str):
                 over += self._forget(worker, run_id)
+                self._suspects.discard(run_id)
             elif kind == "task_started":
                 self._moved = True
-                if isinstance(run_id, str):
+                if isinstance(run_id, str) and self._has_begun(worker, run_id):
                     worker.unbegun.pop(run_id, None)
 
         if frames:
@@ -620,6 +623,11 @@ class Pool(Listener):
             self._end_if_useless(worker)
         if self._waiting:
             self._dispatch()
+
+    def _has_begun(self, worker: _Worker, run_id: str) -> bool:
+        """Return whether the call of a run that has started is sure to have begun, so that its frame can go."""
+        slot = worker.slots.get(run_id)
+        return slot is None or worker.marks is None or worker.marks.state(slot) != UNPICKLING
 
     def ended(self, process: WorkerProcess) -> None:
         worker = self._worker(process)
@@ -666,7 +674,7 @@ class Pool(Listener):
 
     def _end_runs(self, worker: _Worker, status: str, said: str) -> None:
         """End the runs that the process had begun, the ones that were running first; the others wait again."""
-        begun, returned = self._sort_by_fate(worker)
+        begun, returned = self._lost_runs(worker)
         lost = [*begun, *returned]
         waiting = {
             run_id: frame
@@ -686,6 +694,7 @@ class Pool(Listener):
         for run_id in lost:
             task = worker.runs[run_id]
             self._forget(worker, run_id)
+            self._suspects.discard(run_id)
             how = " after its call had returned" if run_id in returned else ""
             text = f"run {run_id} of task {task!r} was lost{how}: {end}{before}{why}{with_it}{said}"
             self._tell({"type": "task_error", "run_id": run_id, "exception": WorkerLostError(text)})
@@ -699,27 +708,41 @@ class Pool(Listener):
         if worker.marks is not None:
             worker.marks.close()
 
-    def _sort_by_fate(self, worker: _Worker) -> tuple[list[str], list[str]]:
-        """The runs of a process that has ended: those that were running, and those whose call had returned.
+    def _lost_runs(self, worker: _Worker) -> tuple[list[str], list[str]]:
+        """Return the runs that are lost with a process: those whose call had begun, and those whose call had returned.
 
-        At least one, so that a run that ends each process before it is begun is not given to process after process.
+        A run that was being unpickled is lost if the process crashed in its thread, or if that happens to it a second
+        time; otherwise it waits again. At least one run is lost, so that a run that ends each process before it is
+        begun is not given to process after process.
         """
         runs = [run_id for run_id in worker.runs if run_id not in worker.cancelled]
         marks = worker.marks
         if marks is None or self._stopping:
             return runs, []
-        states = {run_id: marks.state(worker.slots[run_id]) for run_id in runs}
-        returned = [run_id for run_id in runs if states[run_id] == RETURNED]
-        begun = [
-            run_id
-            for run_id in runs
-            if states[run_id] == BEGUN or (not states[run_id] and run_id not in worker.unbegun)
-        ]
-        # Of several that ran at once: the one in whose thread the process crashed, or else the last to begin.
+
         crashed = worker.process.crashed_thread
+        begun: list[str] = []
+        returned: list[str] = []
+        suspects: list[str] = []
+
+        for run_id in runs:
+            slot = worker.slots[run_id]
+            state = marks.state(slot)
+            if state == RETURNED:
+                returned.append(run_id)
+            elif state == UNPICKLING and run_id in worker.unbegun:
+                culprit = marks.thread(slot) == crashed or run_id in self._suspects
+                (begun if culprit else suspects).append(run_id)
+            elif state or run_id not in worker.unbegun:
+                begun.append(run_id)
+
+        # Of several that ran at once: the one in whose thread the process crashed, otherwise the last to begin.
         begun.reverse()
         begun.sort(key=lambda run_id: marks.thread(worker.slots[run_id]) != crashed)
-        return begun or ([] if returned else runs[:1]), returned
+        if not (begun or returned):
+            begun, suspects = [*suspects, *runs][:1], suspects[1:]
+        self._suspects.update(suspects)
+        return begun, returned
 
     def _fail_waiting(self, error: DeliveryError) -> None:
         waiting = list(self._waiting)

@@ -659,7 +659,7 @@ def test_a_crash_is_told_of_the_item_that_was_running_and_no_other_is_lost(
 
     begun = {int(path.name): path.read_text() for path in marks.iterdir()}
     lost = {failure.item for failure in w.result.failures}
-    # An item whose arguments are being unpickled counts as begun: that may run code of the user's.
+    # The call of one item may have begun, and not come to its first line.
     assert 4 in lost and len(lost - set(begun)) <= 1, (lost, begun)
     # An item that was killed between opening and closing its file has left it empty.
     assert all(text in ("", "begun\n") for text in begun.values()), begun
@@ -684,6 +684,61 @@ def test_the_first_error_after_a_crash_names_its_item(attempt: int) -> None:
 
     assert w.result.exception is not None
     assert w.result.exception.__notes__[0].startswith("in task 'step', item 4")
+
+
+class Unpickled:
+    """An argument that calls *fn* with *path* where it is rebuilt, and is what that returns."""
+
+    def __init__(self, fn: Callable[[str], Any], path: str) -> None:
+        self.parts = fn, (path,)
+
+    def __reduce__(self) -> Any:
+        return self.parts
+
+
+def hang_once(path: str) -> int:
+    if not os.path.exists(path):
+        open(path, "w").close()
+        time.sleep(600)
+    return 1
+
+
+def be_killed(path: str) -> None:
+    with open(path, "a") as file:
+        file.write("killed\n")
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_run_that_is_being_unpickled_survives_the_crash_of_another(tmp_path: Path) -> None:
+    environment, path = stdio(processes=1), tmp_path / "unpickling"
+
+    def crash(path: str) -> None:
+        os.abort()
+
+    async def main(scope: DeliveryClient) -> Any:
+        survivor = asyncio.create_task(
+            run(scope, environment, echo, value=Unpickled(hang_once, str(path)))
+        )
+        await eventually(path.exists)
+        with pytest.raises(WorkerLostError, match="SIGABRT"):
+            await run(scope, environment, crash, path=str(path))
+        return await survivor
+
+    assert drive(main) == 1
+
+
+def test_a_run_that_kills_processes_before_it_begins_is_lost(tmp_path: Path) -> None:
+    environment, path = stdio(processes=1), tmp_path / "killed"
+
+    async def main(scope: DeliveryClient) -> None:
+        other = asyncio.create_task(run(scope, environment, rest, seconds=600.0))
+        with pytest.raises(WorkerLostError, match="SIGKILL"):
+            await run(scope, environment, echo, value=Unpickled(be_killed, str(path)))
+        with pytest.raises(WorkerLostError):
+            await other
+
+    drive(main)
+    assert len(path.read_text().splitlines()) <= 2
 
 
 def test_a_module_path_of_any_length(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from typing import Final
 
-from wove.integrations.common.statuses import REFUSED, UNREADABLE, UNREPORTED
+from wove.integrations.common.exit_codes import REFUSED, UNREADABLE, UNREPORTED
 from wove.protocol.names import PAYLOAD_VARIABLE, SECRET_VARIABLE
 
 __all__ = ["main"]

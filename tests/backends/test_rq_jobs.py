@@ -1,8 +1,10 @@
-"""The RQ adapter by itself, against a real Redis: what it enqueues, replaces, takes back, and says of jobs."""
+"""The RQ adapter against a real Redis: how it enqueues, replaces and cancels jobs, and the statuses it returns."""
 
 from __future__ import annotations
 
+import asyncio
 import base64
+import json
 import secrets
 import time
 import zlib
@@ -14,7 +16,7 @@ import pytest
 from tests.support.servers import Servers
 from wove.errors import DeliveryError
 from wove.integrations.base import JobStatus
-from wove.integrations.rq import states as rq_states
+from wove.integrations.rq import adapter as rq_adapter, states as rq_states
 from wove.integrations.rq.adapter import FUNCTION, RQAdapter, Submission
 
 pytestmark = pytest.mark.backend("rq")
@@ -24,11 +26,20 @@ Make = Callable[..., RQAdapter]
 KEY = "invoice 7"
 
 
+_queues: dict[RQAdapter, Any] = {}
+"""The test's own view of each adapter's queue."""
+
+
 @pytest.fixture
-def make(servers: Servers) -> Iterator[Make]:
+def make(servers: Servers, monkeypatch: pytest.MonkeyPatch) -> Iterator[Make]:
     """Makes adapters, started, of one queue of the test's own."""
+    import redis
+    import rq
+
+    monkeypatch.setattr(rq_adapter, "KILL_SECONDS", 0.0)
     made: list[RQAdapter] = []
     name = f"jobs-{secrets.token_hex(4)}"
+    connection: Any = redis.Redis.from_url(servers.redis.url)
 
     def make(**config: Any) -> RQAdapter:
         if "queue" not in config:
@@ -37,6 +48,7 @@ def make(servers: Servers) -> Iterator[Make]:
         adapter.configure()
         adapter.start()
         made.append(adapter)
+        _queues[adapter] = config.get("queue") or rq.Queue(name, connection=connection)
         return adapter
 
     yield make
@@ -45,6 +57,8 @@ def make(servers: Servers) -> Iterator[Make]:
             for key in redis_of(adapter).keys("rq:job:wove-key-*"):  # ids are those of all queues
                 redis_of(adapter).delete(key)
         adapter.close()
+    _queues.clear()
+    connection.close()
 
 
 @pytest.fixture
@@ -78,11 +92,16 @@ def payload_of(frame: dict[str, Any]) -> dict[str, Any]:
 
 
 def redis_of(adapter: RQAdapter) -> Any:
-    return adapter._queue.connection
+    return _queues[adapter].connection
+
+
+def cancelled(adapter: RQAdapter, submission: Submission) -> bool:
+    """Cancel a job, and return whether it certainly never runs."""
+    return asyncio.run(adapter.cancel("r1", submission, {"type": "cancel_task"}))
 
 
 def job(adapter: RQAdapter, submission: Submission) -> Any:
-    return adapter._queue.fetch_job(submission.job_id)
+    return _queues[adapter].fetch_job(submission.job_id)
 
 
 def put(adapter: RQAdapter, submission: Submission, **fields: str) -> None:
@@ -92,7 +111,7 @@ def put(adapter: RQAdapter, submission: Submission, **fields: str) -> None:
 
 def take(adapter: RQAdapter, submission: Submission) -> None:
     """What a worker does first."""
-    assert redis_of(adapter).lrem(adapter._queue.key, 1, submission.job_id) == 1
+    assert redis_of(adapter).lrem(_queues[adapter].key, 1, submission.job_id) == 1
 
 
 def begin(adapter: RQAdapter, submission: Submission, worker: str = "w1") -> None:
@@ -106,7 +125,7 @@ def begin(adapter: RQAdapter, submission: Submission, worker: str = "w1") -> Non
     )
 
 
-def fate_of(adapter: RQAdapter, submission: Submission) -> JobStatus | None:
+def status_of(adapter: RQAdapter, submission: Submission) -> JobStatus | None:
     return adapter.watch({"r1": submission}).get("r1")
 
 
@@ -135,7 +154,7 @@ def test_what_is_enqueued(adapter: RQAdapter) -> None:
     assert found.meta == {"wove_run": frame["run_id"]}
     assert (found.timeout, found.result_ttl, found.failure_ttl) == (-1, 60, 600)
     assert found.description == f"wove task 'pdf', run {frame['run_id']}"
-    assert adapter._queue.job_ids == [submission.job_id]
+    assert _queues[adapter].job_ids == [submission.job_id]
 
 
 def test_options(make: Make) -> None:
@@ -150,7 +169,7 @@ def test_options(make: Make) -> None:
     first, second = submitted(adapter, frame_of()), submitted(adapter, frame_of())
     found = job(adapter, second)
     assert (found.timeout, found.result_ttl, found.meta["mine"], found.ttl) == (120, 7, 1, 99)
-    assert adapter._queue.job_ids == [second.job_id, first.job_id]
+    assert _queues[adapter].job_ids == [second.job_id, first.job_id]
 
 
 def test_options_that_rq_does_not_take(make: Make) -> None:
@@ -164,7 +183,7 @@ def test_a_job_that_depends_on_another(make: Make, adapter: RQAdapter) -> None:
     for key in (None, "key"):
         submission = submitted(later, frame_of(key))
         assert job(later, submission).get_status().value == "deferred"
-        assert fate_of(later, submission) is None
+        assert status_of(later, submission) is None
         assert later._take_back(submission) is True
         assert job(later, submission) is None
     assert job(adapter, first) is not None
@@ -190,10 +209,10 @@ def test_a_queue_of_the_users_own(make: Make, servers: Servers) -> None:
 
 
 def test_a_run_that_was_given_up_is_not_enqueued(adapter: RQAdapter) -> None:
-    adapter.wanted = lambda run_id: False
+    adapter.is_awaited = lambda run_id: False
     with pytest.raises(DeliveryError, match="given up"):
         submitted(adapter, frame_of())
-    assert adapter._queue.job_ids == []
+    assert _queues[adapter].job_ids == []
 
 
 # ------------------------------------------------------------------------------------------------------ keys
@@ -216,7 +235,7 @@ def test_a_live_job_of_another_process_with_that_key(
         DeliveryError, match=rf"already job {submission.job_id} of RQ \({status}\).*another process"
     ):
         submitted(make(), frame_of(KEY))
-    assert fate_of(adapter, submission) is None
+    assert status_of(adapter, submission) is None
 
 
 @pytest.mark.parametrize("status", ["finished", "failed", "stopped", "canceled", ""])
@@ -235,8 +254,8 @@ def test_a_job_of_that_key_that_is_over_is_replaced(
     assert submission.job_id == earlier.job_id
     found = job(adapter, submission)
     assert found.get_status().value == "queued" and found.args == (payload_of(frame),)
-    assert adapter._queue.job_ids == [submission.job_id]
-    assert fate_of(adapter, earlier) == JobStatus(
+    assert _queues[adapter].job_ids == [submission.job_id]
+    assert status_of(adapter, earlier) == JobStatus(
         "lost", "its job was replaced by another run's with the same idempotency key"
     )
 
@@ -251,10 +270,10 @@ def test_an_earlier_submission_of_ours_is_replaced(adapter: RQAdapter) -> None:
     first = submitted(adapter, frame_of(KEY))
     second = submitted(adapter, frame_of(KEY))
     assert second.job_id == first.job_id and second.mark != first.mark
-    assert adapter._queue.job_ids == [second.job_id]
-    assert adapter._take_back(first) is False  # it is not that run's any more
-    assert adapter._queue.job_ids == [second.job_id]
-    assert adapter._take_back(second) is True
+    assert _queues[adapter].job_ids == [second.job_id]
+    assert cancelled(adapter, first) is False  # the job belongs to another run now
+    assert _queues[adapter].job_ids == [second.job_id]
+    assert cancelled(adapter, second) is True
 
 
 def test_what_a_lost_worker_still_writes_does_not_reach_the_new_job(
@@ -272,20 +291,29 @@ def test_what_a_lost_worker_still_writes_does_not_reach_the_new_job(
 
 def test_taking_back_what_is_queued_leaves_nothing(adapter: RQAdapter) -> None:
     submission = submitted(adapter, frame_of())
-    assert adapter._take_back(submission) is True
-    assert adapter._queue.job_ids == []
+    assert cancelled(adapter, submission) is True
+    assert _queues[adapter].job_ids == []
     assert not redis_of(adapter).keys(f"rq:*{submission.job_id}*")
-    assert adapter._take_back(submission) is False
+    assert cancelled(adapter, submission) is False
 
 
-def test_what_a_worker_has_is_not_taken_back(adapter: RQAdapter) -> None:
+def test_a_job_that_a_worker_has_is_stopped_there(adapter: RQAdapter) -> None:
     submission = submitted(adapter, frame_of())
     take(adapter, submission)
-    assert adapter._take_back(submission) is None
+    assert cancelled(adapter, submission) is False
+    assert job(adapter, submission) is not None
+
     put(adapter, submission, status="started", worker_name="w1")
-    assert adapter._take_back(submission) is None
-    put(adapter, submission, status="finished")
-    assert adapter._take_back(submission) is False
+    with redis_of(adapter).pubsub() as commands:
+        commands.subscribe("rq:pubsub:w1")
+        assert commands.get_message(timeout=10)["type"] == "subscribe"
+        assert cancelled(adapter, submission) is False
+        message = commands.get_message(timeout=10)
+        assert json.loads(message["data"])["job_id"] == submission.job_id
+
+        put(adapter, submission, status="finished")
+        assert cancelled(adapter, submission) is False
+        assert commands.get_message() is None
     assert job(adapter, submission) is not None
 
 
@@ -320,11 +348,11 @@ def test_states(adapter: RQAdapter, status: str, fate: JobStatus | None) -> None
     submission = submitted(adapter, frame_of())
     take(adapter, submission)
     put(adapter, submission, status=status, worker_name="w1")
-    assert fate_of(adapter, submission) == fate
+    assert status_of(adapter, submission) == fate
 
 
 def test_a_job_that_is_not_there(adapter: RQAdapter) -> None:
-    fate = fate_of(adapter, Submission("wove-nothing", None))
+    fate = status_of(adapter, Submission("wove-nothing", None))
     assert fate is not None and fate.state == "missing" and "no longer in Redis" in fate.reason
 
 
@@ -359,9 +387,9 @@ def test_a_job_that_counts_as_abandoned_while_its_worker_is_there(
     failed(
         adapter, submission, "Moved to FailedJobRegistry, due to AbandonedJobError, at 2026-01-02"
     )
-    assert fate_of(adapter, submission) is None
+    assert status_of(adapter, submission) is None
     put(adapter, submission, worker_name="nobody")
-    fate = fate_of(adapter, submission)
+    fate = status_of(adapter, submission)
     assert fate is not None and "AbandonedJobError" in fate.reason
 
 
@@ -369,7 +397,7 @@ def test_a_worker_that_has_shut_down(adapter: RQAdapter, worker: str) -> None:
     submission = submitted(adapter, frame_of())
     begin(adapter, submission, worker)
     redis_of(adapter).hset(f"rq:worker:{worker}", "death", "2026-01-03T00:00:00.000000Z")
-    fate = fate_of(adapter, submission)
+    fate = status_of(adapter, submission)
     assert (
         fate is not None
         and fate.state == "lost"
@@ -381,30 +409,30 @@ def test_a_worker_that_was_started_anew_under_its_name(adapter: RQAdapter, worke
     submission = submitted(adapter, frame_of())
     begin(adapter, submission, worker)
     redis_of(adapter).hset(f"rq:worker:{worker}", "birth", "2026-01-03T00:00:00.000000Z")
-    fate = fate_of(adapter, submission)
+    fate = status_of(adapter, submission)
     assert fate is not None and fate.state == "lost" and "started anew" in fate.reason
 
 
 def test_a_worker_that_is_not_connected_any_more(adapter: RQAdapter, monkeypatch: Any) -> None:
     submission = submitted(adapter, frame_of())
     begin(adapter, submission, "nobody")
-    assert fate_of(adapter, submission) is None  # it may come back
+    assert status_of(adapter, submission) is None  # it may come back
     monkeypatch.setattr(rq_states, "SILENT_SECONDS", 0.0)
-    fate = fate_of(adapter, submission)
+    fate = status_of(adapter, submission)
     assert fate is not None and "worker nobody has no connection to Redis any more" in fate.reason
 
 
 def test_a_worker_that_comes_back(adapter: RQAdapter, worker: str, monkeypatch: Any) -> None:
     submission = submitted(adapter, frame_of())
     begin(adapter, submission, "nobody")
-    assert fate_of(adapter, submission) is None
+    assert status_of(adapter, submission) is None
     put(adapter, submission, worker_name=worker)
-    assert fate_of(adapter, submission) is None
+    assert status_of(adapter, submission) is None
     monkeypatch.setattr(rq_states, "SILENT_SECONDS", 0.05)
     put(adapter, submission, worker_name="nobody")
-    assert fate_of(adapter, submission) is None  # the time counts anew
+    assert status_of(adapter, submission) is None  # the time counts anew
     time.sleep(0.05)
-    assert fate_of(adapter, submission) is not None
+    assert status_of(adapter, submission) is not None
 
 
 @pytest.mark.parametrize("longest", [rq_states.MAX_LIST, 0])
@@ -426,11 +454,11 @@ def test_a_job_that_was_moved_to_another_queue(adapter: RQAdapter, monkeypatch: 
     submission = submitted(adapter, frame_of())
     take(adapter, submission)
     put(adapter, submission, origin="elsewhere")
-    assert fate_of(adapter, submission) is None
+    assert status_of(adapter, submission) is None
 
 
 def test_thousands_of_jobs_in_a_few_round_trips(adapter: RQAdapter, monkeypatch: Any) -> None:
-    monkeypatch.setattr(rq_states, "AT_ONCE", 2)
+    monkeypatch.setattr(rq_states, "MAX_QUERY_JOBS", 2)
     jobs = {str(number): submitted(adapter, frame_of()) for number in range(5)}
     for submission in jobs.values():
         take(adapter, submission)
@@ -451,9 +479,8 @@ def test_nothing_of_a_job_is_unpickled_here(adapter: RQAdapter, tmp_path: Any) -
         put(adapter, submission, status=status, meta=evil, data=evil, worker_name="w1")  # type: ignore[arg-type]
         fields = {"type": 2, "return_value": base64.b64encode(evil).decode()}
         redis_of(adapter).xadd(f"rq:results:{submission.job_id}", fields)
-        fate_of(adapter, submission)
-        adapter._stop([submission])
-    adapter._take_back(submission)
+        status_of(adapter, submission)
+        cancelled(adapter, submission)
     submitted(adapter, frame_of(KEY))
     assert not (tmp_path / "written").exists()
 

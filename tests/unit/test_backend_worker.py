@@ -16,7 +16,7 @@ import pytest
 from tests.support.callback_peer import Answer, Peer, Request, make_payload
 
 from wove.errors import WorkerLostError
-from wove.integrations.common.statuses import REFUSED, UNREADABLE, UNREPORTED
+from wove.integrations.common.exit_codes import REFUSED, UNREADABLE, UNREPORTED
 from wove.protocol.faults import to_exception
 from wove.protocol.pickling import loads
 

@@ -251,7 +251,7 @@ class BackendAdapterEnvironmentExecutor(EnvironmentExecutor):
         self._check_packages()
         self._inbox = EventQueue()
         self._jobs: dict[str, _Job] = {}
-        adapter.wanted, adapter.begun = self._jobs.__contains__, self._is_at_work
+        adapter.is_awaited, adapter.has_started = self._jobs.__contains__, self._is_at_work
         self._ended = BoundedDict[str, None](MAX_ENDED)
         self._cancelled = BoundedDict[str, bool](MAX_ENDED)  # whether it had begun
         self._memory = CompletedRuns(
@@ -271,7 +271,7 @@ class BackendAdapterEnvironmentExecutor(EnvironmentExecutor):
                 self._has_begun,
                 self._over,
                 seconds=(shortest, usual) if longest is None else (min(shortest, longest), longest),
-                most=self.call_seconds,
+                max_query_seconds=self.call_seconds,
                 label=label,
             )
 
@@ -379,7 +379,7 @@ class BackendAdapterEnvironmentExecutor(EnvironmentExecutor):
         if self.notice_seconds is not None and self._noticing is None:
             self._noticing = self._spawn(self._notice(self.notice_seconds))
         if self._watcher is not None:
-            self._watcher.look()
+            self._watcher.ensure_running()
 
     def _answered_before(self, job: _Job) -> bool:
         event = (
@@ -542,7 +542,7 @@ class BackendAdapterEnvironmentExecutor(EnvironmentExecutor):
         loop = asyncio.get_running_loop()
         until = loop.time() + self.adapter.loss_reason_timeout
         while self._watcher is not None and (left := until - loop.time()) > 0:
-            await self._watcher.look_now(left)
+            await self._watcher.ask_now(left)
             fate = self._watcher.noted(job.run_id)
             if fate is not None and fate.state == "lost":
                 self._lose(job, fate.reason)

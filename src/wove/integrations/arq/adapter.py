@@ -11,9 +11,9 @@ In the module with the worker's settings::
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar, Final, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Final, cast
 
 from wove.concurrency.thread_pool import run_in_thread
 from wove.errors import DeliveryError, install_command
@@ -25,12 +25,11 @@ from wove.integrations.arq.options import (
     read_settings,
     shown_address,
 )
+from wove.integrations.arq.states import ABORT, JOB, RESULT, RUNNING, TRIES, Command, JobProbe
 from wove.integrations.arq.worker import FUNCTION_NAME
 from wove.integrations.base import BackendAdapter, JobStatus, PayloadDict
-from wove.integrations.common import error_text as words
 from wove.integrations.common.batcher import Batcher
 from wove.integrations.common.client_loops import ClientCalls, leave_behind, loop_of_redis
-from wove.integrations.common.silent_jobs import SILENCE_SECONDS, SilentJobs
 from wove.integrations.common.submitted_keys import SubmittedKeys
 from wove.integrations.naming import idempotency_key, job_id
 from wove.security import NetworkExecutorSecurity
@@ -41,35 +40,20 @@ if TYPE_CHECKING:
 
 __all__ = ["ARQAdapter"]
 
-# How ARQ lays out its jobs, the same from 0.25 to 0.28: arq/constants.py, and `ArqRedis.enqueue_job` in
-# arq/connections.py.
-JOB: Final = "arq:job:"
-RUNNING: Final = "arq:in-progress:"
-RESULT: Final = "arq:result:"
-TRIES: Final = "arq:retry:"
-ABORT: Final = "arq:abort"
+MAX_NATIVE_CALLS: Final = 16
+"""Maximum number of pending calls of a pool's own ``enqueue_job``: each needs a connection."""
 
-ASKED_AT_ONCE: Final = 5000
-"""Jobs in one ZMSCORE."""
-
-READ_AT_ONCE: Final = 200
-"""Jobs whose ends are read after one query. The others' turn comes with the next."""
-
-NATIVE_AT_ONCE: Final = 16
-"""Calls of a pool's own ``enqueue_job``: each needs a connection for itself."""
-
-CLAIMS: Final = 8
-"""Tries to enqueue a job of an id while workers and other processes do something with it."""
+MAX_CLAIM_ATTEMPTS: Final = 8
+"""Maximum number of attempts to enqueue a job while workers or other processes change the job with its id."""
 
 _keyed: Final = SubmittedKeys()
-
-Command: TypeAlias = "tuple[str | bytes | int, ...]"
 
 
 class ARQAdapter(BackendAdapter):
     """Hands payloads to ARQ's workers, through Redis.
 
-    What goes to Redis at the same time shares round trips: a map of a thousand items takes a few. See the page "ARQ".
+    Commands that are sent at the same time share round trips: a map of a thousand items needs a few. See the page
+    "ARQ".
     """
 
     name: ClassVar[str] = "arq"
@@ -115,20 +99,18 @@ class ARQAdapter(BackendAdapter):
 
     async def start(self) -> None:
         self._arq = await run_in_thread(library)
-        self._turns = asyncio.Semaphore(NATIVE_AT_ONCE)
-        self._trips: Batcher[Sequence[Command], Sequence[Any]] = Batcher(self._carry)
+        self._slots = asyncio.Semaphore(MAX_NATIVE_CALLS)
+        self._batcher: Batcher[Sequence[Command], Sequence[Any]] = Batcher(self._carry)
         self._calls = ClientCalls(
             self._pool_loop,
             label=f"{self.label}: its pool",
             seconds=self._seconds,
             explain=self._explain,
         )
-        self._unheard = SilentJobs()
-        self._scores_one_by_one = False
         self._pool = self._given if self._given is not None else await self._connect()
         self._is_redis = isinstance(self._pool, self._arq.ArqRedis)
         leave_behind(getattr(self._pool, "connection_pool", None))
-        # One whose `enqueue_job` does something more is to be used through it.
+        # A pool whose class overrides `enqueue_job` is used through that method.
         native: object = self._arq.ArqRedis.enqueue_job
         self._is_plain = (
             self._is_redis
@@ -139,10 +121,20 @@ class ARQAdapter(BackendAdapter):
             or getattr(self._pool, "default_queue_name", None)
             or self._arq.default_queue_name
         )
+        self._probe: JobProbe | None = None
+        if self._is_redis:
+            self._probe = JobProbe(
+                self._queue,
+                self._execute,
+                self.has_started,
+                error=self._arq.ResponseError,
+                deserialize=self._pool.job_deserializer,
+                trusts_redis=self._trusts_redis,
+            )
 
     async def close(self) -> None:
         await self._calls.close()
-        await self._trips.close()
+        await self._batcher.close()
         if self._given is None:
             try:
                 await self._pool.aclose(close_connection_pool=True)
@@ -184,21 +176,23 @@ class ARQAdapter(BackendAdapter):
             return await self._submit_natively(payload, name, keyed, frame)
         if not keyed:
             commands = self._put(name, payload)
-            self._checked(await self._trips.put(commands, size=len(cast("bytes", commands[0][3]))))
+            self._checked(
+                await self._batcher.put(commands, size=len(cast("bytes", commands[0][3])))
+            )
             return name
 
-        async with self._turns:
+        async with self._slots:
             taken: str = await self._calls.call(
                 partial(self._claim, name, frame["run_id"], payload)
             )
-        _keyed.note(name, self.wanted, frame["run_id"])
+        _keyed.note(name, self.is_awaited, frame["run_id"])
         return taken
 
     async def _submit_natively(
         self, payload: PayloadDict, name: str, keyed: bool, frame: Frame
     ) -> str:
         taken = name
-        async with self._turns:
+        async with self._slots:
             if keyed and self._is_redis:
                 taken = await self._calls.call(partial(self._claim, name, frame["run_id"], None))
             job = await self._calls.call(lambda: self._enqueue(taken, payload))
@@ -206,7 +200,7 @@ class ARQAdapter(BackendAdapter):
         if job is None:
             raise self._occupied(taken, "is there already, or a result of it is", "another process")
         if keyed:
-            _keyed.note(name, self.wanted, frame["run_id"])
+            _keyed.note(name, self.is_awaited, frame["run_id"])
         return taken
 
     def _enqueue(self, name: str, payload: PayloadDict) -> Any:
@@ -216,7 +210,7 @@ class ARQAdapter(BackendAdapter):
         )
 
     def _put(self, name: str, payload: PayloadDict) -> list[Command]:
-        """The commands with which `ArqRedis.enqueue_job` stores a job."""
+        """Return the commands with which `ArqRedis.enqueue_job` stores a job."""
         now = self._arq.timestamp_ms()
         defer_by, expires = (
             self._arq.to_ms(self._options.get(each)) for each in ("_defer_by", "_expires")
@@ -230,14 +224,19 @@ class ARQAdapter(BackendAdapter):
         return [("PSETEX", JOB + name, int(expires), data), ("ZADD", self._queue, int(score), name)]
 
     async def _claim(self, name: str, run_id: str, payload: PayloadDict | None) -> str:
-        """Make room for the one job of id *name*, and store it there if there is a *payload*. On the pool's loop.
+        """Remove what is left of an earlier job with the id *name*, and store the new one if there is a *payload*.
+
+        Runs on the pool's loop.
 
         Returns:
-            The job's id.
-        """
-        whose = _keyed.who_waits(name, self.wanted)
+            The id of the new job.
 
-        for _ in range(CLAIMS):
+        Raises:
+            DeliveryError: The earlier job belongs to another process or environment, which waits for it.
+        """
+        whose = _keyed.who_waits(name, self.is_awaited)
+
+        for _ in range(MAX_CLAIM_ATTEMPTS):
             async with self._pool.pipeline(transaction=True) as pipe:
                 await pipe.watch(JOB + name, RUNNING + name)
                 running = await pipe.exists(RUNNING + name)
@@ -249,7 +248,7 @@ class ARQAdapter(BackendAdapter):
                     raise self._occupied(
                         name, "runs already" if running else "waits in the queue already", whose
                     )
-                # The worker of a lost or cancelled run may be alive after all, and would end the new job with its own.
+                # The worker of a lost or cancelled run may still be alive; ending its job would then end the new one.
                 taken = f"{name}-{run_id}" if running else name
                 pipe.multi()
                 pipe.delete(JOB + name, RUNNING + name, RESULT + name, TRIES + name)
@@ -272,10 +271,13 @@ class ARQAdapter(BackendAdapter):
         )
 
     async def _carry(self, batch: Sequence[Sequence[Command]]) -> list[Sequence[Any]]:
-        """Each item's replies, from one round trip."""
+        """Return the replies to each item's commands, from one round trip."""
         commands = [command for item in batch for command in item]
         replies = iter(await self._calls.call(partial(self._transact, commands)))
         return [[next(replies) for _ in item] for item in batch]
+
+    async def _execute(self, commands: Sequence[Command]) -> Sequence[Any]:
+        return self._checked(await self._calls.call(partial(self._transact, commands)))
 
     async def _transact(self, commands: Sequence[Command]) -> list[Any]:
         async with self._pool.pipeline(transaction=True) as pipe:
@@ -294,8 +296,8 @@ class ARQAdapter(BackendAdapter):
     async def cancel(self, run_id: str, submission: str, frame: Frame) -> bool:
         if not self._is_redis:
             return False
-        # In one transaction: a worker that takes the job before finds it, and one that does so after finds nothing
-        # to run. (It is in the queue and in progress both while it runs.)
+        # In one transaction: a worker that takes the job before it runs the job, and one that takes it afterwards finds
+        # nothing to run. (A running job is both in the queue and in progress.)
         commands: list[Command] = [
             ("EXISTS", RUNNING + submission),
             ("ZREM", self._queue, submission),
@@ -303,16 +305,16 @@ class ARQAdapter(BackendAdapter):
         ]
 
         try:
-            running, queued, stored = self._checked(await self._trips.put(commands))
+            running, queued, stored = self._checked(await self._batcher.put(commands))
         except DeliveryError:
             if self._calls.closed:
                 return False  # no caller waits for the answer any more
             raise
 
         if running:
-            # As arq.jobs.Job.abort; heard by workers with allow_abort_jobs = True.
+            # As arq.jobs.Job.abort does; workers with allow_abort_jobs = True obey it.
             self._checked(
-                await self._trips.put([("ZADD", ABORT, self._arq.timestamp_ms(), submission)])
+                await self._batcher.put([("ZADD", ABORT, self._arq.timestamp_ms(), submission)])
             )
 
         return not running and bool(queued or stored)
@@ -320,101 +322,7 @@ class ARQAdapter(BackendAdapter):
     # ------------------------------------------------------------------ watch
 
     async def watch(self, submissions: Mapping[str, str]) -> dict[str, JobStatus]:
-        if not self._is_redis:
-            return {}
-        runs = {name: run_id for run_id, name in submissions.items()}
-        queued: list[str] = []
-        left: list[str] = []
+        return {} if self._probe is None else await self._probe.ended(submissions)
 
-        for names in _portions(list(runs), ASKED_AT_ONCE):
-            # A job is in the queue from its submission to its end: arq/worker.py, Worker.finish_job.
-            for name, score in zip(
-                names, await self._calls.call(partial(self._scores, names)), strict=True
-            ):
-                (left if score is None else queued).append(name)
-
-        fates = await self._look_at_ends(left[:READ_AT_ONCE])
-        fates.update(
-            await self._look_at_silent([name for name in queued if not self.begun(runs[name])])
-        )
-        return {runs[name]: fate for name, fate in fates.items()}
-
-    async def _look_at_ends(self, names: Sequence[str]) -> dict[str, JobStatus]:
-        commands: list[Command] = []
-        for name in names:
-            commands += [("EXISTS", RUNNING + name), ("GET", RESULT + name), ("EXISTS", JOB + name)]
-        replies = iter(await self._ask(commands))
-        fates: dict[str, JobStatus] = {}
-        for name in names:
-            running, result, stored = next(replies), next(replies), next(replies)
-            if not running:
-                fates[name] = self._fate(name, result, stored)
-
-        return fates
-
-    async def _look_at_silent(self, names: Sequence[str]) -> dict[str, JobStatus]:
-        """Return the jobs that are in progress and have not reported."""
-        taken: list[str] = []
-        for some in _portions(names, ASKED_AT_ONCE):
-            [found] = await self._ask([("MGET", *(RUNNING + name for name in some))])
-            taken += [name for name, mark in zip(some, found, strict=True) if mark is not None]
-
-        reason = (
-            f"a worker has taken it, and has not reported within {SILENCE_SECONDS:g} s that it began: it was killed in "
-            "that moment, or it cannot reach the callback address"
-        )
-        return {name: JobStatus("missing", reason) for name in self._unheard.look(taken, names)}
-
-    async def _ask(self, commands: Sequence[Command]) -> Sequence[Any]:
-        return (
-            self._checked(await self._calls.call(partial(self._transact, commands)))
-            if commands
-            else ()
-        )
-
-    async def _scores(self, names: Sequence[str]) -> list[Any]:
-        if not self._scores_one_by_one:
-            try:
-                return cast(
-                    "list[Any]", await self._pool.execute_command("ZMSCORE", self._queue, *names)
-                )
-            except self._arq.ResponseError:  # Redis before 6.2 has none
-                self._scores_one_by_one = True
-
-        return await self._transact([("ZSCORE", self._queue, name) for name in names])
-
-    def _fate(self, name: str, result: bytes | None, stored: object) -> JobStatus:
-        job = f"ARQ's job {name!r}"
-        if result is None and stored:
-            return JobStatus("missing", f"{job} was taken out of the queue {self._queue!r}")
-        if result is None:
-            return JobStatus(
-                "missing", f"{job} is gone from Redis: it was deleted, or ended and left no result"
-            )
-
-        try:
-            ended = self._read_result(result)
-            if ended["s"]:
-                return JobStatus("finished", f"{job} is complete")
-            return JobStatus("lost", f"{job} failed: {words.of_exception(ended['r'])}")
-        except (LookupError, TypeError, ValueError) as error:
-            return JobStatus("finished", f"{job} has left a result that cannot be read: {error}")
-
-    def _read_result(self, result: bytes) -> Any:
-        """Read what arq.jobs.serialize_result has stored."""
-        deserialize = self._pool.job_deserializer
-        if deserialize is None:
-            return words.inert(result)
-        if not self._trusts_redis:
-            raise ValueError(
-                "with 'security', the pool's own job_deserializer is given nothing that is not signed"
-            )
-
-        try:
-            return deserialize(result)
-        except Exception as error:
-            raise ValueError(f"{type(error).__name__}: {error}") from error
-
-
-def _portions(names: Sequence[str], size: int) -> Iterator[Sequence[str]]:
-    return (names[start : start + size] for start in range(0, len(names), size))
+    async def waiting(self, submissions: Mapping[str, str]) -> str:
+        return "" if self._probe is None else await self._probe.why_waiting()

@@ -15,7 +15,7 @@ from wove.settings.config_readers import options
 __all__ = ["check_dsn", "library", "read_options", "read_settings", "shown_address"]
 
 OPTIONS: Final = ("_defer_by", "_defer_until", "_expires")
-"""The options of ARQ that ``enqueue_options`` may set."""
+"""The options of ARQ that ``enqueue_options`` can set."""
 
 RESERVED: Final = {
     "_job_id": "Wove gives each job its id; delivery_idempotency_key decides which runs share one",
@@ -27,7 +27,7 @@ SCHEMES: Final = ("redis", "rediss", "unix")
 
 
 def library() -> Any:
-    """Import the parts of ARQ that are used, which takes a moment, and return them in one object."""
+    """Import the parts of ARQ that are used, and return them as attributes of one object. Blocks for a moment."""
     with forks.importing:
         modules = {
             "arq.connections": ("ArqRedis", "RedisSettings", "create_pool"),
@@ -73,7 +73,7 @@ def check_dsn(dsn: str, label: str) -> None:
     """Refuse a text that is not the address of a Redis.
 
     Raises:
-        ValueError: It is none. It is not quoted: there may be a password in it.
+        ValueError: It is not one. The message does not quote it, because it may contain a password.
     """
     try:
         _fields_of(dsn)
@@ -85,8 +85,8 @@ def check_dsn(dsn: str, label: str) -> None:
 
 
 def _fields_of(dsn: str) -> dict[str, Any]:
-    # As RedisSettings.from_dsn, which leaves percent signs in passwords, and in ARQ 0.25 reads a socket's path as a
-    # number.
+    # Not with RedisSettings.from_dsn: it does not decode percent signs in passwords, and that of ARQ 0.25 reads the
+    # path of a socket as a number.
     parts = urlsplit(dsn)
     if parts.scheme not in SCHEMES or (parts.scheme == "unix" and not parts.path):
         raise ValueError(parts.scheme)
@@ -106,10 +106,10 @@ def _fields_of(dsn: str) -> dict[str, Any]:
 
 
 def read_settings(value: object, kind: Any, label: str) -> Any:
-    """The ``RedisSettings`` that ``redis_settings`` stands for.
+    """Return the ``RedisSettings`` that ``redis_settings`` describes.
 
     Args:
-        value: One of them, a dict of its fields, a URL, or ``None``, for ARQ's defaults.
+        value: ``RedisSettings``, a dict of their fields, a URL, or ``None`` for ARQ's defaults.
         kind: ``arq.connections.RedisSettings``.
         label: What messages begin with.
 
@@ -126,7 +126,7 @@ def read_settings(value: object, kind: Any, label: str) -> Any:
     key_label = f"{label}: executor_config 'redis_settings'"
 
     if not isinstance(value, Mapping):
-        # Neither is it quoted: it may have a password in it.
+        # The message does not quote it, because it may contain a password.
         raise TypeError(
             f"{key_label} must be arq's RedisSettings, a dict of its fields, or a URL, not of type {type(value)}"
         )
@@ -144,7 +144,7 @@ def read_settings(value: object, kind: Any, label: str) -> Any:
 
 
 def shown_address(settings: Any) -> str:
-    """Where *settings* point to, without credentials."""
+    """Return the address in *settings*, without credentials."""
     if settings.unix_socket_path:
         return str(settings.unix_socket_path)
     if settings.sentinel:

@@ -20,30 +20,31 @@ FUNCTION_NAME: Final = "wove_run_backend_payload"
 _log = logging.getLogger("wove.worker")
 
 KEEP_SECONDS: Final = 30.0
-"""Default of ``keep_result``: longer than the time between two looks at what has become of jobs. A result holds the
-whole payload once more."""
+"""Default of ``keep_result``: longer than the interval of `watch`. Not much longer, because a result contains the whole
+payload again."""
 
 EVER_SECONDS: Final = 10 * 366 * 86400.0
-"""The ``timeout`` of a function without one; `asyncio.wait_for` takes it."""
+"""The ``timeout`` that stands for none; `asyncio.wait_for` accepts it."""
 
 RENEW_SECONDS: Final = 5.0
-"""How old a run is when its ``arq:in-progress:`` key is renewed first: shorter ones never need it. ARQ's shortest is
-ten seconds (Worker.in_progress_timeout_s in arq/worker.py)."""
+"""The age of a run when its ``arq:in-progress:`` key is renewed first. The shortest expiry that ARQ sets is ten seconds
+(Worker.in_progress_timeout_s in arq/worker.py), so shorter runs need no renewal."""
 
 RENEWALS: Final = 4
-"""So often is it renewed in the time after which it would be gone."""
+"""How often the key is renewed during its time to live."""
 
 
 async def wove_run_backend_payload(ctx: Mapping[str, Any], payload: Any) -> None:
     """Run *payload*, as a function for ``WorkerSettings.functions``.
 
-    ARQ's settings for the whole worker hold for it: it is ended after ``job_timeout`` (300 seconds by default), and
-    its result, with the payload in it, is kept for ``keep_result`` (an hour). `worker_function` gives it its own.
+    The settings of the whole worker apply to it: it is ended after ``job_timeout`` (300 seconds by default), and its
+    result, which contains the payload, is kept for ``keep_result`` (an hour). `worker_function` has settings of its
+    own.
 
     Raises:
         PermissionError: The payload is refused; see `wove.integrations.worker.arun`.
         DeliveryError: Its end could not be reported.
-        RuntimeError: ARQ hands it out for the second time, after a worker that was stopped in the middle of it.
+        RuntimeError: ARQ delivers the job for the second time, because a worker was stopped during the run.
     """
     await _run(None, ctx, payload)
 
@@ -89,10 +90,10 @@ def worker_function(
 
 
 class _NoTimeout(float):
-    """A timeout that will not come, and that is none where ARQ asks whether a function has one.
+    """A timeout that never expires, and that is false where ARQ checks whether a function has one.
 
-    The latter decides how long *all* jobs of the worker count as running when it has been killed: the longest
-    timeout of a function (``max(f.timeout_s or self.job_timeout_s ...)``, Worker.__init__ in arq/worker.py).
+    The latter decides how long *all* jobs of a killed worker count as running: for the longest timeout of a function
+    (``max(f.timeout_s or self.job_timeout_s ...)``, Worker.__init__ in arq/worker.py).
     """
 
     def __bool__(self) -> bool:
@@ -111,7 +112,7 @@ async def _run(
 
 
 class _Renewal:
-    """Keeps the key of a running job from expiring: ARQ would take the job for abandoned and run it again."""
+    """Keeps the key of a running job from expiring; otherwise ARQ would run the job again as abandoned."""
 
     def __init__(self, ctx: Mapping[str, Any]) -> None:
         self._redis = ctx.get("redis")
@@ -141,12 +142,12 @@ class _Renewal:
 
         while True:
             try:
-                # -2: there is no such key; whoever took it away has done so on purpose.
+                # -2: there is no such key. It was deleted on purpose, and stays deleted.
                 left: int = await self._redis.pttl(self._key)
                 whole = whole or left + round(RENEW_SECONDS * 1000)
                 if left < 0 or not await self._redis.pexpire(self._key, whole):
                     return
-            except Exception as error:  # Redis is away; the job is not
+            except Exception as error:  # Redis cannot be reached, and the job goes on
                 _log.debug(
                     "%s could not be renewed: %s: %s", self._key, type(error).__name__, error
                 )

@@ -18,9 +18,9 @@ from wove.errors import DeliveryError, install_command
 from wove.executors.base import CancelReach, Frame
 from wove.graph.rules import shown
 from wove.integrations.aws_batch.client import Api, DeniedError, client_of
+from wove.integrations.aws_batch.states import LIVE, JobProbe
 from wove.integrations.base import BackendAdapter, JobStatus, PayloadDict
 from wove.integrations.common.manifests import RESERVED_VARIABLES, merged
-from wove.integrations.common.statuses import meaning
 from wove.integrations.common.timing import longest_seconds
 from wove.integrations.naming import idempotency_key, job_mark, job_name
 from wove.protocol import heartbeats
@@ -36,36 +36,33 @@ COMMAND: Final = ("python", "-m", "wove.backend_worker")
 """The worker's command where neither the environment nor the job definition has one."""
 
 MAX_OVERRIDES: Final = 8192
-"""Characters of a job's overrides as JSON: "Container Overrides length must be at most 8192" is what a job fails with
-that has more (docs.aws.amazon.com/AmazonECS/latest/APIReference/API_TaskOverride.html)."""
+"""Maximum length of a job's overrides as JSON. A job with more fails with "Container Overrides length must be at most
+8192" (docs.aws.amazon.com/AmazonECS/latest/APIReference/API_TaskOverride.html)."""
 
-OF_BATCH: Final = 1024
-"""Number of bytes for what Batch adds to them itself: AWS_BATCH_JOB_ID and its like
+BATCH_BYTES: Final = 1024
+"""Size of the variables that Batch adds itself: AWS_BATCH_JOB_ID and others
 (docs.aws.amazon.com/batch/latest/userguide/ job_env_vars.html), the names of queue and compute environment among
 them."""
 
 MAX_REQUEST: Final = 30 * 1024
-"""Bytes of a SubmitJob request (docs.aws.amazon.com/batch/latest/userguide/service_limits.html)."""
+"""Maximum size of a SubmitJob request (docs.aws.amazon.com/batch/latest/userguide/service_limits.html)."""
 
 MAX_NAME: Final = 128
-"""Characters of a job's name (docs.aws.amazon.com/batch/latest/APIReference/API_SubmitJob.html)."""
+"""Maximum length of a job's name (docs.aws.amazon.com/batch/latest/APIReference/API_SubmitJob.html)."""
 
 MAX_PREFIX: Final = 60
 
 MIN_TIMEOUT: Final = 60
-"""Seconds; Batch takes no shorter ``attemptDurationSeconds``."""
+"""Minimum of ``attemptDurationSeconds``."""
 
 MARGIN_SECONDS: Final = 30
-"""By what the job's time limit comes after the run's: its worker ends the run by itself, and reports that."""
+"""Seconds by which the job's time limit is later than the run's, at which the worker ends the run and reports that."""
 
 MAX_KEYED: Final = 10_000
 """Maximum number of jobs with an idempotency key that are remembered as submitted here."""
 
 ACK_SECONDS: Final = 5.0
-"""How long a cancel that is to be acknowledged waits until the job is over."""
-
-LIVE: Final = ("SUBMITTED", "PENDING", "RUNNABLE", "STARTING", "RUNNING")
-"""States of a job that is not over (docs.aws.amazon.com/batch/latest/userguide/job_states.html)."""
+"""How long a cancel with ``require_ack`` waits for the end of the job."""
 
 OPTIONS: Final = (
     "shareIdentifier",
@@ -166,7 +163,7 @@ class AWSBatchAdapter(BackendAdapter):
         )
         self._check_overrides()
         self._mine = BoundedDict[str, None](MAX_KEYED)
-        self._told: set[str] = set()
+        self._may_list = True
 
     def _check_client(self, client: Any) -> None:
         if self._client_options:
@@ -193,15 +190,15 @@ class AWSBatchAdapter(BackendAdapter):
         label = f"{self.label}: executor_config 'container_overrides'"
         variables(self._overrides, "environment", label=label, reserved=RESERVED_VARIABLES)
         taken = len(_compact({**self._overrides, "command": list(self._command or COMMAND)}))
-        room = MAX_OVERRIDES - OF_BATCH - taken
+        room = MAX_OVERRIDES - BATCH_BYTES - taken
         if room < ENVELOPE_BYTES:
             raise ValueError(
                 f"{label} and 'command' have {taken:,} characters. All overrides of a job may have {MAX_OVERRIDES:,}, "
-                f"of which a payload takes up to {ENVELOPE_BYTES:,} and Batch itself {OF_BATCH:,}: put them into the "
-                "job definition"
+                f"of which a payload takes up to {ENVELOPE_BYTES:,} and Batch itself {BATCH_BYTES:,}: put them into "
+                "the job definition"
             )
 
-        # Quotes in a payload are two characters each there; it has some hundred.
+        # Each of the few hundred quotes in a payload becomes two characters.
         self.inline_bytes = max(ENVELOPE_BYTES, min(type(self).inline_bytes, room - 512))  # type: ignore[misc]
 
     # ------------------------------------------------------------------ start and close
@@ -220,11 +217,12 @@ class AWSBatchAdapter(BackendAdapter):
                     ) from error
 
         api = self._api = Api(client, label=self.label)
+        self._probe = JobProbe(api, label=self.label)
 
         for check in (self._check_queue, self._check_definition):
             try:
                 check(api)
-            except DeniedError as error:  # it may be allowed to submit all the same
+            except DeniedError as error:  # the right to submit is enough
                 logger.debug("%s: this is not checked beforehand: %s", self.label, error)
 
     def _check_queue(self, api: Api) -> None:
@@ -282,10 +280,10 @@ class AWSBatchAdapter(BackendAdapter):
         return job
 
     def request(self, payload: PayloadDict, frame: Frame) -> dict[str, Any]:
-        """The SubmitJob request of a run.
+        """Return the SubmitJob request of a run.
 
         Raises:
-            ValueError: It would be larger than Batch takes.
+            ValueError: It would be larger than Batch accepts.
         """
         suffix = f"-{job_mark(frame, 16)}"
         name = job_name(
@@ -313,33 +311,36 @@ class AWSBatchAdapter(BackendAdapter):
 
         request = {**request, **self._options}
         self._check_size(
-            payload, "container overrides", _compact(overrides), MAX_OVERRIDES - OF_BATCH
+            payload, "container overrides", _compact(overrides), MAX_OVERRIDES - BATCH_BYTES
         )
-        # As botocore writes it, with spaces (botocore/serialize.py, RestJSONSerializer).
+        # With spaces, as botocore writes it (botocore/serialize.py, RestJSONSerializer).
         self._check_size(
             payload, "SubmitJob request", json.dumps(request, default=str), MAX_REQUEST
         )
         return request
 
-    def _check_size(self, payload: PayloadDict, of: str, content: str, most: int) -> None:
+    def _check_size(self, payload: PayloadDict, part: str, content: str, most: int) -> None:
         if (size := len(content)) > most:
             raise ValueError(
-                f"{self.label}: task {payload['task_name']!r} does not fit: the {of} of its job would have {size:,} "
+                f"{self.label}: task {payload['task_name']!r} does not fit: the {part} of its job would have {size:,} "
                 f"characters, although its function and arguments are fetched where they are large, and may have "
                 f"{most:,}. Shorten its delivery options, or put overrides into the job definition"
             )
 
     def _make_room(self, name: str, payload: PayloadDict) -> None:
-        """End an earlier job of that name that is ours, and lost by now; one of another process is an error.
+        """Terminate an earlier job of this adapter with that name, which is lost.
 
-        Runs with one key are shared within the process before they get here. Batch takes any number of jobs of one
-        name, so two processes that submit at the same moment are not told apart.
+        Runs with one key are already shared within the process. Batch accepts any number of jobs with one name, so two
+        processes that submit at the same moment do not notice each other.
+
+        Raises:
+            DeliveryError: Another process has a job with that name.
         """
         try:
             found = self._connected.named(self._queue, name)
         except DeniedError as error:
-            if "list" not in self._told:
-                self._told.add("list")
+            if self._may_list:
+                self._may_list = False
                 logger.warning(
                     "%s: whether other processes use a key cannot be seen: %s", self.label, error
                 )
@@ -359,13 +360,15 @@ class AWSBatchAdapter(BackendAdapter):
     # ------------------------------------------------------------------ cancel
 
     def cancel(self, run_id: str, submission: Any, frame: Frame) -> bool:
-        if not isinstance(submission, str):  # not submitted yet; its worker hears that nobody waits
+        if not isinstance(
+            submission, str
+        ):  # not submitted yet; its worker learns of the cancel when it reports
             return False
         self._connected.terminate(submission, "cancelled by Wove")
         if frame.get("delivery_cancel_mode") != "require_ack":
             return False
         deadline = time.monotonic() + ACK_SECONDS
-        while not self.begun(run_id) and time.monotonic() < deadline:
+        while not self.has_started(run_id) and time.monotonic() < deadline:
             job = self._connected.describe([submission]).get(submission, {})
             if job.get("status") == "FAILED":
                 return not job.get("startedAt")
@@ -376,61 +379,13 @@ class AWSBatchAdapter(BackendAdapter):
     # ------------------------------------------------------------------ watch
 
     def watch(self, submissions: Mapping[str, Any]) -> dict[str, JobStatus]:
-        jobs = {run_id: each for run_id, each in submissions.items() if isinstance(each, str)}
-        found = self._connected.describe(jobs.values())
-        self._tell(found.values())
-        fates: dict[str, JobStatus] = {}
+        return self._probe.ended(submissions)
 
-        for run_id, job in jobs.items():
-            if job not in found:
-                fates[run_id] = JobStatus(
-                    "missing", f"job {job} is not known to AWS Batch any more"
-                )
-            elif (fate := fate_of(found[job])) is not None:
-                fates[run_id] = fate
-
-        return fates
-
-    def _tell(self, jobs: Any) -> None:
-        """Log why jobs wait that Batch knows cannot be placed; each reason once."""
-        waiting = [job for job in jobs if job.get("status") == "RUNNABLE"]
-        reasons = {str(job["statusReason"]) for job in waiting if job.get("statusReason")}
-        for reason in reasons - self._told:
-            logger.warning("%s: jobs of it wait, and may do so for ever: %s", self.label, reason)
-        self._told |= reasons
-
-
-def fate_of(job: Mapping[str, Any]) -> JobStatus | None:
-    """Return the end of a job as DescribeJobs tells it; ``None``: it is not over.
-
-    Example:
-        >>> fate_of({"jobId": "1", "status": "FAILED", "statusReason": "Host EC2 terminated."})
-        JobStatus(state='lost', reason='job 1 failed: Host EC2 terminated.')
-    """
-    status = job.get("status")
-    if status == "SUCCEEDED":
-        return JobStatus("finished", f"job {job['jobId']} has succeeded")
-    if status != "FAILED":
-        return None
-    attempts: Any = job.get("attempts") or [{}]
-    container: Mapping[str, Any] = {
-        **attempts[-1].get("container", {}),
-        **(job.get("container") or {}),
-    }
-    words = [str(each) for each in (job.get("statusReason"), container.get("reason")) if each]
-    if container.get("exitCode") is not None:
-        said = meaning(container["exitCode"])
-        words.append(f"exit code {container['exitCode']}{f' ({said})' if said else ''}")
-
-    if container.get("logStreamName"):
-        words.append(f"its log is in stream {container['logStreamName']}")
-    return JobStatus(
-        "lost",
-        f"job {job['jobId']} failed: {'; '.join(dict.fromkeys(words)) or 'no reason is given'}",
-    )
+    def waiting(self, submissions: Mapping[str, Any]) -> str:
+        return self._probe.why_waiting(submissions)
 
 
 def _compact(content: object) -> str:
     return json.dumps(
         content, separators=(",", ":"), default=str
-    )  # botocore says what is wrong with anything else
+    )  # botocore checks the other types

@@ -1,4 +1,4 @@
-"""Calls to AWS Batch with the user's client: bounded in time, patient with throttling, and with errors that help."""
+"""Calls of AWS Batch: with time limits, retries of throttled requests, and errors that say what to do."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ ANSWER_SECONDS: Final = 15
 """How long AWS may take to accept a connection, and to answer."""
 
 RETRY_SECONDS: Final = 40.0
-"""For how long a call that is throttled is made again."""
+"""How long a throttled call is retried."""
 
 THROTTLE: Final = Backoff(0.25, 8.0, least=0.0)
-"""Between two attempts of a request that AWS throttles (docs.aws.amazon.com/general/latest/gr/api-retries.html)."""
+"""The delays between attempts of a throttled request (docs.aws.amazon.com/general/latest/gr/api-retries.html)."""
 
 MAX_IDS: Final = 100
-"""Of one DescribeJobs (docs.aws.amazon.com/batch/latest/APIReference/API_DescribeJobs.html)."""
+"""Maximum number of jobs in one DescribeJobs (docs.aws.amazon.com/batch/latest/APIReference/API_DescribeJobs.html)."""
 
 THROTTLED: Final = frozenset(
     {
@@ -38,24 +38,25 @@ THROTTLED: Final = frozenset(
         "429",
     }
 )
-"""Error codes that mean that a request was not looked at (botocore/retries/standard.py, ThrottledRetryableChecker)."""
+"""Error codes of requests that were rejected before they were processed (botocore/retries/standard.py,
+ThrottledRetryableChecker)."""
 
 DENIED: Final = frozenset({"AccessDenied", "AccessDeniedException", "UnauthorizedOperation"})
 
 
 class DeniedError(DeliveryError):
-    """The credentials do not allow it."""
+    """The credentials do not allow the call."""
 
 
 def client_of(options: Mapping[str, Any]) -> Any:
-    """A client of our own.
+    """Return a new client.
 
     Args:
-        options: Of `boto3.client`.
+        options: Options of `boto3.client`.
     """
     session: Any = importlib.import_module("boto3.session")
     config: Any = importlib.import_module("botocore.config")
-    # Tried once: what is to be tried again is decided here, since a SubmitJob that was heard would be a second job.
+    # One attempt: `Api` decides what is retried, since a repeated SubmitJob that was carried out is a second job.
     ours = config.Config(
         connect_timeout=CONNECT_SECONDS,
         read_timeout=ANSWER_SECONDS,
@@ -69,7 +70,7 @@ def client_of(options: Mapping[str, Any]) -> Any:
 
 
 class Api:
-    """The calls. May be used from several threads, as clients of boto3 may.
+    """Makes the calls. May be used from several threads, as clients of boto3 may.
 
     Args:
         client: A client of boto3 for Batch.
@@ -79,7 +80,7 @@ class Api:
     def __init__(self, client: Any, *, label: str) -> None:
         exceptions: Any = importlib.import_module("botocore.exceptions")
         self.client = client
-        self._what = label
+        self._label = label
         self._answered: type[Exception] = exceptions.ClientError
         self._invalid: type[Exception] = exceptions.ParamValidationError
         self._unsent: tuple[type[Exception], ...] = (
@@ -89,16 +90,16 @@ class Api:
         self._unreached: type[Exception] = exceptions.BotoCoreError
 
     def submit(self, request: Mapping[str, Any]) -> str:
-        """Submit a job; its id."""
+        """Submit a job, and return its id."""
         answer = self._call(f"submit job {request['jobName']}", self.client.submit_job, **request)
         return str(answer["jobId"])
 
     def terminate(self, job: str, reason: str) -> None:
-        """End a job, whatever state it is in. CancelJob would do nothing for one that starts or runs."""
+        """End a job in any state. CancelJob has no effect on jobs that start or run."""
         self._call(f"terminate job {job}", self.client.terminate_job, jobId=job, reason=reason)
 
     def describe(self, jobs: Iterable[str]) -> dict[str, dict[str, Any]]:
-        """Return the descriptions of jobs, by id, without those that Batch does not know."""
+        """Return the descriptions of jobs, by id. Jobs that Batch does not know are left out."""
         ids, found = list(jobs), dict[str, dict[str, Any]]()
         for first in range(0, len(ids), MAX_IDS):
             some = ids[first : first + MAX_IDS]
@@ -107,21 +108,22 @@ class Api:
         return found
 
     def named(self, queue: str, name: str) -> list[dict[str, Any]]:
-        """Summaries of the jobs of that name."""
+        """Return summaries of the jobs with that name."""
         filters = [{"name": "JOB_NAME", "values": [name]}]
         answer = self._call("list jobs", self.client.list_jobs, jobQueue=queue, filters=filters)
         listed = cast("list[dict[str, Any]]", answer.get("jobSummaryList") or [])
         return [each for each in listed if each.get("jobName") == name]
 
     def queue(self, name: str) -> dict[str, Any] | None:
-        """The job queue; ``None``: there is none."""
+        """Return the description of a job queue; ``None``: it does not exist."""
         answer = self._call(
             f"describe job queue {name}", self.client.describe_job_queues, jobQueues=[name]
         )
         return next(iter(answer.get("jobQueues") or ()), None)
 
     def definition(self, name: str) -> dict[str, Any] | None:
-        """The active revision of a job definition that a name, ``name:revision`` or ARN means; ``None``: none."""
+        """Return the active revision of a job definition, given by name, ``name:revision`` or ARN; ``None``: none
+        exists."""
         describe = self.client.describe_job_definitions
         options: dict[str, Any] = (
             {"jobDefinitions": [name]} if ":" in name else {"jobDefinitionName": name}
@@ -143,7 +145,7 @@ class Api:
                     failures += 1
                     wait = THROTTLE.delay(failures)
                     late = time.monotonic() - began + wait > RETRY_SECONDS
-                    # A request that was never sent is worth one more try: kept connections end.
+                    # A request that was not sent is retried once, since idle connections may have been closed.
                     if late or not (
                         _code(error) in THROTTLED or (_code(error) == "" and failures == 1)
                     ):
@@ -163,15 +165,17 @@ class Api:
                 else ""
             )
             raise kind(
-                f"{self._what}: AWS Batch refused to {doing}: {_message(error)} ({code}){remedy}"
+                f"{self._label}: AWS Batch refused to {doing}: {_message(error)} ({code}){remedy}"
             ) from error
         except self._invalid as error:
             raise ValueError(
-                f"{self._what}: this is not a request that AWS Batch takes: {error}"
+                f"{self._label}: this is not a request that AWS Batch takes: {error}"
             ) from error
-        except self._unreached as error:  # no credentials, no region, no connection: it says which
+        except (
+            self._unreached
+        ) as error:  # credentials, region or connection are missing; its text says which
             raise DeliveryError(
-                f"{self._what}: AWS Batch could not be asked to {doing}: {type(error).__name__}: {error}"
+                f"{self._label}: AWS Batch could not be asked to {doing}: {type(error).__name__}: {error}"
             ) from error
 
 

@@ -1,7 +1,7 @@
-"""Celery: payloads as messages of one task, on whatever broker the app has.
+"""Celery: each payload is a message of one task, on the broker of the app.
 
-The environment's side is `CeleryAdapter`, the worker's is `register`. Events and results come back to the callback
-receiver; Celery's result backend holds nothing but failures of the job itself.
+`CeleryAdapter` is for the environment, `register` for its workers. Events and results go to the callback receiver;
+Celery's result backend has only the failures of the job itself.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from wove.executors.base import Frame
 from wove.integrations.base import BackendAdapter, JobStatus, PayloadDict
 from wove.integrations.celery.client import Broker, LostError, make_app
 from wove.integrations.celery.lost import LostJobDetector
-from wove.integrations.celery.states import Results
+from wove.integrations.celery.states import ResultStates
 from wove.integrations.celery.worker import TASK_NAME
 from wove.integrations.common.batcher import Batcher
 from wove.integrations.naming import idempotency_key, job_id
@@ -27,12 +27,12 @@ from wove.settings.config_readers import flag, options, text
 __all__ = ["CeleryAdapter", "Submission"]
 
 INLINE_CHARACTERS: Final = 64 * 1024
-"""Payloads up to this size go through the broker; of larger ones, the worker fetches the pickles. No broker wants more
-(RabbitMQ: up to 16 MiB, rabbit_common/src/rabbit_limits; Redis holds all messages in memory), but a worker
-prefetches messages, and shows those that it has when it is asked about them."""
+"""Maximum size of a payload that goes through the broker whole; workers fetch the pickles of larger ones. Brokers
+accept more (RabbitMQ 16 MiB, rabbit_common/src/rabbit_limits; Redis holds all messages in memory), but workers prefetch
+messages, and include them in their answers to questions."""
 
 TERMINATE_SIGNAL: Final = "SIGTERM"
-"""Ends a prefork child in the middle of a task, and lets `wove.integrations.worker.run` report that before."""
+"""Ends a prefork child during a task, after `wove.integrations.worker.run` has reported that."""
 
 RESERVED: Final = dict.fromkeys(
     (
@@ -60,9 +60,9 @@ class Submission(NamedTuple):
     """A message that was sent.
 
     Attributes:
-        task_id: Of the Celery task.
-        at: When, on the monotonic clock.
-        kept: Nobody is to take it out of the queue: its weave leaves it running.
+        task_id: The id of the Celery task.
+        at: When it was sent, on the monotonic clock.
+        kept: Whether it must stay in the queue, because its weave is detached from it.
     """
 
     task_id: str
@@ -166,10 +166,10 @@ class CeleryAdapter(BackendAdapter):
             if self._app is None:
                 self._app = make_app(self._app_name, self._broker_url, self._backend_url)
             self._broker = Broker(self._app, self.task_name, self.options, label=self.label)
-            self._results = Results.of(self._app)
+            self._results = ResultStates.of(self._app, self.task_name)
 
-        self._sightings = LostJobDetector()
-        # One thread for each connection: kombu's are for one at a time.
+        self._probe = LostJobDetector(self._broker, self.task_name, self.has_started, self._results)
+        # One thread for each connection, since a connection of kombu is for one thread at a time.
         self._sender, self._asker = (
             ThreadPool(1, "wove-celery-send"),
             ThreadPool(1, "wove-celery-ask"),
@@ -203,7 +203,7 @@ class CeleryAdapter(BackendAdapter):
         try:
             return self._send_once(batch)
         except LostError:
-            # The broker has been started again, perhaps. What did arrive is now there twice; that counts once.
+            # The broker may have been restarted. A message that did arrive is now there twice; only one is run.
             return self._send_once(batch)
 
     def _send_once(
@@ -213,7 +213,7 @@ class CeleryAdapter(BackendAdapter):
 
         with self._broker.sending(len(batch)) as send:
             for payload, frame in batch:
-                if not self.wanted(payload["run_id"]):
+                if not self.is_awaited(payload["run_id"]):
                     sent.append(
                         DeliveryError(
                             f"{self.label}: run {payload['run_id']} was given up before it was sent"
@@ -224,7 +224,9 @@ class CeleryAdapter(BackendAdapter):
                     sent.append(self._send_one(send, payload, frame))
                 except self._broker.errors:
                     raise
-                except Exception as error:  # of this message: what its options say cannot be done
+                except (
+                    Exception
+                ) as error:  # only this message cannot be sent, because of its options
                     sent.append(error)
 
         return sent
@@ -237,7 +239,7 @@ class CeleryAdapter(BackendAdapter):
         )
         task_id = job_id(frame)
         if idempotency_key(frame) is not None:
-            # Celery takes as many tasks of one id as it is given, but never one of an id that was revoked.
+            # Celery accepts any number of tasks with one id, but never runs a task whose id was revoked.
             task_id = f"{task_id}-{payload['run_id']}"
 
         submission = Submission(task_id, time.monotonic(), policy == "detach")
@@ -245,7 +247,7 @@ class CeleryAdapter(BackendAdapter):
             self.task_name,
             args=(payload,),
             task_id=task_id,
-            # The text that monitors show for the arguments, instead of the beginning of a pickle.
+            # The text that monitors show instead of the payload.
             argsrepr=f"(<run {payload['run_id']} of task {frame['task_id']!r}>,)",
             kwargsrepr="{}",
             **self.options,
@@ -261,20 +263,21 @@ class CeleryAdapter(BackendAdapter):
         arguments: dict[str, Any] = {"task_id": [cancel.task_id for cancel in cancels]}
         if self._terminate:
             arguments.update(terminate=True, signal=TERMINATE_SIGNAL)
-        wanted = [cancel.task_id for cancel in cancels if cancel.acknowledged]
-        told = self._broker.ask("revoke", arguments, wait=bool(wanted))
-        if not told:
+        acknowledged = [cancel.task_id for cancel in cancels if cancel.acknowledged]
+        answers = self._broker.ask("revoke", arguments, wait=bool(acknowledged))
+        if not answers:
             return [False] * len(cancels)
-        # A message that no worker has begun by now will not be begun: all that are there have been told.
-        begun: set[str] = set()
-        for tasks in self._broker.where(wanted).values():
-            begun.update(task for task, (state, _) in tasks.items() if state == "active")
-        return [cancel.acknowledged and cancel.task_id not in begun for cancel in cancels]
 
-    # ------------------------------------------------------------------ what has become of jobs
+        # All workers know of the revocation now, so a message that none of them has started will not be started.
+        started: set[str] = set()
+        for tasks in self._broker.where(acknowledged).values():
+            started.update(task for task, (state, _) in tasks.items() if state == "active")
+        return [cancel.acknowledged and cancel.task_id not in started for cancel in cancels]
+
+    # ------------------------------------------------------------------ watch
 
     async def watch(self, submissions: Mapping[str, Submission]) -> dict[str, JobStatus]:
-        return await self._asker.call(self._look, dict(submissions))
+        return await self._asker.call(self._probe.ended, dict(submissions))
 
     async def waiting(self, submissions: Mapping[str, Submission]) -> str:
         return await self._asker.call(self._why_waiting)
@@ -296,11 +299,3 @@ class CeleryAdapter(BackendAdapter):
         active = self._broker.ask("active", {})
         busy = sum(bool(active.get(host)) for host in hosts)
         return f"of {len(hosts)} Celery workers on queue {queue!r}, {busy} are busy"
-
-    def _look(self, submissions: Mapping[str, Submission]) -> dict[str, JobStatus]:
-        fates = (
-            self._results.fates(submissions, self.task_name) if self._results is not None else {}
-        )
-        rest = {run_id: each for run_id, each in submissions.items() if run_id not in fates}
-        fates.update(self._sightings.look(rest, self.begun, self._broker, self.task_name))
-        return fates

@@ -1,8 +1,8 @@
-"""The broker of a Celery app, as an environment uses it: two connections of its own, and nothing of the app's.
+"""The broker of a Celery app, used over two connections of the environment's own.
 
-The app's own pools are the user's: they may have no time limits, they are shared with whatever else the app sends, and
-in a process that was forked they are copies. So everything here goes over connections made from the app's settings,
-with limits where the settings have none.
+The app's own connection pools may have no time limits, are shared with everything else that the app sends, and in a
+forked process they are copies. Therefore the connections here are new ones, made from the app's settings, with time
+limits where the settings have none.
 """
 
 from __future__ import annotations
@@ -26,25 +26,25 @@ __all__ = ["Broker", "Depth", "LostError", "make_app"]
 logger = logging.getLogger("wove")
 
 CONNECT_SECONDS: Final = 4.0
-"""For one attempt at a connection; what Celery itself has as ``broker_connection_timeout``."""
+"""Time limit of one attempt to connect; Celery's default of ``broker_connection_timeout``."""
 
 PATIENCE_SECONDS: Final = 5.0
-"""How long a broker that refuses connections is tried again: so long a quick restart may take."""
+"""How long to try again while the broker refuses connections; a quick restart takes less."""
 
 IO_SECONDS: Final = 5.0
-"""How long the broker may take to read or answer. Neither kombu nor its clients have a limit by default."""
+"""How long the broker may take to read or answer. Kombu and its clients have no limit by default."""
 
 ANSWER_SECONDS: Final = 1.0
-"""How long workers have to answer a question; the default of ``celery inspect``. They are all waited for: nobody
-knows how many there are."""
+"""How long to collect the answers of workers; the default of ``celery inspect``. Their number is not known, so the
+whole time is waited."""
 
 LISTEN_SECONDS: Final = 0.1
-"""And an environment that stops waits for them no longer than this."""
+"""How often, in seconds, the wait for answers checks whether the environment stops."""
 
 CLOSE_SECONDS: Final = 1.0
 
 STUCK_CHUNK: Final = 50
-"""Number of unacknowledged messages of Redis workers that are read at a time."""
+"""Number of unacknowledged messages that are read from Redis in one command."""
 
 
 class LostError(DeliveryError):
@@ -55,8 +55,8 @@ class Depth(NamedTuple):
     """The state of a queue as the broker tells it.
 
     Attributes:
-        ready: The messages that no worker has; ``None``: nobody knows.
-        consumers: The workers that take from it; ``None``: the broker does not know.
+        ready: The number of messages that no worker has; ``None``: unknown.
+        consumers: The number of workers that take from it; ``None``: unknown.
     """
 
     ready: int | None
@@ -64,12 +64,12 @@ class Depth(NamedTuple):
 
 
 def make_app(name: str, broker_url: str | None, backend_url: str | None) -> Any:
-    """A Celery app of Wove's own; it does not become the current one."""
+    """Return a Celery app of Wove's own; it does not become the current app."""
     from celery import Celery
 
     app: Any = Celery(name, broker=broker_url, backend=backend_url, set_as_current=False)
     app.conf.update(
-        # A result backend that says nothing is asked again later.
+        # A result backend that does not answer in time is asked again later.
         redis_socket_timeout=IO_SECONDS,
         redis_socket_connect_timeout=CONNECT_SECONDS,
         broker_connection_timeout=CONNECT_SECONDS,
@@ -78,34 +78,34 @@ def make_app(name: str, broker_url: str | None, backend_url: str | None) -> Any:
 
 
 class Broker:
-    """Sends messages and asks questions.
+    """Sends messages, and asks workers and broker about them.
 
-    `sending` is for one thread at a time, `ask` and the others for another one.
+    One thread at a time may use `sending`, and one other thread the other methods.
 
     Args:
-        app: The Celery app. Its settings are read, and it is left as it is.
+        app: The Celery app. Its settings are read; the app is not changed.
         task: The name of the task.
-        options: How messages are sent, which decides about their queue.
+        options: Arguments of ``Celery.send_task``, which determine the queue.
         label: What messages begin with.
 
     Attributes:
-        errors: What a connection that does not work raises.
+        errors: The exceptions of a broken connection.
         kind: ``"redis"``, ``"amqp"``, or another transport's name.
-        answers: Whether workers can be asked anything: the transport can broadcast.
+        answers: Whether workers can be asked, because the transport can broadcast.
     """
 
     def __init__(self, app: Any, task: str, options: Mapping[str, Any], *, label: str) -> None:
         self._app = app
         self._what = label
-        self._out = _Line(app, label)
-        self._questions = _Line(app, label)
-        transport = self._out.connection.transport
+        self._sending = _BrokerConnection(app, label)
+        self._questions = _BrokerConnection(app, label)
+        transport = self._sending.connection.transport
         self.kind: str = transport.driver_type
         self.answers = "fanout" in transport.implements.exchange_type
         self.errors: tuple[type[BaseException], ...] = (
             DeliveryError,
-            *self._out.connection.connection_errors,
-            *self._out.connection.channel_errors,
+            *self._sending.connection.connection_errors,
+            *self._sending.connection.channel_errors,
             *_wrapped_errors(),
         )
         self._queue = _queue_of(app, task, options)
@@ -114,7 +114,7 @@ class Broker:
 
     @property
     def queue(self) -> str | None:
-        """The queue's name; ``None``: no one can tell."""
+        """The queue's name; ``None``: unknown."""
         return None if self._queue is None else self._queue.name
 
     def connect(self) -> None:
@@ -123,25 +123,26 @@ class Broker:
         Raises:
             DeliveryError: The broker cannot be reached.
         """
-        with self._out.lock, self._out.failing():
-            self._out.ready()
+        with self._sending.lock, self._sending.failing():
+            self._sending.ready()
 
     def close(self) -> None:
-        """Close both connections, except where a thread is still waiting for one: it does so itself."""
-        self._out.close()
+        """Close both connections. A thread that still uses one closes it at the end of its call."""
+        self._sending.close()
         self._questions.close()
 
     # ------------------------------------------------------------------ messages
 
     @contextlib.contextmanager
     def sending(self, count: int) -> Generator[Callable[..., None]]:
-        """Something that sends messages as `Celery.send_task` does; they are all on their way after the block.
+        """Yield a function that sends messages as `Celery.send_task` does. All are sent when the block ends.
 
         Raises:
-            DeliveryError: The broker cannot be reached; `LostError`: it could, and another attempt may help. What was
-                sent before that may have arrived or not.
+            LostError: The connection was lost, and another attempt may help. Earlier messages of the block may have
+                arrived or not.
+            DeliveryError: The broker cannot be reached.
         """
-        out = self._out
+        out = self._sending
 
         with out.lock, out.failing():
             connection = out.ready()
@@ -173,12 +174,12 @@ class Broker:
     def ask(
         self, command: str, arguments: Mapping[str, Any], *, wait: bool = True
     ) -> dict[str, Any]:
-        """Return the answers of workers to a remote control command, by worker name, without those that cannot answer.
+        """Return the answers of workers to a remote control command, by worker name. Errors are left out.
 
         Args:
-            command: Its name, as of ``celery inspect``.
-            arguments: For it.
-            wait: Whether answers are wanted; then it takes `ANSWER_SECONDS`.
+            command: The command's name, as of ``celery inspect``.
+            arguments: The command's arguments.
+            wait: Whether to collect answers, which takes `ANSWER_SECONDS`.
 
         Raises:
             DeliveryError: The broker cannot be reached.
@@ -187,7 +188,7 @@ class Broker:
         return {host: answer for host, answer in answers.items() if not _is_error(answer)}
 
     def where(self, task_ids: Sequence[str]) -> dict[str, dict[str, tuple[str, str]]]:
-        """Which of the tasks are with which worker: by host and task, the state and what has gone wrong (``""``).
+        """Return which worker has which of the tasks: by host and task, the state and the error (``""``: none).
 
         Raises:
             DeliveryError: The broker cannot be reached.
@@ -221,8 +222,7 @@ class Broker:
     def _broadcast(
         self, connection: Any, command: str, arguments: dict[str, Any], seconds: float
     ) -> dict[str, Any]:
-        """Do what kombu/pidbox.py does, with two differences: it tries once, and it does not outlast its
-        environment."""
+        """Broadcast *command* as kombu/pidbox.py does, but only once, and no longer than the environment exists."""
         mailbox = self._app.control.mailbox(connection)
         channel = connection.default_channel
         message: dict[str, Any] = {"method": command, "arguments": arguments, "destination": None}
@@ -246,13 +246,13 @@ class Broker:
         if not seconds:
             return answers
 
-        def take(body: dict[str, Any], reply: Any) -> None:
+        def on_reply(body: dict[str, Any], reply: Any) -> None:
             if reply.headers.get("ticket") == ticket:
                 answers.update(body)
 
         deadline = time.monotonic() + seconds
         consumer = connection.Consumer(
-            [inbox], callbacks=[take], accept=mailbox.accept, no_ack=True
+            [inbox], callbacks=[on_reply], accept=mailbox.accept, no_ack=True
         )
 
         try:
@@ -268,7 +268,7 @@ class Broker:
     # ------------------------------------------------------------------ questions to the broker
 
     def depth(self) -> Depth:
-        """How many messages wait in the queue, and for how many workers."""
+        """Return the numbers of waiting messages and of workers of the queue."""
         if self._queue is None:
             return Depth(None, None)
         line = self._questions
@@ -280,16 +280,16 @@ class Broker:
                     declared = self._queue(channel).queue_declare(passive=True)
                 except (
                     connection.channel_errors
-                ):  # there is no such queue: it has gone with its last message
+                ):  # the queue does not exist: it was deleted with its last message
                     return Depth(0, 0)
             return Depth(
                 declared.message_count, declared.consumer_count if self.kind == "amqp" else None
             )
 
     def unacknowledged(self) -> dict[str, Any]:
-        """Redis: the tasks whose messages some worker has taken and not acknowledged, each with its message's tag.
+        """Return the delivery tags of messages that a worker has taken and not acknowledged, by task id (Redis only).
 
-        Those of a worker that is gone stay there until ``visibility_timeout`` is over (kombu/transport/redis.py).
+        Messages of a worker that is gone stay there until ``visibility_timeout`` is over (kombu/transport/redis.py).
         """
         if self.kind != "redis":
             return {}
@@ -310,7 +310,7 @@ class Broker:
         return {task: tag for tag, task in self._ids.items()}
 
     def drop(self, tag: Any) -> None:
-        """Redis: acknowledge a message in the place of a worker that is gone, so that it does not come back."""
+        """Acknowledge a message in place of a worker that is gone, so that it is not delivered again (Redis only)."""
         line = self._questions
         with line.lock, line.failing():
             channel = line.ready().default_channel
@@ -319,18 +319,18 @@ class Broker:
                 client.hdel(channel.unacked_key, tag)
 
     def visibility_seconds(self) -> float:
-        """Redis: after how long an unacknowledged message comes back."""
+        """Return the seconds after which an unacknowledged message is delivered again (Redis only)."""
         return float(self._app.conf.broker_transport_options.get("visibility_timeout", 3600))
 
 
-class _Line:
-    """A connection, made when it is needed and whenever it turns out to be broken.
+class _BrokerConnection:
+    """A connection to the broker, made when it is needed and again whenever it is broken.
 
     Attributes:
-        lock: To be held by whoever uses it.
-        connection: What is connected, or not yet.
-        producer: What sends over it, once something was sent.
-        closed: It is not wanted any more.
+        lock: Must be held while the connection is used.
+        connection: The kombu connection, connected or not.
+        producer: The kombu producer, once a message was sent.
+        closed: Whether `close` was called.
     """
 
     def __init__(self, app: Any, label: str) -> None:
@@ -353,19 +353,23 @@ class _Line:
             options = {name: seconds for name, seconds in limits.items() if given.get(name) is None}
 
         return self._app.connection_for_write(
-            # Nobody is here to send heartbeats while there is nothing to send, and without them RabbitMQ would close
-            # the connection. That it has gone for another reason is looked for before it is used again.
+            # No thread sends heartbeats while the connection is idle, and RabbitMQ would close it without them. Before
+            # each use, the connection is checked for having been closed for another reason.
             heartbeat=0,
             connect_timeout=min(CONNECT_SECONDS, conf.broker_connection_timeout or CONNECT_SECONDS),
             transport_options=options,
         )
 
     def ready(self) -> Any:
-        """The connection, connected."""
+        """Return the connection, connected.
+
+        Raises:
+            DeliveryError: The environment has stopped.
+        """
         if self.closed:
             raise DeliveryError(f"{self._what} has stopped")
-        if self.connection.connected and _has_news(self._descriptor):
-            self._drop()  # nothing is to be read here: it has been closed, or is about to be
+        if self.connection.connected and _is_readable(self._descriptor):
+            self._drop()  # the broker sends nothing here except the end of the connection
         if not self.connection.connected:
             self._connect()
         self._works = True
@@ -390,17 +394,17 @@ class _Line:
             pause = min(1.0, 2 * pause)
 
     def _reach(self) -> None:
-        """See that the broker really answers, and bound how long it may take to from now on."""
-        sock = getattr(self.connection.connection, "sock", None)  # of AMQP
+        """Check that the broker answers, and set the time limit of its later answers."""
+        sock = getattr(self.connection.connection, "sock", None)  # AMQP
         if sock is not None:
             sock.settimeout(IO_SECONDS)
             self._descriptor = sock.fileno()
             forks.blank(self._descriptor)
-        self.connection.default_channel  # noqa: B018  # of Redis: connects, and says PING
+        self.connection.default_channel  # noqa: B018  # Redis: connects, and sends PING
 
     @contextlib.contextmanager
     def failing(self) -> Generator[None]:
-        """Turn what a connection that does not work raises into a `DeliveryError`, and let go of the connection."""
+        """Replace the exceptions of a broken connection by a `DeliveryError`, and drop the connection."""
         self._works = False
 
         try:
@@ -433,7 +437,7 @@ class _Line:
                 self._drop()
 
     def close(self) -> None:
-        """Close it; a thread that is still using it will, when it comes back."""
+        """Close the connection. A thread that still uses it closes it at the end of its call."""
         self.closed = True
         if self.lock.acquire(timeout=CLOSE_SECONDS / 2):
             try:
@@ -445,14 +449,13 @@ class _Line:
         self.producer = None
         sock = getattr(self.connection._connection, "sock", None)
         channels: list[Any] = list(getattr(self.connection._connection, "channels", None) or ())
-        with contextlib.suppress(Exception):  # it may be broken in any way
+        with contextlib.suppress(Exception):  # a broken connection can raise anything
             if sock is not None:
                 sock.settimeout(CLOSE_SECONDS)
             self.connection.close()
 
-        for (
-            channel
-        ) in channels:  # of Redis: kombu leaves what is in their pools to the garbage collector
+        for channel in channels:
+            # Redis: kombu leaves the connections in their pools to the garbage collector.
             with contextlib.suppress(Exception):
                 channel._disconnect_pools()
 
@@ -464,7 +467,7 @@ class _Line:
 
 
 def _is_timeout(error: BaseException | None) -> bool:
-    # Of redis-py's errors none is Python's own.
+    # The timeout of redis-py is not a subclass of Python's.
     while (
         error is not None
         and not isinstance(error, TimeoutError)
@@ -492,7 +495,7 @@ def _can_batch(producer: Any) -> bool:
     return bool(getattr(producer, "supports_batch_publish", False))
 
 
-def _has_news(descriptor: int) -> bool:
+def _is_readable(descriptor: int) -> bool:
     if descriptor < 0:
         return False
     poll = select.poll()
@@ -501,7 +504,7 @@ def _has_news(descriptor: int) -> bool:
 
 
 def _queue_of(app: Any, task: str, options: Mapping[str, Any]) -> Any:
-    """The queue that messages of *task* go to; ``None`` where that is not one queue, or depends on the message."""
+    """Return the queue of *task*; ``None`` if that is not one queue, or depends on the message."""
     routing = {
         name: options[name]
         for name in ("queue", "exchange", "routing_key", "priority")
@@ -510,7 +513,7 @@ def _queue_of(app: Any, task: str, options: Mapping[str, Any]) -> Any:
 
     try:
         routed = app.amqp.router.route(routing, task, (), {})
-    except Exception as error:  # a router of the user's that looks at arguments
+    except Exception as error:  # the user's router needs the arguments
         logger.debug("the queue of task %r is not known: %s: %s", task, type(error).__name__, error)
         return None
 
@@ -523,7 +526,7 @@ def _queue_of(app: Any, task: str, options: Mapping[str, Any]) -> Any:
 
 
 def _prefixed(channel: Any, key: str) -> str:
-    # kombu puts the prefix before the keys of the commands that it uses itself, and HKEYS and HMGET are none of them.
+    # Kombu adds the prefix only to the keys of the commands that it uses itself; HKEYS and HMGET are not among them.
     return f"{getattr(channel, 'global_keyprefix', '') or ''}{key}"
 
 

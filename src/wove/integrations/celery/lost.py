@@ -1,9 +1,9 @@
-"""Where the messages are that no worker has reported about: in the queue, with a worker, or nowhere.
+"""Finds lost messages: those that no worker has started, and that are not in the queue either.
 
-A worker that has begun tells the callback receiver, and is missed there when it dies. This is about the others. Workers
-are asked which of the tasks they know; the broker is asked whether they can be in the queue. A message that no worker
-knows and that is not in the queue is lost: its worker died between taking and beginning it, dropped it because it does
-not know the task, or somebody purged the queue.
+A worker that has started a run reports to the callback receiver, where its death is noticed. This module is for the
+other runs. Workers are asked which of the tasks they know, and the broker whether the messages can be in the queue. A
+message that no worker knows and that is not in the queue is lost: its worker died between taking and starting it, its
+worker dropped it because it does not know the task, or the queue was purged.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from wove.integrations.base import JobStatus
-from wove.integrations.celery.states import remedy
+from wove.integrations.celery.states import ResultStates, remedy
 
 if TYPE_CHECKING:
     from wove.integrations.celery.adapter import Submission
@@ -23,47 +23,68 @@ if TYPE_CHECKING:
 __all__ = ["LostJobDetector"]
 
 YOUNG_SECONDS: Final = 1.0
-"""A message that was sent less long ago may be on its way."""
+"""The age up to which a message may still be on its way."""
 
-MISSED_LOOKS: Final = 2
-"""So often must nobody have known a message: the first time, it may have been between the broker and a worker."""
+MIN_MISSED_PROBES: Final = 2
+"""How often in a row a message must be unknown to count as lost: once, it may be between the broker and a worker."""
 
 SILENT_SECONDS: Final = 15.0
-"""And for so long, where a worker that answered before does not now: it may be busy rather than dead."""
+"""How long a message must be unknown while a worker that answered before does not answer: it may be busy, not dead."""
 
 REMEMBERED_SECONDS: Final = 120.0
-"""A worker that has not answered for so long is not expected to."""
+"""How long after its last answer a worker is expected to answer again."""
 
 
 @dataclass(slots=True)
 class _Missed:
-    """A message that nobody knew at the last look.
+    """A message that was unknown at the last probe.
 
     Attributes:
-        since: When that began, on the monotonic clock.
-        looks: How often nobody knew it since.
+        since: When it was unknown first, on the monotonic clock.
+        probes: The number of probes since at which it was unknown.
     """
 
     since: float
-    looks: int = 0
+    probes: int = 0
 
 
 class LostJobDetector:
-    """Finds lost jobs by what was seen of their messages, from one look to the next. For one thread at a time."""
+    """Finds lost jobs by comparing what workers and broker say from one probe to the next. For one thread at a time.
 
-    def __init__(self) -> None:
+    Args:
+        broker: The broker and its workers.
+        task: The name of the Celery task.
+        has_started: As `BackendAdapter`.
+        results: The app's result backend, if its states can be read.
+    """
+
+    def __init__(
+        self,
+        broker: Broker,
+        task: str,
+        has_started: Callable[[str], bool],
+        results: ResultStates | None = None,
+    ) -> None:
+        self._broker = broker
+        self._task = task
+        self._has_started = has_started
+        self._results = results
         self._heard: dict[str, float] = {}
         self._missed: dict[str, _Missed] = {}
         self._latest = 0.0
         self._where: dict[str, str] = {}
 
-    def look(
-        self,
-        submissions: Mapping[str, Submission],
-        begun: Callable[[str], bool],
-        broker: Broker,
-        task: str,
-    ) -> dict[str, JobStatus]:
+    def ended(self, submissions: Mapping[str, Submission]) -> dict[str, JobStatus]:
+        """Return the status of each job that is over; see `StatusProbe`.
+
+        Raises:
+            DeliveryError: The broker cannot be reached.
+        """
+        statuses = {} if self._results is None else self._results.ended(submissions)
+        rest = {run_id: each for run_id, each in submissions.items() if run_id not in statuses}
+        return {**statuses, **self._lost(rest)}
+
+    def _lost(self, submissions: Mapping[str, Submission]) -> dict[str, JobStatus]:
         """Which of *submissions* are lost, by run id.
 
         Args:
@@ -72,11 +93,11 @@ class LostJobDetector:
             broker: Is asked, and asks the workers.
             task: The name of the Celery task.
         """
-        now = time.monotonic()
+        broker, now = self._broker, time.monotonic()
         waiting: dict[str, Submission] = {}
 
         for run_id, submission in submissions.items():
-            if begun(run_id):
+            if self._has_started(run_id):
                 self._latest = max(self._latest, submission.at)
             elif now - submission.at > YOUNG_SECONDS:
                 waiting[run_id] = submission
@@ -87,7 +108,7 @@ class LostJobDetector:
         self._where = {run_id: host for run_id, host in self._where.items() if run_id in waiting}
         if not waiting or not broker.answers:
             return {}
-        # The queue first: what is not in it now is with a worker when they are asked, or it is lost.
+        # The queue first: a message that is not in it now is with a worker when the workers are asked, or lost.
         depth = broker.depth()
         stuck = broker.unacknowledged()
         answers = broker.where([submission.task_id for submission in waiting.values()])
@@ -95,21 +116,21 @@ class LostJobDetector:
         suspects = self._suspects(waiting, answers, now)
         if not suspects:
             return fates
-        told = self._everybody_told(broker, depth.consumers)
+        all_answered = self._have_all_answered(depth.consumers)
         reason: str | None = None
 
         for run_id, missed in suspects.items():
             submission = waiting[run_id]
-            # Queues keep their order, and give a message that comes back its old place: one that was sent after this
-            # one was missed, and has been taken, would not have been the next.
+            # A queue keeps its order, and gives a returned message its old place. So if a message that was sent after
+            # this one was missed has been taken, this one is no longer in the queue.
             gone = depth.ready == 0 or self._latest > missed.since
             if submission.task_id in stuck:
-                fates[run_id] = self._abandoned(submission, self._where.get(run_id), broker)
+                fates[run_id] = self._abandoned(submission, self._where.get(run_id))
                 if not submission.kept:
                     broker.drop(stuck[submission.task_id])
-            elif gone and told:
+            elif gone and all_answered:
                 if reason is None:
-                    reason = _reason(broker, task)
+                    reason = _reason(broker, self._task)
                 fates[run_id] = JobStatus("missing", self._named(run_id, reason))
 
         return fates
@@ -120,7 +141,7 @@ class LostJobDetector:
         answers: Mapping[str, Mapping[str, object]],
         now: float,
     ) -> dict[str, _Missed]:
-        """Return the jobs that nobody has known for long enough."""
+        """Return the jobs that have been unknown to all workers for long enough."""
         known: dict[str, str] = {}
         for host, tasks in answers.items():
             self._heard[host] = now
@@ -142,32 +163,32 @@ class LostJobDetector:
             if submission.task_id in known:
                 continue
             missed = self._missed.setdefault(run_id, _Missed(now))
-            missed.looks += 1
-            if missed.looks >= MISSED_LOOKS and (
+            missed.probes += 1
+            if missed.probes >= MIN_MISSED_PROBES and (
                 not silent or now - missed.since >= SILENT_SECONDS
             ):
                 suspects[run_id] = missed
 
         return suspects
 
-    def _everybody_told(self, broker: Broker, consumers: int | None) -> bool:
-        """Whether all workers that may have the message have been heard.
+    def _have_all_answered(self, consumers: int | None) -> bool:
+        """Return whether all workers that may have the message have answered.
 
-        RabbitMQ knows how many there are; one that does not answer (a solo pool that is busy, or remote control
-        switched off) may have taken messages in advance. With Redis, such a one has none but the one it works on.
+        RabbitMQ knows their number; a worker that does not answer (a busy solo pool, or remote control switched off)
+        may have prefetched messages. With Redis, such a worker has only the message of the task that it runs.
         """
         if consumers is None or consumers == 0:
             return True
-        queues = broker.ask("active_queues", {})
+        queues = self._broker.ask("active_queues", {})
         return consumers <= sum(
-            any(each["name"] == broker.queue for each in taken) for taken in queues.values()
+            any(each["name"] == self._broker.queue for each in taken) for taken in queues.values()
         )
 
-    def _abandoned(self, submission: Submission, host: str | None, broker: Broker) -> JobStatus:
+    def _abandoned(self, submission: Submission, host: str | None) -> JobStatus:
         kept = (
             ""
             if not submission.kept
-            else f", and comes back after {broker.visibility_seconds():g} s"
+            else f", and comes back after {self._broker.visibility_seconds():g} s"
         )
         return JobStatus(
             "missing",
@@ -183,11 +204,11 @@ class LostJobDetector:
 def _failed(
     waiting: Mapping[str, Submission], answers: Mapping[str, Mapping[str, tuple[str, str]]]
 ) -> dict[str, JobStatus]:
-    """Return the jobs that have failed on a worker, as it says, and that no other worker has now."""
+    """Return the jobs that have failed on a worker and that no other worker has now."""
     said: dict[str, str] = {}
     alive: set[str] = set()
     for host, tasks in answers.items():
-        said.update((task, f"{host} says: {words}") for task, (_, words) in tasks.items() if words)
+        said.update((task, f"{host} says: {error}") for task, (_, error) in tasks.items() if error)
         alive.update(task for task, (state, _) in tasks.items() if state != "failed")
 
     return {

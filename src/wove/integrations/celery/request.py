@@ -1,6 +1,6 @@
-"""The record that a Celery worker's main process keeps of Wove's tasks, and tells when it is asked.
+"""The record that the main process of a Celery worker keeps of Wove's tasks, and the command that reads it.
 
-Imported by workers that have a task from `wove.integrations.celery.register`, and by nobody else.
+Only workers with a task from `wove.integrations.celery.register` import it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from wove.integrations.celery.worker import COMMAND
 __all__ = ["Request", "where"]
 
 MAX_FAILURES: Final = 1000
-"""Maximum number of failed tasks that are remembered: the adapter asks within seconds."""
+"""Maximum number of failed tasks that are remembered. The adapter asks within seconds."""
 
 _failures: Final = BoundedDict[str, str](MAX_FAILURES)
 
@@ -26,17 +26,18 @@ _command: Any = cast("Any", control).inspect_command
 
 
 class Request(_Request):  # type: ignore[misc]  # of a package without types
-    """Remembers why tasks have failed: without a result backend, Celery itself only logs it."""
+    """Remembers why tasks have failed, which Celery only logs if there is no result backend."""
 
     def on_failure(self, exc_info: Any, *args: Any, **options: Any) -> Any:
-        """The task raised, or its process died."""
+        """Called when the task has raised, or its process has died."""
         error = exc_info.exception
         _note(self.id, getattr(error, "exc", error))  # billiard.einfo.ExceptionWithTraceback
         super_: Any = super()
         return super_.on_failure(exc_info, *args, **options)
 
     def on_timeout(self, soft: bool, timeout: float) -> Any:
-        """The task has had its time: a soft limit raises in the task, the other one kills its process."""
+        """Called when the task has reached a time limit: a soft one raises in the task, a hard one kills its
+        process."""
         if not soft:
             _note(self.id, f"it was killed at its hard time limit of {timeout} s")
         super_: Any = super()
@@ -50,10 +51,10 @@ def _note(task_id: str, error: object) -> None:
 
 
 def where(_: Any, ids: Sequence[str] = (), **__: Any) -> dict[str, tuple[str, str]]:
-    """State and trouble of those of *ids* that this worker knows.
+    """Return state and error of those of *ids* that this worker knows.
 
-    ``"reserved"``: it has the message, and has not begun. ``"active"``: it has begun. ``"failed"``: it was the last to
-    have it. The second text is empty as long as all is well.
+    The states: ``"reserved"``: this worker has the message and has not started the task. ``"active"``: it has started
+    the task. ``"failed"``: the task failed here. The error is empty in the other two states.
     """
     found: dict[str, tuple[str, str]] = {}
 

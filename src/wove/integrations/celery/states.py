@@ -1,4 +1,4 @@
-"""The result backend of a Celery app, for what Celery itself says of jobs that failed."""
+"""The states of Celery's tasks, as the result backend of the app has them."""
 
 from __future__ import annotations
 
@@ -10,70 +10,76 @@ from wove.integrations.base import JobStatus
 if TYPE_CHECKING:
     from wove.integrations.celery.adapter import Submission
 
-__all__ = ["Results"]
+__all__ = ["ResultStates", "remedy"]
 
 CHUNK: Final = 500
 """Number of results that are asked for at a time."""
 
 LOST: Final = frozenset({"FAILURE", "REVOKED", "REJECTED"})
-"""Of celery.states: the job is over, and not as it should be. (RETRY is not over.)"""
+"""States of celery.states in which a task has ended without success. (A task in RETRY has not ended.)"""
 
 
-class Results:
-    """Reads the states of jobs, many at once.
+class ResultStates:
+    """Reads the states of many tasks at once.
 
     Args:
-        backend: A result backend that keeps results by key: Redis, Memcached, and the like.
+        backend: A result backend that keeps results by key, such as Redis or Memcached.
+        task: The name of the Celery task.
     """
 
-    def __init__(self, backend: Any) -> None:
+    def __init__(self, backend: Any, task: str) -> None:
         self._backend = backend
+        self._task = task
 
     @classmethod
-    def of(cls, app: Any) -> Results | None:
-        """Of *app*, if its result backend can be asked about many jobs at once."""
+    def of(cls, app: Any, task: str) -> ResultStates | None:
+        """Return the states of *task* of *app*; ``None`` if its result backend cannot read many of them at once."""
         from celery.backends.base import BaseKeyValueStoreBackend
 
         backend = app.backend
-        return cls(backend) if isinstance(backend, BaseKeyValueStoreBackend) else None
+        return cls(backend, task) if isinstance(backend, BaseKeyValueStoreBackend) else None
 
-    def fates(self, submissions: Mapping[str, Submission], task: str) -> dict[str, JobStatus]:
-        """Return the ends of the jobs that are over, by run id."""
+    def ended(self, submissions: Mapping[str, Submission]) -> dict[str, JobStatus]:
+        """Return the status of each task that is over; see `StatusProbe`."""
         backend = self._backend
-        fates: dict[str, JobStatus] = {}
+        statuses: dict[str, JobStatus] = {}
         runs = list(submissions)
+
         for begin in range(0, len(runs), CHUNK):
             chunk = runs[begin : begin + CHUNK]
             keys = [backend.get_key_for_task(submissions[run_id].task_id) for run_id in chunk]
             found: Any = backend.mget(keys)
-            # Memcached gives a dict of those that there are.
+            # Memcached returns a dict of the existing ones.
             values: list[Any] = (
                 [found.get(key) for key in keys] if hasattr(found, "get") else list(found)
             )
             for run_id, value in zip(chunk, values, strict=True):
-                if value is not None and (fate := _fate(backend.decode(value), task)) is not None:
-                    fates[run_id] = fate
+                if value is None:
+                    continue
+                if (status := _status(backend.decode(value), self._task)) is not None:
+                    statuses[run_id] = status
 
-        return fates
+        return statuses
 
 
-def _fate(meta: object, task: str) -> JobStatus | None:
-    # Not as Celery decodes it, which makes exceptions of what it finds: a word is enough.
+def _status(meta: object, task: str) -> JobStatus | None:
+    # Celery's own decoder would create exceptions of classes that the store names; their text is enough.
     fields: Mapping[str, Any] = cast("Mapping[str, Any]", meta) if isinstance(meta, Mapping) else {}
-    status = fields.get("status")
-    if status == "SUCCESS":
+    state = fields.get("status")
+    if state == "SUCCESS":
         return JobStatus("finished", "Celery says SUCCESS")
-    if status not in LOST:
+    if state not in LOST:
         return None
+
     kind, message = _exception(fields.get("result"))
     said = f"{kind}: {message}" if message else kind
     if kind == "NotRegistered":
         said = f"its worker does not know the task {task!r}: {remedy(task)}"
-    return JobStatus("lost", f"Celery says {status}: {said}" if said else f"Celery says {status}")
+    return JobStatus("lost", f"Celery says {state}: {said}" if said else f"Celery says {state}")
 
 
 def remedy(task: str) -> str:
-    """Return the remedy for workers that do not know *task*."""
+    """Return what to do about workers that do not know *task*."""
     return (
         f"register it in the module that `celery -A` names, with wove.integrations.celery.register(app, name={task!r})"
         f", or name another one as 'task_name' in executor_config"

@@ -1,4 +1,4 @@
-"""The worker's side of Celery: the task that runs payloads."""
+"""The Celery task that runs payloads in workers."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ __all__ = ["COMMAND", "TASK_NAME", "register"]
 logger = logging.getLogger("wove.worker")
 
 TASK_NAME: Final = "wove.run_backend_payload"
-"""The task's name, unless the environment and its workers agree on another."""
+"""Default of ``task_name``, and of the name that `register` gives the task."""
 
 COMMAND: Final = "wove_where"
-"""The remote control command of workers with a task from `register`: what they know of some tasks."""
+"""The remote control command that returns what a worker knows about some tasks; see
+`wove.integrations.celery.request`."""
 
 
 def register(
@@ -31,8 +32,8 @@ def register(
         app: The Celery app.
         name: The task's name; the environment's ``task_name``.
         security: As `wove.integrations.worker.run` takes it.
-        task_options: Options of ``app.task``, such as ``acks_late``. By default, of what comes of the task only
-            failures are stored in the result backend, if there is one.
+        task_options: Options of ``app.task``, such as ``acks_late``. By default, only failures are stored in the result
+            backend, if there is one.
 
     Returns:
         The task.
@@ -45,10 +46,10 @@ def register(
 
     from wove.integrations.worker import run
 
-    del cloudpickle  # all that a run needs is imported here, before the pool forks
+    del cloudpickle  # imported here, before the pool forks, so that its processes share it
 
     def run_backend_payload(task: Any, payload: PayloadDict) -> None:
-        # Celery looks before it hands a task to its pool, and a pool of threads has a queue of its own.
+        # Celery checks this before it hands a task to its pool, but a pool of threads has a queue of its own.
         if task.request.id in _revoked():
             logger.info("task %s was revoked before it began", task.request.id)
         else:
@@ -65,6 +66,6 @@ def register(
 
 
 def _revoked() -> Container[str]:
-    """The tasks that this process knows to be revoked."""
+    """Return the ids of tasks that this process knows as revoked."""
     state: Any = sys.modules.get("celery.worker.state")
     return () if state is None else state.revoked

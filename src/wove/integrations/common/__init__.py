@@ -1,1 +1,1 @@
-"""Parts that adapters of several backends share."""
+"""Modules that the adapters of several backends share."""

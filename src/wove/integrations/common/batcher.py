@@ -1,4 +1,4 @@
-"""Requests that share a round trip: those that are made while one is under way go together in the next."""
+"""Requests that share a round trip: all that are made during one round trip go together in the next."""
 
 from __future__ import annotations
 
@@ -15,19 +15,22 @@ Item = TypeVar("Item")
 Reply = TypeVar("Reply")
 
 MAX_ITEMS: Final = 256
+"""Maximum number of items in one batch."""
+
 MAX_BYTES: Final = 1024 * 1024
 """Maximum number of bytes in one batch. A larger batch would keep a loop busy for longer than ten milliseconds."""
 
 
 class Batcher(Generic[Item, Reply]):
-    """Collects items while *carry* is busy with others. A single one does not wait for more. For one loop.
+    """Collects items while *carry* is busy with others. An item that comes when it is idle goes at once. For one loop.
 
     Args:
-        carry: Awaits the replies to some items, in their order. What it raises, all of these get.
+        carry: Sends items and awaits their replies, which it returns in the order of the items. An exception goes to
+            the callers of all these items.
 
     Example:
-        >>> trips = RoundTrips(lambda names: redis.mget(names))
-        >>> first, second = await asyncio.gather(trips.put("a"), trips.put("b"))  # one MGET
+        >>> values = Batcher(lambda names: redis.mget(names))
+        >>> first, second = await asyncio.gather(values.put("a"), values.put("b"))  # one MGET
     """
 
     def __init__(self, carry: Callable[[Sequence[Item]], Awaitable[Sequence[Reply]]]) -> None:
@@ -36,7 +39,12 @@ class Batcher(Generic[Item, Reply]):
         self._carrier: asyncio.Task[None] | None = None
 
     async def put(self, item: Item, size: int = 0) -> Reply:
-        """The reply to *item*, which takes *size* bytes. Who stops waiting before it has gone out takes it back."""
+        """Return the reply to *item*. A caller that is cancelled before the item is sent withdraws it.
+
+        Args:
+            item: What is to be sent.
+            size: Its size in bytes.
+        """
         loop = asyncio.get_running_loop()
         replied: asyncio.Future[Reply] = loop.create_future()
         self._waiting.append((item, size, replied))
@@ -45,12 +53,12 @@ class Batcher(Generic[Item, Reply]):
         return await replied
 
     async def close(self) -> None:
-        """Let those who wait do so no more: they get a `DeliveryError`."""
+        """End all waiting calls with a `DeliveryError`."""
         carrier, self._carrier = self._carrier, None
         if carrier is not None:
             carrier.cancel()
             await asyncio.wait({carrier}, timeout=1.0)
-        _give_up(replied for _, _, replied in self._waiting)
+        _fail(replied for _, _, replied in self._waiting)
         self._waiting.clear()
 
     async def _carry_all(self) -> None:
@@ -66,7 +74,7 @@ class Batcher(Generic[Item, Reply]):
                     if not replied.done():
                         replied.set_exception(error)
             except BaseException:
-                _give_up(waiters)
+                _fail(waiters)
                 raise
 
         self._carrier = None
@@ -86,7 +94,7 @@ class Batcher(Generic[Item, Reply]):
         return batch
 
 
-def _give_up(waiters: Iterable[asyncio.Future[Any]]) -> None:
+def _fail(waiters: Iterable[asyncio.Future[Any]]) -> None:
     for replied in waiters:
         if not replied.done():
             replied.set_exception(

@@ -1,4 +1,4 @@
-"""A backend's own record of a job's end, for messages: read without trusting whoever could write it."""
+"""Text of the errors that a backend has recorded, read without trusting the writers of its store."""
 
 from __future__ import annotations
 
@@ -7,22 +7,22 @@ import pickle
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, Self, cast
 
-__all__ = ["UnreadableError", "inert", "of_exception"]
+__all__ = ["UnreadableError", "exception_text", "safe_unpickle"]
 
 MAX_CHARACTERS: Final = 2000
-"""A reason is a line or a few."""
+"""Maximum length of a text: a few lines of a message."""
 
 TBLIB: Final = "tblib.pickling_support"
-"""Where Dask has been imported, and so this, a pickled exception is a call of ``unpickle_exception_with_attrs`` with
-its class and its attributes, or of ``unpickle_exception`` with its class and its arguments."""
+"""The module that pickles exceptions in processes that have imported Dask: as a call of
+``unpickle_exception_with_attrs`` with class and attributes, or of ``unpickle_exception`` with class and arguments."""
 
 
 class UnreadableError(ValueError):
-    """Bytes that are not a pickle, or one of something other than plain values and exceptions."""
+    """The data is not a pickle, or contains something other than plain values and exceptions."""
 
 
-class _Inert:
-    """Stands for an object of whatever class: knows its name and what it was made of, and does nothing."""
+class _StandIn:
+    """Stands for an object of any class. It keeps the arguments of the class and has no behaviour."""
 
     def __new__(cls, *args: object, **_: object) -> Self:
         made = super().__new__(cls)
@@ -35,42 +35,46 @@ class _Inert:
 
     def __setstate__(self, state: object) -> None: ...
 
-    def __call__(self, *args: object) -> _Inert:
+    def __call__(self, *args: object) -> _StandIn:
         return type(self)(*args)
 
 
-class _InertUnpickler(pickle.Unpickler):
+class _SafeUnpickler(pickle.Unpickler):
     def find_class(self, module_name: str, global_name: str, /) -> Any:
-        # Nothing is imported, so nothing that a pickle names can be called: not even what looks harmless.
+        # Nothing is imported, so no function that a pickle names can be called.
         return type(
-            global_name.rpartition(".")[2] or "object", (_Inert,), {"__module__": module_name}
+            global_name.rpartition(".")[2] or "object", (_StandIn,), {"__module__": module_name}
         )
 
 
-def inert(data: bytes) -> Any:
-    """Unpickle *data* safely: everything that is not a plain value becomes a stand-in without behaviour.
+def safe_unpickle(data: bytes) -> Any:
+    """Unpickle *data* safely: everything but plain values becomes a stand-in without behaviour.
 
-    For what lies in a store that others can write to: unpickling it as usual would run what they like.
+    For data in a store that others can write to: usual unpickling would run code of their choice.
 
     Raises:
-        UnreadableError: It cannot be read so.
+        UnreadableError: *data* cannot be read in this way.
 
     Example:
-        >>> of_exception(inert(pickle.dumps(PermissionError("no signature"))))
+        >>> exception_text(safe_unpickle(pickle.dumps(PermissionError("no signature"))))
         'PermissionError: no signature'
     """
     try:
-        return _InertUnpickler(io.BytesIO(data)).load()
-    except Exception as error:  # whatever a pickle that somebody made up can provoke
+        return _SafeUnpickler(io.BytesIO(data)).load()
+    except Exception as error:  # a malicious pickle can provoke any exception
         raise UnreadableError(f"{type(error).__name__}: {error}") from error
 
 
-def of_exception(error: object) -> str:
-    """An exception in one line, as the last one of its traceback: of a real one, an `inert` one, a taskiq one."""
+def exception_text(error: object) -> str:
+    """Return an exception as one line, like the last line of its traceback.
+
+    Args:
+        error: An exception, one that `safe_unpickle` has returned, or a dict of Taskiq's.
+    """
     if isinstance(error, BaseException):
         name, details = type(error).__name__, [str(error)]
-    elif isinstance(error, _Inert):
-        name, details = _of_inert(error)
+    elif isinstance(error, _StandIn):
+        name, details = _of_stand_in(error)
     elif isinstance(error, Mapping):  # taskiq.serialization.prepare_exception
         fields = cast("Mapping[str, object]", error)
         name, message = str(fields.get("exc_type") or "Exception"), fields.get("exc_message")
@@ -84,7 +88,7 @@ def of_exception(error: object) -> str:
     return text if len(text) <= MAX_CHARACTERS else f"{text[:MAX_CHARACTERS]}..."
 
 
-def _of_inert(error: _Inert) -> tuple[str, list[str]]:
+def _of_stand_in(error: _StandIn) -> tuple[str, list[str]]:
     made_of = error.made_of
     if type(error).__module__ == TBLIB and len(made_of) > 1 and isinstance(made_of[0], type):
         content = made_of[1]

@@ -1,4 +1,4 @@
-"""Jobs that a worker has taken, and that nobody reports to have begun."""
+"""Jobs that a worker has taken from a queue without reporting that it started them."""
 
 from __future__ import annotations
 
@@ -9,26 +9,26 @@ from typing import Final
 __all__ = ["SILENCE_SECONDS", "SilentJobs"]
 
 SILENCE_SECONDS: Final = 15.0
-"""How long a worker may take from taking a job to reporting that it begins it. It reports within milliseconds; so it
-was killed right then, cannot reach the receiver, or its event loop is blocked by something else."""
+"""How long a worker may take from taking a job to reporting its start. It normally reports within milliseconds. A
+worker that takes longer was killed at that moment, cannot reach the receiver, or has a blocked event loop."""
 
 
 class SilentJobs:
-    """Since when jobs have been taken without a word.
+    """Remembers since when jobs have been taken without a report.
 
-    Workers that have reported are known by their connection, so that their end is seen at once. One that is killed
-    before that leaves no trace, but that the job is in the queue no more.
+    A worker that has reported has an open connection, whose end is noticed at once. A worker that is killed before
+    leaves only one trace: the job is no longer in the queue.
     """
 
     def __init__(self) -> None:
         self._since: dict[str, float] = {}
 
-    def look(self, taken: Collection[str], waiting: Collection[str]) -> list[str]:
-        """Which jobs have been silent for too long.
+    def overdue(self, taken: Collection[str], waiting: Collection[str]) -> list[str]:
+        """Return the jobs that were taken more than `SILENCE_SECONDS` ago.
 
         Args:
-            taken: Those that, as is seen now, workers have taken.
-            waiting: All those of which nothing was heard so far.
+            taken: The jobs that workers have taken, as the backend shows it now.
+            waiting: All jobs whose start was not reported.
         """
         now = time.monotonic()
         still = {job: since for job, since in self._since.items() if job in waiting}

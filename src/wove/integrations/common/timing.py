@@ -1,4 +1,4 @@
-"""How long a backend lets a job run. Pure, and nothing but the standard library: a workflow's sandbox imports it."""
+"""The time limit of a job. It imports only the standard library, because the sandbox of workflows imports it."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ __all__ = ["longest_seconds"]
 
 
 def longest_seconds(payload: Mapping[str, Any]) -> float:
-    """After how many seconds nobody can be waiting for the job of *payload* any more; infinite without a limit.
+    """Return the seconds after which the job of *payload* cannot be awaited any more; infinite without a limit.
 
-    Its worker ends the run by itself when its time is over, and then reports that, so what a backend does at this
-    limit is for workers that do not get to it.
+    The worker ends the run at its own limit, and reports that. A backend ends the job at this later limit only if the
+    worker could not.
     """
     delivery: Mapping[str, Any] = payload.get("delivery") or {}
     limits = [payload.get("deadline")]

@@ -1,7 +1,7 @@
 """Dask: a run is a task of the cluster, and its worker is any ``dask worker``.
 
-Nothing has to be registered on the workers' side: a task names `wove.integrations.worker.run`, which Dask imports.
-The scheduler tells the client what becomes of each task, so nothing is asked for; what `watch` looks at is here.
+Workers need no registration: a task names `wove.integrations.worker.run`, which Dask imports. The scheduler sends the
+states of all tasks to the client, so `watch` makes no queries.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import importlib
 import json
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar, Final, NamedTuple, cast
+from typing import Any, ClassVar, Final, NamedTuple
 
 from wove.concurrency import forks
 from wove.concurrency.bounded import BoundedDict
@@ -23,9 +23,9 @@ from wove.graph.rules import shown
 from wove.integrations.base import BackendAdapter, JobStatus, PayloadDict
 from wove.integrations.common.batcher import Batcher
 from wove.integrations.common.client_loops import ClientCalls
-from wove.integrations.common.error_text import of_exception
+from wove.integrations.common.error_text import exception_text
 from wove.integrations.dask.options import read_client_options, read_submit_options
-from wove.integrations.dask.states import never_began
+from wove.integrations.dask.states import FutureProbe, loop_of, never_started
 from wove.integrations.naming import idempotency_key, job_id
 from wove.integrations.worker import run
 from wove.settings.config_readers import text
@@ -33,34 +33,33 @@ from wove.settings.config_readers import text
 __all__ = ["DaskAdapter"]
 
 CONNECT_SECONDS: Final = 10.0
-"""How long the scheduler may take to accept a connection, where ``client_options`` have no ``timeout``; also how long
-a scheduler that went away may take to come back before the client gives up (distributed/client.py, `_reconnect`)."""
+"""How long the scheduler may take to accept a connection if ``client_options`` have no ``timeout``; also how long a
+scheduler that was lost may take to come back before the client gives up (distributed/client.py, `_reconnect`)."""
 
 SPARE_SECONDS: Final = 2.0
-"""Seconds added to that for a client that does not keep to it, and for the close of a client that failed."""
+"""Seconds added to that for a client that exceeds it, and for the close of a client that failed."""
 
 MAX_NAME: Final = 100
-"""Maximum number of characters of a task's name in a key: Dask's dashboard groups tasks by what their keys begin
-with."""
+"""Maximum number of characters of a task's name in a key. Dask's dashboard groups tasks by the beginnings of keys."""
 
 MAX_KEYS: Final = 10_000
-"""Maximum number of used idempotency keys that are remembered."""
+"""Maximum number of used keys that are remembered."""
 
 LIVE: Final = ("released", "waiting", "no-worker", "queued", "processing")
-"""States of a task whose result is still to come (distributed/scheduler.py, ALL_TASK_STATES)."""
+"""States of a task that has not ended (distributed/scheduler.py, ALL_TASK_STATES)."""
 
 SETTLE_SECONDS: Final = (0.05, 0.15, 0.4, 1.0)
-"""The pauses after a cancel, after each of which its workers are asked about it. They mostly have heard of it by the
-first: messages to workers are collected for 2 ms (distributed/scheduler.py, `add_worker`)."""
+"""The pauses after a cancel; after each, the workers are asked about the task. Usually the first one is enough, since
+messages to workers are collected for 2 ms (distributed/scheduler.py, `add_worker`)."""
 
 
 class _Item(NamedTuple):
-    """One run to be handed over.
+    """One run to be submitted.
 
     Attributes:
-        key: Of its task.
-        payload: What it is about.
-        detached: It is to run whether anybody waits or not.
+        key: The key of its task.
+        payload: Its payload.
+        detached: Whether the task is to run even if no client holds its future.
     """
 
     key: str
@@ -127,41 +126,40 @@ class DaskAdapter(BackendAdapter):
     # ------------------------------------------------------------------ start and close
 
     async def start(self) -> None:
-        self._trips: Batcher[_Item, Any] = Batcher(self._carry)
+        self._batcher: Batcher[_Item, Any] = Batcher(self._carry)
         self._connecting = asyncio.Lock()
         self._calls = ClientCalls(
-            lambda: _loop_of(self._client or self._given), label=f"{self.label}: its client"
+            lambda: loop_of(self._client or self._given), label=f"{self.label}: its client"
         )
+        self._probe = FutureProbe(lambda: self._client, self._calls)
         self._used = BoundedDict[str, None](MAX_KEYS)
         self._distributed, self._parse_seconds = await run_in_thread(_import)
         await self._connected()
 
     async def close(self) -> None:
         await self._calls.close()
-        await self._trips.close()
+        await self._batcher.close()
         if self._owned and self._client is not None:
             client, self._client = self._client, None
             if client.status != "closed":
                 await client.close()
 
     async def _connected(self) -> Any:
-        """The client, connected; ours anew if it has given up."""
+        """Return the client, connected. Wove's own client is replaced if it has given up."""
         client = self._client
         if client is not None and client.status in ("running", "connecting"):
             return client
         async with self._connecting:
             if self._given is not None:
-                self._client = await self._users(self._given)
+                self._client = await self._settled(self._given)
             elif self._client is None or self._client.status not in ("running", "connecting"):
                 self._client = await self._open()
             return self._client
 
-    async def _users(self, client: Any) -> Any:
+    async def _settled(self, client: Any) -> Any:
         async def settle() -> None:
-            if client.status in (
-                "newly-created",
-                "connecting",
-            ):  # an asynchronous one that nobody has awaited yet
+            # The user may not have awaited an asynchronous client yet.
+            if client.status in ("newly-created", "connecting"):
                 await client
 
         if client.status not in ("closed", "closing"):
@@ -193,7 +191,7 @@ class DaskAdapter(BackendAdapter):
         )
 
         try:
-            # By itself, it waits for ever for a peer that takes the connection and says nothing.
+            # The client itself would wait for ever for a peer that accepts the connection and sends nothing.
             async with asyncio.timeout(seconds):
                 await client
         except BaseException as error:
@@ -203,7 +201,7 @@ class DaskAdapter(BackendAdapter):
             if not isinstance(error, (OSError, ImportError)):  # a TimeoutError is an OSError
                 raise
             raise DeliveryError(
-                f"{self.label}: the Dask scheduler at {where} could not be reached: {of_exception(error)}. Is "
+                f"{self.label}: the Dask scheduler at {where} could not be reached: {exception_text(error)}. Is "
                 "'dask scheduler' running there?"
             ) from error
 
@@ -219,13 +217,16 @@ class DaskAdapter(BackendAdapter):
             key = await self._free(key, payload)
         item = _Item(key, payload, delivery.get("delivery_orphan_policy") == "detach")
         # The returned future holds the task in the cluster: Dask releases tasks without one.
-        return await self._trips.put(item, _size(payload))
+        return await self._batcher.put(item, _size(payload))
 
     async def _free(self, key: str, payload: PayloadDict) -> str:
-        """A key that means this run, and no other.
+        """Return a key that no task of the cluster has had.
 
-        A worker that still runs a task that was cancelled takes what it computes for the result of the next one of
-        that key (distributed/worker_state_machine.py, `_transition_cancelled_waiting`). So a key is used once.
+        A worker that still runs a cancelled task uses its result for the next task with that key
+        (distributed/worker_state_machine.py, `_transition_cancelled_waiting`). So each key is used once.
+
+        Raises:
+            DeliveryError: Another process waits for a task with that key.
         """
         unique = f"{key}-{payload['run_id']}"
         if key in self._used:
@@ -248,21 +249,21 @@ class DaskAdapter(BackendAdapter):
 
     async def _carry(self, items: Sequence[_Item]) -> list[Any]:
         client = await self._connected()
-        if not _loop_of(client).is_running():
+        if not loop_of(client).is_running():
             raise DeliveryError(
                 f"{self.label}: executor_config 'client' belongs to an event loop that does not run"
             )
 
         try:
-            # Not on a loop, as it pickles. A client takes tasks from any thread, an asynchronous one as well.
+            # In a thread, because it pickles. Any thread may use a client for this, an asynchronous one as well.
             return await run_in_thread(self._hand_over, client, items)
         except Exception as error:
             raise DeliveryError(
-                f"{self.label}: Dask did not take the task: {of_exception(error)}"
+                f"{self.label}: Dask did not take the task: {exception_text(error)}"
             ) from error
 
     def _hand_over(self, client: Any, items: Sequence[_Item]) -> list[Any]:
-        # Bytes, because Dask looks for its own keys in everything else.
+        # As bytes, because Dask searches all other types for its own keys.
         contents = [json.dumps(item.payload).encode() for item in items]
         keys = [item.key for item in items]
 
@@ -290,13 +291,13 @@ class DaskAdapter(BackendAdapter):
         async def cancel() -> bool:
             await client.cancel([submission], force=True)
 
-            for pause in SETTLE_SECONDS if asked else ():  # otherwise nobody wants to know
+            for pause in SETTLE_SECONDS if asked else ():  # otherwise the answer is not used
                 await asyncio.sleep(pause)
-                if never_began(
+                if never_started(
                     submission.key, await client.story(submission.key, on_error="ignore")
                 ):
                     return True
-                if self.begun(run_id):
+                if self.has_started(run_id):
                     break
 
             return False
@@ -315,56 +316,7 @@ class DaskAdapter(BackendAdapter):
         return f"{workers} workers are connected to the Dask scheduler"
 
     async def watch(self, submissions: Mapping[str, Any]) -> dict[str, JobStatus]:
-        # No copy of the futures outlives this: as long as there is one, Dask keeps the task.
-        client = self._client
-        if client is None:
-            return {}
-        if not _loop_of(client).is_running():
-            words = "the event loop of its Dask client has ended"
-            return dict.fromkeys(submissions, JobStatus("lost", words))
-
-        found = {run_id: future.status for run_id, future in submissions.items()}
-        fates = {
-            run_id: JobStatus("finished", "finished")
-            for run_id, status in found.items()
-            if status == "finished"
-        }
-        over = [run_id for run_id, status in found.items() if status in ("error", "cancelled")]
-        if over:
-
-            async def ask() -> list[str]:
-                return [await _words(submissions[run_id], client) for run_id in over]
-
-            fates |= {
-                run_id: JobStatus("lost", words)
-                for run_id, words in zip(over, await self._calls.call(ask), strict=True)
-            }
-
-        return fates
-
-
-async def _words(future: Any, client: Any) -> str:
-    """Dask's own words on why a task is over. On the client's loop, where nothing of this waits."""
-    if future.status == "error":
-        return of_exception(await future.exception())
-    try:
-        await future.result()
-    except BaseException as error:
-        if (
-            isinstance(error, asyncio.CancelledError)
-            and (task := asyncio.current_task())
-            and task.cancelling()
-        ):
-            raise
-        words = of_exception(error)
-    else:
-        return "finished"
-
-    return words if client.status == "running" else f"{words} (the client is {client.status})"
-
-
-def _loop_of(client: Any) -> asyncio.AbstractEventLoop:
-    return cast("asyncio.AbstractEventLoop", client.loop.asyncio_loop)
+        return await self._probe.ended(submissions)
 
 
 def _size(payload: PayloadDict) -> int:
@@ -374,14 +326,14 @@ def _size(payload: PayloadDict) -> int:
 def _import() -> tuple[Any, Callable[[Any], float]]:
     with forks.importing:
         distributed: Any = importlib.import_module("distributed")
-        # A client looks at the versions of packages when it connects, and imports them for that: NumPy, pandas.
+        # A client imports NumPy, pandas and others when it connects, to compare versions.
         distributed.versions.get_versions()
         utils: Any = importlib.import_module("dask.utils")
     return distributed, utils.parse_timedelta
 
 
 def _warn_only(category: type[Warning]) -> None:
-    """Have no warning of *category* made an error: it would be one of the connection, which works."""
+    """Keep a filter from turning warnings of *category* into errors, which would break a working connection."""
     for action, _, kind, _, _ in warnings.filters:
         if issubclass(category, kind):
             if action == "error":

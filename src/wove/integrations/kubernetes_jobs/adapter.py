@@ -1,7 +1,7 @@
 """Kubernetes Jobs: each run is a Job, whose pod runs ``python -m wove.backend_worker`` once.
 
-What the parts are for: `kubernetes_manifest` makes Jobs, `kubernetes_api` calls the cluster, `kubernetes_states` reads
-what it says, and `watch` keeps that up to date, by one watch for all Jobs of an environment.
+`manifest` makes Jobs, `client` calls the cluster, `states` reads its answers, `watch` keeps the known states up to date
+with one watch for all Jobs of an environment, and `lost` finds lost Jobs.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ import re
 import secrets
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any, ClassVar, Final, NamedTuple, cast
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, Final, cast
 
 from wove.concurrency import forks
 from wove.errors import DeliveryError, install_command
@@ -23,9 +23,13 @@ from wove.executors.base import CancelReach, Frame
 from wove.graph.rules import shown
 from wove.integrations.base import BackendAdapter, JobStatus, PayloadDict
 from wove.integrations.common.manifests import RESERVED_VARIABLES
-from wove.integrations.kubernetes_jobs import client as kubernetes_api
-from wove.integrations.kubernetes_jobs.client import Api, RefusedError
-from wove.integrations.kubernetes_jobs.events import Unmade
+from wove.integrations.kubernetes_jobs.client import (
+    Api,
+    RefusedError,
+    batch_api,
+    default_namespace,
+)
+from wove.integrations.kubernetes_jobs.lost import LostJobDetector, Submission
 from wove.integrations.kubernetes_jobs.manifest import (
     CONTAINER,
     MAX_PREFIX,
@@ -34,7 +38,7 @@ from wove.integrations.kubernetes_jobs.manifest import (
     name_of,
 )
 from wove.integrations.kubernetes_jobs.states import job_state
-from wove.integrations.kubernetes_jobs.watch import PodCache, PodStatus, Watches
+from wove.integrations.kubernetes_jobs.watch import PodCache, Watches
 from wove.protocol import heartbeats
 from wove.settings.config_readers import command, flag, mapping, text, variables, whole
 
@@ -46,18 +50,13 @@ COMMAND: Final = ("python", "-m", "wove.backend_worker")
 """The worker's command by default."""
 
 REPLACE_SECONDS: Final = 5.0
-"""How long a Job that is in the way may take to go. Then the new one gets another name."""
+"""How long the deletion of an earlier Job with the name may take. After that, the new Job gets another name."""
 
 END_SECONDS: Final = 3.0
-"""How long the Job of another process may take to be over: its result may have come, and its pod be about to end."""
+"""How long the Job of another process may take to end: its run may be over, and its pod about to end."""
 
 ACK_SECONDS: Final = 5.0
-"""How long a cancel that is to be acknowledged waits until no pod is left that could begin."""
-
-LOG_LINES: Final = 20
-MAX_LOGS: Final = 8
-LOG_SECONDS: Final = 1.0
-"""How long the logs of failed pods without a message are read at each look, in seconds."""
+"""How long a cancel with ``require_ack`` waits until no pod is left that could start."""
 
 CLOSE_SECONDS: Final = 1.0
 
@@ -69,21 +68,9 @@ RIGHTS: Final = (
     ("list", "", "pods"),
     ("watch", "", "pods"),
 )
-"""Without these nothing works; asked for when an environment starts."""
+"""The rights that are needed. They are checked when an environment starts."""
 
 _PREFIX: Final = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?-?")
-
-
-class Submission(NamedTuple):
-    """A Job that was created.
-
-    Attributes:
-        name: Its name.
-        uid: Its uid.
-    """
-
-    name: str
-    uid: str
 
 
 class KubernetesJobsAdapter(BackendAdapter):
@@ -126,20 +113,17 @@ class KubernetesJobsAdapter(BackendAdapter):
         "annotations",
     )
     cancel_reach: ClassVar[CancelReach] = "process"
-    inline_bytes: ClassVar[int] = (
-        16 * 1024
-    )  # each change of a Job or a pod is sent here with all of it
+    # The watches receive each change of a Job or pod with the whole manifest.
+    inline_bytes: ClassVar[int] = 16 * 1024
     beat_seconds: ClassVar[float] = heartbeats.BATCH_SECONDS
     redelivers: ClassVar[bool] = False
     reports_cancel_reason: ClassVar[bool] = True
     threads: ClassVar[int] = 8
-    watch_seconds: ClassVar[tuple[float, float]] = (
-        0.25,
-        1.0,
-    )  # a look at what the watches have told
+    # `watch` reads the cache, and makes no queries.
+    watch_seconds: ClassVar[tuple[float, float]] = (0.25, 1.0)
 
     _api: Api | None = None
-    _streams: Watches | None = None
+    _watches: Watches | None = None
 
     # ------------------------------------------------------------------ configuration
 
@@ -262,10 +246,10 @@ class KubernetesJobsAdapter(BackendAdapter):
 
         try:
             if batch is None:
-                batch = kubernetes_api.batch_api(load=load, in_cluster=in_cluster, options=options)
+                batch = batch_api(load=load, in_cluster=in_cluster, options=options)
             if namespace is None:
                 known = self._given is None
-                namespace = kubernetes_api.default_namespace(
+                namespace = default_namespace(
                     load=known and load, in_cluster=in_cluster, options=options
                 )
         except (config.ConfigException, OSError, TypeError) as error:
@@ -276,18 +260,18 @@ class KubernetesJobsAdapter(BackendAdapter):
             ) from error
 
         self._template = self._template._replace(namespace=namespace)
-        self._book = PodCache()
+        self._cache = PodCache()
         self._uids: dict[str, str] = {}
         self._lock = threading.Lock()
         api = self._api = Api(batch, namespace, label=self.label)
-        self._streams = Watches(api, self._book, f"{OWNER}={self._owner}", self._prune)
-        self._unmade = Unmade(api, self._book, label=self.label)
+        self._watches = Watches(api, self._cache, f"{OWNER}={self._owner}", self._prune)
+        self._probe = LostJobDetector(api, self._cache, self._watches, label=self.label)
 
         try:
-            self._streams.start()
+            self._watches.start()
         except RefusedError as error:
             if error.status == 403:
-                self._check_rights(api)  # which says it as for any other right
+                self._check_rights(api)  # its error names the missing right
             raise
 
         self._check_rights(api)
@@ -301,8 +285,8 @@ class KubernetesJobsAdapter(BackendAdapter):
                 )
 
     def close(self) -> None:
-        if self._streams is not None:
-            self._streams.close(CLOSE_SECONDS)
+        if self._watches is not None:
+            self._watches.close(CLOSE_SECONDS)
         if self._given is None and self._api is not None:
             client = self._api.batch.api_client
             client.close()
@@ -312,9 +296,11 @@ class KubernetesJobsAdapter(BackendAdapter):
 
     def _prune(self) -> None:
         with self._lock:
-            self._uids = {run_id: uid for run_id, uid in self._uids.items() if self.wanted(run_id)}
+            self._uids = {
+                run_id: uid for run_id, uid in self._uids.items() if self.is_awaited(run_id)
+            }
             kept = list(self._uids.values())
-        self._book.keep(kept)
+        self._cache.keep(kept)
 
     # ------------------------------------------------------------------ submit
 
@@ -325,14 +311,14 @@ class KubernetesJobsAdapter(BackendAdapter):
         submission = Submission(made["metadata"]["name"], made["metadata"]["uid"])
         with self._lock:
             self._uids[payload["run_id"]] = submission.uid
-        self._book.expect(submission.uid)
-        self._there[1].ensure()
+        self._cache.expect(submission.uid)
+        self._connected[1].ensure()
         return submission
 
     @property
-    def _there(self) -> tuple[Api, Watches]:
-        assert self._api is not None and self._streams is not None  # `start` comes first
-        return self._api, self._streams
+    def _connected(self) -> tuple[Api, Watches]:
+        assert self._api is not None and self._watches is not None  # `start` comes first
+        return self._api, self._watches
 
     def _job(self, payload: PayloadDict, name: str) -> dict[str, Any]:
         try:
@@ -343,7 +329,7 @@ class KubernetesJobsAdapter(BackendAdapter):
         if self._factory is None:
             return default
         given = copy.deepcopy(default)
-        job: object = self._there[0].sanitized(_called(self._factory, payload, given))
+        job: object = self._connected[0].sanitized(_called(self._factory, payload, given))
         if not isinstance(job, Mapping):
             raise TypeError(
                 f"{self.label}: job_factory must return a Job, as a dict or a kubernetes.client.V1Job, not {shown(job)}"
@@ -357,7 +343,7 @@ class KubernetesJobsAdapter(BackendAdapter):
             ) from None
 
     def _create(self, job: dict[str, Any], payload: PayloadDict) -> dict[str, Any]:
-        api, began = self._there[0], time.monotonic()
+        api, began = self._connected[0], time.monotonic()
         name = job["metadata"]["name"]
 
         while True:
@@ -368,30 +354,33 @@ class KubernetesJobsAdapter(BackendAdapter):
                     raise
             found = api.read(job["metadata"]["name"])
             if found is None:
-                pass  # it has just gone
+                pass  # it was deleted just now
             elif (
                 job_state(found).run_id == payload["run_id"]
                 and job_state(found).owner == self._owner
             ):
-                return found  # the answer to its creation was lost
+                return found  # it was created, and the answer was lost
             else:
                 self._make_room(found, payload, patient=time.monotonic() - began < END_SECONDS)
-            if (
-                time.monotonic() - began > REPLACE_SECONDS
-            ):  # something holds it: a finalizer that nobody takes away
+            if time.monotonic() - began > REPLACE_SECONDS:
+                # A finalizer may keep the earlier Job for ever.
                 job["metadata"]["name"] = f"{name[:-13]}-{secrets.token_hex(6)}"
             time.sleep(0.1)
 
     def _make_room(self, job: dict[str, Any], payload: PayloadDict, *, patient: bool) -> None:
-        """Delete the Job of that name, if it is over or an earlier submission of ours, which is lost by now.
+        """Delete the Job with that name if it is over, or if this adapter created it earlier and it is lost.
 
-        Runs with one key are shared within the process before they get here.
+        Runs with one key are already shared within the process.
+
+        Raises:
+            DeliveryError: Another process waits for the Job.
+            ValueError: Another run has the Job, because of a ``job_factory``.
         """
         state = job_state(job)
         if (
             self._factory is not None
             and state.owner == self._owner
-            and self.wanted(state.run_id)
+            and self.is_awaited(state.run_id)
             and not state.over
         ):
             raise ValueError(
@@ -410,22 +399,20 @@ class KubernetesJobsAdapter(BackendAdapter):
             )
 
         if not leaving:
-            self._there[0].delete(state.name, state.uid)
+            self._connected[0].delete(state.name, state.uid)
 
     # ------------------------------------------------------------------ cancel
 
     def cancel(self, run_id: str, submission: Any, frame: Frame) -> bool:
-        if not isinstance(
-            submission, Submission
-        ):  # not created yet; its worker hears that nobody waits
-            return False
+        if not isinstance(submission, Submission):
+            return False  # not created yet; its worker learns of the cancel when it reports
 
-        self._there[0].delete(submission.name, submission.uid)
+        self._connected[0].delete(submission.name, submission.uid)
         if frame.get("delivery_cancel_mode") != "require_ack":
             return False
         deadline = time.monotonic() + ACK_SECONDS
-        while time.monotonic() < deadline and not self._book.has_begun(submission.uid):
-            if self._book.is_gone(submission.uid):
+        while time.monotonic() < deadline and not self._cache.has_started(submission.uid):
+            if self._cache.is_gone(submission.uid):
                 return True
             time.sleep(0.05)
 
@@ -434,64 +421,20 @@ class KubernetesJobsAdapter(BackendAdapter):
     # ------------------------------------------------------------------ watch
 
     def watch(self, submissions: Mapping[str, Any]) -> dict[str, JobStatus]:
-        api, streams = self._there
-        runs = {
-            run_id: each for run_id, each in submissions.items() if isinstance(each, Submission)
-        }
-        uids = {each.uid for each in runs.values()}
-        verdicts = {**self._unmade.verdicts(uids), **self._book.verdicts(uids)}
-        fates = {
-            run_id: verdicts[each.uid] for run_id, each in runs.items() if each.uid in verdicts
-        }
-        if not fates and (trouble := streams.trouble()):
-            raise DeliveryError(trouble)
-        for why, number in self._book.waiting():
-            logger.info(
-                "%s: %d of its pods cannot be scheduled, and wait: %s", self.label, number, why
-            )
-
-        removed = [runs[run_id] for run_id, verdict in fates.items() if verdict.remove]
-        said = self._with_logs(fates)
-        self._remove(api, removed)
-        return said
+        return self._probe.ended(submissions)
 
     def waiting(self, submissions: Mapping[str, Any]) -> str:
         uids = {each.uid for each in submissions.values() if isinstance(each, Submission)}
-        return self._book.why_waiting(uids)
-
-    def _remove(self, api: Api, submissions: Iterable[Submission]) -> None:
-        for each in submissions:
-            try:
-                api.delete(each.name, each.uid)
-            except DeliveryError as error:
-                logger.warning("%s", error)
-
-    def _with_logs(self, verdicts: Mapping[str, PodStatus]) -> dict[str, JobStatus]:
-        api, left = self._there[0], MAX_LOGS
-        fates: dict[str, JobStatus] = {}
-
-        for run_id, verdict in verdicts.items():
-            fates[run_id] = verdict.fate
-            if verdict.pod is not None and verdict.pod.begun and left > 0:
-                left -= 1
-                log = api.log(
-                    verdict.pod.name, verdict.pod.container, lines=LOG_LINES, seconds=LOG_SECONDS
-                )
-                if log:
-                    fates[run_id] = JobStatus(
-                        "lost", f"{verdict.fate.reason}; the end of its log: {log[-2000:]}"
-                    )
-
-        return fates
+        return self._cache.why_waiting(uids)
 
 
 def _called(factory: Callable[..., Any], payload: PayloadDict, job: dict[str, Any]) -> Any:
-    """Return the Job that *factory* makes of a payload; it may take the payload alone."""
+    """Return the Job that *factory* makes of a payload; its second parameter is optional."""
     try:
         inspect.signature(factory).bind(payload, job)
     except TypeError:
         return factory(copy.deepcopy(payload))
-    except ValueError:  # of something that has no signature
+    except ValueError:  # a callable without a signature
         pass
 
     return factory(copy.deepcopy(payload), job)

@@ -1,4 +1,4 @@
-"""Calls to the API of a cluster, with the user's client: bounded in time, and with errors that say what to do."""
+"""Calls to the API of a cluster: with time limits, retries, and errors that say what to do."""
 
 from __future__ import annotations
 
@@ -21,28 +21,28 @@ ANSWER_SECONDS: Final = 15.0
 """How long the API server may take to accept a connection, and to answer."""
 
 RETRY_SECONDS: Final = 20.0
-"""For how long a call that the server is too busy for is made again."""
+"""How long a call is retried while the server is too busy."""
 
 BUSY: Final = Backoff(0.2, 5.0, most=1.5)
-"""Between two attempts while the server is too busy, where it does not say how long to wait."""
+"""The delays between attempts while the server is too busy, if it does not say how long to wait."""
 
 PASSING: Final = (429, 500, 502, 503, 504)
-"""Answers that may be others the next time (kubernetes.io/docs/concepts/cluster-administration/flow-control)."""
+"""Statuses of answers that are worth a retry (kubernetes.io/docs/concepts/cluster-administration/flow-control)."""
 
 NAMESPACE_FILE: Final = "/var/run/secrets/kubernetes.io/serviceaccount/namespace"
-"""Where a pod reads its own namespace (kubernetes.io/docs/tasks/run-application/access-api-from-pod)."""
+"""The file with a pod's own namespace (kubernetes.io/docs/tasks/run-application/access-api-from-pod)."""
 
 REMEDIES: Final = (
     (401, "", "the credentials of this process are not (or no longer) valid"),
     (403, " cannot ", "a Role must allow it: docs/kubernetes.md has one with the least rights"),
     (403, "exceeded quota", "'workers' of a mapped task bounds how many Jobs it has at a time"),
 )
-"""The remedies for an answer of that status with such words in it. A 403 is not always of the authorizer, whose words
-these are (apiserver/pkg/endpoints/handlers/responsewriters/errors.go): quotas and webhooks refuse with it, too."""
+"""Status and part of the text of an answer, and what to do about it. Not only the authorizer answers 403
+(apiserver/pkg/endpoints/handlers/responsewriters/errors.go): quotas and webhooks do, too."""
 
 
 class RefusedError(DeliveryError):
-    """The API server said no.
+    """The API server refused the call.
 
     Attributes:
         status: The HTTP status.
@@ -54,11 +54,11 @@ class RefusedError(DeliveryError):
 
 
 class Api:
-    """The calls. May be used from several threads.
+    """Makes the calls. May be used from several threads.
 
     Args:
         batch: A `kubernetes.client.BatchV1Api`.
-        namespace: Of all calls.
+        namespace: The namespace of all calls.
         label: What messages begin with.
     """
 
@@ -66,7 +66,7 @@ class Api:
         client: Any = importlib.import_module("kubernetes.client")
         urllib3: Any = importlib.import_module("urllib3.exceptions")
         self.namespace = namespace
-        self._what = label
+        self._label = label
         self.batch: Any = batch
         self.core: Any = client.CoreV1Api(batch.api_client)
         self._access: Any = client.AuthorizationV1Api(batch.api_client)
@@ -78,21 +78,19 @@ class Api:
     # ------------------------------------------------------------------ calls
 
     def create(self, job: dict[str, Any]) -> dict[str, Any]:
-        """Create a Job. Unknown fields in it are an error, where the server can tell (from 1.25 on)."""
+        """Create a Job. Unknown fields are an error if the server checks them (from 1.25 on)."""
         create = self.batch.create_namespaced_job
         doing = f"create Job {job['metadata']['name']}"
 
         try:
             return self._answer(doing, create, self.namespace, job, field_validation="Strict")
-        except (
-            ValueError
-        ) as error:  # newer versions of the client look at the fields, too: pydantic's errors
+        except ValueError as error:  # newer versions of the client check the fields with pydantic
             raise ValueError(
-                f"{self._what}: this is not a Job that the Kubernetes API takes: {_fields(error)}"
+                f"{self._label}: this is not a Job that the Kubernetes API takes: {_fields(error)}"
             ) from None
 
     def read(self, name: str) -> dict[str, Any] | None:
-        """The Job *name*; ``None``: there is none."""
+        """Return the Job *name*; ``None``: it does not exist."""
         try:
             return self._answer(
                 f"read Job {name}", self.batch.read_namespaced_job, name, self.namespace
@@ -103,7 +101,7 @@ class Api:
             return None
 
     def delete(self, name: str, uid: str) -> None:
-        """Delete that very Job, if it is there, and have its pods deleted."""
+        """Delete the Job with that uid, if it exists, and its pods."""
         body = {"propagationPolicy": "Background", "preconditions": {"uid": uid}}
 
         try:
@@ -119,27 +117,25 @@ class Api:
                 raise
 
     def listed(self, function: Callable[..., Any], kind: str, selector: str) -> dict[str, Any]:
-        """All *kind* that *selector* finds."""
+        """Return all *kind* that *selector* matches."""
         return self._answer(f"list {kind}", function, self.namespace, label_selector=selector)
 
     def follow(
         self, function: Callable[..., Any], selector: str, version: str, seconds: int
     ) -> Any:
-        """A response whose lines are the changes since *version*, for so many *seconds*.
+        """Return a response whose lines are the changes since *version*. It lasts *seconds*.
 
         Raises:
-            RefusedError: The server said no; 410: *version* is too old.
-            DeliveryError: It was not reached.
+            RefusedError: The server refused; 410: *version* is too old.
+            DeliveryError: The server was not reached.
         """
         options = {
             "label_selector": selector,
             "resource_version": version,
             "watch": True,
             "timeout_seconds": seconds,
+            "allow_watch_bookmarks": True,  # so that the version of an idle watch stays recent
         }
-        options["allow_watch_bookmarks"] = (
-            True  # so that a watch on which nothing happens does not grow too old
-        )
         limits = (CONNECT_SECONDS, seconds + ANSWER_SECONDS)
         with self._explained("watch for changes"):
             return function(
@@ -147,7 +143,7 @@ class Api:
             )
 
     def events(self, reason: str) -> list[dict[str, Any]]:
-        """Events about Jobs that have this *reason*.
+        """Return the events about Jobs with this *reason*.
 
         Raises:
             RefusedError: They may not be listed.
@@ -159,7 +155,7 @@ class Api:
         return cast("list[dict[str, Any]]", listed.get("items") or [])
 
     def log(self, pod: str, container: str, *, lines: int, seconds: float) -> str:
-        """The last lines of a container's log; nothing if they cannot be had."""
+        """Return the last lines of a container's log; ``""`` if they cannot be read."""
         read = self.core.read_namespaced_pod_log
         options: dict[str, Any] = {"container": container} if container else {}
 
@@ -177,7 +173,7 @@ class Api:
         return ""
 
     def may(self, verb: str, group: str, resource: str) -> str | None:
-        """Why this may not be done; ``None``: it may, or that cannot be found out."""
+        """Return why this is not allowed; ``None``: it is, or this cannot be found out."""
         attributes = {
             "namespace": self.namespace,
             "verb": verb,
@@ -206,7 +202,7 @@ class Api:
     def _answer(
         self, doing: str, function: Callable[..., Any], *args: Any, **options: Any
     ) -> dict[str, Any]:
-        """Call *function*, again while the server is too busy, and return its answer."""
+        """Return the answer of *function*, which is retried while the server is too busy."""
         began, failures, broken = time.monotonic(), 0, False
 
         while True:
@@ -225,7 +221,7 @@ class Api:
                     raise
                 time.sleep(wait)
             except DeliveryError as error:
-                # The server had closed a kept connection. A Job is not created twice: its name is taken then.
+                # The server had closed an idle connection. A Job is not created twice, since its name is then taken.
                 if broken or not isinstance(error.__cause__, self._broken):
                     raise
                 broken = True
@@ -236,9 +232,9 @@ class Api:
             yield
         except self._refused as error:
             answer: Any = error
-            if not answer.status:  # of TLS
+            if not answer.status:  # an error of TLS
                 raise DeliveryError(
-                    f"{self._what}: the Kubernetes API could not be asked to {doing}: {answer.reason}"
+                    f"{self._label}: the Kubernetes API could not be asked to {doing}: {answer.reason}"
                 ) from error
             said = _message(answer)
             remedies = [
@@ -247,14 +243,14 @@ class Api:
                 if status == answer.status and words in said
             ]
             raise RefusedError(
-                f"{self._what}: the Kubernetes API refused to {doing} in namespace {self.namespace!r}: "
+                f"{self._label}: the Kubernetes API refused to {doing} in namespace {self.namespace!r}: "
                 f"{said}{f' ({remedies[0]})' if remedies else ''}",
                 answer.status,
             ) from error
         except self._unreached as error:
             host = getattr(self.batch.api_client.configuration, "host", "?")
             raise DeliveryError(
-                f"{self._what}: the Kubernetes API at {host} could not be asked to {doing}: "
+                f"{self._label}: the Kubernetes API at {host} could not be asked to {doing}: "
                 f"{type(error).__name__}: {error}"
             ) from error
 
@@ -282,7 +278,7 @@ def _seconds(headers: Any, default: float) -> float:
 
 
 def lines_of(response: Any) -> Iterator[dict[str, Any]]:
-    """The JSON lines of *response*, each as it arrives."""
+    """Yield the JSON lines of *response* as they arrive."""
     rest = b""
     for piece in response.stream(amt=None, decode_content=False):
         *lines, rest = (rest + piece).split(b"\n")
@@ -292,7 +288,7 @@ def lines_of(response: Any) -> Iterator[dict[str, Any]]:
 
 
 def hang_up(response: Any) -> None:
-    """End *response*, which another thread reads."""
+    """End *response* while another thread reads it."""
     connection = getattr(response, "connection", None) or getattr(response, "_connection", None)
     held = getattr(connection, "sock", None)
     if held is not None:
@@ -304,12 +300,12 @@ def hang_up(response: Any) -> None:
 
 
 def batch_api(*, load: bool, in_cluster: bool | None, options: dict[str, Any]) -> Any:
-    """A `BatchV1Api` of our own.
+    """Return a new `BatchV1Api`.
 
     Args:
-        load: Read a configuration; else what the process has set as Kubernetes' default is used.
-        in_cluster: Use the pod's service account; ``None``: if there is no kubeconfig.
-        options: For `kubernetes.config.load_kube_config` or ``load_incluster_config``.
+        load: Whether to read a configuration; otherwise the process's default configuration of Kubernetes is used.
+        in_cluster: Whether to use the pod's service account; ``None``: if there is no kubeconfig.
+        options: Options of `kubernetes.config.load_kube_config` or ``load_incluster_config``.
     """
     client: Any = importlib.import_module("kubernetes.client")
     config: Any = importlib.import_module("kubernetes.config")
@@ -331,7 +327,9 @@ def batch_api(*, load: bool, in_cluster: bool | None, options: dict[str, Any]) -
         else:
             config.load_kube_config(client_configuration=settings, **options)
 
-    settings.retries = False  # a server that does not answer is not to be waited for four times
+    settings.retries = (
+        False  # urllib3 would otherwise wait four times for a server that does not answer
+    )
     return client.BatchV1Api(client.ApiClient(settings))
 
 
@@ -342,7 +340,7 @@ def _has_kubeconfig() -> bool:
 
 
 def default_namespace(*, load: bool, in_cluster: bool | None, options: dict[str, Any]) -> str:
-    """The namespace of the kubeconfig's context, or of the pod; else ``"default"``."""
+    """Return the namespace of the kubeconfig's context, or of the pod; otherwise ``"default"``."""
     config: Any = importlib.import_module("kubernetes.config")
 
     if load and not in_cluster:
@@ -350,8 +348,8 @@ def default_namespace(*, load: bool, in_cluster: bool | None, options: dict[str,
             contexts, active = config.list_kube_config_contexts(
                 config_file=options.get("config_file")
             )
-            if wanted := options.get("context"):
-                active = next(each for each in contexts if each["name"] == wanted)
+            if context := options.get("context"):
+                active = next(each for each in contexts if each["name"] == context)
             if namespace := active["context"].get("namespace"):
                 return str(namespace)
             return "default"

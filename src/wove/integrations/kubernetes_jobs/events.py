@@ -1,4 +1,4 @@
-"""Why a Job gets no pod: only events say so (github.com/kubernetes/kubernetes/issues/100726)."""
+"""Why a Job gets no pod, which only events say (github.com/kubernetes/kubernetes/issues/100726)."""
 
 from __future__ import annotations
 
@@ -13,42 +13,42 @@ from wove.integrations.base import JobStatus
 from wove.integrations.kubernetes_jobs.client import Api, RefusedError
 from wove.integrations.kubernetes_jobs.watch import PodCache, PodStatus
 
-__all__ = ["Unmade"]
+__all__ = ["PodlessJobs"]
 
 logger = logging.getLogger("wove")
 
 REASON: Final = "FailedCreate"
-"""Of the event that the Job controller makes (pkg/controller/controller_utils.go, FailedCreatePodReason)."""
+"""The reason of the Job controller's event (pkg/controller/controller_utils.go, FailedCreatePodReason)."""
 
 ASK_SECONDS: Final = 10.0
-"""The least time between two lists of events, each of which is a call; there are none while all Jobs have pods."""
+"""The minimum time between two queries of events. There are none while all Jobs have pods."""
 
 _FINAL: Final = re.compile(r"is forbidden|is invalid|denied the request")
 _PASSES: Final = re.compile(
     r"exceeded quota|status unknown for quota|not yet ready to handle request"
 )
-"""A pod that admission refuses will be refused again, unless others have only left no room
+"""Messages of pods that admission will always refuse, and of those that it refuses only while a quota is used up
 (apiserver/pkg/admission/plugin/resourcequota/controller.go)."""
 
 
-class Unmade:
-    """Looks after Jobs without a pod.
+class PodlessJobs:
+    """Finds out why Jobs have no pod.
 
     Args:
-        api: To be asked.
-        book: Knows which these are.
-        label: What messages begin with.
+        api: Asks the cluster.
+        cache: The known Jobs and pods.
+        label: What log messages begin with.
     """
 
-    def __init__(self, api: Api, book: PodCache, *, label: str) -> None:
-        self._api, self._book, self._what = api, book, label
+    def __init__(self, api: Api, cache: PodCache, *, label: str) -> None:
+        self._api, self._cache, self._label = api, cache, label
         self._next = 0.0
         self._may = True
         self._waiting = False
 
-    def verdicts(self, uids: Iterable[str]) -> dict[str, PodStatus]:
-        """Return the ends of the Jobs whose pods are refused, and log why others wait."""
-        podless = self._book.podless(uids)
+    def statuses(self, uids: Iterable[str]) -> dict[str, PodStatus]:
+        """Return the status of Jobs whose pods are refused, and log why others wait."""
+        podless = self._cache.podless(uids)
         if not podless:
             self._waiting = False
             return {}
@@ -57,14 +57,14 @@ class Unmade:
         if not self._may or now < self._next:
             return {}
         self._next = now + ASK_SECONDS
-        told = self._told()
-        verdicts: dict[str, PodStatus] = {}
+        messages = self._messages()
+        statuses: dict[str, PodStatus] = {}
         waiting: list[str] = []
 
         for uid, job in podless.items():
-            why = told.get(uid, "")
+            why = messages.get(uid, "")
             if _FINAL.search(why) and not _PASSES.search(why):
-                verdicts[uid] = PodStatus(
+                statuses[uid] = PodStatus(
                     JobStatus("lost", f"no pod is made for Job {job.name}: {why}"), remove=True
                 )
             elif why:
@@ -72,19 +72,21 @@ class Unmade:
 
         if waiting and not self._waiting:
             logger.info(
-                "%s: %d Jobs wait for a pod to be made: %s", self._what, len(waiting), waiting[0]
+                "%s: %d Jobs wait for a pod to be made: %s", self._label, len(waiting), waiting[0]
             )
 
         self._waiting = bool(waiting)
-        return verdicts
+        return statuses
 
-    def _told(self) -> dict[str, str]:
+    def _messages(self) -> dict[str, str]:
         """Return the messages of events, by the uid of their Job."""
         try:
             events = self._api.events(REASON)
         except RefusedError as error:
             self._may = error.status not in (401, 403)
-            logger.info("%s: why some of its Jobs get no pod cannot be seen: %s", self._what, error)
+            logger.info(
+                "%s: why some of its Jobs get no pod cannot be seen: %s", self._label, error
+            )
         except DeliveryError as error:
             logger.debug("%s", error)
         else:

@@ -1,4 +1,4 @@
-"""The Job that a run becomes: names, labels, and the payload in the worker's environment. Pure."""
+"""The manifest of a run's Job: names, labels, and the payload in the worker's environment. Pure."""
 
 from __future__ import annotations
 
@@ -20,36 +20,37 @@ CONTAINER: Final = "wove"
 """The name of the worker's container."""
 
 OWNER: Final = "wove/owner"
-"""The label by which an adapter finds its own Jobs and pods; its value is 16 hexadecimal digits."""
+"""The label by which an adapter finds its own Jobs and pods. Its value has 16 hexadecimal digits."""
 
 RUN: Final = "wove/run-id"
 TASK: Final = "wove/task"
-"""Annotations: those may hold any text, which labels may not."""
+"""Annotations, which may contain any text, unlike labels."""
 
 MAX_NAME: Final = 57
-"""Characters of a Job's name. It becomes a label's value of its pods, at most 63 (kubernetes.io/docs/concepts/
-overview/working-with-objects/labels), and their names are it with six more."""
+"""Maximum length of a Job's name. It becomes the value of a label of its pods, at most 63 characters (kubernetes.io/
+docs/concepts/overview/working-with-objects/labels), and their names have six more characters."""
 
 MAX_PREFIX: Final = 30
 
 MAX_VARIABLE: Final = 131_071
-"""Bytes of ``NAME=value``: MAX_ARG_STRLEN of Linux, 32 pages, less the NUL (include/uapi/linux/binfmts.h)."""
+"""Maximum size of ``NAME=value``: MAX_ARG_STRLEN of Linux, 32 pages, less the NUL (include/uapi/linux/binfmts.h)."""
 
 TTL_SECONDS: Final = 600
 """How long a Job that is over stays, for whoever wants to look at it. ``job_spec`` may say something else."""
 
 MARGIN_SECONDS: Final = 30
-"""By what the Job's deadline comes after the run's: its worker ends the run by itself, and reports that."""
+"""Seconds by which a time limit of Kubernetes is later than the run's, at which the worker ends the run and reports
+that."""
 
 
 def encoded(payload: Mapping[str, Any]) -> str:
-    """*payload* as JSON without a dollar sign: ``$(NAME)`` and ``$$`` in a variable's value mean something else
+    """Return *payload* as JSON without dollar signs: Kubernetes replaces ``$(NAME)`` and ``$$`` in a variable's value
     (kubernetes.io/docs/tasks/inject-data-application/define-interdependent-environment-variables)."""
     return json.dumps(payload, separators=(",", ":")).replace("$", "\\u0024")
 
 
 def name_of(frame: Mapping[str, Any], *, prefix: str) -> str:
-    """The name of a run's Job: a DNS label, and the same for runs of one task with the same idempotency key."""
+    """Return the name of a run's Job: a DNS label, the same for runs of one task with the same idempotency key."""
     return job_name(
         frame["task_id"], prefix=prefix, most=MAX_NAME, suffix=f"-{job_mark(frame, 12)}"
     )
@@ -59,15 +60,15 @@ class Template(NamedTuple):
     """The parts that all Jobs of an environment have in common.
 
     Attributes:
-        namespace: Where they go.
-        image: Of the worker's container; ``None``: it comes from ``container`` or from a ``job_factory``.
-        command: Of it.
+        namespace: The namespace of the Jobs.
+        image: The image of the worker's container; ``None``: ``container`` or a ``job_factory`` sets it.
+        command: The command of the container.
         backoff_limit: How often Kubernetes replaces a pod that failed.
-        labels: More labels, of Jobs and pods.
-        annotations: More annotations of both.
-        container: More of the worker's container, as in a manifest.
-        pod_spec: More of the pod's spec.
-        job_spec: More of the Job's spec.
+        labels: Further labels of Jobs and pods.
+        annotations: Further annotations of both.
+        container: Further fields of the worker's container, as in a manifest.
+        pod_spec: Further fields of the pod's spec.
+        job_spec: Further fields of the Job's spec.
         owner: The value of the label `OWNER`.
     """
 
@@ -83,7 +84,7 @@ class Template(NamedTuple):
     owner: str
 
     def job(self, payload: PayloadDict, name: str) -> dict[str, Any]:
-        """The manifest of the Job *name*, which runs *payload*.
+        """Return the manifest of the Job *name*, which runs *payload*.
 
         Raises:
             ValueError: The payload does not fit into an environment variable.
@@ -101,7 +102,7 @@ class Template(NamedTuple):
             "name": CONTAINER,
             "command": list(self.command),
             "env": [{"name": PAYLOAD_VARIABLE, "value": text}],
-            # Why a worker failed is in its pod's status then, and nobody has to fetch its log.
+            # The pod's status then contains the end of the log of a failed worker.
             "terminationMessagePolicy": "FallbackToLogsOnError",
         }
         if self.image is not None:
@@ -112,7 +113,7 @@ class Template(NamedTuple):
             "containers": [merged(container, self.container)],
         }
         if "serviceAccountName" not in self.pod_spec:
-            pod["automountServiceAccountToken"] = False  # a worker asks nothing of the cluster
+            pod["automountServiceAccountToken"] = False  # a worker makes no calls to the cluster
         spec: dict[str, Any] = {
             "backoffLimit": self.backoff_limit,
             "ttlSecondsAfterFinished": TTL_SECONDS,
@@ -135,10 +136,10 @@ class Template(NamedTuple):
         }
 
     def adopt(self, job: Mapping[str, Any], default: Mapping[str, Any]) -> dict[str, Any]:
-        """The Job that a ``job_factory`` made of *default*, with what makes it one of ours.
+        """Return the Job that a ``job_factory`` made of *default*, with the labels by which the adapter finds it.
 
         Raises:
-            ValueError: It cannot be one; the message says why.
+            ValueError: It is not a Job that can be submitted; the message says why.
         """
         ours = {"metadata": {"labels": {OWNER: self.owner}, "annotations": {RUN: _run_of(default)}}}
         made = merged({"apiVersion": "batch/v1", "kind": "Job", **job}, ours)

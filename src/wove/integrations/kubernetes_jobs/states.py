@@ -22,8 +22,8 @@ HOPELESS: Final = frozenset(
         "CreateContainerError",
     }
 )
-"""Why a container waits that will not start by itself (pkg/kubelet/images/types.go, pkg/kubelet/kuberuntime/
-kuberuntime_container.go)."""
+"""Reasons of waiting containers that will not start by themselves (pkg/kubelet/images/types.go,
+pkg/kubelet/kuberuntime/ kuberuntime_container.go)."""
 
 FINISHED: Final = "finished"
 MAX_MESSAGE: Final = 2000
@@ -35,12 +35,12 @@ class JobState(NamedTuple):
     Attributes:
         uid: Its uid.
         name: Its name.
-        run_id: Of its run.
-        owner: Of which adapter it is.
+        run_id: The id of its run.
+        owner: The id of the adapter that created it.
         over: ``"finished"``, ``"failed"``, or ``""`` while it is neither.
-        reason: Why it failed, in a word (``"DeadlineExceeded"``).
-        message: And in more.
-        one_pod: The first pod that fails is its end.
+        reason: The code of its failure (``"DeadlineExceeded"``).
+        message: The text of its failure.
+        one_pod: Whether the first failed pod is its end.
     """
 
     uid: str
@@ -60,20 +60,20 @@ class PodState(NamedTuple):
         uid: Its uid.
         name: Its name.
         job: The uid of its Job.
-        begun: A container of it has started, be it for a moment.
-        trouble: Why its container does not start, if it will not do so by itself.
-        waits: Why it waits, if that can pass: it cannot be scheduled.
-        failed: How it failed, if it did.
-        finished: Its worker ended with status 0.
-        message: What the container left as its last words: the tail of its log.
-        container: The container that failed, whose log says more.
-        leaving: It is being deleted.
+        started: Whether one of its containers has ever started.
+        trouble: Why its container will never start; empty: it may.
+        waits: Why it cannot be scheduled at present; empty: it can.
+        failed: How it failed; empty: it has not.
+        finished: Whether its worker ended with status 0.
+        message: The termination message of its container: the end of the log.
+        container: The name of the container that failed, whose log says more.
+        leaving: Whether it is being deleted, or was.
     """
 
     uid: str
     name: str
     job: str
-    begun: bool
+    started: bool
     trouble: str
     waits: str
     failed: str
@@ -84,7 +84,7 @@ class PodState(NamedTuple):
 
 
 def job_state(job: Mapping[str, Any]) -> JobState:
-    """Read a Job, as the API gives it."""
+    """Return the state of a Job, as the API describes it."""
     conditions = {
         each["type"]: each
         for each in _items(job, "status", "conditions")
@@ -107,7 +107,7 @@ def job_state(job: Mapping[str, Any]) -> JobState:
 
 
 def pod_state(pod: Mapping[str, Any]) -> PodState:
-    """Read a pod, as the API gives it."""
+    """Return the state of a pod, as the API describes it."""
     owners = [
         each["uid"]
         for each in _items(pod, "metadata", "ownerReferences")
@@ -135,7 +135,7 @@ def pod_state(pod: Mapping[str, Any]) -> PodState:
 
 
 def _in(thing: Any, *path: str) -> Any:
-    """Return the value at *path*; ``None``: there is none. The API leaves out empty values."""
+    """Return the value at *path*; ``None``: it does not exist, since the API leaves out empty values."""
     for key in path:
         if thing is None:
             return None
@@ -152,27 +152,28 @@ def _ran(container: Any) -> bool:
 
 
 def _failed(name: str, pod: Any, container: Any) -> str:
-    words = f"pod {name} failed"
+    text = f"pod {name} failed"
 
-    if reason := _in(
-        pod, "status", "reason"
-    ):  # of the pod as a whole: Evicted, DeadlineExceeded, NodeLost, ...
-        words += f" ({_sentence(reason, _in(pod, 'status', 'message'))})"
+    # The reason of the pod as a whole: Evicted, DeadlineExceeded, NodeLost, ...
+    if reason := _in(pod, "status", "reason"):
+        text += f" ({_sentence(reason, _in(pod, 'status', 'message'))})"
     else:
         for each in _items(pod, "status", "conditions"):
             if each.get("type") == "DisruptionTarget" and each.get("status") == "True":
-                words += f" ({_sentence(each.get('reason'), each.get('message'))})"
+                text += f" ({_sentence(each.get('reason'), each.get('message'))})"
 
     if container is not None:
         end = _in(container, "state", "terminated")
-        words += f": container {container['name']!r} ended with exit code {end['exitCode']}"
-        words += f", signal {end['signal']}" if end.get("signal") else ""
-        if (reason := end.get("reason")) == "StartError":  # it has no log, and the runtime says why
-            words += f" ({_sentence(reason, end.get('message'))})"
+        text += f": container {container['name']!r} ended with exit code {end['exitCode']}"
+        text += f", signal {end['signal']}" if end.get("signal") else ""
+        if (
+            reason := end.get("reason")
+        ) == "StartError":  # there is no log, but a message of the container runtime
+            text += f" ({_sentence(reason, end.get('message'))})"
         elif reason and reason != "Error":
-            words += f" ({reason})"
+            text += f" ({reason})"
 
-    return words
+    return text
 
 
 def _message(container: Any) -> str:

@@ -1,4 +1,4 @@
-"""The known state of an environment's Jobs and pods, kept up to date by one watch of each."""
+"""The known states of an environment's Jobs and pods, kept up to date by a watch of each kind."""
 
 from __future__ import annotations
 
@@ -25,38 +25,38 @@ __all__ = ["PodCache", "PodStatus", "Watches"]
 logger = logging.getLogger("wove")
 
 WATCH_SECONDS: Final = 30
-"""How long a watch lasts before it is renewed. So many seconds, and a few, can pass until it is noticed that the
-connection of a watch has died without an end."""
+"""How long a watch lasts before it is renewed. If its connection dies silently, that is noticed a few seconds later
+than this."""
 
 TROUBLE_SECONDS: Final = 3.0
-"""How long a container may be in trouble, such as an image that is not there, before its run is given up."""
+"""How long a container may have an error, such as a missing image, before its run is lost."""
 
-WORDS_SECONDS: Final = 2.0
-"""How long a Job that failed may be known before what its pod has to say."""
+REASON_SECONDS: Final = 2.0
+"""How long to wait for the pod of a failed Job, whose state has the reason."""
 
 WATCH_AGAIN: Final = Backoff(0.25, 5.0, most=1.5)
-"""Seconds between two tries to watch."""
+"""The delays between attempts to watch."""
 
 MIN_SECONDS: Final = 1.0
-"""A watch that the server ends earlier is not renewed before."""
+"""The minimum time between two watches, even if the server ends one earlier."""
 
 
 class PodStatus(NamedTuple):
-    """The end of a Job.
+    """The status of a Job that is over.
 
     Attributes:
-        fate: That.
-        pod: Whose log may say more; ``None``: there is nothing to read, or it has been read.
-        remove: It must be deleted, because it could still start.
+        status: How it ended.
+        pod: The pod whose log may say more; ``None``: there is none, or its log is already in the reason.
+        remove: Whether the Job must be deleted, because it could still start.
     """
 
-    fate: JobStatus
+    status: JobStatus
     pod: PodState | None = None
     remove: bool = False
 
 
 class PodCache:
-    """Jobs and their pods by uid. May be used from several threads."""
+    """The known Jobs and pods, by uid. May be used from several threads."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -65,10 +65,10 @@ class PodCache:
         self._gone: dict[str, str] = {}
         self._since: dict[str, float] = {}
         self._first: dict[str, float] = {}
-        self._told: set[str] = set()
+        self._logged: set[str] = set()
 
     def expect(self, uid: str) -> None:
-        """A Job was created, of which nothing may be known yet."""
+        """Add a Job that was created, and may not have been listed yet."""
         with self._lock:
             self._jobs.setdefault(uid, None)
             self._first.setdefault(uid, time.monotonic())
@@ -87,25 +87,27 @@ class PodCache:
             self._since = {uid: since for uid, since in self._since.items() if uid in known}
 
     def size(self) -> int:
-        """How many Jobs are in it."""
+        """Return the number of Jobs."""
         return len(self._jobs)
 
-    # ------------------------------------------------------------------ what the streams tell
+    # ------------------------------------------------------------------ updates
 
     def put_job(self, job: Mapping[str, Any], *, gone: bool = False) -> None:
+        """Update a Job, as the API describes it; *gone*: it was deleted."""
         state = job_state(job)
         with self._lock:
-            self._jobs[state.uid] = state  # its creation may not have been answered yet
+            self._jobs[state.uid] = state  # the answer to its creation may still be on its way
             if gone:
                 self._gone[state.uid] = "was deleted"
 
     def put_pod(self, pod: Mapping[str, Any], *, gone: bool = False) -> None:
+        """Update a pod, as the API describes it; *gone*: it was deleted."""
         state = pod_state(pod)
 
         with self._lock:
             before = self._pods.get(state.uid)
             if before is not None and before.trouble and "ImagePullBackOff" in state.trouble:
-                state = state._replace(trouble=before.trouble)  # which says why
+                state = state._replace(trouble=before.trouble)  # the earlier one says why
             self._pods[state.uid] = state._replace(leaving=True) if gone else state
             if state.trouble:
                 self._since.setdefault(state.uid, time.monotonic())
@@ -113,12 +115,12 @@ class PodCache:
                 self._since.pop(state.uid, None)
 
     def uids(self, kind: str) -> set[str]:
-        """Of all Jobs, or of all pods."""
+        """Return the uids of all ``"Jobs"`` or of all ``"pods"``."""
         with self._lock:
             return set(self._jobs if kind == "Jobs" else self._pods)
 
-    def lacking(self, uids: Iterable[str]) -> None:
-        """These were known before a list was asked for, and are not in it."""
+    def drop_unlisted(self, uids: Iterable[str]) -> None:
+        """Note that Jobs or pods were known before a list was requested, and are not in it."""
         with self._lock:
             for uid in uids:
                 if uid in self._jobs:
@@ -126,26 +128,26 @@ class PodCache:
                 elif uid in self._pods:
                     self._pods[uid] = self._pods[uid]._replace(leaving=True)
 
-    # ------------------------------------------------------------------ what is to be known
+    # ------------------------------------------------------------------ questions
 
-    def has_begun(self, uid: str) -> bool:
-        """Whether a container of that Job has ever started."""
+    def has_started(self, uid: str) -> bool:
+        """Return whether a container of that Job has ever started."""
         with self._lock:
             return any(
-                pod.begun or pod.finished or bool(pod.failed)
+                pod.started or pod.finished or bool(pod.failed)
                 for pod in self._pods.values()
                 if pod.job == uid
             )
 
     def is_gone(self, uid: str) -> bool:
-        """Whether it, and all of its pods, have been deleted."""
+        """Return whether that Job and all its pods were deleted."""
         with self._lock:
             return uid in self._gone and all(
                 pod.leaving for pod in self._pods.values() if pod.job == uid
             )
 
     def podless(self, uids: Iterable[str]) -> dict[str, JobState]:
-        """Return those of the Jobs that exist and have had no pod for a while."""
+        """Return the Jobs among *uids* that exist and have had no pod for `TROUBLE_SECONDS`."""
         before = time.monotonic() - TROUBLE_SECONDS
 
         with self._lock:
@@ -161,8 +163,8 @@ class PodCache:
                 if job and not job.over and uid not in self._gone
             }
 
-    def verdicts(self, uids: Iterable[str]) -> dict[str, PodStatus]:
-        """Return the ends of those of the Jobs that are over, or will never begin."""
+    def statuses(self, uids: Iterable[str]) -> dict[str, PodStatus]:
+        """Return the status of the Jobs among *uids* that are over, or will never start."""
         now = time.monotonic()
 
         with self._lock:
@@ -170,12 +172,12 @@ class PodCache:
             for pod in self._pods.values():
                 pods.setdefault(pod.job, []).append(pod)
             found = {
-                uid: self._verdict(uid, pods.get(uid, []), now) for uid in uids if uid in self._jobs
+                uid: self._status(uid, pods.get(uid, []), now) for uid in uids if uid in self._jobs
             }
 
-        return {uid: verdict for uid, verdict in found.items() if verdict is not None}
+        return {uid: status for uid, status in found.items() if status is not None}
 
-    def _verdict(self, uid: str, pods: list[PodState], now: float) -> PodStatus | None:
+    def _status(self, uid: str, pods: list[PodState], now: float) -> PodStatus | None:
         job = self._jobs[uid]
         if job is not None and job.over == FINISHED:
             return PodStatus(JobStatus("finished", f"Job {job.name} is complete"))
@@ -184,11 +186,11 @@ class PodCache:
         if job is not None and job.over:
             if (
                 failed is None
-                and now - self._since.setdefault(uid, now) < WORDS_SECONDS
+                and now - self._since.setdefault(uid, now) < REASON_SECONDS
                 and uid not in self._gone
             ):
                 return None
-            # That its only pod may not fail is not a reason by itself.
+            # The failure of the only pod is the reason, not that it was the only one.
             why = (
                 ""
                 if job.one_pod and failed is not None and job.reason == "BackoffLimitExceeded"
@@ -223,37 +225,37 @@ class PodCache:
         return None
 
     def why_waiting(self, uids: set[str]) -> str:
-        """Return why the pods of these Jobs do not run; ``""``: nothing is known of that."""
+        """Return why the pods of these Jobs do not run; ``""``: unknown."""
         with self._lock:
             pods = [pod for pod in self._pods.values() if pod.job in uids and not pod.leaving]
         if not pods:
             return "Kubernetes has made no pod for the Job yet"
         return "; ".join(sorted({why for pod in pods if (why := pod.waits or pod.trouble)}))
 
-    def waiting(self) -> list[tuple[str, int]]:
-        """Why pods cannot be scheduled, and how many; what was told before is left out."""
+    def new_waiting_reasons(self) -> list[tuple[str, int]]:
+        """Return the new reasons why pods cannot be scheduled, each with the number of pods."""
         counts: dict[str, int] = {}
 
         with self._lock:
             for pod in self._pods.values():
                 if pod.waits and not pod.leaving:
                     counts[pod.waits] = counts.get(pod.waits, 0) + 1
-            told, self._told = self._told, set(counts)
+            logged, self._logged = self._logged, set(counts)
 
-        return [(why, number) for why, number in counts.items() if why not in told]
+        return [(why, number) for why, number in counts.items() if why not in logged]
 
 
-def _lost(words: str, failed: PodState | None, pods: list[PodState]) -> PodStatus:
+def _lost(text: str, failed: PodState | None, pods: list[PodState]) -> PodStatus:
     if failed is not None:
         tail = f"; the end of its log: {failed.message}" if failed.message else ""
         return PodStatus(
-            JobStatus("lost", f"{words}: {failed.failed}{tail}"), None if failed.message else failed
+            JobStatus("lost", f"{text}: {failed.failed}{tail}"), None if failed.message else failed
         )
 
     if any(pod.leaving for pod in pods):
-        words += ": its pod was deleted"
+        text += ": its pod was deleted"
     trouble = next((pod.trouble or pod.waits for pod in pods if pod.trouble or pod.waits), "")
-    return PodStatus(JobStatus("lost", f"{words}; before, {trouble}" if trouble else words))
+    return PodStatus(JobStatus("lost", f"{text}; before, {trouble}" if trouble else text))
 
 
 def _why(job: JobState) -> str:
@@ -262,20 +264,20 @@ def _why(job: JobState) -> str:
 
 
 class Watches:
-    """Two threads that keep a book up to date, while there is something in it.
+    """Two threads that keep a cache up to date while it has Jobs.
 
     Args:
-        api: To be asked.
-        book: To be written.
-        selector: Finds what is ours.
-        prune: Takes out of the book what is of no interest any more.
+        api: Asks the cluster.
+        cache: Is updated.
+        selector: The label selector of the adapter's Jobs and pods.
+        prune: Removes the Jobs from the cache that are no longer awaited.
     """
 
-    def __init__(self, api: Api, book: PodCache, selector: str, prune: Callable[[], None]) -> None:
-        self._api, self._book, self._selector, self._prune = api, book, selector, prune
+    def __init__(self, api: Api, cache: PodCache, selector: str, prune: Callable[[], None]) -> None:
+        self._api, self._cache, self._selector, self._prune = api, cache, selector, prune
         self._kinds: dict[str, tuple[Callable[..., Any], Callable[..., None]]] = {
-            "Jobs": (api.batch.list_namespaced_job, book.put_job),
-            "pods": (api.core.list_namespaced_pod, book.put_pod),
+            "Jobs": (api.batch.list_namespaced_job, cache.put_job),
+            "pods": (api.core.list_namespaced_pod, cache.put_pod),
         }
         self._lock = threading.Lock()
         self._closed = threading.Event()
@@ -285,12 +287,12 @@ class Watches:
         self._troubles: dict[str, str] = {}
 
     def start(self) -> None:
-        """List both once, so that what is not allowed is known at once."""
+        """List Jobs and pods once, so that missing rights are known at once."""
         for kind in self._kinds:
             self._list(kind)
 
     def ensure(self) -> None:
-        """See that both threads run: there is a Job."""
+        """Start the threads that do not run."""
         with self._lock:
             for kind in self._kinds:
                 if not self._closed.is_set() and (
@@ -304,11 +306,11 @@ class Watches:
                     thread.start()
 
     def trouble(self) -> str:
-        """Why the cluster cannot be watched at the moment, if it cannot."""
+        """Return why the cluster cannot be watched at present; ``""``: it can."""
         return "; ".join(self._troubles.values())
 
     def close(self, seconds: float) -> None:
-        """End both, waiting for each at most so long."""
+        """End both threads, waiting for each for at most *seconds*."""
         self._closed.set()
         with self._lock:
             threads = list(self._threads.values())
@@ -330,13 +332,12 @@ class Watches:
             except Exception as error:
                 if self._closed.is_set():
                     return
-                if (
-                    isinstance(error, RefusedError) and error.status == 410
-                ):  # what changed since has been forgotten
-                    self._versions.pop(kind, None)
-                elif (
-                    isinstance(error, DeliveryError) or failures
-                ):  # else how a watch ends in a restart
+                if isinstance(error, RefusedError) and error.status == 410:
+                    self._versions.pop(
+                        kind, None
+                    )  # the server no longer has the changes since then
+                elif isinstance(error, DeliveryError) or failures:
+                    # A single other error is how a watch ends when the server restarts.
                     self._troubles[kind] = (
                         f"{error}" if isinstance(error, DeliveryError) else f"{error!r}"
                     )
@@ -344,7 +345,7 @@ class Watches:
                 self._closed.wait(WATCH_AGAIN.delay(failures))
             self._prune()
             with self._lock:
-                if self._closed.is_set() or not self._book.size():
+                if self._closed.is_set() or not self._cache.size():
                     del self._threads[kind]
                     self._versions.pop(kind, None)
                     return
@@ -376,9 +377,9 @@ class Watches:
 
     def _list(self, kind: str) -> None:
         function, put = self._kinds[kind]
-        known = self._book.uids(kind)
+        known = self._cache.uids(kind)
         listed = self._api.listed(function, kind, self._selector)
         for thing in listed["items"]:
             put(thing)
-        self._book.lacking(known - {thing["metadata"]["uid"] for thing in listed["items"]})
+        self._cache.drop_unlisted(known - {thing["metadata"]["uid"] for thing in listed["items"]})
         self._versions[kind] = listed["metadata"]["resourceVersion"]

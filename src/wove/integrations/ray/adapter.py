@@ -1,7 +1,7 @@
-"""Ray: a run is a task of the cluster, and its worker is any process of Ray's.
+"""Ray: a run is a task of the cluster, and any process of Ray's is its worker.
 
-Nothing has to be registered on the workers' side: a task is `wove.integrations.worker.run`, which is exported once. Ray
-tells this process what becomes of each task; `watch` looks at that for all of them together.
+Workers need no registration: a task is `wove.integrations.worker.run`, which is exported once. Ray sends the ends of
+all tasks to this process, so `watch` makes no queries.
 """
 
 from __future__ import annotations
@@ -9,16 +9,17 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Final, Literal
+from typing import Any, ClassVar, Final
 
 from wove.concurrency.thread_pool import ThreadPool
 from wove.errors import DeliveryError, install_command
 from wove.executors.base import Frame
 from wove.integrations.base import BackendAdapter, JobStatus, PayloadDict
 from wove.integrations.common.batcher import Batcher
-from wove.integrations.common.error_text import of_exception
-from wove.integrations.ray import client as ray_process
+from wove.integrations.common.error_text import exception_text
+from wove.integrations.ray import client as ray_client
 from wove.integrations.ray.client import Submission
+from wove.integrations.ray.states import SHUT_DOWN, TaskProbe, TaskState
 from wove.integrations.worker import run
 from wove.settings.config_readers import flag, options, text
 
@@ -37,25 +38,18 @@ RESERVED: Final = {
 """Options that the user cannot set, and why."""
 
 SETTLE_SECONDS: Final = 2.0
-"""How long a cancelled task may take to say so."""
+"""How long a cancelled task may take to end as cancelled."""
 
 KILL_SECONDS: Final = 2.0
-"""With ``force_cancel``: how long a cancelled run may take to end in good order before its process is killed."""
+"""With ``force_cancel``: how long a cancelled run may take to end by itself before its process is killed."""
 
-LOOK_SECONDS: Final = 0.05
-"""How often to look what a cancelled task does."""
-
-ANSWER_SECONDS: Final = 10.0
-"""How long it may take to fetch what a task that is over has returned: nothing, or an error."""
-
-SHUT_DOWN: Final = "Ray was shut down in this process"
+POLL_SECONDS: Final = 0.05
+"""The time between two checks of the state of a cancelled task."""
 
 LINGER_SECONDS: Final = 0.2
 
 ATTEMPTS: Final = 3
-"""How often to connect for a submission, if Ray is shut down each time before it."""
-
-State = Literal["under way", "cancelled", "over"]
+"""Maximum number of connections for one submission, if Ray is shut down before each."""
 
 
 class RayAdapter(BackendAdapter):
@@ -111,7 +105,7 @@ class RayAdapter(BackendAdapter):
 
     async def start(self) -> None:
         self._threads = ThreadPool(self.threads, "wove-ray")
-        self._trips: Batcher[PayloadDict, Submission] = Batcher(self._carry)
+        self._batcher: Batcher[PayloadDict, Submission] = Batcher(self._carry)
         self._exported: str | None = (
             None  # the connection over which the function has been exported
         )
@@ -120,40 +114,41 @@ class RayAdapter(BackendAdapter):
 
     def _connect(self) -> None:
         given = self._init_options if self._init else None
-        self._ray = ray = ray_process.load()
-        self._core = ray_process.shutdown_lock()  # for everything that is asked of Ray but this
+        self._ray = ray = ray_client.load()
+        self._core = ray_client.shutdown_lock()  # held during every call of Ray except this one
+        self._probe = TaskProbe(ray)
 
         try:
             # Exported to the cluster once, when the first run is submitted.
             self._run: Any = ray.remote(**self._remote_options)(run)
         except (TypeError, ValueError) as error:
             raise ValueError(
-                f"{self.label}: ray.remote does not take these remote_options: {of_exception(error)}"
+                f"{self.label}: ray.remote does not take these remote_options: {exception_text(error)}"
             ) from error
 
-        ray_process.connect(id(self), self._address, given, label=self.label)
+        ray_client.connect(id(self), self._address, given, label=self.label)
 
     async def close(self) -> None:
-        await self._trips.close()
+        await self._batcher.close()
         try:
-            for submission in list(self._condemned):  # nobody will be there to do it later
+            for submission in list(self._condemned):  # later, no process could do it
                 await self._threads.call(self._cancel, submission, True)
-            await self._threads.call(ray_process.leave, id(self))
+            await self._threads.call(ray_client.leave, id(self))
         finally:
             self._threads.close(LINGER_SECONDS)
 
     # ------------------------------------------------------------------ out
 
     async def submit(self, payload: PayloadDict, frame: Frame) -> Submission:
-        return await self._trips.put(
+        return await self._batcher.put(
             payload, sum(len(each) for each in payload.values() if isinstance(each, str))
         )
 
     async def _carry(self, payloads: Sequence[PayloadDict]) -> list[Submission]:
-        # One, and nothing to export: that takes no longer than to have it done by a thread.
+        # A single task without an export takes no longer than handing it to a thread.
         if len(payloads) == 1 and self._exported and self._core.acquire(blocking=False):
             try:
-                if self._exported == self._job():
+                if self._exported == ray_client.connection_id(self._ray):
                     return self._hand_over(payloads, self._exported)
             finally:
                 self._core.release()
@@ -162,9 +157,9 @@ class RayAdapter(BackendAdapter):
     def _connect_and_hand_over(self, payloads: Sequence[PayloadDict]) -> list[Submission]:
         for _ in range(ATTEMPTS):
             with self._core:
-                if (job := self._job()) is not None:
+                if (job := ray_client.connection_id(self._ray)) is not None:
                     return self._hand_over(payloads, job)
-            self._connect()  # it was shut down; asked for a task, it would start a cluster of its own
+            self._connect()  # Ray was shut down; a task would make it start a cluster of its own
         raise DeliveryError(f"{self.label}: {SHUT_DOWN} each time it was connected")
 
     def _hand_over(self, payloads: Sequence[PayloadDict], job: str) -> list[Submission]:
@@ -174,28 +169,20 @@ class RayAdapter(BackendAdapter):
             ]
         except Exception as error:
             raise DeliveryError(
-                f"{self.label}: Ray did not take the task: {of_exception(error)}"
+                f"{self.label}: Ray did not take the task: {exception_text(error)}"
             ) from error
 
-        # A client of ray:// has a server do it, and waits for it.
+        # With ray://, the server exports the function, and the client waits for it.
         self._exported = None if self._ray.util.client.ray.is_connected() else job
         return submissions
-
-    def _job(self) -> str | None:
-        """The id of this process's connection to the cluster; ``None``: it has none."""
-        return (
-            str(self._ray.get_runtime_context().get_job_id())
-            if self._ray.is_initialized()
-            else None
-        )
 
     # ------------------------------------------------------------------ cancel
 
     async def cancel(self, run_id: str, submission: Any, frame: Frame) -> bool:
         if not isinstance(submission, Submission):
             return False
-        if self.begun(run_id):
-            # Its worker hears of it within a second. Ray would interrupt the thread that waits for the task there.
+        if self.has_started(run_id):
+            # The worker learns of it within a second. Ray's cancel would interrupt the thread that waits for the task.
             if self._force:
                 await self._kill_later(submission)
             return False
@@ -204,44 +191,32 @@ class RayAdapter(BackendAdapter):
             return False
         if frame.get("delivery_cancel_mode") != "require_ack":
             return False
-        # A worker that has begun it reports before it says so, so that this is news of no run but of one that has not.
+        # A worker that has started the run reports before its task ends, so "cancelled" means that none has.
         return await self._settled(submission, SETTLE_SECONDS) == "cancelled"
 
     async def _kill_later(self, submission: Submission) -> None:
         self._condemned.add(submission)
         try:
             await self._settled(submission, KILL_SECONDS)
-            await self._threads.call(self._cancel, submission, True)  # nothing, if it is over
+            await self._threads.call(
+                self._cancel, submission, True
+            )  # has no effect if the task has ended
         finally:
             self._condemned.discard(submission)
 
-    async def _settled(self, submission: Submission, seconds: float) -> State:
+    async def _settled(self, submission: Submission, seconds: float) -> TaskState:
         """Wait for the end of a task for at most *seconds*, and return its state."""
         deadline = asyncio.get_running_loop().time() + seconds
-        while (state := await self._threads.call(self._state, submission)) == "under way":
+        while (state := await self._threads.call(self._probe.state, submission)) == "pending":
             if asyncio.get_running_loop().time() >= deadline:
                 break
-            await asyncio.sleep(LOOK_SECONDS)
+            await asyncio.sleep(POLL_SECONDS)
         return state
 
-    def _state(self, submission: Submission) -> State:
-        with self._core:
-            if submission.job != self._job():
-                return "over"
-            if not self._ray.wait([submission.ref], timeout=0, fetch_local=False)[0]:
-                return "under way"
-            try:
-                self._ray.get(submission.ref, timeout=ANSWER_SECONDS)
-            except self._ray.exceptions.TaskCancelledError:
-                return "cancelled"
-            except Exception:
-                return "over"
-            return "over"
-
     def _cancel(self, submission: Submission, force: bool) -> bool:
-        """Whether this process still has to do with it."""
+        """Cancel the task, and return whether this process is still connected to its cluster."""
         with self._core:
-            if submission.job != self._job():
+            if submission.job != ray_client.connection_id(self._ray):
                 return False
             self._ray.cancel(submission.ref, force=force)
             return True
@@ -249,37 +224,7 @@ class RayAdapter(BackendAdapter):
     # ------------------------------------------------------------------ watch
 
     def watch(self, submissions: Mapping[str, Any]) -> dict[str, JobStatus]:
-        with self._core:
-            return self._fates(submissions)  # whose references go with its frame
+        return self._probe.ended(submissions)
 
-    def _fates(self, submissions: Mapping[str, Submission]) -> dict[str, JobStatus]:
-        job = self._job()
-        there = (
-            {}
-            if job is None
-            else {key: each.ref for key, each in submissions.items() if each.job == job}
-        )
-        fates = {
-            run_id: JobStatus("lost", SHUT_DOWN) for run_id in submissions if run_id not in there
-        }
-
-        if there:
-            refs = list(there.values())
-            over, _ = self._ray.wait(refs, num_returns=len(refs), timeout=0, fetch_local=False)
-            over = set(over)
-            fates |= {run_id: self._fate(ref) for run_id, ref in there.items() if ref in over}
-
-        return fates
-
-    def _fate(self, ref: Any) -> JobStatus:
-        try:
-            self._ray.get(ref, timeout=ANSWER_SECONDS)
-        except Exception as error:
-            cause = getattr(
-                error, "cause", None
-            )  # what `run` has raised; the error itself is its whole traceback
-            return JobStatus(
-                "lost", of_exception(cause if isinstance(cause, BaseException) else error)
-            )
-
-        return JobStatus("finished", "finished")
+    def waiting(self, submissions: Mapping[str, Any]) -> str:
+        return self._probe.why_waiting()

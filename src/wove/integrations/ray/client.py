@@ -1,4 +1,4 @@
-"""Ray in this process, which is connected to one cluster at most: by the user, or by Wove's environments together."""
+"""The connection of this process to Ray. There is one at most, made by the user or shared by Wove's environments."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from typing import Any, Final
 
 from wove.concurrency import forks
 from wove.errors import DeliveryError
-from wove.integrations.common.error_text import of_exception
+from wove.integrations.common.error_text import exception_text
 
-__all__ = ["Submission", "connect", "leave", "load", "shutdown_lock"]
+__all__ = ["Submission", "connect", "connection_id", "leave", "load", "shutdown_lock"]
 
 LOGGER: Final = "ray._private.worker"
 IN_A_THREAD: Final = "SIGTERM handler is not set because current thread is not the main thread"
-"""Ray's warning where it is initialised in a thread (ray/_private/worker.py, `init`). That is on purpose here: how
-a process ends is its own matter."""
+"""Ray's warning when it is initialised in a thread (ray/_private/worker.py, `init`), which is intended here: Wove
+leaves the signals of the process to its owner."""
 
 UNKNOWN_OPTION: Final = "Unknown keyword argument"
-"""The beginning of the error of such a call (ray/_private/worker.py, `init`): a RuntimeError, as others are."""
+"""The beginning of the text of the RuntimeError for an unknown option (ray/_private/worker.py, `init`)."""
 
 CLIENT: Final = "ray://"
 """The beginning of the address of a Ray Client server."""
@@ -33,24 +33,24 @@ CONNECT_SECONDS: Final = 10.0
 """How long the cluster may take to accept a connection."""
 
 BY_NAME: Final = ("auto", "local")
-"""Addresses that name no place."""
+"""Addresses that are not a host and port."""
 
 _lock = threading.Lock()
-"""Guards what follows; taken before `shutdown_lock`, never under it."""
+"""Guards the variables below. Acquired before `shutdown_lock`, never under it."""
 _users: set[int] = set()
-"""The environments, by id, that use a connection that Wove has made."""
+"""The ids of the environments that use a connection that Wove has made."""
 _made: tuple[str, str] | None = None
-"""Which connection that is."""
+"""The connection that Wove has made, as `_identity` returns it."""
 _left: deque[Any] = deque()
-"""References that nobody needs any more."""
+"""References that are no longer needed."""
 _shutdown_lock: Any = threading.RLock()
-"""That of Ray (ray/_private/worker.py) once it has been loaded, if it has one."""
+"""The lock of Ray (ray/_private/worker.py) once it has been loaded, if it has one."""
 _forked = False
 """Whether this process was forked from one that was connected."""
 
 
 def load() -> Any:
-    """The package ``ray``."""
+    """Import and return the package ``ray``."""
     global _shutdown_lock
     with forks.importing:
         importlib.import_module("ray.util.client")
@@ -60,23 +60,22 @@ def load() -> Any:
 
 
 def shutdown_lock() -> Any:
-    """The lock, a `threading.RLock`, that Ray holds while it is being shut down in this process, by whomever.
+    """Return the lock, a `threading.RLock`, that Ray holds while it is being shut down in this process.
 
-    Whoever asks Ray's core for anything meanwhile has the process end at once, with exit code 1
-    (src/ray/core_worker/core_worker_process.cc, ``GetCoreWorker``); and to let go of an ``ObjectRef`` is to ask
-    (python/ray/includes/object_ref.pxi, ``__dealloc__``). So all of that is done under this lock. It can be held for
-    seconds: a loop must not wait for it.
+    Any call of Ray's core during a shutdown ends the process at once, with exit code 1
+    (src/ray/core_worker/core_worker_process.cc, ``GetCoreWorker``). Deleting an ``ObjectRef`` is such a call
+    (python/ray/includes/object_ref.pxi, ``__dealloc__``). So all calls are made under this lock. It can be held for
+    seconds, so an event loop must not wait for it.
     """
     return _shutdown_lock
 
 
 class Submission:
-    """A task that was submitted. Unlike what it holds, it can be let go of in any thread, at any time.
+    """A task that was submitted. Unlike its reference, it can be deleted in any thread, at any time.
 
     Attributes:
-        ref: The ``ObjectRef`` of what the task returns: nothing, or why it is over. Taken from here, it must be let go
-            of under the `shutdown_lock`.
-        job: The id of the connection to the cluster that it went over.
+        ref: The ``ObjectRef`` of the task's return value. Copies of it must be deleted under the `shutdown_lock`.
+        job: The id of the connection to the cluster over which it was submitted.
     """
 
     __slots__ = ("job", "ref")
@@ -120,53 +119,62 @@ def connect(
     with _lock:
         if ray.is_initialized():
             _check_place(ray, address, label)
-            if _which(ray) == _made:
+            if _identity(ray) == _made:
                 _users.add(user)
             return
-        _users.clear()  # if there are any, somebody else has shut it down
+        _users.clear()  # if there are any, code outside Wove has shut Ray down
         if options is None:
             raise DeliveryError(
                 f"{label}: Ray is not initialised in this process, and executor_config 'init' is False. Call "
                 "ray.init() before the weave, or leave 'init' out"
             )
         _initialise(ray, address, options, label)
-        _made = _which(ray)
+        _made = _identity(ray)
         _users.add(user)
 
 
 def leave(user: int) -> None:
-    """The environment needs it no more: disconnect, if it was Wove that connected and nobody else uses it."""
+    """Disconnect if Wove has connected and no other environment uses the connection.
+
+    Args:
+        user: The id that was given to `connect`.
+    """
     with _lock:
         if user not in _users:
             return
         _users.discard(user)
         ray: Any = sys.modules.get("ray")
-        if not _users and ray is not None and ray.is_initialized() and _which(ray) == _made:
+        if not _users and ray is not None and ray.is_initialized() and _identity(ray) == _made:
             ray.shutdown()
 
 
-def _which(ray: Any) -> tuple[str, str]:
-    """The cluster, and the connection to it."""
+def connection_id(ray: Any) -> str | None:
+    """Return the id of this process's connection to a cluster; ``None``: it has none. Called under `shutdown_lock`."""
+    return str(ray.get_runtime_context().get_job_id()) if ray.is_initialized() else None
+
+
+def _identity(ray: Any) -> tuple[str, str]:
+    """Return the ids of the cluster and of the connection to it."""
     context = ray.get_runtime_context()
     return str(context.gcs_address), str(context.get_job_id())
 
 
 def _initialise(ray: Any, address: str | None, options: Mapping[str, Any], label: str) -> None:
     given = {"log_to_driver": False, "logging_level": logging.WARNING, **options}
-    if (address or "").startswith(CLIENT):  # a client takes neither
+    if (address or "").startswith(CLIENT):  # a client accepts neither
         given = dict(options)
     try:
-        _knock(address)
+        _check_listening(address)
         with _without_that_warning():
             ray.init(address=address, **given)
     except (TypeError, ValueError) as error:
         raise ValueError(
-            f"{label}: ray.init does not take these init_options: {of_exception(error)}"
+            f"{label}: ray.init does not take these init_options: {exception_text(error)}"
         ) from error
     except Exception as error:
         if UNKNOWN_OPTION in str(error):
             raise ValueError(
-                f"{label}: ray.init does not take these init_options: {of_exception(error)}"
+                f"{label}: ray.init does not take these init_options: {exception_text(error)}"
             ) from error
         where = f"the Ray cluster at {address}" if address else "Ray"
         remedy = (
@@ -175,7 +183,7 @@ def _initialise(ray: Any, address: str | None, options: Mapping[str, Any], label
             else "See the log of Ray."
         )
         raise DeliveryError(
-            f"{label}: {where} could not be reached: {of_exception(error)}. {remedy}"
+            f"{label}: {where} could not be reached: {exception_text(error)}. {remedy}"
         ) from error
 
 
@@ -190,8 +198,8 @@ def _check_place(ray: Any, address: str | None, label: str) -> None:
         )
 
 
-def _knock(address: str | None) -> None:
-    """Find out whether somebody listens there: for that, Ray takes minutes, and does not say so in the end."""
+def _check_listening(address: str | None) -> None:
+    """Check that something listens at *address*. Ray itself would take minutes, and not say so in the end."""
     host, _, port = (address or "").removeprefix(CLIENT).partition("/")[0].rpartition(":")
     if host and port.isdecimal():
         socket.create_connection((host.strip("[]"), int(port)), CONNECT_SECONDS).close()
@@ -221,7 +229,7 @@ def reset_after_fork() -> None:
     global _lock, _forked
     _lock = threading.Lock()
     ray: Any = sys.modules.get("ray")
-    # That of a package whose import is under way does not have it yet.
+    # While the package is being imported, it has no `is_initialized` yet.
     _forked = _forked or (ray is not None and getattr(ray, "is_initialized", bool)())
     _users.clear()
 

@@ -33,31 +33,31 @@ FUNCTION: Final = "wove.integrations.worker.run"
 """The function that a job calls, by name."""
 
 DEFAULT_URL: Final = "redis://localhost:6379/0"
-"""Where ``rq worker`` looks by default (rq/cli/helpers.py, `get_redis_from_config`)."""
+"""The Redis that ``rq worker`` uses by default (rq/cli/helpers.py, `get_redis_from_config`)."""
 
 SCHEMES: Final = ("redis", "rediss", "unix")
-"""The URL schemes that `redis.Redis.from_url` takes (redis/connection.py, `parse_url`)."""
+"""The URL schemes that `redis.Redis.from_url` accepts (redis/connection.py, `parse_url`)."""
 
 CONNECT_SECONDS: Final = 5.0
 ANSWER_SECONDS: Final = 10.0
 """How long Redis may take to accept a connection, and to answer, where the URL says nothing else."""
 
 GRACE_SECONDS: Final = 30
-"""By what RQ's own time limit comes after the run's: the worker ends the run by itself, and reports that."""
+"""Seconds by which RQ's own time limit is later than the run's, at which the worker ends the run and reports that."""
 
 MAX_SECONDS: Final = 10 * 365 * 86400
-"""A longer limit is none: RQ sets an alarm, which takes 32 bits."""
+"""Longer limits become `NO_LIMIT`, since RQ sets an alarm, whose seconds have 32 bits."""
 
 NO_LIMIT: Final = -1
-"""RQ's ``job_timeout`` for that (rq/queue.py, `create_job`); its default, 180 s, is for jobs that name none."""
+"""RQ's ``job_timeout`` that stands for no limit (rq/queue.py, `create_job`). RQ's default is 180 s."""
 
-MAX_TRIES: Final = 10
-"""How often the job of a key is looked at again because it changed in between."""
+MAX_ATTEMPTS: Final = 10
+"""Maximum number of attempts to replace the job of a key while others change it."""
 
 KILL_SECONDS: Final = 5.0
-"""How long a cancelled run may take to end in good order before its work-horse is killed."""
+"""How long a cancelled run may take to end by itself before its work-horse is killed."""
 
-CANCELS_AT_ONCE: Final = 2
+MAX_CANCELS: Final = 2
 LINGER_SECONDS: Final = 0.2
 
 STOP: Final = "stop-job"
@@ -80,8 +80,8 @@ class Submission(NamedTuple):
 
     Attributes:
         job_id: Its id.
-        mark: What it is marked with if its id is made of a key, so that another one of that id is not taken for it;
-            ``None`` where the id is its own.
+        mark: If its id is made of an idempotency key, the mark that tells it from other jobs with that id; otherwise
+            ``None``.
     """
 
     job_id: str
@@ -109,7 +109,7 @@ class RQAdapter(BackendAdapter):
 
     _queue: Any
     _own: Any = None
-    """The Redis client, where it is ours."""
+    """The Redis client, if Wove has made it."""
 
     # ------------------------------------------------------------------ configuration
 
@@ -132,7 +132,7 @@ class RQAdapter(BackendAdapter):
         self._options = read_options(config, label=label)
         self._owner = uuid.uuid4().hex
         self._condemned: set[Submission] = set()
-        self._calls = ThreadPool(CANCELS_AT_ONCE, "wove-rq")
+        self._calls = ThreadPool(MAX_CANCELS, "wove-rq")
 
     def _check_queue(self, queue: object) -> None:
         if both := [key for key in ("redis_url", "queue_name") if self.config.get(key) is not None]:
@@ -173,7 +173,7 @@ class RQAdapter(BackendAdapter):
         if self._given is not None:
             self._queue = self._given
         else:
-            # No second try: a command that was carried out without an answer would enqueue a job twice.
+            # No retries: a command that was executed although its answer was lost would enqueue a job twice.
             self._own = redis.Redis.from_url(
                 self._url,
                 socket_connect_timeout=CONNECT_SECONDS,
@@ -185,8 +185,9 @@ class RQAdapter(BackendAdapter):
 
         self._redis: Any = self._queue.connection
         self._job_class: Any = self._queue.job_class
-        self._look = JobInspector(
+        self._probe = JobInspector(
             self._queue,
+            job_key=self._job_key,
             worker_key=f"{rq.Worker.redis_worker_namespace_prefix}{{}}".format,
             channel=commands.PUBSUB_CHANNEL_TEMPLATE.__mod__,
             result_key=results.Result.get_key,
@@ -196,7 +197,7 @@ class RQAdapter(BackendAdapter):
             self._queue.get_redis_server_version()
 
     def _try_options(self, version: str) -> None:
-        """Find out now, and not once a run, what RQ thinks of the options."""
+        """Check the options with RQ now, instead of at each run."""
         options = {
             name: value
             for name, value in self._options.items()
@@ -228,7 +229,7 @@ class RQAdapter(BackendAdapter):
     def close(self) -> None:
         self._calls.close(LINGER_SECONDS, for_good=True)
         try:
-            self._stop(set(self._condemned))  # nobody will be there to tell their workers
+            self._stop(set(self._condemned))  # later, no process could stop them
         finally:
             self._disconnect()
 
@@ -240,7 +241,7 @@ class RQAdapter(BackendAdapter):
     # ------------------------------------------------------------------ out
 
     def submit(self, payload: PayloadDict, frame: Frame) -> Submission:
-        if not self.wanted(payload["run_id"]):  # it waited for a Redis that does not answer
+        if not self.is_awaited(payload["run_id"]):  # Redis did not answer for too long
             raise DeliveryError(
                 f"{self.label}: run {payload['run_id']} was given up before it was enqueued"
             )
@@ -249,9 +250,7 @@ class RQAdapter(BackendAdapter):
             if naming.idempotency_key(frame) is not None:
                 return self._submit_with_key(payload, frame)
             submission = Submission(naming.job_id(frame), None)
-            if (
-                "depends_on" in self._options
-            ):  # RQ watches what it depends on, in a transaction of its own
+            if "depends_on" in self._options:  # RQ uses a transaction of its own for that
                 self._enqueue(submission, payload)
             else:
                 with self._redis.pipeline() as pipe:
@@ -267,7 +266,7 @@ class RQAdapter(BackendAdapter):
             args=(payload,),
             timeout=options.pop("job_timeout", None) or time_limit(payload),
             job_id=submission.job_id,
-            # RQ's own would hold the arguments, and its workers log it.
+            # RQ's default contains the arguments, and its workers log it.
             description=f"wove task {payload['task_name']!r}, run {payload['run_id']}"[:200],
             pipeline=pipe,
             **options,
@@ -280,7 +279,7 @@ class RQAdapter(BackendAdapter):
     def _submit_with_key(self, payload: PayloadDict, frame: Frame) -> Submission:
         submission = Submission(naming.job_id(frame), f"{self._owner}/{payload['run_id']}")
 
-        for _ in range(MAX_TRIES):
+        for _ in range(MAX_ATTEMPTS):
             with self._redis.pipeline() as pipe, contextlib.suppress(self._changed):
                 pipe.watch(self._key(submission))
                 row = read_row(pipe, self._key(submission))
@@ -301,13 +300,16 @@ class RQAdapter(BackendAdapter):
         )
 
     def _make_room(self, submission: Submission, row: Row, payload: PayloadDict) -> Submission:
-        """Remove the job of that id, if it is over or an earlier submission of ours, which is lost by now.
+        """Remove the job with that id if it is over, or if this adapter submitted it earlier and it is lost.
 
-        Runs with one key are shared within the process before they get here.
+        Runs with one key are already shared within the process.
+
+        Raises:
+            DeliveryError: The job belongs to another process, which waits for it.
         """
-        running = row.status == "started" and not self._look.is_gone(row)
+        running = row.status == "started" and not self._probe.is_gone(row)
         if running and row.owner == self._owner:
-            # Lost for us, and still written to by its worker. That must not write to the new job.
+            # It is lost here, but its worker still writes to it, and must not write to the new job.
             self._send_command(self._redis, row.worker, STOP, job_id=submission.job_id)
             return submission._replace(job_id=f"{submission.job_id}-{payload['run_id']}")
 
@@ -331,7 +333,7 @@ class RQAdapter(BackendAdapter):
             job.delete(pipeline=pipe)
         except self._errors:
             raise
-        except Exception:  # a hash without a status, which no version of RQ deletes by itself
+        except Exception:  # RQ does not delete a hash without a status
             (self._redis if pipe is None else pipe).delete(job.key)
 
     # ------------------------------------------------------------------ cancel
@@ -339,9 +341,9 @@ class RQAdapter(BackendAdapter):
     async def cancel(self, run_id: str, submission: Any, frame: Frame) -> bool:
         if not isinstance(submission, Submission):  # not enqueued yet
             return False
-        if (never := await self._calls.call(self._take_back, submission)) is not None:
-            return never
-        # Its worker hears within a second that nobody waits, and can end the run in good order. If not:
+        if (taken_back := await self._calls.call(self._take_back, submission)) is not None:
+            return taken_back
+        # Its worker learns of the cancel within a second, and can end the run by itself. Otherwise it is killed.
         self._condemned.add(submission)
 
         try:
@@ -353,14 +355,14 @@ class RQAdapter(BackendAdapter):
         return False
 
     def _take_back(self, submission: Submission) -> bool | None:
-        """Whether the job never runs, because of this call; ``None``: it runs."""
+        """Return whether this call has kept the job from ever running; ``None``: it runs."""
         key = self._key(submission)
 
         with self._reaching("could not be told to cancel"):
             row = read_row(self._redis, key)
             if row is None or (submission.mark is not None and row.mark != submission.mark):
-                return False  # nothing, or the job of another run
-            # Whoever takes the id from the list has the job: a worker, or this.
+                return False  # there is no job, or that of another run
+            # A worker that takes the id from the list has the job; here, this call has it.
             if self._redis.lrem(self._queue.key, 1, submission.job_id):
                 self._redis.delete(key, f"{key}:dependents")
                 return True
@@ -380,7 +382,7 @@ class RQAdapter(BackendAdapter):
         )
 
     def _stop(self, submissions: Iterable[Submission]) -> None:
-        """Have the work-horses of jobs that still run killed. A worker that works by itself does not listen."""
+        """Have the work-horses of jobs that still run killed. A `SimpleWorker` has none, and ignores the command."""
         with self._reaching("could not be told to stop a job"):
             for each in submissions:
                 row = read_row(self._redis, self._key(each))
@@ -395,8 +397,7 @@ class RQAdapter(BackendAdapter):
     # ------------------------------------------------------------------ watch
 
     def watch(self, submissions: Mapping[str, Any]) -> dict[str, JobStatus]:
-        jobs = {run_id: (self._key(each), each.mark) for run_id, each in submissions.items()}
-        return self._look.at(jobs)
+        return self._probe.ended(submissions)
 
     def waiting(self, submissions: Mapping[str, Any]) -> str:
         workers: list[Any] = self._worker_class.all(queue=self._queue)
@@ -411,18 +412,21 @@ class RQAdapter(BackendAdapter):
         return f"of {len(workers)} RQ workers on queue {self._queue.name!r}, {busy} are busy"
 
     def _key(self, submission: Submission) -> str:
-        key: str | bytes = self._job_class.key_for(submission.job_id)
+        return self._job_key(submission.job_id)
+
+    def _job_key(self, job_id: str) -> str:
+        key: str | bytes = self._job_class.key_for(job_id)
         return key if isinstance(key, str) else key.decode()  # bytes in RQ 2.0
 
 
 def time_limit(payload: PayloadDict) -> int:
-    """After how many seconds RQ may end the job: when nobody can be waiting for it any more."""
+    """Return the seconds after which RQ may end the job, because its run cannot be awaited any more."""
     seconds = longest_seconds(payload) + GRACE_SECONDS
     return NO_LIMIT if seconds > MAX_SECONDS else math.ceil(seconds)
 
 
 def _place(connection: Any) -> str:
-    """Where *connection* leads; no password."""
+    """Return the address of *connection*, without its password."""
     settings = connection.connection_pool.connection_kwargs
     if path := settings.get("path"):
         return str(path)

@@ -1,8 +1,8 @@
-"""Has workers of RQ import what a run needs before they fork a process for it, and not in each of these anew.
+"""Makes workers of RQ import what runs need once, before they fork a process for each run.
 
-RQ's worker reads a job's ``meta`` and forks; only then is the job's function imported. So `RunId`, which is in the meta
-of each job, pickles as a call of a function of this module: whoever reads it, imports this. A worker that cannot goes
-on without (rq/job.py, `restore`), and one whose serializer is not pickle finds a plain text.
+A worker of RQ reads a job's ``meta`` and forks; only the fork imports the job's function. Therefore `RunId`, which is
+in the meta of each job, pickles as a call of a function of this module, so that reading it imports this module. A
+worker where that fails goes on without it (rq/job.py, `restore`); a serializer other than pickle finds plain text.
 """
 
 from __future__ import annotations

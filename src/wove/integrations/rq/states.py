@@ -1,4 +1,4 @@
-"""The states of RQ's jobs: read from Redis for many jobs at once, without their payloads, and without unpickling."""
+"""The states of RQ's jobs, read from Redis for many jobs at once, without their payloads and without unpickling."""
 
 from __future__ import annotations
 
@@ -7,11 +7,14 @@ import time
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import islice
-from typing import Any, Final, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
 from wove.integrations.base import JobStatus
 
-__all__ = ["WAITING", "JobInspector", "Row", "read_row", "words_of"]
+if TYPE_CHECKING:
+    from wove.integrations.rq.adapter import Submission
+
+__all__ = ["WAITING", "JobInspector", "Row", "failure_text", "read_row"]
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -22,43 +25,43 @@ FIELDS: Final = ("status", "worker_name", "started_at", "origin", "wove")
 WAITING: Final = frozenset(
     {"created", "queued", "deferred", "scheduled", "rate_limited", "ready_to_enqueue"}
 )
-"""States of a job that no worker has begun (rq/job.py, `JobStatus`)."""
+"""States of a job that no worker has started (rq/job.py, `JobStatus`)."""
 
-AT_ONCE: Final = 1000
-"""How many jobs are asked about in one round trip."""
+MAX_QUERY_JOBS: Final = 1000
+"""Maximum number of jobs in one round trip."""
 
 MAX_LIST: Final = 10_000
-"""A queue of so many is fetched whole to see which jobs are still in it; of a longer one..."""
+"""Maximum length of a queue that is fetched whole to see which jobs are still in it."""
 
-LOOKED_UP: Final = 16
-"""...so many of the oldest jobs are looked up, since each costs Redis a walk through the list."""
+MAX_LOOKUPS: Final = 16
+"""Number of the oldest jobs that are looked up in a longer queue. Each costs Redis a walk through the list."""
 
 SILENT_SECONDS: Final = 10.0
-"""How long a worker may be away from its command channel: RQ comes back to it 2 s after a lost connection
-(rq/worker/base.py, `_pubsub_exception_handler`). And how long a job may be neither in the queue nor begun: between the
-two, a worker only forks."""
+"""How long a worker may have no subscription to its command channel, to which RQ returns 2 s after a lost connection
+(rq/worker/base.py, `_pubsub_exception_handler`). Also how long a job may be neither in the queue nor started; in
+between, a worker only forks."""
 
-MAX_WORDS: Final = 500
-"""The most characters of an error that are quoted."""
+MAX_CHARACTERS: Final = 500
+"""Maximum number of characters of an error that are quoted."""
 
 NO_REASON: Final = "RQ has kept no reason"
 
 ABANDONED: Final = "AbandonedJobError"
-"""In the words of a job whose worker gave no heartbeat (rq/registry.py, `StartedJobRegistry.cleanup`)."""
+"""Part of the error of a job whose worker sent no heartbeat (rq/registry.py, `StartedJobRegistry.cleanup`)."""
 
 NOT_FOUND: Final = "Invalid attribute name"
 """RQ's message when it cannot import a job's function (rq/utils.py, `import_attribute`)."""
 
 
 class Row(NamedTuple):
-    """A job, as far as it matters here.
+    """The fields of a job that matter here.
 
     Attributes:
         status: One of `rq.job.JobStatus`, as text; empty: unknown.
-        worker: The name of the worker that began it.
-        started_at: When, as RQ writes it.
-        origin: Its queue's name.
-        mark: Whose it is: ``owner/run_id``, where its id is made of an idempotency key.
+        worker: The name of the worker that started it.
+        started_at: When it was started, as RQ writes it.
+        origin: The name of its queue.
+        mark: ``owner/run_id``, if its id is made of an idempotency key.
     """
 
     status: str
@@ -69,19 +72,25 @@ class Row(NamedTuple):
 
     @property
     def owner(self) -> str:
-        """The adapter that enqueued it."""
+        """The id of the adapter that enqueued it."""
         return self.mark.partition("/")[0]
 
 
 class _Worker(NamedTuple):
-    """A worker: when it was born and when it died, as RQ writes it, and whether it listens (``None``: unknown)."""
+    """A worker.
+
+    Attributes:
+        birth: When it was started, as RQ writes it.
+        death: When it was shut down; empty: it was not.
+        listens: Whether it is subscribed to its command channel; ``None``: unknown.
+    """
 
     birth: str
     death: str
     listens: bool | None
 
     def gone(self, row: Row) -> str | None:
-        """Why it cannot be at work on *row*; ``None``: as far as Redis knows, it is."""
+        """Return why it cannot be running the job *row*; ``None`` if, as far as Redis knows, it does."""
         if self.death:
             return f"worker {row.worker} shut down at {self.death}"
         if self.birth and row.started_at and self.birth > row.started_at:
@@ -94,56 +103,59 @@ class _Worker(NamedTuple):
 
 
 def read_row(connection: Any, key: str) -> Row | None:
-    """The job under *key*; ``None``: there is none."""
+    """Return the job under *key*; ``None``: there is none."""
     return _row(connection.hmget(key, FIELDS))
 
 
 class JobInspector:
-    """Looks at jobs, and remembers which of them looked lost.
+    """Finds out which jobs are over, and remembers since when others look lost.
 
     Args:
         queue: The `rq.Queue`.
-        worker_key: Gives the key of a worker of that name.
-        channel: Its command channel.
-        result_key: The key of the results of a job of that id.
+        job_key: Returns the key of a job, by its id.
+        worker_key: Returns the key of a worker, by its name.
+        channel: Returns the command channel of a worker, by its name.
+        result_key: Returns the key of a job's results, by its id.
     """
 
     def __init__(
         self,
         queue: Any,
         *,
+        job_key: Callable[[str], str],
         worker_key: Callable[[str], str],
         channel: Callable[[str], str],
         result_key: Callable[[str], str],
     ) -> None:
         self._redis = queue.connection
         self._queue = queue
+        self._job_key = job_key
         self._worker_key = worker_key
         self._channel = channel
         self._result_key = result_key
         self._suspects: dict[str, float] = {}
 
-    def at(self, jobs: Mapping[str, tuple[str, str | None]]) -> dict[str, JobStatus]:
-        """Return the ends of *jobs*, given as keys in Redis and marks, by run id."""
-        fates: dict[str, JobStatus] = {}
+    def ended(self, submissions: Mapping[str, Submission]) -> dict[str, JobStatus]:
+        """Return the status of each job that is over; see `StatusProbe`."""
+        statuses: dict[str, JobStatus] = {}
         failed: dict[str, Row] = {}
         started: dict[str, Row] = {}
         queued: dict[str, str] = {}
 
-        for run_id, row in self._rows(jobs):
-            key, mark = jobs[run_id]
+        for run_id, row in self._rows(submissions):
+            job_id, mark = submissions[run_id]
             if row is None:
-                fates[run_id] = JobStatus(
+                statuses[run_id] = JobStatus(
                     "missing", "its job is no longer in Redis: removed, expired, or Redis lost it"
                 )
             elif mark is not None and row.mark != mark:
-                fates[run_id] = JobStatus(
+                statuses[run_id] = JobStatus(
                     "lost", "its job was replaced by another run's with the same idempotency key"
                 )
             elif row.status == "finished":
-                fates[run_id] = JobStatus("finished", "RQ: finished")
+                statuses[run_id] = JobStatus("finished", "RQ: finished")
             elif row.status in ("stopped", "canceled"):
-                fates[run_id] = JobStatus(
+                statuses[run_id] = JobStatus(
                     "lost", f"its job was {row.status}{_on(row)}, from outside the weave"
                 )
             elif row.status == "failed":
@@ -151,47 +163,47 @@ class JobInspector:
             elif row.status == "started":
                 started[run_id] = row
             elif row.status == "queued" and row.origin == self._queue.name:
-                queued[run_id] = _id_in(key)
+                queued[run_id] = job_id
 
         workers = self._look_up(
             {row.worker for row in (*started.values(), *failed.values()) if row.worker}
         )
-        fates.update(self._failures(failed, jobs, workers))
+        statuses.update(self._failures(failed, submissions, workers))
         suspects = self._unattended(started, workers)
         suspects.update(self._untraceable(queued))
-        fates.update(self._lasting(suspects))
-        return fates
+        statuses.update(self._lasting(suspects))
+        return statuses
 
     def is_gone(self, row: Row) -> bool:
-        """Whether the worker of a job that was begun is gone."""
+        """Return whether the worker of a started job is gone."""
         return self._look_up({row.worker})[row.worker].gone(row) is not None
 
-    def _rows(self, jobs: Mapping[str, tuple[str, str | None]]) -> Iterator[tuple[str, Row | None]]:
-        for part in _parts(jobs, AT_ONCE):
+    def _rows(self, submissions: Mapping[str, Submission]) -> Iterator[tuple[str, Row | None]]:
+        for part in _parts(submissions, MAX_QUERY_JOBS):
             with self._redis.pipeline(transaction=False) as pipe:
-                for key, _ in part.values():
-                    pipe.hmget(key, FIELDS)
+                for each in part.values():
+                    pipe.hmget(self._job_key(each.job_id), FIELDS)
                 yield from zip(part, map(_row, pipe.execute()), strict=True)
 
     def _look_up(self, names: Iterable[str]) -> dict[str, _Worker]:
-        wanted = sorted(names)
-        if not wanted:
+        asked = sorted(names)
+        if not asked:
             return {}
         with self._redis.pipeline(transaction=False) as pipe:
-            for name in wanted:
+            for name in asked:
                 pipe.hmget(self._worker_key(name), ("birth", "death"))
-            # A worker, and the work-horse it forked, hold the connection to this channel open as long as either lives.
-            pipe.pubsub_numsub(*map(self._channel, wanted))
+            # The subscription lasts as long as the worker or the work-horse that it forked.
+            pipe.pubsub_numsub(*map(self._channel, asked))
             *rows, listeners = pipe.execute(raise_on_error=False)
 
         counts = (
-            [None] * len(wanted)
+            [None] * len(asked)
             if isinstance(listeners, Exception)
             else [count for _, count in listeners]
         )
         workers: dict[str, _Worker] = {}
 
-        for name, row, count in zip(wanted, rows, counts, strict=True):
+        for name, row, count in zip(asked, rows, counts, strict=True):
             if isinstance(row, Exception):
                 raise row
             workers[name] = _Worker(
@@ -203,25 +215,25 @@ class JobInspector:
     def _failures(
         self,
         failed: Mapping[str, Row],
-        jobs: Mapping[str, tuple[str, str | None]],
+        submissions: Mapping[str, Submission],
         workers: Mapping[str, _Worker],
     ) -> Iterator[tuple[str, JobStatus]]:
-        for part in _parts(failed, AT_ONCE):
+        for part in _parts(failed, MAX_QUERY_JOBS):
             with self._redis.pipeline(transaction=False) as pipe:
                 for run_id in part:
-                    pipe.xrevrange(self._result_key(_id_in(jobs[run_id][0])), count=1)
+                    pipe.xrevrange(self._result_key(submissions[run_id].job_id), count=1)
                 results = pipe.execute(raise_on_error=False)
             for (run_id, row), result in zip(part.items(), results, strict=True):
-                words = words_of(_told(result))
+                text = failure_text(_recorded(result))
                 alive = row.worker in workers and workers[row.worker].gone(row) is None
-                if ABANDONED in words and alive:  # a SimpleWorker gives no heartbeat while it works
+                if ABANDONED in text and alive:  # a SimpleWorker sends no heartbeat during a job
                     continue
-                yield run_id, JobStatus("lost", f"its job failed{_on(row)}: {words}")
+                yield run_id, JobStatus("lost", f"its job failed{_on(row)}: {text}")
 
     def _unattended(
         self, started: Mapping[str, Row], workers: Mapping[str, _Worker]
     ) -> dict[str, tuple[str, bool]]:
-        """Jobs that were begun by workers that are gone: why, and whether that is certain."""
+        """Return the jobs whose workers are gone, with the reason and whether that is certain."""
         found: dict[str, tuple[str, bool]] = {}
 
         for run_id, row in started.items():
@@ -235,7 +247,7 @@ class JobInspector:
         return found
 
     def _untraceable(self, queued: Mapping[str, str]) -> dict[str, tuple[str, bool]]:
-        """Jobs that are neither in the queue nor begun: a worker that took one, and ended before it began it."""
+        """Return the jobs that are neither in the queue nor started: their workers ended between the two."""
         if not queued:
             return {}
         key = self._queue.key
@@ -243,7 +255,7 @@ class JobInspector:
             there = set(map(_text, self._redis.lrange(key, 0, -1)))
             missing = [run_id for run_id, job_id in queued.items() if job_id not in there]
         else:
-            oldest = dict(islice(queued.items(), LOOKED_UP))
+            oldest = dict(islice(queued.items(), MAX_LOOKUPS))
             with self._redis.pipeline(transaction=False) as pipe:
                 for job_id in oldest.values():
                     pipe.lpos(key, job_id)
@@ -270,21 +282,21 @@ def _row(values: list[Any]) -> Row | None:
     return Row(*map(_text, values)) if any(values) else None
 
 
-def words_of(told: str) -> str:
-    """The end of what RQ has written down about a failure: the exception, without its traceback."""
-    lines = told.rstrip().splitlines()
+def failure_text(recorded: str) -> str:
+    """Return the exception at the end of a failure that RQ has recorded, without its traceback."""
+    lines = recorded.rstrip().splitlines()
     at = next((at for at in range(len(lines), 0, -1) if lines[at - 1].startswith((" ", "\t"))), 0)
-    words = " ".join(lines[at:] or lines[-1:]).strip()[:MAX_WORDS]
-    if NOT_FOUND in words:
-        words += (
+    text = " ".join(lines[at:] or lines[-1:]).strip()[:MAX_CHARACTERS]
+    if NOT_FOUND in text:
+        text += (
             " (the worker cannot import wove.integrations.worker: is Wove installed where it runs?)"
         )
 
-    return words or NO_REASON
+    return text or NO_REASON
 
 
-def _told(result: Any) -> str:
-    """The text of a job's latest failure (rq/results.py, `Result.serialize`)."""
+def _recorded(result: Any) -> str:
+    """Return the text of a job's latest failure (rq/results.py, `Result.serialize`)."""
     try:
         return zlib.decompress(base64.b64decode(result[0][1][b"exc_string"])).decode(
             "utf-8", "replace"
@@ -295,10 +307,6 @@ def _told(result: Any) -> str:
 
 def _on(row: Row) -> str:
     return f" on worker {row.worker}" if row.worker else ""
-
-
-def _id_in(key: str) -> str:
-    return key.rpartition(":")[2]  # no id has a colon
 
 
 def _text(value: Any) -> str:

@@ -1,4 +1,4 @@
-"""The keys of an environment on Slurm: commands, options of ``sbatch``, and what a job's environment is made of."""
+"""The keys of an environment on Slurm: options of ``sbatch``, and the environment variables of jobs."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ RESERVED: Final = {
     "version": _NONE,
     "V": _NONE,
 }
-"""Options of ``sbatch`` that are not the user's to set, and why. The names are those of sbatch(1)."""
+"""Options of ``sbatch`` that the user cannot set, and why. The names are those of sbatch(1)."""
 
 EXPORTED: Final = (
     "PATH",
@@ -84,10 +84,10 @@ _OF_SBATCH: Final = (
 process that is a job itself, these say what *that* job has, and Slurm hands them on to the new one."""
 
 _NOT_OF_SBATCH: Final = ("SBATCH_EXPORT", "SBATCH_WAIT", "SBATCH_ARRAY_INX", "SBATCH_GET_USER_ENV")
-"""The variables of ``sbatch`` that would undo what Wove sets: no option on the command line switches them off."""
+"""Variables of ``sbatch`` that would override what Wove sets, and that no option on the command line switches off."""
 
 _OTHER_COMMANDS: Final = ("SQUEUE_*", "SCANCEL_*", "SACCT_*", "SLURM_TIME_FORMAT")
-"""Filters and prompts that suit a person, and hide jobs from whoever asks about them by their ids (squeue(1),
+"""Variables with filters and prompts for interactive use, which would hide jobs from the queries (squeue(1),
 scancel(1), ENVIRONMENT VARIABLES)."""
 
 _NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
@@ -100,19 +100,19 @@ _UNPRINTABLE: Final = re.compile(r"[\x00-\x1f\x7f]")
 
 
 def read_options(value: object, *, label: str) -> tuple[str, ...]:
-    """The ``sbatch_options`` of an environment, as arguments.
+    """Return ``sbatch_options`` as arguments of ``sbatch``.
 
     Args:
         value: A dict of long or short names; or the arguments themselves, as a list or a text; or ``None``. In a dict,
-            True is for an option without a value, and False and ``None`` leave one out.
+            True stands for an option without a value; options with False or ``None`` are left out.
         label: What messages begin with.
 
     Raises:
         TypeError: It is something else.
-        ValueError: An option is not the user's to set, or none at all; the message says why.
+        ValueError: An option is reserved, or not an option; the message says why.
 
     Example:
-        >>> read_options({"partition": "gpu", "cpus_per_task": 4, "exclusive": True}, what="environment 'jobs'")
+        >>> read_options({"partition": "gpu", "cpus_per_task": 4, "exclusive": True}, label="environment 'jobs'")
         ('--partition=gpu', '--cpus-per-task=4', '--exclusive')
     """
     key_label = f"{label}: executor_config 'sbatch_options'"
@@ -128,12 +128,12 @@ def read_options(value: object, *, label: str) -> tuple[str, ...]:
     for each in arguments:
         if (
             not each.startswith("-") and "=" in before
-        ):  # sbatch would take it for the script, and the rest for its own
+        ):  # sbatch would use it as the script, and the rest as its arguments
             raise ValueError(
                 f"{key_label}: {each!r} is neither an option of sbatch nor the value of one"
             )
         before = "=" if not each.startswith("-") else each
-        # A short one may have its value right behind; what begins without a hyphen is the value of the one before.
+        # The value of a short option may follow directly; a word without a hyphen is the value of the option before it.
         name = (
             each[2:].partition("=")[0]
             if each.startswith("--")
@@ -148,14 +148,14 @@ def read_options(value: object, *, label: str) -> tuple[str, ...]:
 
 
 def directives(arguments: Sequence[str]) -> str:
-    """*arguments* as lines of a script, which ``sbatch`` reads as such.
+    """Return *arguments* as lines of a script that ``sbatch`` reads.
 
     Example:
         >>> print(directives(["--partition=gpu", "--comment=a b"]), end="")
         #SBATCH --partition=gpu
         #SBATCH "--comment=a b"
     """
-    # Slurm splits each line at spaces, and takes double quotes and backslashes (src/sbatch/opt.c, _get_argument).
+    # Slurm splits each line at spaces, and interprets double quotes and backslashes (src/sbatch/opt.c, _get_argument).
     return "".join(f"#SBATCH {' '.join(map(_quoted, words))}\n" for words in _joined(arguments))
 
 
@@ -186,7 +186,7 @@ def _of_mapping(options: Mapping[object, object], label: str) -> list[str]:
 
 
 def _joined(arguments: Sequence[str]) -> list[tuple[str, ...]]:
-    """Options with their values: what does not begin with a hyphen belongs to what is before it."""
+    """Return options with their values: a word without a hyphen belongs to the option before it."""
     lines: list[tuple[str, ...]] = []
 
     for each in arguments:
@@ -210,8 +210,8 @@ class Export(NamedTuple):
 
     Attributes:
         option: The value of ``sbatch --export``.
-        names: Patterns of variables that are handed over; ``None``: all.
-        values: More variables.
+        names: Patterns of the variables that jobs get; ``None``: all variables.
+        values: Further variables with their values.
     """
 
     option: str
@@ -219,11 +219,10 @@ class Export(NamedTuple):
     values: Mapping[str, str]
 
     def environment(self) -> dict[str, str]:
-        """The environment in which to call ``sbatch``.
+        """Return the environment in which to call ``sbatch``, which passes all of it on.
 
-        It hands on all of its own: so the values are on no command line, may hold commas, and the node need not make a
-        login environment first, as it does for ``--export=NAME`` and ``--export=NONE``, with ``su``, for a second or
-        more.
+        So no value is on a command line, values may contain commas, and the node does not create a login environment
+        with ``su`` first, which takes a second or more for ``--export=NAME`` and ``--export=NONE``.
         """
         names = ("*",) if self.names is None else (*self.names, *_OF_SBATCH)
         kept = {
@@ -235,17 +234,17 @@ class Export(NamedTuple):
 
 
 def read_export(value: object, *, label: str) -> Export:
-    """The key ``export``.
+    """Read the key ``export``.
 
     Args:
         value: A list (or a text with commas) of names of variables, ``NAME=value`` or ``PREFIX_*``, which jobs get
-            beside the usual ones; or a dict of values; ``"ALL"`` for the whole environment; ``"NONE"`` for that of a
-            login on the node; ``None`` for the usual variables only.
+            in addition to `EXPORTED`; or a dict of values; ``"ALL"`` for the whole environment; ``"NONE"`` for that of
+            a login on the node; ``None`` for `EXPORTED` only.
         label: What messages begin with.
 
     Raises:
         TypeError: It is something else.
-        ValueError: A name is none.
+        ValueError: A name is not a name of a variable.
     """
     key_label = f"{label}: executor_config 'export'"
     if isinstance(value, str):
@@ -265,7 +264,7 @@ def read_export(value: object, *, label: str) -> Export:
 
     for each in cast("Sequence[object]", value or ()):
         if not isinstance(each, str):
-            raise TypeError(f"{key_label} must be a list of names, and {shown(each)} is none")
+            raise TypeError(f"{key_label} must be a list of names, and {shown(each)} is not one")
         name, given, held = each.partition("=")
         if not (_NAME if given else _PATTERN).fullmatch(name):
             raise ValueError(
@@ -286,7 +285,7 @@ def read_export(value: object, *, label: str) -> Export:
 
 
 def environment_of_queries() -> dict[str, str]:
-    """The environment in which the other commands are called."""
+    """Return the environment in which the other commands are called."""
     return {
         name: value
         for name, value in os.environ.items()

@@ -1,4 +1,4 @@
-"""The states of Slurm's jobs, by the columns of ``squeue`` and ``sacct``, and what they mean for a run. Pure."""
+"""The states of Slurm's jobs, as ``squeue`` and ``sacct`` print them, and what they mean for a run. Pure."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Final, NamedTuple
 
 from wove.integrations.base import JobStatus
-from wove.integrations.common.statuses import meaning
+from wove.integrations.common.exit_codes import meaning
 
 __all__ = [
     "COMES_AGAIN",
@@ -17,19 +17,19 @@ __all__ = [
     "SQUEUE_FIELDS",
     "Node",
     "Row",
-    "fate_of",
     "read_sacct",
     "read_sinfo",
     "read_squeue",
+    "status_of",
     "stranded",
 ]
 
 SQUEUE_FIELDS: Final = "jobarrayid:@,state:@,exit_code:@,requeue:@,partition:@,nodelist:@,reason:@"
-"""For ``squeue --Format``: each has an @ behind it, which a shell leaves alone that ssh starts."""
+"""For ``squeue --Format``. Each field is followed by @, which the shell behind an ssh does not change."""
 
 SACCT_FIELDS: Final = "JobIDRaw,State,ExitCode,Partition,NodeList,Reason"
 SINFO_FORMAT: Final = "%R@%N@%T@%E"
-"""Partition, node, state and why, for ``sinfo --Node``."""
+"""Partition, node, state and reason, for ``sinfo --Node``."""
 
 ENDED: Final = {
     "COMPLETED": "finished",
@@ -45,10 +45,10 @@ ENDED: Final = {
     "LAUNCH_FAILED": "lost",
     "RECONFIG_FAIL": "lost",
 }
-"""States in which a job is over (slurm.schedmd.com/job_state_codes.html). All others are on the way."""
+"""States in which a job is over (slurm.schedmd.com/job_state_codes.html), and the states of their `JobStatus`."""
 
 COMES_AGAIN: Final = ("PREEMPTED", "NODE_FAIL", "BOOT_FAIL")
-"""After these, Slurm puts a job in the queue again that may be requeued."""
+"""States after which Slurm queues a job again, if it may be requeued."""
 
 MEANINGS: Final = {
     "CANCELLED": "cancelled, and not by Wove",
@@ -77,7 +77,7 @@ NEVER_THERE: Final = {
     "PartitionTimeLimit": "its time limit is longer than the partition's",
     "QOSNotAllowed": "its QOS may not be used there",
 }
-"""And those for which it does so if it has no other partition to wait for."""
+"""Reasons why a job waits for ever if it has no other partition to wait for."""
 
 USUAL: Final = (
     "",
@@ -90,7 +90,7 @@ USUAL: Final = (
     "Resources",
 )
 LIMITS: Final = ("Assoc", "Max", "QOS")
-"""Reasons to wait that pass, and what those begin with that are limits of how much may run at a time."""
+"""Reasons that pass by themselves, and the beginnings of those that are limits on running jobs."""
 
 
 MAX_NODES: Final = 3
@@ -106,7 +106,7 @@ class Node(NamedTuple):
     Attributes:
         name: Its name.
         state: Such as ``"idle"`` or ``"drained"``.
-        reason: Why somebody has taken it out; else empty.
+        reason: The administrator's reason for taking it out; empty if it is in.
     """
 
     name: str
@@ -122,14 +122,14 @@ class Row(NamedTuple):
 
     Attributes:
         job: Its id.
-        cluster: The name above it, where several were asked; else empty.
+        cluster: The name of its cluster, if several were asked; otherwise empty.
         state: Such as ``"RUNNING"``.
-        by: Who cancelled it, if that is said.
-        status: Its exit status, as of a process: negative for a signal; 0 as long as there is none.
+        by: The user who cancelled it, if Slurm says so.
+        status: Its exit status, as of a process: negative for a signal; 0 while there is none.
         requeues: Whether Slurm may put it in the queue again.
         partition: Its partition, or several, with commas.
-        nodes: Where it runs or ran; empty: it never had a node.
-        reason: Why it waits or failed, in one of Slurm's words.
+        nodes: The nodes on which it runs or ran; empty: it never had one.
+        reason: Slurm's code for why it waits or failed.
     """
 
     job: str
@@ -144,7 +144,7 @@ class Row(NamedTuple):
 
     @property
     def never(self) -> str | None:
-        """Why it never begins; ``None``: it may."""
+        """Why it waits for ever; ``None``: it does not."""
         if self.state not in ("PENDING", "REQUEUE_HOLD", "SPECIAL_EXIT"):
             return None
         name = self.reason.replace(" ", "_")
@@ -152,7 +152,7 @@ class Row(NamedTuple):
 
     @property
     def worries(self) -> bool:
-        """It waits for what somebody has to do something about."""
+        """Whether it waits for something that does not pass by itself."""
         return (
             self.state == "PENDING"
             and self.reason not in USUAL
@@ -161,12 +161,12 @@ class Row(NamedTuple):
 
     @property
     def wants_nodes(self) -> bool:
-        """Return whether it waits for nodes, and not only for others to leave them."""
+        """Whether it waits for nodes to come back, and not only for other jobs to leave them."""
         return self.worries and "node" in self.reason.lower()
 
 
 def read_squeue(text: str) -> Iterator[Row]:
-    """The rows of ``squeue --noheader --Format`` with `SQUEUE_FIELDS`."""
+    """Yield the rows of ``squeue --noheader --Format`` with `SQUEUE_FIELDS`."""
     cluster = ""
 
     for line in text.splitlines():
@@ -183,7 +183,7 @@ def read_squeue(text: str) -> Iterator[Row]:
 
 
 def read_sacct(text: str) -> Iterator[Row]:
-    """The rows of ``sacct --noheader --parsable2 --format`` with `SACCT_FIELDS`."""
+    """Yield the rows of ``sacct --noheader --parsable2 --format`` with `SACCT_FIELDS`."""
     for line in text.splitlines():
         fields = line.strip().split("|")
         if len(fields) < 6:
@@ -205,7 +205,7 @@ def read_sacct(text: str) -> Iterator[Row]:
 
 
 def read_sinfo(text: str) -> dict[str, list[Node]]:
-    """The nodes of each partition, from ``sinfo --noheader --Node --format`` with `SINFO_FORMAT`."""
+    """Return the nodes of each partition, from ``sinfo --noheader --Node --format`` with `SINFO_FORMAT`."""
     found: dict[str, list[Node]] = {}
 
     for line in text.splitlines():
@@ -220,11 +220,11 @@ def read_sinfo(text: str) -> dict[str, list[Node]]:
 
 
 def stranded(row: Row, partitions: Mapping[str, Sequence[Node]]) -> JobStatus | None:
-    """That the job waits in vain, if no node of its partitions takes jobs.
+    """Return the status of a waiting job if no node of its partitions takes jobs; ``None``: one does.
 
     Args:
-        row: Of the job.
-        partitions: Their nodes.
+        row: The job's row.
+        partitions: The nodes by partition.
     """
     named = row.partition.split(",")
     nodes = [node for name in named for node in partitions.get(name, ())]
@@ -236,12 +236,12 @@ def stranded(row: Row, partitions: Mapping[str, Sequence[Node]]) -> JobStatus | 
     some = "; ".join(map(str, nodes[:MAX_NODES])) + ("; ..." if len(nodes) > MAX_NODES else "")
     return JobStatus(
         "lost",
-        f"job {row.job} of Slurm waits in vain ({row.reason}): no node takes jobs there: {some}",
+        f"job {row.job} of Slurm waits for ever ({row.reason}): no node takes jobs there: {some}",
     )
 
 
 def _status(code: str) -> int:
-    """An exit status: of what wait(2) gives (``1792``), or of ``7:0`` (status and signal)."""
+    """Return an exit status from what wait(2) gives (``"1792"``), or from status and signal (``"7:0"``)."""
     exited, colon, signalled = code.partition(":")
 
     try:
@@ -254,15 +254,15 @@ def _status(code: str) -> int:
     return -(number & 0x7F) if number & 0x7F else number >> 8
 
 
-def fate_of(row: Row, said: str = "") -> JobStatus | None:
-    """Return the end of the job, if it is over or never begins.
+def status_of(row: Row, said: str = "") -> JobStatus | None:
+    """Return the status of a job that is over or waits for ever; ``None``: it is neither.
 
     Args:
-        row: Of the job.
-        said: A sentence about what it printed, if that is known.
+        row: The job's row.
+        said: A sentence about its output, if that is known.
     """
     if (why := row.never) is not None:
-        return JobStatus("lost", f"job {row.job} of Slurm waits in vain ({row.reason}): {why}")
+        return JobStatus("lost", f"job {row.job} of Slurm waits for ever ({row.reason}): {why}")
     end = ENDED.get(row.state)
     if end is None:
         return None
@@ -273,11 +273,11 @@ def fate_of(row: Row, said: str = "") -> JobStatus | None:
         f"by user {row.by}" if row.by else "",
         f"on {row.nodes}" if row.nodes else "before it had a node",
     )
-    words = f"job {row.job} of Slurm ended: {', '.join(filter(None, facts))}"
+    text = f"job {row.job} of Slurm ended: {', '.join(filter(None, facts))}"
     if end == "finished":
-        return JobStatus("finished", words)
+        return JobStatus("finished", text)
     cause = MEANINGS.get(row.state) or (_meaning(row.status) if row.state == "FAILED" else None)
-    sentences = [each for each in (words, cause, said) if each]
+    sentences = [each for each in (text, cause, said) if each]
     return JobStatus("lost", " ".join(_ended_sentence(each) for each in sentences).rstrip("."))
 
 

@@ -24,7 +24,7 @@ from wove.graph.rules import shown
 from wove.integrations.base import BackendAdapter, JobStatus, PayloadDict
 from wove.integrations.common.client_loops import ClientCalls
 from wove.integrations.naming import idempotency_key, job_id
-from wove.integrations.taskiq.client import Sent, Startups, home_of
+from wove.integrations.taskiq.client import BrokerLoops, Submission, loop_of
 from wove.integrations.taskiq.lost import LostJobDetector
 from wove.integrations.taskiq.worker import TASK_NAME
 from wove.security import NetworkExecutorSecurity
@@ -36,19 +36,19 @@ if TYPE_CHECKING:
 __all__ = ["TaskiqAdapter"]
 
 LABELS: Final[Mapping[str, Any]] = {
-    # Where runs are retried is said in the weave: taskiq/middlewares/simple_retry_middleware.py.
+    # The weave retries its tasks itself: taskiq/middlewares/simple_retry_middleware.py.
     "retry_on_error": False,
-    # A message that is acknowledged when its task has ended is handed out again while a long one still runs, ten
-    # minutes after it was (RedisStreamBroker, idle_timeout). taskiq/receiver/receiver.py, _get_ack_time; releases
-    # before 0.13 ignore it.
+    # A message that is acknowledged at the end of its task would be delivered again after ten minutes, while a long
+    # task still runs (RedisStreamBroker, idle_timeout). See taskiq/receiver/receiver.py, _get_ack_time; releases before
+    # 0.13 ignore it.
     "ack_type": "when_received",
 }
 
-AT_ONCE: Final = 16
-"""Messages that are handed to the broker at a time: each takes a connection of its pool."""
+MAX_PENDING_KICKS: Final = 16
+"""Maximum number of messages that are being sent at a time: each uses a connection of the broker's pool."""
 
 BROADCASTING: Final = "PubSubBroker"
-"""Of taskiq-redis; it gives each message to every worker."""
+"""The broker of taskiq-redis that delivers each message to every worker."""
 
 
 class TaskiqAdapter(BackendAdapter):
@@ -85,7 +85,9 @@ class TaskiqAdapter(BackendAdapter):
                 raise ValueError(
                     f"{label}: executor_config has both 'task' and 'task_name'; the task has a name already"
                 )
-            broker = self._task.kicker().broker  # a shared task's is another than its own
+            broker = (
+                self._task.kicker().broker
+            )  # for a shared task, this differs from its attribute
 
         if not (
             callable(getattr(broker, "kick", None)) and callable(getattr(broker, "startup", None))
@@ -114,7 +116,7 @@ class TaskiqAdapter(BackendAdapter):
 
     async def start(self) -> None:
         self._kicker = await run_in_thread(_import)
-        self._turns = asyncio.Semaphore(AT_ONCE)
+        self._slots = asyncio.Semaphore(MAX_PENDING_KICKS)
         self._started_on: asyncio.AbstractEventLoop | None = None
         self._calls = ClientCalls(
             self._broker_loop,
@@ -122,10 +124,10 @@ class TaskiqAdapter(BackendAdapter):
             seconds=self._seconds,
             explain=self._explain,
         )
-        self._traces = LostJobDetector(
-            self._broker, self._name, trusts_results=self._trusts_results
+        self._probe = LostJobDetector(
+            self._broker, self._name, self.has_started, trusts_results=self._trusts_results
         )
-        if Startups.done(self._broker):
+        if BrokerLoops.is_started(self._broker):
             return
         loop = self._broker_loop()
 
@@ -135,15 +137,15 @@ class TaskiqAdapter(BackendAdapter):
             raise
         except Exception as error:
             raise DeliveryError(
-                f"{self.label}: {self._shown} could not be started: {_said(error)}"
+                f"{self.label}: {self._shown} could not be started: {_cause_text(error)}"
             ) from error
 
         self._started_on = loop or asyncio.get_running_loop()
 
     async def close(self) -> None:
         await self._calls.close()
-        # A broker that was started on the user's loop is left to the user, together with the loop. So are threads
-        # that belong to a broker in memory: it does not start again without them.
+        # A broker that was started on the user's loop is left to the user, as the loop is. A broker in memory is left
+        # too: it could not be started again without its threads.
         if self._started_on is asyncio.get_running_loop() and not hasattr(self._broker, "executor"):
             await self._broker.shutdown()
 
@@ -155,7 +157,7 @@ class TaskiqAdapter(BackendAdapter):
         """Return the loop that the broker belongs to; ``None``: Wove's own loop."""
         if self._started_on is not None and not self._started_on.is_closed():
             return self._started_on
-        return home_of(self._broker)
+        return loop_of(self._broker)
 
     def _explain(self, error: BaseException) -> DeliveryError | None:
         if not isinstance(error, TimeoutError):
@@ -164,14 +166,14 @@ class TaskiqAdapter(BackendAdapter):
 
     # ------------------------------------------------------------------ out
 
-    async def submit(self, payload: PayloadDict, frame: Frame) -> Sent:
+    async def submit(self, payload: PayloadDict, frame: Frame) -> Submission:
         task_id = job_id(frame)
         if idempotency_key(frame) is not None:
-            # Taskiq takes as many tasks of one id as it is given, and the result of an earlier one would be taken for
-            # that of this one.
+            # Taskiq accepts any number of tasks with one id, and the result of an earlier one would count as that of
+            # this one.
             task_id = f"{task_id}-{payload['run_id']}"
 
-        async with self._turns:
+        async with self._slots:
             began = time.monotonic()
             try:
                 await self._calls.call(lambda: self._kick(task_id, payload))
@@ -179,9 +181,9 @@ class TaskiqAdapter(BackendAdapter):
                 raise
             except Exception as error:
                 raise DeliveryError(
-                    f"{self.label}: {self._shown} did not take the task: {_said(error)}"
+                    f"{self.label}: {self._shown} did not take the task: {_cause_text(error)}"
                 ) from error
-            return Sent(task_id, began, time.monotonic())
+            return Submission(task_id, began, time.monotonic())
 
     def _kick(self, task_id: str, payload: PayloadDict) -> Coroutine[Any, Any, Any]:
         task = self._task if self._task is not None else self._broker.find_task(self._name)
@@ -189,17 +191,20 @@ class TaskiqAdapter(BackendAdapter):
         kicker.labels = {**LABELS, **kicker.labels}
         return cast("Coroutine[Any, Any, Any]", kicker.with_task_id(task_id).kiq(payload))
 
-    async def cancel(self, run_id: str, submission: Sent, frame: Frame) -> bool:
-        # There is no way to take a message back, and none to reach a task. The worker learns of it from the answer to
-        # its first report, or to its next one.
+    async def cancel(self, run_id: str, submission: Submission, frame: Frame) -> bool:
+        # Taskiq can neither withdraw a message nor cancel a task. The worker learns of the cancel from the answer to
+        # its next report.
         return False
 
     # ------------------------------------------------------------------ watch
 
-    async def watch(self, submissions: Mapping[str, Sent]) -> dict[str, JobStatus]:
-        if not self._traces.any:
+    async def watch(self, submissions: Mapping[str, Submission]) -> dict[str, JobStatus]:
+        if not self._probe.usable:
             return {}
-        return await self._calls.call(lambda: self._traces.look(submissions, self.begun))
+        return await self._calls.call(lambda: self._probe.ended(submissions))
+
+    async def waiting(self, submissions: Mapping[str, Submission]) -> str:
+        return await self._calls.call(self._probe.why_waiting)
 
 
 def _import() -> Any:
@@ -207,7 +212,7 @@ def _import() -> Any:
         return importlib.import_module("taskiq.kicker").AsyncKicker
 
 
-def _said(error: BaseException) -> str:
-    """Return the cause's words; taskiq wraps it in an error without any."""
+def _cause_text(error: BaseException) -> str:
+    """Return the text of the cause, which Taskiq wraps in an error without text."""
     cause = error.__cause__ if error.__cause__ is not None else error
     return ": ".join(filter(None, (type(cause).__name__, str(cause))))

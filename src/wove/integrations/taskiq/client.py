@@ -1,4 +1,4 @@
-"""A Taskiq broker's state: the loop it belongs to, and whether it was started."""
+"""The state of a Taskiq broker: its event loop, and whether it was started."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from typing import Any, ClassVar, NamedTuple, cast
 from wove.concurrency import forks
 from wove.integrations.common.client_loops import loop_of_redis
 
-__all__ = ["Sent", "Startups", "home_of"]
+__all__ = ["BrokerLoops", "Submission", "loop_of"]
 
 
-class Sent(NamedTuple):
-    """A message that the broker has taken.
+class Submission(NamedTuple):
+    """A message that the broker has accepted.
 
     Attributes:
         task_id: The id of its task.
         began: When it was handed over, in seconds of `time.monotonic`.
-        ended: And when that was done.
+        ended: When the broker had accepted it.
     """
 
     task_id: str
@@ -26,10 +26,11 @@ class Sent(NamedTuple):
     ended: float
 
 
-class Startups:
-    """Which brokers their owners have started, and on which loop.
+class BrokerLoops:
+    """Remembers which brokers were started, and on which loops.
 
-    Brokers do not tell. They do call their event handlers, so those that `register` has seen are known.
+    A broker does not say whether it was started, but it calls its event handlers. So this is known of the brokers that
+    `register` has seen.
     """
 
     _loops: ClassVar[weakref.WeakKeyDictionary[Any, asyncio.AbstractEventLoop]] = (
@@ -38,7 +39,7 @@ class Startups:
 
     @classmethod
     def note(cls, broker: Any) -> None:
-        """From now on it is noticed when *broker* is started or shut down."""
+        """Have *broker* report from now on when it is started or shut down."""
         if not callable(getattr(broker, "add_event_handler", None)):
             return
         events = _events()
@@ -58,38 +59,39 @@ class Startups:
 
     @classmethod
     def loop(cls, broker: Any) -> asyncio.AbstractEventLoop | None:
-        """The loop on which *broker* was started, as far as is known."""
+        """Return the loop on which *broker* was started; ``None``: it was not, or this is not known."""
         return cls._loops.get(broker)
 
     @classmethod
     def reset_after_fork(cls) -> None:
-        """Forget all, in a forked child, but what was started on the loop that goes on there."""
+        """Forget all brokers in a forked child, except those of the loop that still runs there."""
         here = asyncio._get_running_loop()
         for broker, loop in list(cls._loops.items()):
             if loop is not here:
                 del cls._loops[broker]
 
     @classmethod
-    def done(cls, broker: Any) -> bool:
-        """Whether *broker* was started: by a worker, by its owner as far as is known, or it is in use already."""
-        return bool(getattr(broker, "is_worker_process", False)) or home_of(broker) is not None
+    def is_started(cls, broker: Any) -> bool:
+        """Return whether *broker* is known to be started: it is a worker's, its owner has started it, or it is in
+        use."""
+        return bool(getattr(broker, "is_worker_process", False)) or loop_of(broker) is not None
 
 
-forks.after_in_child(forks.Phase.CLIENTS, Startups.reset_after_fork)
+forks.after_in_child(forks.Phase.CLIENTS, BrokerLoops.reset_after_fork)
 
 
-def home_of(broker: Any) -> asyncio.AbstractEventLoop | None:
-    """The loop that *broker* belongs to: that of its open connections, or the one it was started on."""
+def loop_of(broker: Any) -> asyncio.AbstractEventLoop | None:
+    """Return the loop of the open connections of *broker*, or the one on which it was started; ``None``: unknown."""
     for owner in (broker, getattr(broker, "result_backend", None)):
         for value in vars(owner).values() if hasattr(owner, "__dict__") else ():
             if (loop := _bound_to(value)) is not None:
                 return loop
-    started = Startups.loop(broker)
+    started = BrokerLoops.loop(broker)
     return None if started is None or started.is_closed() else started
 
 
 def _bound_to(value: object) -> asyncio.AbstractEventLoop | None:
-    """The loop of a connection or a pool of them: those of redis, aio-pika, asyncpg, ... have one under such a name."""
+    """Return the loop of a connection or pool of redis, aio-pika, asyncpg and the like; ``None``: it has none."""
     if (loop := loop_of_redis(value)) is not None:
         return loop
     for name in ("_loop", "loop"):
@@ -101,7 +103,7 @@ def _bound_to(value: object) -> asyncio.AbstractEventLoop | None:
 
 
 def _events() -> Any:
-    # Its package is there: it has made the broker.
+    # The package is installed, since the broker comes from it.
     from taskiq.events import TaskiqEvents
 
     return cast("Any", TaskiqEvents)

@@ -1,8 +1,8 @@
-"""The traces of Taskiq's tasks: results, and messages that are still in the queue or not.
+"""Finds ended and lost tasks of Taskiq: by their results, and by the messages that are still in the queue.
 
-Its workers log and drop the messages of tasks that they do not know, and a worker that is killed takes along those
-that it has fetched. With Redis, both can be seen from the queue: a message that is in it no more, of a task that
-nobody reports to have begun.
+Taskiq's workers log and drop messages of tasks that they do not know, and the messages that a killed worker has fetched
+are lost. With Redis, both can be seen in the queue: the message is no longer there, and no worker has reported that the
+task started.
 """
 
 from __future__ import annotations
@@ -14,36 +14,47 @@ from typing import Any, Final
 
 from wove.concurrency import forks
 from wove.integrations.base import JobStatus
-from wove.integrations.common import error_text as words
 from wove.integrations.common.client_loops import leave_behind
+from wove.integrations.common.error_text import exception_text, safe_unpickle
 from wove.integrations.common.silent_jobs import SILENCE_SECONDS, SilentJobs
-from wove.integrations.taskiq.client import Sent
+from wove.integrations.taskiq.client import Submission
 
 __all__ = ["LostJobDetector"]
 
-ASKED_AT_ONCE: Final = 50
-"""Tasks about which a result store without bulk queries is asked at a time."""
+MAX_QUERY_TASKS: Final = 50
+"""Maximum number of queries at a time to a result store without bulk queries."""
 
-READ_AT_ONCE: Final = 200
-RESULT_BYTES: Final = 1024 * 1024
-"""A result that is larger is not read: ours are all empty, and errors are not as large as that."""
+MAX_READ_RESULTS: Final = 200
+"""Maximum number of results that are read after one query. The remaining ones are read after the next."""
+
+MAX_RESULT_BYTES: Final = 1024 * 1024
+"""How much of a result is read. Results of Wove's task are empty, and errors are smaller than this."""
 
 _TASK_ID: Final = re.compile(rb"wove-[A-Za-z0-9_-]+")
 
 
 class LostJobDetector:
-    """Looks for the traces of tasks.
+    """Finds out which tasks are over. Its methods are called on the broker's loop.
 
     Args:
-        broker: Theirs.
-        task_name: What they are called.
-        trusts_results: Whether stored results may be read by what the user has chosen for that, which may be pickle.
+        broker: The broker of the tasks.
+        task_name: The name of the tasks.
+        has_started: As `BackendAdapter`.
+        trusts_results: Whether the user's own deserializer, which may be pickle, is used for stored results.
 
     Attributes:
-        any: Whether there is anything to look at.
+        usable: Whether this broker or its result backend can be asked at all.
     """
 
-    def __init__(self, broker: Any, task_name: str, *, trusts_results: bool) -> None:
+    def __init__(
+        self,
+        broker: Any,
+        task_name: str,
+        has_started: Callable[[str], bool],
+        *,
+        trusts_results: bool,
+    ) -> None:
+        self._has_started = has_started
         self._broker = broker
         self._task_name = task_name
         self._trusts_results = trusts_results
@@ -55,23 +66,25 @@ class LostJobDetector:
         self._is_list = self._pool is not None and "ListQueueBroker" in kinds
         self._is_stream = self._pool is not None and "RedisStreamBroker" in kinds
         self._asked = 0
-        self._unheard = SilentJobs()
-        self._behind: dict[str, bytes] = {}
+        self._silent = SilentJobs()
+        self._latest_id: dict[str, bytes] = {}
         leave_behind(self._pool)
         leave_behind(getattr(self._results, "redis_pool", None))
-        self.any = self._results is not None or self._is_list or self._is_stream
+        self.usable = self._results is not None or self._is_list or self._is_stream
 
-    async def look(
-        self, submissions: Mapping[str, Sent], begun: Callable[[str], bool]
-    ) -> dict[str, JobStatus]:
-        """Return the ends of *submissions* that are known. Called on the broker's loop."""
-        fates: dict[str, JobStatus] = {}
-        runs = {sent.task_id: run_id for run_id, sent in submissions.items()}
+    async def ended(self, submissions: Mapping[str, Submission]) -> dict[str, JobStatus]:
+        """Return the status of each task that is over; see `StatusProbe`."""
+        statuses: dict[str, JobStatus] = {}
+        runs = {each.task_id: run_id for run_id, each in submissions.items()}
         if self._results is not None:
-            for task_id, fate in (await self._look_at_results(list(runs))).items():
-                fates[runs[task_id]] = fate
+            for task_id, status in (await self._with_results(list(runs))).items():
+                statuses[runs[task_id]] = status
 
-        waiting = {sent.task_id: sent for run_id, sent in submissions.items() if not begun(run_id)}
+        waiting = {
+            each.task_id: each
+            for run_id, each in submissions.items()
+            if not self._has_started(run_id)
+        }
 
         if self._is_list or self._is_stream:
             taken = await (
@@ -79,15 +92,31 @@ class LostJobDetector:
                 if self._is_list
                 else self._taken_from_stream(waiting)
             )
-            # Workers take what they can begin at once: taskiq/receiver/receiver.py, sem_prefetch.
-            for task_id in self._unheard.look(taken, waiting):
-                fates.setdefault(runs[task_id], JobStatus("missing", self._unheard_text()))
+            # Workers take only messages that they can start at once: taskiq/receiver/receiver.py, sem_prefetch.
+            for task_id in self._silent.overdue(taken, waiting):
+                statuses.setdefault(runs[task_id], JobStatus("missing", self._silence_text()))
 
-        return fates
+        return statuses
+
+    async def why_waiting(self) -> str:
+        """Return why tasks wait: the number of messages and consumers, with Redis."""
+        queue, redis = self._queue(), self._redis() if self._pool is not None else None
+        if redis is not None and self._is_list:
+            length: int = await redis.llen(queue)
+            return (
+                f"queue {queue!r} of Taskiq's broker has {length} messages that no worker has taken"
+            )
+        if redis is None or not self._is_stream:
+            return ""
+        consumers = await redis.xinfo_consumers(queue, self._broker.consumer_group_name)
+        if not consumers:
+            return f"no Taskiq worker has ever taken from queue {queue!r}"
+        idle = min(each["idle"] for each in consumers) / 1000
+        return f"the workers of queue {queue!r} have taken nothing for {idle:.0f} s"
 
     # ------------------------------------------------------------------ the queue
 
-    def _unheard_text(self) -> str:
+    def _silence_text(self) -> str:
         return (
             f"a worker has taken it from the queue, and has not reported within {SILENCE_SECONDS:g} s that it began. "
             f"Either that worker knows no task {self._task_name!r} (Taskiq drops the message: call "
@@ -95,23 +124,23 @@ class LostJobDetector:
             "cannot reach the callback address"
         )
 
-    async def _taken_from_list(self, waiting: Mapping[str, Sent]) -> set[str]:
-        """Workers take the oldest message, which is the last of the list: all that are older are taken."""
+    async def _taken_from_list(self, waiting: Mapping[str, Submission]) -> set[str]:
+        """Return the tasks whose messages are older than the last one in the list, which workers take next."""
         redis = self._redis()
         oldest: list[bytes] = await redis.lrange(self._queue(), -1, -1)
         if not oldest:
             return set(waiting)
         found = _TASK_ID.search(oldest[0])
-        first = waiting.get(found.group().decode()) if found is not None else None
-        if first is None:  # another application's, or of a run that nobody waits for
+        oldest_sent = waiting.get(found.group().decode()) if found is not None else None
+        if oldest_sent is None:  # of another application, or of a run that is no longer awaited
             return set()
-        return {task_id for task_id, sent in waiting.items() if sent.ended < first.began}
+        return {task_id for task_id, sent in waiting.items() if sent.ended < oldest_sent.began}
 
-    async def _taken_from_stream(self, waiting: Mapping[str, Sent]) -> set[str]:
-        """Return the messages that are older than the last delivered one and than the oldest that a worker holds.
+    async def _taken_from_stream(self, waiting: Mapping[str, Submission]) -> set[str]:
+        """Return the tasks whose messages are older than the last delivered one and than all that workers hold.
 
-        Taskiq's workers look for the messages of those that have died only after they were handed a new one
-        (RedisStreamBroker.listen in taskiq_redis/redis_broker.py), which there may never be.
+        Taskiq's workers claim the messages of dead workers only when a new message arrives
+        (RedisStreamBroker.listen in taskiq_redis/redis_broker.py), which may be never.
         """
         queue, group, redis = self._queue(), self._broker.consumer_group_name, self._redis()
 
@@ -121,9 +150,9 @@ class LostJobDetector:
             pipe.xinfo_consumers(queue, group)
             stream, groups, consumers = await pipe.execute()
 
-        # An entry's id is not known, but that it was there when the stream's last one was this.
+        # The id of an entry is not known, but it is at most the last id of the stream at the first probe.
         last: bytes = stream["last-generated-id"]
-        self._behind = {task_id: self._behind.get(task_id, last) for task_id in waiting}
+        self._latest_id = {task_id: self._latest_id.get(task_id, last) for task_id in waiting}
         delivered = next(
             (each["last-delivered-id"] for each in groups if each["name"] == group.encode()), b"0-0"
         )
@@ -136,7 +165,7 @@ class LostJobDetector:
 
         return {
             task_id
-            for task_id, seen in self._behind.items()
+            for task_id, seen in self._latest_id.items()
             if _entry(seen) <= _entry(delivered) and all(_entry(seen) < held for held in oldest)
         }
 
@@ -147,13 +176,13 @@ class LostJobDetector:
 
     # ------------------------------------------------------------------ the results
 
-    async def _look_at_results(self, task_ids: list[str]) -> dict[str, JobStatus]:
+    async def _with_results(self, task_ids: list[str]) -> dict[str, JobStatus]:
         pool: Any = getattr(self._results, "redis_pool", None)
         if pool is not None and callable(getattr(self._results, "_task_name", None)):
-            return await self._look_at_redis(pool, task_ids)
-        # In turns, because each costs a query.
+            return await self._with_redis_results(pool, task_ids)
+        # A part of them each time, because each costs a query.
         start = self._asked % max(1, len(task_ids))
-        some = [*task_ids[start:], *task_ids[:start]][:ASKED_AT_ONCE]
+        some = [*task_ids[start:], *task_ids[:start]][:MAX_QUERY_TASKS]
         self._asked += len(some)
         ready = await asyncio.gather(*(self._results.is_result_ready(task_id) for task_id in some))
         return {
@@ -170,12 +199,12 @@ class LostJobDetector:
 
         try:
             result = await self._results.get_result(task_id)
-            return _fate(task_id, bool(result.is_err), result.error)
+            return _status(task_id, bool(result.is_err), result.error)
         except Exception as error:
             return JobStatus("finished", _unread(task_id, f"{type(error).__name__}: {error}"))
 
-    async def _look_at_redis(self, pool: Any, task_ids: list[str]) -> dict[str, JobStatus]:
-        """One query for all, of RedisAsyncResultBackend in taskiq_redis/redis_backend.py."""
+    async def _with_redis_results(self, pool: Any, task_ids: list[str]) -> dict[str, JobStatus]:
+        """Read many results in one query, as RedisAsyncResultBackend (taskiq_redis/redis_backend.py) stores them."""
         redis = _client(pool)
         name = self._results._task_name
         async with redis.pipeline(transaction=False) as pipe:
@@ -184,13 +213,13 @@ class LostJobDetector:
             sizes: list[int] = await pipe.execute()
 
         there = [task_id for task_id, size in zip(task_ids, sizes, strict=True) if size][
-            :READ_AT_ONCE
+            :MAX_READ_RESULTS
         ]
         if not there:
             return {}
         async with redis.pipeline(transaction=False) as pipe:
             for task_id in there:
-                pipe.getrange(name(task_id), 0, RESULT_BYTES)
+                pipe.getrange(name(task_id), 0, MAX_RESULT_BYTES)
             found: list[bytes] = await pipe.execute()
 
         return {
@@ -200,14 +229,14 @@ class LostJobDetector:
     def _read(self, task_id: str, data: bytes) -> JobStatus:
         try:
             if type(self._results.serializer).__name__ == "PickleSerializer":
-                result = words.inert(data)
+                result = safe_unpickle(data)
             elif self._trusts_results or type(self._results.serializer).__module__.startswith(
                 "taskiq."
             ):
                 result = self._results.serializer.loadb(data)
             else:
                 raise ValueError("'security' is set, and the serializer is not one of Taskiq's")
-            return _fate(task_id, bool(result["is_err"]), result.get("error"))
+            return _status(task_id, bool(result["is_err"]), result.get("error"))
         except Exception as error:
             return JobStatus("finished", _unread(task_id, f"{type(error).__name__}: {error}"))
 
@@ -216,23 +245,23 @@ class LostJobDetector:
 
 
 def _client(pool: Any) -> Any:
-    # As the broker does; imported already, by what made the pool.
+    # As the broker makes it. The module is already imported, since the pool exists.
     with forks.importing:
         from redis.asyncio import Redis
     return Redis(connection_pool=pool)
 
 
 def _entry(entry_id: bytes | str) -> tuple[int, int]:
-    """The id of a stream's entry, for comparison."""
+    """Return the id of a stream's entry as numbers that can be compared."""
     milliseconds, _, number = (
         entry_id.decode() if isinstance(entry_id, bytes) else entry_id
     ).partition("-")
     return int(milliseconds), int(number or 0)
 
 
-def _fate(task_id: str, is_error: bool, error: object) -> JobStatus:
+def _status(task_id: str, is_error: bool, error: object) -> JobStatus:
     if is_error:
-        return JobStatus("lost", f"Taskiq's task {task_id!r} failed: {words.of_exception(error)}")
+        return JobStatus("lost", f"Taskiq's task {task_id!r} failed: {exception_text(error)}")
     return JobStatus("finished", f"Taskiq's task {task_id!r} has a result")
 
 

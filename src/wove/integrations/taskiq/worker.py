@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from wove.integrations.taskiq.client import Startups
+from wove.integrations.taskiq.client import BrokerLoops
 from wove.integrations.worker import arun, check_security
 from wove.security import SecurityConfig
 
@@ -24,7 +24,7 @@ def register(
         name: The environment's ``task_name``.
         security: As the environment's ``security``; ``None``: the secret in the variable ``WOVE_WORKER_SECRET``, if
             there is one.
-        labels: Of the task, such as ``queue_name="reports"`` of taskiq-redis.
+        labels: Labels of the task, such as ``queue_name="reports"`` of taskiq-redis.
 
     Returns:
         The task, which an environment takes as ``task``.
@@ -42,5 +42,5 @@ def register(
     async def run_backend_payload(payload: dict[str, Any]) -> None:
         await arun(payload, security=checked)
 
-    Startups.note(broker)
+    BrokerLoops.note(broker)
     return broker.register_task(run_backend_payload, task_name=name, **labels)

@@ -26,13 +26,14 @@ if TYPE_CHECKING:
 __all__ = ["TemporalAdapter"]
 
 TARGET_HOST: Final = "localhost:7233"
-"""Where ``temporal server start-dev`` listens, and where Temporal's own tools look by default."""
+"""The address of ``temporal server start-dev``, and the default of Temporal's own tools."""
 
 ID_CHARACTERS: Final = 255
-"""The most characters of a workflow's id. A server takes 1,000 unless it is set up for less (``limit.maxIDLength`` in
-github.com/temporalio/temporal, common/dynamicconfig/constants.go); 255 is what its oldest stores hold."""
+"""Maximum length of a workflow's id. Servers accept 1,000 characters unless configured otherwise (``limit.maxIDLength``
+in github.com/temporalio/temporal, common/dynamicconfig/constants.go); their oldest stores hold 255."""
 
 PREFIX_CHARACTERS: Final = 150
+"""Maximum length of ``workflow_id_prefix``."""
 
 RESERVED_CONNECT: Final = {"target_host": "the key 'target_host' beside it is for that"}
 
@@ -50,11 +51,11 @@ RESERVED: Final = {
 }
 """Options that ``connect_options`` and ``start_options`` cannot set, and why."""
 
-STARTS_AT_ONCE: Final = 32
-"""Workflows that are being started at a time. More wait here and not in the server, where each would be slower."""
+MAX_PENDING_STARTS: Final = 32
+"""Maximum number of workflows that are being started. Others wait here, since each would be slower in the server."""
 
 LAST_SECONDS: Final = 1.0
-"""How long the end waits for answers that are due: what has been cancelled is to hear of it."""
+"""How long `close` waits for pending calls, so that cancels still arrive."""
 
 
 class TemporalAdapter(BackendAdapter):
@@ -129,7 +130,7 @@ class TemporalAdapter(BackendAdapter):
 
     async def start(self) -> None:
         library = self._library = await run_in_thread(_import, "client")
-        fates = await run_in_thread(_import, "states")
+        states = await run_in_thread(_import, "states")
         where = f"{self.label}: executor_config"
         library.check_options("connect", self._connect_options, label=f"{where} 'connect_options'")
         library.check_options(
@@ -137,7 +138,7 @@ class TemporalAdapter(BackendAdapter):
         )
         self._type: str = library.name_of(self._workflow, label=f"{where} 'workflow'")
         self._is_ours = self._workflow is None
-        self._turns = asyncio.Semaphore(STARTS_AT_ONCE)
+        self._slots = asyncio.Semaphore(MAX_PENDING_STARTS)
         self._calls = ClientCalls(
             self._client_loop, label=f"{self.label}: its client", explain=self._explain
         )
@@ -151,7 +152,7 @@ class TemporalAdapter(BackendAdapter):
             )
 
         self._options_of_start = {**self._start_options, "task_queue": self._task_queue}
-        self._fates = fates.Fates(self._client, self._task_queue, self.begun, label=self.label)
+        self._probe = states.WorkflowProbe(self._client, self._task_queue, self.has_started)
 
     async def close(self) -> None:
         await self._calls.close(LAST_SECONDS)
@@ -179,7 +180,7 @@ class TemporalAdapter(BackendAdapter):
             return cast("DeliveryError", self._library.forked(self.label))
         return None
 
-    # ------------------------------------------------------------------ what is asked of it
+    # ------------------------------------------------------------------ jobs
 
     async def submit(self, payload: PayloadDict, frame: Frame) -> Submission:
         start = partial(
@@ -189,12 +190,12 @@ class TemporalAdapter(BackendAdapter):
             payload,
             workflow_id=job_id(frame, prefix=self._prefix, most=ID_CHARACTERS),
             keyed=idempotency_key(frame) is not None,
-            wanted=self.wanted,
+            is_awaited=self.is_awaited,
             options=self._options_of_start,
             label=self.label,
         )
 
-        async with self._turns:
+        async with self._slots:
             if self._calls.closed:
                 raise DeliveryError(
                     f"{self.label} was stopped before run {payload['run_id']} was started"
@@ -214,7 +215,10 @@ class TemporalAdapter(BackendAdapter):
             raise
 
     async def watch(self, submissions: Mapping[str, Submission]) -> dict[str, JobStatus]:
-        return await self._calls.call(partial(self._fates.ask, submissions))
+        return await self._calls.call(partial(self._probe.ended, submissions))
+
+    async def waiting(self, submissions: Mapping[str, Submission]) -> str:
+        return await self._calls.call(self._probe.why_waiting)
 
 
 def _import(name: str) -> Any:

@@ -1,6 +1,6 @@
-"""How the Temporal adapter uses Temporal's client: connecting, starting and ending workflows.
+"""Calls of Temporal's client: connecting, starting and ending workflows.
 
-The only module of the adapter that imports Temporal's package, and it is imported when an environment starts.
+It imports Temporal's package, and is itself imported when an environment starts.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from temporalio.workflow import _Definition  # pyright: ignore[reportPrivateUsag
 from wove.concurrency import forks
 from wove.errors import DeliveryError
 from wove.graph.rules import shown, suggest
-from wove.integrations.common.submitted_keys import SubmittedKeys, Wanted
+from wove.integrations.common.submitted_keys import IsAwaited, SubmittedKeys
 from wove.integrations.temporal.workflow import WORKFLOW
 
 __all__ = [
@@ -47,24 +47,24 @@ CONNECT_SECONDS: Final = 15.0
 """How long a server may take to accept a connection and to say that it knows the namespace."""
 
 RPC: Final = timedelta(seconds=10)
-"""How long it may take to answer a call. The client makes some more tries, for ten seconds in all
+"""How long the server may take to answer a call. The client retries for ten seconds in all
 (temporalio.service.RetryConfig)."""
 
 START: Final = timedelta(seconds=30)
-"""How long it may take to start a workflow: a server that has a thousand to start makes the last ones wait."""
+"""How long the server may take to start a workflow: with a thousand at once, the last ones wait."""
 
 SUMMARY_BYTES: Final = 200
-"""The most bytes of a summary, which is what Temporal's UI shows beside a workflow's id
+"""Maximum size of a summary, which Temporal's UI shows beside a workflow's id
 (``static_summary`` of temporalio.client.Client.start_workflow)."""
 
 SETTLE_SECONDS: Final = 0.1
-"""How long Temporal's threads may take to end what they do for the last call: interpreters that end earlier crash
+"""How long to wait for Temporal's threads after the last call: an interpreter that ends earlier crashes
 (github.com/temporalio/sdk-python, issue 300)."""
 
 CANCELLED: Final = "its weave has cancelled it before a worker began it"
 
 _keyed: Final = SubmittedKeys()
-"""By Temporal's run ids."""
+"""The submitted workflows with a key, by Temporal's run ids."""
 
 _clients: Final[WeakSet[Client]] = WeakSet()
 _runtimes: Final[set[Runtime]] = set()
@@ -76,7 +76,7 @@ class Submission:
 
     Attributes:
         workflow_id: Its id.
-        run_id: Its run's, as Temporal calls it: the latest one, if there is another after a retry or a continuation.
+        run_id: Temporal's id of its latest run, which changes with a retry or a continuation.
         since: When it was started, on the clock of the loop.
     """
 
@@ -98,10 +98,10 @@ class Submission:
 
 
 def check_options(method: str, options: Mapping[str, Any], *, label: str) -> None:
-    """Refuse what ``Client.connect`` or ``Client.start_workflow`` of this version does not take.
+    """Refuse options that ``Client.connect`` or ``Client.start_workflow`` of this version does not accept.
 
     Raises:
-        ValueError: Names the option, and the nearest one that there is.
+        ValueError: Names the option, and the nearest one that exists.
     """
     names = [
         name for name in inspect.signature(getattr(Client, method)).parameters if name != "self"
@@ -115,10 +115,10 @@ def check_options(method: str, options: Mapping[str, Any], *, label: str) -> Non
 
 
 def name_of(workflow: object, *, label: str) -> str:
-    """The type of a workflow, given by its name, its class or its run method.
+    """Return the type of a workflow, given by its name, its class or its run method.
 
     Raises:
-        TypeError: It is not a workflow, or one without a fixed name.
+        TypeError: It is not a workflow, or has no fixed name.
     """
     if workflow is None:
         return WORKFLOW
@@ -143,10 +143,10 @@ def name_of(workflow: object, *, label: str) -> str:
 
 
 async def connect(target: str, options: Mapping[str, Any], *, label: str) -> Client:
-    """A client for *target*, which answers and knows the namespace.
+    """Return a client for *target*, after checking that the server answers and knows the namespace.
 
     Raises:
-        DeliveryError: It does not; the message says what to do.
+        DeliveryError: It does not answer, or does not know the namespace; the message says what to do.
     """
     _keep_runtime(options.get("runtime"))
 
@@ -160,19 +160,19 @@ async def connect(target: str, options: Mapping[str, Any], *, label: str) -> Cli
     except TimeoutError:
         raise _nowhere(label, target, f"no answer within {CONNECT_SECONDS:g} s") from None
     except DeliveryError:
-        await asyncio.sleep(SETTLE_SECONDS)  # this may be the end of the script
+        await asyncio.sleep(SETTLE_SECONDS)  # the interpreter may end right after this
         raise
-    except RuntimeError as error:  # the one kind that Client.connect knows
+    except RuntimeError as error:  # what Client.connect raises
         raise _nowhere(label, target, str(error)) from error
 
     return client
 
 
 def keep(client: Client) -> None:
-    """Never let go of what *client* runs on; nor, in a forked child, of *client* itself.
+    """Keep the runtime of *client* for ever, and in a forked child *client* itself.
 
-    Dropping a runtime waits for its threads while it holds up all of Python's: an interpreter that does so in the end
-    crashes or hangs, and one that was forked does not even have these threads.
+    Dropping a runtime waits for its threads while all of Python's threads are blocked. An interpreter that does so at
+    its end crashes or hangs, and in a forked child these threads do not exist.
     """
     _clients.add(client)
     _keep_runtime(client.service_client.config.runtime)
@@ -190,10 +190,11 @@ def _leak(thing: object) -> None:
 
 
 def forked(label: str) -> DeliveryError:
-    """Return the error for an `AssertionError` of Temporal's library, which belongs to the process that used it first.
+    """Return the error for an `AssertionError` of Temporal's library, which works only in the process that used it
+    first.
 
-    A second runtime would work in the child, but for every tenth time: its locks (parking_lot) still have entries for
-    threads that wait in the parent, and follow them when there are more threads than there were.
+    A second runtime in the child works only nine times in ten: its locks (parking_lot) still have entries for threads
+    that wait in the parent, and follow them when the number of threads grows.
     """
     return DeliveryError(
         f"{label}: this process was forked from one that had used Temporal's library before, which does not bear that. "
@@ -209,23 +210,23 @@ def _nowhere(label: str, target: str, said: str) -> DeliveryError:
 
 
 async def check_namespace(client: Client, *, label: str) -> None:
-    """Find out whether there is the namespace of *client*.
+    """Check that the namespace of *client* exists.
 
     Raises:
-        DeliveryError: There is not, or the server refuses this client.
+        DeliveryError: It does not, or the server refuses this client.
     """
     request = DescribeNamespaceRequest(namespace=client.namespace)
 
     try:
         await client.workflow_service.describe_namespace(request, timeout=RPC)
     except RPCError as error:
-        # Whoever may start workflows need not be allowed to ask for this.
+        # A client that may start workflows need not have the right to describe the namespace.
         if error.status not in (RPCStatusCode.PERMISSION_DENIED, RPCStatusCode.UNIMPLEMENTED):
             raise unreachable(error, client, label=label) from error
 
 
 def unreachable(error: RPCError, client: Client, *, label: str) -> DeliveryError:
-    """Return the error that a weave gets for *error*, the answer to a call."""
+    """Return the error that a weave gets for *error*, which a call has raised."""
     remedy = ""
 
     if error.status is RPCStatusCode.NOT_FOUND:
@@ -252,18 +253,17 @@ async def start_workflow(
     *,
     workflow_id: str,
     keyed: bool,
-    wanted: Wanted,
+    is_awaited: IsAwaited,
     options: Mapping[str, Any],
     label: str,
 ) -> Submission:
     """Start *workflow* with *payload*.
 
-    With a key, the id may be taken: by a workflow that this environment has given up, which is replaced, or by that of
-    another environment or process.
+    With an idempotency key, a workflow with that id may exist. One that this environment has given up is replaced.
 
     Raises:
-        DeliveryError: It is another's.
-        RPCError: It could not be started.
+        DeliveryError: A workflow of another environment or process has that id.
+        RPCError: The workflow could not be started.
     """
     task = str(payload["task_name"])
     summary = {} if "static_summary" in options else {"static_summary": _cut(task)}
@@ -273,7 +273,7 @@ async def start_workflow(
     try:
         handle = await client.start_workflow(workflow, payload, **given)
     except WorkflowAlreadyStartedError as error:
-        if (whose := _keyed.who_waits(error.run_id or "", wanted)) is not None:
+        if (whose := _keyed.who_waits(error.run_id or "", is_awaited)) is not None:
             raise DeliveryError(
                 f"{label}: task {task!r} with this idempotency key is workflow {workflow_id!r} already, which {whose} "
                 "has started and which goes on: its result goes there. Wait for it, terminate it, or use another key "
@@ -284,7 +284,7 @@ async def start_workflow(
 
     run_id = handle.result_run_id or ""
     if keyed:
-        _keyed.note(run_id, wanted, str(payload["run_id"]))
+        _keyed.note(run_id, is_awaited, str(payload["run_id"]))
     return Submission(workflow_id, run_id, asyncio.get_running_loop().time())
 
 
@@ -296,7 +296,7 @@ async def cancel(client: Client, submission: Submission, *, is_ours: bool) -> bo
     """End a workflow.
 
     Returns:
-        Whether no worker has begun it and none will.
+        Whether no worker has started it and none will.
 
     Raises:
         RPCError: It could not be ended.
@@ -304,23 +304,24 @@ async def cancel(client: Client, submission: Submission, *, is_ours: bool) -> bo
     handle = submission.handle(client)
 
     try:
-        if await _has_begun(handle, is_ours=is_ours):
+        if await _has_started(handle, is_ours=is_ours):
             await handle.cancel(rpc_timeout=RPC)
             return False
-        # A request to cancel would wait for a worker, and there may be none for long.
+        # Not a request to cancel, which would wait for a worker, possibly for ever.
         await handle.terminate(reason=CANCELLED, rpc_timeout=RPC)
-        # The server's record does not change any more, so this tells whether one was quicker.
-        return not await _has_begun(handle, is_ours=is_ours)
+        # The history does not change any more, so it shows whether a worker had been quicker.
+        return not await _has_started(handle, is_ours=is_ours)
     except RPCError as error:
         if error.status is RPCStatusCode.NOT_FOUND:  # it is over
             return False
         raise
 
 
-async def _has_begun(handle: WorkflowHandle[Any, Any], *, is_ours: bool) -> bool:
-    """Whether a worker has, or may have, begun the run of a workflow.
+async def _has_started(handle: WorkflowHandle[Any, Any], *, is_ours: bool) -> bool:
+    """Return whether a worker has, or may have, started the run of a workflow.
 
-    Ours does nothing but one activity, which can wait. In one of the user's, whatever runs may matter.
+    Wove's own workflow has started when its activity has. A workflow of the user's has started when any of its code
+    has.
     """
     if is_ours:
         activities = (await handle.describe(rpc_timeout=RPC)).raw_description.pending_activities

@@ -1,9 +1,8 @@
-"""The ends of workflows: one query for those that have ended, and a look at one of those that wait."""
+"""The states of workflows: one query for those that have ended, and a closer look at one of those that wait."""
 
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Callable, Mapping, Sequence
 from itertools import islice
 from typing import Any, Final
@@ -26,24 +25,20 @@ from wove.integrations.base import JobStatus
 from wove.integrations.common.error_text import MAX_CHARACTERS
 from wove.integrations.temporal.client import RPC, Submission
 
-__all__ = ["Fates", "end_of", "words_of", "words_of_end"]
+__all__ = ["WorkflowProbe", "close_event", "end_text", "failure_text"]
 
-logger = logging.getLogger("wove")
+MAX_QUERY_RUNS: Final = 500
+"""Maximum number of runs in one query."""
 
-ASKED_AT_ONCE: Final = 500
-"""Runs in one query."""
+MAX_READ_ENDS: Final = 200
+"""Maximum number of workflows whose ends are read after one query. The remaining ones are read after the next."""
 
-READ_AT_ONCE: Final = 200
-"""Workflows whose ends are read after one query. The others' turn comes with the next."""
-
-CALLS_AT_ONCE: Final = 16
+MAX_PENDING_CALLS: Final = 16
+"""Maximum number of pending calls to the server."""
 
 WAITED_SECONDS: Final = 3.0
-"""A workflow that no worker has begun for so long is looked at. (An attempt to run workflow code that fails is seen at
-the next one, which follows at once.)"""
-
-ALONE_SECONDS: Final = 10.0
-"""If one has waited for so long, it is worth a warning that its task queue has no worker."""
+"""How long a workflow may wait for a worker before its history is read. (A failed attempt to run workflow code can be
+seen at the next attempt, which follows at once.)"""
 
 CLOSED: Final = ("Completed", "Failed", "Canceled", "Terminated", "TimedOut", "ContinuedAsNew")
 """Values of ``ExecutionStatus`` in a list filter: docs.temporal.io/list-filter."""
@@ -51,43 +46,38 @@ CLOSED: Final = ("Completed", "Failed", "Canceled", "Terminated", "TimedOut", "C
 GIVEN_UP: Final = "Wove has given it up, because its workers cannot run it"
 
 
-class Fates:
-    """Asks about workflows. For one loop.
+class WorkflowProbe:
+    """Finds out which workflows are over. For one loop.
 
     Args:
-        client: Whom.
-        task_queue: Where they wait for workers.
-        begun: Whether the worker of a run has reported.
-        label: What log messages begin with.
+        client: The client for all calls.
+        task_queue: The task queue of the workflows.
+        has_started: As `BackendAdapter`.
     """
 
-    def __init__(
-        self, client: Client, task_queue: str, begun: Callable[[str], bool], *, label: str
-    ) -> None:
+    def __init__(self, client: Client, task_queue: str, has_started: Callable[[str], bool]) -> None:
         self._client = client
         self._task_queue = task_queue
-        self._begun = begun
-        self._what = label
-        self._turns = asyncio.Semaphore(CALLS_AT_ONCE)
-        self._looked_at = 0
-        self._warned = False
+        self._has_started = has_started
+        self._slots = asyncio.Semaphore(MAX_PENDING_CALLS)
+        self._probes = 0
 
-    async def ask(self, submissions: Mapping[str, Submission]) -> dict[str, JobStatus]:
-        """The fates of those that have one, by Wove's run ids.
+    async def ended(self, submissions: Mapping[str, Submission]) -> dict[str, JobStatus]:
+        """Return the status of each workflow that is over or cannot be run; see `StatusProbe`.
 
         Raises:
             RPCError: Temporal cannot be asked.
         """
         runs = {submission.run_id: run_id for run_id, submission in submissions.items()}
-        ended = await self._ended(list(runs))
-        fates: dict[str, JobStatus] = {}
-        some = list(islice(ended.items(), READ_AT_ONCE))
+        ended = await self._closed(list(runs))
+        statuses: dict[str, JobStatus] = {}
+        some = list(islice(ended.items(), MAX_READ_ENDS))
         found = await self._all(
-            self._fate_of(submissions[runs[temporals]], status) for temporals, status in some
+            self._status(submissions[runs[temporals]], state) for temporals, state in some
         )
-        for (temporals, _), fate in zip(some, found, strict=True):
-            if fate is not None:
-                fates[runs[temporals]] = fate
+        for (temporals, _), status in zip(some, found, strict=True):
+            if status is not None:
+                statuses[runs[temporals]] = status
 
         now = asyncio.get_running_loop().time()
         waiting = [
@@ -95,41 +85,41 @@ class Fates:
             for run_id, submission in submissions.items()
             if submission.run_id not in ended
             and now - submission.since > WAITED_SECONDS
-            and not self._begun(run_id)
+            and not self._has_started(run_id)
         ]
         if waiting:
-            fates.update(await self._look_at(waiting, submissions))
-        return fates
+            statuses.update(await self._stuck(waiting, submissions))
+        return statuses
 
     async def _all(self, calls: Any) -> list[Any]:
         async def one(call: Any) -> Any:
-            async with self._turns:
+            async with self._slots:
                 return await call
 
         return await asyncio.gather(*map(one, calls))
 
-    # ------------------------------------------------------------------ what has ended
+    # ------------------------------------------------------------------ workflows that have ended
 
-    async def _ended(self, names: Sequence[str]) -> dict[str, WorkflowExecutionStatus | None]:
-        """The status of the runs among *names* that are closed."""
-        statuses = ", ".join(f"'{each}'" for each in CLOSED)
+    async def _closed(self, names: Sequence[str]) -> dict[str, WorkflowExecutionStatus | None]:
+        """Return the state of the runs among *names* that are closed."""
+        states = ", ".join(f"'{each}'" for each in CLOSED)
         ended: dict[str, WorkflowExecutionStatus | None] = {}
 
-        for start in range(0, len(names), ASKED_AT_ONCE):
-            some = ", ".join(f"'{name}'" for name in names[start : start + ASKED_AT_ONCE])
-            query = f"RunId IN ({some}) AND ExecutionStatus IN ({statuses})"
+        for start in range(0, len(names), MAX_QUERY_RUNS):
+            some = ", ".join(f"'{name}'" for name in names[start : start + MAX_QUERY_RUNS])
+            query = f"RunId IN ({some}) AND ExecutionStatus IN ({states})"
             async for each in self._client.list_workflows(query, rpc_timeout=RPC):
                 ended[each.run_id] = each.status
 
         return ended
 
-    async def _fate_of(
-        self, submission: Submission, status: WorkflowExecutionStatus | None
+    async def _status(
+        self, submission: Submission, state: WorkflowExecutionStatus | None
     ) -> JobStatus | None:
-        """Return the end of a closed workflow; ``None``: another run of it has taken over."""
-        if status is WorkflowExecutionStatus.COMPLETED:
+        """Return the status of a closed workflow; ``None``: another run of it has taken over."""
+        if state is WorkflowExecutionStatus.COMPLETED:
             return JobStatus("finished", f"{submission} is completed")
-        end = await end_of(submission.handle(self._client))
+        end = await close_event(submission.handle(self._client))
         if end is None:
             return JobStatus("missing", f"{submission} is gone from Temporal")
         details: Any = getattr(end, str(end.WhichOneof("attributes")))
@@ -137,28 +127,27 @@ class Fates:
             submission.run_id = next_run
             return None
 
-        return JobStatus("lost", f"{submission} {await words_of_end(self._client, end)}")
+        return JobStatus("lost", f"{submission} {await end_text(self._client, end)}")
 
-    # ------------------------------------------------------------------ what does not begin
+    # ------------------------------------------------------------------ workflows that wait
 
-    async def _look_at(
+    async def _stuck(
         self, waiting: Sequence[str], submissions: Mapping[str, Submission]
     ) -> dict[str, JobStatus]:
-        """Look at one that waits. What is wrong with it is probably wrong with all: then look at more."""
-        self._looked_at += 1
-        first = waiting[self._looked_at % len(waiting)]
-        fate = await self._stuck(submissions[first])
-        if fate is None:
-            await self._warn_if_alone(submissions[first])
+        """Return the status of waiting workflows that cannot be run. Only if one cannot, more of them are checked."""
+        self._probes += 1
+        first = waiting[self._probes % len(waiting)]
+        status = await self._stuck_status(submissions[first])
+        if status is None:
             return {}
 
-        others = [run_id for run_id in waiting if run_id != first][:READ_AT_ONCE]
-        found = await self._all(self._stuck(submissions[run_id]) for run_id in others)
-        fates = {first: fate, **dict(zip(others, found, strict=True))}
-        return {run_id: each for run_id, each in fates.items() if each is not None}
+        others = [run_id for run_id in waiting if run_id != first][:MAX_READ_ENDS]
+        found = await self._all(self._stuck_status(submissions[run_id]) for run_id in others)
+        statuses = {first: status, **dict(zip(others, found, strict=True))}
+        return {run_id: each for run_id, each in statuses.items() if each is not None}
 
-    async def _stuck(self, submission: Submission) -> JobStatus | None:
-        """Why no worker can begin it; ``None``: one can."""
+    async def _stuck_status(self, submission: Submission) -> JobStatus | None:
+        """Return the status of a workflow that no worker can run; ``None``: one can."""
         handle = submission.handle(self._client)
 
         try:
@@ -174,7 +163,7 @@ class Fates:
         if said is None:
             return None
         try:
-            # Or it would be tried for ever.
+            # Otherwise the server would try it for ever.
             await handle.terminate(reason=GIVEN_UP, rpc_timeout=RPC)
         except RPCError as error:
             if error.status is not RPCStatusCode.NOT_FOUND:
@@ -187,7 +176,7 @@ class Fates:
     async def _failure_of_code(
         self, submission: Submission, description: WorkflowExecutionDescription
     ) -> str | None:
-        """Return the workers' error about a workflow's code that they failed to run, such as an unknown type."""
+        """Return the workers' error about workflow code that they failed to run, such as an unknown type."""
         if description.status is not WorkflowExecutionStatus.RUNNING:
             return None
         said: str | None = None
@@ -196,17 +185,18 @@ class Fates:
             if event.event_type == EventType.EVENT_TYPE_WORKFLOW_TASK_FAILED:
                 details = event.workflow_task_failed_event_attributes
                 error = await self._client.data_converter.decode_failure(details.failure)
-                said = f"{words_of(error)} (worker {details.identity})"
+                said = f"{failure_text(error)} (worker {details.identity})"
             elif event.event_type == EventType.EVENT_TYPE_WORKFLOW_TASK_COMPLETED:
                 said = None
 
         return said
 
-    async def _warn_if_alone(self, submission: Submission) -> None:
-        """Warn, once as long as it is so, that nobody takes work from the task queue."""
-        waited = asyncio.get_running_loop().time() - submission.since
-        if waited < ALONE_SECONDS:
-            return
+    async def why_waiting(self) -> str:
+        """Return why workflows wait: whether workers poll the task queue, or none does.
+
+        Raises:
+            RPCError: Temporal cannot be asked.
+        """
         answer = await self._client.workflow_service.describe_task_queue(
             DescribeTaskQueueRequest(
                 namespace=self._client.namespace,
@@ -215,23 +205,17 @@ class Fates:
             ),
             timeout=RPC,
         )
-        if not answer.pollers and not self._warned:
-            logger.warning(
-                "%s: %s has been waiting for %.0f s, and no worker takes runs from the task queue %r of namespace %r. "
-                "Start one: python -m wove.integrations.temporal --task-queue %s",
-                self._what,
-                submission,
-                waited,
-                self._task_queue,
-                self._client.namespace,
-                self._task_queue,
+        queue = f"task queue {self._task_queue!r} of namespace {self._client.namespace!r}"
+        if not answer.pollers:
+            return (
+                f"no Temporal worker polls {queue} (python -m wove.integrations.temporal --task-queue "
+                f"{self._task_queue})"
             )
+        return f"{len(answer.pollers)} Temporal workers poll {queue}"
 
-        self._warned = not answer.pollers
 
-
-async def end_of(handle: WorkflowHandle[Any, Any]) -> HistoryEvent | None:
-    """The last event of a workflow that is closed; ``None``: there is none, or no such workflow.
+async def close_event(handle: WorkflowHandle[Any, Any]) -> HistoryEvent | None:
+    """Return the last event of a closed workflow; ``None``: it is not closed, or there is no such workflow.
 
     Raises:
         RPCError: Temporal cannot be asked.
@@ -249,15 +233,13 @@ async def end_of(handle: WorkflowHandle[Any, Any]) -> HistoryEvent | None:
     return last
 
 
-async def words_of_end(client: Client, end: HistoryEvent) -> str:
-    """How a workflow ended, by its last event: ``"was terminated by 7@host: the budget is spent"``."""
+async def end_text(client: Client, end: HistoryEvent) -> str:
+    """Return how a workflow ended, by its last event: ``"was terminated by 7@host: the budget is spent"``."""
     kind = EventType.Name(end.event_type).removeprefix("EVENT_TYPE_WORKFLOW_EXECUTION_")
     details: Any = getattr(end, str(end.WhichOneof("attributes")))
     match kind:
         case "FAILED":
-            return (
-                f"failed: {words_of(await client.data_converter.decode_failure(details.failure))}"
-            )
+            return f"failed: {failure_text(await client.data_converter.decode_failure(details.failure))}"
         case "TERMINATED":
             by = f" by {details.identity}" if details.identity else ""
             return f"was terminated{by}: {details.reason or 'no reason was given'}"
@@ -269,17 +251,17 @@ async def words_of_end(client: Client, end: HistoryEvent) -> str:
             return f"has ended in Temporal ({kind.lower()})"
 
 
-def words_of(error: BaseException) -> str:
-    """A failure and what it came from, in one line.
+def failure_text(error: BaseException) -> str:
+    """Return a failure and its causes in one line.
 
     Example:
-        >>> words_of(ApplicationError("no signature", type="PermissionError"))
+        >>> failure_text(ApplicationError("no signature", type="PermissionError"))
         'PermissionError: no signature'
     """
     said: list[str] = []
     at: BaseException | None = error
     while at is not None:
-        # Only around another one: "Activity task failed".
+        # These only wrap their cause, with a text such as "Activity task failed".
         if at.__cause__ is None or not isinstance(at, (ActivityError, ChildWorkflowError)):
             said.append(str(at) or type(at).__name__)
         at = at.__cause__

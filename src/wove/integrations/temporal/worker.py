@@ -24,7 +24,7 @@ from temporalio.worker import Worker
 
 from wove.concurrency.backoff import Backoff
 from wove.integrations.temporal.client import SETTLE_SECONDS, check_namespace
-from wove.integrations.temporal.states import end_of, words_of_end
+from wove.integrations.temporal.states import close_event, end_text
 from wove.integrations.temporal.workflow import ACTIVITY, HEARTBEAT_SECONDS, RunBackendPayload
 from wove.integrations.worker import arun, check_security, close
 from wove.security import NetworkExecutorSecurity, SecurityConfig
@@ -34,13 +34,13 @@ __all__ = ["main", "make_activity"]
 _log = logging.getLogger("wove.worker")
 
 BEAT_SECONDS: Final = HEARTBEAT_SECONDS / 4
-"""The time between two heartbeats of an activity, the answer to which tells of a cancel."""
+"""The time between two heartbeats of an activity, whose answers tell of a cancel."""
 
 CONNECT_AGAIN: Final = Backoff(0.2, 5.0)
-"""Between two attempts to connect to a server that is down."""
+"""The delays between attempts to connect to a server that is down."""
 
 ASK_SECONDS: Final = 2.0
-"""How long Temporal may take to say why a run is over."""
+"""How long Temporal may take to say how a workflow ended."""
 
 
 def make_activity(security: SecurityConfig) -> Callable[..., Any]:
@@ -68,7 +68,7 @@ async def _run(payload: dict[str, Any], security: NetworkExecutorSecurity | None
     except asyncio.CancelledError:
         if running.done():
             raise
-        # A task of its own, because only now it is known why, and the weave is to be told.
+        # It is a task of its own, because the reason for the weave is known only now.
         running.cancel(await _why_cancelled())
         await running
         raise
@@ -81,22 +81,22 @@ async def _why_cancelled() -> str:
     if details.timed_out:
         return "its time in Temporal was over"
     if details.not_found:
-        return f"its workflow {await _words_of_end() or 'has ended in Temporal'}"
+        return f"its workflow {await _end_text() or 'has ended in Temporal'}"
     return "its workflow was cancelled in Temporal"
 
 
-async def _words_of_end() -> str | None:
-    """How the workflow of this activity ended."""
+async def _end_text() -> str | None:
+    """Return how the workflow of this activity ended; ``None``: it has not, or that cannot be found out."""
     about = activity.info()
 
     try:
         async with asyncio.timeout(ASK_SECONDS):
             client = activity.client()
-            end = await end_of(
+            end = await close_event(
                 client.get_workflow_handle(str(about.workflow_id), run_id=about.workflow_run_id)
             )
-            return None if end is None else await words_of_end(client, end)
-    except Exception as error:  # the weave is told nevertheless
+            return None if end is None else await end_text(client, end)
+    except Exception as error:  # the weave gets the report in any case
         _log.debug(
             "Temporal could not be asked how a workflow ended: %s: %s", type(error).__name__, error
         )
@@ -105,8 +105,7 @@ async def _words_of_end() -> str | None:
 
 @contextlib.contextmanager
 def _beating() -> Generator[None]:
-    """Tell Temporal that the activity is alive. On the loop, which no task holds up: those have threads and a loop
-    of their own."""
+    """Send heartbeats to Temporal. The loop is never blocked by tasks, which have threads and a loop of their own."""
     loop = asyncio.get_running_loop()
     timer: asyncio.TimerHandle | None = None
 
@@ -129,7 +128,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command.
 
     Args:
-        arguments: Those after the command's name; ``None``: those of this process.
+        arguments: The command's arguments; ``None``: those of this process.
 
     Returns:
         The exit status: 0, 1 for a failure, 2 for wrong arguments.
@@ -139,7 +138,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
     logging.getLogger("wove").setLevel(chosen.log_level.upper())
-    if (here := os.getcwd()) not in sys.path:  # the user's modules are there
+    if (here := os.getcwd()) not in sys.path:  # where the user's modules are
         sys.path.insert(0, here)
     try:
         made = make_activity(chosen.security)
@@ -184,14 +183,14 @@ def _parser() -> argparse.ArgumentParser:
         type=_positive,
         default=100,
         metavar="N",
-        help="the most runs at a time (100)",
+        help="the maximum number of runs at a time (100)",
     )
     add(
         "--drain-timeout",
         type=float,
         default=30.0,
         metavar="S",
-        help="seconds that runs get to end on SIGTERM (30)",
+        help="seconds for runs to end after SIGTERM (30)",
     )
     add("--api-key-env", metavar="VARIABLE", help="the environment variable with an API key")
     add("--tls", action="store_true", help="use TLS; implied by the three below")
@@ -202,7 +201,7 @@ def _parser() -> argparse.ArgumentParser:
         "--log-level",
         choices=("debug", "info", "warning", "error"),
         default="info",
-        help="of Wove's log (info)",
+        help="the level of Wove's log (info)",
     )
     return parser
 
@@ -282,7 +281,7 @@ async def _work_with(
 
 
 async def _connect(target: str, options: dict[str, Any], stop: asyncio.Event) -> Client | None:
-    """A client; tries until there is one, as workers are started before or after their server. ``None``: stopped."""
+    """Return a client, retrying until the server is there; ``None`` if *stop* was set before."""
     failures = 0
 
     while not stop.is_set():

@@ -1,7 +1,7 @@
-"""Wove's workflow for Temporal, and the step of which it consists, for workflows of one's own.
+"""Wove's workflow for Temporal, and its only step, for workflows of the user's own.
 
-It is imported in the sandbox of workflows too, so it imports nothing but Temporal and the standard library. What a
-workflow decides must stay the same when it is replayed: everything here depends on the payload alone.
+The sandbox of workflows imports this module, so it imports only Temporal and the standard library. A workflow must make
+the same decisions when it is replayed, so everything here depends on the payload alone.
 """
 
 from __future__ import annotations
@@ -19,30 +19,30 @@ __all__ = ["ACTIVITY", "HEARTBEAT_SECONDS", "WORKFLOW", "RunBackendPayload", "ru
 
 WORKFLOW: Final = "wove.run_backend_payload"
 ACTIVITY: Final = "wove.run_backend_payload"
-"""The types under which a worker knows them."""
+"""The registered names of workflow and activity."""
 
 HEARTBEAT_SECONDS: Final = 10.0
-"""After so long without a heartbeat, Temporal takes an activity for lost. The weave knows at once: see
+"""How long an activity may send no heartbeat before Temporal counts it as lost. The weave knows at once: see
 `wove.callback.liveness`."""
 
 GRACE_SECONDS: Final = 30.0
-"""By what Temporal's time limit comes after the run's: the worker ends the run by itself, and reports that."""
+"""Seconds by which Temporal's time limit is later than the run's, at which the worker ends the run and reports that."""
 
 MAX_SECONDS: Final = 10 * 365 * 86400.0
-"""An activity must have a time limit; this is none. The server takes it: it cuts what is longer than its workflow."""
+"""The time limit that stands for none. An activity must have one, and the server cuts it to the workflow's."""
 
 
 async def run_payload(payload: Mapping[str, Any]) -> None:
     """Run *payload* as an activity, once; to be awaited in a workflow.
 
-    It is begun whenever a worker has room, and ends when the weave cannot be waiting any more, when its worker gives
-    no sign of life, or with the workflow's cancellation, which the running task hears of.
+    A worker starts it when it has capacity. It ends when the weave cannot be waiting any more, when its worker sends no
+    heartbeat, or when the workflow is cancelled, which the running task is told.
 
     Args:
-        payload: What the workflow was started with.
+        payload: The argument of the workflow.
 
     Raises:
-        ActivityError: The activity has failed: what happened instead of a report to the weave, not in the task.
+        ActivityError: The activity itself has failed and did not report to the weave. A failure of the task is not one.
 
     Example::
 
@@ -60,17 +60,17 @@ async def run_payload(payload: Mapping[str, Any]) -> None:
             seconds=min(longest_seconds(payload) + GRACE_SECONDS, MAX_SECONDS)
         ),
         heartbeat_timeout=timedelta(seconds=HEARTBEAT_SECONDS),
-        # How often a run is tried is for its weave to say, and who is told to try again is told by it.
+        # The weave decides how often a run is tried, and submits each attempt itself.
         retry_policy=RetryPolicy(maximum_attempts=1),
-        # Closed, the workflow would say of an activity that still runs that it has ended.
+        # Otherwise the workflow would be closed while its activity still runs.
         cancellation_type=workflow.ActivityCancellationType.WAIT_CANCELLATION_COMPLETED,
     )
 
 
-# Nothing in it needs the sandbox, which would import all this anew for each run.
+# It does not need the sandbox, which would import all modules again for each run.
 @workflow.defn(name=WORKFLOW, sandboxed=False)
 class RunBackendPayload:
-    """One activity that runs one payload. Belongs into ``Worker(workflows=[...])``."""
+    """A workflow with one activity, which runs one payload. For ``Worker(workflows=[...])``."""
 
     @workflow.run
     async def run(self, payload: dict[str, Any]) -> None:

@@ -312,7 +312,7 @@ def test_a_payload_that_two_workers_have_runs_in_the_first(
 
     def second() -> None:
         adapter = until(lambda: LineAdapter.opened)[0]
-        until(lambda: adapter.payloads and adapter.begun(adapter.payloads[0]["run_id"]))
+        until(lambda: adapter.payloads and adapter.has_started(adapter.payloads[0]["run_id"]))
         until(lambda: marks.exists() and marks.read_text())
         payload, worker = adapter.payloads[0], adapter.worker
         if first_dies:
@@ -349,7 +349,7 @@ def test_a_backend_that_starts_a_lost_job_again(tmp_path: Path, restarts: bool) 
         died: float | None = None
 
         def watch(self, submissions: Mapping[str, Any]) -> dict[str, JobStatus]:
-            if submissions and all(map(self.begun, submissions)):
+            if submissions and all(map(self.has_started, submissions)):
                 told.touch()
             now = time.monotonic()
             if (

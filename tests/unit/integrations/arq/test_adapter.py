@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import pickle
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 
 from wove.integrations.arq import ARQAdapter, options as arq_settings, worker_function
+from wove.integrations.arq.states import Command, JobProbe
 
 pytest.importorskip("arq")
 
@@ -156,19 +158,29 @@ def test_a_pool_that_knows_nothing_but_to_enqueue() -> None:
     asyncio.run(main())
 
 
-def test_results_with_a_serializer_of_the_users() -> None:
-    class Serialized(Pool):
-        job_deserializer = staticmethod(pickle.loads)
+@pytest.mark.parametrize("trusted", [True, False])
+def test_results_with_a_serializer_of_the_users(trusted: bool) -> None:
+    """Only an environment without ``security`` may call it with bytes that anyone can have stored."""
+    replies: dict[str, Any] = {
+        "ZMSCORE": [None],
+        "EXISTS": 0,
+        "GET": pickle.dumps({"s": False, "r": ValueError("no")}),
+    }
 
-    async def fate(**config: Any) -> Any:
-        adapter = configured(pool=Serialized(), **config)
-        await adapter.start()
-        try:
-            return adapter._fate("j", pickle.dumps({"s": False, "r": ValueError("no")}), None)
-        finally:
-            await adapter.close()
+    async def execute(commands: Sequence[Command]) -> list[Any]:
+        return [replies[str(command[0])] for command in commands]
 
-    found = asyncio.run(fate())
-    assert (found.state, found.reason) == ("lost", "ARQ's job 'j' failed: ValueError: no")
-    found = asyncio.run(fate(security={"type": "signed", "secret": "s"}))
-    assert found.state == "finished" and "is given nothing that is not signed" in found.reason
+    probe = JobProbe(
+        "q",
+        execute,
+        lambda run_id: False,
+        error=ValueError,
+        deserialize=pickle.loads,
+        trusts_redis=trusted,
+    )
+    status = asyncio.run(probe.ended({"run": "j"}))["run"]
+    if trusted:
+        assert status == ("lost", "ARQ's job 'j' failed: ValueError: no")
+    else:
+        assert status.state == "finished"
+        assert "is given nothing that is not signed" in status.reason

@@ -13,14 +13,14 @@ from hypothesis import given, strategies as st
 from wove.errors import DeliveryError
 from wove.integrations.aws_batch import client as aws_batch_api
 from wove.integrations.aws_batch.adapter import (
+    BATCH_BYTES,
     MAX_OVERRIDES,
-    OF_BATCH,
     OPTIONS,
     RESERVED,
     AWSBatchAdapter,
-    fate_of,
 )
 from wove.integrations.aws_batch.client import Api
+from wove.integrations.aws_batch.states import status_of
 from wove.protocol.names import PAYLOAD_VARIABLE
 from wove.protocol.payload import ENVELOPE_BYTES
 
@@ -174,7 +174,7 @@ def test_what_is_inline_leaves_room_for_overrides() -> None:
     made = adapter.request(payload, {"run_id": "abc-1", "task_id": "t", "delivery": {}})
     assert (
         len(json.dumps(made["containerOverrides"], separators=(",", ":")))
-        <= MAX_OVERRIDES - OF_BATCH
+        <= MAX_OVERRIDES - BATCH_BYTES
     )
 
 
@@ -220,13 +220,13 @@ def test_a_payload_that_cannot_fit_names_the_limit() -> None:
     ],
 )
 def test_a_job_that_failed(job: dict[str, Any], words: str) -> None:
-    fate = fate_of({"jobId": "1", "status": "FAILED", **job})
+    fate = status_of({"jobId": "1", "status": "FAILED", **job})
     assert fate is not None and fate.state == "lost" and re.search(words, fate.reason)
 
 
 @pytest.mark.parametrize("status", ["SUBMITTED", "PENDING", "RUNNABLE", "STARTING", "RUNNING"])
 def test_a_job_that_is_not_over(status: str) -> None:
-    assert fate_of({"jobId": "1", "status": status}) is None
+    assert status_of({"jobId": "1", "status": status}) is None
 
 
 def client_error(code: str) -> Exception:

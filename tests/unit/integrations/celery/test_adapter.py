@@ -18,7 +18,7 @@ from wove.integrations.celery.lost import (
     YOUNG_SECONDS,
     LostJobDetector,
 )
-from wove.integrations.celery.states import Results
+from wove.integrations.celery.states import ResultStates
 from wove.integrations.celery.worker import register
 
 TASK = "wove.run_backend_payload"
@@ -137,15 +137,15 @@ def test_the_task() -> None:
 # ------------------------------------------------------------------------------------- the result backend
 
 
-def fates(value: dict[str, Any] | None) -> dict[str, JobStatus]:
+def statuses(value: dict[str, Any] | None) -> dict[str, JobStatus]:
     """What is made of what a result backend has of one task."""
     app = make_app("shop", "redis://h", "cache+memory://")
-    results = Results.of(app)
+    results = ResultStates.of(app, TASK)
     assert results is not None
     if value is not None:
         app.backend.set(app.backend.get_key_for_task("id"), app.backend.encode(value))
     try:
-        return results.fates({"run": Submission("id", 0.0, False)}, TASK)
+        return results.ended({"run": Submission("id", 0.0, False)})
     finally:
         app.backend.delete(app.backend.get_key_for_task("id"))
 
@@ -154,11 +154,11 @@ def fates(value: dict[str, Any] | None) -> dict[str, JobStatus]:
     "value", [None, {"status": "STARTED"}, {"status": "RETRY"}, {"status": "PENDING"}]
 )
 def test_results_of_tasks_that_are_not_over(value: dict[str, Any] | None) -> None:
-    assert fates(value) == {}
+    assert statuses(value) == {}
 
 
 def test_results_of_tasks_that_are() -> None:
-    assert fates({"status": "SUCCESS", "result": None}) == {
+    assert statuses({"status": "SUCCESS", "result": None}) == {
         "run": JobStatus("finished", "Celery says SUCCESS")
     }
     lost = {
@@ -166,32 +166,32 @@ def test_results_of_tasks_that_are() -> None:
         "exc_message": ["signal 9 (SIGKILL)"],
         "exc_module": "no.such.module",
     }
-    assert fates({"status": "FAILURE", "result": lost}) == {
+    assert statuses({"status": "FAILURE", "result": lost}) == {
         "run": JobStatus("lost", "Celery says FAILURE: WorkerLostError: signal 9 (SIGKILL)")
     }
-    assert fates({"status": "REVOKED", "result": None}) == {
+    assert statuses({"status": "REVOKED", "result": None}) == {
         "run": JobStatus("lost", "Celery says REVOKED")
     }
 
 
 def test_the_result_of_a_task_that_no_worker_knows() -> None:
-    [fate] = fates(
+    [status] = statuses(
         {"status": "FAILURE", "result": {"exc_type": "NotRegistered", "exc_message": [TASK]}}
     ).values()
-    assert f"does not know the task '{TASK}': register it" in fate.reason
+    assert f"does not know the task '{TASK}': register it" in status.reason
 
 
 def test_result_backends_that_cannot_be_asked_for_many() -> None:
-    assert Results.of(make_app("shop", "redis://h", None)) is None
-    assert Results.of(make_app("shop", "redis://h", "rpc://")) is None
+    assert ResultStates.of(make_app("shop", "redis://h", None), TASK) is None
+    assert ResultStates.of(make_app("shop", "redis://h", "rpc://"), TASK) is None
 
 
-# ------------------------------------------------------------------------------------------------ sightings
+# ----------------------------------------------------------------------------------------- lost messages
 
 
 @dataclasses.dataclass
-class Told:
-    """What has the answers of a broker."""
+class FakeBroker:
+    """A broker with prepared answers."""
 
     kind: str = "redis"
     depth_: Depth = dataclasses.field(default_factory=lambda: Depth(0, None))
@@ -240,121 +240,130 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 
 class Watched:
-    """Looks for one job, again and again."""
+    """One job, and the detector that is asked about it several times."""
 
-    def __init__(self, clock: Clock, told: Told, **submission: Any) -> None:
-        self.clock, self.told = clock, told
+    def __init__(self, clock: Clock, answers: FakeBroker, **submission: Any) -> None:
+        self.clock, self.broker = clock, answers
         self.jobs = {
             "run": Submission(**{"task_id": "id", "at": clock.now, "kept": False, **submission})
         }
-        self.begun: set[str] = set()
-        self.sightings = LostJobDetector()
+        self.started: set[str] = set()
+        broker: Any = answers
+        self.probe = LostJobDetector(broker, TASK, self.started.__contains__)
 
-    def look(self, seconds: float = YOUNG_SECONDS + 0.1) -> dict[str, JobStatus]:
+    def probe_after(self, seconds: float = YOUNG_SECONDS + 0.1) -> dict[str, JobStatus]:
         self.clock.now += seconds
-        broker: Any = self.told
-        return self.sightings.look(self.jobs, self.begun.__contains__, broker, TASK)
+        return self.probe.ended(self.jobs)
 
 
 def test_a_young_message_is_not_asked_about(clock: Clock) -> None:
-    assert Watched(clock, Told()).look(0.1) == {}
+    assert Watched(clock, FakeBroker()).probe_after(0.1) == {}
 
 
 def test_a_message_that_waits(clock: Clock) -> None:
-    watched = Watched(clock, Told(depth_=Depth(1, None), workers={"w": {}}))
-    assert not any(watched.look() for _ in range(20))
+    watched = Watched(clock, FakeBroker(depth_=Depth(1, None), workers={"w": {}}))
+    assert not any(watched.probe_after() for _ in range(20))
 
 
 def test_a_message_that_a_worker_has(clock: Clock) -> None:
-    watched = Watched(clock, Told(workers={"w": {"id": ("reserved", "")}}, stuck={"id": "tag"}))
-    assert not any(watched.look() for _ in range(20))
+    watched = Watched(
+        clock, FakeBroker(workers={"w": {"id": ("reserved", "")}}, stuck={"id": "tag"})
+    )
+    assert not any(watched.probe_after() for _ in range(20))
 
 
 def test_a_message_that_is_nowhere(clock: Clock) -> None:
-    watched = Watched(clock, Told(workers={"w": {}}))
-    assert watched.look() == {}  # on its way to a worker, perhaps
-    [fate] = watched.look().values()
-    assert fate.state == "missing" and "no worker has its message" in fate.reason
+    watched = Watched(clock, FakeBroker(workers={"w": {}}))
+    assert watched.probe_after() == {}  # on its way to a worker, perhaps
+    [status] = watched.probe_after().values()
+    assert status.state == "missing" and "no worker has its message" in status.reason
 
 
 def test_a_run_that_has_begun_is_somebody_elses_business(clock: Clock) -> None:
-    watched = Watched(clock, Told(workers={"w": {}}))
-    watched.begun.add("run")
-    assert not any(watched.look() for _ in range(5))
+    watched = Watched(clock, FakeBroker(workers={"w": {}}))
+    watched.started.add("run")
+    assert not any(watched.probe_after() for _ in range(5))
 
 
 def test_a_worker_that_was_the_last_to_have_it(clock: Clock) -> None:
-    watched = Watched(clock, Told(workers={"w": {"id": ("reserved", "")}}))
-    watched.look()
-    watched.told.workers = {"w": {}}
-    watched.look()
-    assert watched.look()["run"].reason.endswith("w was the last to have it")
+    watched = Watched(clock, FakeBroker(workers={"w": {"id": ("reserved", "")}}))
+    watched.probe_after()
+    watched.broker.workers = {"w": {}}
+    watched.probe_after()
+    assert watched.probe_after()["run"].reason.endswith("w was the last to have it")
 
 
 def test_a_worker_that_does_not_answer_any_more_is_given_time(clock: Clock) -> None:
-    watched = Watched(clock, Told(workers={"w": {"id": ("reserved", "")}}, stuck={"id": "tag"}))
-    watched.look()
-    watched.told.workers = {}
+    watched = Watched(
+        clock, FakeBroker(workers={"w": {"id": ("reserved", "")}}, stuck={"id": "tag"})
+    )
+    watched.probe_after()
+    watched.broker.workers = {}
     began = clock.now
-    while not (found := watched.look()):
+    while not (found := watched.probe_after()):
         assert clock.now - began < REMEMBERED_SECONDS
     assert clock.now - began >= SILENT_SECONDS
     assert "taken by a worker (w) that is gone" in found["run"].reason
-    assert watched.told.dropped == ["tag"]
+    assert watched.broker.dropped == ["tag"]
 
 
 def test_a_message_in_the_hands_of_a_dead_worker_while_another_one_lives(clock: Clock) -> None:
-    watched = Watched(clock, Told(workers={"w": {}}, stuck={"id": "tag"}, depth_=Depth(7, None)))
-    watched.look()
-    assert watched.look()["run"].state == "missing"  # the queue does not matter: it is not there
+    watched = Watched(
+        clock, FakeBroker(workers={"w": {}}, stuck={"id": "tag"}, depth_=Depth(7, None))
+    )
+    watched.probe_after()
+    assert (
+        watched.probe_after()["run"].state == "missing"
+    )  # the queue does not matter: it is not there
 
 
 def test_a_detached_run_comes_back(clock: Clock) -> None:
-    watched = Watched(clock, Told(workers={"w": {}}, stuck={"id": "tag"}), kept=True)
-    watched.look()
-    assert "comes back after 3600 s" in watched.look()["run"].reason
-    assert watched.told.dropped == []
+    watched = Watched(clock, FakeBroker(workers={"w": {}}, stuck={"id": "tag"}), kept=True)
+    watched.probe_after()
+    assert "comes back after 3600 s" in watched.probe_after()["run"].reason
+    assert watched.broker.dropped == []
 
 
 def test_a_message_that_was_passed_over(clock: Clock) -> None:
     """The queue is never empty; but what was sent later has been taken."""
-    watched = Watched(clock, Told(workers={"w": {}}, depth_=Depth(7, None)))
-    watched.look()
-    watched.look()
+    watched = Watched(clock, FakeBroker(workers={"w": {}}, depth_=Depth(7, None)))
+    watched.probe_after()
+    watched.probe_after()
     watched.jobs["later"] = Submission("later", clock.now + 0.5, False)
-    assert watched.look() == {}
-    watched.told.workers = {"w": {"later": ("reserved", "")}}
-    assert watched.look().keys() == {"run"}
+    assert watched.probe_after() == {}
+    watched.broker.workers = {"w": {"later": ("reserved", "")}}
+    assert watched.probe_after().keys() == {"run"}
 
 
 def test_a_consumer_that_was_not_heard(clock: Clock) -> None:
     """RabbitMQ knows of one more than have answered: it may have the message."""
-    watched = Watched(clock, Told(kind="amqp", workers={"w": {}}, depth_=Depth(0, 2)))
-    assert not any(watched.look() for _ in range(20))
-    watched.told.depth_ = Depth(0, 1)
-    assert watched.look().keys() == {"run"}
+    watched = Watched(clock, FakeBroker(kind="amqp", workers={"w": {}}, depth_=Depth(0, 2)))
+    assert not any(watched.probe_after() for _ in range(20))
+    watched.broker.depth_ = Depth(0, 1)
+    assert watched.probe_after().keys() == {"run"}
 
 
 def test_a_queue_without_consumers(clock: Clock) -> None:
-    watched = Watched(clock, Told(kind="amqp", depth_=Depth(0, 0)))
+    watched = Watched(clock, FakeBroker(kind="amqp", depth_=Depth(0, 0)))
     began = clock.now
-    while not watched.look():
+    while not watched.probe_after():
         assert clock.now - began < REMEMBERED_SECONDS
 
 
 def test_workers_that_do_not_know_the_task(clock: Clock) -> None:
-    watched = Watched(clock, Told(workers={"w": {}}, registered=("other [rate_limit=1/s]",)))
-    watched.look()
+    watched = Watched(clock, FakeBroker(workers={"w": {}}, registered=("other [rate_limit=1/s]",)))
+    watched.probe_after()
     assert (
-        f"no worker knows the task '{TASK}' (asked: w): register it" in watched.look()["run"].reason
+        f"no worker knows the task '{TASK}' (asked: w): register it"
+        in watched.probe_after()["run"].reason
     )
 
 
 def test_a_worker_that_says_what_went_wrong(clock: Clock) -> None:
     watched = Watched(
-        clock, Told(workers={"w": {"id": ("failed", "WorkerLostError: signal 9 (SIGKILL)")}})
+        clock, FakeBroker(workers={"w": {"id": ("failed", "WorkerLostError: signal 9 (SIGKILL)")}})
     )
-    assert watched.look() == {
+    assert watched.probe_after() == {
         "run": JobStatus("lost", "w says: WorkerLostError: signal 9 (SIGKILL)")
     }
 
@@ -362,9 +371,9 @@ def test_a_worker_that_says_what_went_wrong(clock: Clock) -> None:
 def test_a_worker_that_failed_where_another_one_has_it_now(clock: Clock) -> None:
     """As with ``task_reject_on_worker_lost``."""
     workers = {"w": {"id": ("failed", "WorkerLostError")}, "v": {"id": ("active", "")}}
-    assert Watched(clock, Told(workers=workers)).look() == {}
+    assert Watched(clock, FakeBroker(workers=workers)).probe_after() == {}
 
 
 def test_a_transport_that_cannot_broadcast(clock: Clock) -> None:
-    watched = Watched(clock, Told(answers=False))
-    assert not any(watched.look() for _ in range(20))
+    watched = Watched(clock, FakeBroker(answers=False))
+    assert not any(watched.probe_after() for _ in range(20))

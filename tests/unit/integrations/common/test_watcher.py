@@ -18,24 +18,24 @@ def _hasty(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(watching, name, 0.05)
 
 
-class House:
-    """Jobs, a backend that answers about them, and what was told."""
+class Scene:
+    """Jobs, a backend that is asked about them, and the statuses that were reported."""
 
     def __init__(
         self, *jobs: str, seconds: tuple[float, float] = (0.01, 0.05), most: float | None = 5.0
     ) -> None:
         self.jobs: dict[str, Any] = {job: f"submission of {job}" for job in jobs}
-        self.begun: set[str] = set()
+        self.started: set[str] = set()
         self.asked: list[Mapping[str, Any]] = []
-        self.told: dict[str, JobStatus] = {}
+        self.reported: dict[str, JobStatus] = {}
         self.answer: Callable[[Mapping[str, Any]], Any] = lambda jobs: {}
         self.watcher = Watcher(
             self.ask,
             lambda: dict(self.jobs),
-            self.begun.__contains__,
-            self.over,
+            self.started.__contains__,
+            self.on_over,
             seconds=seconds,
-            most=most,
+            max_query_seconds=most,
             label="environment 'test'",
         )
 
@@ -44,8 +44,8 @@ class House:
         found = self.answer(jobs)
         return await found if asyncio.iscoroutine(found) else found
 
-    def over(self, run_id: str, fate: JobStatus) -> None:
-        self.told[run_id] = fate
+    def on_over(self, run_id: str, status: JobStatus) -> None:
+        self.reported[run_id] = status
         self.jobs.pop(run_id, None)
 
 
@@ -55,37 +55,37 @@ async def until(condition: Callable[[], Any]) -> None:
             await asyncio.sleep(0.002)
 
 
-def test_asks_about_all_at_once_and_tells_what_is_over() -> None:
+def test_asks_about_all_at_once_and_reports_what_is_over() -> None:
     async def main() -> None:
-        house = House("a", "b", "c")
-        house.answer = lambda jobs: {
+        scene = Scene("a", "b", "c")
+        scene.answer = lambda jobs: {
             "a": JobStatus("lost", "killed"),
             "z": JobStatus("lost", "nobody's"),
         }
-        house.watcher.look()
-        await until(lambda: "a" in house.told)
-        assert house.told == {"a": JobStatus("lost", "killed")}
-        assert set(house.asked[0]) == {"a", "b", "c"}
-        house.jobs.clear()
-        count = len(house.asked)
+        scene.watcher.ensure_running()
+        await until(lambda: "a" in scene.reported)
+        assert scene.reported == {"a": JobStatus("lost", "killed")}
+        assert set(scene.asked[0]) == {"a", "b", "c"}
+        scene.jobs.clear()
+        count = len(scene.asked)
         await asyncio.sleep(0.1)
-        assert len(house.asked) <= count + 1, "there is nothing to ask about"
-        await house.watcher.close()
+        assert len(scene.asked) <= count + 1, "there is nothing to ask about"
+        await scene.watcher.close()
 
     asyncio.run(main())
 
 
 def test_a_report_that_comes_meanwhile_counts() -> None:
     async def main() -> None:
-        house = House("a")
-        house.answer = lambda jobs: {"a": JobStatus("lost", "killed")}
-        house.watcher.look()
-        await until(lambda: house.asked and house.watcher.noted("a"))
-        house.watcher.forget("a")
-        house.jobs.clear()
+        scene = Scene("a")
+        scene.answer = lambda jobs: {"a": JobStatus("lost", "killed")}
+        scene.watcher.ensure_running()
+        await until(lambda: scene.asked and scene.watcher.noted("a"))
+        scene.watcher.forget("a")
+        scene.jobs.clear()
         await asyncio.sleep(0.1)
-        assert house.told == {}
-        await house.watcher.close()
+        assert scene.reported == {}
+        await scene.watcher.close()
 
     asyncio.run(main())
 
@@ -109,32 +109,32 @@ def test_the_interval_grows_and_is_short_again_after_a_pause(
     monkeypatch.setattr(watching, "asyncio", Timeouts())
 
     async def main() -> None:
-        house = House("a", seconds=(1.0, 4.0), most=None)
-        house.watcher.look()
-        await until(lambda: len(house.asked) >= 6)
+        scene = Scene("a", seconds=(1.0, 4.0), most=None)
+        scene.watcher.ensure_running()
+        await until(lambda: len(scene.asked) >= 6)
         intervals = [seconds for seconds in waited if seconds is not None]
         assert intervals[:6] == [1.0, 1.5, 2.25, 3.375, 4.0, 4.0]
 
-        house.jobs.clear()
-        await until(lambda: house.watcher._task is not None and house.watcher._task.done())
+        scene.jobs.clear()
+        await until(lambda: scene.watcher._task is not None and scene.watcher._task.done())
         waited.clear()
-        house.jobs["b"] = "another"
-        house.watcher.look()
+        scene.jobs["b"] = "another"
+        scene.watcher.ensure_running()
         await until(lambda: waited)
         assert waited[0] == 1.0
-        await house.watcher.close()
+        await scene.watcher.close()
 
     asyncio.run(main())
 
 
 def test_can_be_asked_out_of_turn() -> None:
     async def main() -> None:
-        house = House("a", seconds=(60.0, 60.0))
-        house.watcher.look()
-        house.answer = lambda jobs: {"a": JobStatus("lost", "killed")}
-        await house.watcher.look_now(20.0)
-        assert house.watcher.noted("a") == JobStatus("lost", "killed")
-        await house.watcher.close()
+        scene = Scene("a", seconds=(60.0, 60.0))
+        scene.watcher.ensure_running()
+        scene.answer = lambda jobs: {"a": JobStatus("lost", "killed")}
+        await scene.watcher.ask_now(20.0)
+        assert scene.watcher.noted("a") == JobStatus("lost", "killed")
+        await scene.watcher.close()
 
     asyncio.run(main())
 
@@ -151,16 +151,16 @@ def test_a_backend_that_cannot_be_asked(
         await asyncio.sleep(60)
 
     async def main(answer: Callable[[Mapping[str, Any]], Any], said: str) -> None:
-        house = House("queued", "begun", most=0.02)
-        house.begun.add("begun")
-        house.answer = answer
-        house.watcher.look()
-        await until(lambda: house.told)
-        assert list(house.told) == ["queued"], "the worker of the other is there"
-        assert house.told["queued"].state == "lost" and said in house.told["queued"].reason
-        house.answer = lambda jobs: {"begun": JobStatus("finished", "ok")}
-        await until(lambda: "begun" in house.told)
-        await house.watcher.close()
+        scene = Scene("queued", "begun", most=0.02)
+        scene.started.add("begun")
+        scene.answer = answer
+        scene.watcher.ensure_running()
+        await until(lambda: scene.reported)
+        assert list(scene.reported) == ["queued"], "the worker of the other is there"
+        assert scene.reported["queued"].state == "lost" and said in scene.reported["queued"].reason
+        scene.answer = lambda jobs: {"begun": JobStatus("finished", "ok")}
+        await until(lambda: "begun" in scene.reported)
+        await scene.watcher.close()
 
     answers: list[tuple[Callable[[Mapping[str, Any]], Coroutine[Any, Any, None]], str]] = [
         (broken, "ConnectionError: no route"),

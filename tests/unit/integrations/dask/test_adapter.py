@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from wove.integrations.dask.adapter import DaskAdapter, _warn_only
-from wove.integrations.dask.states import never_began
+from wove.integrations.dask.states import never_started
 
 
 def configured(**config: Any) -> DaskAdapter:
@@ -173,9 +173,9 @@ WAITED = at_worker("released", "waiting", "ready", "released", "forgotten")
         ),
     ],
 )
-def test_what_never_began(story: list[tuple[Any, ...]]) -> None:
-    assert never_began("k", story)
-    assert not never_began("another", story)
+def test_what_never_started(story: list[tuple[Any, ...]]) -> None:
+    assert never_started("k", story)
+    assert not never_started("another", story)
 
 
 @pytest.mark.parametrize(
@@ -202,4 +202,4 @@ def test_what_never_began(story: list[tuple[Any, ...]]) -> None:
     ],
 )
 def test_what_may_have_begun(story: list[tuple[Any, ...]]) -> None:
-    assert not never_began("k", story)
+    assert not never_started("k", story)

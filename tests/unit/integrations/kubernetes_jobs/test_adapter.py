@@ -236,68 +236,70 @@ def condition(kind: str, **more: Any) -> dict[str, Any]:
     ],
 )
 def test_a_pod_that_failed_is_the_end_of_its_job(found: dict[str, Any], words: str) -> None:
-    book = PodCache()
-    book.put_job(job(active=1))
-    book.put_pod(found)
-    fate = book.verdicts(["j"])["j"].fate
+    cache = PodCache()
+    cache.put_job(job(active=1))
+    cache.put_pod(found)
+    fate = cache.statuses(["j"])["j"].status
     assert fate.state == "lost" and re.search(words, fate.reason)
 
 
-def test_without_anything_wrong_there_is_no_verdict() -> None:
-    book = PodCache()
-    book.expect("j")
-    assert book.verdicts(["j"]) == {}
-    book.put_job(job(active=1))
-    book.put_pod(
+def test_without_anything_wrong_there_is_no_status() -> None:
+    cache = PodCache()
+    cache.expect("j")
+    assert cache.statuses(["j"]) == {}
+    cache.put_job(job(active=1))
+    cache.put_pod(
         pod(
             "Pending",
             conditions=[{"type": "PodScheduled", "status": "False", "reason": "Unschedulable"}],
         )
     )
     assert (
-        book.verdicts(["j"]) == {}
-        and book.waiting() == [("Unschedulable", 1)]
-        and book.waiting() == []
+        cache.statuses(["j"]) == {}
+        and cache.new_waiting_reasons() == [("Unschedulable", 1)]
+        and cache.new_waiting_reasons() == []
     )
-    book.put_pod(pod("Running", {"running": {}}))
-    assert book.verdicts(["j"]) == {} and book.has_begun("j")
+    cache.put_pod(pod("Running", {"running": {}}))
+    assert cache.statuses(["j"]) == {} and cache.has_started("j")
 
 
 def test_a_job_that_is_replaced_by_kubernetes_is_not_over_with_its_pod() -> None:
     patient = job(active=1)
     patient["spec"]["backoffLimit"] = 2
-    book = PodCache()
-    book.put_job(patient)
-    book.put_pod(pod("Failed", {"terminated": {"exitCode": 7}}))
-    assert book.verdicts(["j"]) == {}
-    book.put_job(
+    cache = PodCache()
+    cache.put_job(patient)
+    cache.put_pod(pod("Failed", {"terminated": {"exitCode": 7}}))
+    assert cache.statuses(["j"]) == {}
+    cache.put_job(
         {**patient, "status": condition("Failed", reason="BackoffLimitExceeded", message="limit")}
     )
     assert re.search(
-        r"BackoffLimitExceeded: limit.*exit code 7", book.verdicts(["j"])["j"].fate.reason
+        r"BackoffLimitExceeded: limit.*exit code 7", cache.statuses(["j"])["j"].status.reason
     )
 
 
 def test_trouble_is_given_time_to_pass(monkeypatch: pytest.MonkeyPatch) -> None:
-    book = PodCache()
-    book.put_job(job(active=1))
-    book.put_pod(pod("Pending", {"waiting": {"reason": "ErrImagePull", "message": "not found"}}))
-    assert book.verdicts(["j"]) == {}
+    cache = PodCache()
+    cache.put_job(job(active=1))
+    cache.put_pod(pod("Pending", {"waiting": {"reason": "ErrImagePull", "message": "not found"}}))
+    assert cache.statuses(["j"]) == {}
     monkeypatch.setattr("wove.integrations.kubernetes_jobs.watch.TROUBLE_SECONDS", 0.0)
-    verdict = book.verdicts(["j"])["j"]
-    assert verdict.remove and re.search(
-        "image 'reports:3' does not start: ErrImagePull: not found", verdict.fate.reason
+    status = cache.statuses(["j"])["j"]
+    assert status.remove and re.search(
+        "image 'reports:3' does not start: ErrImagePull: not found", status.status.reason
     )
 
 
 def test_what_a_list_lacks_is_gone() -> None:
-    book = PodCache()
-    book.put_job(job(active=1))
-    book.put_pod(pod("Running", {"running": {}}))
-    book.lacking({"j", "p"})
-    assert book.is_gone("j") and "is not there any more" in book.verdicts(["j"])["j"].fate.reason
-    book.keep([])
-    assert book.size() == 0
+    cache = PodCache()
+    cache.put_job(job(active=1))
+    cache.put_pod(pod("Running", {"running": {}}))
+    cache.drop_unlisted({"j", "p"})
+    assert (
+        cache.is_gone("j") and "is not there any more" in cache.statuses(["j"])["j"].status.reason
+    )
+    cache.keep([])
+    assert cache.size() == 0
 
 
 def test_a_job_that_is_complete() -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from wove.errors import DeliveryError
-from wove.integrations.ray import RayAdapter, client as ray_process
+from wove.integrations.ray import RayAdapter, client as ray_client
 
 
 def configured(**config: Any) -> RayAdapter:
@@ -105,53 +105,53 @@ class Ray:
 @pytest.fixture
 def ray(monkeypatch: pytest.MonkeyPatch) -> Ray:
     ray = Ray()
-    monkeypatch.setattr(ray_process, "_knock", lambda address: None)
-    monkeypatch.setattr(ray_process, "load", lambda: ray)
+    monkeypatch.setattr(ray_client, "_check_listening", lambda address: None)
+    monkeypatch.setattr(ray_client, "load", lambda: ray)
     monkeypatch.setitem(sys.modules, "ray", ray)  # type: ignore[arg-type]
-    monkeypatch.setattr(ray_process, "_users", set())
+    monkeypatch.setattr(ray_client, "_users", set())
     return ray
 
 
 def test_two_environments_share_a_connection_and_the_last_one_ends_it(ray: Ray) -> None:
-    ray_process.connect(1, None, {"num_cpus": 1}, label="one")
-    ray_process.connect(2, None, {}, label="two")
+    ray_client.connect(1, None, {"num_cpus": 1}, label="one")
+    ray_client.connect(2, None, {}, label="two")
     [options] = ray.calls
     assert (
         options["address"] is None
         and options["num_cpus"] == 1
         and options["log_to_driver"] is False
     )
-    ray_process.leave(1)
+    ray_client.leave(1)
     assert ray.connected
-    ray_process.leave(2)
+    ray_client.leave(2)
     assert not ray.connected and ray.calls[1:] == ["shutdown"]
 
 
 def test_what_the_user_has_initialised_is_used_and_left_alone(ray: Ray) -> None:
     ray.connected = True
-    ray_process.connect(1, None, None, label="one")
-    ray_process.connect(2, "localhost:6379", {}, label="two")
-    ray_process.leave(1)
-    ray_process.leave(2)
+    ray_client.connect(1, None, None, label="one")
+    ray_client.connect(2, "localhost:6379", {}, label="two")
+    ray_client.leave(1)
+    ray_client.leave(2)
     assert ray.connected and ray.calls == []
 
 
 def test_what_the_user_initialises_after_a_shutdown_is_theirs(ray: Ray) -> None:
-    ray_process.connect(1, None, {}, label="one")
+    ray_client.connect(1, None, {}, label="one")
     ray.shutdown()
     ray.init()
-    ray_process.connect(2, None, {}, label="two")
-    ray_process.leave(2)
-    ray_process.leave(1)
+    ray_client.connect(2, None, {}, label="two")
+    ray_client.leave(2)
+    ray_client.leave(1)
     assert ray.connected
 
 
 def test_a_connection_that_somebody_else_has_ended_is_made_again(ray: Ray) -> None:
-    ray_process.connect(1, None, {}, label="one")
+    ray_client.connect(1, None, {}, label="one")
     ray.shutdown()
-    ray_process.connect(1, None, {}, label="one")
+    ray_client.connect(1, None, {}, label="one")
     assert ray.connected
-    ray_process.leave(1)
+    ray_client.leave(1)
     assert not ray.connected
 
 
@@ -160,12 +160,12 @@ def test_another_cluster_than_that_of_the_process(ray: Ray) -> None:
     with pytest.raises(
         ValueError, match=r"one: executor_config 'address' is 'localhost:7000'.*127\.0\.0\.1:6379"
     ):
-        ray_process.connect(1, "localhost:7000", {}, label="one")
+        ray_client.connect(1, "localhost:7000", {}, label="one")
 
 
 def test_nobody_has_initialised_it_and_wove_may_not(ray: Ray) -> None:
     with pytest.raises(DeliveryError, match=r"one: Ray is not initialised.*Call ray\.init\(\)"):
-        ray_process.connect(1, None, None, label="one")
+        ray_client.connect(1, None, None, label="one")
     assert ray.calls == []
 
 
@@ -189,9 +189,9 @@ def test_a_connection_that_fails(
 ) -> None:
     ray.error = error
     with pytest.raises(kind, match=words):
-        ray_process.connect(1, "10.0.0.1:6379", {}, label="one")
+        ray_client.connect(1, "10.0.0.1:6379", {}, label="one")
     ray.error = None
-    ray_process.leave(1)
+    ray_client.leave(1)
     assert "shutdown" not in ray.calls
 
 
@@ -199,24 +199,24 @@ def test_a_connection_that_fails(
 def test_an_address_where_nobody_listens(scheme: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         address = f"{scheme}127.0.0.1:{server.getsockname()[1]}"
-        ray_process._knock(address)
+        ray_client._check_listening(address)
     with pytest.raises(ConnectionRefusedError):
-        ray_process._knock(address)
+        ray_client._check_listening(address)
 
 
 @pytest.mark.parametrize(
     "address", [None, "auto", "local", "anyscale://cluster", "ray://name/namespace"]
 )
 def test_addresses_that_name_no_port(address: str | None) -> None:
-    ray_process._knock(address)
+    ray_client._check_listening(address)
 
 
 def test_a_client_takes_no_options_of_logging(ray: Ray) -> None:
-    ray_process.connect(1, "ray://head:10001", {"namespace": "n"}, label="one")
+    ray_client.connect(1, "ray://head:10001", {"namespace": "n"}, label="one")
     assert ray.calls == [{"address": "ray://head:10001", "namespace": "n"}]
 
 
 def test_a_forked_child_is_told(ray: Ray, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ray_process, "_forked", True)
+    monkeypatch.setattr(ray_client, "_forked", True)
     with pytest.raises(DeliveryError, match="was forked from one that was connected to Ray"):
-        ray_process.connect(1, None, {}, label="one")
+        ray_client.connect(1, None, {}, label="one")

@@ -14,7 +14,7 @@ import pytest
 
 from wove.integrations.rq.adapter import GRACE_SECONDS, NO_LIMIT, RQAdapter, RunId, time_limit
 from wove.integrations.rq.options import FAILURE_TTL, OPTIONS, RESULT_TTL
-from wove.integrations.rq.states import words_of
+from wove.integrations.rq.states import failure_text
 
 
 def configured(**config: Any) -> RQAdapter:
@@ -205,7 +205,7 @@ assert threading.active_count() == 1
         ("x" * 10_000, "^x{500}$"),
     ],
 )
-def test_the_words_of_a_failure(told: str, words: str) -> None:
+def test_the_failure_text_a_failure(told: str, words: str) -> None:
     import re
 
-    assert re.search(words, words_of(told))
+    assert re.search(words, failure_text(told))

@@ -19,9 +19,11 @@ from tests.support.kept import gone
 
 from wove.errors import DeliveryError
 from wove.integrations.base import JobStatus
-from wove.integrations.common.statuses import REFUSED, UNREPORTED
-from wove.integrations.slurm import adapter as slurm, client as commands
-from wove.integrations.slurm.adapter import SlurmAdapter, Submission, job_script
+from wove.integrations.common import withdrawals
+from wove.integrations.common.exit_codes import REFUSED, UNREPORTED
+from wove.integrations.slurm import adapter as slurm, client as slurm_client
+from wove.integrations.slurm.adapter import SlurmAdapter, job_script
+from wove.integrations.slurm.client import Submission
 from wove.integrations.slurm.options import (
     directives,
     environment_of_queries,
@@ -31,10 +33,10 @@ from wove.integrations.slurm.options import (
 from wove.integrations.slurm.states import (
     SQUEUE_FIELDS,
     Row,
-    fate_of,
     read_sacct,
     read_sinfo,
     read_squeue,
+    status_of,
     stranded,
 )
 
@@ -121,7 +123,7 @@ def test_nothing_is_needed() -> None:
             r"cannot set 'job-name': .*'job_name_prefix'",
         ),
         ({"export": 3}, TypeError, r"'export' must be a list of names"),
-        ({"export": [3]}, TypeError, r"'export' must be a list of names, and 3 is none"),
+        ({"export": [3]}, TypeError, r"'export' must be a list of names, and 3 is not one"),
         ({"export": ["A B"]}, ValueError, r"'A B' is not a name of a variable"),
         ({"export": ["ALL", "X"]}, ValueError, r"'ALL' stands alone"),
         ({"export": ["X=a\0b"]}, ValueError, r"value of 'X' holds a NUL"),
@@ -225,7 +227,7 @@ def test_a_script_hands_over_its_payload_as_it_is(tmp_path: Path) -> None:
 
 def fate(line: str, said: str = "") -> JobStatus | None:
     [row] = read_squeue(line + "\n")
-    return fate_of(row, said)
+    return status_of(row, said)
 
 
 @pytest.mark.parametrize(
@@ -280,17 +282,17 @@ def fate(line: str, said: str = "") -> JobStatus | None:
         ("7@FAILED@nonsense@0@main@n1@@", "FAILED, on n1$"),
         (
             "7@PENDING@0@0@main@@DependencyNeverSatisfied@",
-            "waits in vain .*what it depends on failed",
+            "waits for ever .*what it depends on failed",
         ),
         (
             "7@PENDING@0@0@main@@launch failed requeued held@",
-            "waits in vain .*its node could not start it",
+            "waits for ever .*its node could not start it",
         ),
         (
             "7@REQUEUE_HOLD@0@0@main@@JobHoldMaxRequeue@",
-            "waits in vain .*failed to start too often",
+            "waits for ever .*failed to start too often",
         ),
-        ("7@PENDING@0@0@main@@PartitionTimeLimit@", "waits in vain .*longer than the partition's"),
+        ("7@PENDING@0@0@main@@PartitionTimeLimit@", "waits for ever .*longer than the partition's"),
     ],
 )
 def test_states_that_end_a_run(line: str, words: str) -> None:
@@ -366,25 +368,25 @@ def test_rows() -> None:
 
 
 def test_siblings(tmp_path: Path) -> None:
-    assert commands.sibling(["sbatch", "--nice"], "squeue") == ("squeue",)
-    assert commands.sibling([f"{tmp_path}/sbatch"], "squeue") == ("squeue",)
+    assert slurm_client.sibling(["sbatch", "--nice"], "squeue") == ("squeue",)
+    assert slurm_client.sibling([f"{tmp_path}/sbatch"], "squeue") == ("squeue",)
     (tmp_path / "squeue").write_text("#!/bin/sh\n")
     (tmp_path / "squeue").chmod(0o700)
-    assert commands.sibling([f"{tmp_path}/sbatch"], "squeue") == (f"{tmp_path}/squeue",)
-    assert commands.sibling(["ssh", "-q", "login", "sbatch", "-p", "x"], "sacct") == (
+    assert slurm_client.sibling([f"{tmp_path}/sbatch"], "squeue") == (f"{tmp_path}/squeue",)
+    assert slurm_client.sibling(["ssh", "-q", "login", "sbatch", "-p", "x"], "sacct") == (
         "ssh",
         "-q",
         "login",
         "sacct",
     )
-    assert commands.sibling(["qsub"], "sacct") == ("sacct",)
+    assert slurm_client.sibling(["qsub"], "sacct") == ("sacct",)
 
 
 def test_a_command_that_takes_too_long_is_killed_with_what_it_started(tmp_path: Path) -> None:
     path = tmp_path / "pid"
     line = ["/bin/sh", "-c", f"sleep 60 & echo $! > {path}; wait"]
     with pytest.raises(DeliveryError, match=r"jobs: .*sh.* did not answer within 0.5 s"):
-        commands.run(line, seconds=0.5, environment=os.environ, label="jobs")
+        slurm_client.run(line, seconds=0.5, environment=os.environ, label="jobs")
     deadline = time.monotonic() + 10
     while not gone(int(path.read_text())):
         assert time.monotonic() < deadline
@@ -533,7 +535,7 @@ def test_a_controller_that_is_away_is_waited_for(
 def test_a_job_that_is_taken_after_it_was_given_up_is_cancelled(
     adapter: SlurmAdapter, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(slurm, "WITHDRAW_SECONDS", 0.05)
+    monkeypatch.setattr(withdrawals, "INTERVAL_SECONDS", 0.05)
     cluster.says("sbatch", err=BUSY, status=1)
     with pytest.raises(DeliveryError, match="did not take the job: .*Socket timed out"):
         adapter.submit(PAYLOAD, FRAME)
@@ -541,7 +543,7 @@ def test_a_job_that_is_taken_after_it_was_given_up_is_cancelled(
     eventually(adapter, lambda: cluster.calls("scancel") != [])
     assert cluster.calls("scancel")[0] == "17"
     cluster.says("squeue")
-    eventually(adapter, lambda: not adapter._doubtful)
+    eventually(adapter, lambda: not adapter._withdrawals.pending)
 
 
 def test_a_job_that_is_refused_is_not_tried_again(adapter: SlurmAdapter, cluster: Cluster) -> None:
@@ -567,7 +569,7 @@ def test_the_name_of_a_job_with_a_key(adapter: SlurmAdapter, cluster: Cluster) -
 
 
 def test_what_was_given_up_is_not_submitted(adapter: SlurmAdapter, cluster: Cluster) -> None:
-    adapter.wanted = lambda run_id: False
+    adapter.is_awaited = lambda run_id: False
     with pytest.raises(DeliveryError, match="run r1 was given up"):
         adapter.submit(PAYLOAD, FRAME)
     assert cluster.calls("sbatch") == []
@@ -710,4 +712,4 @@ def test_a_cancel_that_was_not_told_is_told_in_the_end(cluster: Cluster) -> None
 
 
 def test_the_time_that_commands_have_is_within_what_they_are_given() -> None:
-    assert slurm.SUBMIT_SECONDS < 60 and slurm.QUERY_SECONDS < 60  # send_timeout
+    assert slurm.SUBMIT_SECONDS < 60 and slurm_client.QUERY_SECONDS < 60  # send_timeout

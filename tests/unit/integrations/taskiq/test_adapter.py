@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from wove.errors import DeliveryError
-from wove.integrations.common import silent_jobs as unheard
+from wove.integrations.common import silent_jobs
 from wove.integrations.taskiq import TaskiqAdapter, register
-from wove.integrations.taskiq.client import Startups, home_of
+from wove.integrations.taskiq.client import BrokerLoops, loop_of
 from wove.integrations.taskiq.lost import LostJobDetector, _entry
 
 pytest.importorskip("taskiq")
@@ -126,15 +126,15 @@ def test_where_a_broker_lives() -> None:
     register(broker)
 
     async def main() -> None:
-        assert home_of(broker) is None and not Startups.done(broker)
+        assert loop_of(broker) is None and not BrokerLoops.is_started(broker)
         await broker.startup()
-        assert home_of(broker) is asyncio.get_running_loop() and Startups.done(broker)
+        assert loop_of(broker) is asyncio.get_running_loop() and BrokerLoops.is_started(broker)
         await broker.shutdown()
-        assert home_of(broker) is None
+        assert loop_of(broker) is None
 
     asyncio.run(main())
     broker.is_worker_process = True
-    assert Startups.done(broker), "the worker has started it"
+    assert BrokerLoops.is_started(broker), "the worker has started it"
 
 
 # ------------------------------------------------------------------------------- what can be seen of messages
@@ -145,57 +145,57 @@ def test_ids_of_a_streams_entries() -> None:
     assert _entry(b"9-0") < _entry(b"10-0")
 
 
-def test_there_may_be_nothing_to_look_at() -> None:
+def test_brokers_that_cannot_be_asked() -> None:
     from taskiq.result_backends.dummy import DummyResultBackend
 
     broker = in_memory()
-    assert LostJobDetector(broker, "t", trusts_results=True).any
+    assert LostJobDetector(broker, "t", bool, trusts_results=True).usable
     broker.result_backend = DummyResultBackend()
-    assert not LostJobDetector(broker, "t", trusts_results=True).any
+    assert not LostJobDetector(broker, "t", bool, trusts_results=True).usable
 
 
 @pytest.mark.parametrize("trusted", [True, False])
 def test_results_of_a_store_that_is_asked_one_by_one(trusted: bool) -> None:
     from taskiq import TaskiqResult
 
-    from wove.integrations.taskiq.client import Sent
+    from wove.integrations.taskiq.client import Submission
 
     broker = in_memory()
 
     async def main() -> None:
-        traces = LostJobDetector(broker, "t", trusts_results=trusted)
+        probe = LostJobDetector(broker, "t", bool, trusts_results=trusted)
         for number in range(120):
             failed = TaskiqResult(
                 is_err=True, return_value=None, execution_time=0, error=ValueError(f"no {number}")
             )
             if number % 2:
                 broker.result_backend.results[f"job-{number}"] = failed
-        sent = {f"run-{number}": Sent(f"job-{number}", 0, 0) for number in range(120)}
-        fates: dict[str, Any] = {}
+        sent = {f"run-{number}": Submission(f"job-{number}", 0, 0) for number in range(120)}
+        statuses: dict[str, Any] = {}
         for _ in range(3):
-            fates.update(await traces.look(sent, lambda run_id: True))
-        assert sorted(fates) == sorted(f"run-{number}" for number in range(1, 120, 2))
-        fate = fates["run-7"]
+            statuses.update(await probe.ended(sent))
+        assert sorted(statuses) == sorted(f"run-{number}" for number in range(1, 120, 2))
+        status = statuses["run-7"]
         if trusted:
-            assert (fate.state, fate.reason) == (
+            assert (status.state, status.reason) == (
                 "lost",
                 "Taskiq's task 'job-7' failed: ValueError: no 7",
             )
         else:
-            assert fate.state == "finished" and "nobody has signed it" in fate.reason
+            assert status.state == "finished" and "nobody has signed it" in status.reason
 
     asyncio.run(main())
 
 
 def test_silence_counts_from_when_it_was_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 100.0
-    monkeypatch.setattr(unheard.time, "monotonic", lambda: now)
-    silent = unheard.SilentJobs()
-    assert silent.look({"a"}, {"a", "b"}) == []
-    now += unheard.SILENCE_SECONDS - 1
-    assert silent.look({"b"}, {"a", "b"}) == [], "it is not seen each time"
+    monkeypatch.setattr(silent_jobs.time, "monotonic", lambda: now)
+    silent = silent_jobs.SilentJobs()
+    assert silent.overdue({"a"}, {"a", "b"}) == []
+    now += silent_jobs.SILENCE_SECONDS - 1
+    assert silent.overdue({"b"}, {"a", "b"}) == [], "it is not seen each time"
     now += 1
-    assert silent.look((), {"a", "b"}) == ["a"]
-    now += unheard.SILENCE_SECONDS
-    assert silent.look((), {"b"}) == ["b"], "the other one was heard of"
-    assert silent.look((), ()) == []
+    assert silent.overdue((), {"a", "b"}) == ["a"]
+    now += silent_jobs.SILENCE_SECONDS
+    assert silent.overdue((), {"b"}) == ["b"], "the other one was heard of"
+    assert silent.overdue((), ()) == []

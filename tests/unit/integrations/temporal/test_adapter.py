@@ -94,13 +94,13 @@ def test_summaries_are_cut_between_characters() -> None:
 
 def test_words() -> None:
     exceptions = pytest.importorskip("temporalio.exceptions")
-    from wove.integrations.temporal.states import words_of
+    from wove.integrations.temporal.states import failure_text
 
     inner = exceptions.ApplicationError("no signature", type="PermissionError")
     outer = exceptions.ApplicationError("gave up")
     outer.__cause__ = inner
-    assert words_of(outer) == "gave up, because of PermissionError: no signature"
-    assert words_of(exceptions.ApplicationError("x" * 10_000)) == "x" * 2000
+    assert failure_text(outer) == "gave up, because of PermissionError: no signature"
+    assert failure_text(exceptions.ApplicationError("x" * 10_000)) == "x" * 2000
 
 
 @pytest.mark.parametrize(

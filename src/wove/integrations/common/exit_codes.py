@@ -1,4 +1,4 @@
-"""How ``python -m wove.backend_worker`` ends, and what that says to a backend that knows nothing but the number."""
+"""Exit statuses of ``python -m wove.backend_worker``, and their meanings for a backend that sees only the number."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _MEANINGS: Final = {
     UNREADABLE: "its worker could not read the payload",
     UNREPORTED: "its worker could not report how the task ended",
     REFUSED: "PermissionError: its worker refused the payload: its WOVE_WORKER_SECRET and the environment's 'security' "
-    "do not go together",
+    "do not match",
     143: "its worker was told to stop (SIGTERM)",
     # POSIX, Shell Command Language, 2.8.2.
     126: "its command could not be executed",
@@ -25,7 +25,7 @@ _MEANINGS: Final = {
 
 
 def meaning(status: int) -> str | None:
-    """Return the meaning of the exit *status* of a job that runs our worker; ``None``: nothing in particular.
+    """Return the meaning of the exit *status* of a job that runs Wove's worker; ``None``: it has none.
 
     Example:
         >>> meaning(127)

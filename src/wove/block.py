@@ -79,6 +79,7 @@ class weave:  # noqa: N801 - it is used like a function
         delivery_idempotency_key: Text with ``{parameter}`` fields, or a callable of the arguments.
         delivery_cancel_mode: ``"best_effort"`` or ``"require_ack"``.
         delivery_heartbeat_seconds: Seconds without a sign of life, after which a started run is lost.
+        delivery_notice_seconds: Seconds after which a warning tells of a run that no worker has begun (10).
         delivery_max_in_flight: Maximum number of remote runs of one environment at once in this process.
         delivery_orphan_policy: ``"cancel"``, ``"fail"``, ``"requeue"`` or ``"detach"``.
         values: More initial values, whatever their names. A mapping from names to values.
@@ -120,6 +121,7 @@ class weave:  # noqa: N801 - it is used like a function
         delivery_idempotency_key: IdempotencyKey | Unset | None = UNSET,
         delivery_cancel_mode: Literal["best_effort", "require_ack"] | Unset | None = UNSET,
         delivery_heartbeat_seconds: float | Unset | None = UNSET,
+        delivery_notice_seconds: float | Unset | None = UNSET,
         delivery_max_in_flight: int | Unset | None = UNSET,
         delivery_orphan_policy: OrphanPolicy | Unset | None = UNSET,
         **initial_values: Any,
@@ -130,7 +132,7 @@ class weave:  # noqa: N801 - it is used like a function
         if not (
             environment is max_workers is background is fork is max_pending is error_mode is remote_logs
             is delivery_timeout is delivery_idempotency_key is delivery_cancel_mode is delivery_heartbeat_seconds
-            is delivery_max_in_flight is delivery_orphan_policy is store is UNSET
+            is delivery_notice_seconds is delivery_max_in_flight is delivery_orphan_policy is store is UNSET
         ):  # fmt: skip
             options: dict[str, Any] = {
                 "environment": environment,
@@ -144,6 +146,7 @@ class weave:  # noqa: N801 - it is used like a function
                 "delivery_idempotency_key": delivery_idempotency_key,
                 "delivery_cancel_mode": delivery_cancel_mode,
                 "delivery_heartbeat_seconds": delivery_heartbeat_seconds,
+                "delivery_notice_seconds": delivery_notice_seconds,
                 "delivery_max_in_flight": delivery_max_in_flight,
                 "delivery_orphan_policy": delivery_orphan_policy,
                 "store": store,

@@ -344,11 +344,11 @@ def test_no_worker(
     configure: Callable[..., None], queue: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.WARNING, "wove"), pytest.raises(DeliveryTimeoutError):
-        there_is(add_one, item=1, options={"delivery_timeout": 25.0})
+        there_is(add_one, item=1, options={"delivery_timeout": 6.0, "delivery_notice_seconds": 0.5})
     warnings = [
         record.getMessage()
         for record in caplog.records
-        if "no worker takes runs" in record.getMessage()
+        if "no Temporal worker polls" in record.getMessage()
     ]
     assert len(warnings) == 1
     assert f"--task-queue {queue}" in warnings[0]

@@ -34,6 +34,7 @@ from wove.delivery.run import (
     Waiter,
     new_run_id,
 )
+from wove.delivery.start_notices import StartNotices
 from wove.errors import (
     DeliveryOrphanedError,
     DeliveryTimeoutError,
@@ -84,6 +85,7 @@ class RunTable:
         says_started: Whether a worker is sure to say when it begins a run. Otherwise the time limit of
             an attempt counts from its hand-over, until the worker says more.
         inline: Whether small values may be pickled on the table's own loop.
+        external_workers: Whether others start the workers, so that there may be none.
         acknowledge_seconds: How long ``require_ack`` waits; ``None``: for ever.
     """
 
@@ -97,6 +99,7 @@ class RunTable:
         says_started: bool,
         inline: bool,
         shares: bool,
+        external_workers: bool,
         acknowledge_seconds: float | None,
     ) -> None:
         self.home = home
@@ -108,6 +111,9 @@ class RunTable:
         self._limiter = limiter_of(environment)
         self._sent: dict[str, RemoteRun] = {}
         self._all: set[RemoteRun] = set()
+        self._notices: StartNotices | None = None
+        if external_workers:
+            self._notices = StartNotices(environment, self._sent.values, session.why_waiting)
 
     def __len__(self) -> int:
         """Return the number of runs, including the detached ones."""
@@ -168,8 +174,11 @@ class RunTable:
         run.transmitted_at = run.start_seen_at = 0.0
         run.state = State.SENT
         self._sent[run.run_id] = run
-        if run.request.settings.delivery.timeout is not None:
+        delivery = run.request.settings.delivery
+        if delivery.timeout is not None:
             self._watch(run)
+        if self._notices is not None and delivery.notice_seconds is not None:
+            self._notices.ensure_running()
         self._session.transmit(frame, partial(self._transmitted, run, run.run_id))
 
     def _transmitted(self, run: RemoteRun, run_id: str, error: BaseException | None) -> None:
@@ -487,6 +496,8 @@ class RunTable:
 
     def close(self, outcome: Outcome) -> None:
         """End all runs with *outcome*."""
+        if self._notices is not None:
+            self._notices.close()
         for run in list(self._all):
             self._end(run, outcome if run.verdict is None else run.verdict)
 

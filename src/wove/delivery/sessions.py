@@ -6,7 +6,7 @@ import asyncio
 import enum
 import logging
 import weakref
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Collection, Coroutine, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, cast
@@ -133,6 +133,7 @@ class ExecutorSession:
             shares=kind.shares_arguments(environment.executor_config),
             says_started=kind.says_started,
             inline=background,
+            external_workers=kind.external_workers,
             acknowledge_seconds=self.limits.cancel_ack_timeout,
         )
         self._kind = kind
@@ -188,6 +189,10 @@ class ExecutorSession:
     @property
     def ready(self) -> bool:
         return self._phase is _Phase.READY
+
+    async def why_waiting(self, run_ids: Collection[str]) -> str:
+        """Return what the executor knows about why no worker has begun these runs; ``""``: nothing."""
+        return "" if self._executor is None else await self._executor.why_waiting(run_ids)
 
     def emptied(self) -> None:
         if self._on_empty is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, ClassVar, Literal, TypeAlias
 
 __all__ = ["CancelReach", "EnvironmentExecutor", "Frame"]
@@ -85,6 +85,10 @@ class EnvironmentExecutor(abc.ABC):
     limit counts from a ``task_sent`` event on, and a ``heartbeat`` before ``task_started`` says that the run still
     waits."""
 
+    external_workers: ClassVar[bool] = False
+    """Whether its workers are started by others, so that there may be none. A warning then tells of runs that no worker
+    has begun for ``delivery_notice_seconds``. Requires `says_started`."""
+
     cancel_reach: ClassVar[CancelReach] = "cooperative"
     """How far a ``cancel_task`` reaches."""
 
@@ -134,6 +138,15 @@ class EnvironmentExecutor(abc.ABC):
     @abc.abstractmethod
     async def stop(self) -> None:
         """End everything that `start` and `send` began."""
+
+    async def why_waiting(self, run_ids: Collection[str]) -> str:
+        """Return why no worker has begun these runs, as text for a warning; ``""``: it is not known.
+
+        Args:
+            run_ids: The ids of the runs. Some may have begun or ended meanwhile.
+        """
+        del run_ids
+        return ""
 
     def send_nowait(self, frame: Frame) -> bool:
         """Hand *frame* over without waiting, if that is possible now.

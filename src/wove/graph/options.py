@@ -81,6 +81,7 @@ class DeliveryOptions(TypedDict, total=False):
     delivery_idempotency_key: IdempotencyKey | None
     delivery_cancel_mode: CancelMode | None
     delivery_heartbeat_seconds: float | None
+    delivery_notice_seconds: float | None
     delivery_max_in_flight: int | None
     delivery_orphan_policy: OrphanPolicy | None
 
@@ -138,7 +139,8 @@ class Option(NamedTuple):
         none: The meaning of ``None``, for messages.
         doc: One line: meaning and unit.
         inherits: Whether ``None`` stands for an option that is not set at this place. Otherwise it stands
-            for the built-in value.
+            for the built-in value, which is "off".
+        switches_off: Whether ``None`` stands for "off" although the built-in value is another one.
     """
 
     name: str
@@ -148,25 +150,27 @@ class Option(NamedTuple):
     none: str
     doc: str
     inherits: bool = False
+    switches_off: bool = False
 
     def check(self, label: str, value: Any) -> Any:
         """Return *value* in the form in which Wove keeps it.
 
         Args:
             label: How messages name the option: ``"task 'pdf': retries"``.
-            value: As the user gave it. ``None`` gives the built-in value, which is "off".
+            value: As the user gave it. ``None`` means "off".
 
         Raises:
             TypeError: The value has the wrong type.
             ValueError: The value has the right type and is out of range.
         """
         if value is None:
-            return self.default
+            return None if self.switches_off else self.default
         try:
             return self.rule(value)
         except (TypeError, ValueError) as error:
             # Where None means "off", the message says so: many users write 0 or -1 for that.
-            remedy = "" if self.default is not None else f"; None means {self.none}"
+            has_off = self.default is None or self.switches_off
+            remedy = f"; None means {self.none}" if has_off else ""
             kind = TypeError if isinstance(error, TypeError) else ValueError
             raise kind(f"{label} {error}{remedy}") from None
 
@@ -227,6 +231,9 @@ OPTIONS: Final[Mapping[str, Option]] = MappingProxyType(
                    "'best_effort'", "Whether a cancel waits for the end of the run."),
             Option("delivery_heartbeat_seconds", _BOTH, None, positive("seconds"), "not watched",
                    "Seconds without a sign of life, after which a started run counts as lost."),
+            Option("delivery_notice_seconds", _BOTH, 10.0, positive("seconds"), "no warning",
+                   "Seconds after which a warning tells of a run that no worker has begun.",
+                   switches_off=True),
             Option("delivery_max_in_flight", _BOTH, None, whole(1), "no bound",
                    "The most runs in flight of one environment, over the whole process."),
             Option("delivery_orphan_policy", _BOTH, "cancel", one_of("cancel", "fail", "requeue", "detach"),
@@ -379,6 +386,7 @@ class DeliveryPolicy(NamedTuple):
         timeout: Seconds from hand-over to the terminal event; ``None`` for no limit.
         heartbeat_seconds: Seconds without an event of a started run, after which its worker counts as
             dead; ``None`` to not watch.
+        notice_seconds: Seconds after which a warning tells of a run that no worker has begun; ``None`` for no warning.
         cancel_mode: ``"best_effort"`` or ``"require_ack"``.
         idempotency_key: Text with ``{parameter}`` fields, or a callable of the arguments; ``None`` for none.
         max_in_flight: Maximum number of runs in flight of the environment in this process; ``None`` for no bound.
@@ -387,6 +395,7 @@ class DeliveryPolicy(NamedTuple):
 
     timeout: float | None = None
     heartbeat_seconds: float | None = None
+    notice_seconds: float | None = 10.0
     cancel_mode: CancelMode = "best_effort"
     idempotency_key: IdempotencyKey | None = None
     max_in_flight: int | None = None

@@ -30,7 +30,13 @@ from wove.graph.options import (
     suggest,
 )
 
-POSITIVE = ["timeout", "limit_per_minute", "delivery_timeout", "delivery_heartbeat_seconds"]
+POSITIVE = [
+    "timeout",
+    "limit_per_minute",
+    "delivery_timeout",
+    "delivery_heartbeat_seconds",
+    "delivery_notice_seconds",
+]
 WHOLE = ["workers", "max_workers", "max_pending", "delivery_max_in_flight"]
 INHERITING = {"environment", "max_workers", "background", "fork", "error_mode"}
 
@@ -169,7 +175,8 @@ def test_none_is_off_or_not_set(name: str) -> None:
         if "task" in option.scopes
         else check_weave_options({name: None})
     )
-    assert checked == ({} if option.inherits else {name: option.default})
+    off = None if option.switches_off else option.default
+    assert checked == ({} if option.inherits else {name: off})
 
 
 @pytest.mark.parametrize("name", names("task"))

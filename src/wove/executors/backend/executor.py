@@ -1,4 +1,4 @@
-"""The way out through a backend: payloads go to its adapter, events come back to the callback receiver."""
+"""The executor of backends: payloads go to an adapter, and events come back to the callback receiver."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ import contextlib
 import importlib.util
 import inspect
 import logging
-import time
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from functools import cache, partial
 from typing import Any, ClassVar, Final, Literal, TypeGuard, cast
 
@@ -29,17 +28,16 @@ from wove.errors import (
     WorkerLostError,
     advice_on_other_wove,
 )
+from wove.executors.backend.jobs import SubmittedJob
+from wove.executors.backend.losses import Losses
+from wove.executors.backend.payloads import PayloadBuilder
 from wove.executors.base import CancelReach, EnvironmentExecutor, Frame
 from wove.executors.event_queue import EventQueue
-from wove.integrations.base import BackendAdapter, JobStatus, PayloadDict
+from wove.integrations.base import BackendAdapter, JobStatus
 from wove.integrations.common.watcher import Watcher
-from wove.integrations.naming import idempotency_key
-from wove.protocol import payload as payloads, signing
-from wove.protocol.completed_runs import CompletedRuns, Key
+from wove.protocol.completed_runs import CompletedRuns
 from wove.protocol.frames import TERMINAL
-from wove.protocol.limits import INLINE_BYTES, MAX_MESSAGE_BYTES
-from wove.protocol.payload import Claim
-from wove.protocol.pickling import Pickled
+from wove.protocol.limits import MAX_MESSAGE_BYTES
 from wove.security import NetworkExecutorSecurity
 from wove.security.endpoints import refuse_exposed_receiver
 from wove.settings.config_readers import check_keys, flag, number, whole
@@ -55,122 +53,45 @@ KEYS: Final = (
     "insecure",
     "max_message_bytes",
     "watch_seconds",
-    "notice_seconds",
     "start_timeout",
     "send_timeout",
     "stop_timeout",
     "cancel_ack_timeout",
 )
-"""Keys of ``executor_config`` that every backend has."""
+"""Keys of ``executor_config`` of every backend."""
 
 RETRY_SECONDS: Final = 60.0
 """Default of ``callback_retry_seconds``."""
 
-NOTICE_SECONDS: Final = 10.0
-"""Default of ``notice_seconds``: how long a run may wait for a worker before a warning says why it does."""
-
-NOTICE_INTERVAL_SECONDS: Final = 1.0
-"""The shortest time between two questions to the backend why runs wait."""
-
 PATIENCE_KEY: Final = "submit_patience_seconds"
 PATIENCE_SECONDS: Final = 60.0
-"""The key of backends that wait for a controller or API server that is away, and its default."""
-
-SUSPECT_SECONDS: Final = 1.5
-"""How long a worker whose system has closed its connection may take to open another one."""
-
-RECONNECT_SECONDS: Final = 60.0
-"""Default of ``delivery_reconnect_seconds``: how long a worker may be silent whose connection the network has cut."""
-
-LATE_SECONDS: Final = 5.0
-"""How late a heartbeat may be. A connection that was silent for longer was cut by the network, however it ended: the
-end may come late, from a worker that has opened another connection since."""
-
-ASK_SECONDS: Final = 0.5
-"""The time between two questions to the backend why a worker is gone."""
+"""The key of backends whose adapters are `patient`, and its default."""
 
 LINGER_SECONDS: Final = 0.2
-"""How long a thread of the adapter's that is still in a call is waited for in the end. It is a daemon."""
+"""How long `stop` waits for threads that are still in a call of the adapter. They are daemons."""
 
 MAX_ENDED: Final = 10_000
-"""Maximum number of ended runs that are remembered, so that an event that comes twice is not an error."""
+"""Maximum number of ended runs that are remembered, so that a repeated event is not an error."""
 
 REMEMBERED_RUNS: Final = 10_000
 REMEMBERED_BYTES: Final = 64 * 1024 * 1024
 REMEMBERED_SECONDS: Final = 3600.0
-"""How long the results of runs with an idempotency key are kept, in seconds."""
-
-
-class _Job:
-    """One run that was, or is being, handed to the backend.
-
-    Attributes:
-        run_id: Of the run.
-        task: The task's name.
-        key: Under which its result is remembered, if it has an idempotency key.
-        submission: What the adapter returned.
-        submitted: Whether it has.
-        submitted_at: When, in the loop's time.
-        reconnect_seconds: How long its worker may be silent because of the network.
-        noticed: Whether a warning has said that no worker has begun it.
-        begun: Its worker has reported.
-        worker: The process that has it: host, pid and something random; ``""``: not known.
-        cancelled: It was told to end, and its end is still wanted.
-        claims: Ids of what its worker may fetch.
-        suspicion: Runs when its worker's connection has ended.
-        stopped: Its worker has reported that it was stopped, and the backend is asked why.
-    """
-
-    __slots__ = (
-        "begun",
-        "cancelled",
-        "claims",
-        "key",
-        "noticed",
-        "reconnect_seconds",
-        "run_id",
-        "stopped",
-        "submission",
-        "submitted",
-        "submitted_at",
-        "suspicion",
-        "task",
-        "worker",
-    )
-
-    def __init__(self, frame: Frame, environment: str) -> None:
-        self.run_id: str = frame["run_id"]
-        self.task: str = frame["task_id"]
-        key = idempotency_key(frame)
-        self.key: Key | None = None if key is None else (environment, self.task, key)
-        delivery: Mapping[str, Any] = frame.get("delivery") or {}
-        self.reconnect_seconds = float(
-            delivery.get("delivery_reconnect_seconds", RECONNECT_SECONDS)
-        )
-        self.submission: Any = None
-        self.worker = ""
-        self.submitted = self.begun = self.cancelled = self.stopped = self.noticed = False
-        self.submitted_at = 0.0
-        self.claims: list[str] = []
-        self.suspicion: asyncio.Task[None] | None = None
-
-    def __str__(self) -> str:
-        return f"run {self.run_id} of task {self.task!r}"
+"""How many results of runs with an idempotency key are kept, of which size, and for how many seconds."""
 
 
 class _AdapterExitError(DeliveryError):
-    """An adapter, or the library that it uses, called `sys.exit`."""
+    """The adapter, or the library that it uses, called `sys.exit`."""
 
 
 class BackendAdapterEnvironmentExecutor(EnvironmentExecutor):
     """Runs tasks on a backend, through a `BackendAdapter`.
 
-    The built-in names (``"celery"``, ``"rq"``, ...) are executors of this kind; an adapter of your own becomes one
-    by this class. Started once for the process, it serves all weaves and threads.
+    The built-in names (``"celery"``, ``"rq"``, ...) are executors of this kind, and this class makes one of an adapter
+    of your own. It is started once for the process, and serves all weaves and threads.
 
     Args:
-        name: What it is called in messages and payloads; the adapter's own name by default.
-        adapter_class: The adapter.
+        name: Its name in messages and payloads; by default the adapter's.
+        adapter_class: The class of the adapter.
 
     Example:
         >>> class QueueAdapter(BackendAdapter):  # as the example of `BackendAdapter` goes on
@@ -183,6 +104,7 @@ class BackendAdapterEnvironmentExecutor(EnvironmentExecutor):
     scope: ClassVar[Literal["run", "process"]] = "process"
     wire: ClassVar[bool] = True
     says_started: ClassVar[bool] = True
+    external_workers: ClassVar[bool] = True
     needs_caller_loop: ClassVar[bool] = True
 
     adapter_class: type[BackendAdapter] | None = None
@@ -232,13 +154,10 @@ class BackendAdapterEnvironmentExecutor(EnvironmentExecutor):
                 insecure=flag(config, "insecure", False, label=label),
             )
         )
-        most = whole(config, "max_message_bytes", MAX_MESSAGE_BYTES, label=label)
+        max_bytes = whole(config, "max_message_bytes", MAX_MESSAGE_BYTES, label=label)
         self.retry_seconds = number(config, "callback_retry_seconds", RETRY_SECONDS, label=label)
         self.call_seconds = number(config, "send_timeout", 60.0, label=label, none=True)
-        longest = number(config, "watch_seconds", None, label=label)
-        self.notice_seconds = number(
-            config, "notice_seconds", NOTICE_SECONDS, label=label, none=True
-        )
+        max_interval = number(config, "watch_seconds", None, label=label)
         adapter = self.adapter = self._kind(environment_name, config)
         if adapter.patient:
             adapter.submit_patience_seconds = self.submit_patience_seconds = number(
@@ -250,49 +169,54 @@ class BackendAdapterEnvironmentExecutor(EnvironmentExecutor):
             adapter.configure()
         self._check_packages()
         self._inbox = EventQueue()
-        self._jobs: dict[str, _Job] = {}
-        adapter.is_awaited, adapter.has_started = self._jobs.__contains__, self._is_at_work
+        self._jobs: dict[str, SubmittedJob] = {}
+        adapter.is_awaited, adapter.has_started = self._jobs.__contains__, self._has_worker
         self._ended = BoundedDict[str, None](MAX_ENDED)
-        self._cancelled = BoundedDict[str, bool](MAX_ENDED)  # whether it had begun
-        self._memory = CompletedRuns(
+        self._cancelled = BoundedDict[str, bool](MAX_ENDED)  # whether the run had been started
+        self._completed = CompletedRuns(
             runs=REMEMBERED_RUNS, size=REMEMBERED_BYTES, seconds=REMEMBERED_SECONDS
         )
-        self._claims: dict[str, tuple[Pickled, set[str]]] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
-        self._noticing: asyncio.Task[None] | None = None
         self._threads = ThreadPool(adapter.threads, f"wove-{self.name}")
         self._watcher: Watcher | None = None
 
         if type(adapter).watch is not BackendAdapter.watch:
-            shortest, usual = adapter.watch_seconds
+            shortest, longest = adapter.watch_seconds
+            if max_interval is not None:
+                shortest, longest = min(shortest, max_interval), max_interval
             self._watcher = Watcher(
                 self._ask,
                 self._watched,
-                self._has_begun,
-                self._over,
-                seconds=(shortest, usual) if longest is None else (min(shortest, longest), longest),
+                self._has_started,
+                self._on_over,
+                seconds=(shortest, longest),
                 max_query_seconds=self.call_seconds,
                 label=label,
             )
 
         self.route: Route = await open_route(
-            address, self, security=self.security, max_message_bytes=most, label=label
+            address, self, security=self.security, max_message_bytes=max_bytes, label=label
         )
         self.url = self.route.url.replace(address.token, "<token>")
+        self._payloads = PayloadBuilder(
+            self.name, adapter, self.route.url, self.security, retry_seconds=self.retry_seconds
+        )
+        self._losses = Losses(
+            adapter, self._watcher, self._jobs, lose=self._lose, finish=self._finish
+        )
 
         try:
             await self._call(adapter.start)
         except BaseException:
-            self._threads.close(
-                0.0, for_good=True
-            )  # without waiting: one may still be in a call that takes too long
+            # Without waiting, since a thread may still be in a call that takes too long.
+            self._threads.close(0.0, for_good=True)
             await self.route.close()
             raise
 
     def _check_packages(self) -> None:
         if importlib.util.find_spec("cloudpickle") is None:
             raise MissingDispatchFeatureError
-        missing = [name for name in self._kind.required_modules if not _is_there(name)]
+        missing = [name for name in self._kind.required_modules if not _is_installed(name)]
         if missing:
             command = self._kind.install_hint or f"pip install {' '.join(missing)}"
             raise MissingDependencyError(
@@ -314,7 +238,7 @@ class BackendAdapterEnvironmentExecutor(EnvironmentExecutor):
             await run_in_thread(partial(self._threads.close, LINGER_SECONDS, for_good=True))
 
     async def _call(self, method: Callable[..., Any], *args: Any) -> Any:
-        """Call a method of the adapter: a coroutine function on this loop, a plain function in one of its threads."""
+        """Call a method of the adapter: a coroutine function on this loop, a plain function in a thread."""
         with self._exits_contained(method.__name__):
             if inspect.iscoroutinefunction(method):
                 return await method(*args)
@@ -323,7 +247,7 @@ class BackendAdapterEnvironmentExecutor(EnvironmentExecutor):
 
     @contextlib.contextmanager
     def _exits_contained(self, name: str) -> Generator[None]:
-        """Turn a `SystemExit` of the adapter into an error: it would end the loop that all environments live on."""
+        """Replace a `SystemExit` of the adapter by an error; otherwise it would end the loop of all environments."""
         try:
             yield
         except (SystemExit, KeyboardInterrupt) as error:
@@ -332,14 +256,14 @@ class BackendAdapterEnvironmentExecutor(EnvironmentExecutor):
             ) from error
 
     async def _ask(self, jobs: Mapping[str, Any]) -> Mapping[str, JobStatus]:
-        """Return what has become of *jobs*: lost, if the adapter wants to end the process over the question."""
+        """Return the statuses of *jobs* that are over. If the adapter exits, all of them are lost."""
         try:
-            found: Mapping[str, JobStatus] = await self._call(self.adapter.watch, jobs)
+            statuses: Mapping[str, JobStatus] = await self._call(self.adapter.watch, jobs)
         except _AdapterExitError as error:
             return dict.fromkeys(jobs, JobStatus("lost", str(error)))
-        return found
+        return statuses
 
-    # ------------------------------------------------------------------ out
+    # ------------------------------------------------------------------ commands
 
     async def send(self, frame: Frame) -> None:
         if frame["type"] == "run_task":
@@ -350,49 +274,56 @@ class BackendAdapterEnvironmentExecutor(EnvironmentExecutor):
     async def recv(self) -> list[Frame]:
         return await self._inbox.get()
 
+    async def why_waiting(self, run_ids: Collection[str]) -> str:
+        jobs = {
+            run_id: self._jobs[run_id].submission
+            for run_id in run_ids
+            if run_id in self._jobs and self._jobs[run_id].submitted
+        }
+        return str(await self._call(self.adapter.waiting, jobs) or "") if jobs else ""
+
     async def _submit(self, frame: Frame) -> None:
-        job = _Job(frame, self.label)
+        job = SubmittedJob(frame, self.label)
         if self._answered_before(job):
             return
         self._jobs[job.run_id] = job
 
         try:
-            payload = await self._payload(job, frame)
-            handing = asyncio.ensure_future(self._call(self.adapter.submit, payload, frame))
+            payload = await self._payloads.build(job, frame)
+            submitting = asyncio.ensure_future(self._call(self.adapter.submit, payload, frame))
         except BaseException:
             self._forget(job)
             raise
 
         try:
-            job.submission = await asyncio.shield(handing)
-        except (
-            asyncio.CancelledError
-        ):  # it took too long; if it succeeds after all, nobody waits for the run
+            job.submission = await asyncio.shield(submitting)
+        except asyncio.CancelledError:
+            # It took too long. If it succeeds later, the run is no longer awaited.
             self._forget(job)
-            handing.add_done_callback(lambda done: self._take_back(job, frame, done))
+            submitting.add_done_callback(lambda done: self._withdraw(job, done))
             raise
         except BaseException:
             self._forget(job)
             raise
 
-        job.submitted, job.submitted_at = True, asyncio.get_running_loop().time()
-        if self.notice_seconds is not None and self._noticing is None:
-            self._noticing = self._spawn(self._notice(self.notice_seconds))
+        job.submitted = True
         if self._watcher is not None:
             self._watcher.ensure_running()
 
-    def _answered_before(self, job: _Job) -> bool:
+    def _answered_before(self, job: SubmittedJob) -> bool:
+        """Answer a run whose idempotency key has a result already, and return whether it has."""
         event = (
             None
             if job.key is None
-            else self._memory.get(job.key, asyncio.get_running_loop().time())
+            else self._completed.get(job.key, asyncio.get_running_loop().time())
         )
         if event is not None:
             self._inbox.put([{**event, "run_id": job.run_id}])
         return event is not None
 
-    def _take_back(self, job: _Job, frame: Frame, handed: asyncio.Future[Any]) -> None:
-        if handed.cancelled() or handed.exception() is not None:
+    def _withdraw(self, job: SubmittedJob, submitting: asyncio.Future[Any]) -> None:
+        """Cancel a job whose submission succeeded after its run was given up."""
+        if submitting.cancelled() or submitting.exception() is not None:
             return
         logger.info("%s: %s was submitted too late, and is cancelled", self.label, job)
         cancel = {
@@ -401,67 +332,24 @@ class BackendAdapterEnvironmentExecutor(EnvironmentExecutor):
             "task_id": job.task,
             "delivery_cancel_mode": None,
         }
-        self._spawn(self._call(self.adapter.cancel, job.run_id, handed.result(), cancel))
-
-    async def _payload(self, job: _Job, frame: Frame) -> PayloadDict:
-        sizes = payloads.size_of(frame)
-        claims: dict[str, Claim] = {}
-        room = self.adapter.inline_bytes - payloads.ENVELOPE_BYTES
-        for name in sorted(sizes, key=lambda each: -sizes[each]):
-            if sum(size for each, size in sizes.items() if each not in claims) > room:
-                claims[name] = await self._claim(job, frame, name)
-
-        payload = payloads.build(
-            frame,
-            adapter=self.name,
-            callback_url=self.route.url,
-            claims=claims,
-            sent_at=time.time(),
-            retry_seconds=self.retry_seconds,
-            beat_seconds=self.adapter.beat_seconds,
-        )
-        digest = payloads.digest(payload) if self.security.authenticates else None
-        if digest is not None:
-            signature = self.security.payload_signature(
-                adapter=self.name, run_id=job.run_id, body=digest
-            )
-            payload[payloads.SIGNATURE] = signature
-
-        return payload
-
-    async def _claim(self, job: _Job, frame: Frame, name: str) -> Claim:
-        """Keep a pickle for its worker to fetch; that of a callable once for all runs of it."""
-        pickled: Pickled = frame[name]
-        sha256 = frame.get("callable_id") if name == "callable_pickle" else None
-        if not isinstance(sha256, str):
-            digest = signing.digest
-            sha256 = (
-                await run_in_thread(digest, pickled.chunks)
-                if pickled.size > INLINE_BYTES
-                else digest(pickled.chunks)
-            )
-
-        claim_id = sha256 if name == "callable_pickle" else f"{job.run_id}-arguments"
-        self._claims.setdefault(claim_id, (pickled, set()))[1].add(job.run_id)
-        job.claims.append(claim_id)
-        return Claim(claim_id, sha256, pickled.size)
+        self._spawn(self._call(self.adapter.cancel, job.run_id, submitting.result(), cancel))
 
     async def _cancel(self, frame: Frame) -> None:
         job = self._jobs.get(frame["run_id"])
         if job is None:  # its end is on its way to the weave
             return
-        wanted = frame.get("delivery_cancel_mode") == "require_ack"
-        if wanted:
+        acknowledged = frame.get("delivery_cancel_mode") == "require_ack"
+        if acknowledged:
             job.cancelled = True
         else:
             self._forget(job)
 
-        self._cancelled[job.run_id] = job.begun  # its worker is told so when it reports
-        never = await self._call(self.adapter.cancel, job.run_id, job.submission, frame)
-        if never is True and wanted and job.run_id in self._jobs:
+        self._cancelled[job.run_id] = job.started  # its worker is told so when it reports
+        never_started = await self._call(self.adapter.cancel, job.run_id, job.submission, frame)
+        if never_started is True and acknowledged and job.run_id in self._jobs:
             self._finish(job, {"type": "task_cancelled", "run_id": job.run_id, "task_id": job.task})
 
-    # ------------------------------------------------------------------ back: what the receiver asks and tells
+    # ------------------------------------------------------------------ events: called by the receiver
 
     def status(self, run_id: str, worker: str) -> RunStatus:
         job = self._jobs.get(run_id)
@@ -474,8 +362,8 @@ class BackendAdapterEnvironmentExecutor(EnvironmentExecutor):
             return RunStatus.ENDED
         return RunStatus.STOPPED if run_id in self._cancelled else RunStatus.UNKNOWN
 
-    def _may_have(self, job: _Job, worker: str) -> bool:
-        """Return whether *worker* may run *job*: the first to report does, and another one only after it."""
+    def _may_have(self, job: SubmittedJob, worker: str) -> bool:
+        """Return whether *worker* may run *job*: only the first to report, or another one after that is gone."""
         if not worker or not job.worker or worker == job.worker or self.adapter.restarts:
             return True
         return self.adapter.redelivers and job.suspicion is not None
@@ -484,7 +372,7 @@ class BackendAdapterEnvironmentExecutor(EnvironmentExecutor):
         job = self._jobs.get(event["run_id"])
         if job is None or job.stopped:
             return
-        job.begun = True
+        job.started = True
         job.worker = worker or job.worker
         if job.suspicion is not None:
             job.suspicion.cancel()
@@ -496,159 +384,71 @@ class BackendAdapterEnvironmentExecutor(EnvironmentExecutor):
 
         if self.adapter.reports_cancel_reason and not job.cancelled and _was_stopped(event):
             job.stopped = True
-            self._spawn(self._explain(job, event))
+            self._spawn(self._losses.explain(job, event))
             return
 
         if job.key is not None and event["type"] == "task_result":
-            self._memory.put(job.key, event, asyncio.get_running_loop().time())
+            self._completed.put(job.key, event, asyncio.get_running_loop().time())
         self._finish(job, event)
 
     def on_connection_lost(self, run_ids: Sequence[str], worker: str, end: ConnectionEnd) -> None:
         for run_id in run_ids:
             job = self._jobs.get(run_id)
             if job is not None and job.suspicion is None and not job.stopped:
-                job.suspicion = self._spawn(self._suspect(job, worker, end))
+                job.suspicion = self._spawn(self._losses.suspect(job, worker, end))
 
     def claim(self, claim_id: str) -> Sequence[bytes | memoryview] | None:
-        held = self._claims.get(claim_id)
-        return None if held is None else held[0].chunks
+        return self._payloads.chunks(claim_id)
 
-    # ------------------------------------------------------------------ losses
-
-    async def _suspect(self, job: _Job, worker: str, end: ConnectionEnd) -> None:
-        """Lose a run whose worker's connection has ended, unless the worker reports again.
-
-        The backend may know why, or that another worker will have the job.
-        """
-        cut = not end.by_peer or end.silent_seconds > self.adapter.beat_seconds + LATE_SECONDS
-        left = job.reconnect_seconds - end.silent_seconds if cut else 0.0
-        await asyncio.sleep(max(SUSPECT_SECONDS, left))
-        await self._lose_with_words(job)
-
-        if not self.adapter.restarts:
-            self._lose(
-                job,
-                f"its worker ({worker}) is gone: the connection over which it reported has ended",
-            )
-
-    async def _explain(self, job: _Job, event: dict[str, Any]) -> None:
-        """Its worker has reported that it was stopped; the backend may know why."""
-        await self._lose_with_words(job)
-        if job.run_id in self._jobs:
-            self._finish(job, event)
-
-    async def _lose_with_words(self, job: _Job) -> None:
-        """Ask the backend what has become of a job until it knows that it is lost, or has had its time to notice."""
-        loop = asyncio.get_running_loop()
-        until = loop.time() + self.adapter.loss_reason_timeout
-        while self._watcher is not None and (left := until - loop.time()) > 0:
-            await self._watcher.ask_now(left)
-            fate = self._watcher.noted(job.run_id)
-            if fate is not None and fate.state == "lost":
-                self._lose(job, fate.reason)
-            if job.run_id not in self._jobs:
-                return
-            await asyncio.sleep(ASK_SECONDS)  # it may not have noticed yet itself
+    # ------------------------------------------------------------------ jobs that are over
 
     def _watched(self) -> dict[str, Any]:
         return {run_id: job.submission for run_id, job in self._jobs.items() if job.submitted}
 
-    def _has_begun(self, run_id: str) -> bool:
+    def _has_started(self, run_id: str) -> bool:
         job = self._jobs.get(run_id)
-        return job is not None and job.begun
+        return job is not None and job.started
 
-    def _is_at_work(self, run_id: str) -> bool:
+    def _has_worker(self, run_id: str) -> bool:
         job = self._jobs.get(run_id)
         if job is None:
             return self._cancelled.get(run_id, False)
-        return job.begun and job.suspicion is None
+        return job.started and job.suspicion is None
 
-    def _over(self, run_id: str, fate: JobStatus) -> None:
+    def _on_over(self, run_id: str, status: JobStatus) -> None:
         job = self._jobs.get(run_id)
-        if job is None or (fate.state == "missing" and job.begun):
+        if job is None or (status.state == "missing" and job.started):
             return
-        if fate.state == "finished":
+        if status.state == "finished":
             self._lose(
                 job,
-                f"its job has ended ({fate.reason}), and no result came back: its worker could not reach "
+                f"its job has ended ({status.reason}), and no result came back: its worker could not reach "
                 f"{self.url}, or did not hand the payload to wove.integrations.worker.run",
             )
         else:
-            self._lose(job, fate.reason)
+            self._lose(job, status.reason)
 
-    def _lose(self, job: _Job, why: str) -> None:
+    def _lose(self, job: SubmittedJob, reason: str) -> None:
         if job.run_id not in self._jobs:
             return
-        why += advice_on_other_wove(why)
-        error = WorkerLostError(f"{self.label}: {job} was lost: {why}")
+        reason += advice_on_other_wove(reason)
+        error = WorkerLostError(f"{self.label}: {job} was lost: {reason}")
         self._finish(
             job,
             {"type": "task_error", "run_id": job.run_id, "task_id": job.task, "exception": error},
         )
 
-    # ------------------------------------------------------------------ nobody took it
-
-    def _unbegun(self) -> list[_Job]:
-        return [
-            job
-            for job in self._jobs.values()
-            if job.submitted and not job.begun and not job.cancelled and not job.noticed
-        ]
-
-    async def _notice(self, seconds: float) -> None:
-        """Warn of runs that no worker has begun for *seconds*, once for each reason, while there are such runs."""
-        loop = asyncio.get_running_loop()
-        told: str | None = None
-
-        try:
-            while unbegun := self._unbegun():
-                due = min(job.submitted_at for job in unbegun) + seconds
-                await asyncio.sleep(max(NOTICE_INTERVAL_SECONDS, due - loop.time()))
-                limit = loop.time() - seconds
-                late = [job for job in self._unbegun() if job.submitted_at <= limit]
-                if not late:
-                    continue
-                for job in late:
-                    job.noticed = True
-                why = await self._why_waiting({job.run_id: job.submission for job in late})
-                if why == told or not (left := [job for job in late if not job.begun]):
-                    continue
-                told = why
-                logger.warning(
-                    "%s: no worker has begun %s within %g s%s",
-                    self.label,
-                    left[0] if len(left) == 1 else f"{len(left)} runs, such as {left[0]},",
-                    seconds,
-                    f": {why}" if why else "",
-                )
-        finally:
-            self._noticing = None
-
-    async def _why_waiting(self, submissions: Mapping[str, Any]) -> str:
-        try:
-            async with asyncio.timeout(self.call_seconds):
-                return str(await self._call(self.adapter.waiting, submissions) or "")
-        except Exception as error:
-            return f"its backend cannot say why: {type(error).__name__}: {error}"
-
     # ------------------------------------------------------------------ ends
 
-    def _finish(self, job: _Job, event: dict[str, Any]) -> None:
+    def _finish(self, job: SubmittedJob, event: dict[str, Any]) -> None:
         self._forget(job)
         self._ended[job.run_id] = None
         self._inbox.put([event])
 
-    def _forget(self, job: _Job) -> None:
+    def _forget(self, job: SubmittedJob) -> None:
         if self._jobs.get(job.run_id) is job:
             del self._jobs[job.run_id]
-        for claim_id in job.claims:
-            held = self._claims.get(claim_id)
-            if held is not None:
-                held[1].discard(job.run_id)
-                if not held[1]:
-                    del self._claims[claim_id]
-
-        job.claims.clear()
+        self._payloads.release(job)
         if self._watcher is not None:
             self._watcher.forget(job.run_id)
         if job.suspicion is not None and job.suspicion is not asyncio.current_task():
@@ -669,7 +469,7 @@ class BackendAdapterEnvironmentExecutor(EnvironmentExecutor):
 
 @cache
 def for_adapter(adapter: type[BackendAdapter]) -> type[BackendAdapterEnvironmentExecutor]:
-    """The executor class of a built-in *adapter*."""
+    """Return the executor class of a built-in *adapter*."""
     kind: CancelReach = adapter.cancel_reach
     return type(
         f"{adapter.__name__}Executor",
@@ -679,7 +479,7 @@ def for_adapter(adapter: type[BackendAdapter]) -> type[BackendAdapterEnvironment
 
 
 def _was_stopped(event: Mapping[str, Any]) -> bool:
-    """Whether a worker was stopped from outside: see `wove.integrations.common.jobs.Job.interrupt`."""
+    """Return whether a worker was stopped from outside; see `wove.integrations.common.jobs.Job.interrupt`."""
     error = event.get("error") if event["type"] == "task_error" else None
     if not isinstance(error, Mapping):
         return False
@@ -692,8 +492,8 @@ def _is_adapter(kind: object) -> TypeGuard[type[BackendAdapter]]:
     return isinstance(kind, type) and issubclass(kind, BackendAdapter)
 
 
-def _is_there(module: str) -> bool:
+def _is_installed(module: str) -> bool:
     try:
         return importlib.util.find_spec(module) is not None
-    except ModuleNotFoundError:  # not even its package
+    except ModuleNotFoundError:  # its parent package is missing, too
         return False

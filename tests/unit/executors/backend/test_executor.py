@@ -28,7 +28,7 @@ from wove import (
     weave,
 )
 from wove.callback.receiver import ConnectionEnd
-from wove.executors.backend.executor import SUSPECT_SECONDS
+from wove.executors.backend.losses import SUSPECT_SECONDS
 from wove.integrations.base import JobStatus
 
 pytestmark = [pytest.mark.backend("stdio"), pytest.mark.usefixtures("no_leaks")]
@@ -511,43 +511,34 @@ class Unserved(LineAdapter):
         return self.why
 
 
-def test_a_run_that_nobody_took_is_told_of(caplog: pytest.LogCaptureFixture) -> None:
-    use(BackendAdapterEnvironmentExecutor("unserved", adapter_class=Unserved), notice_seconds=0.2)
+@pytest.fixture
+def _prompt_notices(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("wove.delivery.start_notices.MIN_INTERVAL_SECONDS", 0.05)
+
+
+@pytest.mark.usefixtures("_prompt_notices")
+def test_a_run_that_no_worker_starts_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+    use(BackendAdapterEnvironmentExecutor("unserved", adapter_class=Unserved))
     with pytest.raises(
         DeliveryTimeoutError, match=r"\(delivery_timeout\): no worker has reported that it began it"
     ):
-        run(number, delivery_timeout=4)
-    said = [line for line in caplog.messages if "no worker has begun" in line]
-    assert len(said) == 1
-    assert "of task 'number' within 0.2 s: no worker listens to queue 'reports'" in said[0]
+        run(number, delivery_timeout=2, delivery_notice_seconds=0.2)
+    [warning] = [line for line in caplog.messages if "no worker has begun" in line]
+    assert "of task 'number' within 0.2 s of being sent" in warning
+    assert warning.endswith(": no worker listens to queue 'reports'")
 
 
-def test_many_runs_that_nobody_took_are_told_of_together(caplog: pytest.LogCaptureFixture) -> None:
-    use(BackendAdapterEnvironmentExecutor("unserved", adapter_class=Unserved), notice_seconds=0.2)
+@pytest.mark.usefixtures("_prompt_notices")
+def test_many_runs_that_no_worker_starts_are_one_warning(caplog: pytest.LogCaptureFixture) -> None:
+    use(BackendAdapterEnvironmentExecutor("unserved", adapter_class=Unserved))
     with pytest.raises(DeliveryTimeoutError), weave() as w:
 
-        @w.do(range(5), environment="line", delivery_timeout=4)
+        @w.do(range(5), environment="line", delivery_timeout=2, delivery_notice_seconds=0.2)
         def step(i: int) -> int:
             return i
 
-    said = [line for line in caplog.messages if "no worker has begun" in line]
-    assert len(said) == 1 and "5 runs, such as run " in said[0]
-
-
-def test_a_run_that_was_begun_is_not_told_of(caplog: pytest.LogCaptureFixture) -> None:
-    class Served(Unserved):
-        served = True
-
-    def slow() -> int:
-        import time
-
-        time.sleep(3)
-        return 7
-
-    use(BackendAdapterEnvironmentExecutor("served", adapter_class=Served), notice_seconds=2.5)
-    assert run(number) == 7  # and the worker is there
-    assert run(slow) == 7
-    assert not [line for line in caplog.messages if "no worker has begun" in line]
+    [warning] = [line for line in caplog.messages if "no worker has begun" in line]
+    assert "5 runs, such as run " in warning
 
 
 def test_a_watch_that_fails_is_a_warning_and_no_more(caplog: pytest.LogCaptureFixture) -> None:

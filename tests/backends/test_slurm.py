@@ -402,7 +402,7 @@ def test_a_node_that_is_drained(
         try:
             with pytest.raises(
                 WorkerLostError,
-                match=r"in vain .*no node takes jobs there: \S+ is drain\w+ \(test\)",
+                match=r"for ever .*no node takes jobs there: \S+ is drain\w+ \(test\)",
             ):
                 await there_will_be(add_one, item=1)
             assert "of Slurm waits: " in caplog.text
@@ -427,7 +427,7 @@ def test_a_job_that_waits_for_what_never_comes(
     configure(sbatch_options={"dependency": f"afterok:{failed}"})
     with pytest.raises(
         WorkerLostError,
-        match=r"waits in vain \(DependencyNeverSatisfied\): what it depends on failed",
+        match=r"waits for ever \(DependencyNeverSatisfied\): what it depends on failed",
     ):
         there_is(add_one, item=1)
     assert slurm.jobs() == []
@@ -535,7 +535,7 @@ def test_a_controller_that_does_not_answer(
         try:
             with pytest.MonkeyPatch.context() as hurried:
                 hurried.setattr(adapter, "SUBMIT_SECONDS", 2.0)
-                hurried.setattr(adapter, "QUERY_SECONDS", 2.0)
+                hurried.setattr(client, "QUERY_SECONDS", 2.0)
                 with pytest.raises(
                     DeliveryError, match=r"sbatch did not answer within 2 s.*scontrol ping"
                 ):

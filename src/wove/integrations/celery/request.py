@@ -30,10 +30,14 @@ class Request(_Request):  # type: ignore[misc]  # of a package without types
 
     def on_failure(self, exc_info: Any, *args: Any, **options: Any) -> Any:
         """Called when the task has raised, or its process has died."""
-        error = exc_info.exception
-        _note(self.id, getattr(error, "exc", error))  # billiard.einfo.ExceptionWithTraceback
         super_: Any = super()
-        return super_.on_failure(exc_info, *args, **options)
+
+        try:
+            # First what Celery does: the result backend, which the adapter asks first, has more of the reason.
+            return super_.on_failure(exc_info, *args, **options)
+        finally:
+            error = exc_info.exception
+            _note(self.id, getattr(error, "exc", error))  # billiard.einfo.ExceptionWithTraceback
 
     def on_timeout(self, soft: bool, timeout: float) -> Any:
         """Called when the task has reached a time limit: a soft one raises in the task, a hard one kills its

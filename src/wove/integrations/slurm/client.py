@@ -320,11 +320,11 @@ class SlurmClient:
             return None
         return None if result.status else result.stdout.split()
 
-    def cancel(self, submissions: Sequence[Submission], seconds: float = QUERY_SECONDS) -> None:
+    def cancel(self, submissions: Sequence[Submission], seconds: float | None = None) -> None:
         """Cancel jobs: Slurm sends SIGTERM, and SIGKILL after its KillWait.
 
         Raises:
-            DeliveryError: ``scancel`` refused, or did not end within *seconds*.
+            DeliveryError: ``scancel`` refused, or did not end within *seconds* (`QUERY_SECONDS`).
         """
         for cluster, jobs in _by_cluster(submissions).items():
             for first in range(0, len(jobs), MAX_IDS):
@@ -335,9 +335,12 @@ class SlurmClient:
                         f"{self._label}: {command[0]} did not cancel: {result.error_text}"
                     )
 
-    def _ask(self, command: Sequence[str], seconds: float = QUERY_SECONDS) -> CommandResult:
+    def _ask(self, command: Sequence[str], seconds: float | None = None) -> CommandResult:
         return run(
-            command, seconds=seconds, environment=environment_of_queries(), label=self._label
+            command,
+            seconds=seconds or QUERY_SECONDS,
+            environment=environment_of_queries(),
+            label=self._label,
         )
 
 

@@ -28,7 +28,7 @@ from tests.support.servers import Servers
 from tests.support.servers.slurm import Slurm
 from wove import DeliveryTimeoutError, WorkerLostError, weave
 from wove.errors import DeliveryError, MissingDependencyError
-from wove.integrations.slurm import adapter, job_script
+from wove.integrations.slurm import adapter, client, job_script
 
 pytestmark = pytest.mark.backend("slurm")
 

@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from wove.integrations.base import BackendAdapter
     from wove.merging import merge
     from wove.observe.dashboard import dashboard
+    from wove.observe.otel import instrument
     from wove.observe.reports import progress
     from wove.protocol.carried import carry
     from wove.result import WoveResult
@@ -86,6 +87,7 @@ __all__ = [
     "doctor",
     "flatten",
     "fold",
+    "instrument",
     "merge",
     "progress",
     "redict",
@@ -114,6 +116,7 @@ _HOMES = {
     "doctor": "wove.diagnosis",
     "flatten": "wove.helpers",
     "fold": "wove.helpers",
+    "instrument": "wove.observe.otel",
     "merge": "wove.merging",
     "progress": "wove.observe.reports",
     "redict": "wove.helpers",

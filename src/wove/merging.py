@@ -24,6 +24,7 @@ from wove.settings.resolution import Resolver
 
 if TYPE_CHECKING:
     from wove.graph.signature import Signature
+    from wove.observe.tracing import WeaveTracer
 
 __all__ = ["MERGE_DEPTH", "Merged", "merge"]
 
@@ -168,6 +169,9 @@ async def _call(
 
 async def _attempt(caller: Caller, iterable: Any) -> Any:
     """Call once, or once for each item of *iterable*."""
+    if caller.run.tracer is not None and caller.tracer is None:
+        return await _traced(caller.run.tracer, caller, iterable)
+
     run, fn, settings = caller.run, caller.fn, caller.settings
     if iterable is None:
         # In a task of its own, because its changes of context variables are not the caller's.
@@ -181,6 +185,23 @@ async def _attempt(caller: Caller, iterable: Any) -> Any:
         item_call = ItemCall.elsewhere(fn, {}, item)
 
     return await map_items(run, caller, iterable, item_call)
+
+
+async def _traced(tracer: WeaveTracer, caller: Caller, iterable: Any) -> Any:
+    """Call inside a span of its own."""
+    environment, mapped = caller.settings.environment.name, iterable is not None
+    trace = caller.tracer = tracer.begin_task(caller.name, environment, mapped=mapped, nested=True)
+    caller.context.run(trace.attach)
+    failure: BaseException | None = None
+
+    try:
+        return await _attempt(caller, iterable)
+    except BaseException as error:
+        failure = error
+        raise
+    finally:
+        trace.end(failure, None)
+        failure = None  # it would be part of a reference cycle
 
 
 def _item_name(fn: Callable[..., Any], name: str, signature: Signature) -> str:

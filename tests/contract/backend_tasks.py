@@ -10,6 +10,7 @@ import time
 from contextvars import ContextVar
 
 import wove
+from tests.support.tracing import make_span
 
 __all__ = [
     "REQUEST",
@@ -58,12 +59,12 @@ def fail(left: int) -> None:
     raise Unfair(left, 2)
 
 
-def speak(total: int) -> str:
+def speak(total: int) -> tuple[str, tuple[str, str]]:
     for done in range(1, total + 1):
         wove.progress(done, total, f"part {done}")
     logging.getLogger("app.speaking").info("logged")
     print("printed")
-    return REQUEST.get()
+    return REQUEST.get(), make_span()
 
 
 def reverse(content: bytes) -> bytes:

@@ -47,6 +47,7 @@ from tests.support.kept import free_port, gone
 from tests.support.leaks import leak_check
 from tests.support.proxy import Proxy
 from tests.support.servers import Servers
+from tests.support.tracing import traced
 from tests.support.volume import volume
 from wove import DeliveryTimeoutError, WorkerLostError, weave
 from wove.errors import SerializationError
@@ -144,7 +145,7 @@ def test_an_exception_keeps_its_type_and_its_remote_traceback(there: Configure) 
     assert there_is(add_one, item=1) == 2
 
 
-def test_progress_logs_output_and_context_variables_travel(
+def test_progress_logs_output_traces_and_context_variables_travel(
     there: Configure, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
 ) -> None:
     caplog.set_level("INFO")
@@ -152,11 +153,15 @@ def test_progress_logs_output_and_context_variables_travel(
     stop = listen(lambda event, fields: reports.append(fields) if "done" in fields else None)
     token = REQUEST.set("request 7")
     try:
-        assert there_is(speak, options={"remote_logs": True}, total=3) == "request 7"
+        with traced() as trace:
+            value, (trace_id, parent) = there_is(speak, options={"remote_logs": True}, total=3)
     finally:
         REQUEST.reset(token)
         stop()
 
+    assert value == "request 7"
+    (run,) = [span for span in trace.spans if span.name == "run speak"]
+    assert trace_id == f"{run.context.trace_id:032x}" and parent == f"{run.context.span_id:016x}"
     last = reports[-1]
     assert (last["done"], last["total"], last["note"]) == (3, 3, "part 3")
     (logged,) = [record for record in caplog.records if record.name == "app.speaking"]

@@ -17,6 +17,7 @@ import wove
 from tests.contract.links import LINKS, Link, parameters
 from tests.support.forms import attempt
 from tests.support.services import Services
+from tests.support.tracing import make_span, traced
 from wove import (
     DeliveryOrphanedError,
     EnvironmentExecutor,
@@ -196,6 +197,22 @@ def test_progress_and_context_variables_travel(pool: Link) -> None:
     last = {report["item"]: report for report in reports}
     assert {item: report["note"] for item, report in last.items()} == {0: "part 3", 1: "part 3"}
     assert all(report["done"] == report["total"] == 3 for report in last.values())
+
+
+def test_the_trace_goes_on_in_the_worker(pool: Link) -> None:
+    with traced() as trace, weave() as w:
+        w.do([1, 2], environment="pool")(spanned)
+
+    (root,) = trace.tree()[""]
+    runs = {span.attributes["wove.item"]: span for span in trace.spans if "run" in span.name}
+    assert root == "weave" and set(runs) == {0, 1}
+    for item, (trace_id, parent) in enumerate(w.result.spanned):
+        assert trace_id == f"{runs[item].context.trace_id:032x}"
+        assert parent == f"{runs[item].context.span_id:016x}"
+
+
+def spanned(item: int) -> tuple[str, str]:
+    return make_span()
 
 
 def test_logs_and_output_come_home(

@@ -125,6 +125,8 @@ class RunEncoder:
         }
         if run.request.timeout is not None:
             frame["deadline"] = run.request.timeout
+        if run.request.traceparent:
+            frame["traceparent"] = run.request.traceparent
         if run.request.settings.remote_logs:
             frame["remote_logs"] = logging.getLogger().getEffectiveLevel()
         return frame

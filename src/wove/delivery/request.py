@@ -115,6 +115,7 @@ class Request:
     Attributes:
         working: Called on the weave's loop: with true whenever a worker begins the run, with false
             when the run is lost and waits for another worker. ``None``: nobody wants to know.
+        traceparent: The span of the attempt, for spans of the task; empty where nothing is traced.
         expired: Set before the run is cancelled because the time of the attempt is over. Such a run is
             always cancelled, whatever the orphan policy is: its weave continues.
     """
@@ -129,6 +130,7 @@ class Request:
         "record",
         "settings",
         "timeout",
+        "traceparent",
         "working",
     )
 
@@ -153,6 +155,7 @@ class Request:
         self.find_reporter = find_reporter
         self.working: Callable[[bool], object] | None = None
         self.expired = False
+        self.traceparent = ""
 
     def __str__(self) -> str:
         """Return its name in messages: ``task 'pdf'`` or ``item 3 of task 'pdf'``."""

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from wove.delivery import Call, DeliveryClient, Request
     from wove.engine.caching import CachedTask
     from wove.engine.scheduler import WeaveRun
+    from wove.observe.tracing import RunTracer, TaskTracer
     from wove.settings.resolution import TaskSettings
 
 __all__ = ["CHILD_CALLS", "Attempts", "Caller", "ChildCalls", "Pacer", "retry_delay"]
@@ -157,11 +158,12 @@ class Caller:
         context: The context variables of every call.
         attempts: The outcomes of the attempts.
         cache: The kept results of the items of a map; ``None`` where none are kept.
+        tracer: Traces the task; ``None`` where nothing does.
     """
 
     __slots__ = (
         "attempts", "cache", "call", "context", "fn", "kind",
-        "make_request", "name", "pacer", "plain", "run", "settings", "signature"
+        "make_request", "name", "pacer", "plain", "run", "settings", "signature", "tracer"
     )  # fmt: skip
 
     def __init__(
@@ -173,8 +175,10 @@ class Caller:
         signature: Signature,
         settings: TaskSettings,
         context: Context | None = None,
+        tracer: TaskTracer | None = None,
     ) -> None:
         self.run = run
+        self.tracer = tracer
         self.context = run.context if context is None else context
         self.name = name
         self.fn = fn
@@ -199,6 +203,8 @@ class Caller:
 
         while True:
             try:
+                if self.tracer is not None and settings.retries and settings.is_local:
+                    return await self._traced(self.tracer, bound, attempt, item)
                 return await self._attempt(bound, attempt, item)
             except settings.retry_on as error:
                 if attempt > settings.retries or self.run.stopped:
@@ -212,6 +218,19 @@ class Caller:
                 await asyncio.sleep(delay)
             if self.pacer is not None:
                 await self.pacer.turn()
+
+    async def _traced(
+        self, tracer: TaskTracer, bound: Bound, attempt: int, item: int | None
+    ) -> Any:
+        trace = tracer.begin_run(item, attempt, is_remote=False)
+        try:
+            value = await self._attempt(bound, attempt, item)
+        except BaseException as error:
+            trace.end({}, error)
+            raise
+
+        trace.end({}, None)
+        return value
 
     def _attempt(self, bound: Bound, attempt: int, item: int | None) -> Awaitable[Any]:
         limit = self.settings.timeout
@@ -331,19 +350,29 @@ class Caller:
             self.name, item, attempt, self.settings.environment.name, started=time(), trip=Trip()
         )
         self.attempts.records.append(record)
+        trace: RunTracer | None = None
+        failure: BaseException | None = None
+        if self.tracer is not None:
+            trace = self.tracer.begin_run(item, attempt, is_remote=True)
 
         try:
             delivery = await self.run.delivery(self.settings.environment)
             request = self._request(arguments, record, limit)
+            if trace is not None:
+                request.traceparent = trace.traceparent
             if limit is None:
                 return await delivery.run(request)
             return await self._in_time(delivery, request, limit)
         except BaseException as error:
             record.error = worded(error)
             self.attempts.failed[item] = record
+            failure = error
             raise
         finally:
             record.ended = time()
+            if trace is not None:
+                trace.end(_facts(record), failure)
+            failure = None  # it would be part of a reference cycle
 
     def _request(
         self, arguments: Mapping[str, Any], record: RunRecord, limit: float | None
@@ -413,6 +442,28 @@ class Caller:
             return None
         succeeded, value = task.result()
         return None if succeeded or isinstance(value, asyncio.CancelledError) else value
+
+
+def _facts(record: RunRecord) -> dict[str, Any]:
+    """Return what a trace notes of a remote run that has ended."""
+    facts: dict[str, Any] = {
+        "run_id": record.run_id,
+        "host": record.host,
+        "pid": record.pid,
+        "bytes_out": record.bytes_out,
+        "bytes_in": record.bytes_in,
+        "losses": record.losses,
+    }
+    trip = record.trip
+    if trip is not None and trip.handed_over is not None:
+        began = trip.start_seen
+        if trip.end_seen is not None and trip.worker_spent is not None:
+            # Without the worker's clock: the way back of the result is counted as well.
+            began = trip.end_seen - sum(trip.worker_spent)
+        if began is not None:
+            facts["queue_seconds"] = max(0.0, began - trip.handed_over)
+
+    return facts
 
 
 class _WorkClock:

@@ -39,10 +39,12 @@ from wove.engine.tracebacks import annotate, raisable
 from wove.graph.plan import DATA
 from wove.observe.events import emit, listening
 from wove.observe.reports import REPORTER
+from wove.observe.tracing import tracer_of_weave
 
 if TYPE_CHECKING:
     from wove.delivery import DeliveryClient
     from wove.graph.plan import Plan
+    from wove.observe.tracing import TaskTracer
     from wove.settings.model import Environment
     from wove.settings.resolution import Resolver
 
@@ -100,10 +102,12 @@ class _TaskPool(CoroutinePool):
                 if ready and self._spawning is None:
                     self.spawn_soon()
 
-                task.begin()
+                run.begin(task)
                 current.task = task
                 try:
-                    if task.plain_async:
+                    if task.tracer is not None:
+                        value = await run.perform_traced(task, task.tracer)
+                    elif task.plain_async:
                         value = await call_now(task.node, run.values)
                     else:
                         value = await run.perform(task)
@@ -218,6 +222,7 @@ class WeaveRun:
         self._grace_timer: asyncio.TimerHandle | None = None
         self._finished = finished
         self._has_listeners = listening()
+        self.tracer = tracer_of_weave([task.name for task in self.tasks], context)
 
     @property
     def slots(self) -> ThreadLimiter:
@@ -333,6 +338,7 @@ class WeaveRun:
         for task in self.tasks:
             if task.status in (PENDING, RUNNING):
                 task.end(CANCELLED)
+                task.end_trace(self.cancelled_by)
             if not (task.plain_sync or task.plain_async):
                 task.close()
 
@@ -342,6 +348,8 @@ class WeaveRun:
             if self._child_calls is not None:
                 self._child_calls.discard(self.cancel_with_parent)
 
+        if self.tracer is not None:
+            self.tracer.end(self.error or self.cancelled_by)
         self.inbox.close()
         finished = self._finished
         # Only the garbage collector frees a reference cycle, and weaves can be many.
@@ -394,12 +402,15 @@ class WeaveRun:
             self.pool.spawn()
             return
 
-        task.begin()
+        self.begin(task)
+        context = self.context.copy()
+        if task.tracer is not None:
+            context.run(task.tracer.attach)
         call = ThreadCall(
             partial(_timed, task, call_here(task.node, self.values)),
             slots=self.slots,
             inbox=self.inbox,
-            context=self.context.copy(),
+            context=context,
             ended=partial(self._call_ended, task),
         )
         self._calls[task] = call
@@ -407,6 +418,24 @@ class WeaveRun:
             call.start()
         except RuntimeError as error:  # the system has no more threads
             self.inbox.post(self._call_ended, task, False, error)
+
+    def begin(self, task: Task) -> None:
+        """Record that *task* runs from now on."""
+        task.begin()
+        if self.tracer is not None and task.tracer is None:
+            task.tracer = self.tracer.begin_task(
+                task.name, task.settings.environment.name, mapped=task.node.declaration.mapped
+            )
+
+    async def perform_traced(self, task: Task, tracer: TaskTracer) -> Any:
+        """Perform *task* with its span as the current one."""
+        token = tracer.attach()
+        try:
+            if task.plain_async:
+                return await call_now(task.node, self.values)
+            return await self.perform(task)
+        finally:
+            tracer.detach(token)
 
     def _call_ended(self, task: Task, succeeded: bool, value: Any) -> None:
         if self._calls.pop(task, None) is None:  # abandoned while its outcome was on its way
@@ -486,6 +515,8 @@ class WeaveRun:
             task.stream.end(value)
         if self._has_listeners:
             emit("task_done", task=task.name, seconds=task.seconds())
+        if task.tracer is not None:
+            task.end_trace(None)
         tasks = self.tasks
 
         for i in task.node.dependents:
@@ -502,11 +533,13 @@ class WeaveRun:
         cancelled = self.stopped and isinstance(error, asyncio.CancelledError)
         if input_error is not None and (cancelled or error is input_error):
             task.end(FAILED)
+            task.end_trace(error)
             self.remaining -= 1
             return
 
         if cancelled:
             task.end(CANCELLED)
+            task.end_trace(error)
             return
         if isinstance(error, UnusedSourceError):
             task.end(CANCELLED)
@@ -520,6 +553,7 @@ class WeaveRun:
         position = annotate(error, task.name, origin=task.origin())
         task.end(FAILED)
         task.error = error
+        task.end_trace(error)
         self.remaining -= 1
         self.failures.append((task.name, position, error))
         if task.stream is not None:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from wove.engine.scheduler import WeaveRun
     from wove.graph.plan import Node
     from wove.observe.reports import Report
+    from wove.observe.tracing import TaskTracer
     from wove.result import RunRecord
 
 __all__ = ["CANCELLED", "DONE", "FAILED", "PENDING", "RUNNING", "Status", "Task"]
@@ -60,12 +61,14 @@ class Task:
         stream: The items of a generator or of a mapped task, while it runs, for the maps over it.
         reader: The source of a mapped task that receives the items of another task while that runs.
         awaitable: The awaitable that a plain function returned, until it is awaited.
+        tracer: Traces it while it runs; ``None`` where nothing does.
         progress: The last report of the task, or of one of its items; ``None``: none.
     """
 
     __slots__ = (
         "__weakref__", "_attempts", "_caller", "awaitable", "ended", "error", "items", "name", "node", "plain_async",
-        "plain_sync", "progress", "reader", "settings", "started", "status", "stream", "thread", "value", "waiting",
+        "plain_sync", "progress", "reader", "settings", "started", "status", "stream", "thread", "tracer", "value",
+        "waiting",
     )  # fmt: skip
 
     def __init__(self, node: Node, run: WeaveRun) -> None:
@@ -84,6 +87,7 @@ class Task:
         self.reader: StreamReader | None = None
         self.awaitable: Awaitable[Any] | None = None
         self.progress: Report | None = None
+        self.tracer: TaskTracer | None = None
         self._caller: Caller | None = None
         self._attempts: Attempts | None = None
 
@@ -104,6 +108,8 @@ class Task:
             declaration = self.node.declaration
             context = run.context.copy()
             context.run(REPORTER.set, ref(self))
+            if self.tracer is not None:
+                context.run(self.tracer.attach)
             self._caller = Caller(
                 run,
                 self.name,
@@ -112,6 +118,7 @@ class Task:
                 declaration.signature,
                 self.settings,
                 context,
+                self.tracer,
             )
             self._attempts = self._caller.attempts
 
@@ -156,6 +163,13 @@ class Task:
         self.status = status
         if self.started:
             self.ended = perf_counter()
+
+    def end_trace(self, error: BaseException | None) -> None:
+        """End its span, if it is traced: it has ended, with *error* if it failed."""
+        tracer, self.tracer = self.tracer, None
+        if tracer is not None:
+            one_by_one = not self.settings.is_local or self.settings.retries > 0
+            tracer.end(error, None if one_by_one else self.items)
 
     def seconds(self) -> float:
         """Return how long it took: a mapped task from the start of its first item to the end of its last."""

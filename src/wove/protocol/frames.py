@@ -59,6 +59,7 @@ class Command(TypedDict, total=False):
     the seconds that the attempt may take once it has begun, ``callable_id`` the SHA-256 (hex) of the callable's pickle.
     ``shared_pickle`` holds the arguments that all items of a map share, ``shared_id`` its SHA-256; only executors whose
     `shares_arguments` says so get these.
+    ``traceparent`` is the span of the attempt, as the header of W3C Trace Context has it.
     ``remote_logs`` asks for what the task logs and prints, and is the lowest level of the records.
     ``callable`` and ``args`` hold live values for executors that keep frames in this process.
     """
@@ -78,6 +79,7 @@ class Command(TypedDict, total=False):
     delivery_orphan_policy: str | None
     deadline: float | None
     remote_logs: int
+    traceparent: str
     python: str
     wove: str
 

@@ -27,6 +27,7 @@ from wove.worker.reports import RunReports
 from wove.worker.run_marks import BEGUN, RETURNED, UNPICKLING, RunMarks
 from wove.worker.runs import ExecutingRun, SharedCallable, SharedValues
 from wove.worker.threads import TaskThreadPool
+from wove.worker.tracing import attach_parent
 
 if TYPE_CHECKING:
     from wove.worker.coroutines import CoroutineLoop
@@ -260,6 +261,8 @@ class Runner:
         run.ticks.append(time.perf_counter())
         context = contextvars.Context()
         context.run(REPORTER.set, partial(self._reports_of, run))
+        if run.traceparent:
+            context.run(attach_parent, run.traceparent)
         if run.log_level is not None:
             self._capture_logs(run.log_level)
             context.run(CAPTURE.set, self._reports_of(run))

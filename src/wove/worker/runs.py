@@ -84,6 +84,7 @@ class ExecutingRun:
         ticks: When it left the queue, when its call began, and when that ended, as `time.perf_counter`.
         log_level: The level from which its log records are sent home; ``None``: neither these nor its output.
         reports: What it has reported; ``None``: nothing.
+        traceparent: The span of the weave's side; empty: none.
         stopping: ``"cancel"`` or ``"deadline"`` once it has been told to stop.
     """
 
@@ -106,6 +107,7 @@ class ExecutingRun:
         "stopping",
         "task",
         "ticks",
+        "traceparent",
     )
 
     def __init__(
@@ -118,6 +120,7 @@ class ExecutingRun:
         self.seconds = _seconds(frame.get("deadline"))
         slot: object = frame.get("slot")
         self.slot = slot if isinstance(slot, int) else -1
+        self.traceparent = str(frame.get("traceparent") or "")
         level: object = frame.get("remote_logs")
         self.log_level = level if isinstance(level, int) and not isinstance(level, bool) else None
         delivery: Any = frame.get("delivery")

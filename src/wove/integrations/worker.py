@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import re
+import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final, cast
 
@@ -14,7 +15,9 @@ from wove.callback.reporter import DeliveryOutcome
 from wove.concurrency.mailbox import post_to
 from wove.integrations.common.jobs import ASK_SECONDS, Job, close, fetches
 from wove.protocol import heartbeats, payload as payloads
-from wove.protocol.names import SECRET_VARIABLE
+from wove.protocol.frames import FrameError
+from wove.protocol.names import ENVIRONMENT_VARIABLE, SECRET_VARIABLE
+from wove.protocol.payload import Payload
 from wove.security import NetworkExecutorSecurity, SecurityConfig
 
 if TYPE_CHECKING:
@@ -192,13 +195,14 @@ def _read(payload: object, security: NetworkExecutorSecurity) -> Job:
             body=content.digest if security.authenticates else b"",
             signature=content.signature,
         )
+        _check_environment(content)
     except PermissionError as error:
         _log.error("the payload of run %r is refused: %s", run_id, error)
         raise
 
     delivery = cast("dict[str, Any]", content.frame.get("delivery") or {})
     return Job(
-        content,
+        _expired(content) or content,
         run_id,
         content.frame["task_id"],
         destination,
@@ -207,6 +211,35 @@ def _read(payload: object, security: NetworkExecutorSecurity) -> Job:
         heartbeat_seconds=heartbeats.spacing(delivery, content.beat_seconds)
         or heartbeats.MAX_SECONDS,
         detached=delivery.get("delivery_orphan_policy") == "detach",
+    )
+
+
+def _check_environment(content: Payload) -> None:
+    """Refuse the payload of an environment that this worker does not serve, if the worker names those that it does.
+
+    Raises:
+        PermissionError: The payload is refused.
+    """
+    names = os.environ.get(ENVIRONMENT_VARIABLE)
+    if names is None:
+        return
+    if content.environment not in [name.strip() for name in names.split(",")]:
+        raise PermissionError(
+            f"the payload is of environment {content.environment!r:.100}, and this worker takes those of "
+            f"{names!r:.200} ({ENVIRONMENT_VARIABLE})"
+        )
+
+
+def _expired(content: Payload) -> ValueError | None:
+    """Return why the run of *content* must not begin any more; ``None``: it may."""
+    late = 0.0 if content.valid_until is None else time.time() - content.valid_until
+    if late <= 0:
+        return None
+    run_id = content.frame["run_id"]
+    return FrameError(
+        f"the payload of run {run_id} came {late:.0f} s after the end of its validity, by this worker's clock "
+        "(executor_config 'payload_max_age'): the run is not begun",
+        run_id,
     )
 
 

@@ -10,6 +10,10 @@ PAYLOAD_VARIABLE: Final = "WOVE_BACKEND_PAYLOAD"
 SECRET_VARIABLE: Final = "WOVE_WORKER_SECRET"
 """The environment variable with the secret of a worker that is configured with none."""
 
+ENVIRONMENT_VARIABLE: Final = "WOVE_WORKER_ENVIRONMENT"
+"""The environment variable with the names of the environments whose payloads a backend's worker accepts, separated by
+commas; all of them if it is not set."""
+
 WORKER_HEADER: Final = "X-Wove-Worker"
 """Of a request to the callback receiver: the process that posts, as ``host/pid/`` and a random part."""
 

@@ -63,6 +63,8 @@ class Payload(NamedTuple):
         sent_at: When it was made, in Unix seconds of its sender's clock; ``None``: unknown.
         retry_seconds: For how long an event that does not get through is sent again; ``None``: as the worker likes.
         beat_seconds: The longest time between two heartbeats, whatever ``delivery`` wants; ``None``: likewise.
+        environment: The name of the environment that made it; ``None``: unknown.
+        valid_until: When it must no longer be begun, in Unix seconds; ``None``: it is valid for ever.
         signature: As it came.
         fields: As they came.
     """
@@ -74,6 +76,8 @@ class Payload(NamedTuple):
     sent_at: float | None
     retry_seconds: float | None
     beat_seconds: float | None
+    environment: str | None
+    valid_until: float | None
     signature: Mapping[str, Any] | None
     fields: Mapping[str, Any]
 
@@ -101,6 +105,8 @@ def build(
     sent_at: float | None = None,
     retry_seconds: float | None = None,
     beat_seconds: float | None = None,
+    environment: str | None = None,
+    valid_until: float | None = None,
 ) -> dict[str, Any]:
     """The payload of a ``run_task`` *frame*.
 
@@ -112,6 +118,8 @@ def build(
         sent_at: Now, in Unix seconds.
         retry_seconds: See `Payload`.
         beat_seconds: See `Payload`.
+        environment: See `Payload`.
+        valid_until: See `Payload`.
     """
     payload: dict[str, Any] = {"version": VERSION, "adapter": adapter, "callback_url": callback_url}
     payload.update((name, frame[name]) for name in _FROM_FRAME if frame.get(name) is not None)
@@ -134,6 +142,10 @@ def build(
         payload["retry_seconds"] = retry_seconds
     if beat_seconds is not None:
         payload["beat_seconds"] = beat_seconds
+    if environment is not None:
+        payload["environment"] = environment
+    if valid_until is not None:
+        payload["valid_until"] = round(valid_until, 3)
     return payload
 
 
@@ -181,6 +193,12 @@ def parse(payload: object) -> Payload:
         if name not in claims and name in fields:
             frame[name] = _unpacked(fields[name], name, run_id)
 
+    environment, valid_until = fields.get("environment"), fields.get("valid_until")
+    if valid_until is not None and _number(valid_until) is None:
+        raise FrameError(
+            f"the payload of run {run_id} has an end of validity that is not a time: {valid_until!r:.100}",
+            run_id,
+        )
     signature = fields.get(SIGNATURE)
     return Payload(
         frame,
@@ -190,6 +208,8 @@ def parse(payload: object) -> Payload:
         _number(fields.get("sent_at")),
         _number(fields.get("retry_seconds")),
         _number(fields.get("beat_seconds")) or None,
+        environment if isinstance(environment, str) else None,
+        _number(valid_until),
         cast("Mapping[str, Any]", signature) if isinstance(signature, Mapping) else None,
         fields,
     )

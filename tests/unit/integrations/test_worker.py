@@ -327,6 +327,59 @@ def test_the_secret_in_the_environment(peer: Peer, monkeypatch: pytest.MonkeyPat
     assert outcome(peer, make_payload(peer, lambda: 2, security=SIGNED)) == 2
 
 
+def test_a_payload_is_not_run_after_the_end_of_its_validity(peer: Peer, tmp_path: Path) -> None:
+    payload = make_payload(peer, Marking(tmp_path / "mark"))
+    payload["valid_until"] = time.time() - 60
+    sign(payload, SIGNED)
+    failed = outcome(peer, payload, security=SIGNED)
+    assert "came 60 s after the end of its validity" in str(failed)
+    assert "'payload_max_age'" in str(failed) and not (tmp_path / "mark").exists()
+
+
+def test_a_valid_payload_is_run_if_its_weave_waits_for_it(peer: Peer) -> None:
+    payload = make_payload(peer, lambda: 1)
+    payload["valid_until"] = time.time() + 60
+    sign(payload, SIGNED)
+    assert outcome(peer, payload, security=SIGNED) == 1
+    assert [request.types for request in peer.requests] == [["heartbeat"], ["task_result"]]
+
+
+def test_a_copy_of_a_valid_payload_is_not_run(peer: Peer, tmp_path: Path) -> None:
+    payload = make_payload(peer, Marking(tmp_path / "mark"))
+    payload["valid_until"] = time.time() + 60
+    sign(payload, SIGNED)
+    peer.answer = lambda request: Answer(410)
+    run(payload, security=SIGNED)
+    assert [request.types for request in peer.requests] == [["heartbeat"]]
+    assert not (tmp_path / "mark").exists()
+
+
+def test_the_end_of_validity_is_signed(peer: Peer) -> None:
+    payload = make_payload(peer, lambda: 1)
+    payload["valid_until"] = time.time() - 60
+    sign(payload, SIGNED)
+    payload["valid_until"] += 1000
+    with pytest.raises(PermissionError, match="it was changed on its way"):
+        run(payload, security=SIGNED)
+
+
+@pytest.mark.parametrize("made_by", ["images", None])
+def test_the_payload_of_another_environment_is_refused(
+    peer: Peer, monkeypatch: pytest.MonkeyPatch, made_by: str | None
+) -> None:
+    monkeypatch.setenv("WOVE_WORKER_ENVIRONMENT", "reports, mails")
+    payload = make_payload(peer, lambda: 1)
+    if made_by is not None:
+        payload["environment"] = made_by
+    sign(payload, SIGNED)
+    with pytest.raises(PermissionError, match="this worker takes those of 'reports, mails'"):
+        run(payload, security=SIGNED)
+    assert peer.requests == []
+    payload["environment"] = "mails"
+    sign(payload, SIGNED)
+    assert outcome(peer, payload, security=SIGNED) == 1
+
+
 @pytest.mark.parametrize("how", ["unsigned", "forged", "changed", "another key", "no dict"])
 def test_what_is_not_rightly_signed_is_not_decoded(
     peer: Peer, tmp_path: Path, how: str, caplog: pytest.LogCaptureFixture

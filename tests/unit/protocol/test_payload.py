@@ -33,12 +33,13 @@ def made(**options: Any) -> dict[str, Any]:
 
 
 def test_there_and_back() -> None:
-    payload = made(beat_seconds=2.0)
+    payload = made(beat_seconds=2.0, environment="reports", valid_until=1060.0)
     assert payload["version"] == 1 and payload["task_name"] == "pdf"
     for form in (payload, json.dumps(payload), json.dumps(payload).encode()):
         found = parse(form)
         assert found.adapter == "celery" and found.callback_url == URL and found.claims == {}
         assert (found.sent_at, found.retry_seconds, found.beat_seconds) == (1000.0, 60.0, 2.0)
+        assert (found.environment, found.valid_until) == ("reports", 1060.0)
         assert loads(found.frame["args_pickle"], label="args") == {"item": "x" * 10}
         assert loads(found.frame["callable_pickle"], label="f") is len
         same = ("type", "run_id", "task_id", "delivery", "deadline", "python", "callable_id")
@@ -177,3 +178,9 @@ def test_without_security_nothing_is_signed_or_refused() -> None:
     none = NetworkExecutorSecurity.from_config(None)
     assert "signature" not in sign(none, made())
     verify(none, sign(signed(), made()))
+
+
+@pytest.mark.parametrize("value", ["soon", -1, True, [1]])
+def test_an_end_of_validity_that_is_not_a_time_is_refused(value: object) -> None:
+    with pytest.raises(FrameError, match="an end of validity that is not a time"):
+        parse({**made(), "valid_until": value})

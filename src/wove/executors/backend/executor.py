@@ -52,6 +52,7 @@ KEYS: Final = (
     "security",
     "insecure",
     "max_message_bytes",
+    "payload_max_age",
     "watch_seconds",
     "start_timeout",
     "send_timeout",
@@ -156,6 +157,12 @@ class BackendAdapterEnvironmentExecutor(EnvironmentExecutor):
         )
         max_bytes = whole(config, "max_message_bytes", MAX_MESSAGE_BYTES, label=label)
         self.retry_seconds = number(config, "callback_retry_seconds", RETRY_SECONDS, label=label)
+        max_age = number(config, "payload_max_age", None, label=label)
+        if max_age is not None and not self.security.authenticates:
+            raise ValueError(
+                f"{label}: executor_config 'payload_max_age' needs 'security': without a signature anybody can change "
+                "the end of a payload's validity"
+            )
         self.call_seconds = number(config, "send_timeout", 60.0, label=label, none=True)
         max_interval = number(config, "watch_seconds", None, label=label)
         adapter = self.adapter = self._kind(environment_name, config)
@@ -199,7 +206,13 @@ class BackendAdapterEnvironmentExecutor(EnvironmentExecutor):
         )
         self.url = self.route.url.replace(address.token, "<token>")
         self._payloads = PayloadBuilder(
-            self.name, adapter, self.route.url, self.security, retry_seconds=self.retry_seconds
+            self.name,
+            adapter,
+            self.route.url,
+            self.security,
+            environment=environment_name,
+            retry_seconds=self.retry_seconds,
+            max_age=max_age,
         )
         self._losses = Losses(
             adapter, self._watcher, self._jobs, lose=self._lose, finish=self._finish

@@ -26,7 +26,9 @@ class PayloadBuilder:
         adapter: Its `inline_bytes` and `beat_seconds` apply.
         callback_url: Where workers report.
         security: Signs the payloads.
+        environment: The environment's name, which is in each payload.
         retry_seconds: How long workers retry their reports.
+        max_age: Seconds for which a payload is valid; ``None``: for ever.
     """
 
     def __init__(
@@ -36,13 +38,17 @@ class PayloadBuilder:
         callback_url: str,
         security: NetworkExecutorSecurity,
         *,
+        environment: str,
         retry_seconds: float,
+        max_age: float | None,
     ) -> None:
         self._executor = executor
         self._adapter = adapter
         self._callback_url = callback_url
         self._security = security
+        self._environment = environment
         self._retry_seconds = retry_seconds
+        self._max_age = max_age
         self._claims: dict[str, tuple[Pickled, set[str]]] = {}
 
     async def build(self, job: SubmittedJob, frame: Frame) -> PayloadDict:
@@ -54,14 +60,17 @@ class PayloadBuilder:
             if sum(size for each, size in sizes.items() if each not in claims) > room:
                 claims[name] = await self._claim(job, frame, name)
 
+        now = time.time()
         payload = payloads.build(
             frame,
             adapter=self._executor,
             callback_url=self._callback_url,
             claims=claims,
-            sent_at=time.time(),
+            sent_at=now,
             retry_seconds=self._retry_seconds,
             beat_seconds=self._adapter.beat_seconds,
+            environment=self._environment,
+            valid_until=None if self._max_age is None else now + self._max_age,
         )
         if self._security.authenticates:
             payload[payloads.SIGNATURE] = self._security.payload_signature(

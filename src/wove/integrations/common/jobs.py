@@ -53,7 +53,8 @@ class Job:
     Attributes:
         report: What is said of its run.
         fetches: Something of it is to be fetched first, so that `start` blocks.
-        ask_after: In seconds: if the payload is older, the receiver is asked before anything is fetched or begun.
+        ask_after: In seconds: if the payload is older, the receiver is asked before anything is fetched or begun. A
+            payload with an end of validity may be a copy: for it, the receiver is always asked.
     """
 
     def __init__(
@@ -105,7 +106,7 @@ class Job:
 
         sender.sender_for(self.report.destination).open(self.report)
 
-        if _age(content) >= self.ask_after:
+        if content.valid_until is not None or _age(content) >= self.ask_after:
             self.report.ask(partial(self._awaited, content))
         else:
             self._prepare(content)

@@ -151,6 +151,21 @@ def test_a_small_payload_is_all_there_is() -> None:
     assert "claims" not in payload and "signature" not in payload
 
 
+def test_a_payload_is_bound_to_its_environment_and_ends() -> None:
+    secret = "a secret for payloads that end"
+    use(security={"type": "signed", "secret": secret}, secret=secret, payload_max_age=60)
+    assert run(lambda left: left + 1, values={"left": 1}) == 2
+    [payload] = LineAdapter.opened[0].payloads
+    assert payload["environment"] == "line"
+    assert payload["valid_until"] == pytest.approx(payload["sent_at"] + 60)
+
+
+def test_an_end_of_validity_needs_a_signature() -> None:
+    use(payload_max_age=60)
+    with pytest.raises(ValueError, match="'payload_max_age' needs 'security'"):
+        run(lambda: 1)
+
+
 def test_what_is_large_is_fetched_and_let_go_of() -> None:
     use()
     big = os.urandom(300_000)

@@ -60,7 +60,7 @@ async def many(scope: DeliveryClient, environment: Any, count: int) -> list[int]
     return await asyncio.gather(*(run(scope, environment, pid) for _ in range(count)))
 
 
-@pytest.mark.parametrize("launcher", LAUNCHERS)
+@pytest.mark.parametrize("launcher", LAUNCHERS, ids=["env", "setsid", "unshare", "nsenter"])
 def test_many_small_runs_behind_a_launcher(launcher: str | list[str]) -> None:
     environment = stdio(launcher=usable(launcher), processes=2)
     pids = drive(lambda scope: many(scope, environment, 200))

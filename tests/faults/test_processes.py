@@ -799,3 +799,110 @@ def test_nothing_is_said_of_what_was_cancelled_or_failed_beside_the_first_failur
     )
     assert found.stdout == "ok\n"
     assert not found.complaints
+
+
+# ------------------------------------------------------------------------------------ objects of multiprocessing
+
+
+POOL = """
+import os, time, wove
+from multiprocessing import Manager, resource_tracker, shared_memory
+from wove import weave
+
+wove.config(environments={"pool": {"executor": "stdio", "executor_config": {"processes": 1}}})
+
+def attach(name):
+    segment = shared_memory.SharedMemory(name=name)
+    try:
+        return segment.buf[0]
+    finally:
+        segment.close()
+
+def create():
+    segment = shared_memory.SharedMemory(create=True, size=10)
+    segment.buf[0] = 7
+    segment.close()
+    return segment.name
+
+def elsewhere(fn, *items):
+    with weave() as w:
+        w.do(items, environment="pool")(fn)
+    return w.result.final
+"""
+
+
+@needs_dispatch
+@pytest.mark.parametrize("warm", [False, True])
+@pytest.mark.parametrize("end", ["wove.shutdown()", "os.kill(elsewhere(pid, 1)[0], 9)"])
+def test_a_segment_outlives_a_worker_that_attached_to_it(
+    script: Script, warm: bool, end: str
+) -> None:
+    """Also where the pool was there before anything of multiprocessing was used."""
+    found = script(
+        POOL
+        + textwrap.dedent(
+            f"""
+            def pid(item):
+                return os.getpid()
+
+            {"elsewhere(pid, 1)" if warm else ""}
+            segment = shared_memory.SharedMemory(create=True, size=10)
+            segment.buf[0] = 42
+            print(elsewhere(attach, segment.name))
+            {end}
+            wove.shutdown()
+            print(attach(segment.name))
+            segment.close()
+            segment.unlink()
+            """
+        ),
+        flags=("-W", "error"),
+    )
+    assert found.stdout == "[42]\n42\n"
+    assert "leaked" not in found.stderr and "Traceback" not in found.stderr
+
+
+@needs_dispatch
+def test_a_segment_of_a_worker_is_the_programs_to_remove(script: Script) -> None:
+    found = script(
+        POOL
+        + textwrap.dedent(
+            """
+            (name,) = elsewhere(lambda item: create(), 1)
+            wove.shutdown()
+            segment = shared_memory.SharedMemory(name=name)
+            print(segment.buf[0])
+            segment.close()
+            segment.unlink()
+            """
+        ),
+        flags=("-W", "error"),
+    )
+    assert found.stdout == "7\n"
+    assert not found.complaints
+
+
+@needs_dispatch
+def test_managers_and_their_locks_and_queues_work_in_the_pool(script: Script) -> None:
+    found = script(
+        POOL
+        + textwrap.dedent(
+            """
+            if __name__ == "__main__":
+                elsewhere(str, 1)
+                with Manager() as manager:
+                    lock, counts, queue = manager.Lock(), manager.dict(n=0), manager.Queue()
+
+                    def count(item):
+                        with lock:
+                            counts["n"] += 1
+                        queue.put(item)
+
+                    elsewhere(count, *range(10))
+                    print(counts["n"], sorted(queue.get() for _ in range(10)) == list(range(10)))
+            """
+        ),
+        flags=("-W", "error"),
+    )
+    assert found.stdout == "10 True\n"
+    assert not found.complaints

@@ -27,6 +27,7 @@ from wove.protocol.faults import from_exception
 from wove.protocol.frames import PYTHON, READY, FrameError
 from wove.protocol.limits import INLINE_BYTES
 from wove.protocol.pickling import declare_one_machine
+from wove.worker.multiprocessing_child import adopt
 from wove.worker.run_marks import RunMarks
 
 if TYPE_CHECKING:
@@ -179,6 +180,7 @@ def _take_over(environ: MutableMapping[str, str]) -> RunMarks | None:
     descriptor = boot.get("marks")
     if descriptor is None:
         return None
+    adopt(boot["tracker"], bytes.fromhex(boot["authentication_key"]))
     marks = RunMarks(descriptor)
     os.close(descriptor)
     return marks

@@ -18,6 +18,7 @@ from wove.concurrency.deadline import Deadline
 from wove.concurrency.mailbox import post_to
 from wove.errors import DeliveryError, EnvironmentExecutionError, WorkerLostError
 from wove.executors.base import Frame
+from wove.executors.stdio import resource_tracker
 from wove.executors.stdio.balance import WorkerLoad, choose
 from wove.executors.stdio.process import Listener, WorkerProcess, describe_exit
 from wove.protocol import codec
@@ -396,9 +397,15 @@ class Pool(Listener):
         try:
             ours.append(shared_file())
             marks = RunMarks(ours[0])
-            ours.append(shared_file(json.dumps({**plan.boot, "marks": ours[0]}).encode()))
-            environ = {**plan.environ, BOOT_VARIABLE: str(ours[1])}
-            process = WorkerProcess(plan.command, plan.cwd, environ, self, inherits=ours)
+            tracker, theirs = os.pipe()
+            ours.append(theirs)
+            key = resource_tracker.authentication_key().hex()
+            boot = {**plan.boot, "marks": ours[0], "tracker": theirs, "authentication_key": key}
+            ours.append(shared_file(json.dumps(boot).encode()))
+            environ = {**plan.environ, BOOT_VARIABLE: str(ours[-1])}
+            process = WorkerProcess(
+                plan.command, plan.cwd, environ, self, inherits=ours, tracker=tracker
+            )
         finally:
             for descriptor in ours:
                 os.close(descriptor)

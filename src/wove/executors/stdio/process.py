@@ -17,6 +17,7 @@ from typing import Final, cast
 
 from wove.concurrency import forks
 from wove.concurrency.thread_pool import relay
+from wove.executors.stdio import resource_tracker
 
 __all__ = ["Listener", "WorkerProcess", "describe_exit", "interpreter_flags"]
 
@@ -71,6 +72,7 @@ class WorkerProcess:
         listener: Is told what happens.
         inherits: Descriptors that the process gets, under the same numbers. They stay open here.
         linger_seconds: How long the process may stay after it has closed its stdout.
+        tracker: The read end of a pipe with messages for the resource tracker, which this object closes; -1: none.
 
     Raises:
         OSError: It cannot be started.
@@ -85,6 +87,7 @@ class WorkerProcess:
         *,
         inherits: Sequence[int] = (),
         linger_seconds: float = 1.0,
+        tracker: int = -1,
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._listener = listener
@@ -96,6 +99,8 @@ class WorkerProcess:
         self._tail = b""
         self._closing_stdin = False
         self._poll: asyncio.TimerHandle | None = None
+        self._tracker = tracker
+        self._tracker_rest = b""
         self._open: set[int] = set()
         self.ended = False
         self.trouble = ""  # why nothing more of it can be read
@@ -103,6 +108,10 @@ class WorkerProcess:
         theirs: list[int] = []
 
         try:
+            if tracker >= 0:
+                self._open.add(tracker)
+                forks.track(tracker)
+                os.set_blocking(tracker, False)
             for mine_reads in (False, True, True):
                 read_end, write_end = os.pipe()
                 mine, their = (read_end, write_end) if mine_reads else (write_end, read_end)
@@ -138,6 +147,8 @@ class WorkerProcess:
         self._owner = os.getpid()
         self._loop.add_reader(self._stdout, self._readable)
         self._loop.add_reader(self._stderr, self._stderr_readable)
+        if tracker >= 0:
+            self._loop.add_reader(tracker, self._tracker_readable)
         self._pidfd = _pidfd(self.pid)
 
         if self._pidfd >= 0:
@@ -242,6 +253,8 @@ class WorkerProcess:
 
     def _readable(self) -> None:
         lines: list[list[bytes]] = []
+        # First: the end of a run must not overtake the segments that it has registered.
+        self._tracker_readable()
 
         try:
             going_on = self._read_lines(lines)
@@ -282,6 +295,21 @@ class WorkerProcess:
         self._line = [parts[-1]] if parts[-1] else []
         return True
 
+    def _tracker_readable(self) -> None:
+        if self._tracker not in self._open:
+            return
+        try:
+            data = os.read(self._tracker, READ_BYTES)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+
+        if data:
+            self._tracker_rest = resource_tracker.forward(self._tracker_rest + data)
+        else:
+            self._close(self._tracker)
+
     def _stderr_readable(self) -> None:
         try:
             data = os.read(self._stderr, READ_BYTES)
@@ -311,6 +339,7 @@ class WorkerProcess:
         # It has written what it wrote: it is all in the pipes now. What it started may hold them open for
         # long, so their end is not waited for.
         lines: list[list[bytes]] = []
+        self._tracker_readable()
         while self._stdout in self._open and _has_data(self._stdout):
             if not self._read_lines(lines):
                 break

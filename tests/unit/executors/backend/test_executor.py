@@ -411,7 +411,7 @@ def test_a_run_outlives_a_cut_of_the_network(
     tmp_path: Path, cut: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The worker reports again long after one whose system has closed its connection is given up."""
-    monkeypatch.setattr("wove.executors.backend.executor.SUSPECT_SECONDS", 0.05)
+    monkeypatch.setattr("wove.executors.backend.losses.SUSPECT_SECONDS", 0.05)
     adapters: list[LineAdapter] = []
 
     class Redelivering(LineAdapter):

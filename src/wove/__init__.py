@@ -31,6 +31,7 @@ if TYPE_CHECKING:
         UnresolvedSignatureError,
         WeaveStateError,
         WorkerLostError,
+        WorkerSetupError,
         WoveError,
         WoveWarning,
     )
@@ -75,6 +76,7 @@ __all__ = [
     "WeaveStateError",
     "WebSocketEnvironmentExecutor",
     "WorkerLostError",
+    "WorkerSetupError",
     "WoveError",
     "WoveResult",
     "WoveWarning",

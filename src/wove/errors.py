@@ -12,6 +12,7 @@ Each can also be caught as the built-in type in brackets::
     ├── EnvironmentExecutionError     (RuntimeError)   a remote error without an exception object
     ├── MissingDependencyError        (RuntimeError)   a package is not installed
     │   └── MissingDispatchFeatureError                cloudpickle is not installed
+    ├── WorkerSetupError              (RuntimeError)   what a worker calls before its first task has failed
     └── DeliveryError                 (RuntimeError)   between this process and a worker
         ├── DeliveryTimeoutError      (TimeoutError)   no terminal event, or no heartbeat, in time
         └── DeliveryOrphanedError                      the run and its weave lost each other
@@ -43,6 +44,7 @@ __all__ = [
     "UnresolvedSignatureError",
     "WeaveStateError",
     "WorkerLostError",
+    "WorkerSetupError",
     "WoveError",
     "WoveWarning",
 ]
@@ -167,6 +169,10 @@ class MissingDispatchFeatureError(MissingDependencyError):
             or "this needs cloudpickle to carry tasks out of the process. "
             f"Install it with: {install_command('dispatch')}"
         )
+
+
+class WorkerSetupError(WoveError, RuntimeError):
+    """What a worker process is to call before its first task has failed; the cause is in the message."""
 
 
 class DeliveryError(WoveError, RuntimeError):

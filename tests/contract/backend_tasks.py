@@ -11,6 +11,7 @@ from contextvars import ContextVar
 
 import wove
 from tests.support.tracing import make_span
+from wove.testing.tasks import Unfair, add_one, block, fail, pid, sleep_and_tell
 
 __all__ = [
     "REQUEST",
@@ -23,8 +24,6 @@ __all__ = [
     "hang",
     "loops_within",
     "pid",
-    "reverse",
-    "sleep",
     "sleep_and_tell",
     "speak",
     "weaves_within",
@@ -32,31 +31,6 @@ __all__ = [
 
 
 REQUEST = wove.carry(ContextVar("REQUEST", default="none"))
-
-
-class Unfair(Exception):
-    """An error of the user's own."""
-
-    def __init__(self, left: int, right: int) -> None:
-        super().__init__(left, right)
-        self.left = left
-
-
-def _write(path: str, line: object) -> None:
-    with open(path, "a") as file:
-        file.write(f"{line}\n")
-
-
-def add_one(item: int) -> int:
-    return item + 1
-
-
-def pid() -> int:
-    return os.getpid()
-
-
-def fail(left: int) -> None:
-    raise Unfair(left, 2)
 
 
 def speak(total: int) -> tuple[str, tuple[str, str]]:
@@ -67,42 +41,10 @@ def speak(total: int) -> tuple[str, tuple[str, str]]:
     return REQUEST.get(), make_span()
 
 
-def reverse(content: bytes) -> bytes:
-    return content[::-1]
-
-
-def sleep(seconds: float) -> str:
-    time.sleep(seconds)
-    return "done"
-
-
-def block(path: str, until: str, told: str = "") -> str:
-    """Write the process's id to *path*, and hold its thread until there is a file *until*."""
-    _write(path, os.getpid())
-    deadline = time.monotonic() + 50
-    try:
-        while not os.path.exists(until) and time.monotonic() < deadline:
-            time.sleep(0.005)
-    except BaseException as error:
-        if told:
-            _write(told, type(error).__name__)
-        raise
-    return "done"
-
-
-async def sleep_and_tell(path: str, told: str, seconds: float = 50.0) -> None:
-    _write(path, os.getpid())
-    try:
-        await asyncio.sleep(seconds)
-    except asyncio.CancelledError:
-        _write(told, "cancelled")
-        raise
-    _write(told, "finished")
-
-
 def count_up(path: str, seconds: float = 0.0) -> int:
     """Write a line to *path*, and return how many it has."""
-    _write(path, os.getpid())
+    with open(path, "a") as file:
+        file.write(f"{os.getpid()}\n")
     time.sleep(seconds)
     with open(path) as file:
         return len(file.readlines())
@@ -131,7 +73,8 @@ def hang(path: str) -> None:
 
 def die(path: str, times: int, after: float = 0.0) -> str:
     """End with the process, the first *times* times; *after* so many seconds."""
-    _write(path, os.getpid())
+    with open(path, "a") as file:
+        file.write(f"{os.getpid()}\n")
     with open(path) as file:
         if len(file.readlines()) <= times:
             time.sleep(after)

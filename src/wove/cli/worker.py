@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 from wove.cli.configuring import import_from_here
 from wove.cli.logs import logging_to_stderr
 from wove.cli.terminal import new_command
-from wove.errors import MissingDependencyError, install_command
+from wove.errors import MissingDependencyError, WorkerSetupError, install_command
 
 if TYPE_CHECKING:
     from wove.services.binding import Bind, ServerTLS
@@ -103,6 +103,11 @@ def _add_service(parser: argparse.ArgumentParser, default: str) -> None:
         help="run tasks in N worker processes instead of threads",
     )
     add(
+        "--setup",
+        metavar="MODULE:FUNCTION",
+        help="called once in each process, before its first task",
+    )
+    add(
         "--backlog",
         type=int,
         metavar="N",
@@ -146,7 +151,8 @@ def _run(chosen: argparse.Namespace) -> int:
         try:
             options, bind, tls = _settings(chosen)
             serve = _serve_of(chosen)
-        except (TypeError, ValueError, MissingDependencyError) as error:
+            _set_up(chosen)
+        except (TypeError, ValueError, MissingDependencyError, WorkerSetupError) as error:
             return _fail(chosen, error, 2)
         _warn(options, tls, tls_at_proxy=chosen.tls_at_proxy)
         try:
@@ -155,6 +161,20 @@ def _run(chosen: argparse.Namespace) -> int:
             return _fail(chosen, error, 1)
 
     return 0
+
+
+def _set_up(chosen: argparse.Namespace) -> None:
+    """Call the set-up of this process now, so that what is wrong with it is seen; worker processes call theirs."""
+    from wove.graph.rules import function_path
+    from wove.worker.setup import SETUP_VARIABLE, set_up
+
+    if chosen.setup is not None:
+        try:
+            os.environ[SETUP_VARIABLE] = function_path(chosen.setup)
+        except ValueError as error:
+            raise ValueError(f"--setup {error}") from None
+    if chosen.processes is None:
+        set_up(None)
 
 
 def _settings(chosen: argparse.Namespace) -> tuple[ServiceOptions, Bind, ServerTLS | None]:

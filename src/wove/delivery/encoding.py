@@ -129,6 +129,8 @@ class RunEncoder:
             frame["traceparent"] = run.request.traceparent
         if run.request.settings.remote_logs:
             frame["remote_logs"] = logging.getLogger().getEffectiveLevel()
+        if run.request.settings.setup is not None:
+            frame["setup"] = run.request.settings.setup
         return frame
 
     # ------------------------------------------------------------------ on the way back

@@ -16,6 +16,7 @@ from functools import partial
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Final
 
+from wove.concurrency.django_connections import close_connections
 from wove.engine.attempts import Caller
 from wove.engine.coroutine_pool import SLICE_SECONDS, CoroutinePool
 from wove.engine.sources import END, WAIT, Source, is_container, open_source
@@ -526,6 +527,7 @@ class _ThreadItems(MapItems):
                     outlet.post(run.inbox, position, value)
             self._item_ended()
 
+        close_connections()  # once for all items that this thread has run
         run.inbox.post(self._check_finished)
         return following
 

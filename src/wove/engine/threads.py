@@ -17,6 +17,7 @@ from queue import SimpleQueue
 from types import CoroutineType
 from typing import Any, Protocol
 
+from wove.concurrency.django_connections import close_connections
 from wove.concurrency.limiter import CapacityLimiter
 from wove.concurrency.mailbox import LoopMailbox
 from wove.concurrency.thread_pool import ThreadPool
@@ -340,6 +341,7 @@ class ThreadCall:
         ) as error:  # SystemExit and the like belong to the weave, not to this thread
             outcome = (False, error)
 
+        close_connections()
         del fn
         with self.lock:
             was, self.state = self.state, self._OVER

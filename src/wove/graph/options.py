@@ -22,6 +22,7 @@ from wove.graph.rules import (
     environment_name,
     exceptions,
     flag,
+    function_path,
     idempotency_key,
     one_of,
     positive,
@@ -124,6 +125,8 @@ class WeaveOptions(_BlockOptions, DeliveryOptions, total=False):
 class DefaultOptions(_BlockOptions, _ExecutionOptions, DeliveryOptions, total=False):
     """The defaults that an environment and ``wove.config`` may hold."""
 
+    setup: str | None
+
 
 # ------------------------------------------------------------------ the options
 
@@ -221,6 +224,8 @@ OPTIONS: Final[Mapping[str, Option]] = MappingProxyType(
             Option("max_pending", _WEAVE, None, whole(1), "no bound",
                    "The most items that the source of a mapped task may have."),
             # --- of remote runs
+            Option("setup", frozenset({"environment", "config"}), None, function_path, "none",
+                   "What each worker process calls before its first task, as 'module:function'."),
             Option("remote_logs", _BOTH, False, flag, "off",
                    "Whether what remote tasks log and print comes home."),
             Option("delivery_timeout", _BOTH, None, positive("seconds"), "no limit",

@@ -20,6 +20,7 @@ __all__ = [
     "environment_name",
     "exceptions",
     "flag",
+    "function_path",
     "idempotency_key",
     "one_of",
     "positive",
@@ -222,6 +223,16 @@ def version(value: Any) -> str:
     if value == "":
         raise ValueError("must not be an empty text")
     return str(value)
+
+
+def function_path(value: Any) -> str:
+    """Return the text ``module:function``."""
+    if not isinstance(value, str):
+        raise TypeError(f"must be text such as 'myapp.worker:init', not {shown(value)}")
+    module, _, function = value.partition(":")
+    if not all(part.isidentifier() for part in (*module.split("."), *function.split("."))):
+        raise ValueError(f"must be 'module:function', such as 'myapp.worker:init', not {value!r}")
+    return value
 
 
 STORE_METHODS: Final = ("get", "put", "delete")

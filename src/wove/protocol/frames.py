@@ -61,6 +61,7 @@ class Command(TypedDict, total=False):
     `shares_arguments` says so get these.
     ``traceparent`` is the span of the attempt, as the header of W3C Trace Context has it.
     ``remote_logs`` asks for what the task logs and prints, and is the lowest level of the records.
+    ``setup`` is what the worker process calls before its first task, as ``module:function``.
     ``callable`` and ``args`` hold live values for executors that keep frames in this process.
     """
 
@@ -79,6 +80,7 @@ class Command(TypedDict, total=False):
     delivery_orphan_policy: str | None
     deadline: float | None
     remote_logs: int
+    setup: str
     traceparent: str
     python: str
     wove: str

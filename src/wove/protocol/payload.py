@@ -33,6 +33,7 @@ _FROM_FRAME: Final = (
     "wove",
     "traceparent",
     "remote_logs",
+    "setup",
 )
 ENVELOPE_BYTES: Final = 2048
 """Number of bytes for the rest of a payload beside its pickles: names, settings and signature, generously."""

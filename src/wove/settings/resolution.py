@@ -51,6 +51,7 @@ class TaskSettings(NamedTuple):
         retry_on: The exception types after which it is tried again.
         max_pending: The most items of its source; ``None`` for no bound.
         delivery: How its remote runs are handed over and watched.
+        setup: What each worker process calls before its first task; ``None`` for nothing.
         cache: Whether its results are kept in the weave's store.
         cache_key: What tells its results apart; ``None`` for the arguments themselves.
         cache_version: Another one makes every result anew; ``None`` for none.
@@ -67,6 +68,7 @@ class TaskSettings(NamedTuple):
     retry_on: tuple[type[Exception], ...] = (Exception,)
     max_pending: int | None = None
     delivery: DeliveryPolicy = DeliveryPolicy()
+    setup: str | None = None
     cache: bool = False
     cache_key: IdempotencyKey | None = None
     cache_version: str | None = None
@@ -96,7 +98,7 @@ CONFIG: Final = "wove.config"
 _BUILT_IN: Final[Mapping[str, Any]] = {name: option.default for name, option in OPTIONS.items()}
 # The settings of a task beside its environment's: its own options, and what its weave sets for it.
 _OF_TASK: Final = tuple(
-    n for n in OPTIONS if n in {*names("task"), "max_pending"} and n != "environment"
+    n for n in OPTIONS if n in {*names("task"), "max_pending", "setup"} and n != "environment"
 )
 _OF_WEAVE: Final = tuple(n for n in names("weave") if n not in names("task"))
 _POLICY_FIELDS: Final = {

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 
 __all__ = ["wove_environments"]
 
+# Failures of the contract suite show the values that were compared, as those of test files do.
+pytest.register_assert_rewrite("wove.testing.contract")
+
 
 @pytest.fixture(autouse=True)
 def _wove_configuration() -> Iterator[None]:

@@ -13,7 +13,8 @@ from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
-from wove.errors import SerializationError, TaskTimeoutError
+from wove.concurrency.django_connections import close_connections
+from wove.errors import SerializationError, TaskTimeoutError, WorkerSetupError
 from wove.observe.reports import REPORTER
 from wove.protocol.callables import CallableCache
 from wove.protocol.faults import from_exception
@@ -26,6 +27,7 @@ from wove.worker.log_capture import CAPTURE, LineBudget, capture
 from wove.worker.reports import RunReports
 from wove.worker.run_marks import BEGUN, RETURNED, UNPICKLING, RunMarks
 from wove.worker.runs import ExecutingRun, SharedCallable, SharedValues
+from wove.worker.setup import set_up
 from wove.worker.threads import TaskThreadPool
 from wove.worker.tracing import attach_parent
 
@@ -249,6 +251,12 @@ class Runner:
             return
 
         try:
+            set_up(run.setup)
+        except WorkerSetupError as error:
+            self._fail(run, error, source="config")
+            return
+
+        try:
             function, is_async = run.load_callable()
             arguments = run.load_arguments()
         except SerializationError as error:
@@ -308,6 +316,7 @@ class Runner:
             return context.run(call)
 
         ok, value = section.run(interruptible)
+        close_connections()
         if ok and inspect.isawaitable(value):
             # A plain function around a coroutine function.
             self._await(

@@ -82,6 +82,7 @@ class ExecutingRun:
         ended: Its terminal event is decided.
         began: When it left the queue, in seconds since the epoch.
         ticks: When it left the queue, when its call began, and when that ended, as `time.perf_counter`.
+        setup: What its process calls before its first task; ``None``: nothing.
         log_level: The level from which its log records are sent home; ``None``: neither these nor its output.
         reports: What it has reported; ``None``: nothing.
         traceparent: The span of the weave's side; empty: none.
@@ -97,6 +98,7 @@ class ExecutingRun:
         "frame",
         "heartbeat_seconds",
         "log_level",
+        "setup",
         "names",
         "reports",
         "run_id",
@@ -122,6 +124,8 @@ class ExecutingRun:
         self.slot = slot if isinstance(slot, int) else -1
         self.traceparent = str(frame.get("traceparent") or "")
         level: object = frame.get("remote_logs")
+        setup: object = frame.get("setup")
+        self.setup = setup if isinstance(setup, str) else None
         self.log_level = level if isinstance(level, int) and not isinstance(level, bool) else None
         delivery: Any = frame.get("delivery")
         policy = cast(dict[str, Any], delivery) if isinstance(delivery, dict) else None

@@ -366,3 +366,63 @@ def test_the_first_line_of_the_log_says_what_is_risked(start: Start) -> None:
     first = worker.log.read_text().splitlines()[0]
     assert "WARNING" in first and "without TLS and without --security" in first
     assert ("as root" in first) == (os.geteuid() == 0)
+
+
+# --- set-up -----------------------------------------------------------------------------------------------
+
+
+SETUP = """
+import os
+
+def init():
+    with open("setups", "a") as file:
+        file.write(f"{os.getpid()}\\n")
+
+def broken():
+    raise RuntimeError("no licence")
+"""
+
+
+@pytest.mark.parametrize("processes", [(), ("--processes", "1")])
+def test_set_up_once_in_each_process(
+    processes: tuple[str, ...], start: Start, tmp_path: Path
+) -> None:
+    (tmp_path / "project_setup.py").write_text(SETUP)
+    worker = start("--setup", "project_setup:init", *processes)
+    wove.config(
+        environments={
+            "there": {
+                "executor": "http",
+                "executor_config": {"url": f"http://127.0.0.1:{worker.port}/wove/tasks"},
+            }
+        }
+    )
+    with weave() as w:
+
+        @w.do(range(3), environment="there")
+        def pid(_: int) -> int:
+            import os
+
+            return os.getpid()
+
+    assert (tmp_path / "setups").read_text().split() == [str(w.result.pid[0])]
+
+
+@pytest.mark.parametrize(
+    ("setup", "message"),
+    [
+        ("project_setup:broken", "the set-up 'project_setup:broken' failed"),
+        ("project_setup", "--setup must be 'module:function'"),
+    ],
+)
+def test_a_set_up_that_fails_starts_no_service(setup: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "project_setup.py").write_text(SETUP)
+    done = subprocess.run(
+        [sys.executable, "-m", "wove", "worker", "http", "--setup", setup],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )
+    assert done.returncode == 2
+    assert message in done.stderr

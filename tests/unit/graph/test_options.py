@@ -170,11 +170,12 @@ def test_idempotency_keys(key: object) -> None:
 @pytest.mark.parametrize("name", OPTIONS)
 def test_none_is_off_or_not_set(name: str) -> None:
     option = OPTIONS[name]
-    checked = (
-        check_task_options({name: None}, mapped=False, label="task 'x'")
-        if "task" in option.scopes
-        else check_weave_options({name: None})
-    )
+    if "task" in option.scopes:
+        checked = check_task_options({name: None}, mapped=False, label="task 'x'")
+    elif "weave" in option.scopes:
+        checked = check_weave_options({name: None})
+    else:
+        checked = check_defaults({name: None}, "environment 'pool'")
     off = None if option.switches_off else option.default
     assert checked == ({} if option.inherits else {name: off})
 

@@ -234,7 +234,7 @@ def test_explain_names_every_origin() -> None:
 
 
 def test_explain_has_exactly_what_concerns_the_task() -> None:
-    everything = {*names("task"), "max_pending"}
+    everything = {*names("task"), "max_pending", "setup"}
     assert set(resolver().explain({}, True)) == everything
     assert set(resolver().explain({}, False)) == everything - MAPPED_ONLY
 

@@ -7,6 +7,8 @@ import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, TypeAlias
 
 from wove import merge, weave
@@ -48,9 +50,12 @@ def sync_uneven(item: int) -> int:
 
 
 def weave_map(
-    work: Callable[[int], Any], items: Sequence[int], workers: int | None = None
+    work: Callable[[int], Any],
+    items: Sequence[int],
+    workers: int | None = None,
+    record: Path | None = None,
 ) -> object:
-    with weave() as w:
+    with weave(record=record) as w:
         w.do(items, workers=workers)(work)
     return w.result.final
 
@@ -195,6 +200,24 @@ def weave_merge_awaited(items: Sequence[int]) -> object:
             return await merge(sync_no_op, items)
 
     return w.result.merged
+
+
+@benchmark("map-recorded")
+def recorded() -> Iterator[Figure]:
+    """A map whose timeline is written, beside the same map without."""
+    items = list(range(100_000))
+    with TemporaryDirectory() as folder:
+        path = Path(folder, "run.html")
+        yield Figure(
+            '100,000 sync no-ops, record="run.html"',
+            "recorded",
+            [
+                timed("recorded", partial(weave_map, sync_no_op, items, record=path), expect=items),
+                timed("not recorded", partial(weave_map, sync_no_op, items), expect=items),
+            ],
+            Target(1.3),
+            rounds=9,
+        )
 
 
 @benchmark("map-sync")

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from wove.engine.tasks import Task
     from wove.graph.plan import Plan
 
-__all__ = ["failed_before_running", "records_of", "result_of"]
+__all__ = ["failed_before_running", "records_of", "records_of_task", "result_of"]
 
 
 class _Records:
@@ -35,11 +35,11 @@ class _Records:
 def records_of(run: WeaveRun) -> list[RunRecord]:
     """Return the records of *run*, which may still be running; also from another thread."""
     offset = time() - perf_counter()
-    records = [record for task in run.tasks for record in _records_of(task, offset)]
+    records = [record for task in run.tasks for record in records_of_task(task, offset)]
     return records + [record for attempts in list(run.merges) for record in attempts.records.copy()]
 
 
-def _records_of(task: Task, offset: float) -> Iterator[RunRecord]:
+def records_of_task(task: Task, offset: float) -> Iterator[RunRecord]:
     if not task.settings.is_local:
         yield from task.records().copy()
         return

@@ -5,22 +5,29 @@ from __future__ import annotations
 import logging
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING
+from time import perf_counter, time
+from typing import TYPE_CHECKING, Final
 
 from wove.concurrency.thread_pool import run_in_thread
-from wove.engine.outcome import records_of
+from wove.engine.outcome import records_of_task
 from wove.observe.timeline import Timeline, check_path
+from wove.observe.timeline.model import ItemColumns
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from wove.engine.scheduler import WeaveRun
+    from wove.engine.tasks import Task
+    from wove.result import RunRecord
 
 __all__ = ["Recorder", "title_of"]
 
 _log = logging.getLogger("wove")
 
 TITLE_CHARACTERS = 70
+
+MIN_COLUMNS: Final = 1_000
+"""From this number of items on, the columns of a map are recorded instead of a record for each item."""
 """Maximum length of a title; longer ones are cut."""
 
 
@@ -62,10 +69,49 @@ class Recording:
             return
         try:
             title = title_of(task.name for task in run.tasks)
-            Timeline(records_of(run), title).save(self._path)
+            records, columns = _recording_of(run)
+            Timeline(records, title, columns).save(self._path)
         except Exception as error:
             _log.error("the record of a weave could not be written to %s: %r", self._path, error)
 
     async def aclose(self) -> None:
         """`close`, without blocking the loop."""
         await run_in_thread(self.close)
+
+
+def _recording_of(run: WeaveRun) -> tuple[list[RunRecord], list[ItemColumns]]:
+    """Return the records of *run*, which has ended, but columns for the items of maps that simply succeeded."""
+    offset = time() - perf_counter()
+    records: list[RunRecord] = []
+    columns: list[ItemColumns] = []
+
+    for task in run.tasks:
+        items = _columns_of(task, offset)
+        if items is None:
+            records += records_of_task(task, offset)
+        else:
+            columns.append(items)
+
+    for attempts in run.merges:
+        records += attempts.records
+    return records, columns
+
+
+def _columns_of(task: Task, offset: float) -> ItemColumns | None:
+    items = task.items
+    if items is None or len(items.started) < MIN_COLUMNS or not task.settings.is_local:
+        return None
+    if items.errors or task.retries() or 0.0 in items.ended or 0.0 in items.started:
+        return None
+    if items.threads and len(items.threads) != len(items.started):
+        return None
+
+    columns = ItemColumns(
+        task.name,
+        task.settings.environment.name,
+        items.started,
+        items.ended,
+        items.threads,
+        offset,
+    )
+    return columns if columns.fits_one_row() else None

@@ -61,7 +61,8 @@ def test_without_it_nothing_is_started_nor_loaded(
         print(w.result.names, [name for name in sys.modules if name.startswith("wove.observe")])
     """)
     assert done.stdout == (
-        "['MainThread'] ['wove.observe', 'wove.observe.events', 'wove.observe.reports']\n"
+        "['MainThread'] ['wove.observe', 'wove.observe.events', 'wove.observe.reports', "
+        "'wove.observe.tracing']\n"
     )
     assert done.stderr == ""
 

@@ -21,7 +21,16 @@ from tests.support.made_records import ORIGIN, made_records
 from wove import WeaveStateError, config, weave
 from wove.observe.timeline import Timeline, chrome
 from wove.observe.timeline.encoding import COLUMNS, encode
-from wove.observe.timeline.model import CLOCK_SECONDS, MAX_SLOTS, PHASES, WORK, Model, State, build
+from wove.observe.timeline.model import (
+    CLOCK_SECONDS,
+    MAX_SLOTS,
+    PHASES,
+    WORK,
+    ItemColumns,
+    Model,
+    State,
+    build,
+)
 from wove.result import RunRecord, Trip
 
 HOSTILE = (
@@ -387,6 +396,99 @@ def test_a_run_that_was_lost_and_sent_again_says_so(tmp_path: Path) -> None:
 
     (record,) = w.result.run_records
     assert (record.losses, record.error, w.result.fragile) == (1, None, 1)
+
+
+# ---------------------------------------------------------------------- maps, column by column
+
+
+def columns_and_records(count: int, threads: list[int]) -> tuple[ItemColumns, list[RunRecord]]:
+    """The items of a map whose threads take turns, in both forms."""
+    started = array("d", (100 + 0.002 * position for position in range(count)))
+    ended = array("d", (start + 0.001 for start in started))
+    numbers = array("i", (threads[place % len(threads)] for place in range(count) if threads))
+    columns = ItemColumns("each", "default", started, ended, numbers, ORIGIN - 100)
+    records = [
+        RunRecord(
+            "each",
+            place,
+            started=started[place] + columns.offset,
+            ended=ended[place] + columns.offset,
+            thread=numbers[place] if numbers else None,
+        )
+        for place in range(count)
+    ]
+    return columns, records
+
+
+@pytest.mark.parametrize("threads", [[], [1], [1, 2], [3, 1, 2, 1]], ids=str)
+def test_columns_are_drawn_as_records_are(threads: list[int]) -> None:
+    columns, records = columns_and_records(50, threads)
+    first = RunRecord("first", started=ORIGIN - 1, ended=ORIGIN - 0.5, thread=9)
+    one, other = build([first], columns=[columns]), build([first, *records])
+    assert one.lanes == other.lanes and one.tasks == other.tasks
+    assert (one.origin, one.seconds) == pytest.approx((other.origin, other.seconds))
+    for row, others in zip(one.bars, other.bars, strict=True):
+        assert len(row) == len(others)
+        for bar, same in zip(row, others, strict=True):
+            assert bar[:8] == same[:8]
+            assert (bar.begun, *bar.parts) == pytest.approx((same.begun, *same.parts), abs=1e-5)
+
+    header, written = decoded(encode(one))
+    expected_header, expected = decoded(encode(other))
+    assert header == {**expected_header, "origin": header["origin"], "seconds": header["seconds"]}
+    for name in COLUMNS:
+        assert written[name] == expected[name]
+    for name in ("begun", "work"):
+        assert written[name] == pytest.approx(expected[name], abs=2)
+
+
+def test_items_that_overlap_on_the_loop_do_not_fit_one_row() -> None:
+    columns, _ = columns_and_records(10, [])
+    assert columns.fits_one_row()
+    assert not columns._replace(ended=array("d", (end + 1 for end in columns.ended))).fits_one_row()
+
+
+@pytest.mark.parametrize("suffix", [".html", ".json"])
+def test_a_recorded_map_makes_no_record_for_each_item(
+    suffix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[int] = []
+    save = Timeline.save
+
+    def keep(timeline: Timeline, path: Path) -> Path:
+        made.append(len(timeline._records))
+        assert len(timeline) == 2_001
+        return save(timeline, path)
+
+    monkeypatch.setattr(Timeline, "save", keep)
+    with weave(record=tmp_path / f"run{suffix}") as w:
+        w.do(range(2_000))(lambda item: item)
+
+        @w.do
+        def alone() -> None: ...
+
+    assert made == [1]
+    text = (tmp_path / f"run{suffix}").read_text()
+    if suffix == ".json":
+        names = [event["name"] for event in json.loads(text)["traceEvents"] if event["ph"] == "X"]
+        assert len(names) == 2_001 and "<lambda>[1999]" in names
+
+
+@pytest.mark.parametrize("fails", [True, False])
+def test_a_map_with_a_failure_is_recorded_item_by_item(fails: bool, tmp_path: Path) -> None:
+    def item(n: int) -> None:
+        if fails and n == 7:
+            raise ValueError(n)
+
+    path = tmp_path / "run.json"
+    with weave(record=path, error_mode="continue") as w:
+        w.do(range(1_500))(item)
+    states = [
+        event["args"]["state"]
+        for event in json.loads(path.read_text())["traceEvents"]
+        if event["ph"] == "X"
+    ]
+    assert states.count("failed") == fails and states.count("done") == 1_500 - fails
 
 
 # ---------------------------------------------------------------------- weave(record=...)

@@ -9,7 +9,7 @@ an element of the document for each run.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from html import escape
 from os import PathLike
@@ -19,7 +19,7 @@ from typing import Any, Final
 from wove.observe.assets import digest, read
 from wove.observe.timeline.chrome import events
 from wove.observe.timeline.encoding import encode
-from wove.observe.timeline.model import Model, RecordView, build
+from wove.observe.timeline.model import ItemColumns, Model, RecordView, build
 
 __all__ = ["SUFFIXES", "Timeline", "check_path", "page"]
 
@@ -35,19 +35,26 @@ class Timeline:
     Args:
         records: The runs.
         title: What the page is called.
+        columns: Items of maps, instead of a record for each.
 
     Example:
         >>> w.timeline().save("run.html")
         PosixPath('run.html')
     """
 
-    def __init__(self, records: Iterable[RecordView], title: str = "wove") -> None:
+    def __init__(
+        self,
+        records: Iterable[RecordView],
+        title: str = "wove",
+        columns: Sequence[ItemColumns] = (),
+    ) -> None:
         self._records = tuple(records)
+        self._columns = columns
         self._title = title
 
     @cached_property
     def _model(self) -> Model:
-        return build(self._records)
+        return build(self._records, columns=self._columns)
 
     @cached_property
     def data(self) -> str:
@@ -88,7 +95,7 @@ class Timeline:
 
     def __len__(self) -> int:
         """Return how many runs there are."""
-        return len(self._records)
+        return len(self._records) + sum(len(items.started) for items in self._columns)
 
     def __repr__(self) -> str:
         return f"<Timeline of {len(self):,} run(s)>"

@@ -6,16 +6,30 @@ of all runs of a host, the one with the shortest round trip tells how far that c
 
 from __future__ import annotations
 
+import math
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from array import array
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 from heapq import heappop, heappush
+from operator import sub
 from time import time
-from typing import Final, NamedTuple, Protocol
+from typing import Final, NamedTuple, Protocol, overload
 
-__all__ = ["PHASES", "Bar", "Lane", "Model", "RecordView", "State", "build"]
+__all__ = [
+    "PHASES",
+    "Bar",
+    "ColumnBars",
+    "ItemColumns",
+    "Lane",
+    "Model",
+    "RecordView",
+    "State",
+    "build",
+]
 
 PHASES: Final = ("wait", "pickle", "send", "queue", "load", "work", "dump", "return", "unpickle")
 """The parts of a remote run, in order: the wait for a slot of its environment, pickling here, sending, the
@@ -165,6 +179,92 @@ class Bar(NamedTuple):
         return self.parts[WORK - 1] + self.parts[WORK] + self.parts[WORK + 1]
 
 
+class ItemColumns(NamedTuple):
+    """The items of a map in this process that have all succeeded at the first attempt: no object for each.
+
+    Attributes:
+        task: The task's name.
+        environment: The name of its environment.
+        started: When each item began, in seconds of any clock.
+        ended: When it ended.
+        threads: The number of its thread, from 1; empty where the items ran on the loop.
+        offset: What makes seconds since the epoch of these times.
+    """
+
+    task: str
+    environment: str
+    started: array[float]
+    ended: array[float]
+    threads: array[int]
+    offset: float
+
+    def by_thread(self) -> Iterator[tuple[int, Sequence[int], array[float], array[float]]]:
+        """Yield the number of each thread, with the positions, the starts and the ends of its items."""
+        if not self.threads or min(self.threads) == max(self.threads):
+            number = self.threads[0] if self.threads else 0
+            yield number, range(len(self.started)), self.started, self.ended
+            return
+
+        # The sort keeps the order of the items of each thread.
+        order = array("i", sorted(range(len(self.threads)), key=self.threads.__getitem__))
+        started = array("d", map(self.started.__getitem__, order))
+        ended = array("d", map(self.ended.__getitem__, order))
+        first = 0
+        for number, count in sorted(Counter(self.threads).items()):
+            end = first + count
+            yield number, order[first:end], started[first:end], ended[first:end]
+            first = end
+
+    def fits_one_row(self) -> bool:
+        """Return whether no item of a thread, or of the loop, overlaps another: a thread runs one after the other."""
+        if self.threads or len(self.started) < 2:
+            return True
+        return bool(max(map(sub, self.ended, self.started[1:])) <= CLOCK_SECONDS)
+
+
+class ColumnBars(Sequence[Bar]):
+    """The bars of items that one thread, or the loop, ran one after the other; each is made when it is read.
+
+    Attributes:
+        task: Index of the task in `Model.tasks`.
+        positions: The items' positions.
+        started: When each began.
+        ended: When each ended.
+        origin: The time of `Model.origin` on the clock of these times.
+    """
+
+    def __init__(
+        self,
+        task: int,
+        positions: Sequence[int],
+        started: array[float],
+        ended: array[float],
+        origin: float,
+    ) -> None:
+        self.task = task
+        self.positions = positions
+        self.started = started
+        self.ended = ended
+        self.origin = origin
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+    @overload
+    def __getitem__(self, index: int) -> Bar: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Bar]: ...
+    def __getitem__(self, index: int | slice) -> Bar | list[Bar]:
+        if isinstance(index, slice):
+            return [self[place] for place in range(*index.indices(len(self)))]
+
+        started = self.started[index]
+        work = max(0.0, self.ended[index] - started)
+        parts = (*_BEFORE, work, *_AFTER)
+        begun = started - self.origin
+        return Bar(self.task, self.positions[index], State.DONE, 1, 0, -1, 0, 0, begun, parts)
+
+
 @dataclass(slots=True)
 class Model:
     """All that a picture of a weave's runs needs.
@@ -183,7 +283,7 @@ class Model:
     tasks: list[str] = field(default_factory=list[str])
     errors: list[str] = field(default_factory=list[str])
     lanes: list[Lane] = field(default_factory=list[Lane])
-    bars: list[list[Bar]] = field(default_factory=list[list[Bar]])
+    bars: list[Sequence[Bar]] = field(default_factory=list[Sequence[Bar]])
 
 
 class _Names:
@@ -202,19 +302,28 @@ _Worker = tuple[str, str, int, int]
 """Environment, host, process id, thread."""
 
 
-def build(records: Iterable[RecordView], now: float | None = None) -> Model:
+def build(
+    records: Iterable[RecordView],
+    now: float | None = None,
+    columns: Sequence[ItemColumns] = (),
+) -> Model:
     """Lay out *records*.
 
     Args:
         records: One record a run, in any order.
         now: Until when runs that have not ended are drawn, in seconds since the epoch.
+        columns: Items of maps that have no records.
     """
     records = [record for record in records if record.started]
-    if not records:
+    if not records and not columns:
         return Model()
 
     now, here = time() if now is None else now, os.getpid()
-    origin = min(record.started for record in records)
+    origin = min(
+        *(record.started for record in records),
+        *(min(items.started) + items.offset for items in columns),
+        math.inf,
+    )
     offsets = _clock_offsets(records)
     attempts = _last_attempts(records)
     tasks, errors = _Names(), _Names()
@@ -241,8 +350,17 @@ def build(records: Iterable[RecordView], now: float | None = None) -> Model:
         )
         workers.setdefault(_worker(record, here), []).append(bar)
 
+    rows: dict[_Worker, list[ColumnBars]] = {}
+    for items in columns:
+        last = max(last, max(items.ended) + items.offset)
+        for thread, positions, begun_at, ended_at in items.by_thread():
+            row = ColumnBars(
+                tasks[items.task], positions, begun_at, ended_at, origin - items.offset
+            )
+            rows.setdefault((items.environment, _HOST, here, thread), []).append(row)
+
     model = Model(origin, last - origin, list(tasks.numbers), list(errors.numbers))
-    _fill_lanes(model, workers)
+    _fill_lanes(model, workers, rows)
     return model
 
 
@@ -361,11 +479,18 @@ _AFTER: Final = (0.0,) * (len(PHASES) - WORK - 1)
 # ---------------------------------------------------------------------- where it is drawn
 
 
-def _fill_lanes(model: Model, workers: dict[_Worker, list[Bar]]) -> None:
-    environments = {worker[0]: None for worker in workers}
+def _fill_lanes(
+    model: Model, workers: dict[_Worker, list[Bar]], columns: dict[_Worker, list[ColumnBars]]
+) -> None:
+    all_workers = {**workers, **columns}
+    environments = {worker[0]: None for worker in all_workers}
     order = {name: place for place, name in enumerate(environments)}
-    for worker in sorted(workers, key=lambda worker: (order[worker[0]], not worker[1], worker[1:])):
-        for slot, bars in enumerate(_slots(workers[worker])):
+
+    for worker in sorted(
+        all_workers, key=lambda worker: (order[worker[0]], not worker[1], worker[1:])
+    ):
+        rows = [*_slots(workers.get(worker, [])), *columns.get(worker, ())]
+        for slot, bars in enumerate(rows):
             model.lanes.append(Lane(*worker, slot))
             model.bars.append(bars)
 

@@ -906,3 +906,82 @@ def test_managers_and_their_locks_and_queues_work_in_the_pool(script: Script) ->
     )
     assert found.stdout == "10 True\n"
     assert not found.complaints
+
+
+# ------------------------------------------------------------------------- what a worker has of its parent
+
+
+@needs_dispatch
+@pytest.mark.parametrize("flag", ["-I", "-E", "-S"])
+def test_an_isolated_interpreter_has_workers(script: Script, flag: str) -> None:
+    """They find Wove where the parent does, though no PYTHONPATH tells them."""
+    paths = [
+        path
+        for path in sys.path
+        if (Path(path) / "cloudpickle").exists() or (Path(path) / "wove").exists()
+    ]
+    found = script(
+        f"""
+        import sys
+        sys.path += {paths}
+        import wove
+
+        wove.config(environments={{"pool": {{"executor": "stdio", "executor_config": {{"processes": 1}}}}}})
+        with wove.weave() as w:
+            @w.do(environment="pool")
+            def seen():
+                flags = sys.flags
+                return flags.isolated, flags.ignore_environment, flags.no_site, sys.path
+        flags = sys.flags
+        print(w.result.seen == (flags.isolated, flags.ignore_environment, flags.no_site, sys.path))
+        """,
+        flags=(flag, "-S"),
+    )
+    assert found.stdout == "True\n"
+    assert not found.complaints
+
+
+@needs_dispatch
+def test_a_worker_logs_what_its_parent_does(script: Script) -> None:
+    found = script(
+        """
+        import logging, sys, wove
+
+        logging.basicConfig(level=logging.ERROR, stream=sys.stderr)
+        logging.getLogger("mine").setLevel(logging.INFO)
+        wove.config(environments={"pool": {"executor": "stdio", "executor_config": {"processes": 1}}})
+        with wove.weave() as w:
+            @w.do(environment="pool")
+            def log():
+                logging.getLogger("mine").info("shown")
+                logging.getLogger("mine").debug("hidden")
+                logging.getLogger("another").warning("hidden")
+                logging.getLogger("another").error("shown")
+                logging.basicConfig(stream=sys.stderr, format="%(message)s of my own")
+                logging.getLogger("mine").info("shown")
+        wove.shutdown()
+        """,
+    )
+    assert found.complaints == ["shown", "shown", "shown of my own"]
+
+
+@needs_dispatch
+def test_a_worker_has_the_signals_of_a_fresh_process(script: Script) -> None:
+    """A parent that discards exit statuses, or a thread that blocks signals, does not pass that on."""
+    found = script(
+        """
+        import signal, subprocess, sys, wove
+
+        signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+        wove.config(environments={"pool": {"executor": "stdio", "executor_config": {"processes": 1}}})
+        with wove.weave() as w:
+            @w.do(environment="pool")
+            def signals():
+                status = subprocess.run([sys.executable, "-c", "raise SystemExit(3)"]).returncode
+                return status, signal.pthread_sigmask(signal.SIG_BLOCK, [])
+        print(w.result.signals)
+        """,
+    )
+    assert found.stdout == "(3, set())\n"
+    assert not found.complaints

@@ -27,6 +27,7 @@ from wove.protocol.faults import from_exception
 from wove.protocol.frames import PYTHON, READY, FrameError
 from wove.protocol.limits import INLINE_BYTES
 from wove.protocol.pickling import declare_one_machine
+from wove.worker import log_levels
 from wove.worker.multiprocessing_child import adopt
 from wove.worker.run_marks import RunMarks
 
@@ -40,6 +41,7 @@ __all__ = [
     "boot_record",
     "child_environment",
     "main",
+    "source_root",
 ]
 
 _log = logging.getLogger("wove.worker")
@@ -74,7 +76,7 @@ def child_environment(environ: Mapping[str, str]) -> dict[str, str]:
         environ: The environment variables that the task is to see.
     """
     environment = dict(environ)
-    root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.realpath(__file__))))
+    root = source_root()
     if root not in map(os.path.realpath, site.getsitepackages()):  # it looks there anyway
         paths = filter(None, (root, environ.get("PYTHONPATH")))
         environment["PYTHONPATH"] = os.pathsep.join(paths)
@@ -82,17 +84,23 @@ def child_environment(environ: Mapping[str, str]) -> dict[str, str]:
     return environment
 
 
+def source_root() -> str:
+    """Return the folder from which this process has imported ``wove``."""
+    return os.path.dirname(os.path.dirname(os.path.dirname(os.path.realpath(__file__))))
+
+
 def boot_record(environ: Mapping[str, str], sys_path: Sequence[object] | None) -> dict[str, Any]:
     """Return the boot record of a worker, for the file that `BOOT_VARIABLE` names: it may be too long for a variable.
 
-    The worker takes over *sys_path*, and puts ``PYTHONPATH`` back to what it was, so that the task sees what its
-    weave saw.
+    The worker takes over *sys_path* and the log levels of this process. It puts ``PYTHONPATH`` back to what it was, so
+    that the task sees what its weave saw.
 
     Args:
         environ: The environment variables that the task is to see.
         sys_path: Usually ``sys.path``; ``None``: the worker keeps its own.
     """
     return {
+        "logging": log_levels.current(),
         "sys_path": None if sys_path is None else [e for e in sys_path if isinstance(e, str)],
         "pythonpath": environ.get("PYTHONPATH"),
     }
@@ -117,9 +125,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         marks = _take_over(os.environ)
     commands, events = _claim_stdio()
     parent = None if launched else os.getppid()
-    # Ctrl-C goes to every process of the terminal; the parent decides what it means for the tasks. A handler
-    # and not SIG_IGN, because programs that tasks start would inherit that.
-    signal.signal(signal.SIGINT, _leave_it_to_the_parent)
+    _reset_signals()
     enough, wake = os.pipe()
     forks.track(commands, events, enough, wake)
     forks.after_in_child(forks.Phase.CLIENTS, reset_after_fork)
@@ -137,7 +143,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     lines = _lines(commands, enough, parent)
     if launched and (boot := next(lines, None)) is not None:
-        _import_as(json.loads(b"".join(boot))["sys_path"])
+        _adopt(json.loads(b"".join(boot)))
         outbox.put({"type": READY})
 
     for line in lines:
@@ -171,7 +177,7 @@ def _take_over(environ: MutableMapping[str, str]) -> RunMarks | None:
     with open(int(number), "rb") as file:
         boot = json.load(file)
 
-    _import_as(boot["sys_path"])
+    _adopt(boot)
     if boot["pythonpath"] is None:
         environ.pop("PYTHONPATH", None)
     else:
@@ -186,10 +192,22 @@ def _take_over(environ: MutableMapping[str, str]) -> RunMarks | None:
     return marks
 
 
-def _import_as(sys_path: list[str] | None) -> None:
-    """Import from where the sender does, unless this is another interpreter."""
-    if sys_path is not None:
-        sys.path[:] = sys_path
+def _adopt(boot: Mapping[str, Any]) -> None:
+    """Import from where the sender does, unless this is another interpreter, and log what it logs."""
+    if boot["sys_path"] is not None:
+        sys.path[:] = boot["sys_path"]
+    log_levels.adopt(boot["logging"])
+
+
+def _reset_signals() -> None:
+    """Undo what a process inherits from the thread that has started it."""
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    if signal.getsignal(signal.SIGCHLD) is signal.SIG_IGN:
+        # The system would then discard the exit statuses of the programs that tasks start.
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    # Ctrl-C goes to every process of the terminal; the parent decides what it means for the tasks. A handler
+    # and not SIG_IGN, because programs that tasks start would inherit that.
+    signal.signal(signal.SIGINT, _leave_it_to_the_parent)
 
 
 def _claim_stdio() -> tuple[int, int]:

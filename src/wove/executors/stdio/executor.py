@@ -33,6 +33,12 @@ KEYS: Final = (
 )
 
 
+_ISOLATED_START: Final = (
+    "import sys; sys.path.insert(0, {!r}); from wove.worker.stdio import main; main()"
+)
+"""The worker of an interpreter that was started with -I, -E or -S."""
+
+
 class StdioExecutor(EnvironmentExecutor):
     """A pool of worker processes that read commands on stdin and write events to stdout.
 
@@ -159,14 +165,14 @@ def worker_command(python: Sequence[str] | None = None, *, launched: bool = Fals
         DeliveryError: There is no interpreter that could be started.
     """
     with forks.importing:
-        from wove.worker.stdio import LAUNCHED_FLAG, REPORT_LOAD_FLAG
+        from wove.worker.stdio import LAUNCHED_FLAG, REPORT_LOAD_FLAG, source_root
 
     # -P, because the worker gets this process's sys.path instead of the working directory.
-    module = ["-P", "-m", "wove.stdio_worker", REPORT_LOAD_FLAG]
+    start, options = ["-P", "-m", "wove.stdio_worker"], [REPORT_LOAD_FLAG]
     if launched:
-        module.append(LAUNCHED_FLAG)
+        options.append(LAUNCHED_FLAG)
     if python is not None:
-        return [*python, *module]
+        return [*python, *start, *options]
 
     if not sys.executable:
         raise DeliveryError(
@@ -182,8 +188,13 @@ def worker_command(python: Sequence[str] | None = None, *, launched: bool = Fals
         )
 
     # A launcher may be a shell on another machine, which takes the words apart again: no option with spaces or quotes.
-    flags = [] if launched else interpreter_flags()
-    return [sys.executable, *flags, *module]
+    if launched:
+        return [sys.executable, *start, *options]
+    if (
+        sys.flags.ignore_environment or sys.flags.no_site
+    ):  # PYTHONPATH does not help it to find wove
+        start = ["-c", _ISOLATED_START.format(source_root())]
+    return [sys.executable, *interpreter_flags(), *start, *options]
 
 
 def _processors() -> int:

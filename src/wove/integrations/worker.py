@@ -16,6 +16,7 @@ from wove.concurrency.mailbox import post_to
 from wove.integrations.common.jobs import ASK_SECONDS, Job, close, fetches
 from wove.protocol import heartbeats, payload as payloads
 from wove.protocol.frames import FrameError
+from wove.protocol.json_text import parse_json
 from wove.protocol.names import ENVIRONMENT_VARIABLE, SECRET_VARIABLE
 from wove.protocol.payload import Payload
 from wove.security import NetworkExecutorSecurity, SecurityConfig
@@ -247,7 +248,7 @@ def _unreadable(payload: object, error: ValueError, security: NetworkExecutorSec
     """The report of *error*, where the payload says to whom."""
     try:
         fields: Any = (
-            json.loads(payload) if isinstance(payload, (str, bytes, bytearray)) else payload
+            parse_json(payload) if isinstance(payload, (str, bytes, bytearray)) else payload
         )
         run_id, task, url = fields["run_id"], fields.get("task_id"), fields["callback_url"]
         destination = Destination.parse(url)

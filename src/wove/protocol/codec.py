@@ -8,13 +8,13 @@ way in it is cut out of the line before the rest is parsed. No step holds the in
 from __future__ import annotations
 
 import binascii
-import codecs
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final, cast
 
 from wove.protocol.frames import FrameError
+from wove.protocol.json_text import parse_json
 from wove.protocol.limits import INLINE_BYTES, PIECE_BYTES, QUOTED_CHARACTERS
 from wove.protocol.pickling import Pickled
 
@@ -31,7 +31,6 @@ _PICKLES: Final = (
 _WINDOW: Final = 8 * PIECE_BYTES  # searched at a time: about a millisecond
 
 _to_json = json.JSONEncoder(separators=(",", ":")).encode
-_from_json = json.JSONDecoder().decode
 _quoted: Final = json.encoder.encode_basestring_ascii
 
 
@@ -132,13 +131,10 @@ def decode(data: bytes | Sequence[bytes], *, most_text: int | None = None) -> li
     cuts: list[list[memoryview]] = []
     small = sum(map(len, chunks)) <= 2 * INLINE_BYTES
     text = b"".join(chunks) if small else _without_pickles(chunks, cuts, most_text)
-    text = text.removeprefix(
-        codecs.BOM_UTF8
-    )  # some encoders begin with one, and it may be ignored: RFC 8259, 8.1
 
     try:
-        found: object = _from_json(text.decode("utf-8"))
-    except (ValueError, RecursionError) as error:
+        found: object = parse_json(text)
+    except ValueError as error:
         raise FrameError(
             f"this is not JSON ({error}): {_start(text)}", find_run_id(text)
         ) from error
@@ -246,7 +242,7 @@ def _unescaped(views: Sequence[memoryview]) -> Iterator[bytes]:
 
 
 def _json_text(inner: bytes) -> bytes:
-    text: str = _from_json(f'"{inner.decode("ascii")}"')
+    text: str = parse_json(f'"{inner.decode("ascii")}"')
     return text.encode("ascii")
 
 

@@ -11,6 +11,10 @@ INLINE_BYTES: Final = 64 * 1024
 #: lock between two of them. Divisible by 3 and by 4: base64 turns 3 bytes into 4 characters.
 PIECE_BYTES: Final = 768 * 1024
 
+#: How deeply a message of another process may be nested. Wove's own have four levels; a limit of some hundreds would
+#: still be in reach of Python's limit of recursion.
+MAX_DEPTH: Final = 64
+
 #: Default of the largest message that either side takes, in JSON.
 MAX_MESSAGE_BYTES: Final = 512 * 1024 * 1024
 

@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 
 from wove.protocol import signing
 from wove.protocol.frames import FrameError
+from wove.protocol.json_text import check_depth, parse_json
 from wove.protocol.pickling import Pickled
 
 __all__ = ["VERSION", "Claim", "Payload", "build", "claim_url", "digest", "parse", "size_of"]
@@ -223,11 +224,13 @@ def claim_url(callback_url: str, claim_id: str) -> str:
 
 
 def _fields(payload: object) -> dict[str, Any]:
-    if isinstance(payload, (str, bytes, bytearray)):
-        try:
-            payload = json.loads(payload)
-        except (ValueError, RecursionError) as error:
-            raise FrameError(f"the payload is not JSON: {error}") from error
+    try:
+        if isinstance(payload, (str, bytes, bytearray)):
+            payload = parse_json(payload)
+        else:
+            check_depth(payload)
+    except ValueError as error:
+        raise FrameError(f"the payload is not JSON: {error}") from error
 
     if not isinstance(payload, Mapping):
         raise FrameError(f"a payload is a dict or its JSON, not {type(payload).__name__}")

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from wove.cache import ResultStore
     from wove.engine.execution import Display
     from wove.engine.scheduler import WeaveRun
+    from wove.graph.resources import Resources, ResourcesDict
     from wove.graph.rules import IdempotencyKey
     from wove.observe.graph import Graph
     from wove.observe.timeline import Timeline
@@ -75,6 +76,8 @@ class weave:  # noqa: N801 - it is used like a function
         store: Where the results of tasks with ``cache=True`` are kept: the path of a folder or of a
             SQLite file, or a store of `wove.cache`.
         remote_logs: Bring home what remote tasks log and print.
+        resources: What remote tasks ask their environments for: ``{"cpus": 4, "memory": "8GiB", "gpus": 1, "time":
+            "2h", "disk": "10GiB"}``, or some of these.
         delivery_timeout: Seconds from the hand-over of a remote run to its end.
         delivery_idempotency_key: Text with ``{parameter}`` fields, or a callable of the arguments.
         delivery_cancel_mode: ``"best_effort"`` or ``"require_ack"``.
@@ -117,6 +120,7 @@ class weave:  # noqa: N801 - it is used like a function
         store: str | PathLike[str] | ResultStore | Unset | None = UNSET,
         values: Mapping[str, Any] | None = None,
         remote_logs: bool | Unset | None = UNSET,
+        resources: ResourcesDict | Resources | Unset | None = UNSET,
         delivery_timeout: float | Unset | None = UNSET,
         delivery_idempotency_key: IdempotencyKey | Unset | None = UNSET,
         delivery_cancel_mode: Literal["best_effort", "require_ack"] | Unset | None = UNSET,
@@ -128,11 +132,12 @@ class weave:  # noqa: N801 - it is used like a function
     ) -> None:
         given: dict[str, Any] = {}
 
-        # One comparison instead of fourteen: most weaves set none of them.
+        # One comparison instead of fifteen: most weaves set none of them.
         if not (
             environment is max_workers is background is fork is max_pending is error_mode is remote_logs
             is delivery_timeout is delivery_idempotency_key is delivery_cancel_mode is delivery_heartbeat_seconds
-            is delivery_notice_seconds is delivery_max_in_flight is delivery_orphan_policy is store is UNSET
+            is delivery_notice_seconds is delivery_max_in_flight is delivery_orphan_policy is store is resources
+            is UNSET
         ):  # fmt: skip
             options: dict[str, Any] = {
                 "environment": environment,
@@ -142,6 +147,7 @@ class weave:  # noqa: N801 - it is used like a function
                 "max_pending": max_pending,
                 "error_mode": error_mode,
                 "remote_logs": remote_logs,
+                "resources": resources,
                 "delivery_timeout": delivery_timeout,
                 "delivery_idempotency_key": delivery_idempotency_key,
                 "delivery_cancel_mode": delivery_cancel_mode,

@@ -17,6 +17,7 @@ from tests.contract.test_contract import eventually, lines
 from tests.support.elsewhere import ways
 from tests.support.kept import free_port
 from tests.support.leaks import leak_check
+from tests.support.receiving import eventually as finished
 from tests.support.servers import aws_batch
 from tests.support.servers.aws_batch import AWSBatch
 from tests.support.volume import volume
@@ -114,6 +115,23 @@ def test_options_that_are_none(there: Configure, server: AWSBatch) -> None:
         ValueError, match=r"(?s)not a request that AWS Batch takes.*attemptDurationSeconds"
     ):
         there_is(add_one, item=1)
+
+
+def test_resources_of_tasks(there: Configure, server: AWSBatch) -> None:
+    there(job_name_prefix="asking-")
+    asked = {"resources": {"cpus": 2, "memory": "512MiB", "time": "10m"}}
+    assert there_is(add_one, item=1, options=asked) == 2
+    client = server.client()
+
+    def ended() -> list[str]:
+        jobs = client.list_jobs(jobQueue="reports", jobStatus="SUCCEEDED")["jobSummaryList"]
+        return [each["jobId"] for each in jobs if each["jobName"].startswith("asking-")]
+
+    [shown] = client.describe_jobs(jobs=finished(ended))["jobs"]
+    client.close()
+    assert shown["timeout"] == {"attemptDurationSeconds": 600}
+    with pytest.raises(ValueError, match="cannot ask for disk"):
+        there_is(add_one, item=1, options={"resources": {"disk": "1GiB"}})
 
 
 def test_a_client_of_the_users_own(there: Configure, server: AWSBatch) -> None:

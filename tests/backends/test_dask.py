@@ -243,6 +243,15 @@ def test_options_of_submit(configure: Configure, servers: Servers) -> None:
             wove.shutdown()
 
 
+def test_resources_of_tasks(address: str, configure: Configure, servers: Servers) -> None:
+    with servers.dask.worker("with-two-gpus", "--resources", "GPU=2", "--nthreads", "1"):
+        configure(address=address)
+        with weave() as w:
+            asked = w.do(range(4), environment="cluster", resources={"gpus": 1})
+            asked(lambda item, where=where: where())
+        assert set(w.result.final) == {"with-two-gpus"}
+
+
 def test_a_worker_with_another_secret(configure: Configure, tmp_path: Path) -> None:
     with support.running(
         tmp_path / "cluster", workers=1, environ={"WOVE_WORKER_SECRET": "another"}

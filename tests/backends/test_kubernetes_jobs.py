@@ -138,6 +138,10 @@ def test_more_memory_than_its_limit(there: Configure) -> None:
     lost(r"(?s)exit code 137 \(OOMKilled\); the end of its log: .*about to take it all", hog)
 
 
+def test_the_memory_that_a_task_asks_for_is_its_limit(there: Configure) -> None:
+    lost(r"\(OOMKilled\)", hog, options={"resources": {"cpus": 0.1, "memory": "300MiB"}})
+
+
 def test_a_command_that_fails_says_the_end_of_its_log(there: Configure) -> None:
     there(command=["sh", "-c", "echo no such luck >&2; exit 7"])
     lost(r"(?s)exit code 7; the end of its log: no such luck")

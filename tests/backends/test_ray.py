@@ -189,6 +189,22 @@ assert "ray.init does not take these init_options" in raised(ValueError, there_i
 """)
 
 
+def test_resources_of_tasks(ran: Ran) -> None:
+    ran("""
+def assigned():
+    import ray
+    return ray.get_runtime_context().get_assigned_resources()
+
+configure(address=ADDRESS)
+found = there_is(assigned, {"resources": {"cpus": 0.5, "memory": "10MB"}})
+assert (found["CPU"], found["memory"]) == (0.5, 10_000_000), found
+wove.shutdown()
+configure(address=ADDRESS, remote_options={"num_cpus": 0.25})
+assert there_is(assigned, {"resources": {"cpus": 0.5}})["CPU"] == 0.25
+assert "cannot ask for disk" in raised(ValueError, there_is, assigned, {"resources": {"disk": 1}})
+""")
+
+
 def test_the_function_is_exported_once(ran: Ran) -> None:
     ran("""
 from ray._private.function_manager import FunctionActorManager

@@ -193,6 +193,26 @@ def test_options_of_jobs(configure: Configure, slurm: Slurm) -> None:
     )
 
 
+def test_resources_of_tasks(configure: Configure, slurm: Slurm) -> None:
+    def shown() -> str:
+        return slurm.run("scontrol", "-o", "show", "job").splitlines()[-1]
+
+    asked = {"resources": {"cpus": 0.5, "memory": "90MiB", "time": "150s"}}
+    assert there_is(add_one, item=1, options=asked) == 2
+    assert "MinMemoryNode=90M" in shown() and "TimeLimit=00:03:00" in shown()
+    assert "CPUs/Task=1" in shown()
+
+    configure(sbatch_options={"mem": "95M", "t": 7})
+    assert there_is(add_one, item=1, options=asked) == 2
+    assert "MinMemoryNode=95M" in shown() and "TimeLimit=00:07:00" in shown(), "they stand"
+
+
+def test_a_timeout_is_a_wall_time_with_a_margin(configure: Configure, slurm: Slurm) -> None:
+    configure(callback_retry_seconds=60)
+    assert there_is(add_one, item=1, options={"timeout": 600}) == 2
+    assert "TimeLimit=00:12:00" in slurm.run("scontrol", "-o", "show", "job").splitlines()[-1]
+
+
 @pytest.mark.parametrize("kind", ["list", "text"])
 def test_commands_of_ones_own(configure: Configure, tmp_path: Path, kind: str) -> None:
     told = tmp_path / "told"

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from wove.delivery.client import DeliveryClient
-from wove.delivery.manager import is_prepared, prepare, run_in_background, shutdown
+from wove.delivery.manager import check_resources, is_prepared, prepare, run_in_background, shutdown
 from wove.delivery.request import Call, Request
 
 __all__ = [
     "Call",
     "DeliveryClient",
     "Request",
+    "check_resources",
     "is_prepared",
     "prepare",
     "run_in_background",

@@ -131,6 +131,8 @@ class RunEncoder:
             frame["remote_logs"] = logging.getLogger().getEffectiveLevel()
         if run.request.settings.setup is not None:
             frame["setup"] = run.request.settings.setup
+        if run.request.settings.resources is not None:
+            frame["resources"] = run.request.settings.resources.given()
         return frame
 
     # ------------------------------------------------------------------ on the way back

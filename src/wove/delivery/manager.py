@@ -22,9 +22,18 @@ from wove.executors.registry import executor_class
 if TYPE_CHECKING:
     import concurrent.futures
 
+    from wove.graph.resources import Resources
     from wove.settings.model import Environment
 
-__all__ = ["is_prepared", "manager", "prepare", "process_state", "run_in_background", "shutdown"]
+__all__ = [
+    "check_resources",
+    "is_prepared",
+    "manager",
+    "prepare",
+    "process_state",
+    "run_in_background",
+    "shutdown",
+]
 
 T = TypeVar("T")
 
@@ -59,6 +68,28 @@ def is_prepared(environment: Environment) -> bool:
         if isinstance(executor, str)
         else isinstance(executor, EnvironmentExecutor)
     )
+
+
+def check_resources(environment: Environment, resources: Resources, task: str) -> None:
+    """Refuse what *environment*, whose executor is imported, cannot ask for.
+
+    Args:
+        environment: The environment in which the task runs.
+        resources: What the task asks for.
+        task: The task's name, for the message.
+
+    Raises:
+        ValueError: The executor has no words for one of the resources.
+    """
+    known = executor_class(environment.executor, environment.name).resources
+    unknown = [name for name in resources.given() if name not in known]
+    if unknown:
+        able = f"It can ask for: {', '.join(sorted(known))}" if known else "It can ask for none"
+        raise ValueError(
+            f"task {task!r}: resources: environment {environment.name!r} (executor {environment.executor!r}) cannot "
+            f"ask for {' and '.join(unknown)}. {able}. Leave {'it' if len(unknown) == 1 else 'them'} out, or choose "
+            "another environment"
+        )
 
 
 def process_state() -> dict[str, Any]:

@@ -380,9 +380,11 @@ class Caller:
         if self.call is None:
             refuse_while_importing(self.fn, arguments.values(), self.name)
             # Here, because a local weave does without.
-            from wove.delivery import Call, Request
+            from wove.delivery import Call, Request, check_resources
             from wove.protocol.carried import carried_values, carrying
 
+            if self.settings.resources is not None:
+                check_resources(self.settings.environment, self.settings.resources, self.name)
             self.make_request = Request
             variadic = ITEM in arguments
             fn = portable(self.fn, self.kind, self.signature, variadic=variadic)

@@ -92,6 +92,10 @@ class EnvironmentExecutor(abc.ABC):
     cancel_reach: ClassVar[CancelReach] = "cooperative"
     """How far a ``cancel_task`` reaches."""
 
+    resources: ClassVar[frozenset[str]] = frozenset()
+    """Names of the resources, of those of the option ``resources``, that it can ask for. A task that asks for another
+    one is refused. ``frame["resources"]`` has their amounts, in cores, bytes and seconds."""
+
     inherits: ClassVar[bool] = False
     """Whether its workers take over this process's working directory, environment variables and
     ``sys.path``, so that a session started under others must be replaced. They are in ``run_config`` as

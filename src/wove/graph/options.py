@@ -12,6 +12,7 @@ from collections.abc import Collection, Mapping
 from types import MappingProxyType
 from typing import Any, Final, Literal, NamedTuple, TypeAlias, TypedDict
 
+from wove.graph.resources import Resources, ResourcesDict, resources
 from wove.graph.rules import (
     IdempotencyKey,
     RetryDelay,
@@ -95,6 +96,7 @@ class _ExecutionOptions(TypedDict, total=False):
     workers: int | None
     limit_per_minute: float | None
     remote_logs: bool | None
+    resources: ResourcesDict | Resources | None
 
 
 class _BlockOptions(TypedDict, total=False):
@@ -120,6 +122,7 @@ class WeaveOptions(_BlockOptions, DeliveryOptions, total=False):
     environment: str | None
     store: Any
     remote_logs: bool | None
+    resources: ResourcesDict | Resources | None
 
 
 class DefaultOptions(_BlockOptions, _ExecutionOptions, DeliveryOptions, total=False):
@@ -226,6 +229,9 @@ OPTIONS: Final[Mapping[str, Option]] = MappingProxyType(
             # --- of remote runs
             Option("setup", frozenset({"environment", "config"}), None, function_path, "none",
                    "What each worker process calls before its first task, as 'module:function'."),
+            Option("resources", _BOTH, None, resources, "not said",
+                   'What a remote task asks its environment for, as {"cpus": 4, "memory": "8GiB", "gpus": 1, '
+                   '"time": "2h", "disk": "10GiB"}.'),
             Option("remote_logs", _BOTH, False, flag, "off",
                    "Whether what remote tasks log and print comes home."),
             Option("delivery_timeout", _BOTH, None, positive("seconds"), "no limit",

@@ -108,6 +108,10 @@ class BackendAdapter(abc.ABC):
     cancel_reach: ClassVar[CancelReach] = "cooperative"
     """How far `cancel` reaches at best. In any case, Wove's worker ends a cancelled run when it next reports."""
 
+    resources: ClassVar[frozenset[str]] = frozenset()
+    """Names of the resources, of those of the option ``resources``, that `submit` asks the backend for. A task that
+    asks for another one is refused. ``frame["resources"]`` has their amounts, in cores, bytes and seconds."""
+
     inline_bytes: ClassVar[int] = 128 * 1024
     """The maximum number of characters of a payload as JSON. The worker fetches larger parts from the receiver."""
 

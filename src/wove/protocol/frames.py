@@ -62,6 +62,8 @@ class Command(TypedDict, total=False):
     ``traceparent`` is the span of the attempt, as the header of W3C Trace Context has it.
     ``remote_logs`` asks for what the task logs and prints, and is the lowest level of the records.
     ``setup`` is what the worker process calls before its first task, as ``module:function``.
+    ``resources`` has what the task asks for, as far as it says: ``cpus``, ``memory`` (bytes), ``gpus``, ``time``
+    (seconds) and ``disk`` (bytes).
     ``callable`` and ``args`` hold live values for executors that keep frames in this process.
     """
 
@@ -82,6 +84,7 @@ class Command(TypedDict, total=False):
     remote_logs: int
     setup: str
     traceparent: str
+    resources: dict[str, float]
     python: str
     wove: str
 

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from wove.graph.options import ErrorMode
+    from wove.graph.resources import Resources
     from wove.graph.rules import IdempotencyKey, RetryDelay
     from wove.settings.model import Configuration, Environment
 
@@ -56,6 +57,7 @@ class TaskSettings(NamedTuple):
         cache_key: What tells its results apart; ``None`` for the arguments themselves.
         cache_version: Another one makes every result anew; ``None`` for none.
         remote_logs: Whether what it logs and prints elsewhere comes home.
+        resources: What it asks its environment for; ``None``: it does not say.
         is_local: Whether it runs in this process.
     """
 
@@ -73,6 +75,7 @@ class TaskSettings(NamedTuple):
     cache_key: IdempotencyKey | None = None
     cache_version: str | None = None
     remote_logs: bool = False
+    resources: Resources | None = None
 
     @property
     def is_local(self) -> bool:
@@ -184,6 +187,12 @@ class Resolver:
             elif name in _POLICY_FIELDS:
                 policy = policy or base.policy.copy()
                 policy[_POLICY_FIELDS[name]] = value
+
+        if base.environment.is_local and options.get("resources") is not None:
+            raise ValueError(
+                f"{label}: resources are what a remote environment is asked for, and environment "
+                f"{base.environment.name!r} runs tasks in this process. Choose another environment, or leave them out"
+            )
 
         delivery = base.settings.delivery if policy is None else DeliveryPolicy(**policy)
         return TaskSettings(environment=base.environment, delivery=delivery, **fields)

@@ -487,7 +487,12 @@ def for_adapter(adapter: type[BackendAdapter]) -> type[BackendAdapterEnvironment
     return type(
         f"{adapter.__name__}Executor",
         (BackendAdapterEnvironmentExecutor,),
-        {"adapter_class": adapter, "cancel_reach": kind, "__module__": __name__},
+        {
+            "adapter_class": adapter,
+            "cancel_reach": kind,
+            "resources": adapter.resources,
+            "__module__": __name__,
+        },
     )
 
 

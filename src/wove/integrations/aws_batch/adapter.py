@@ -21,6 +21,7 @@ from wove.integrations.aws_batch.client import Api, DeniedError, client_of
 from wove.integrations.aws_batch.states import LIVE, JobProbe
 from wove.integrations.base import BackendAdapter, JobStatus, PayloadDict
 from wove.integrations.common.manifests import RESERVED_VARIABLES, merged
+from wove.integrations.common.resources import resources_of
 from wove.integrations.common.timing import longest_seconds
 from wove.integrations.naming import idempotency_key, job_mark, job_name
 from wove.protocol import heartbeats
@@ -90,6 +91,21 @@ RESERVED: Final = {
 """Options of SubmitJob that the user cannot set, and why."""
 
 
+def requirements(resources: Mapping[str, float]) -> list[dict[str, str]]:
+    """Return the ``resourceRequirements`` of a container that asks for *resources*: cores, MiB, devices.
+
+    Example:
+        >>> requirements({"cpus": 4, "memory": 8 * 2**30})
+        [{'type': 'VCPU', 'value': '4'}, {'type': 'MEMORY', 'value': '8192'}]
+    """
+    asked = {
+        "VCPU": resources.get("cpus"),
+        "MEMORY": math.ceil(resources.get("memory", 0) / 2**20),
+        "GPU": resources.get("gpus"),
+    }
+    return [{"type": kind, "value": f"{value:g}"} for kind, value in asked.items() if value]
+
+
 class AWSBatchAdapter(BackendAdapter):
     """Submits each run as one job of AWS Batch.
 
@@ -105,6 +121,7 @@ class AWSBatchAdapter(BackendAdapter):
     """
 
     name: ClassVar[str] = "aws_batch"
+    resources: ClassVar[frozenset[str]] = frozenset(("cpus", "memory", "gpus", "time"))
     required_modules: ClassVar[tuple[str, ...]] = ("boto3",)
     install_hint: ClassVar[str] = install_command("aws-batch")
     keys: ClassVar[tuple[str, ...] | None] = (
@@ -294,7 +311,10 @@ class AWSBatchAdapter(BackendAdapter):
             suffix=suffix,
         )
         variable = {"name": PAYLOAD_VARIABLE, "value": json.dumps(payload, separators=(",", ":"))}
+        resources = resources_of(frame)
         overrides: dict[str, Any] = {"environment": [variable]}
+        if asked := requirements(resources):
+            overrides["resourceRequirements"] = asked
         if self._command is not None:
             overrides["command"] = list(self._command)
         overrides = merged(overrides, self._overrides)
@@ -305,7 +325,10 @@ class AWSBatchAdapter(BackendAdapter):
             "containerOverrides": overrides,
             "retryStrategy": {"attempts": 1},
         }
-        if math.isfinite(seconds := longest_seconds(payload)):
+        if "time" in resources:
+            limit = max(MIN_TIMEOUT, math.ceil(resources["time"]))
+            request["timeout"] = {"attemptDurationSeconds": limit}
+        elif math.isfinite(seconds := longest_seconds(payload)):
             limit = max(MIN_TIMEOUT, math.ceil(seconds) + MARGIN_SECONDS)
             request["timeout"] = {"attemptDurationSeconds": limit}
 

@@ -24,6 +24,7 @@ from wove.integrations.base import BackendAdapter, JobStatus, PayloadDict
 from wove.integrations.common.batcher import Batcher
 from wove.integrations.common.client_loops import ClientCalls
 from wove.integrations.common.error_text import exception_text
+from wove.integrations.common.resources import resources_of
 from wove.integrations.dask.options import read_client_options, read_submit_options
 from wove.integrations.dask.states import FutureProbe, loop_of, never_started
 from wove.integrations.naming import idempotency_key, job_id
@@ -60,11 +61,22 @@ class _Item(NamedTuple):
         key: The key of its task.
         payload: Its payload.
         detached: Whether the task is to run even if no client holds its future.
+        resources: What its worker must have, by the names that workers use.
     """
 
     key: str
     payload: PayloadDict
     detached: bool
+    resources: tuple[tuple[str, float], ...] = ()
+
+
+RESOURCES: Final[Mapping[str, str]] = {
+    "cpus": "CPU",
+    "memory": "MEMORY",
+    "gpus": "GPU",
+    "disk": "DISK",
+}
+"""The names under which workers offer what a task asks for: ``dask worker --resources "GPU=2 MEMORY=64e9"``."""
 
 
 class DaskAdapter(BackendAdapter):
@@ -82,6 +94,7 @@ class DaskAdapter(BackendAdapter):
     """
 
     name: ClassVar[str] = "dask"
+    resources: ClassVar[frozenset[str]] = frozenset(RESOURCES)
     required_modules: ClassVar[tuple[str, ...]] = ("distributed",)
     install_hint: ClassVar[str] = install_command("dask")
     keys: ClassVar[tuple[str, ...] | None] = (
@@ -215,7 +228,9 @@ class DaskAdapter(BackendAdapter):
         key = job_id(frame, prefix=f"{payload['task_name'][:MAX_NAME]}-wove-", most=MAX_NAME + 80)
         if idempotency_key(frame) is not None:
             key = await self._free(key, payload)
-        item = _Item(key, payload, delivery.get("delivery_orphan_policy") == "detach")
+        detached = delivery.get("delivery_orphan_policy") == "detach"
+        asked = {RESOURCES[name]: amount for name, amount in resources_of(frame).items()}
+        item = _Item(key, payload, detached, tuple(asked.items()))
         # The returned future holds the task in the cluster: Dask releases tasks without one.
         return await self._batcher.put(item, _size(payload))
 
@@ -263,16 +278,28 @@ class DaskAdapter(BackendAdapter):
             ) from error
 
     def _hand_over(self, client: Any, items: Sequence[_Item]) -> list[Any]:
+        futures: dict[str, Any] = {}
+        for resources in dict.fromkeys(item.resources for item in items):
+            alike = [item for item in items if item.resources == resources]
+            for item, future in zip(alike, self._submitted(client, alike), strict=True):
+                futures[item.key] = future
+        return [futures[item.key] for item in items]
+
+    def _submitted(self, client: Any, items: Sequence[_Item]) -> list[Any]:
+        """Return the futures of *items*, which ask for the same resources."""
+        options = dict(self._submit_options)
+        if items[0].resources:
+            options.setdefault("resources", dict(items[0].resources))
         # As bytes, because Dask searches all other types for its own keys.
         contents = [json.dumps(item.payload).encode() for item in items]
         keys = [item.key for item in items]
 
         if len(items) == 1:
             futures: list[Any] = [
-                client.submit(run, contents[0], key=keys[0], pure=False, **self._submit_options)
+                client.submit(run, contents[0], key=keys[0], pure=False, **options)
             ]
         else:
-            futures = client.map(run, contents, key=keys, pure=False, **self._submit_options)
+            futures = client.map(run, contents, key=keys, pure=False, **options)
 
         for item, future in zip(items, futures, strict=True):
             if item.detached:

@@ -20,9 +20,11 @@ from typing import Any, ClassVar, Final, cast
 from wove.concurrency import forks
 from wove.errors import DeliveryError, install_command
 from wove.executors.base import CancelReach, Frame
+from wove.graph.resources import NAMES
 from wove.graph.rules import shown
 from wove.integrations.base import BackendAdapter, JobStatus, PayloadDict
 from wove.integrations.common.manifests import RESERVED_VARIABLES
+from wove.integrations.common.resources import resources_of
 from wove.integrations.kubernetes_jobs.client import (
     Api,
     RefusedError,
@@ -93,6 +95,7 @@ class KubernetesJobsAdapter(BackendAdapter):
     """
 
     name: ClassVar[str] = "kubernetes_jobs"
+    resources: ClassVar[frozenset[str]] = frozenset(NAMES)
     required_modules: ClassVar[tuple[str, ...]] = ("kubernetes",)
     install_hint: ClassVar[str] = install_command("kubernetes-jobs")
     keys: ClassVar[tuple[str, ...] | None] = (
@@ -306,7 +309,7 @@ class KubernetesJobsAdapter(BackendAdapter):
 
     def submit(self, payload: PayloadDict, frame: Frame) -> Submission:
         name = name_of(frame, prefix=self._prefix)
-        job = self._job(payload, name)
+        job = self._job(payload, name, resources_of(frame))
         made = self._create(job, payload)
         submission = Submission(made["metadata"]["name"], made["metadata"]["uid"])
         with self._lock:
@@ -320,9 +323,11 @@ class KubernetesJobsAdapter(BackendAdapter):
         assert self._api is not None and self._watches is not None  # `start` comes first
         return self._api, self._watches
 
-    def _job(self, payload: PayloadDict, name: str) -> dict[str, Any]:
+    def _job(
+        self, payload: PayloadDict, name: str, resources: Mapping[str, float]
+    ) -> dict[str, Any]:
         try:
-            default = self._template.job(payload, name)
+            default = self._template.job(payload, name, resources)
         except ValueError as error:
             raise ValueError(f"{self.label}: {error}") from None
 

@@ -56,6 +56,27 @@ def name_of(frame: Mapping[str, Any], *, prefix: str) -> str:
     )
 
 
+_QUANTITIES: Final[Mapping[str, str]] = {
+    "cpus": "cpu",
+    "memory": "memory",
+    "gpus": "nvidia.com/gpu",
+    "disk": "ephemeral-storage",
+}
+"""What a container's resources are called (kubernetes.io/docs/concepts/configuration/manage-resources-containers)."""
+
+
+def container_resources(resources: Mapping[str, float]) -> dict[str, dict[str, str]]:
+    """Return the ``resources`` of a container that asks for *resources*; empty where it asks for none.
+
+    All are requests. Memory, devices and disk are limits, too; a core that nobody else uses may be used.
+    """
+    asked = {
+        _QUANTITIES[name]: f"{resources[name]:.15g}" for name in _QUANTITIES if resources.get(name)
+    }
+    limits = {name: quantity for name, quantity in asked.items() if name != "cpu"}
+    return {key: value for key, value in (("requests", asked), ("limits", limits)) if value}
+
+
 class Template(NamedTuple):
     """The parts that all Jobs of an environment have in common.
 
@@ -83,8 +104,15 @@ class Template(NamedTuple):
     job_spec: Mapping[str, Any]
     owner: str
 
-    def job(self, payload: PayloadDict, name: str) -> dict[str, Any]:
+    def job(
+        self, payload: PayloadDict, name: str, resources: Mapping[str, float]
+    ) -> dict[str, Any]:
         """Return the manifest of the Job *name*, which runs *payload*.
+
+        Args:
+            payload: The payload of its run.
+            name: The name of the Job.
+            resources: The ``resources`` of the run's ``run_task`` frame. What the template says stands.
 
         Raises:
             ValueError: The payload does not fit into an environment variable.
@@ -107,6 +135,8 @@ class Template(NamedTuple):
         }
         if self.image is not None:
             container["image"] = self.image
+        if asked := container_resources(resources):
+            container["resources"] = asked
         pod: dict[str, Any] = {
             "restartPolicy": "Never",
             "enableServiceLinks": False,
@@ -118,7 +148,9 @@ class Template(NamedTuple):
             "backoffLimit": self.backoff_limit,
             "ttlSecondsAfterFinished": TTL_SECONDS,
         }
-        if math.isfinite(seconds := longest_seconds(payload)):
+        if "time" in resources:
+            spec["activeDeadlineSeconds"] = math.ceil(resources["time"])
+        elif math.isfinite(seconds := longest_seconds(payload)):
             spec["activeDeadlineSeconds"] = math.ceil(seconds) + MARGIN_SECONDS
         spec["template"] = {"metadata": copy.deepcopy(metadata), "spec": merged(pod, self.pod_spec)}
         return {

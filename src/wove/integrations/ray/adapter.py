@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Final
+from typing import Any, ClassVar, Final, NamedTuple
 
 from wove.concurrency.thread_pool import ThreadPool
 from wove.errors import DeliveryError, install_command
@@ -17,6 +17,7 @@ from wove.executors.base import Frame
 from wove.integrations.base import BackendAdapter, JobStatus, PayloadDict
 from wove.integrations.common.batcher import Batcher
 from wove.integrations.common.error_text import exception_text
+from wove.integrations.common.resources import resources_of
 from wove.integrations.ray import client as ray_client
 from wove.integrations.ray.client import Submission
 from wove.integrations.ray.states import SHUT_DOWN, TaskProbe, TaskState
@@ -52,6 +53,17 @@ ATTEMPTS: Final = 3
 """Maximum number of connections for one submission, if Ray is shut down before each."""
 
 
+OPTIONS: Final[Mapping[str, str]] = {"cpus": "num_cpus", "memory": "memory", "gpus": "num_gpus"}
+"""Ray's names of the resources that it can be asked for; ``memory`` is in bytes, too."""
+
+
+class _Item(NamedTuple):
+    """A run to be handed over, with the options of its task."""
+
+    payload: PayloadDict
+    options: Mapping[str, float]
+
+
 class RayAdapter(BackendAdapter):
     """Submits each run as one task of a Ray cluster.
 
@@ -67,6 +79,7 @@ class RayAdapter(BackendAdapter):
     """
 
     name: ClassVar[str] = "ray"
+    resources: ClassVar[frozenset[str]] = frozenset(OPTIONS)
     required_modules: ClassVar[tuple[str, ...]] = ("ray",)
     install_hint: ClassVar[str] = install_command("ray")
     keys: ClassVar[tuple[str, ...] | None] = (
@@ -105,7 +118,7 @@ class RayAdapter(BackendAdapter):
 
     async def start(self) -> None:
         self._threads = ThreadPool(self.threads, "wove-ray")
-        self._batcher: Batcher[PayloadDict, Submission] = Batcher(self._carry)
+        self._batcher: Batcher[_Item, Submission] = Batcher(self._carry)
         self._exported: str | None = (
             None  # the connection over which the function has been exported
         )
@@ -140,33 +153,38 @@ class RayAdapter(BackendAdapter):
     # ------------------------------------------------------------------ out
 
     async def submit(self, payload: PayloadDict, frame: Frame) -> Submission:
-        return await self._batcher.put(
-            payload, sum(len(each) for each in payload.values() if isinstance(each, str))
-        )
+        asked = {
+            OPTIONS[name]: amount
+            for name, amount in resources_of(frame).items()
+            if OPTIONS[name] not in self._remote_options  # what the environment says stands
+        }
+        size = sum(len(each) for each in payload.values() if isinstance(each, str))
+        return await self._batcher.put(_Item(payload, asked), size)
 
-    async def _carry(self, payloads: Sequence[PayloadDict]) -> list[Submission]:
+    async def _carry(self, items: Sequence[_Item]) -> list[Submission]:
         # A single task without an export takes no longer than handing it to a thread.
-        if len(payloads) == 1 and self._exported and self._core.acquire(blocking=False):
+        if len(items) == 1 and self._exported and self._core.acquire(blocking=False):
             try:
                 if self._exported == ray_client.connection_id(self._ray):
-                    return self._hand_over(payloads, self._exported)
+                    return self._hand_over(items, self._exported)
             finally:
                 self._core.release()
-        return await self._threads.call(self._connect_and_hand_over, payloads)
+        return await self._threads.call(self._connect_and_hand_over, items)
 
-    def _connect_and_hand_over(self, payloads: Sequence[PayloadDict]) -> list[Submission]:
+    def _connect_and_hand_over(self, items: Sequence[_Item]) -> list[Submission]:
         for _ in range(ATTEMPTS):
             with self._core:
                 if (job := ray_client.connection_id(self._ray)) is not None:
-                    return self._hand_over(payloads, job)
+                    return self._hand_over(items, job)
             self._connect()  # Ray was shut down; a task would make it start a cluster of its own
         raise DeliveryError(f"{self.label}: {SHUT_DOWN} each time it was connected")
 
-    def _hand_over(self, payloads: Sequence[PayloadDict], job: str) -> list[Submission]:
+    def _hand_over(self, items: Sequence[_Item], job: str) -> list[Submission]:
         try:
-            submissions = [
-                Submission(self._run.remote(json.dumps(each).encode()), job) for each in payloads
-            ]
+            submissions: list[Submission] = []
+            for payload, asked in items:
+                task = self._run.options(**asked) if asked else self._run
+                submissions.append(Submission(task.remote(json.dumps(payload).encode()), job))
         except Exception as error:
             raise DeliveryError(
                 f"{self.label}: Ray did not take the task: {exception_text(error)}"

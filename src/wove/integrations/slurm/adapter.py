@@ -19,10 +19,13 @@ from wove.concurrency.rate_limiter import RateLimiter
 from wove.concurrency.thread_pool import ThreadPool, run_in_thread
 from wove.errors import DeliveryError
 from wove.executors.base import CancelReach, Frame
+from wove.graph.resources import NAMES
 from wove.graph.rules import shown
 from wove.integrations import naming
 from wove.integrations.base import BackendAdapter, JobStatus, PayloadDict
 from wove.integrations.common.batcher import Batcher
+from wove.integrations.common.resources import resources_of
+from wove.integrations.common.timing import longest_seconds
 from wove.integrations.common.withdrawals import Withdrawals
 from wove.integrations.slurm import client as slurm_client
 from wove.integrations.slurm.client import (
@@ -36,6 +39,7 @@ from wove.integrations.slurm.options import (
     environment_of_queries,
     read_export,
     read_options,
+    resource_options,
 )
 from wove.integrations.slurm.remedies import is_away, with_remedy
 from wove.integrations.slurm.script import job_script
@@ -90,6 +94,7 @@ class SlurmAdapter(BackendAdapter):
     """
 
     name: ClassVar[str] = "slurm"
+    resources: ClassVar[frozenset[str]] = frozenset(NAMES)
     keys: ClassVar[tuple[str, ...] | None] = (
         "submit",
         "command",
@@ -211,15 +216,18 @@ class SlurmAdapter(BackendAdapter):
         name = self._name(payload, frame)
         ours = ("--parsable", "--no-requeue", f"--export={self._export.option}")
         naming_options = (f"--job-name={name}", f"--output={self._output}")
+        asked = resource_options(resources_of(frame), longest_seconds(payload), self._options)
 
         if self._submit is not None:
             command, environment = self._submit, environment_of_queries()
             script = job_script(
-                payload, self._command, options=("--no-requeue", *naming_options, *self._options)
+                payload,
+                self._command,
+                options=("--no-requeue", *naming_options, *asked, *self._options),
             )
         else:
             command, environment = (
-                (*self._sbatch, *ours, *naming_options, *self._options),
+                (*self._sbatch, *ours, *naming_options, *asked, *self._options),
                 self._export.environment(),
             )
             script = job_script(payload, self._command)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Final, NamedTuple, cast
@@ -18,6 +19,7 @@ __all__ = [
     "environment_of_queries",
     "read_export",
     "read_options",
+    "resource_options",
 ]
 
 _TWICE: Final = (
@@ -134,17 +136,63 @@ def read_options(value: object, *, label: str) -> tuple[str, ...]:
             )
         before = "=" if not each.startswith("-") else each
         # The value of a short option may follow directly; a word without a hyphen is the value of the option before it.
-        name = (
-            each[2:].partition("=")[0]
-            if each.startswith("--")
-            else each[1:2]
-            if each.startswith("-")
-            else ""
-        )
+        name = _name(each)
         if (reason := RESERVED.get(name)) is not None:
             raise ValueError(f"{key_label} cannot set {name!r}: {reason}")
 
     return arguments
+
+
+_ASKED_BY: Final[Mapping[str, tuple[str, ...]]] = {
+    "cpus": ("cpus-per-task", "c"),
+    "memory": ("mem", "mem-per-cpu", "mem-per-gpu"),
+    "gpus": ("gres", "gpus", "G", "gpus-per-node", "gpus-per-task"),
+    "time": ("time", "t"),
+    "disk": ("tmp",),
+}
+"""The options of ``sbatch`` that ask for a resource; where the user has set one, it stands."""
+
+MARGIN_SECONDS: Final = 60.0
+"""By how much a job's wall time exceeds the time limit of its run, which its worker ends by itself."""
+
+
+def resource_options(
+    resources: Mapping[str, float], seconds: float, given: Sequence[str]
+) -> tuple[str, ...]:
+    """Return the options of ``sbatch`` that ask for what a task needs.
+
+    Args:
+        resources: The ``resources`` of its ``run_task`` frame.
+        seconds: How long the run can take; infinite where nothing limits it.
+        given: The options of the environment, which stand.
+
+    Example:
+        >>> resource_options({"cpus": 4, "memory": 8 * 2**30, "gpus": 1, "time": 7200.0}, math.inf, ())
+        ('--cpus-per-task=4', '--mem=8388608K', '--gres=gpu:1', '--time=120')
+    """
+    wanted = dict(resources)
+    if math.isfinite(seconds):
+        wanted.setdefault("time", seconds + MARGIN_SECONDS)
+    taken = {name for each in given if (name := _name(each))}
+    written: dict[str, Callable[[float], str]] = {
+        "cpus": lambda value: f"--cpus-per-task={math.ceil(value)}",
+        "memory": lambda value: f"--mem={math.ceil(value / 1024)}K",
+        "gpus": lambda value: f"--gres=gpu:{value:g}",
+        "time": lambda value: f"--time={math.ceil(value / 60)}",
+        "disk": lambda value: f"--tmp={math.ceil(value / 1024)}K",
+    }
+    return tuple(
+        write(wanted[name])
+        for name, write in written.items()
+        if wanted.get(name) and taken.isdisjoint(_ASKED_BY[name])
+    )
+
+
+def _name(argument: str) -> str:
+    """Return the name of the option that *argument* begins with; an empty text for a value."""
+    if argument.startswith("--"):
+        return argument[2:].partition("=")[0]
+    return argument[1:2] if argument.startswith("-") else ""
 
 
 def directives(arguments: Sequence[str]) -> str:

@@ -346,6 +346,23 @@ def test_what_can_take_no_job(queue: Any, definition: Any, words: str) -> None:
         started(queue, definition)
 
 
+def test_resources_are_requirements_and_a_time_limit() -> None:
+    frame = {
+        "run_id": "abc-1",
+        "task_id": "t",
+        "delivery": {},
+        "resources": {"cpus": 2, "time": 90},
+    }
+    made = configured().request(PAYLOAD, frame)
+    asked = [{"type": "VCPU", "value": "2"}]
+    assert made["containerOverrides"]["resourceRequirements"] == asked
+    assert made["timeout"] == {"attemptDurationSeconds": 90}
+
+    ours = {"resourceRequirements": [{"type": "VCPU", "value": "8"}]}
+    made = configured(container_overrides=ours).request(PAYLOAD, frame)
+    assert made["containerOverrides"]["resourceRequirements"] == ours["resourceRequirements"]
+
+
 def test_the_command_is_that_of_the_job_definition_if_it_has_one() -> None:
     frame = {"run_id": "abc-1", "task_id": "t", "delivery": {}}
     with_one = started(QUEUE, {**DEFINITION, "containerProperties": {"command": ["worker"]}})

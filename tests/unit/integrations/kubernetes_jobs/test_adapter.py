@@ -34,7 +34,7 @@ def configured(**config: Any) -> KubernetesJobsAdapter:
 
 
 def manifest(payload: dict[str, Any] = PAYLOAD, **config: Any) -> dict[str, Any]:
-    return configured(**config)._template.job(payload, "wove-name")
+    return configured(**config)._template.job(payload, "wove-name", {})
 
 
 # ------------------------------------------------------------------------------------------ configuration

@@ -378,6 +378,7 @@ def test_the_live_page_follows_a_weave(page: Page, live: str, tmp_path: Path) ->
     def look() -> None:
         page.wait(f"{LIVE} && document.querySelectorAll('#tasks tr').length === 12")
         page.wait("document.getElementById('tasks').textContent.includes('running')")
+        page.wait("document.querySelectorAll('#workers tr').length >= 3")
         page.wait(f"{TIMELINE} && document.getElementById('graph').naturalWidth > 100")
         for theme in THEMES:
             page.look(theme, 1280, 1500)

@@ -226,6 +226,8 @@ class RunTable:
 
         if kind == "task_started":
             run.host, run.pid = event.get("host"), event.get("pid")
+            if (record := run.request.record) is not None:  # for those who look while it runs
+                record.host, record.pid = run.host, run.pid
             run.start_seen_at = monotonic()
             if run.state is State.SENT:
                 run.state = State.STARTED

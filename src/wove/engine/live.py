@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Any
 from wove.engine.outcome import records_of
 from wove.engine.picture import graph_of_run
 from wove.engine.recording import title_of
+from wove.engine.workers import WorkerCounter
 from wove.observe.sampling import Row, Sampler
 
 if TYPE_CHECKING:
     from wove.engine.scheduler import WeaveRun
     from wove.observe.graph import Graph
+    from wove.observe.workers import WorkerRow
     from wove.result import RunRecord
 
 __all__ = ["LiveView"]
@@ -29,6 +31,7 @@ class LiveView:
         self.title = title_of(task.name for task in run.tasks)
         self._run = run
         self._sampler = Sampler(run)
+        self._workers = WorkerCounter(run)
         page: Any = sys.modules.get("wove.observe.dashboard")
         self._watched = None if page is None else page.watch(self)
 
@@ -45,6 +48,10 @@ class LiveView:
     def rows(self) -> list[Row]:
         """Return the present state of the tasks."""
         return self._sampler.rows()
+
+    def workers(self) -> list[WorkerRow]:
+        """Return how the workers stand now."""
+        return self._workers.rows()
 
     def graph(self) -> Graph:
         """Return the present graph."""

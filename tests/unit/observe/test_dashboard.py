@@ -6,10 +6,12 @@ import http.client
 import json
 import logging
 import os
+import re
 import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -98,6 +100,78 @@ def test_a_weave_is_shown_while_it_runs_and_afterwards(page: Dashboard) -> None:
     assert (failure["where"], failure["kind"]) == ("bad", "ValueError")
     assert 'raise ValueError("no luck")' in failure["text"]
     assert "<script" in get(page, "/weaves/1/timeline")[1]
+
+
+def test_its_workers_are_shown(page: Dashboard) -> None:
+    wove.config(environments={"pool": {"executor": "stdio", "executor_config": {"processes": 1}}})
+    begun, go_on = threading.Event(), threading.Event()
+    with weave(background=True, error_mode="continue") as w:
+
+        @w.do([1, 2, 3], workers=1)
+        def each(item: int) -> int:
+            if item == 2:
+                raise ValueError(item)
+            if item == 3:
+                begun.set()
+                assert go_on.wait(PATIENCE)
+            return item
+
+        @w.do(range(4))
+        async def later(item: int) -> int:
+            return item
+
+        @w.do([1, 2], environment="pool")
+        def there(item: int) -> int:
+            return item
+
+    def workers() -> dict[tuple[str, str], tuple[int, int, int]]:
+        return {
+            (worker["environment"], worker["name"].split()[0]): (
+                worker["running"],
+                worker["done"],
+                worker["failed"],
+            )
+            for worker in state(page, "/weaves/1")["workers"]
+        }
+
+    host = os.uname().nodename
+    expected = {("default", "event"): (0, 4, 0), ("pool", host): (0, 2, 0)}
+    try:
+        assert begun.wait(PATIENCE)
+        until(lambda: workers() == {("default", "thread"): (1, 1, 1), **expected})
+    finally:
+        go_on.set()
+    assert w.wait(PATIENCE)
+    until(lambda: state(page)[0]["state"] != "running")
+    assert workers() == {("default", "thread"): (0, 2, 1), **expected}
+    details = state(page, "/weaves/1")
+    assert details["worker_count"] == 3
+    assert all(worker["busy"] > 0 for worker in details["workers"])
+
+
+def test_a_remote_run_has_a_worker_while_it_runs(page: Dashboard, tmp_path: Path) -> None:
+    wove.config(environments={"pool": {"executor": "stdio", "executor_config": {"processes": 1}}})
+    go_on = tmp_path / "go on"
+    with weave(background=True, path=str(go_on)) as w:
+
+        @w.do(environment="pool")
+        def waiting(path: str) -> None:
+            import os
+            import time
+
+            deadline = time.monotonic() + 60
+            while not os.path.exists(path) and time.monotonic() < deadline:
+                time.sleep(0.005)
+
+    def running() -> list[str]:
+        found = state(page, "/weaves/1")["workers"]
+        return [worker["name"] for worker in found if worker["running"]]
+
+    try:
+        until(lambda: [name for name in running() if re.fullmatch(r"\S+ pid \d+", name)])
+    finally:
+        go_on.touch()
+    assert w.wait(PATIENCE)
 
 
 def test_of_a_weave_that_has_ended_the_page_keeps_the_picture_and_not_the_values(
@@ -415,4 +489,6 @@ def test_without_it_nothing_is_loaded(script: Callable[..., Any]) -> None:
             def one(): return 1
         print([name for name in sys.modules if name.startswith(("wove.observe.", "http"))])
     """)
-    assert done.stdout.strip() == "['wove.observe.events']"
+    assert done.stdout.strip() == (
+        "['wove.observe.events', 'wove.observe.reports', 'wove.observe.tracing']"
+    )

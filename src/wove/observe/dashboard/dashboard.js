@@ -71,6 +71,20 @@
     }));
   }
 
+  function workers(weave) {
+    $("busy").hidden = !weave.workers.length;
+    $("workers").replaceChildren(...weave.workers.map((worker) => {
+      const share = weave.seconds ? worker.busy / weave.seconds : 0;
+      const cells = [
+        worker.name, worker.environment, worker.running ? count(worker.running) : "", count(worker.done),
+        worker.failed ? count(worker.failed) : "", worker.busy ? duration(worker.busy) : "", `${Math.round(100 * share)} %`,
+      ];
+      return element("tr", "", cells.map((cell) => element("td", cell)));
+    }));
+    const more = weave.worker_count - weave.workers.length;
+    $("workers-more").textContent = more ? `and ${count(more)} more` : "";
+  }
+
   function failures(weave) {
     $("failed").hidden = !weave.failed;
     const open = new Set([...document.querySelectorAll("details[open]")].map((one) => one.dataset.place));
@@ -101,6 +115,7 @@
     const began = new Date(weave.began * 1000).toLocaleTimeString();
     $("state").textContent = `${stateOf(weave.state)}, ${duration(weave.seconds)}, began ${began}`;
     tasks(weave.rows);
+    workers(weave);
     failures(weave);
     $("graph").src = `/weaves/${number}/graph.svg?${Date.now()}`;
     const ended = weave.state !== "running";

@@ -16,6 +16,7 @@ from wove.observe.sampling import Row
 from wove.observe.timeline import Timeline
 from wove.observe.timeline.model import RecordView
 from wove.observe.wording import progress_text
+from wove.observe.workers import WorkerRow
 
 __all__ = ["LiveRun", "Watched", "Weaves"]
 
@@ -25,6 +26,7 @@ MAX_ENDED: Final = 20
 MAX_RUNNING: Final = 100
 """How many weaves that run are shown; the newest ones."""
 
+MAX_WORKERS: Final = 200
 MAX_FAILURES: Final = 50
 MAX_TRACEBACK_CHARACTERS: Final = 20_000
 
@@ -35,6 +37,7 @@ class LiveRun(Protocol):
     @property
     def title(self) -> str: ...
     def rows(self) -> Sequence[Row]: ...
+    def workers(self) -> Sequence[WorkerRow]: ...
     def graph(self) -> Graph: ...
     def records(self) -> Sequence[RecordView]: ...
     def failures(self) -> Sequence[tuple[str, int | None, BaseException]]: ...
@@ -118,11 +121,13 @@ class Watched:
         }
 
     def _details(self, run: LiveRun) -> dict[str, Any]:
-        rows, failures = run.rows(), run.failures()
+        rows, failures, workers = run.rows(), run.failures(), run.workers()
         return {
             **self._summary(rows),
             "began": self._began,
             "rows": [_row(row) for row in rows],
+            "workers": [asdict(worker) for worker in workers[:MAX_WORKERS]],
+            "worker_count": len(workers),
             "failed": len(failures),
             "failures": [_failure(*failure) for failure in failures[:MAX_FAILURES]],
         }

@@ -85,6 +85,7 @@ class weave:  # noqa: N801 - it is used like a function
         delivery_notice_seconds: Seconds after which a warning tells of a run that no worker has begun (10).
         delivery_max_in_flight: Maximum number of remote runs of one environment at once in this process.
         delivery_orphan_policy: ``"cancel"``, ``"fail"``, ``"requeue"`` or ``"detach"``.
+        delivery_reconnect_seconds: Seconds for which a remote run survives the loss of its connection.
         values: More initial values, whatever their names. A mapping from names to values.
         **initial_values: Values that tasks can name; all together they are the dict ``data``.
 
@@ -128,6 +129,7 @@ class weave:  # noqa: N801 - it is used like a function
         delivery_notice_seconds: float | Unset | None = UNSET,
         delivery_max_in_flight: int | Unset | None = UNSET,
         delivery_orphan_policy: OrphanPolicy | Unset | None = UNSET,
+        delivery_reconnect_seconds: float | Unset | None = UNSET,
         **initial_values: Any,
     ) -> None:
         given: dict[str, Any] = {}
@@ -136,8 +138,8 @@ class weave:  # noqa: N801 - it is used like a function
         if not (
             environment is max_workers is background is fork is max_pending is error_mode is remote_logs
             is delivery_timeout is delivery_idempotency_key is delivery_cancel_mode is delivery_heartbeat_seconds
-            is delivery_notice_seconds is delivery_max_in_flight is delivery_orphan_policy is store is resources
-            is UNSET
+            is delivery_notice_seconds is delivery_max_in_flight is delivery_orphan_policy
+            is delivery_reconnect_seconds is store is resources is UNSET
         ):  # fmt: skip
             options: dict[str, Any] = {
                 "environment": environment,
@@ -155,6 +157,7 @@ class weave:  # noqa: N801 - it is used like a function
                 "delivery_notice_seconds": delivery_notice_seconds,
                 "delivery_max_in_flight": delivery_max_in_flight,
                 "delivery_orphan_policy": delivery_orphan_policy,
+                "delivery_reconnect_seconds": delivery_reconnect_seconds,
                 "store": store,
             }
             given = {name: value for name, value in options.items() if value is not UNSET}

@@ -21,6 +21,7 @@ class Proxy:
     Attributes:
         port: Where it listens, while it is up.
         sent: What each connection's client has sent so far.
+        refused: When it has reset a new connection.
     """
 
     def __init__(self, target: int, *, port: int | None = None) -> None:
@@ -28,6 +29,8 @@ class Proxy:
         self.sent: list[bytearray] = []
         self._lock = threading.Lock()
         self._listener: socket.socket | None = None
+        self._is_cut = False
+        self.refused: list[float] = []
         self._open: set[socket.socket] = set()
         self._threads: list[threading.Thread] = []
 
@@ -36,9 +39,21 @@ class Proxy:
         self._listener = listener = socket.create_server(("127.0.0.1", self.port))
         self._begin(self._accept, listener)
 
+    def cut(self) -> None:
+        """Reset all connections, and new ones as soon as they are accepted, until `heal`."""
+        self._is_cut = True
+        self._reset()
+
+    def heal(self) -> None:
+        """Forward connections again."""
+        self._is_cut = False
+
     def down(self) -> None:
         """Refuse new connections, and reset those that there are."""
         self._refuse()
+        self._reset()
+
+    def _reset(self) -> None:
         with self._lock:
             for each in self._open:
                 with contextlib.suppress(OSError):
@@ -75,6 +90,11 @@ class Proxy:
         with contextlib.suppress(OSError):
             while True:
                 near, _ = listener.accept()
+                if self._is_cut:
+                    near.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+                    near.close()
+                    self.refused.append(time.monotonic())
+                    continue
                 try:
                     far = socket.create_connection(("127.0.0.1", self.target), 5)
                 except OSError:

@@ -236,6 +236,7 @@ def _fields(policy: DeliveryPolicy) -> dict[str, Any]:
         "delivery_cancel_mode": policy.cancel_mode,
         "delivery_max_in_flight": policy.max_in_flight,
         "delivery_orphan_policy": policy.orphan_policy,
+        "delivery_reconnect_seconds": policy.reconnect_seconds,
     }
     return {name: value for name, value in fields.items() if value is not None}
 

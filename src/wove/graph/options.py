@@ -25,6 +25,7 @@ from wove.graph.rules import (
     flag,
     function_path,
     idempotency_key,
+    not_negative,
     one_of,
     positive,
     result_store,
@@ -86,6 +87,7 @@ class DeliveryOptions(TypedDict, total=False):
     delivery_notice_seconds: float | None
     delivery_max_in_flight: int | None
     delivery_orphan_policy: OrphanPolicy | None
+    delivery_reconnect_seconds: float | None
 
 
 class _ExecutionOptions(TypedDict, total=False):
@@ -249,6 +251,8 @@ OPTIONS: Final[Mapping[str, Option]] = MappingProxyType(
                    "The most runs in flight of one environment, over the whole process."),
             Option("delivery_orphan_policy", _BOTH, "cancel", one_of("cancel", "fail", "requeue", "detach"),
                    "'cancel'", "What becomes of a run whose weave stops or whose worker is lost."),
+            Option("delivery_reconnect_seconds", _BOTH, 60.0, not_negative("seconds"), "60 seconds",
+                   "Seconds for which a run survives the loss of the connection to its worker service."),
         )
     }
 )  # fmt: skip
@@ -402,6 +406,7 @@ class DeliveryPolicy(NamedTuple):
         idempotency_key: Text with ``{parameter}`` fields, or a callable of the arguments; ``None`` for none.
         max_in_flight: Maximum number of runs in flight of the environment in this process; ``None`` for no bound.
         orphan_policy: ``"cancel"``, ``"fail"``, ``"requeue"`` or ``"detach"``.
+        reconnect_seconds: Seconds for which a run survives the loss of its connection; 0 to lose it at once.
     """
 
     timeout: float | None = None
@@ -411,3 +416,4 @@ class DeliveryPolicy(NamedTuple):
     idempotency_key: IdempotencyKey | None = None
     max_in_flight: int | None = None
     orphan_policy: OrphanPolicy = "cancel"
+    reconnect_seconds: float = 60.0

@@ -22,6 +22,7 @@ __all__ = [
     "flag",
     "function_path",
     "idempotency_key",
+    "not_negative",
     "one_of",
     "positive",
     "result_store",
@@ -100,6 +101,18 @@ def positive(unit: str) -> Rule:
             raise ValueError(
                 f"must be a finite number of {unit} greater than 0, not {shown(value)}"
             )
+        return number
+
+    return rule
+
+
+def not_negative(unit: str) -> Rule:
+    """Return the rule for a finite number of at least 0, as a float."""
+
+    def rule(value: Any) -> float:
+        number = _number(value)
+        if not 0 <= number < float("inf"):
+            raise ValueError(f"must be a finite number of {unit}, 0 or more, not {shown(value)}")
         return number
 
     return rule

@@ -41,27 +41,28 @@ class CompletedRuns:
     def put(self, key: Key, event: dict[str, Any], now: float) -> None:
         """Remember *event*, and forget the oldest ones that are too many."""
         self._expire(now)
-        self._drop(key)
+        self.drop(key)
         size = bulk(event) + OVERHEAD_BYTES
         if size > self._size or not self._runs:
             return
         self._kept[key] = (event, size, now + self._seconds)
         self._room -= size
         while self._room < 0 or len(self._kept) > self._runs:
-            self._drop(next(iter(self._kept)))
+            self.drop(next(iter(self._kept)))
 
     def __len__(self) -> int:
         return len(self._kept)
 
-    def _expire(self, now: float) -> None:
-        # In the order of their arrival, which is that of their expiry.
-        while self._kept and next(iter(self._kept.values()))[2] <= now:
-            self._drop(next(iter(self._kept)))
-
-    def _drop(self, key: Key) -> None:
+    def drop(self, key: Key) -> None:
+        """Forget the event of *key*, if it is remembered."""
         entry = self._kept.pop(key, None)
         if entry is not None:
             self._room += entry[1]
+
+    def _expire(self, now: float) -> None:
+        # In the order of their arrival, which is that of their expiry.
+        while self._kept and next(iter(self._kept.values()))[2] <= now:
+            self.drop(next(iter(self._kept)))
 
 
 def bulk(frame: Mapping[str, Any]) -> int:

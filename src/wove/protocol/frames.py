@@ -21,6 +21,7 @@ __all__ = [
     "PYTHON",
     "READY",
     "TERMINAL",
+    "UNKNOWN_RUN",
     "WORKER_BUSY",
     "Command",
     "ErrorReport",
@@ -31,9 +32,10 @@ __all__ = [
     "condensed",
     "is_timing",
     "says_busy",
+    "says_unknown",
 ]
 
-COMMANDS: Final = frozenset({"run_task", "cancel_task", "shutdown"})
+COMMANDS: Final = frozenset({"run_task", "resume_task", "cancel_task", "shutdown"})
 
 #: Events after which nothing more is heard of a run.
 TERMINAL: Final = frozenset({"task_result", "task_error", "task_cancelled"})
@@ -47,6 +49,9 @@ READY: Final = "ready"
 #: The ``kind`` of the ``error`` with which a worker service declines a run that it has no room for. It has not
 #: begun the run, so that sending it again is safe.
 WORKER_BUSY: Final = "WorkerBusyError"
+
+#: The ``kind`` of the ``error`` with which a worker service answers a ``resume_task`` for a run that it does not know.
+UNKNOWN_RUN: Final = "UnknownRunError"
 
 #: This interpreter's version, as it stands in the ``python`` field of a frame.
 PYTHON: Final = f"{sys.version_info.major}.{sys.version_info.minor}"
@@ -190,14 +195,24 @@ def is_timing(value: object) -> TypeGuard[list[float]]:
     )
 
 
+def says_unknown(event: Mapping[str, Any]) -> bool:
+    """Return whether *event* says that its service does not know the run that was to be resumed."""
+    return _is_report(event, UNKNOWN_RUN)
+
+
 def says_busy(event: Mapping[str, Any]) -> bool:
-    """Whether *event* declines its run because there is no room for it now."""
+    """Return whether *event* declines its run because there is no room for it now."""
+    return _is_report(event, WORKER_BUSY)
+
+
+def _is_report(event: Mapping[str, Any], kind: str) -> bool:
+    """Return whether *event* has an error of *kind* that comes from the service itself."""
     error: object = event.get("error")
     if not isinstance(error, dict):
         return False
     report = cast("dict[str, object]", error)
     # A task's own exception may have the same name; its source is "task".
-    return report.get("kind") == WORKER_BUSY and report.get("source") == "executor"
+    return report.get("kind") == kind and report.get("source") == "executor"
 
 
 def condensed(events: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:

@@ -41,5 +41,8 @@ SIGNED_LINES_TYPE: Final = "application/x-wove-signed-ndjson"
 STREAM_METADATA: Final = "x-wove-stream"
 """gRPC metadata with which each side says that it knows replies of several messages."""
 
+RESUME_HEADER: Final = "X-Wove-Resume"
+"""Of a response of a worker service: it keeps runs whose connection is lost, and takes ``resume_task`` for them."""
+
 GRPC_METHOD: Final = "/wove.network_executor.WorkerService/Send"
 """Default full path of the gRPC method that takes commands."""

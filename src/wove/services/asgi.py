@@ -13,7 +13,7 @@ from wove.concurrency.thread_pool import run_in_thread
 from wove.protocol import codec, signing
 from wove.protocol.codec import encode_events
 from wove.protocol.frames import condensed, says_busy
-from wove.protocol.names import JSON_TYPE, LINES_TYPE, SIGNED_LINES_TYPE
+from wove.protocol.names import JSON_TYPE, LINES_TYPE, RESUME_HEADER, SIGNED_LINES_TYPE
 from wove.protocol.streams import add_signature
 from wove.services.event_buffer import PATIENCE_SECONDS, ClientGone, EventBuffer
 from wove.services.queue import RunQueue
@@ -32,6 +32,7 @@ RETRY_AFTER: Final = ((b"retry-after", b"1"),)
 """Of a reply that says "busy", in seconds."""
 
 _JSON: Final = JSON_TYPE.encode("ascii")
+_RESUME: Final = RESUME_HEADER.lower().encode("ascii")
 RECOGNIZED: Final = "wove-recognized"
 """Key of the ASGI scope: what the server wants called once the client has shown who it is."""
 
@@ -265,6 +266,7 @@ class Request:
     async def begin(self, status: int, headers: Headers) -> None:
         """Send the head of a reply."""
         self.answered = True
+        headers = [*headers, (_RESUME, b"1")]
 
         if self._scope.get("http_version", "1.1") not in ("1.0", "1.1"):
             # RFC 9113, section 8.2.2: there are no such headers in HTTP/2, nor in HTTP/3.

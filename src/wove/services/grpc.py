@@ -20,7 +20,7 @@ from wove.net.keepalive import UNREAD_SECONDS
 from wove.protocol import signing
 from wove.protocol.codec import encode_events
 from wove.protocol.frames import FrameError, condensed
-from wove.protocol.names import GRPC_METHOD, STREAM_METADATA
+from wove.protocol.names import GRPC_METHOD, RESUME_HEADER, STREAM_METADATA
 from wove.protocol.streams import add_signature
 from wove.services.byte_budget import ByteBudget
 from wove.services.event_buffer import PATIENCE_SECONDS, EventBuffer
@@ -47,6 +47,7 @@ logger = logging.getLogger("wove.service")
 
 Context: TypeAlias = "grpc.aio.ServicerContext[bytes, bytes]"
 
+RESUME: Final = RESUME_HEADER.lower()
 REPLY_SIGNATURE: Final = signing.REPLY_SIGNATURE.lower()
 SIZE: Final = signing.SIZE.lower()
 
@@ -299,7 +300,7 @@ class WorkerHandler(grpc.GenericRpcHandler):
     async def _stream(self, buffer: EventBuffer, metadata: _Pairs, context: Context) -> None:
         """Send the events of a run as they come."""
         buffer.streams = True
-        await context.send_initial_metadata(((STREAM_METADATA, "1"),))
+        await context.send_initial_metadata(((STREAM_METADATA, "1"), (RESUME, "1")))
         number = 0
 
         while True:
@@ -332,6 +333,7 @@ class WorkerHandler(grpc.GenericRpcHandler):
         message, signature = await run_in_thread(signed) if is_big_reply(events) else signed()
         if signature is not None:
             context.set_trailing_metadata(((REPLY_SIGNATURE, signature),))
+        await context.send_initial_metadata(((RESUME, "1"),))
         await self._write(message, context)
 
     async def _write(self, message: bytes, context: Context) -> None:

@@ -11,11 +11,11 @@ from typing import Any, Final, TypeAlias
 
 from wove.concurrency.bounded import BoundedDict
 from wove.protocol.completed_runs import CompletedRuns, bulk
-from wove.protocol.frames import TERMINAL
+from wove.protocol.frames import TERMINAL, says_busy
 from wove.services.byte_budget import ByteBudget
 from wove.services.options import ServiceOptions
 from wove.services.queued_runs import Name, QueuedRun, Subscription
-from wove.services.wire import busy_error, executor_error
+from wove.services.wire import busy_error, executor_error, unknown_run
 from wove.services.workers import ProcessBackend, ThreadBackend, WorkerBackend
 
 __all__ = ["OnEvent", "RunQueue"]
@@ -29,6 +29,11 @@ MAX_EARLY_CANCELS: Final = 1000
 
 EARLY_CANCEL_SECONDS: Final = 60.0
 """For so long; a run that comes later is another one of the same name."""
+
+MAX_UNACKNOWLEDGED: Final = 10_000
+UNACKNOWLEDGED_SECONDS: Final = 60.0
+"""How many ends of runs are kept, and for how long, until their client has acknowledged them: the connection over which
+they were sent may be lost."""
 
 MAX_ENDED: Final = 1000
 """Maximum number of ended runs that are remembered: a cancel that comes too late is not an early one."""
@@ -62,6 +67,11 @@ class RunQueue:
             runs=options.remembered_runs,
             size=options.remembered_bytes,
             seconds=options.remembered_seconds,
+        )
+        self._unacknowledged = CompletedRuns(
+            runs=MAX_UNACKNOWLEDGED,
+            size=options.remembered_bytes,
+            seconds=UNACKNOWLEDGED_SECONDS,
         )
         self._loop: asyncio.AbstractEventLoop | None = None
         self._workers: WorkerBackend | None = None
@@ -201,12 +211,17 @@ class RunQueue:
             What `unsubscribe` takes when the client has gone.
         """
         subscription = Subscription(frame, on_event, peer, owner)
+        self._acknowledge(frame, owner)
+        frame.pop("received", None)
         if self._closed:
             self._decline(subscription, "this worker service has stopped")
             return subscription
 
         if asyncio.get_running_loop() is not self._loop:
             self._open()
+        if frame["type"] == "resume_task":
+            self._resume(subscription)
+            return subscription
         if self._early_cancels and self._early_cancels.pop(subscription.name, 0.0) > self._now():
             self._deliver_end(subscription, {"type": "task_cancelled", **subscription.names})
             return subscription
@@ -231,6 +246,7 @@ class RunQueue:
 
     def cancel(self, frame: Mapping[str, Any], *, owner: str = "") -> None:
         """Take a ``cancel_task`` frame from `decode_command`."""
+        self._acknowledge(frame, owner)
         name = (owner, frame["run_id"])
         run = self._by_name.get(name)
         if run is None:
@@ -261,9 +277,18 @@ class RunQueue:
         if run.subscriptions:
             if all(other.name != subscription.name for other in run.subscriptions):
                 self._forget(run, subscription.name)
-        elif not run.outlives_its_client:
-            self._cancel(run)
-            self._check_drained()
+        elif run.outlives_its_client:
+            return
+        elif run.hold_seconds:
+            run.hold = asyncio.get_running_loop().call_later(run.hold_seconds, self._give_up, run)
+        else:
+            self._give_up(run)
+
+    def _give_up(self, run: QueuedRun) -> None:
+        """Cancel a run whose client has not come back."""
+        run.hold = None
+        self._cancel(run)
+        self._check_drained()
 
     def _forget(self, run: QueuedRun, name: Name) -> None:
         """*run* is not known by *name* any more."""
@@ -271,6 +296,37 @@ class RunQueue:
             del self._by_name[name]
         run.known_as.discard(name)
         self._ended[name] = None
+
+    # ------------------------------------------------------------------ clients that come back
+
+    def _resume(self, subscription: Subscription) -> None:
+        """Go on telling a client that has lost its connection of its run."""
+        name = subscription.name
+        event = self._unacknowledged.get((*name, ""), self._now())
+        run = self._by_name.get(name)
+
+        if event is not None:
+            self._deliver_end(subscription, {**event, **subscription.names})
+        elif run is None or run.stopping:
+            self._deliver_end(subscription, unknown_run(subscription.names))
+        else:
+            # The loss of the old connection may not have been noticed here yet.
+            for stale in [each for each in run.subscriptions if each.name == name]:
+                run.subscriptions.remove(stale)
+                stale.over, stale.run = True, None
+            logger.info(
+                "run %s task %r from %s: its client has come back",
+                subscription.run_id,
+                subscription.task_id,
+                subscription.peer,
+            )
+            self._subscribe(run, subscription)
+            self._advance()
+
+    def _acknowledge(self, frame: Mapping[str, Any], owner: str) -> None:
+        """Forget the ends of the runs that the sender of *frame* has received."""
+        for run_id in frame.get("received") or ():
+            self._unacknowledged.drop((owner, run_id, ""))
 
     # ------------------------------------------------------------------ queue
 
@@ -294,6 +350,7 @@ class RunQueue:
 
         self._waiting[inner] = run
         self._waiting_bytes += run.size_in
+        self._advance()  # those before it may all wait for their clients
 
     def _is_full(self) -> bool:
         return len(self._runs) >= self.options.concurrency + self.options.backlog
@@ -318,7 +375,10 @@ class RunQueue:
             and not self._draining
             and len(self._runs) - len(self._waiting) < self.options.concurrency
         ):
-            run = next(iter(self._waiting.values()))
+            # A run whose client has gone is not begun before the client comes back.
+            run = next((each for each in self._waiting.values() if each.hold is None), None)
+            if run is None:
+                return
             self._unqueue(run)
             self._begin(run)
 
@@ -377,6 +437,12 @@ class RunQueue:
             for name in list(run.known_as):
                 self._forget(run, name)
 
+        self._subscribe(run, subscription)
+
+    def _subscribe(self, run: QueuedRun, subscription: Subscription) -> None:
+        if run.hold is not None:
+            run.hold.cancel()
+            run.hold = None
         run.subscriptions.append(subscription)
         run.known_as.add(subscription.name)
         subscription.run = run
@@ -413,6 +479,13 @@ class RunQueue:
                 del self._by_key[run.key]
             if event["type"] == "task_result":
                 self._memory.put(run.key, event, now)
+
+        if run.hold is not None:
+            run.hold.cancel()
+            run.hold = None
+        if run.hold_seconds and not says_busy(event):
+            for owner, run_id in run.known_as:
+                self._unacknowledged.put((owner, run_id, ""), event, now)
 
         for subscription in run.subscriptions:
             self._deliver_end(

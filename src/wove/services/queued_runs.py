@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import Any, Final, TypeAlias
 
 from wove.protocol.completed_runs import Key, bulk
 
@@ -11,6 +12,14 @@ __all__ = ["Name", "QueuedRun", "Subscription"]
 
 Name: TypeAlias = tuple[str, str]
 """Who sent a run, and its run id."""
+
+
+HELD_SHARE: Final = 0.75
+"""The part of ``delivery_reconnect_seconds`` for which a service waits for a client. The client counts from the moment
+at which it notices the loss; the service notices a silent one 20 to 40 s after it happened."""
+
+MAX_HELD_SECONDS: Final = 3600.0
+"""Maximum of ``delivery_reconnect_seconds`` at a service."""
 
 
 class Subscription:
@@ -57,6 +66,8 @@ class QueuedRun:
         began: When they said that it started.
         stopping: The workers have been told to end it.
         subscriptions: Who waits for it.
+        hold_seconds: How long it waits for its client to come back after the connection was lost; 0 to not wait.
+        hold: Ends it after that time, while it waits.
         started: Its ``task_started`` event.
         size_in: Bytes of its callable and arguments.
     """
@@ -69,6 +80,8 @@ class QueuedRun:
         "frame",
         "inner",
         "key",
+        "hold",
+        "hold_seconds",
         "known_as",
         "names",
         "outlives_its_client",
@@ -92,6 +105,9 @@ class QueuedRun:
         self.outlives_its_client = (
             self.key is not None or delivery.get("delivery_orphan_policy") == "detach"
         )
+        seconds = delivery.get("delivery_reconnect_seconds") or 0.0
+        self.hold_seconds = HELD_SHARE * min(MAX_HELD_SECONDS, seconds)
+        self.hold: asyncio.TimerHandle | None = None
         self.run_id = self.inner = subscription.run_id
         self.task_id = subscription.task_id
         self.names = subscription.names

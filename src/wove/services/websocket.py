@@ -17,7 +17,7 @@ from weakref import WeakKeyDictionary
 
 from wove.errors import MissingDependencyError, install_command
 from wove.protocol import websocket as sockets
-from wove.protocol.names import JSON_TYPE
+from wove.protocol.names import JSON_TYPE, RESUME_HEADER
 from wove.services.forked import owns_port
 from wove.services.options import ServiceKeywords, ServiceOptions, service_options
 from wove.services.queue import RunQueue
@@ -89,7 +89,8 @@ class WorkerSocket:
         """Keywords for `websockets.asyncio.server.serve`.
 
         They may be left out, or changed: without ``process_request`` there are no health checks, and handshakes are
-        verified in the handler; without ``select_subprotocol`` each command is one message; without
+        verified in the handler; without ``process_response`` runs are lost with their connection; without
+        ``select_subprotocol`` each command is one message; without
         ``create_connection`` neither the connections nor the bytes that arrive over all of them are bounded; and a
         server's own ``max_size`` is 1 MiB.
         """
@@ -98,6 +99,7 @@ class WorkerSocket:
         return {
             "create_connection": limited_connection(self.queue.arriving, self._connections),
             "process_request": self.process_request,
+            "process_response": self.process_response,
             "select_subprotocol": self.select_subprotocol,
             "max_size": self.queue.options.max_message_bytes,
             # A client that is gone without a word is noticed within 40 s, where TCP does not notice it sooner.
@@ -155,6 +157,13 @@ class WorkerSocket:
         self._admitted[connection] = None
         self._connections.recognized(connection)
         return None
+
+    def process_response(
+        self, connection: ServerConnection, request: Request, response: Response
+    ) -> None:
+        """Tell the client that its runs survive the loss of this connection."""
+        del connection, request
+        response.headers[RESUME_HEADER] = "1"
 
     def select_subprotocol(
         self, connection: ServerConnection, subprotocols: Sequence[Subprotocol]

@@ -13,7 +13,7 @@ from typing import Any, Final, cast
 
 from wove.protocol import codec, signing
 from wove.protocol.completed_runs import bulk
-from wove.protocol.frames import WORKER_BUSY, FrameError
+from wove.protocol.frames import UNKNOWN_RUN, WORKER_BUSY, FrameError
 from wove.protocol.limits import INLINE_BYTES
 from wove.protocol.pickling import Pickled, dumps
 
@@ -26,6 +26,7 @@ __all__ = [
     "is_big",
     "is_big_reply",
     "no_room",
+    "unknown_run",
 ]
 
 RUN_ID: Final = re.compile(r"[\x21-\x7e]{1,200}")
@@ -34,6 +35,9 @@ RUN_ID: Final = re.compile(r"[\x21-\x7e]{1,200}")
 MAX_TASK_CHARACTERS: Final = 200
 MAX_CHARACTERS: Final = 200
 """Of any other text in a command: what waits for its turn is counted by its pickles alone."""
+
+MAX_RECEIVED: Final = 1000
+"""Maximum number of ended runs whose results one command acknowledges."""
 
 MAX_FIELDS: Final = 50
 _CHECKED: Final = (
@@ -44,6 +48,7 @@ _CHECKED: Final = (
     "callable_id",
     "args_pickle",
     "delivery",
+    "received",
 )
 
 MAX_SECONDS: Final = 1e9
@@ -93,9 +98,10 @@ def check_command(frame: dict[str, Any], *, callable_id: str | None = None) -> d
     if not isinstance(run_id, str) or not RUN_ID.fullmatch(run_id):
         raise FrameError("a command needs a run_id: 1 to 200 ASCII characters without spaces")
     kind = frame.get("type")
-    if kind not in ("run_task", "cancel_task"):
+    if kind not in ("run_task", "resume_task", "cancel_task"):
         raise FrameError(
-            f"{kind!r:.100} is not a command of a worker service: run_task, cancel_task", run_id
+            f"{kind!r:.100} is not a command of a worker service: run_task, resume_task, cancel_task",
+            run_id,
         )
 
     task_id = frame.get("task_id")
@@ -104,7 +110,29 @@ def check_command(frame: dict[str, Any], *, callable_id: str | None = None) -> d
     )
     if kind == "run_task":
         _put_in_order(frame, run_id, callable_id)
+    elif kind == "resume_task":
+        frame["delivery"] = _delivery(frame)
+    received: object = frame.get("received")
+    if received is not None:
+        known = cast("list[object]", received) if isinstance(received, list) else []
+        frame["received"] = [name for name in known[:MAX_RECEIVED] if isinstance(name, str)]
     return frame
+
+
+def _delivery(frame: dict[str, Any]) -> dict[str, Any]:
+    """Return the delivery options of a command, with the fields that are of use."""
+    delivery: object = frame.get("delivery")
+    policy = cast("dict[str, Any]", delivery) if isinstance(delivery, dict) else {}
+    key: object = policy.get("delivery_idempotency_key")
+    if isinstance(key, str) and len(key) > MAX_CHARACTERS:
+        policy["delivery_idempotency_key"] = hashlib.sha256(
+            key.encode("utf-8", "surrogatepass")
+        ).hexdigest()
+
+    _keep_small(policy)
+    _keep_seconds(policy, "delivery_heartbeat_seconds")
+    _keep_seconds(policy, "delivery_reconnect_seconds")
+    return policy
 
 
 def _put_in_order(frame: dict[str, Any], run_id: str, callable_id: str | None) -> None:
@@ -115,23 +143,12 @@ def _put_in_order(frame: dict[str, Any], run_id: str, callable_id: str | None) -
     frame["callable_id"] = callable_id or digest_of(function)
     if not isinstance(frame.get("args_pickle"), Pickled):
         frame["args_pickle"] = NO_ARGUMENTS
-    delivery: object = frame.get("delivery")
-    frame["delivery"] = policy = (
-        cast("dict[str, Any]", delivery) if isinstance(delivery, dict) else {}
-    )
-    key: object = policy.get("delivery_idempotency_key")
-    if isinstance(key, str) and len(key) > MAX_CHARACTERS:
-        policy["delivery_idempotency_key"] = hashlib.sha256(
-            key.encode("utf-8", "surrogatepass")
-        ).hexdigest()
-
+    frame["delivery"] = _delivery(frame)
     _keep_small(frame, but=_CHECKED)
-    _keep_small(policy)
     # Live values are for executors that stay in their process; there is nothing to call in JSON.
     frame.pop("callable", None)
     frame.pop("args", None)
     _keep_seconds(frame, "deadline")
-    _keep_seconds(policy, "delivery_heartbeat_seconds")
 
 
 def _keep_small(fields: dict[str, Any], but: Collection[str] = ()) -> None:
@@ -184,5 +201,11 @@ def no_room() -> dict[str, Any]:
 
 
 def busy_error(frame: Mapping[str, Any], message: str) -> dict[str, Any]:
-    """The event that asks to send the run again, a little later."""
+    """Return the event that asks to send the run again, a little later."""
     return executor_error(frame, WORKER_BUSY, message, retryable=True)
+
+
+def unknown_run(frame: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the answer to a ``resume_task`` for a run that this service does not have."""
+    message = "this worker service does not know the run that is to be resumed"
+    return executor_error(frame, UNKNOWN_RUN, message, retryable=True)

@@ -76,6 +76,7 @@ def test_the_frame_of_a_run(puppet: Puppet) -> None:
         "delivery_idempotency_key": "k2",
         "delivery_cancel_mode": "best_effort",
         "delivery_orphan_policy": "cancel",
+        "delivery_reconnect_seconds": 60.0,
     }
     assert set(frame["run_id"]) <= set("abcdefghijklmnopqrstuvwxyz0123456789-")
 

@@ -17,7 +17,7 @@ from wove.executors.network.hints import start_advice
 from wove.executors.network.pending import PendingRequest, Verify
 from wove.protocol import signing
 from wove.protocol.limits import INLINE_BYTES, PIECE_BYTES
-from wove.protocol.names import GRPC_METHOD, STREAM_METADATA
+from wove.protocol.names import GRPC_METHOD, RESUME_HEADER, STREAM_METADATA
 from wove.protocol.streams import split_signature
 from wove.security.endpoints import grpc_hosts, is_local, refuse_exposed, resolves_to_loopback
 from wove.settings.config_readers import flag, metadata_items, number, text, whole
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 __all__ = ["GrpcEnvironmentExecutor"]
 
+RESUME: Final = RESUME_HEADER.lower()
 REPLY_SIGNATURE: Final = signing.REPLY_SIGNATURE.lower()
 SIZE: Final = signing.SIZE.lower()
 MAX_CALLS: Final = 1000
@@ -288,7 +289,10 @@ class GrpcEnvironmentExecutor(NetworkExecutor):
     ) -> None:
         """Pass the messages of a reply to `answered`, until the call has ended."""
         headers = request.sent_headers
-        call.streams = (STREAM_METADATA, "1") in _pairs(await sent.initial_metadata())
+        initial = _pairs(await sent.initial_metadata())
+        call.streams = (STREAM_METADATA, "1") in initial
+        if (RESUME, "1") in initial:
+            self.resumption.offered = True
         whole: bytes | None = None
         number = 0
 

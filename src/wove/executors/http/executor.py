@@ -14,7 +14,7 @@ from wove.executors.network.pending import PendingRequest, Verify
 from wove.net.chunk_buffer import ChunkBuffer
 from wove.net.http1 import RequestHead, quoted
 from wove.protocol import signing
-from wove.protocol.names import JSON_TYPE, LINES_TYPE, SIGNED_LINES_TYPE
+from wove.protocol.names import JSON_TYPE, LINES_TYPE, RESUME_HEADER, SIGNED_LINES_TYPE
 from wove.protocol.streams import split_signature
 from wove.security.endpoints import parse_url, refuse_exposed
 from wove.settings.config_readers import header_items, number, whole
@@ -28,6 +28,7 @@ CONNECTIONS: Final = 100
 CONNECT_SECONDS: Final = 10.0
 RECONNECT_SECONDS: Final = 5.0
 
+RESUME: Final = RESUME_HEADER.lower()
 REPLY_SIGNATURE: Final = signing.REPLY_SIGNATURE.lower()
 
 # RFC 9110, 15.5 and 15.6; RFC 6585, 4: the request was not carried out, and may be in a moment.
@@ -177,6 +178,7 @@ class _Post(Call):
         super().__init__(urgent=request.is_cancel, limit=executor.timeout)
         self._executor = executor
         self._request = request
+        self.patient = request.loss is None
         self._line: ChunkBuffer | None = None  # of a stream: what has come of the line
         self._lines = 0
         self._signature: list[bytes] | None = None  # the line that signs the next one
@@ -193,6 +195,8 @@ class _Post(Call):
         return head, chunks
 
     def streams(self, head: Head) -> bool:
+        if head.get(RESUME):
+            self._executor.resumption.offered = True
         if head.status >= 300 or _media_type(head) != self._executor.lines:
             return False
 

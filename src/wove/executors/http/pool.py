@@ -14,7 +14,7 @@ from typing import Final, Literal, TypeAlias, cast
 from wove.concurrency.backoff import Backoff
 from wove.executors.http.connection import Connection
 from wove.executors.http.tls import TLS
-from wove.executors.network.hints import advice_for_certificate, start_advice
+from wove.executors.network.hints import advice_for_certificate, says_refused, start_advice
 from wove.net.http1 import Head
 from wove.security.endpoints import refuse_foreign_peer
 
@@ -88,15 +88,26 @@ class Call(abc.ABC):
         connection: The connection that carries it, once there is one.
         queued_at: When it was submitted, in the loop's time.
         down_since: When connecting failed for the first time since then.
+        patient: Whether a refused connection is tried again.
         tainted: Whether the response was invalid, so that its connection is not used again.
     """
 
-    __slots__ = ("connection", "down_since", "limit", "tainted", "queued", "queued_at", "urgent")
+    __slots__ = (
+        "connection",
+        "down_since",
+        "limit",
+        "patient",
+        "tainted",
+        "queued",
+        "queued_at",
+        "urgent",
+    )
 
     def __init__(self, *, urgent: bool, limit: float | None) -> None:
         self.urgent = urgent
         self.limit = limit
         self.tainted = self.queued = False
+        self.patient = True
         self.connection: Connection | None = None
         self.queued_at = 0.0
         self.down_since: float | None = None
@@ -365,6 +376,8 @@ class Pool:
                 if call.down_since is None:
                     call.down_since = began
                 patience = self._reconnect_seconds
+                if not call.patient and says_refused(message):
+                    patience = 0.0
                 if hopeless or (patience is not None and now - call.down_since >= patience):
                     self.recall(call)
                     failing.append(call)

@@ -15,14 +15,15 @@ from wove.errors import (
     MissingDependencyError,
     MissingDispatchFeatureError,
     SerializationError,
+    WorkerLostError,
 )
 from wove.executors.base import CancelReach, EnvironmentExecutor, Frame
 from wove.executors.event_queue import EventQueue
 from wove.executors.network.codec import Decoded, Encoded, RequestCodec, decode, is_small
 from wove.executors.network.hints import credential_pattern
 from wove.executors.network.pending import PendingRequest, Verify
-from wove.executors.network.retry import BUSY_SECONDS, BusyRetry
-from wove.protocol.frames import TERMINAL, FrameError, check_event, says_busy
+from wove.executors.network.retry import BUSY_SECONDS, BusyRetry, Resumption
+from wove.protocol.frames import TERMINAL, FrameError, check_event, says_busy, says_unknown
 from wove.protocol.limits import MAX_MESSAGE_BYTES
 from wove.security import NetworkExecutorSecurity
 from wove.security.endpoints import missing_protection
@@ -52,6 +53,9 @@ CANCELLED_SECONDS: Final = 30.0
 
 CANCEL_SECONDS: Final = 10.0
 """How long the service may take to answer the cancel itself."""
+
+MAX_RECEIVED: Final = 1000
+"""Maximum number of ended runs that are remembered, to be acknowledged with the next command."""
 
 CANCEL_FLUSH_SECONDS: Final = 2.0
 """How long the executor waits for cancels that are being sent before it stops."""
@@ -89,7 +93,9 @@ class NetworkExecutor(EnvironmentExecutor):
         self.confidential: list[str] = []
         """Values sent with commands that may be credentials, beside those of `security`; filled by `configure`."""
 
+        self.resumption = Resumption()
         self._cancels: set[PendingRequest] = set()
+        self._received: list[str] = []  # ended runs that the service need not keep any longer
         self._inbox = EventQueue()
         self._cancels_done: asyncio.Future[None] | None = None
 
@@ -205,7 +211,11 @@ class NetworkExecutor(EnvironmentExecutor):
 
     def _prepare(self, request: PendingRequest) -> None:
         request.timer = None
-        self._codec.encode(request, self.frame_to_send(request), self._prepared)
+        frame = self.frame_to_send(request)
+        if self._received:
+            frame = {**frame, "received": self._received}
+            self._received = []
+        self._codec.encode(request, frame, self._prepared)
 
     def _prepared(self, request: PendingRequest, encoded: Encoded) -> None:
         if request.over:  # cancelled meanwhile
@@ -237,7 +247,7 @@ class NetworkExecutor(EnvironmentExecutor):
         request = self.requests.get(frame["run_id"])
         if request is None:  # its end is already on its way to the weave
             return
-        if not request.sent or self.recall(request):
+        if request.loss is None and (not request.sent or self.recall(request)):
             self._finish(request)
             self._inbox.put(
                 [{"type": "task_cancelled", "run_id": request.run_id, "task_id": request.task}]
@@ -296,7 +306,8 @@ class NetworkExecutor(EnvironmentExecutor):
 
     def report_sent(self, request: PendingRequest) -> None:
         """Report that *request* has left, to a service that may not say when its run begins."""
-        if not request.over and not request.is_cancel:
+        request.left = True
+        if not request.over and not request.is_cancel and request.loss is None:
             names = {"run_id": request.run_id, "task_id": request.task}
             self._inbox.put([{"type": "task_sent", **names}])
 
@@ -310,6 +321,10 @@ class NetworkExecutor(EnvironmentExecutor):
         """End *request* with *error*: no answer has come, and none will."""
         if request.over:
             return
+        if isinstance(error, WorkerLostError) and self._resume(request, error):
+            return
+        if request.loss is not None and not isinstance(error, PermissionError):
+            error = request.loss  # not why it could not be resumed
         self._finish(request)
         if request.is_cancel:
             logger.debug("%s: the %s failed: %s", self.label, request, error)
@@ -326,6 +341,9 @@ class NetworkExecutor(EnvironmentExecutor):
     ) -> None:
         """End *request*: the response was not a valid answer, as *message* says."""
         text = f"{self.label}: {request}: {self.masked(message)}"
+        if request.loss is not None and retryable:  # a proxy whose way to the service is cut
+            self.failed(request, WorkerLostError(text))
+            return
         self.failed(
             request, EnvironmentExecutionError.of_transport(text, kind=kind, retryable=retryable)
         )
@@ -507,7 +525,12 @@ class NetworkExecutor(EnvironmentExecutor):
         if over:
             if says_busy(event) and self._offer_again(request):
                 return True
+            if request.loss is not None and says_unknown(event):
+                self.failed(request, EnvironmentExecutionError("the run is not known any more"))
+                return True
             request.complete = True
+            if self.resumption.offered and len(self._received) < MAX_RECEIVED:
+                self._received.append(request.run_id)
             self._finish(request)
 
         self._inbox.put([event])
@@ -524,6 +547,21 @@ class NetworkExecutor(EnvironmentExecutor):
         request.unread.clear()
         self.report_waiting(request)
         delay = self._busy_retry.next_delay(request)
+        request.timer = self.loop.call_later(delay, self._prepare, request)
+        return True
+
+    def _resume(self, request: PendingRequest, error: WorkerLostError) -> bool:
+        """Ask the service for a run whose connection was lost, a little later, and return whether that is done."""
+        if not self.resumption.begin(request, error, self.loop.time()):
+            return False
+        logger.debug(
+            "%s: %s lost its connection, and is to be resumed: %s", self.label, request, error
+        )
+        request.sent = request.heard = False
+        self.withdraw(request)
+        request.chunks = []
+        request.unread.clear()
+        delay = self.resumption.next_delay(request)
         request.timer = self.loop.call_later(delay, self._prepare, request)
         return True
 

@@ -8,7 +8,7 @@ import ssl
 from collections.abc import Iterable
 from typing import Final
 
-__all__ = ["advice_for_certificate", "credential_pattern", "start_advice"]
+__all__ = ["advice_for_certificate", "credential_pattern", "says_refused", "start_advice"]
 
 _MATCHED_CHARACTERS: Final = 8
 """Match on the first 8 characters of a credential. Shorter credentials are not treated as secrets."""
@@ -18,6 +18,11 @@ _REFUSED: Final = (f"[Errno {errno.ECONNREFUSED}]", "onnection refused")
 
 # X509_V_ERR_HOSTNAME_MISMATCH and X509_V_ERR_IP_ADDRESS_MISMATCH (openssl/x509_vfy.h).
 _OTHER_NAME: Final = frozenset({62, 64})
+
+
+def says_refused(text: str) -> bool:
+    """Return whether the message *text* of an error says that a connection was refused."""
+    return any(sign in text for sign in _REFUSED)
 
 
 def start_advice(transport: str, address: str, text: str) -> str:
@@ -31,7 +36,7 @@ def start_advice(transport: str, address: str, text: str) -> str:
     Returns:
         A sentence to append, or nothing.
     """
-    if not any(sign in text for sign in _REFUSED):
+    if not says_refused(text):
         return ""
     return (
         f". Nothing listens there; this starts a service: wove worker {transport} --bind {address}"

@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
+from wove.errors import WorkerLostError
 from wove.executors.base import Frame
 from wove.protocol import signing
 
@@ -33,6 +34,9 @@ class PendingRequest:
         sent_headers: The headers with which the request was signed, to verify the reply.
         state: State of the transport.
         sent: Whether it has been passed to the transport.
+        left: Whether the service may have it.
+        loss: Why its connection was lost, while it is resumed.
+        lost_at: When it was, in the loop's time.
         over: Whether it has ended, so that replies to it are ignored.
         complete: Whether the event that ends its run has arrived.
         heard: Whether an event of it has arrived since it was sent.
@@ -47,6 +51,9 @@ class PendingRequest:
         "busy_since",
         "chunks",
         "complete",
+        "left",
+        "loss",
+        "lost_at",
         "digest",
         "frame",
         "heard",
@@ -74,7 +81,9 @@ class PendingRequest:
         self.digest: signing.Digest | None = None
         self.sent_headers: Any = None
         self.state: Any = None
-        self.sent = self.over = self.heard = self.cancelling = self.complete = False
+        self.sent = self.left = self.over = self.heard = self.cancelling = self.complete = False
+        self.lost_at = 0.0
+        self.loss: WorkerLostError | None = None
         self.busy_since: float | None = None
         self.offers = 0
         self.timer: asyncio.TimerHandle | None = None

@@ -25,6 +25,7 @@ from wove.concurrency import forks
 from wove.errors import DeliveryTimeoutError, WorkerLostError
 from wove.executors.network.hints import advice_for_certificate
 from wove.executors.websocket.errors import HandshakeRefused, close_code_meaning, handshake_error
+from wove.protocol.names import RESUME_HEADER
 from wove.security.endpoints import refuse_foreign_peer
 
 __all__ = ["Connection", "HandshakeRefused", "connect"]
@@ -148,6 +149,7 @@ class Connection(asyncio.Protocol):
     Attributes:
         opened: Done when the handshake is; its exception says why the handshake failed.
         is_open: Whether messages can be sent and received: from the handshake until the end.
+        resumes: Whether the service keeps runs whose connection is lost.
         busy: Whether a message is being sent in pieces.
         why: Why the connection has ended.
         ended: Done when the TCP connection is closed.
@@ -167,7 +169,7 @@ class Connection(asyncio.Protocol):
         self._only_local = only_local  # the host, if it must be this machine
         self._loop = asyncio.get_running_loop()
         self.opened: asyncio.Future[None] = self._loop.create_future()
-        self.is_open = False
+        self.is_open = self.resumes = False
         self._transport: asyncio.Transport | None = None
         self._descriptor = -1
         self._paused = False
@@ -364,6 +366,7 @@ class Connection(asyncio.Protocol):
         for event in self._protocol.events_received():
             if isinstance(event, Response):
                 whole = True
+                self.resumes = RESUME_HEADER in event.headers
                 self._handshaken()
             elif isinstance(event, Frame):
                 whole = self._frame(event) or whole

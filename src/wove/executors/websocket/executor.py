@@ -158,9 +158,8 @@ class WebSocketEnvironmentExecutor(NetworkExecutor):
         return frame
 
     def transmit(self, request: PendingRequest) -> None:
-        if (
-            request.is_cancel and self._connection is None
-        ):  # what it is to cancel was lost with the connection
+        if request.is_cancel and self._connection is None and not self.resumption.offered:
+            # The run that it is to cancel was lost with the connection.
             self.answered(request, [], final=True)
             return
         self._unsent[request] = self.loop.time()
@@ -226,6 +225,7 @@ class WebSocketEnvironmentExecutor(NetworkExecutor):
             self.answered(request, [], final=True)  # it gets no answer of its own
         else:
             self._sent[request] = None
+            request.left = True
 
     def _text(self, request: PendingRequest) -> list[bytes] | None:
         """The command as it is to be sent now; ``None`` if that is not ready yet."""
@@ -340,8 +340,9 @@ class WebSocketEnvironmentExecutor(NetworkExecutor):
             partial(self._lost, why, distrust),
             not_begun=self._said_goodbye,
         )
-        for request in [request for request in self._unsent if request.is_cancel]:
-            self.answered(request, [], final=True)
+        if not self.resumption.offered:
+            for request in [request for request in self._unsent if request.is_cancel]:
+                self.answered(request, [], final=True)
         if self._unsent:
             self._wake()
 
@@ -412,6 +413,7 @@ class WebSocketEnvironmentExecutor(NetworkExecutor):
         self._connection = connection
         self._said_goodbye = False
         self._batches = connection.subprotocol == OURS
+        self.resumption.offered = connection.resumes
         self._kept = CallableCache[bool](size=KEPT_BYTES)
         self._sequence = 0
         self._pump()
@@ -423,6 +425,9 @@ class WebSocketEnvironmentExecutor(NetworkExecutor):
         hint = _HINTS.get(getattr(error, "status", 0), "")
 
         for request, since in list(self._unsent.items()):
+            if passing and request.loss is not None:  # it decides how long it is patient
+                self.failed(request, WorkerLostError(str(error)))
+                continue
             if passing and self._was_connected and (patience is None or now - since < patience):
                 continue
             if isinstance(error, EnvironmentExecutionError):

@@ -226,7 +226,7 @@ assert run(lambda: "before") == "before"
 began = time.monotonic()
 try:
     with weave(path=os.path.abspath("started")) as w:
-        @w.do(environment="far")
+        @w.do(environment="far", delivery_reconnect_seconds=1)
         def slow_task(path):
             return slow(path, 90)
     outcome = "returned"

@@ -255,7 +255,7 @@ def test_the_command_line_serves_the_three_transports() -> None:
 
 
 def test_frames_have_their_types() -> None:
-    assert sorted(frames.COMMANDS) == ["cancel_task", "run_task", "shutdown"]
+    assert sorted(frames.COMMANDS) == ["cancel_task", "resume_task", "run_task", "shutdown"]
     assert sorted(frames.TERMINAL) == ["task_cancelled", "task_error", "task_result"]
     assert sorted(frames.EVENTS - frames.TERMINAL) == [
         "heartbeat",
@@ -265,6 +265,7 @@ def test_frames_have_their_types() -> None:
     ]
     assert frames.TERMINAL <= frames.EVENTS
     assert frames.WORKER_BUSY == "WorkerBusyError"
+    assert frames.UNKNOWN_RUN == "UnknownRunError"
 
 
 @pytest.mark.parametrize(

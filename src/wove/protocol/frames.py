@@ -69,6 +69,8 @@ class Command(TypedDict, total=False):
     ``setup`` is what the worker process calls before its first task, as ``module:function``.
     ``resources`` has what the task asks for, as far as it says: ``cpus``, ``memory`` (bytes), ``gpus``, ``time``
     (seconds) and ``disk`` (bytes).
+    ``resume_task`` asks a worker service for a run whose connection was lost; ``received`` names runs whose end it need
+    not keep any longer.
     ``callable`` and ``args`` hold live values for executors that keep frames in this process.
     """
 
@@ -83,6 +85,7 @@ class Command(TypedDict, total=False):
     shared_pickle: Pickled
     shared_id: str
     delivery: dict[str, Any]
+    received: list[str]
     delivery_cancel_mode: str | None
     delivery_orphan_policy: str | None
     deadline: float | None

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.unit.services.front import Front, command, with_front
+from tests.unit.services.front import Client, Front, command, with_front
 
 from wove.errors import EnvironmentExecutionError, TaskTimeoutError, WorkerLostError
-from wove.services import queue as queue_module
+from wove.services import queue as queue_module, queued_runs
 from wove.services.options import service_options
 from wove.services.queue import RunQueue
 
@@ -284,6 +284,103 @@ def test_a_cancel_still_reaches_what_went_on(gate: Path) -> None:
         async with asyncio.timeout(30):
             while front.queue.status()["running"]:
                 await asyncio.sleep(0.005)
+
+    with_front(main)
+
+
+# --- a client that comes back -----------------------------------------------------------------------------
+
+RECONNECT = {"delivery": {"delivery_reconnect_seconds": 60}}
+
+
+def resumed(front: Front, client: Client, owner: str = "") -> Client:
+    frame = {"type": "resume_task", "run_id": client.run_id, "task_id": "pdf", "delivery": {}}
+    return Client(front.queue, frame, owner)
+
+
+def unknown(outcome: object) -> bool:
+    return isinstance(outcome, EnvironmentExecutionError) and "does not know the run" in str(
+        outcome
+    )
+
+
+def test_a_run_is_resumed_while_it_runs(gate: Path) -> None:
+    async def main(front: Front) -> None:
+        client = front.send(wait_for, args={"path": str(gate)}, **RECONNECT)
+        await client.started()
+        front.queue.unsubscribe(client.subscription)
+        back = resumed(front, client)
+        assert [event["type"] for event in back.events] == ["task_started"]
+        gate.touch()
+        assert await back.outcome() == str(gate)
+        assert not client.over
+
+    with_front(main)
+
+
+def test_a_client_may_come_back_before_its_loss_is_noticed(gate: Path) -> None:
+    async def main(front: Front) -> None:
+        client = front.send(wait_for, args={"path": str(gate)}, **RECONNECT)
+        back = resumed(front, client)
+        front.queue.unsubscribe(client.subscription)
+        gate.touch()
+        assert await back.outcome() == str(gate)
+        assert not client.over
+
+    with_front(main)
+
+
+def test_an_end_is_kept_until_it_is_acknowledged() -> None:
+    async def main(front: Front) -> None:
+        client = front.send(lambda: 1, **RECONNECT)
+        assert await client.outcome() == 1
+        assert await resumed(front, client).outcome() == 1
+        assert unknown(await resumed(front, client, owner="another").outcome())
+        assert await front.send(lambda: 2, received=[client.run_id]).outcome() == 2
+        assert unknown(await resumed(front, client).outcome())
+
+    with_front(main)
+
+
+def test_a_run_that_waits_is_not_begun_before_its_client_is_back(gate: Path) -> None:
+    async def main(front: Front) -> None:
+        first = front.send(wait_for, args={"path": str(gate)}, **RECONNECT)
+        await first.started()
+        absent = front.send(lambda: "absent", **RECONNECT)
+        front.queue.unsubscribe(absent.subscription)
+        gate.touch()
+        await first.outcome()
+        # Those behind it are not held up.
+        assert await front.send(lambda: "next").outcome() == "next"
+        assert front.queue.status()["waiting"] == 1
+        assert await resumed(front, absent).outcome() == "absent"
+
+    with_front(main, concurrency=1)
+
+
+def test_a_client_that_does_not_come_back_is_given_up(
+    gate: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(queued_runs, "HELD_SHARE", 0.001)
+
+    async def main(front: Front) -> None:
+        client = front.send(wait_for, args={"path": str(gate)}, **RECONNECT)
+        await client.started()
+        front.queue.unsubscribe(client.subscription)
+        async with asyncio.timeout(30):
+            while front.queue.status()["running"]:
+                await asyncio.sleep(0.005)
+
+    with_front(main)
+
+
+def test_a_run_that_was_cancelled_is_not_resumed(gate: Path) -> None:
+    async def main(front: Front) -> None:
+        client = front.send(wait_for, args={"path": str(gate)}, **RECONNECT)
+        await client.started()
+        front.queue.unsubscribe(client.subscription)
+        front.cancel(client)
+        assert unknown(await resumed(front, client).outcome())
 
     with_front(main)
 

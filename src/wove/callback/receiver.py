@@ -22,6 +22,7 @@ from wove.callback.server import Connection
 from wove.concurrency import forks
 from wove.concurrency.limiter import CapacityLimiter
 from wove.errors import DeliveryError
+from wove.net.connections import Connections, max_connections
 from wove.security import NetworkExecutorSecurity
 
 __all__ = [
@@ -39,7 +40,8 @@ __all__ = [
 logger = logging.getLogger("wove")
 
 MAX_STRANGERS: Final = 256
-"""Maximum number of connections that have not shown a token. One more, and the oldest of them is aborted."""
+"""Maximum number of connections that have not shown a token. One more, and the oldest of them is aborted. All
+connections together stay below this process's limit of descriptors."""
 
 SMALL_BODIES_BYTES: Final = 4 * 1024 * 1024
 """Memory for small bodies: a heartbeat does not wait for a hundred megabytes."""
@@ -127,7 +129,12 @@ class Receiver:
         self._sockets: list[socket.socket] = []
         self._servers: list[asyncio.Server] = []
         self._connections: set[Connection] = set()
-        self._strangers: dict[Connection, None] = {}
+        self._limits = Connections(
+            max_connections(),
+            max_strangers=MAX_STRANGERS,
+            logger=logger,
+            label="callback receiver: ",
+        )
         self._emptied: asyncio.Future[None] | None = None
         self._reported: dict[int, float] = {}  # when a status was last warned of
 
@@ -293,25 +300,21 @@ class Receiver:
     def add_connection(self, connection: Connection) -> None:
         """Called for each new connection."""
         self._connections.add(connection)
-        self._strangers[connection] = None
-
         if self.closed:
             connection.abort()
-        elif len(self._strangers) > MAX_STRANGERS:
-            oldest = next(iter(self._strangers))
-            del self._strangers[oldest]
-            oldest.abort()
+        else:
+            self._limits.arrived(connection, connection.abort)
 
     def on_recognized(self, connection: Connection) -> None:
         """Called when the connection has shown that it is not a stranger's."""
-        self._strangers.pop(connection, None)
+        self._limits.recognized(connection)
 
     def remove_connection(
         self, connection: Connection, worker: WorkerConnection, end: ConnectionEnd
     ) -> None:
         """Called when the connection has ended."""
         self._connections.discard(connection)
-        self._strangers.pop(connection, None)
+        self._limits.left(connection)
 
         for route, run_ids in self.routes.liveness.remove_connection(worker).items():
             try:

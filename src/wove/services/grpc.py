@@ -16,6 +16,7 @@ from urllib.parse import unquote
 
 from wove.concurrency.thread_pool import run_in_thread
 from wove.errors import MissingDependencyError, install_command
+from wove.net.connections import max_connections
 from wove.net.keepalive import UNREAD_SECONDS
 from wove.protocol import signing
 from wove.protocol.codec import encode_events
@@ -27,7 +28,6 @@ from wove.services.event_buffer import PATIENCE_SECONDS, EventBuffer
 from wove.services.forked import owns_port
 from wove.services.options import ServiceKeywords, ServiceOptions, service_options
 from wove.services.queue import RunQueue
-from wove.services.strangers import max_connections
 from wove.services.wire import decode_command, is_big, is_big_reply, no_room
 
 try:

@@ -10,9 +10,9 @@ from typing import Any, Final
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from wove.net.connections import Connections
 from wove.net.keepalive import UNREAD_SECONDS
 from wove.services.asgi import RECOGNIZED
-from wove.services.strangers import Connections
 
 __all__ = ["limited_protocol"]
 

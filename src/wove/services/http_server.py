@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import socket
 from collections.abc import Callable, Generator
 from typing import TYPE_CHECKING, Any, Final
 
 from wove.errors import MissingDependencyError, install_command
+from wove.net.connections import Connections, max_connections
 from wove.services.forked import owns_port
 from wove.services.http import WorkerApp
-from wove.services.strangers import Connections, max_connections
 
 if TYPE_CHECKING:
     from wove.services.binding import Bind, ServerTLS
     from wove.services.options import ServiceOptions
 
 __all__ = ["serve"]
+
+logger = logging.getLogger("wove.service")
 
 KEEP_ALIVE_SECONDS: Final = 75
 """How long an idle connection is kept. Clients are told a little less, so that none is closed under a request."""
@@ -67,7 +70,7 @@ async def serve(
         lifespan="off",  # the queue is drained before the listener is closed, not after
         log_config=None,
         access_log=False,
-        http=limited_protocol(Connections(max_connections())),
+        http=limited_protocol(Connections(max_connections(), logger=logger)),
         server_header=False,
         date_header=False,
         root_path=root_path,

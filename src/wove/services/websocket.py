@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, Any, Final, Self, Unpack
 from weakref import WeakKeyDictionary
 
 from wove.errors import MissingDependencyError, install_command
+from wove.net.connections import Connections, max_connections
 from wove.protocol import websocket as sockets
 from wove.protocol.names import JSON_TYPE, RESUME_HEADER
 from wove.services.forked import owns_port
 from wove.services.options import ServiceKeywords, ServiceOptions, service_options
 from wove.services.queue import RunQueue
-from wove.services.strangers import Connections, max_connections
 
 if TYPE_CHECKING:
     from websockets.asyncio.server import ServerConnection
@@ -81,7 +81,7 @@ class WorkerSocket:
         self._security = self.queue.options.security
         self._admitted: WeakKeyDictionary[ServerConnection, None] = WeakKeyDictionary()
         self._serving: dict[asyncio.Future[None], Peer] = {}
-        self._connections = Connections(max_connections())
+        self._connections = Connections(max_connections(), logger=logger)
         self._draining = False
 
     @property

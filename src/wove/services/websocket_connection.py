@@ -14,8 +14,8 @@ from websockets.asyncio.server import ServerConnection
 from websockets.frames import DATA_OPCODES, Frame
 from websockets.protocol import Event
 
+from wove.net.connections import Connections
 from wove.services.byte_budget import ByteBudget, Share
-from wove.services.strangers import Connections
 
 __all__ = ["LimitedConnection", "limited_connection"]
 

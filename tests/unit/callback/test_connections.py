@@ -262,6 +262,27 @@ def test_strangers_make_room_for_those_who_come_after(
         wire.sock.close()
 
 
+def test_all_connections_stay_below_the_limit_of_descriptors(
+    receiving_loop: Receiving, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(receivers, "max_connections", lambda: 3)
+    route = receiving_loop.open(RecordingSubscriber())
+    known = [Wire(route) for _ in range(3)]
+    for number, wire in enumerate(known):
+        assert wire.post(beat(f"r{number}")).status == 204
+    for _ in range(3):
+        with Wire(route) as another:
+            assert another.ended()
+    known[0].sock.close()
+    eventually(lambda: len(receiver_of(route)._connections) == 2)
+    with Wire(route) as another:
+        assert another.post(beat("r3")).status == 204
+    for wire in known:
+        wire.sock.close()
+    lines = [each.getMessage() for each in caplog.records if "connections" in each.getMessage()]
+    assert len(lines) == 1 and lines[0].startswith("callback receiver: more than 3 connections")
+
+
 def test_bodies_wait_until_there_is_room(receiving_loop: Receiving) -> None:
     subscriber = RecordingSubscriber()
     most = 1_000_000

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import socket
 import subprocess
@@ -15,16 +16,18 @@ from typing import Any
 import pytest
 from tests.unit.services.hosts import get, hosted, post, run_task
 
+from wove.net.connections import Connections
 from wove.services import http_protocol
 from wove.services.http import worker_app
 from wove.services.http_protocol import limited_protocol
-from wove.services.strangers import Connections
+
+LOGGER = logging.getLogger("wove.service")
 
 
 @contextlib.contextmanager
 def service(limit: int = 100) -> Iterator[int]:
     app: Any = worker_app(security="none")
-    with hosted(app, http=limited_protocol(Connections(limit))) as port:
+    with hosted(app, http=limited_protocol(Connections(limit, logger=LOGGER))) as port:
         yield port
 
 
@@ -88,7 +91,10 @@ def test_who_does_not_read_the_reply_is_cut_off(monkeypatch: pytest.MonkeyPatch)
             gone.set()
 
     app: Any = worker_app(security="none")
-    with hosted(app, http=limited_protocol(Watched(9))) as port, socket.socket() as client:
+    with (
+        hosted(app, http=limited_protocol(Watched(9, logger=LOGGER))) as port,
+        socket.socket() as client,
+    ):
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         client.connect(("127.0.0.1", port))
         body = run_task(much)
@@ -126,7 +132,7 @@ def test_a_reader_that_is_slow_is_not_cut_off(monkeypatch: pytest.MonkeyPatch) -
 
 def test_the_oldest_stranger_goes_when_there_are_too_many() -> None:
     app: Any = worker_app(security="none")
-    limit = Connections(3)
+    limit = Connections(3, logger=LOGGER)
     with hosted(app, http=limited_protocol(limit)) as port, contextlib.ExitStack() as stack:
         known = stack.enter_context(socket.create_connection(("127.0.0.1", port)))
         body = run_task(lambda: 1)
@@ -144,7 +150,7 @@ def test_the_oldest_stranger_goes_when_there_are_too_many() -> None:
 
 
 def test_the_log_says_it_once_a_minute(caplog: pytest.LogCaptureFixture) -> None:
-    connections = Connections(2)
+    connections = Connections(2, logger=LOGGER)
     gone: list[int] = []
     for number in range(5):
         connections.arrived(number, lambda number=number: gone.append(number))

@@ -1,4 +1,4 @@
-"""How many connections a service has at a time, and which of them go when there are too many."""
+"""How many connections a server has at a time, and which of them go when there are too many."""
 
 from __future__ import annotations
 
@@ -9,8 +9,6 @@ from typing import Final
 
 __all__ = ["Connections", "max_connections"]
 
-logger = logging.getLogger("wove.service")
-
 SPARE_DESCRIPTORS: Final = 256
 """Descriptors that are left to tasks and to the process itself."""
 
@@ -19,7 +17,7 @@ MAX_CONNECTIONS: Final = 8192
 """About 10 KiB each, with their objects and kernel buffers apart."""
 
 LOG_SECONDS: Final = 60.0
-"""Between two lines that say that connections were closed: strangers must not fill the log."""
+"""Minimum time between two warnings that connections were closed: strangers must not fill the log."""
 
 
 def max_connections() -> int:
@@ -36,26 +34,40 @@ def max_connections() -> int:
 
 
 class Connections:
-    """The open connections of one service. For one loop.
+    """The open connections of one server. For one loop.
 
-    With one more than the limit, the one that has been a stranger for the longest is closed. Clients that have
-    shown who they are stay; where all have, the newest is closed.
+    When there are too many, the one that has been a stranger for the longest is closed. Clients that have shown who
+    they are stay; where all have, the newest connection is closed.
 
     Args:
-        limit: The most connections.
+        limit: Maximum number of connections.
+        max_strangers: Maximum number of those that have not shown who they are; ``None``: no other than *limit*.
+        logger: Logs that connections were closed, at most once a minute.
+        label: How that line begins.
     """
 
-    def __init__(self, limit: int) -> None:
+    def __init__(
+        self,
+        limit: int,
+        *,
+        max_strangers: int | None = None,
+        logger: logging.Logger,
+        label: str = "",
+    ) -> None:
         self._limit = limit
+        self._max_strangers = limit if max_strangers is None else max_strangers
+        self._logger = logger
+        self._label = label
         self._strangers: dict[object, Callable[[], object]] = {}
         self._known: set[object] = set()
-        self._closed = 0
+        self._closed = 0  # since the last warning
         self._logged_at: float | None = None
 
     def arrived(self, connection: object, close: Callable[[], object]) -> None:
         """Count *connection*, which is a stranger's; *close* ends it at once."""
         self._strangers[connection] = close
-        if len(self._strangers) + len(self._known) <= self._limit:
+        strangers = len(self._strangers)
+        if strangers <= self._max_strangers and strangers + len(self._known) <= self._limit:
             return
         oldest = next(iter(self._strangers))
         self._strangers.pop(oldest)()
@@ -76,9 +88,11 @@ class Connections:
         now = time.monotonic()
         if self._logged_at is not None and now - self._logged_at < LOG_SECONDS:
             return
-        logger.warning(
-            "more than %d connections: %d that had not shown who they are were closed",
+        self._logger.warning(
+            "%smore than %d connections, or %d that have not shown who they are: %d of these were closed",
+            self._label,
             self._limit,
+            self._max_strangers,
             self._closed,
         )
         self._logged_at, self._closed = now, 0

@@ -140,6 +140,8 @@ def _run(execution: Execution, on_done: OnDone | None) -> WoveResult:
     try:
         if execution.plan.error is not None:
             raise execution.plan.error
+        if (check := execution.preflight()) is not None:
+            check()
         run_blocking(execution.make_run)
         result = execution.result()
         assert result is not None

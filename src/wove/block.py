@@ -11,6 +11,7 @@ from types import FunctionType, MappingProxyType, TracebackType
 from typing import TYPE_CHECKING, Any, Final, Literal, Self, TypeVar, Unpack, overload
 
 from wove.background import Background, Detached, Threaded, report, report_awaiting
+from wove.concurrency.thread_pool import run_in_thread
 from wove.engine.execution import Execution
 from wove.engine.loops import refuse_green_threads, run_awaiting, run_blocking
 from wove.engine.sources import is_iterable, is_task
@@ -312,6 +313,8 @@ class weave:  # noqa: N801 - it is used like a function
             return
 
         try:
+            if (check := execution.preflight()) is not None:
+                check()
             run_blocking(execution.make_run)
         finally:
             self._conclude(execution)
@@ -339,6 +342,8 @@ class weave:  # noqa: N801 - it is used like a function
 
         try:
             try:
+                if (check := execution.preflight()) is not None:
+                    await run_in_thread(check)  # it imports executors
                 await run_awaiting(execution.make_run)
             finally:
                 await execution.unwatch()

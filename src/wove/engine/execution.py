@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextvars import copy_context
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 from wove.engine.outcome import failed_before_running, result_of
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
     from wove.observe.graph import Graph
     from wove.result import WoveResult
-    from wove.settings.model import Configuration
+    from wove.settings.model import Configuration, Environment
 
 __all__ = ["Display", "Execution"]
 
@@ -91,6 +92,27 @@ class Execution:
             self._displays = [watch(self._run) for watch in self._watch]
         return self._run
 
+    def preflight(self) -> Callable[[], None] | None:
+        """Return the check of the environments of its tasks that is to be made before the first task runs.
+
+        ``None``: there is nothing to check, as for most weaves. A configuration is checked once. The check does no I/O
+        but imports, for which it may take long at the first time; call it in a thread where that matters.
+        """
+        resolved = self.configuration.resolved
+        unchecked: dict[str, Environment] | None = resolved.get("unchecked")
+        if unchecked is None:
+            environments = self.configuration.environments
+            unchecked = resolved["unchecked"] = {
+                name: each for name, each in environments.items() if not each.is_local
+            }
+        if not unchecked:
+            return None
+
+        usual = self.settings.environment.name
+        names = {node.declaration.options.get("environment", usual) for node in self.plan.nodes}
+        wanted = [unchecked[name] for name in names if name in unchecked]
+        return partial(_check, wanted, unchecked) if wanted else None
+
     async def unwatch(self) -> None:
         """End the displays of the run, which has ended, without blocking the loop. `result` ends them too."""
         for display in self._displays:
@@ -134,3 +156,14 @@ class Execution:
             return run.error  # a second Ctrl-C got into a task, and shows where that was
 
         return run.cancelled_by
+
+
+def _check(environments: Sequence[Environment], unchecked: dict[str, Environment]) -> None:
+    from wove.concurrency import forks
+
+    with forks.importing:
+        from wove.delivery import check_environment
+
+    for environment in environments:
+        check_environment(environment)
+        unchecked.pop(environment.name, None)

@@ -115,6 +115,21 @@ class EnvironmentExecutor(abc.ABC):
         del config
         return False
 
+    def check(self, environment_name: str, environment_config: Mapping[str, Any]) -> None:  # noqa: B027  # optional
+        """Check a configuration before the first task of a weave runs. No I/O, and nothing of the executor changes.
+
+        Called in any thread, once for each configuration.
+
+        Args:
+            environment_name: The name of the environment.
+            environment_config: Its ``executor_config``.
+
+        Raises:
+            ValueError: A key is unknown, or a value is out of range; the message names the key.
+            TypeError: A value is of the wrong type.
+            MissingDependencyError: A package is not installed; packages are looked for, not imported.
+        """
+
     @abc.abstractmethod
     async def start(
         self,

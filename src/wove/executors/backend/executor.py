@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from functools import cache, partial
 from typing import Any, ClassVar, Final, Literal, TypeGuard, cast
 
+from wove.callback.address import Address
 from wove.callback.receiver import (
     KEYS as CALLBACK_KEYS,
     ConnectionEnd,
@@ -121,6 +122,10 @@ class BackendAdapterEnvironmentExecutor(EnvironmentExecutor):
 
     # ------------------------------------------------------------------ start and stop
 
+    def check(self, environment_name: str, environment_config: Mapping[str, Any]) -> None:
+        other = BackendAdapterEnvironmentExecutor(self.name, adapter_class=self._kind)
+        other._read_config(environment_name, environment_config)
+
     async def start(
         self,
         *,
@@ -128,23 +133,8 @@ class BackendAdapterEnvironmentExecutor(EnvironmentExecutor):
         environment_config: Mapping[str, Any],
         run_config: Mapping[str, Any],
     ) -> None:
-        config, label = environment_config, f"environment {environment_name!r}"
-        if self._kind.keys is not None:
-            more = (PATIENCE_KEY,) if self._kind.patient else ()
-            check_keys(label, self.name, config, (*self._kind.keys, *more, *KEYS))
-
-        self.label = label
-        self.security = NetworkExecutorSecurity.from_config(
-            config.get("security"), label=f"{label}: executor_config 'security'"
-        )
-
-        if self.security.kind == "bearer":
-            raise ValueError(
-                f"{label}: executor_config 'security' is a bearer token, and a payload in a queue cannot show one "
-                f"without giving it away: use type 'signed', such as \"env:WOVE_WORKER_SECRET\""
-            )
-
-        address = read_address(config, label=label)
+        address = self._read_config(environment_name, environment_config)
+        config, label, adapter = environment_config, self.label, self.adapter
         await run_in_thread(
             partial(
                 refuse_exposed_receiver,
@@ -155,26 +145,7 @@ class BackendAdapterEnvironmentExecutor(EnvironmentExecutor):
                 insecure=flag(config, "insecure", False, label=label),
             )
         )
-        max_bytes = whole(config, "max_message_bytes", MAX_MESSAGE_BYTES, label=label)
-        self.retry_seconds = number(config, "callback_retry_seconds", RETRY_SECONDS, label=label)
-        max_age = number(config, "payload_max_age", None, label=label)
-        if max_age is not None and not self.security.authenticates:
-            raise ValueError(
-                f"{label}: executor_config 'payload_max_age' needs 'security': without a signature anybody can change "
-                "the end of a payload's validity"
-            )
-        self.call_seconds = number(config, "send_timeout", 60.0, label=label, none=True)
-        max_interval = number(config, "watch_seconds", None, label=label)
-        adapter = self.adapter = self._kind(environment_name, config)
-        if adapter.patient:
-            adapter.submit_patience_seconds = self.submit_patience_seconds = number(
-                config, PATIENCE_KEY, PATIENCE_SECONDS, label=label
-            )
-
         adapter.caller_loop = run_config.get("caller_loop")
-        with self._exits_contained("configure"):
-            adapter.configure()
-        self._check_packages()
         self._inbox = EventQueue()
         self._jobs: dict[str, SubmittedJob] = {}
         adapter.is_awaited, adapter.has_started = self._jobs.__contains__, self._has_worker
@@ -189,8 +160,8 @@ class BackendAdapterEnvironmentExecutor(EnvironmentExecutor):
 
         if type(adapter).watch is not BackendAdapter.watch:
             shortest, longest = adapter.watch_seconds
-            if max_interval is not None:
-                shortest, longest = min(shortest, max_interval), max_interval
+            if self._max_interval is not None:
+                shortest, longest = min(shortest, self._max_interval), self._max_interval
             self._watcher = Watcher(
                 self._ask,
                 self._watched,
@@ -202,7 +173,7 @@ class BackendAdapterEnvironmentExecutor(EnvironmentExecutor):
             )
 
         self.route: Route = await open_route(
-            address, self, security=self.security, max_message_bytes=max_bytes, label=label
+            address, self, security=self.security, max_message_bytes=self._max_bytes, label=label
         )
         self.url = self.route.url.replace(address.token, "<token>")
         self._payloads = PayloadBuilder(
@@ -212,7 +183,7 @@ class BackendAdapterEnvironmentExecutor(EnvironmentExecutor):
             self.security,
             environment=environment_name,
             retry_seconds=self.retry_seconds,
-            max_age=max_age,
+            max_age=self._max_age,
         )
         self._losses = Losses(
             adapter, self._watcher, self._jobs, lose=self._lose, finish=self._finish
@@ -225,6 +196,45 @@ class BackendAdapterEnvironmentExecutor(EnvironmentExecutor):
             self._threads.close(0.0, for_good=True)
             await self.route.close()
             raise
+
+    def _read_config(self, environment_name: str, config: Mapping[str, Any]) -> Address:
+        """Read and check *config*, look for the packages, and return where the receiver is to listen."""
+        label = self.label = f"environment {environment_name!r}"
+        if self._kind.keys is not None:
+            more = (PATIENCE_KEY,) if self._kind.patient else ()
+            check_keys(label, self.name, config, (*self._kind.keys, *more, *KEYS))
+
+        self.security = NetworkExecutorSecurity.from_config(
+            config.get("security"), label=f"{label}: executor_config 'security'"
+        )
+        if self.security.kind == "bearer":
+            raise ValueError(
+                f"{label}: executor_config 'security' is a bearer token, and a payload in a queue cannot show one "
+                f"without giving it away: use type 'signed', such as \"env:WOVE_WORKER_SECRET\""
+            )
+
+        address = read_address(config, label=label)
+        flag(config, "insecure", False, label=label)
+        self._max_bytes = whole(config, "max_message_bytes", MAX_MESSAGE_BYTES, label=label)
+        self.retry_seconds = number(config, "callback_retry_seconds", RETRY_SECONDS, label=label)
+        self._max_age = number(config, "payload_max_age", None, label=label)
+        if self._max_age is not None and not self.security.authenticates:
+            raise ValueError(
+                f"{label}: executor_config 'payload_max_age' needs 'security': without a signature anybody can change "
+                "the end of a payload's validity"
+            )
+        self.call_seconds = number(config, "send_timeout", 60.0, label=label, none=True)
+        self._max_interval = number(config, "watch_seconds", None, label=label)
+
+        adapter = self.adapter = self._kind(environment_name, config)
+        if adapter.patient:
+            adapter.submit_patience_seconds = self.submit_patience_seconds = number(
+                config, PATIENCE_KEY, PATIENCE_SECONDS, label=label
+            )
+        with self._exits_contained("configure"):
+            adapter.configure()
+        self._check_packages()
+        return address
 
     def _check_packages(self) -> None:
         if importlib.util.find_spec("cloudpickle") is None:

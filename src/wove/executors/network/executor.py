@@ -147,6 +147,9 @@ class NetworkExecutor(EnvironmentExecutor):
 
     # ------------------------------------------------------------------ the contract of an executor
 
+    def check(self, environment_name: str, environment_config: Mapping[str, Any]) -> None:
+        type(self)()._read_config(environment_name, environment_config)
+
     async def start(
         self,
         *,
@@ -154,10 +157,16 @@ class NetworkExecutor(EnvironmentExecutor):
         environment_config: Mapping[str, Any],
         run_config: Mapping[str, Any],
     ) -> None:
-        config = environment_config
+        self._read_config(environment_name, environment_config)
+        self.loop = asyncio.get_running_loop()
+        signs = self.security.kind == "signed" and self.transport != "websocket"
+        self._codec = RequestCodec(self.loop, signs=signs)
+        await self.open()
+
+    def _read_config(self, environment_name: str, config: Mapping[str, Any]) -> None:
+        """Read and check *config*, and look for the packages."""
         label = self.label = f"environment {environment_name!r}"
         check_keys(label, self.transport, config, (*self.KEYS, *SHARED_KEYS))
-        self.loop = asyncio.get_running_loop()
         self.security = NetworkExecutorSecurity.from_config(
             config.get("security"), label=f"{label}: executor_config 'security'"
         )
@@ -170,8 +179,6 @@ class NetworkExecutor(EnvironmentExecutor):
             config, "cancel_ack_timeout", CANCELLED_SECONDS, label=label, none=True
         )
         self.tls = tls_files(config, label=label)
-        signs = self.security.kind == "signed" and self.transport != "websocket"
-        self._codec = RequestCodec(self.loop, signs=signs)
         self.configure(label, config)
         self._masked = credential_pattern([*self._tokens(), *self.confidential])
         if importlib.util.find_spec("cloudpickle") is None:
@@ -181,8 +188,6 @@ class NetworkExecutor(EnvironmentExecutor):
             raise MissingDependencyError(
                 f"{label}: the {self.transport} executor needs the package {package}. Install it with: {command}"
             )
-
-        await self.open()
 
     async def send(self, frame: Frame) -> None:
         self.send_nowait(frame)

@@ -73,6 +73,9 @@ class StdioExecutor(EnvironmentExecutor):
     def __init__(self) -> None:
         self._inbox = EventQueue()
 
+    def check(self, environment_name: str, environment_config: Mapping[str, Any]) -> None:
+        _plan(environment_name, environment_config, {})
+
     async def start(
         self,
         *,
@@ -81,8 +84,6 @@ class StdioExecutor(EnvironmentExecutor):
         run_config: Mapping[str, Any],
     ) -> None:
         plan = _plan(environment_name, environment_config, run_config)
-        if importlib.util.find_spec("cloudpickle") is None:
-            raise MissingDispatchFeatureError
         self._pool = Pool(plan, self._inbox.put)
         self._pool.start()
 
@@ -104,7 +105,12 @@ class StdioExecutor(EnvironmentExecutor):
 
 
 def _plan(name: str, config: Mapping[str, Any], state: Mapping[str, Any]) -> Plan:
-    """Return the checked configuration of an environment."""
+    """Return the plan of the pool of an environment, from its checked configuration.
+
+    Raises:
+        ValueError, TypeError: A key or value of *config* is wrong.
+        MissingDispatchFeatureError: cloudpickle is not installed.
+    """
     label = f"environment {name!r}"
     config_readers.check_keys(label, "stdio", config, KEYS)
     command = config_readers.command(config, "command", label=label)
@@ -126,6 +132,8 @@ def _plan(name: str, config: Mapping[str, Any], state: Mapping[str, Any]) -> Pla
             f"{label}: executor_config 'min_processes' ({min_processes}) is more than 'processes' ({processes})"
         )
 
+    if importlib.util.find_spec("cloudpickle") is None:
+        raise MissingDispatchFeatureError
     environ = cast("Mapping[str, str]", state.get("environ", os.environ))
     boot: dict[str, Any] | None = None
 

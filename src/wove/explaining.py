@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import TYPE_CHECKING
+import inspect
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from typing import TYPE_CHECKING, Any, cast
 
-from wove.errors import SerializationError
+from wove.errors import MissingDispatchFeatureError, SerializationError
 from wove.graph.plan import Node, Plan
-from wove.settings.resolution import Resolver, Setting
+from wove.settings.resolution import Resolver, Setting, TaskSettings
 
 if TYPE_CHECKING:
     from typing import Self
@@ -31,6 +33,8 @@ class Explanation(dict[str, dict[str, Setting]]):
             settings = resolver.explain(declaration.options, declaration.mapped, label)
             if settings["cache"].value:
                 settings.update(_parts_of_key(node, label, settings["cache_key"].value))
+            if _leaves_process(resolver.task(declaration.options, declaration.mapped, label)):
+                settings.update(_parts_of_call(declaration.fn, label))
             explanation[node.name] = settings
 
         return explanation
@@ -46,6 +50,55 @@ class Explanation(dict[str, dict[str, Setting]]):
             ]
 
         return "\n".join(lines)
+
+
+def _leaves_process(settings: TaskSettings) -> bool:
+    """Return whether the calls of a task are pickled."""
+    environment = settings.environment
+    if environment.is_local:
+        return False
+
+    from wove.executors.registry import executor_class
+
+    try:
+        return executor_class(environment.executor, environment.name).wire
+    except (ValueError, TypeError):  # raised when the weave runs
+        return False
+
+
+def _parts_of_call(fn: Callable[..., Any], label: str) -> dict[str, Setting]:
+    """Return what travels to a worker with each new callable: bytes, and what the callable captures."""
+    from wove.protocol import pickling
+
+    parts: dict[str, object] = {}
+    try:
+        parts["call: bytes"] = pickling.dumps(fn, label=f"the function of {label}").size
+    except (SerializationError, MissingDispatchFeatureError) as error:
+        parts["call: not possible"] = str(error)
+    if captured := tuple(_captured(fn)):
+        parts["call: captured"] = captured
+    return {name: Setting(value, "code") for name, value in parts.items()}
+
+
+def _captured(fn: object) -> Iterator[str]:
+    """Yield the name and the size of each value that the function *fn* takes along because it travels by value."""
+    from wove.protocol import pickling
+    from wove.protocol.by_value import is_importable
+
+    while isinstance(fn, partial):
+        fn = cast("object", fn.func)
+    function = getattr(fn, "__func__", fn)
+    if not inspect.isfunction(function) or is_importable(function):
+        return
+
+    variables = inspect.getclosurevars(function)
+    for name, value in {**variables.nonlocals, **variables.globals}.items():
+        if inspect.ismodule(value):
+            continue
+        try:
+            yield f"{name} ({pickling.dumps(value, label=name).size:,} bytes)"
+        except SerializationError:
+            yield f"{name} (cannot be pickled)"
 
 
 def _parts_of_key(node: Node, label: str, cache_key: object) -> dict[str, Setting]:

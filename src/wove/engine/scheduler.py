@@ -249,11 +249,20 @@ class WeaveRun:
                 task.stream.pulls_all = not all(other.reads(task) for other in dependents)
 
         self.pool.deferred = True
+        later: list[Task] = []
         for task in self.tasks:
             if not task.waiting:
                 self._launch(task)
+            elif not (task.plain_sync or task.plain_async or task.settings.is_local):
+                later.append(task)
 
         self.pool.deferred = False
+        if later:
+            from wove.engine.early_pickling import (
+                check_callables,  # here: a local weave does without
+            )
+
+            check_callables(self, later)
         self.pool.spawn()
         if not self.remaining:
             self.check_ended()
@@ -574,6 +583,12 @@ class WeaveRun:
         if task.stream is not None:
             task.stream.end(error=error)
         self._fail_dependents(task, error)
+
+    def cannot_travel(self, task: Task, error: BaseException) -> None:
+        """Fail *task*, which still waits for its inputs, because its callable cannot be pickled."""
+        if task.status is PENDING and not self.stopped:
+            self.failed(task, error)
+            self.check_ended()
 
     def _fail_dependents(self, task: Task, error: BaseException) -> None:
         stack = [task]

@@ -19,6 +19,7 @@ from typing import Any, Final, TypeAlias, cast
 __all__ = [
     "Reduced",
     "find_own_locks",
+    "is_importable",
     "keep_filename",
     "keep_slots",
     "make_portable",
@@ -46,7 +47,7 @@ def reduce_by_value(obj: object) -> Reduced | None:
     """
     kind = type(obj)
     if (reducer := _REDUCERS.get(kind)) is not None:
-        return None if _is_importable(obj) else reducer(obj)
+        return None if is_importable(obj) else reducer(obj)
     if isinstance(obj, BaseException):
         return _reduce_exception(obj)
     if kind.__reduce__ is object.__reduce__ and kind.__reduce_ex__ is object.__reduce_ex__:
@@ -54,8 +55,8 @@ def reduce_by_value(obj: object) -> Reduced | None:
     return _reduce_by_own_method(obj) if kind.__module__ == "__main__" else None
 
 
-def _is_importable(obj: object) -> bool:
-    """Whether another process can find *obj* by its module and name."""
+def is_importable(obj: object) -> bool:
+    """Return whether another process can find *obj* by its module and name."""
     module_name = getattr(obj, "__module__", None)
     if not isinstance(module_name, str) or module_name == "__main__":
         return False

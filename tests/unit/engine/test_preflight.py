@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import re
+import shutil
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +17,7 @@ from wove import (
     BackendAdapterEnvironmentExecutor,
     EnvironmentExecutor,
     MissingDependencyError,
+    SerializationError,
     settings,
     weave,
 )
@@ -169,3 +173,102 @@ def test_a_configuration_is_checked_once(tmp_path: Path) -> None:
             return 1
 
     assert _Counting.checks == 2
+
+
+# ------------------------------------------------------------------ callables
+
+
+@pytest.mark.backend("stdio")
+def test_a_callable_that_cannot_travel_ends_the_weave_early() -> None:
+    config(environments={"far": {"executor": "stdio"}})
+    lock, released = threading.Lock(), threading.Event()
+    with (
+        pytest.raises(SerializationError, match=r"the function of task 'there'.*lock"),
+        weave() as w,
+    ):
+
+        @w.do
+        async def here() -> None:
+            try:
+                await asyncio.sleep(60)
+            finally:
+                released.set()
+
+        @w.do(environment="far")
+        def there(here: None) -> None:
+            with lock:
+                pass
+
+    assert released.is_set()  # it was cancelled, and not waited for
+
+
+@pytest.mark.backend("stdio")
+def test_what_is_captured_travels_as_it_is_when_the_task_begins() -> None:
+    config(environments={"far": {"executor": "stdio", "executor_config": {"processes": 1}}})
+    seen: list[int] = []
+    with weave() as w:
+
+        @w.do
+        def here() -> None:
+            seen.append(1)
+
+        @w.do(environment="far")
+        def there(here: None) -> int:
+            return len(seen)
+
+    assert w.result.there == 1
+
+
+@pytest.mark.backend("stdio")
+def test_other_branches_go_on() -> None:
+    config(environments={"far": {"executor": "stdio"}})
+    lock = threading.Lock()
+    with weave(error_mode="continue") as w:
+
+        @w.do
+        def here() -> int:
+            return 1
+
+        @w.do(environment="far")
+        def there(here: int) -> None:
+            with lock:
+                pass
+
+        @w.do
+        def after(here: int) -> int:
+            return here + 1
+
+    assert w.result.after == 2
+    assert isinstance(w.result.there, SerializationError)
+
+
+def test_explain_says_what_will_travel() -> None:
+    config(environments={"far": {"executor": "stdio"}})
+    rows, lock = list(range(1000)), threading.Lock()
+    w = weave()
+    with pytest.raises(KeyError, match="nothing is run"), w:
+
+        @w.do
+        def here() -> int:
+            return len(rows)
+
+        @w.do(environment="far")
+        def there(here: int) -> int:
+            return here + len(rows)
+
+        @w.do(environment="far")
+        def never(here: int) -> None:
+            with lock:
+                pass
+
+        w.do(environment="far")(shutil.disk_usage)
+        explained = w.explain()
+        raise KeyError("nothing is run")
+
+    assert not any(name.startswith("call: ") for name in explained["here"])
+    assert explained["there"]["call: bytes"].value > 1000
+    assert re.fullmatch(r"rows \([\d,]+ bytes\)", explained["there"]["call: captured"].value[0])
+    assert explained["never"]["call: captured"].value == ("lock (cannot be pickled)",)
+    assert "lock" in explained["never"]["call: not possible"].value
+    assert explained["disk_usage"]["call: bytes"].value < 100
+    assert "call: captured" not in explained["disk_usage"]

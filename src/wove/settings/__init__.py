@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from typing import Unpack
 
     from wove.graph.options import DefaultOptions
+    from wove.settings.types import EnvironmentDefinition
 
 __all__ = ["Configuration", "Environment", "config", "current", "install", "installed"]
 
@@ -29,7 +30,7 @@ _file: ContextVar[str | None] = ContextVar("wove_config_file", default=None)
 def config(
     *,
     default_environment: str | None = None,
-    environments: Mapping[str, Mapping[str, Any] | None] | None = None,
+    environments: Mapping[str, EnvironmentDefinition | None] | None = None,
     config_file: str | os.PathLike[str] | None = None,
     **defaults: Unpack[DefaultOptions],
 ) -> None:

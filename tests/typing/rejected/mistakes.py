@@ -5,6 +5,7 @@ from __future__ import annotations
 import wove
 from wove import Weave, merge, nothing_of_this_name, weave  # error
 from wove.errors import WorkerLostError
+from wove.settings.types import CeleryConfig, HttpConfig, SlurmConfig
 
 
 def parse(text: str) -> int:
@@ -38,3 +39,7 @@ wove.config(timeout="1 minute")  # error
 wove.fold([1, 2], "3")  # error
 wove.shutdwon()  # error
 WorkerLostError("gone").limit  # error
+
+misspelt: CeleryConfig = {"broker": "redis://redis:6379/0"}  # error
+wrong_type: HttpConfig = {"url": "https://workers.internal/", "timeout": "soon"}  # error
+of_another: SlurmConfig = {"queue": "reports"}  # error

@@ -50,8 +50,8 @@ CANCEL_SECONDS: Final = 30.0
 CANCEL_WAIT_SECONDS: Final = 10.0
 """How long it may go on after its cancel."""
 
-NO_WORKER: Final = re.compile(r": no \w[\w ]*worker \w+ ")
-"""A warning after which waiting is of no use: the backend says that no worker can begin the run."""
+NO_WORKER: Final = re.compile(r"no \w[\w ]*worker \w+ ")
+"""An answer after which waiting is of no use: the backend says that no worker can begin the run."""
 
 
 class Limits(NamedTuple):
@@ -125,12 +125,8 @@ class Examination:
             self._environment,
             process_state() if kind.inherits else {},
         )
-        config = dict(self._config)
-        if hasattr(kind, "adapter_class"):
-            config.setdefault("notice_seconds", NOTICE_SECONDS)
-
         try:
-            if not await self._start(session, config):
+            if not await self._start(session):
                 return
             if not await self._first_probe(session, warnings):
                 return
@@ -144,9 +140,9 @@ class Examination:
 
     # ------------------------------------------------------------------ start
 
-    async def _start(self, session: ProbeSession, config: Mapping[str, Any]) -> bool:
+    async def _start(self, session: ProbeSession) -> bool:
         try:
-            await session.start(config, self._limits.seconds)
+            await session.start(self._limits.seconds)
         except MissingDependencyError as error:
             self._add("packages", "failed", str(error), "run the command in this message")
         except (ValueError, TypeError) as error:
@@ -168,15 +164,17 @@ class Examination:
 
     async def _ended(self, session: ProbeSession, probe: Probe, warnings: Warnings) -> bool:
         """Wait for the end of *probe*, and return whether there was one."""
-        until = time.monotonic() + self._limits.seconds
         waiter = asyncio.ensure_future(probe.over.wait())
         try:
-            while (left := until - time.monotonic()) > 0:
-                await asyncio.wait({waiter}, timeout=min(0.25, left))
-                if waiter.done():
-                    return True
-                if probe.started is None and any(map(NO_WORKER.search, warnings.texts)):
-                    break
+            await asyncio.wait({waiter}, timeout=min(NOTICE_SECONDS, self._limits.seconds))
+            why = ""
+            if not waiter.done() and probe.started is None:
+                why = await session.why_waiting(probe)
+                warnings.texts += [why] * bool(why)
+            if not NO_WORKER.match(why):
+                await asyncio.wait({waiter}, timeout=self._limits.seconds - NOTICE_SECONDS)
+            if probe.over.is_set():
+                return True
         finally:
             waiter.cancel()
 
@@ -211,7 +209,7 @@ class Examination:
         else:
             text = f"no worker has begun the probe within {self._limits.seconds:g} s"
             check, remedy = _classified(said, "worker", "start a worker, and look into its log")
-            if any(map(NO_WORKER.search, warnings.texts)):
+            if any(map(NO_WORKER.match, warnings.texts)):
                 text = "no worker can begin the probe"
         self._add(check, "failed", f"{text}{': ' if said else ''}{said}", remedy)
 

@@ -101,8 +101,8 @@ class ProbeSession:
         url: object = getattr(self._executor, "url", None)
         return url if isinstance(url, str) else None
 
-    async def start(self, config: Mapping[str, Any], seconds: float) -> None:
-        """Start the executor with *config*, within *seconds*.
+    async def start(self, seconds: float) -> None:
+        """Start the executor within *seconds*.
 
         Raises:
             Exception: Whatever the executor raises; `TimeoutError`.
@@ -110,7 +110,7 @@ class ProbeSession:
         async with asyncio.timeout(seconds):
             await self._executor.start(
                 environment_name=self._environment.name,
-                environment_config=config,
+                environment_config=self._environment.executor_config,
                 run_config=self._run_config,
             )
         if self._executor.wire:
@@ -162,6 +162,14 @@ class ProbeSession:
             probe.error = error
             probe.over.set()
         return probe
+
+    async def why_waiting(self, probe: Probe) -> str:
+        """Return why no worker has begun *probe*, as the executor tells it; ``""``: it does not know."""
+        try:
+            async with asyncio.timeout(CLOSE_SECONDS):
+                return await self._executor.why_waiting([probe.run_id])
+        except Exception as error:
+            return f"its backend cannot say why: {type(error).__name__}: {error}"
 
     async def cancel(self, probe: Probe) -> None:
         """Have *probe* cancelled."""

@@ -167,8 +167,8 @@ class BackendConfig(ExecutorTimeouts, total=False):
     """Maximum bytes of one event (512 MiB)."""
     watch_seconds: float | None
     """Maximum seconds between two questions to the backend about the jobs that have not ended."""
-    notice_seconds: float | None
-    """Seconds after which a warning tells of a run that no worker has begun (10)."""
+    payload_max_age: float | None
+    """Seconds after which a payload is not run any more; needs ``security``."""
 
 
 class CeleryConfig(BackendConfig, total=False):

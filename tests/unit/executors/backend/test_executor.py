@@ -460,12 +460,23 @@ def test_a_run_outlives_a_cut_of_the_network(
             run(die_once, values=values)
 
 
-@pytest.mark.parametrize("where", ["configure", "start", "submit", "watch", "coroutine"])
-def test_an_adapter_that_exits_ends_its_run_alone(where: str) -> None:
+def test_an_adapter_that_exits_while_it_is_checked_ends_the_weave_in_words() -> None:
     class Exiting(LineAdapter):
         def configure(self) -> None:
-            self.leave("configure")
+            sys.exit("no configuration found")
 
+    exiting = BackendAdapterEnvironmentExecutor("exiting", adapter_class=Exiting)
+    wove.config(environments={"bad": {"executor": exiting}})
+    with pytest.raises(DeliveryError, match="raised SystemExit: no configuration found"):
+        with weave(environment="bad") as w:
+
+            @w.do
+            def bad() -> None: ...
+
+
+@pytest.mark.parametrize("where", ["start", "submit", "watch", "coroutine"])
+def test_an_adapter_that_exits_ends_its_run_alone(where: str) -> None:
+    class Exiting(LineAdapter):
         def leave(self, here: str) -> None:
             if here == where:
                 sys.exit("no configuration found")

@@ -225,8 +225,9 @@ class weave:  # noqa: N801 - it is used like a function
             **options: ``retries`` more attempts, ``retry_delay`` seconds apart (or ``"exponential"``, or
                 a callable of the attempt), after the exceptions of ``retry_on``; ``timeout`` seconds for
                 each; ``workers`` items at once and ``limit_per_minute`` launches; the ``environment``
-                that runs it; ``delivery_*``, as for `weave`; and ``cache=True`` to keep its results in the
-                weave's ``store``, with ``cache_key`` and ``cache_version``.
+                that runs it; ``delivery_*``, as for `weave`; ``keep=False`` to release its result when the
+                tasks that need it have it; and ``cache=True`` to keep its results in the weave's
+                ``store``, with ``cache_key`` and ``cache_version``.
 
         Returns:
             The callable itself, or a decorator that returns it.

@@ -7,6 +7,7 @@ Each can also be caught as the built-in type in brackets::
     ├── WeaveStateError               (RuntimeError)   a weave used at the wrong moment
     ├── TaskTimeoutError              (TimeoutError)   one attempt took longer than `timeout`
     ├── TaskCancelledError            (RuntimeError)   the result of a task that was cancelled
+    ├── ResultNotKeptError            (RuntimeError)   the result of a task with keep=False
     ├── SerializationError            (TypeError)      a value cannot leave or enter the process
     ├── CacheError                    (RuntimeError)   a store of results is damaged, or not one of ours
     ├── EnvironmentExecutionError     (RuntimeError)   a remote error without an exception object
@@ -38,6 +39,7 @@ __all__ = [
     "EnvironmentExecutionError",
     "MissingDependencyError",
     "MissingDispatchFeatureError",
+    "ResultNotKeptError",
     "SerializationError",
     "TaskCancelledError",
     "TaskTimeoutError",
@@ -94,6 +96,10 @@ class TaskTimeoutError(WoveError, TimeoutError):
 
 class TaskCancelledError(WoveError, RuntimeError):
     """The result of a task was read, but the task was cancelled before it had one."""
+
+
+class ResultNotKeptError(WoveError, RuntimeError):
+    """The result of a task with ``keep=False`` was read: it was released when no task needed it any more."""
 
 
 class SerializationError(WoveError, TypeError):

@@ -103,6 +103,10 @@ def merge(fn: Callable[..., Any], /, iterable: Any = None, **options: Unpack[Tas
     checked = (
         check_task_options(options, mapped=mapped, label=f"merge of {name!r}") if options else {}
     )
+    if not checked.get("keep", True):
+        raise ValueError(
+            f"merge of {name!r}: keep=False concerns tasks; a merge returns its result"
+        )
     depth = _depth.get() + 1
     if depth > MERGE_DEPTH:
         raise RecursionError(f"merge of {name!r}: merges are nested more than {MERGE_DEPTH} deep")

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-from wove.errors import TaskCancelledError
+from wove.errors import ResultNotKeptError, TaskCancelledError
 from wove.graph.options import suggest
 
 __all__ = ["RESERVED", "Failure", "RunRecord", "Trip", "WoveResult", "worded"]
@@ -96,7 +96,8 @@ class WoveResult:
     """The results of a weave, by name and in the order of definition.
 
     Reading a failed task raises its exception, or returns it in the error modes ``"return"`` and
-    ``"continue"``; reading a cancelled one raises :class:`~wove.errors.TaskCancelledError`. Initial
+    ``"continue"``; reading a cancelled one raises :class:`~wove.errors.TaskCancelledError`, and reading one with
+    ``keep=False`` :class:`~wove.errors.ResultNotKeptError`. Initial
     values can be read by name too, but only tasks count, for ``len`` and in iteration.
 
     Attributes:
@@ -131,8 +132,10 @@ class WoveResult:
         failures: tuple[Failure, ...],
         run_records: Callable[[], tuple[RunRecord, ...]],
         returns_errors: bool,
+        unkept: tuple[str, ...] = (),
     ) -> None:
         self._names = names
+        self._unkept = unkept
         self._values = values
         self._errors = errors
         self._tracebacks = {name: error.__traceback__ for name, error in errors.items()}
@@ -166,6 +169,11 @@ class WoveResult:
 
         if name in self._initial:
             return self._initial[name]
+        if name in self._unkept:
+            raise ResultNotKeptError(
+                f"the result of task {name!r} was not kept: the task has keep=False. It ended without an error, "
+                "and its result went to the tasks that needed it"
+            )
         if name in self._names:
             self._raise_cancelled(name)
         raise KeyError(self._unknown(name))
@@ -201,6 +209,8 @@ class WoveResult:
                 text = _short(self._values[name])
             elif name in self._errors:
                 text = f"failed: {_short(self._errors[name])}"
+            elif name in self._unkept:
+                text = "not kept"
             else:
                 text = "cancelled"
             parts.append(f"{name}={text}")

@@ -127,12 +127,14 @@ class Attempts:
     Attributes:
         records: The records of the attempts outside this process.
         retried: How many attempts were followed by another one, by item (``None`` where not mapped).
+        kept: Whether the records of attempts that succeed are kept, too.
         failed: The record of the last attempt outside this process, by item, until its error is annotated.
     """
 
-    __slots__ = ("failed", "records", "retried")
+    __slots__ = ("failed", "kept", "records", "retried")
 
     def __init__(self) -> None:
+        self.kept = True
         self.records: list[RunRecord] = []
         self.retried: dict[int | None, int] = {}
         self.failed: dict[int | None, RunRecord] = {}
@@ -349,7 +351,8 @@ class Caller:
         record = RunRecord(
             self.name, item, attempt, self.settings.environment.name, started=time(), trip=Trip()
         )
-        self.attempts.records.append(record)
+        if self.attempts.kept:
+            self.attempts.records.append(record)
         trace: RunTracer | None = None
         failure: BaseException | None = None
         if self.tracer is not None:
@@ -367,6 +370,8 @@ class Caller:
             record.error = worded(error)
             self.attempts.failed[item] = record
             failure = error
+            if not self.attempts.kept:
+                self.attempts.records.append(record)
             raise
         finally:
             record.ended = time()

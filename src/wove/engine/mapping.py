@@ -75,8 +75,15 @@ class MapProgress:
         threads: The number of the thread that runs each item; empty where items run on the loop.
         errors: The failures as ``(position, exception)``, the first one first; the position is
             ``None`` for an error of the source itself.
+        kept: Whether results and times are kept by position. Otherwise *results* and *threads* are empty,
+            *started* has the first start alone and *ended* the last end, so that memory does not grow.
+        launched: How many items were launched, where they are not kept.
+        completed: How many items have ended, where they are not kept.
     """
 
+    kept = True
+    launched = 0
+    completed = 0
     state: MapState
     results: list[Any]
     started: array[float]
@@ -94,6 +101,7 @@ class MapProgress:
         copied = MapProgress()
         copied.state, copied.results, copied.errors = self.state, self.results, self.errors
         copied.started, copied.ended, copied.threads = self.started, self.ended, self.threads
+        copied.kept, copied.launched, copied.completed = self.kept, self.launched, self.completed
         return copied
 
 
@@ -106,11 +114,13 @@ class MapItems(MapProgress):
     """
 
     def __init__(
-        self, run: WeaveRun, caller: Caller, source: Source, outlet: Stream | None
+        self, run: WeaveRun, caller: Caller, source: Source, outlet: Stream | None, kept: bool
     ) -> None:
         self._run = run
         self._source = source
         self._outlet = outlet
+        self._bounded = outlet is not None and outlet.bounded
+        self.kept = kept
         self.caller = caller
         self.state = OPEN
         self.results = []
@@ -133,9 +143,13 @@ class MapItems(MapProgress):
         await self._source.close()
         # Only the garbage collector frees a reference cycle, and results can be many.
         self._source.on_ready = _nothing
+        if self._outlet is not None:
+            self._outlet.on_room = _nothing
 
     def launch(self, position: int | None = None) -> int:
         """Make room for the item at *position*, otherwise for the next one, and return its position."""
+        if not self.kept:
+            return self._launch_unkept(position)
         if position is not None:
             missing = position + 1 - len(self.results)
             if missing > 0:
@@ -151,11 +165,36 @@ class MapItems(MapProgress):
         self.ended.append(0.0)
         return position
 
+    def _launch_unkept(self, position: int | None) -> int:
+        if not self.launched:
+            self.started.append(perf_counter())
+            self.ended.append(0.0)
+        if position is None:
+            position = self.launched
+        self.launched += 1
+        return position
+
+    def _set_ended(self, position: int) -> float:
+        """Set the end of the item at *position* to now, and return that."""
+        now = perf_counter()
+        if self.kept:
+            self.ended[position] = now
+        else:
+            self.ended[0] = now
+            self.completed += 1
+        return now
+
+    def _has_room(self, running: int) -> bool:
+        """Return whether the maps over this one have room for another item beside the *running* ones."""
+        workers = self.caller.settings.workers or 0
+        return self._outlet is None or self._outlet.has_room(running, workers)
+
     def add_cached(self, position: int, value: Any) -> None:
         """Record *value* as the result of the item at *position*, which does not run: it was kept."""
         self.launch(position)
-        self.results[position] = value
-        self.ended[position] = self.started[position]
+        if self.kept:
+            self.results[position] = value
+        self._set_ended(position)
         if self._outlet is not None:
             self._outlet.push(position, value)
 
@@ -176,19 +215,27 @@ class _LoopItems(CoroutinePool, MapItems):
         call: ItemCall,
         limit: float,
         outlet: Stream | None,
+        kept: bool,
     ) -> None:
-        MapItems.__init__(self, run, caller, source, outlet)
+        MapItems.__init__(self, run, caller, source, outlet, kept)
         CoroutinePool.__init__(self, run.loop, caller.context, caller.name, limit, self._on_idle)
         self._call = call
         self._pacing = False
+        self._running = 0  # counted where the stream to other maps is bounded
         source.on_ready = self.spawn
+        if outlet is not None:
+            outlet.on_room = self.spawn
 
     def begin(self) -> None:
         self.spawn()
 
     def available(self) -> int:
         # While the launch of one item is being paced, no other item may be received.
-        return 0 if self.state is not OPEN or self._pacing else self._source.available()
+        if self.state is not OPEN or self._pacing:
+            return 0
+        if self._bounded and not self._has_room(self._running):
+            return 0
+        return self._source.available()
 
     async def work(self) -> None:
         worker = self.current()
@@ -205,6 +252,7 @@ class _LoopItems(CoroutinePool, MapItems):
     async def _run_items(self, worker: asyncio.Task[Any]) -> None:
         caller, pacer, bind = self.caller, self.caller.pacer, self._call.bind
         cache, outlet, positioned = caller.cache, self._outlet, self._source.positioned
+        kept, bounded = self.kept, self._bounded
         invoke: Callable[[Any], Awaitable[Any]] | None = None
         if caller.plain and caller.kind is Kind.ASYNC:
             invoke = self._call.invoke
@@ -244,11 +292,14 @@ class _LoopItems(CoroutinePool, MapItems):
             except BaseException as error:  # SystemExit and the like are outcomes too
                 self._failed(position, error, item)
             else:
-                self.results[position] = value
+                if kept:
+                    self.results[position] = value
                 if outlet is not None:
                     outlet.push(position, value)
 
-            now = self.ended[position] = perf_counter()
+            if bounded:
+                self._running -= 1
+            now = self._set_ended(position)
             if self.is_spoiled(worker):
                 return
             if now - since > SLICE_SECONDS:
@@ -258,6 +309,8 @@ class _LoopItems(CoroutinePool, MapItems):
     def _receive(self) -> Any:
         if self.state is not OPEN:
             return END
+        if self._bounded and not self._has_room(self._running):
+            return WAIT
         try:
             item = self._source.receive()
         except BaseException as error:  # the source's own; it comes out as it is
@@ -270,6 +323,8 @@ class _LoopItems(CoroutinePool, MapItems):
 
         if item is END:
             self.state = EXHAUSTED
+        elif item is not WAIT and self._bounded:
+            self._running += 1
         return item
 
     def _failed(self, position: int | None, error: BaseException, item: Any = None) -> None:
@@ -335,8 +390,9 @@ class _ThreadItems(MapItems):
         call: ItemCall,
         limit: float,
         outlet: Stream | None,
+        kept: bool,
     ) -> None:
-        super().__init__(run, caller, source, outlet)
+        super().__init__(run, caller, source, outlet, kept)
         self._call = call
         self._limit = limit
         self._lock = threading.Lock()
@@ -348,6 +404,8 @@ class _ThreadItems(MapItems):
         self._running = 0  # items
         self._awaiting: set[asyncio.Task[None]] = set()
         source.on_ready = self._refill
+        if outlet is not None:
+            outlet.on_room = self._refill
 
     def begin(self) -> None:
         self._refill()
@@ -360,7 +418,7 @@ class _ThreadItems(MapItems):
             if self._supply is _ASKED:
                 self._supply = _IDLE
             if not self._source.thread_safe:
-                while self.state is OPEN and self._running + len(self._buffer) < self._limit:
+                while self.state is OPEN and self._may_receive(self._running + len(self._buffer)):
                     item = self._receive()
                     if item is WAIT:
                         break
@@ -390,6 +448,9 @@ class _ThreadItems(MapItems):
             self._exhaust()
         return item
 
+    def _may_receive(self, running: int) -> bool:
+        return running < self._limit and (not self._bounded or self._has_room(running))
+
     def _exhaust(self) -> None:
         if self.state is OPEN:
             self.state = EXHAUSTED
@@ -411,6 +472,8 @@ class _ThreadItems(MapItems):
             return END
         if self._buffer:
             return self._buffer.popleft()
+        if self._bounded and not self._has_room(self._running):
+            return END
         if state is not OPEN or not self._source.thread_safe:
             return END
         if self._supply is _PULLING:
@@ -428,16 +491,19 @@ class _ThreadItems(MapItems):
         if self._positioned:
             position, item = item
             self.launch(position)
-            self.threads.extend(array("i", [0]) * (position + 1 - len(self.threads)))
-            self.threads[position] = thread
+            if self.kept:
+                self.threads.extend(array("i", [0]) * (position + 1 - len(self.threads)))
+                self.threads[position] = thread
         else:
             position = self.launch()
-            self.threads.append(thread)
+            if self.kept:
+                self.threads.append(thread)
         self._running += 1
         return item, position, self._grow()
 
     def add_cached(self, position: int, value: Any) -> None:
-        self.threads.append(0)
+        if self.kept:
+            self.threads.append(0)
         super().add_cached(position, value)
 
     def _pull(self, thread: int) -> tuple[Any, int, bool]:
@@ -465,6 +531,8 @@ class _ThreadItems(MapItems):
             return False
         if self._running >= self._limit or self.state is STOPPED or self.state is ABANDONED:
             return False
+        if self._bounded and not self._buffer and not self._has_room(self._running):
+            return False
         if not self._buffer and (self.state is not OPEN or not self._source.thread_safe):
             return False
         self._starting = 1
@@ -474,7 +542,7 @@ class _ThreadItems(MapItems):
     def _work(self) -> Job | None:
         """In a thread: receive and run items until there is none."""
         run, invoke, context = self._run, self._call.invoke, self.caller.context
-        cache, outlet = self.caller.cache, self._outlet
+        cache, outlet, kept = self.caller.cache, self._outlet, self.kept
         following: Job | None = None
         thread = thread_number()
         with self._lock:
@@ -510,7 +578,8 @@ class _ThreadItems(MapItems):
             except BaseException as caught:  # SystemExit and the like belong to the weave
                 error = caught
 
-            self.ended[position] = perf_counter()
+            if kept:
+                self.ended[position] = perf_counter()
             if error is not None:
                 self._failed(position, error, item)
             elif is_awaitable(value):
@@ -522,7 +591,8 @@ class _ThreadItems(MapItems):
             else:
                 if cache is not None:
                     cache.keep_item(position, value)
-                self.results[position] = value
+                if kept:
+                    self.results[position] = value
                 if outlet is not None:
                     outlet.post(run.inbox, position, value)
             self._item_ended()
@@ -534,6 +604,8 @@ class _ThreadItems(MapItems):
     def _item_ended(self) -> None:
         with self._lock:
             self._running -= 1
+            if not self.kept:
+                self._set_ended(0)
             ask = not (
                 self._source.thread_safe
                 or self._buffer
@@ -579,14 +651,16 @@ class _ThreadItems(MapItems):
             result = await value
             if self.caller.cache is not None:
                 await self.caller.cache.keep_item_later(position, result)
-            self.results[position] = result
+            if self.kept:
+                self.results[position] = result
             if self._outlet is not None:
                 self._outlet.push(position, result)
         except BaseException as error:
             stopped = self.state in (STOPPED, ABANDONED)
             if not (stopped and isinstance(error, asyncio.CancelledError)):
                 self._failed(position, error, item)
-        self.ended[position] = perf_counter()
+        if self.kept:
+            self.ended[position] = perf_counter()
 
     def _await_ended(self, value: Awaitable[Any], task: asyncio.Task[None]) -> None:
         discard(value)  # it was cancelled before its first step
@@ -641,6 +715,7 @@ async def map_items(
     *,
     on_started: Callable[[MapItems], object] | None = None,
     outlet: Stream | None = None,
+    kept: bool = True,
 ) -> list[Any]:
     """Run one call per item of *value*, and return their results in order.
 
@@ -651,11 +726,13 @@ async def map_items(
         call: How one item is called.
         on_started: Called with the items before the first one runs.
         outlet: Gets each result as it comes, for other maps.
+        kept: Whether the list of results is needed; otherwise an empty one is returned.
 
     Raises:
         BaseException: The first error of an item, or of the source.
     """
     settings = caller.settings
+    caller.attempts.kept = kept
     in_threads = settings.is_local and caller.kind in (Kind.SYNC, Kind.GENERATOR)
     limit: float = settings.workers or (run.slots.limit if in_threads else float("inf"))
     by_threads = caller.plain and caller.kind is Kind.SYNC
@@ -678,9 +755,9 @@ async def map_items(
 
     items: MapItems
     if by_threads:
-        items = _ThreadItems(run, caller, source, call, min(limit, run.slots.limit), outlet)
+        items = _ThreadItems(run, caller, source, call, min(limit, run.slots.limit), outlet, kept)
     else:
-        items = _LoopItems(run, caller, source, call, limit, outlet)
+        items = _LoopItems(run, caller, source, call, limit, outlet, kept)
 
     if caller.cache is not None:
         caller.cache.on_found(items.add_cached)

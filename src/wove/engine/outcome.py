@@ -44,7 +44,7 @@ def records_of_task(task: Task, offset: float) -> Iterator[RunRecord]:
         yield from task.records().copy()
         return
 
-    if task.items is not None:
+    if task.items is not None and task.items.kept:
         yield from _items_of(task, task.items, offset)
     elif task.started:
         yield RunRecord(
@@ -92,12 +92,15 @@ def result_of(run: WeaveRun, initial: Mapping[str, Any]) -> WoveResult:
     errors: dict[str, BaseException] = {}
     timings: dict[str, float] = {}
     cancelled: list[str] = []
+    unkept: list[str] = []
 
     for task in run.tasks:
         if task.status is CANCELLED:
             cancelled.append(task.name)
             continue
-        if task.status is DONE:
+        if task.status is DONE and not task.settings.keep:
+            unkept.append(task.name)
+        elif task.status is DONE:
             values[task.name] = task.value
         elif task.error is not None:
             errors[task.name] = task.error
@@ -115,6 +118,7 @@ def result_of(run: WeaveRun, initial: Mapping[str, Any]) -> WoveResult:
         failures=tuple([Failure(*failure) for failure in run.failures]),
         run_records=_Records(run),
         returns_errors=run.resolver.weave().error_mode != "raise",
+        unkept=tuple(unkept),
     )
 
 

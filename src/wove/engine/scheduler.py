@@ -218,6 +218,7 @@ class WeaveRun:
         self._children: set[WeaveRun] = set()
         self._delivery: DeliveryClient | None = None
         self._environments: EnvironmentPreparer | None = None
+        self._releases = False  # whether there is a task with keep=False
         self._closing: asyncio.Task[None] | None = None
         self._grace_timer: asyncio.TimerHandle | None = None
         self._finished = finished
@@ -242,11 +243,10 @@ class WeaveRun:
 
         for task in self.tasks:
             if task.node.streams and task.node.source is not None:
-                task.read(self.tasks[task.node.source])
+                task.read(self.tasks[task.node.source], self._max_workers)
         for task in self.tasks:
-            if isinstance(task.stream, GeneratorStream):
-                dependents = [self.tasks[i] for i in task.node.dependents]
-                task.stream.pulls_all = not all(other.reads(task) for other in dependents)
+            if task.stream is not None or not task.settings.keep:
+                self._set_up_output(task)
 
         self.pool.deferred = True
         later: list[Task] = []
@@ -266,6 +266,43 @@ class WeaveRun:
         self.pool.spawn()
         if not self.remaining:
             self.check_ended()
+
+    def _set_up_output(self, task: Task) -> None:
+        """Decide how long the results of *task* are kept, and whether its maps pace it."""
+        dependents = [self.tasks[i] for i in task.node.dependents]
+        readers = [dependent for dependent in dependents if dependent.reads(task)]
+        needs_all = len(readers) < len(dependents)
+        stream = task.stream
+        if isinstance(stream, GeneratorStream):
+            stream.pulls_all = needs_all
+        if task.settings.keep:
+            return
+
+        self._releases = True
+        task.kept = needs_all
+        if stream is not None:
+            stream.bounded = not needs_all
+        if isinstance(stream, GeneratorStream):
+            stream.kept = needs_all
+
+        for reader in readers:
+            if reader.reader is not None and self._needs_end_of(reader, task):
+                reader.reader.room = float("inf")
+
+    def _needs_end_of(self, reader: Task, source: Task) -> bool:
+        """Return whether another input of *reader* needs *source* to have ended."""
+        stack = [i for i in reader.node.needs if i != source.node.index]
+        seen = set(stack)
+
+        while stack:
+            for i in self.tasks[stack.pop()].node.needs:
+                if i == source.node.index:
+                    return True
+                if i not in seen:
+                    seen.add(i)
+                    stack.append(i)
+
+        return False
 
     def start_without_loop(self) -> bool:
         """`start`, and go on without the loop while only threads work.
@@ -511,7 +548,13 @@ class WeaveRun:
 
         call = item_call(node, self.values, local=caller.settings.is_local)
         return await map_items(
-            self, caller, source, call, on_started=task.set_items, outlet=task.stream
+            self,
+            caller,
+            source,
+            call,
+            on_started=task.set_items,
+            outlet=task.stream,
+            kept=task.kept,
         )
 
     def done(self, task: Task, value: Any) -> None:
@@ -536,6 +579,34 @@ class WeaveRun:
             if not dependent.waiting:
                 self._launch(dependent)
 
+        if self._releases:
+            self._release(task)
+            self._release_inputs(task)
+
+    def _task_failed(self, task: Task) -> None:
+        """Count *task* out, which has no value and will have none."""
+        self.remaining -= 1
+        if self._releases:
+            self._release_inputs(task)
+
+    def _release_inputs(self, task: Task) -> None:
+        for i in task.node.needs:
+            self._release(self.tasks[i])
+
+    def _release(self, task: Task) -> None:
+        """Release the value of *task* if it has ``keep=False``, and no task needs it any more."""
+        if task.settings.keep or task.status is not DONE:
+            return
+        for i in task.node.dependents:
+            dependent = self.tasks[i]
+            if dependent.status in (PENDING, RUNNING) and not dependent.reads(task):
+                return
+
+        task.value = None
+        self.values.pop(task.name, None)
+        if task.items is not None:
+            task.items.results = []
+
     def failed(self, task: Task, error: BaseException) -> None:
         """Record that *task* ended with *error*, or was cancelled because the run was stopped."""
         input_error = task.error
@@ -543,7 +614,7 @@ class WeaveRun:
         if input_error is not None and (cancelled or error is input_error):
             task.end(FAILED)
             task.end_trace(error)
-            self.remaining -= 1
+            self._task_failed(task)
             return
 
         if cancelled:
@@ -552,7 +623,8 @@ class WeaveRun:
             return
         if isinstance(error, UnusedSourceError):
             task.end(CANCELLED)
-            self.remaining -= 1
+            task.end_trace(None)
+            self._task_failed(task)
             return
         if task.reader is not None and error is task.reader.error:
             self._source_failed(task, error)
@@ -563,7 +635,7 @@ class WeaveRun:
         task.end(FAILED)
         task.error = error
         task.end_trace(error)
-        self.remaining -= 1
+        self._task_failed(task)
         self.failures.append((task.name, position, error))
         if task.stream is not None:
             task.stream.end(error=error)
@@ -579,7 +651,8 @@ class WeaveRun:
         """Record that *task*, which has run the items that came, failed with the *error* of its source."""
         task.end(FAILED)
         task.error = error
-        self.remaining -= 1
+        task.end_trace(error)
+        self._task_failed(task)
         if task.stream is not None:
             task.stream.end(error=error)
         self._fail_dependents(task, error)
@@ -605,7 +678,7 @@ class WeaveRun:
                         self.pool.ready.remove(dependent)
                     dependent.status = FAILED
                     dependent.error = error
-                    self.remaining -= 1
+                    self._task_failed(dependent)
                     stack.append(dependent)
                     if dependent.stream is not None:
                         dependent.stream.end(error=error)

@@ -8,12 +8,16 @@
 Each item goes with its position, in the order in which the items become ready, so that the results of a
 map have the positions of its source. A generator is advanced when a map asks for an item. A mapped task
 runs at its own pace, and each map over it receives its results as they come.
+
+Where the task has ``keep=False``, a stream holds no item for longer than its readers need it, and is
+*bounded*: the task pauses while a reader has as many items as it can use, its ``workers`` and one more.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from wove.engine.sources import END, WAIT, Source
@@ -34,11 +38,15 @@ class Stream:
     Attributes:
         ended: Whether no further item comes.
         error: The exception that the task ended with, if any.
+        bounded: Whether the task pauses while a reader has no room.
+        on_room: Called on the loop when a reader may have room again.
     """
 
-    __slots__ = ("_notifying", "_readers", "ended", "error")
+    __slots__ = ("_notifying", "_readers", "bounded", "ended", "error", "on_room")
 
     def __init__(self) -> None:
+        self.bounded = False
+        self.on_room: Callable[[], object] = _nothing
         self.ended = False
         self.error: BaseException | None = None
         # Replaced and never changed, because threads iterate over it.
@@ -60,6 +68,16 @@ class Stream:
         reader = StreamReader(self, workers, max_items)
         self._readers = (*self._readers, reader)
         return reader
+
+    def has_room(self, running: int, workers: float) -> bool:
+        """Return whether the task may begin another item; called in any thread.
+
+        Args:
+            running: How many of its items run, for which the readers must have room too.
+            workers: How many items it may run at once. A reader has room for as many, so that it does not
+                reduce that number while it keeps up.
+        """
+        return all(running + len(reader) < max(workers, reader.room) for reader in self._readers)
 
     def push(self, position: int, value: Any) -> None:
         """Give an item to all readers."""
@@ -86,6 +104,7 @@ class Stream:
         self.ended, self.error = True, error
         self._notify()
         self._readers = ()
+        self.on_room = _nothing
 
     def request(self) -> None:
         """Called when a reader has no item left."""
@@ -98,6 +117,7 @@ class Stream:
             launched: Whether it had begun.
         """
         self._readers = tuple(other for other in self._readers if other is not reader)
+        self.on_room()
 
 
 class GeneratorStream(Stream):
@@ -105,27 +125,30 @@ class GeneratorStream(Stream):
 
     Attributes:
         pulls_all: Whether the generator is advanced without being asked, because a task needs all items.
+        kept: Whether all items are the result of the task.
     """
 
-    __slots__ = ("_items", "_outcome", "_pulling", "_source", "pulls_all")
+    __slots__ = ("_count", "_items", "_outcome", "_pulling", "_source", "kept", "pulls_all")
 
     def __init__(self) -> None:
         super().__init__()
         self.pulls_all = False
+        self.kept = True
+        self._count = 0
         self._items: list[Any] = []
         self._source: Source | None = None
         self._outcome: asyncio.Future[BaseException | None] | None = None
         self._pulling = False
 
     async def run(self, source: Source) -> list[Any]:
-        """Give the items of *source* to the readers until it ends, and return all of them.
+        """Give the items of *source* to the readers until it ends, and return them, where they are kept.
 
         Raises:
             UnusedSourceError: All maps over it ended before, and no other task needs the items.
             BaseException: The exception of the generator.
         """
         self._source = source
-        source.on_ready = self._pull
+        source.on_ready = self.on_room = self._pull
         outcome = self._outcome = asyncio.get_running_loop().create_future()
 
         try:
@@ -134,7 +157,7 @@ class GeneratorStream(Stream):
         finally:
             self._source = None
             await source.close()
-            source.on_ready = _nothing
+            source.on_ready = self.on_room = _nothing
 
         if error is not None:
             raise error
@@ -158,6 +181,8 @@ class GeneratorStream(Stream):
     def _is_requested(self) -> bool:
         if self._outcome is None or self._outcome.done():
             return False
+        if self.bounded and not self.has_room(0, 0):
+            return False
         return self.pulls_all or any(reader.waiting for reader in self._readers)
 
     def _receive(self) -> bool:
@@ -175,16 +200,17 @@ class GeneratorStream(Stream):
             self._outcome.set_result(None)
             return False
 
-        position = len(self._items)
-        self._items.append(item)
+        position, self._count = self._count, self._count + 1
+        if self.kept:
+            self._items.append(item)
         self.push(position, item)
         return True
 
     def end(self, value: Any = None, error: BaseException | None = None) -> None:
-        if error is None:
-            # Not pushed yet, where the generator did not run as a stream (with retries, or cached).
-            for position in range(len(self._items), len(value)):
-                self.push(position, value[position])
+        if error is None and self._count < len(value):
+            # It did not run as a stream (with retries, or cached).
+            for position, item in enumerate(value):
+                self.push(position, item)
         super().end(value, error)
 
     def remove(self, reader: StreamReader, *, launched: bool) -> None:
@@ -206,19 +232,32 @@ class StreamReader(Source):
         workers: How many items the map runs at once.
         max_items: Maximum number of items that the stream can have, where that is known.
         waiting: Whether the map has asked for an item that is not there yet.
+        room: Maximum number of items that wait here while the stream is bounded; infinite where the map
+            cannot begin before the stream has ended.
     """
 
-    __slots__ = ("_items", "_launched", "_receiving", "_stream", "max_items", "waiting", "workers")
+    __slots__ = (
+        "_items",
+        "_launched",
+        "_receiving",
+        "_stream",
+        "max_items",
+        "room",
+        "waiting",
+        "workers",
+    )
     positioned = True
 
     def __init__(self, stream: Stream, workers: float, max_items: int | None) -> None:
         super().__init__()
         self.workers = workers
+        self.room = workers + 1
         self.max_items = max_items
         self.waiting = False
         self._stream = stream
         self._items: deque[tuple[int, Any]] = deque()
         self._launched = False
+        # While the map receives it is not notified: it may hold its lock, and looks again anyway.
         self._receiving = False
 
     @property
@@ -229,6 +268,10 @@ class StreamReader(Source):
     def add(self, position: int, value: Any) -> None:
         """Add an item; called in any thread, and `notify` after it on the loop."""
         self._items.append((position, value))
+
+    def __len__(self) -> int:
+        """Return how many items wait."""
+        return len(self._items)
 
     def notify(self) -> None:
         """Have the map receive the new items."""
@@ -245,7 +288,12 @@ class StreamReader(Source):
             self.waiting = not self._items and not self._stream.ended
 
         if self._items:
-            return self._items.popleft()
+            item = self._items.popleft()
+            if self._stream.bounded:
+                self._receiving = True
+                self._stream.on_room()
+                self._receiving = False
+            return item
         if not self._stream.ended:
             return WAIT
         if self._stream.error is not None:
@@ -257,8 +305,8 @@ class StreamReader(Source):
 
     def discard(self) -> None:
         """Receive nothing any more."""
-        self._stream.remove(self, launched=self._launched)
         self._items.clear()
+        self._stream.remove(self, launched=self._launched)
 
     async def close(self) -> None:
         self.discard()

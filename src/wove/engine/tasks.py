@@ -59,6 +59,7 @@ class Task:
         plain_async: Whether running it is only awaiting a call.
         items: The progress of a mapped task.
         stream: The items of a generator or of a mapped task, while it runs, for the maps over it.
+        kept: Whether the items' results are needed after the maps over it have received them.
         reader: The source of a mapped task that receives the items of another task while that runs.
         awaitable: The awaitable that a plain function returned, until it is awaited.
         tracer: Traces it while it runs; ``None`` where nothing does.
@@ -66,8 +67,9 @@ class Task:
     """
 
     __slots__ = (
-        "__weakref__", "_attempts", "_caller", "awaitable", "ended", "error", "items", "name", "node", "plain_async",
-        "plain_sync", "progress", "reader", "settings", "started", "status", "stream", "thread", "tracer", "value",
+        "__weakref__", "_attempts", "_caller", "awaitable", "ended", "error", "items", "kept", "name", "node",
+        "plain_async", "plain_sync", "progress", "reader", "settings", "started", "status", "stream", "thread", "tracer",
+        "value",
         "waiting",
     )  # fmt: skip
 
@@ -84,6 +86,7 @@ class Task:
         self.error: BaseException | None = None
         self.items: MapProgress | None = None
         self.stream: Stream | None = None
+        self.kept = True
         self.reader: StreamReader | None = None
         self.awaitable: Awaitable[Any] | None = None
         self.progress: Report | None = None
@@ -184,14 +187,21 @@ class Task:
         """Set the items of a mapped task, which are launched from now on."""
         self.items = items
 
-    def read(self, source: Task) -> None:
-        """Receive the items of *source* while it runs; called before anything runs."""
+    def read(self, source: Task, max_workers: int) -> None:
+        """Receive the items of *source* while it runs; called before anything runs.
+
+        Args:
+            source: The task that is the source of this one.
+            max_workers: Maximum number of threads of the weave.
+        """
         mapped = source.node.declaration.mapped
         if source.stream is None:
             source.stream = Stream() if mapped else GeneratorStream()
         # A map has as many items as its source.
         max_items = source.settings.max_pending if mapped else None
-        self.reader = source.stream.reader(self.settings.workers or float("inf"), max_items)
+        threads = self.settings.is_local and self.node.declaration.kind is Kind.SYNC
+        unbounded = max_workers if threads else float("inf")
+        self.reader = source.stream.reader(self.settings.workers or unbounded, max_items)
         self.waiting -= 1
 
     def reads(self, source: Task) -> bool:

@@ -113,6 +113,7 @@ class TaskOptions(_ExecutionOptions, DeliveryOptions, total=False):
     """The options of ``@w.do``, ``@Weave.do`` and ``merge``."""
 
     environment: str | None
+    keep: bool | None
     cache: bool | None
     cache_key: IdempotencyKey | None
     cache_version: str | int | None
@@ -208,6 +209,8 @@ OPTIONS: Final[Mapping[str, Option]] = MappingProxyType(
                    "How many items of a mapped task run at once."),
             Option("limit_per_minute", _TASK, None, positive("launches a minute"), "no pacing",
                    "Launches a minute of a mapped task, retries included."),
+            Option("keep", _DECLARED, True, flag, "kept",
+                   "Whether its result is kept for w.result, and not only until the tasks that need it have it."),
             Option("cache", _DECLARED, False, flag, "not kept",
                    "Whether its results are kept in the weave's store, and taken from there."),
             Option("cache_key", _DECLARED, None, idempotency_key, "the arguments themselves",

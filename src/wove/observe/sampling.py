@@ -63,7 +63,13 @@ class _NodeView(Protocol):
 
 class _ItemsView(Protocol):
     @property
-    def results(self) -> Sized: ...
+    def kept(self) -> bool: ...
+
+    @property
+    def launched(self) -> int: ...
+
+    @property
+    def completed(self) -> int: ...
 
     @property
     def ended(self) -> array[float]: ...
@@ -158,7 +164,8 @@ class Sampler:
     """Looks at the tasks of *run*."""
 
     def __init__(self, run: RunView) -> None:
-        self._watched = [_Watched(task, run.values) for task in run.tasks]
+        tasks = {task.name: task for task in run.tasks}
+        self._watched = [_Watched(task, tasks, run.values) for task in run.tasks]
 
     def rows(self) -> list[Row]:
         """How the tasks stand now, in order of definition."""
@@ -167,10 +174,13 @@ class Sampler:
 
 
 class _Watched:
-    __slots__ = ("_final", "_low", "_samples", "_task", "_values", "_waiting")
+    __slots__ = ("_final", "_low", "_samples", "_task", "_tasks", "_values", "_waiting")
 
-    def __init__(self, task: _TaskView, values: Mapping[str, Any]) -> None:
+    def __init__(
+        self, task: _TaskView, tasks: Mapping[str, _TaskView], values: Mapping[str, Any]
+    ) -> None:
         self._task = task
+        self._tasks = tasks
         self._values = values
         self._waiting = Row(
             task.name,
@@ -223,6 +233,8 @@ class _Watched:
     def _ended_items(self, items: _ItemsView | None) -> int:
         if items is None:
             return 0
+        if not items.kept:
+            return items.completed
         ended = items.ended
 
         # The items that have ended from the start on without a gap are never looked at again. Slices are copies:
@@ -237,18 +249,29 @@ class _Watched:
         return self._low + len(rest) - rest.count(0.0)
 
     def _total(self, items: _ItemsView | None, done: int, state: str) -> int | None:
-        declaration = self._task.node.declaration
-        if not declaration.mapped:
+        if not self._task.node.declaration.mapped:
             return None
-        source: Any = declaration.source
-        if isinstance(source, str):
-            source = self._values.get(source)
-        length = length_of(source)
+        length = self._length(self._task)
         if length is not None:
             return max(done, length)
         if items is not None and items.exhausted and state != "failed":
-            return max(done, len(items.results))
+            return max(done, _launched(items))
         return None
+
+    def _length(self, task: _TaskView) -> int | None:
+        """Return the number of items of the mapped *task*, which is that of a mapped task that is its source."""
+        source: Any = task.node.declaration.source
+        if not isinstance(source, str):
+            return length_of(source)
+        other = self._tasks.get(source)
+        if other is None or not other.node.declaration.mapped:
+            return length_of(self._values.get(source))
+
+        length = self._length(other)
+        items = other.items
+        if length is None and items is not None and items.exhausted:
+            return _launched(items)
+        return length
 
     def _rate(self, done: int, seconds: float, state: str, now: float) -> float:
         if state in ENDED:
@@ -261,3 +284,7 @@ class _Watched:
             samples.popleft()
         since, before = samples[0]
         return (done - before) / (now - since) if now > since else 0.0
+
+
+def _launched(items: _ItemsView) -> int:
+    return len(items.ended) if items.kept else items.launched

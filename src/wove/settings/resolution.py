@@ -53,6 +53,7 @@ class TaskSettings(NamedTuple):
         max_pending: The most items of its source; ``None`` for no bound.
         delivery: How its remote runs are handed over and watched.
         setup: What each worker process calls before its first task; ``None`` for nothing.
+        keep: Whether its result is kept for ``w.result``.
         cache: Whether its results are kept in the weave's store.
         cache_key: What tells its results apart; ``None`` for the arguments themselves.
         cache_version: Another one makes every result anew; ``None`` for none.
@@ -71,6 +72,7 @@ class TaskSettings(NamedTuple):
     max_pending: int | None = None
     delivery: DeliveryPolicy = DeliveryPolicy()
     setup: str | None = None
+    keep: bool = True
     cache: bool = False
     cache_key: IdempotencyKey | None = None
     cache_version: str | None = None

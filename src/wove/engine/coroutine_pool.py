@@ -49,8 +49,8 @@ class CoroutinePool:
     """
 
     __slots__ = (
-        "_burst", "_spawning", "_values", "context", "deferred", "limit", "loop", "name", "on_idle", "stopped",
-        "tasks",
+        "_burst", "_spawning", "_starting", "_values", "context", "deferred", "limit", "loop", "name", "on_idle",
+        "stopped", "tasks",
     )  # fmt: skip
 
     def __init__(
@@ -70,6 +70,7 @@ class CoroutinePool:
         self.deferred = False
         self.tasks: set[asyncio.Task[None]] = set()
         self._burst = 1
+        self._starting = False
         self._spawning: asyncio.Handle | None = None
         self._values = list(context.values())
 
@@ -90,11 +91,22 @@ class CoroutinePool:
             count = min(count, self._burst)
         while count > 0 and len(self.tasks) < self.limit:
             count -= 1
-            # Not loop.create_task: a task factory of the user's (an eager one) would start the
-            # worker inside the one that calls this.
-            task = Task(self.work(), loop=self.loop, name=self.name, context=self.context.copy())
-            self.tasks.add(task)
-            task.add_done_callback(self._ended, context=self.context)
+            self._start()
+
+    def spawn_one(self) -> None:
+        """Start a worker for a new job, unless one is about to start: that one looks for all jobs there are."""
+        if self._starting or self._spawning is not None or self.stopped:
+            return
+        if len(self.tasks) < self.limit and self.available():
+            self._starting = True
+            self._start()
+
+    def _start(self) -> None:
+        # Not loop.create_task: a task factory of the user's (an eager one) would start the
+        # worker inside the one that calls this.
+        task = Task(self.work(), loop=self.loop, name=self.name, context=self.context.copy())
+        self.tasks.add(task)
+        task.add_done_callback(self._ended, context=self.context)
 
     def spawn_soon(self) -> None:
         """Have the loop start workers for the other jobs; called in a worker before it awaits its own."""
@@ -124,7 +136,8 @@ class CoroutinePool:
             self.on_idle()
 
     def current(self) -> asyncio.Task[Any]:
-        """Return the worker that runs this code."""
+        """Return the worker that runs this code, and begins."""
+        self._starting = False
         task = asyncio.current_task(self.loop)
         assert task is not None
         return task

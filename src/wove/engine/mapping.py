@@ -119,6 +119,7 @@ class MapItems(MapProgress):
         self._run = run
         self._source = source
         self._outlet = outlet
+        self._workers = caller.settings.workers or 0
         self._bounded = outlet is not None and outlet.bounded
         self.kept = kept
         self.caller = caller
@@ -148,8 +149,6 @@ class MapItems(MapProgress):
 
     def launch(self, position: int | None = None) -> int:
         """Make room for the item at *position*, otherwise for the next one, and return its position."""
-        if not self.kept:
-            return self._launch_unkept(position)
         if position is not None:
             missing = position + 1 - len(self.results)
             if missing > 0:
@@ -165,7 +164,7 @@ class MapItems(MapProgress):
         self.ended.append(0.0)
         return position
 
-    def _launch_unkept(self, position: int | None) -> int:
+    def _launch_unkept(self, position: int | None = None) -> int:
         if not self.launched:
             self.started.append(perf_counter())
             self.ended.append(0.0)
@@ -186,14 +185,15 @@ class MapItems(MapProgress):
 
     def _has_room(self, running: int) -> bool:
         """Return whether the maps over this one have room for another item beside the *running* ones."""
-        workers = self.caller.settings.workers or 0
-        return self._outlet is None or self._outlet.has_room(running, workers)
+        return self._outlet is None or self._outlet.has_room(running, self._workers)
 
     def add_cached(self, position: int, value: Any) -> None:
         """Record *value* as the result of the item at *position*, which does not run: it was kept."""
-        self.launch(position)
         if self.kept:
+            self.launch(position)
             self.results[position] = value
+        else:
+            self._launch_unkept(position)
         self._set_ended(position)
         if self._outlet is not None:
             self._outlet.push(position, value)
@@ -222,9 +222,10 @@ class _LoopItems(CoroutinePool, MapItems):
         self._call = call
         self._pacing = False
         self._running = 0  # counted where the stream to other maps is bounded
-        source.on_ready = self.spawn
+        # A stream notifies of each item: one worker looks for all of them.
+        source.on_ready = self.spawn_one if source.positioned else self.spawn
         if outlet is not None:
-            outlet.on_room = self.spawn
+            outlet.on_room = self.spawn_one
 
     def begin(self) -> None:
         self.spawn()
@@ -253,6 +254,7 @@ class _LoopItems(CoroutinePool, MapItems):
         caller, pacer, bind = self.caller, self.caller.pacer, self._call.bind
         cache, outlet, positioned = caller.cache, self._outlet, self._source.positioned
         kept, bounded = self.kept, self._bounded
+        launch = self.launch if kept else self._launch_unkept
         invoke: Callable[[Any], Awaitable[Any]] | None = None
         if caller.plain and caller.kind is Kind.ASYNC:
             invoke = self._call.invoke
@@ -273,9 +275,9 @@ class _LoopItems(CoroutinePool, MapItems):
 
             if positioned:
                 position, item = item
-                self.launch(position)
+                launch(position)
             else:
-                position = self.launch()
+                position = launch()
             if self._spawning is None:
                 self.spawn_soon()
             try:
@@ -299,7 +301,11 @@ class _LoopItems(CoroutinePool, MapItems):
 
             if bounded:
                 self._running -= 1
-            now = self._set_ended(position)
+            now = perf_counter()
+            if kept:
+                self.ended[position] = now
+            else:
+                self._set_ended(position)
             if self.is_spoiled(worker):
                 return
             if now - since > SLICE_SECONDS:
@@ -488,16 +494,17 @@ class _ThreadItems(MapItems):
 
         Must happen under the same lock as receiving the item; otherwise two threads could swap positions.
         """
-        if self._positioned:
+        if not self.kept:
+            given, item = item if self._positioned else (None, item)
+            position = self._launch_unkept(given)
+        elif self._positioned:
             position, item = item
             self.launch(position)
-            if self.kept:
-                self.threads.extend(array("i", [0]) * (position + 1 - len(self.threads)))
-                self.threads[position] = thread
+            self.threads.extend(array("i", [0]) * (position + 1 - len(self.threads)))
+            self.threads[position] = thread
         else:
             position = self.launch()
-            if self.kept:
-                self.threads.append(thread)
+            self.threads.append(thread)
         self._running += 1
         return item, position, self._grow()
 

@@ -39,13 +39,15 @@ class Stream:
         ended: Whether no further item comes.
         error: The exception that the task ended with, if any.
         bounded: Whether the task pauses while a reader has no room.
+        paused: Whether it may have paused, so that `on_room` is to be called.
         on_room: Called on the loop when a reader may have room again.
     """
 
-    __slots__ = ("_notifying", "_readers", "bounded", "ended", "error", "on_room")
+    __slots__ = ("_notifying", "_readers", "bounded", "ended", "error", "on_room", "paused")
 
     def __init__(self) -> None:
         self.bounded = False
+        self.paused = False
         self.on_room: Callable[[], object] = _nothing
         self.ended = False
         self.error: BaseException | None = None
@@ -77,18 +79,29 @@ class Stream:
             workers: How many items it may run at once. A reader has room for as many, so that it does not
                 reduce that number while it keeps up.
         """
-        return all(running + len(reader) < max(workers, reader.room) for reader in self._readers)
+        if self._has_room(running, workers):
+            return True
+        # First the flag, then another look: a reader that receives an item looks at the flag after that.
+        self.paused = True
+        return self._has_room(running, workers)
+
+    def _has_room(self, running: int, workers: float) -> bool:
+        for reader in self._readers:  # all() would make a generator for each item
+            room = workers if workers > reader.room else reader.room  # noqa: FURB136
+            if running + len(reader.items) >= room:
+                return False
+        return True
 
     def push(self, position: int, value: Any) -> None:
         """Give an item to all readers."""
         for reader in self._readers:
-            reader.add(position, value)
+            reader.items.append((position, value))
             reader.notify()
 
     def post(self, mailbox: RunMailbox, position: int, value: Any) -> None:
         """`push`, in any thread."""
         for reader in self._readers:
-            reader.add(position, value)
+            reader.items.append((position, value))
         if not self._notifying:
             self._notifying = True
             mailbox.post(self._notify)
@@ -229,6 +242,7 @@ class StreamReader(Source):
     """The items of a stream for one map, as ``(position, item)``.
 
     Attributes:
+        items: Those that wait; appended to in any thread, which then has `notify` called on the loop.
         workers: How many items the map runs at once.
         max_items: Maximum number of items that the stream can have, where that is known.
         waiting: Whether the map has asked for an item that is not there yet.
@@ -237,7 +251,7 @@ class StreamReader(Source):
     """
 
     __slots__ = (
-        "_items",
+        "items",
         "_launched",
         "_receiving",
         "_stream",
@@ -255,7 +269,7 @@ class StreamReader(Source):
         self.max_items = max_items
         self.waiting = False
         self._stream = stream
-        self._items: deque[tuple[int, Any]] = deque()
+        self.items: deque[tuple[int, Any]] = deque()
         self._launched = False
         # While the map receives it is not notified: it may hold its lock, and looks again anyway.
         self._receiving = False
@@ -265,14 +279,6 @@ class StreamReader(Source):
         """The exception that ended the stream, if any."""
         return self._stream.error
 
-    def add(self, position: int, value: Any) -> None:
-        """Add an item; called in any thread, and `notify` after it on the loop."""
-        self._items.append((position, value))
-
-    def __len__(self) -> int:
-        """Return how many items wait."""
-        return len(self._items)
-
     def notify(self) -> None:
         """Have the map receive the new items."""
         self.waiting = False
@@ -281,15 +287,16 @@ class StreamReader(Source):
 
     def receive(self) -> Any:
         self._launched = True
-        if not self._items and not self._stream.ended:
+        if not self.items and not self._stream.ended:
             self.waiting = self._receiving = True
             self._stream.request()
             self._receiving = False
-            self.waiting = not self._items and not self._stream.ended
+            self.waiting = not self.items and not self._stream.ended
 
-        if self._items:
-            item = self._items.popleft()
-            if self._stream.bounded:
+        if self.items:
+            item = self.items.popleft()
+            if self._stream.paused:
+                self._stream.paused = False
                 self._receiving = True
                 self._stream.on_room()
                 self._receiving = False
@@ -301,11 +308,11 @@ class StreamReader(Source):
         return END
 
     def available(self) -> int:
-        return len(self._items) or int(not self.waiting)
+        return len(self.items) or int(not self.waiting)
 
     def discard(self) -> None:
         """Receive nothing any more."""
-        self._items.clear()
+        self.items.clear()
         self._stream.remove(self, launched=self._launched)
 
     async def close(self) -> None:

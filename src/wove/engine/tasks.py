@@ -68,8 +68,8 @@ class Task:
 
     __slots__ = (
         "__weakref__", "_attempts", "_caller", "awaitable", "ended", "error", "items", "kept", "name", "node",
-        "plain_async", "plain_sync", "progress", "reader", "settings", "started", "status", "stream", "thread", "tracer",
-        "value",
+        "plain_async", "plain_sync", "progress", "reader", "settings", "started", "status", "stream", "thread",
+        "tracer", "value",
         "waiting",
     )  # fmt: skip
 

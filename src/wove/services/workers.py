@@ -79,7 +79,8 @@ class ProcessBackend:
     def __init__(self, on_event: Callable[[dict[str, Any]], object], processes: int) -> None:
         with forks.importing:
             from wove.executors.stdio.executor import worker_command
-            from wove.executors.stdio.pool import Plan, Pool
+            from wove.executors.stdio.pool import Pool
+            from wove.executors.stdio.worker import Plan
             from wove.worker.stdio import boot_record, child_environment
 
         self._on_event = on_event

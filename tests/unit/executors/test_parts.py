@@ -16,54 +16,54 @@ from wove.executors.stdio.process import describe_exit
 
 class TestSeat:
     def test_one_at_a_time_at_first(self) -> None:
-        seat = WorkerLoad()
-        assert seat.free(0) == 1
-        seat.took(0.0)
-        assert seat.free(0) == 0
+        worker = WorkerLoad()
+        assert worker.free(0) == 1
+        worker.assigned(0.0)
+        assert worker.free(0) == 0
 
     def test_short_runs_wait_beforehand(self) -> None:
-        seat = WorkerLoad()
+        worker = WorkerLoad()
         now = 0.0
         for _ in range(10):
-            while seat.free(0):
-                seat.took(now)
-            now += 0.00005 * seat.load
-            seat.finished(seat.load, now)
-        assert seat.ahead == MAX_AHEAD
-        assert seat.free(BACKLOG_BYTES) == 1
+            while worker.free(0):
+                worker.assigned(now)
+            now += 0.00005 * worker.load
+            worker.finished(worker.load, now)
+        assert worker.ahead == MAX_AHEAD
+        assert worker.free(BACKLOG_BYTES) == 1
 
     def test_one_long_run_ends_that(self) -> None:
-        seat = WorkerLoad(ahead=MAX_AHEAD, pace=0.00005)
-        seat.took(0.0)
-        seat.finished(1, 1.0)
-        assert seat.ahead == 0
+        worker = WorkerLoad(ahead=MAX_AHEAD, pace=0.00005)
+        worker.assigned(0.0)
+        worker.finished(1, 1.0)
+        assert worker.ahead == 0
 
     def test_waiting_runs_double_the_room(self) -> None:
-        seat = WorkerLoad()
+        worker = WorkerLoad()
         for expected in (2, 4, 8):
-            while seat.free(0):
-                seat.took(0.0)
-            assert seat.waits()
-            assert seat.limit == expected
-        assert not seat.waits()  # it has not even filled what it has
-        seat.finished(seat.load, 10.0)
-        seat.idle()
-        assert seat.limit == 1
+            while worker.free(0):
+                worker.assigned(0.0)
+            assert worker.waits()
+            assert worker.limit == expected
+        assert not worker.waits()  # it has not even filled what it has
+        worker.finished(worker.load, 10.0)
+        worker.idle()
+        assert worker.limit == 1
 
     def test_stagnation_gives_one_more_until_something_moves(self) -> None:
-        seat = WorkerLoad()
-        seat.took(0.0)
-        seat.stagnates()
-        seat.stagnates()
-        assert seat.free(0) == 2
-        seat.took(0.0)
-        seat.finished(1, 9.0)
-        assert seat.free(0) == 0
+        worker = WorkerLoad()
+        worker.assigned(0.0)
+        worker.stagnates()
+        worker.stagnates()
+        assert worker.free(0) == 2
+        worker.assigned(0.0)
+        worker.finished(1, 9.0)
+        assert worker.free(0) == 0
 
     def test_no_limit(self) -> None:
-        seat = WorkerLoad(limit=None)
-        assert seat.free(0) == MAX_AT_ONCE
-        assert not seat.waits()
+        worker = WorkerLoad(limit=None)
+        assert worker.free(0) == MAX_AT_ONCE
+        assert not worker.waits()
 
 
 def test_the_least_loaded_first() -> None:

@@ -351,7 +351,8 @@ def test_child_environment() -> None:
     environ = {"A": "1", "PYTHONPATH": "/x"}
     child = child_environment(environ)
     record = boot_record(environ, ["/a", "", Path("/not/text")])
-    assert record == {"sys_path": ["/a", ""], "pythonpath": "/x"}
+    assert (record["sys_path"], record["pythonpath"]) == (["/a", ""], "/x")
+    assert boot_record(environ, None)["sys_path"] is None
     assert child["A"] == "1" and child["PYTHONPATH"].split(os.pathsep)[-1] == "/x"
     assert environ == {"A": "1", "PYTHONPATH": "/x"}
 

@@ -56,7 +56,7 @@ class WorkerLoad:
         ahead = self.ahead if backlog < BACKLOG_BYTES else 0
         return max(0, min(self.limit + self.extra + ahead, MAX_AT_ONCE) - self.load)
 
-    def took(self, now: float) -> None:
+    def assigned(self, now: float) -> None:
         """It got a run."""
         if self.load == 0:
             self.marked_at = now

@@ -12,8 +12,9 @@ from wove.concurrency import forks
 from wove.errors import DeliveryError, MissingDispatchFeatureError
 from wove.executors.base import CancelReach, EnvironmentExecutor, Frame
 from wove.executors.event_queue import EventQueue
-from wove.executors.stdio.pool import Plan, Pool
+from wove.executors.stdio.pool import Pool
 from wove.executors.stdio.process import interpreter_flags
+from wove.executors.stdio.worker import Plan
 from wove.settings import config_readers
 
 __all__ = ["StdioExecutor", "worker_command"]

@@ -8,9 +8,8 @@ import logging
 import os
 import shlex
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Final
+from collections.abc import Callable, Sequence
+from typing import Final
 
 from wove.concurrency import forks, thread_pool
 from wove.concurrency.backoff import Backoff
@@ -19,15 +18,15 @@ from wove.concurrency.mailbox import post_to
 from wove.errors import DeliveryError, EnvironmentExecutionError, WorkerLostError
 from wove.executors.base import Frame
 from wove.executors.stdio import resource_tracker
-from wove.executors.stdio.balance import WorkerLoad, choose
+from wove.executors.stdio.balance import choose
 from wove.executors.stdio.process import Listener, WorkerProcess, describe_exit
+from wove.executors.stdio.worker import Plan, PoolWorker
 from wove.protocol import codec
-from wove.protocol.callables import CallableCache
 from wove.protocol.frames import READY, TERMINAL, FrameError
-from wove.protocol.limits import INLINE_BYTES, SHARED_KEPT
-from wove.worker.run_marks import RETURNED, UNPICKLING, RunMarks, shared_file
+from wove.protocol.limits import INLINE_BYTES
+from wove.worker.run_marks import UNPICKLING, RunMarks, shared_file
 
-__all__ = ["Plan", "Pool"]
+__all__ = ["Pool"]
 
 logger = logging.getLogger("wove")
 
@@ -55,102 +54,20 @@ STAGNATION_SECONDS: Final = 1.0
 after twice as long, and so on."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
-    """The settings of a pool.
-
-    Attributes:
-        environment: The environment's name.
-        command: Program and arguments of a worker.
-        boot: What Wove's own worker starts with, which says more than a plain one needs to; ``None``: it is not ours.
-        launched: Whether a launcher starts it, so that it may be elsewhere and may start late.
-        processes: Maximum number of processes.
-        min_processes: How many are started at once, and stay when they are idle.
-        idle_seconds: How long a process without work stays; ``None``: for ever.
-        terminate: Whether a cancelled run that does not end costs its process.
-        start_seconds: How long a worker of ours may take until it says something; ``None`` for no limit.
-        cwd: Working directory; ``None`` for this process's.
-        environ: Environment variables.
-    """
-
-    environment: str
-    command: Sequence[str]
-    boot: Mapping[str, Any] | None
-    launched: bool = False
-    processes: int
-    min_processes: int = 0
-    idle_seconds: float | None = None
-    terminate: bool
-    start_seconds: float | None
-    cwd: str | None
-    environ: Mapping[str, str]
-
-    @property
-    def ours(self) -> bool:
-        """Whether the worker is Wove's own."""
-        return self.boot is not None
-
-    @property
-    def says_ready(self) -> bool:
-        """Whether a worker says when it has started, and gets no run before that."""
-        return self.launched and self.ours
-
-
-class _Worker:
-    """One process of the pool, and what it has to do."""
-
-    __slots__ = (
-        "cancelled",
-        "decoding",
-        "draining",
-        "encoding",
-        "idle_since",
-        "kept",
-        "marks",
-        "process",
-        "reason",
-        "runs",
-        "seat",
-        "shared",
-        "slots",
-        "spoke",
-        "unbegun",
-    )
-
-    def __init__(
-        self, process: WorkerProcess, marks: RunMarks | None, limit: int | None, now: float
-    ) -> None:
-        self.process = process
-        self.idle_since = now  # when it last had a run
-        self.marks = marks
-        self.slots: dict[str, int] = {}
-        self.unbegun: dict[str, Frame] = {}  # by run id, to be given to another one if it ends
-        self.seat = WorkerLoad(limit)
-        self.kept = CallableCache[bool]()
-        self.shared = CallableCache[bool](SHARED_KEPT)
-        self.runs: dict[str, str] = {}  # task by run id
-        self.cancelled: set[str] = set()  # those of them that were told to end
-        self.draining = False  # gets no new runs any more, and ends when it has none
-        self.encoding = False  # a large frame for it is being made, and nothing may overtake that
-        self.decoding = 0  # large lines of it that are being taken apart
-        self.spoke = False
-        self.reason = ""  # why we have ended it
-
-
 class Pool(Listener):
     """Runs frames in worker processes. Everything is to be called on one loop.
 
     Args:
         plan: What it is made of.
-        tell: Is given the events.
+        on_events: Called with the events.
     """
 
-    def __init__(self, plan: Plan, tell: Callable[[Sequence[Frame]], object]) -> None:
+    def __init__(self, plan: Plan, on_events: Callable[[Sequence[Frame]], object]) -> None:
         self._plan = plan
-        self._tell_all = tell
+        self._on_events = on_events
         self._loop = asyncio.get_running_loop()
-        self._workers: list[_Worker] = []
-        self._where: dict[str, _Worker] = {}
+        self._workers: list[PoolWorker] = []
+        self._where: dict[str, PoolWorker] = {}
         self._waiting: OrderedDict[str, Frame] = OrderedDict()
         self._silent_ends = 0
         self._stopping = False
@@ -224,13 +141,13 @@ class Pool(Listener):
         """Give waiting runs to processes that have room, and start more processes if that is not enough."""
         while self._waiting and not self._stopping:
             able = [worker for worker in self._workers if self._takes_runs(worker)]
-            free = [worker.seat.free(worker.process.backlog) for worker in able]
-            load = [worker.seat.load for worker in able]
+            free = [worker.capacity.free(worker.process.backlog) for worker in able]
+            load = [worker.capacity.load for worker in able]
             now = self._loop.time()
             for index in choose(free, load, len(self._waiting)):
                 worker = able[index]
                 if not worker.encoding:  # the run before it was a large one
-                    self._give(worker, now)
+                    self._assign(worker, now)
             if not self._waiting:
                 break
             count = min(self._room(), len(self._waiting) - self._starting())
@@ -265,10 +182,10 @@ class Pool(Listener):
         """Return how many processes will take a run each once they are ready."""
         if not self._plan.says_ready:
             return 0
-        return sum(not (worker.spoke or worker.draining) for worker in self._workers)
+        return sum(not (worker.answered or worker.draining) for worker in self._workers)
 
-    def _takes_runs(self, worker: _Worker) -> bool:
-        if self._plan.says_ready and not worker.spoke:
+    def _takes_runs(self, worker: PoolWorker) -> bool:
+        if self._plan.says_ready and not worker.answered:
             return False  # it may be queued for hours, and another may be free long before
         return not (
             worker.draining
@@ -277,23 +194,23 @@ class Pool(Listener):
             or (worker.cancelled and self._plan.terminate)
         )
 
-    def _give(self, worker: _Worker, now: float) -> None:
+    def _assign(self, worker: PoolWorker, now: float) -> None:
         run_id, frame = self._waiting.popitem(last=False)
         worker.runs[run_id] = frame["task_id"]
         self._where[run_id] = worker
-        worker.seat.took(now)
+        worker.capacity.assigned(now)
         self._moved = True
 
         if (
             self._plan.ours
-            and not worker.spoke
+            and not worker.answered
             and self._plan.start_seconds is not None
             and len(worker.runs) == 1
         ):
-            self._loop.call_later(self._plan.start_seconds, self._check_spoke, worker)
+            self._loop.call_later(self._plan.start_seconds, self._check_answered, worker)
 
         if worker.marks is not None:
-            worker.unbegun[run_id] = frame
+            worker.not_begun[run_id] = frame
             worker.slots[run_id] = slot = worker.marks.acquire()
             frame = dict(frame)
             frame["slot"] = slot
@@ -337,7 +254,9 @@ class Pool(Listener):
         except (RuntimeError, MemoryError) as error:  # no room for a thread
             self._loop.call_soon(self._encoded, worker, run_id, error)
 
-    def _encoded(self, worker: _Worker, run_id: str, chunks: list[bytes] | BaseException) -> None:
+    def _encoded(
+        self, worker: PoolWorker, run_id: str, chunks: list[bytes] | BaseException
+    ) -> None:
         worker.encoding = False
 
         if isinstance(chunks, BaseException):
@@ -345,7 +264,7 @@ class Pool(Listener):
             worker.draining = True  # its callable counts as sent, and was not
             worker.reason = "a frame for it could not be made"
             self._end_if_useless(worker)
-            self._tell({"type": "task_error", "run_id": run_id, "exception": chunks})
+            self._emit({"type": "task_error", "run_id": run_id, "exception": chunks})
         elif (
             run_id in worker.cancelled
         ):  # the callable must get there: the next frame may rely on it
@@ -375,7 +294,7 @@ class Pool(Listener):
             "environment %r: started worker process %d", self._plan.environment, worker.process.pid
         )
 
-    def _start(self) -> _Worker:
+    def _start(self) -> PoolWorker:
         plan, now = self._plan, self._loop.time()
         if plan.launched:
             process = WorkerProcess(
@@ -383,11 +302,11 @@ class Pool(Listener):
             )
             if plan.boot is not None:
                 process.write([json.dumps(plan.boot).encode()])
-            return _Worker(process, None, 1 if plan.ours else None, now)
+            return PoolWorker(process, None, 1 if plan.ours else None, now)
 
         if plan.boot is None:
             process = WorkerProcess(plan.command, plan.cwd, plan.environ, self)
-            return _Worker(process, None, None, now)
+            return PoolWorker(process, None, None, now)
 
         with forks.importing:
             from wove.worker.stdio import BOOT_VARIABLE
@@ -410,7 +329,7 @@ class Pool(Listener):
             for descriptor in ours:
                 os.close(descriptor)
 
-        return _Worker(process, marks, 1, now)
+        return PoolWorker(process, marks, 1, now)
 
     def _check_stagnation(self) -> None:
         self._stagnation = None
@@ -420,18 +339,18 @@ class Pool(Listener):
         else:
             self._patience *= 2
             for worker in filter(self._takes_runs, self._workers):
-                worker.seat.stagnates()
+                worker.capacity.stagnates()
 
         self._dispatch()
 
-    def _check_spoke(self, worker: _Worker) -> None:
-        if not worker.spoke and not worker.process.ended:
+    def _check_answered(self, worker: PoolWorker) -> None:
+        if not worker.answered and not worker.process.ended:
             worker.reason = f"it did not answer within {self._plan.start_seconds:g} s (executor_config 'start_timeout')"
             self._kill(worker)
 
     # ------------------------------------------------------------------ processes without work
 
-    def _is_idle(self, worker: _Worker) -> bool:
+    def _is_idle(self, worker: PoolWorker) -> bool:
         return not (worker.runs or worker.draining or worker.process.ended)
 
     def _idle_due(self) -> float | None:
@@ -452,12 +371,12 @@ class Pool(Listener):
         self._loop.call_later(LAUNCHER_SECONDS, self._kill, worker)
         self._idle_deadline.update()
 
-    def _dismiss(self, worker: _Worker) -> None:
+    def _dismiss(self, worker: PoolWorker) -> None:
         """Ask a process without runs to end."""
         worker.process.write(codec.encode({"type": "shutdown"}))
         worker.process.close_stdin()
 
-    def _kill(self, worker: _Worker) -> None:
+    def _kill(self, worker: PoolWorker) -> None:
         if self._plan.launched:
             # A launcher that is killed tells the other side nothing: it has the chance to, first.
             worker.process.terminate(LAUNCHER_SECONDS)
@@ -470,7 +389,7 @@ class Pool(Listener):
         """Take a ``cancel_task`` frame."""
         run_id = frame["run_id"]
         if self._waiting.pop(run_id, None) is not None:
-            self._tell({"type": "task_cancelled", "run_id": run_id})
+            self._emit({"type": "task_cancelled", "run_id": run_id})
             self._idle_deadline.update()
             return
 
@@ -478,12 +397,12 @@ class Pool(Listener):
         if worker is None or run_id in worker.cancelled:
             return
         worker.cancelled.add(run_id)
-        worker.seat.load -= 1
+        worker.capacity.load -= 1
         if not worker.encoding:
             worker.process.write(codec.encode(frame))
         self._loop.call_later(CANCEL_SECONDS, self._overdue, worker, run_id)
 
-    def _overdue(self, worker: _Worker, run_id: str) -> None:
+    def _overdue(self, worker: PoolWorker, run_id: str) -> None:
         if run_id not in worker.cancelled or not self._plan.terminate or worker.process.ended:
             return
         if not worker.draining:
@@ -498,18 +417,18 @@ class Pool(Listener):
         self._end_if_useless(worker)
         self._dispatch()
 
-    def _end_if_useless(self, worker: _Worker) -> None:
+    def _end_if_useless(self, worker: PoolWorker) -> None:
         if worker.draining and len(worker.cancelled) == len(worker.runs):
             self._kill(worker)
 
-    def _forget(self, worker: _Worker, run_id: str) -> bool:
+    def _forget(self, worker: PoolWorker, run_id: str) -> bool:
         """The run has ended; whether it counted as load."""
         if worker.runs.pop(run_id, None) is None:
             return False
         if not worker.runs:
             worker.idle_since = self._loop.time()
         self._where.pop(run_id, None)
-        worker.unbegun.pop(run_id, None)
+        worker.not_begun.pop(run_id, None)
         if worker.marks is not None:
             worker.marks.release(worker.slots.pop(run_id))
         if run_id in worker.cancelled:
@@ -533,25 +452,25 @@ class Pool(Listener):
             elif size:
                 frames.extend(self._decode(worker, line))
 
-        self._take(worker, frames)
+        self._receive(worker, frames)
 
-    def _worker(self, process: WorkerProcess) -> _Worker | None:
+    def _worker(self, process: WorkerProcess) -> PoolWorker | None:
         return next((worker for worker in self._workers if worker.process is process), None)
 
-    def _decode(self, worker: _Worker, line: Sequence[bytes]) -> list[Frame]:
+    def _decode(self, worker: PoolWorker, line: Sequence[bytes]) -> list[Frame]:
         try:
             return codec.decode(b"".join(line))
         except FrameError as error:
             return self._garbage(worker, error)
 
-    def _decode_large(self, worker: _Worker, line: Sequence[bytes]) -> None:
+    def _decode_large(self, worker: PoolWorker, line: Sequence[bytes]) -> None:
         worker.decoding += 1
         try:
             thread_pool.submit(self._decode_elsewhere, worker, line)
         except (RuntimeError, MemoryError) as error:  # no room for a thread
             self._decoded(worker, _unreadable(line, error))
 
-    def _decode_elsewhere(self, worker: _Worker, line: Sequence[bytes]) -> None:
+    def _decode_elsewhere(self, worker: PoolWorker, line: Sequence[bytes]) -> None:
         frames: list[Frame] | BaseException
 
         try:
@@ -563,15 +482,15 @@ class Pool(Listener):
 
         post_to(self._loop, self._decoded, worker, frames)
 
-    def _decoded(self, worker: _Worker, frames: list[Frame] | BaseException) -> None:
+    def _decoded(self, worker: PoolWorker, frames: list[Frame] | BaseException) -> None:
         worker.decoding -= 1
         if isinstance(frames, BaseException):
             frames = self._garbage(worker, frames)
-        self._take(worker, frames)
+        self._receive(worker, frames)
         if worker.process.ended and not worker.decoding:
-            self._buried(worker)
+            self._finish(worker)
 
-    def _garbage(self, worker: _Worker, error: BaseException) -> list[Frame]:
+    def _garbage(self, worker: PoolWorker, error: BaseException) -> list[Frame]:
         """Report a line that is not a frame. If it names one of the runs, that one cannot end otherwise."""
         logger.warning(
             "environment %r: worker process %d wrote to its stdout what is not a frame, which is skipped: %s",
@@ -588,14 +507,14 @@ class Pool(Listener):
         failure = EnvironmentExecutionError.of_transport(text, kind=type(error).__name__)
         return [{"type": "task_error", "run_id": run_id, "exception": failure}]
 
-    def _take(self, worker: _Worker, frames: list[Frame]) -> None:
+    def _receive(self, worker: PoolWorker, frames: list[Frame]) -> None:
         if not frames:
             return
         now = self._loop.time()
-        if not worker.spoke:
-            worker.spoke = True
+        if not worker.answered:
+            worker.answered = True
             self._silent_ends = 0
-            worker.seat.marked_at = worker.idle_since = now
+            worker.capacity.marked_at = worker.idle_since = now
 
         if self._plan.says_ready:
             frames = [frame for frame in frames if frame.get("type") != READY]
@@ -605,7 +524,7 @@ class Pool(Listener):
             kind = frame.get("type")
             run_id = frame.get("run_id")
             if kind == "heartbeat":
-                if self._waiting and frame.get("blocked") and worker.seat.waits():
+                if self._waiting and frame.get("blocked") and worker.capacity.waits():
                     self._moved = True
             elif isinstance(kind, str) and kind in TERMINAL and isinstance(run_id, str):
                 over += self._forget(worker, run_id)
@@ -613,15 +532,15 @@ class Pool(Listener):
             elif kind == "task_started":
                 self._moved = True
                 if isinstance(run_id, str) and self._has_begun(worker, run_id):
-                    worker.unbegun.pop(run_id, None)
+                    worker.not_begun.pop(run_id, None)
 
         if frames:
-            self._tell(*frames)
+            self._emit(*frames)
         if over:
             self._moved = True
-            worker.seat.finished(over, now)
+            worker.capacity.finished(over, now)
             if not self._waiting:
-                worker.seat.idle()
+                worker.capacity.idle()
 
         if not self._waiting:
             self._idle_deadline.update()
@@ -631,7 +550,7 @@ class Pool(Listener):
         if self._waiting:
             self._dispatch()
 
-    def _has_begun(self, worker: _Worker, run_id: str) -> bool:
+    def _has_begun(self, worker: PoolWorker, run_id: str) -> bool:
         """Return whether the call of a run that has started is sure to have begun, so that its frame can go."""
         slot = worker.slots.get(run_id)
         return slot is None or worker.marks is None or worker.marks.state(slot) != UNPICKLING
@@ -641,13 +560,13 @@ class Pool(Listener):
         if (
             worker is not None and not worker.decoding
         ):  # else when that is done: it may hold an end of a run
-            self._buried(worker)
+            self._finish(worker)
 
-    def _buried(self, worker: _Worker) -> None:
+    def _finish(self, worker: PoolWorker) -> None:
         self._workers.remove(worker)
         status = describe_exit(worker.process.returncode)
-        words = worker.process.last_words
-        said = f". The last that it wrote to stderr:\n{words}" if words else ""
+        tail = worker.process.stderr_tail
+        output = f". The last that it wrote to stderr:\n{tail}" if tail else ""
         expected = self._stopping or bool(worker.reason)
         logger.log(
             logging.DEBUG if expected else logging.WARNING,
@@ -656,55 +575,58 @@ class Pool(Listener):
             worker.process.pid,
             status,
         )
-        self._end_runs(worker, status, said)
+        self._end_runs(worker, status, output)
         if self._stopping:
             if not self._workers and self._all_ended is not None and not self._all_ended.done():
                 self._all_ended.set_result(None)
             return
 
-        if not (worker.spoke or worker.draining):
+        if not (worker.answered or worker.draining):
             self._silent_ends += 1
             if self._silent_ends >= MAX_SILENT_ENDS and not any(
-                other.spoke for other in self._workers
+                other.answered for other in self._workers
             ):
                 self._fail_waiting(
                     WorkerLostError(
                         f"environment {self._plan.environment!r}: its workers do not start: "
                         f"{self._silent_ends} in a row ended before they answered anything, "
-                        f"the last with {status} (command: {shlex.join(self._plan.command)}){said}"
+                        f"the last with {status} (command: {shlex.join(self._plan.command)}){output}"
                     )
                 )
-            elif any(other.spoke for other in self._workers):
+            elif any(other.answered for other in self._workers):
                 self._spawn_at = self._loop.time() + RESTARTS.delay(self._silent_ends)
 
         self._dispatch()
 
-    def _end_runs(self, worker: _Worker, status: str, said: str) -> None:
+    def _end_runs(self, worker: PoolWorker, status: str, output: str) -> None:
         """End the runs that the process had begun, the ones that were running first; the others wait again."""
-        begun, returned = self._lost_runs(worker)
+        begun, returned, suspects = worker.lost_runs(self._suspects, stopping=self._stopping)
+        self._suspects.update(suspects)
         lost = [*begun, *returned]
         waiting = {
             run_id: frame
-            for run_id, frame in worker.unbegun.items()
+            for run_id, frame in worker.not_begun.items()
             if run_id not in lost and run_id not in worker.cancelled
         }
-        reason = worker.reason or worker.process.trouble
+        reason = worker.reason or worker.process.read_error
         why = f" ({reason})" if reason else ""
-        before = "" if worker.spoke else " before it answered anything"
+        before = "" if worker.answered else " before it answered anything"
         with_it = f". Lost with it: {', '.join(lost)}" if len(lost) > 1 else ""
         end = f"worker process {worker.process.pid} of environment {self._plan.environment!r} ended with {status}"
 
         for run_id in list(worker.cancelled):
             self._forget(worker, run_id)
-            self._tell({"type": "task_cancelled", "run_id": run_id})
+            self._emit({"type": "task_cancelled", "run_id": run_id})
 
         for run_id in lost:
             task = worker.runs[run_id]
             self._forget(worker, run_id)
             self._suspects.discard(run_id)
             how = " after its call had returned" if run_id in returned else ""
-            text = f"run {run_id} of task {task!r} was lost{how}: {end}{before}{why}{with_it}{said}"
-            self._tell({"type": "task_error", "run_id": run_id, "exception": WorkerLostError(text)})
+            text = (
+                f"run {run_id} of task {task!r} was lost{how}: {end}{before}{why}{with_it}{output}"
+            )
+            self._emit({"type": "task_error", "run_id": run_id, "exception": WorkerLostError(text)})
 
         for run_id in waiting:
             self._forget(worker, run_id)
@@ -715,52 +637,16 @@ class Pool(Listener):
         if worker.marks is not None:
             worker.marks.close()
 
-    def _lost_runs(self, worker: _Worker) -> tuple[list[str], list[str]]:
-        """Return the runs that are lost with a process: those whose call had begun, and those whose call had returned.
-
-        A run that was being unpickled is lost if the process crashed in its thread, or if that happens to it a second
-        time; otherwise it waits again. At least one run is lost, so that a run that ends each process before it is
-        begun is not given to process after process.
-        """
-        runs = [run_id for run_id in worker.runs if run_id not in worker.cancelled]
-        marks = worker.marks
-        if marks is None or self._stopping:
-            return runs, []
-
-        crashed = worker.process.crashed_thread
-        begun: list[str] = []
-        returned: list[str] = []
-        suspects: list[str] = []
-
-        for run_id in runs:
-            slot = worker.slots[run_id]
-            state = marks.state(slot)
-            if state == RETURNED:
-                returned.append(run_id)
-            elif state == UNPICKLING and run_id in worker.unbegun:
-                culprit = marks.thread(slot) == crashed or run_id in self._suspects
-                (begun if culprit else suspects).append(run_id)
-            elif state or run_id not in worker.unbegun:
-                begun.append(run_id)
-
-        # Of several that ran at once: the one in whose thread the process crashed, otherwise the last to begin.
-        begun.reverse()
-        begun.sort(key=lambda run_id: marks.thread(worker.slots[run_id]) != crashed)
-        if not (begun or returned):
-            begun, suspects = [*suspects, *runs][:1], suspects[1:]
-        self._suspects.update(suspects)
-        return begun, returned
-
     def _fail_waiting(self, error: DeliveryError) -> None:
         waiting = list(self._waiting)
         self._waiting.clear()
         for run_id in waiting:
-            self._tell(
+            self._emit(
                 {"type": "task_error", "run_id": run_id, "exception": type(error)(str(error))}
             )
 
-    def _tell(self, *events: Frame) -> None:
-        self._tell_all(events)
+    def _emit(self, *events: Frame) -> None:
+        self._on_events(events)
 
 
 class _UnreadableError(FrameError):

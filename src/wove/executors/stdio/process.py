@@ -103,7 +103,7 @@ class WorkerProcess:
         self._tracker_rest = b""
         self._open: set[int] = set()
         self.ended = False
-        self.trouble = ""  # why nothing more of it can be read
+        self.read_error = ""  # why nothing more of it can be read
 
         theirs: list[int] = []
 
@@ -164,7 +164,7 @@ class WorkerProcess:
         return self._popen.returncode
 
     @property
-    def last_words(self) -> str:
+    def stderr_tail(self) -> str:
         """The last lines that it wrote to stderr."""
         tail = self._tail
         if (found := _CRASHED.search(tail)) is not None:  # not the stacks of all other threads
@@ -260,7 +260,10 @@ class WorkerProcess:
             going_on = self._read_lines(lines)
         except MemoryError:
             self._line.clear()  # gives some back
-            going_on, self.trouble = False, "this process had not enough memory to read its answer"
+            going_on, self.read_error = (
+                False,
+                "this process had not enough memory to read its answer",
+            )
 
         if not going_on:
             self._close(self._stdout)

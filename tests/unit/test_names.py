@@ -140,13 +140,16 @@ def texts(source: Path) -> Iterator[str]:
             yield node.value
 
 
+TELEMETRY = set(texts(ROOT / "src" / "wove" / "observe" / "otel.py"))
+"""The names of attributes and metrics of OpenTelemetry, which have the same form."""
+
 ALL_TEXTS = [(source, text) for source in SOURCES for text in texts(source)]
 
 IN_STRINGS = sorted(
     {
         text.rstrip(".")
         for _, text in ALL_TEXTS
-        if re.fullmatch(r"wove(\.\w+)+(:\w+)?\.?", text) and text not in NOT_MODULES
+        if re.fullmatch(r"wove(\.\w+)+(:\w+)?\.?", text) and text not in NOT_MODULES | TELEMETRY
     }
 )
 
@@ -155,7 +158,7 @@ IN_BACKTICKS = sorted(
         found
         for file in (*SOURCES, *PAGES)
         for found in re.findall(r"`(wove(?:\.[a-zA-Z_]+)+)\b(?!/)", file.read_text("utf-8"))
-        if found not in NOT_MODULES
+        if found not in NOT_MODULES | TELEMETRY
     }
 )
 

@@ -154,6 +154,7 @@ class RemoteRun:
         admitted_at: When it got its slot; 0 before. All times are those of `time.monotonic`.
         sent_at: When it was handed over.
         transmitted_at: When the executor had sent it; 0 before.
+        start_assumed: Whether it is with a worker that may not report when it begins.
         start_seen_at: When ``task_started`` came; 0 before.
         end_seen_at: When its terminal event came; 0 before.
         timing: The times that its worker reports, not yet checked.
@@ -184,6 +185,7 @@ class RemoteRun:
         "seen_at",
         "sent_at",
         "slot",
+        "start_assumed",
         "start_seen_at",
         "state",
         "table",
@@ -203,6 +205,7 @@ class RemoteRun:
         self.waiters: list[Waiter] = []
         self.admitted_at = self.sent_at = self.transmitted_at = 0.0
         self.start_seen_at = self.end_seen_at = 0.0
+        self.start_assumed = False
         self.timing: object = None
         self.seen_at = self.reprieved_until = 0.0
         self.losses = 0

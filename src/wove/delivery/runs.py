@@ -172,6 +172,7 @@ class RunTable:
         frame = self._encoder.run_task(run, call)
         run.sent_at = monotonic()
         run.transmitted_at = run.start_seen_at = 0.0
+        run.start_assumed = False
         run.state = State.SENT
         self._sent[run.run_id] = run
         delivery = run.request.settings.delivery
@@ -243,9 +244,11 @@ class RunTable:
             logger.info("%s: %s", run, event.get("message"))
         elif kind == "task_sent":  # to a worker that may not report when it begins the run
             if run.state is State.SENT:
+                run.start_assumed = True
                 _report(run, True)
         elif kind == "heartbeat":
             if run.state is State.SENT:  # its worker reports it, and has not begun it yet
+                run.start_assumed = False
                 _report(run, False)
         else:
             self._terminal(run, unknown_event(kind))

@@ -65,7 +65,7 @@ class StartNotices:
 
         for run in self._runs():
             seconds = run.request.settings.delivery.notice_seconds
-            if run.state is not State.SENT or seconds is None:
+            if run.state is not State.SENT or run.start_assumed or seconds is None:
                 continue
             known.add(run.run_id)
             if run.run_id not in self._noticed:

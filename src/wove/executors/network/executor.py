@@ -6,7 +6,7 @@ import abc
 import asyncio
 import importlib.util
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Final, Literal
 
 from wove.errors import (
@@ -79,6 +79,7 @@ class NetworkExecutor(EnvironmentExecutor):
     scope: ClassVar[Literal["run", "process"]] = "process"
     wire: ClassVar[bool] = True
     says_started: ClassVar[bool] = True
+    external_workers: ClassVar[bool] = True
     cancel_reach: ClassVar[CancelReach] = "cooperative"
 
     transport: ClassVar[Literal["http", "grpc", "websocket"]]
@@ -203,6 +204,18 @@ class NetworkExecutor(EnvironmentExecutor):
 
     async def recv(self) -> list[Frame]:
         return await self._inbox.get()
+
+    async def why_waiting(self, run_ids: Collection[str]) -> str:
+        waiting = [self.requests[run_id] for run_id in run_ids if run_id in self.requests]
+        declined = sum(request.busy_since is not None and not request.sent for request in waiting)
+        unsent = sum(request.busy_since is None and not request.left for request in waiting)
+        queued = len(waiting) - declined - unsent
+        reasons = {
+            f"{queued} in the queue of the service, which is busy with others": queued,
+            f"{declined} declined by the service, whose queue is full": declined,
+            f"{unsent} not sent yet, for want of a connection": unsent,
+        }
+        return ", ".join(reason for reason, count in reasons.items() if count)
 
     async def stop(self) -> None:
         if self._cancels:

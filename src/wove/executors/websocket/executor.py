@@ -83,7 +83,6 @@ class WebSocketEnvironmentExecutor(NetworkExecutor):
     """
 
     transport: ClassVar[Literal["http", "grpc", "websocket"]] = "websocket"
-    external_workers: ClassVar[bool] = True
     KEYS: ClassVar[tuple[str, ...]] = ("url", "headers", "open_timeout", "reconnect_timeout")
     REQUIRES: ClassVar[tuple[str, str] | None] = (
         "websockets",

@@ -68,6 +68,38 @@ def test_the_wait_in_a_busy_service_does_not_count(service: Service, tmp_path: P
     assert asyncio.run(main()) == "done"
 
 
+def test_a_warning_tells_of_a_busy_service(
+    service: Service, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    held, gate = tmp_path / "held", tmp_path / "gate"
+
+    async def main() -> Any:
+        async with weave(held=held, gate=gate) as w:
+            w.do(environment="far")(hold)
+
+            @w.do
+            async def busy(held: Path) -> None:
+                while not held.exists():
+                    await asyncio.sleep(0.01)
+
+            @w.do(environment="far", delivery_notice_seconds=0.1)
+            def queued(busy: None) -> str:
+                return "done"
+
+            @w.do
+            async def release(busy: None, gate: Path) -> None:
+                async with asyncio.timeout(30):
+                    while "in the queue of the service" not in caplog.text:
+                        await asyncio.sleep(0.01)
+                gate.touch()
+
+        return w.result.queued
+
+    assert asyncio.run(main()) == "done"
+    assert "no worker has begun" in caplog.text
+    assert "'queued'" in caplog.text and "'hold'" not in caplog.text
+
+
 def test_the_work_counts(service: Service) -> None:
     with pytest.raises(TaskTimeoutError, match="'slow'"):
         with weave() as w:

@@ -372,7 +372,10 @@ class Pool(Listener):
         self._idle_deadline.update()
 
     def _dismiss(self, worker: PoolWorker) -> None:
-        """Ask a process without runs to end."""
+        """Ask a process without runs to end; one that still waits in a scheduler's queue is withdrawn."""
+        if self._plan.says_ready and not worker.answered:
+            self._kill(worker)
+            return
         worker.process.write(codec.encode({"type": "shutdown"}))
         worker.process.close_stdin()
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shlex
 import shutil
 import signal
 import stat
+import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -37,12 +39,12 @@ LAUNCHERS: list[str | list[str]] = [
 
 
 def usable(launcher: str | list[str]) -> str | list[str]:
-    """Skip the test where *launcher* is not installed or needs rights that this process lacks."""
-    name = launcher.split()[0] if isinstance(launcher, str) else launcher[0]
-    if shutil.which(name) is None:
-        pytest.skip(f"there is no command {name!r}")
-    if name == "nsenter" and os.geteuid() != 0:
-        pytest.skip(f"{name} takes root")
+    """Skip the test where *launcher* is not installed, or needs rights that this process lacks."""
+    words = shlex.split(launcher) if isinstance(launcher, str) else launcher
+    if shutil.which(words[0]) is None:
+        pytest.skip(f"there is no command {words[0]!r}")
+    if subprocess.run([*words, "true"], capture_output=True, timeout=30).returncode != 0:
+        pytest.skip(f"{words[0]} is not allowed here")
     return launcher
 
 

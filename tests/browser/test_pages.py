@@ -5,6 +5,7 @@ With ``WOVE_WRITE_PICTURES=1`` the pictures of the documentation are written ane
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import re
@@ -41,6 +42,8 @@ KEPT = (
     "timeline-phone",
     "live-page-light",
     "live-page-dark",
+    "notebook-cell-light",
+    "notebook-cell-dark",
 )
 """The pictures of the documentation."""
 
@@ -354,6 +357,53 @@ def run_twelve(
     assert w.wait(60)
     graphs["after"] = w.graph
     return w, graphs
+
+
+# ---------------------------------------------------------------------- a notebook
+
+CELL = """\
+with weave() as w:
+
+    @w.do
+    def invoices():
+        return list(range(40))
+
+    @w.do("invoices", workers=4)
+    def pdf(invoice):
+        return f"{invoice}.pdf"
+
+    @w.do
+    def sent(pdf):
+        return len(pdf)
+
+w"""
+
+
+def notebook(source: str, bundle: dict[str, str]) -> str:
+    """A cell and its output, in the richest form that notebooks show, as they frame it."""
+    return f"""<!doctype html><meta charset="utf-8"><meta name="color-scheme" content="light dark">
+<style>
+  body {{ margin: 14px; font: 14px system-ui; background: light-dark(#fff, #111); color: light-dark(#222, #ddd) }}
+  .cell {{ display: grid; grid-template-columns: 70px 1fr; margin-bottom: 10px }}
+  pre {{ margin: 0; padding: 8px; background: light-dark(#f5f5f5, #1e1e1e); border: 1px solid #8884 }}
+  b {{ font: 13px monospace; color: light-dark(#307fc1, #64b5f6); padding-top: 8px }}
+</style>
+<div class="cell"><b>[1]:</b><pre id="source"></pre></div>
+<div class="cell"><b>[1]:</b><section id="output">{bundle["text/html"]}</section></div>
+<script>document.getElementById("source").textContent = {json.dumps(source)}</script>"""
+
+
+def test_a_cell_that_ends_with_the_weave_shows_its_graph(page: Page, tmp_path: Path) -> None:
+    names: dict[str, Any] = {"weave": weave}
+    exec(compile(CELL, "cell", "exec"), names)
+    bundle = names["w"]._repr_mimebundle_()
+    for theme in THEMES:
+        page.look(theme, 760, 640)
+        page.open(written(tmp_path, "cell.html", notebook(CELL, bundle)))
+        assert page.run("document.querySelectorAll('#output svg g').length") == 3
+        assert "40 items" in page.run("document.getElementById('output').textContent")
+        assert page.run("document.documentElement.scrollWidth") <= 760
+        take(page, tmp_path, f"notebook-cell-{theme}")
 
 
 # ---------------------------------------------------------------------- the live page

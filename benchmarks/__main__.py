@@ -17,6 +17,7 @@ TOPICS = (
     "imports",
     "blocks",
     "maps",
+    "pipelines",
     "memory",
     "cache",
     "graphs",

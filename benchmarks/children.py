@@ -49,6 +49,32 @@ def weave_map(count: int, workers: int) -> None:
     assert w.result.final == items
 
 
+def weave_pipeline(count: int, workers: int) -> None:
+    """Three maps in a row that keep nothing."""
+    from wove import weave
+
+    def stage(name: str) -> Callable[[int], Awaitable[int]]:
+        async def work(item: int) -> int:
+            return item
+
+        work.__name__ = name
+        return work
+
+    with weave() as w:
+        w.do(range(count), workers=workers, keep=False)(stage("first"))
+        w.do("first", workers=workers, keep=False)(stage("second"))
+        w.do("second", workers=workers, keep=False)(stage("third"))
+    assert not w.result.failures
+
+
+def pipeline_by_hand(count: int, workers: int) -> None:
+    import asyncio
+
+    from benchmarks.queues import by_hand
+
+    asyncio.run(by_hand(range(count), [(no_op, workers)] * 3))
+
+
 def weave_chunks(count: int, workers: int) -> None:
     from wove import weave
 

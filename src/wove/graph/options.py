@@ -81,57 +81,90 @@ class DeliveryOptions(TypedDict, total=False):
     """How a remote run is handed over and watched; see :data:`OPTIONS` for units."""
 
     delivery_timeout: float | None
+    """Seconds from the hand-over of a run to its end."""
     delivery_idempotency_key: IdempotencyKey | None
+    """Text with {parameter} fields, or a callable of the arguments; one key, one run."""
     delivery_cancel_mode: CancelMode | None
+    """Whether a cancel waits for the end of the run."""
     delivery_heartbeat_seconds: float | None
+    """Seconds without a sign of life, after which a started run counts as lost."""
     delivery_notice_seconds: float | None
+    """Seconds after which a warning tells of a run that no worker has begun."""
     delivery_max_in_flight: int | None
+    """Maximum number of runs in flight of one environment, over the whole process."""
     delivery_orphan_policy: OrphanPolicy | None
+    """How a run ends whose weave stops or whose worker is lost."""
     delivery_reconnect_seconds: float | None
+    """Seconds for which a run survives the loss of the connection to its worker service."""
 
 
 class _ExecutionOptions(TypedDict, total=False):
     retries: int | None
+    """How many more attempts follow a failed one."""
     retry_delay: RetryDelay | None
+    """Seconds between attempts, "exponential", or a callable of the failed attempt, from 1."""
     retry_on: RetryOn | None
+    """The exception types after which a task is tried again."""
     timeout: float | None
+    """Seconds that one attempt may take."""
     workers: int | None
+    """How many items of a mapped task run at once."""
     limit_per_minute: float | None
+    """Launches a minute of a mapped task, retries included."""
     remote_logs: bool | None
+    """Whether the logs and prints of remote tasks come home."""
     resources: ResourcesDict | Resources | None
+    """Resources that a remote task asks its environment for, as {"cpus": 4, "memory": "8GiB", "gpus": 1, "time": "2h",
+    "disk": "10GiB"}."""
 
 
 class _BlockOptions(TypedDict, total=False):
     max_workers: int | None
+    """Maximum number of threads that run the sync tasks of one weave."""
     background: bool | None
+    """Whether the tasks run in the background and the block goes on."""
     fork: bool | None
+    """Whether background work gets a detached process instead of a thread."""
     error_mode: ErrorMode | None
+    """Whether a failed task raises at the end of the block, is returned, or stops only what depends on it."""
     max_pending: int | None
+    """Maximum number of items that the source of a mapped task may have."""
 
 
 class TaskOptions(_ExecutionOptions, DeliveryOptions, total=False):
     """The options of ``@w.do``, ``@Weave.do`` and ``merge``."""
 
     environment: str | None
+    """The name of the environment that runs it."""
     keep: bool | None
+    """Whether its result is kept for w.result, and not only until the tasks that need it have it."""
     cache: bool | None
+    """Whether its results are kept in the weave's store, and taken from there."""
     cache_key: IdempotencyKey | None
+    """Text with {parameter} fields, or a callable of the arguments: what tells its results apart."""
     cache_version: str | int | None
+    """Text or a number; another one makes every result anew."""
 
 
 class WeaveOptions(_BlockOptions, DeliveryOptions, total=False):
     """The settings of ``weave(...)`` that also have defaults elsewhere, and its ``store``."""
 
     environment: str | None
+    """The name of the environment that runs it."""
     store: Any
+    """Where results of tasks with cache=True are kept: a path, or a store."""
     remote_logs: bool | None
+    """Whether the logs and prints of remote tasks come home."""
     resources: ResourcesDict | Resources | None
+    """Resources that a remote task asks its environment for, as {"cpus": 4, "memory": "8GiB", "gpus": 1, "time": "2h",
+    "disk": "10GiB"}."""
 
 
 class DefaultOptions(_BlockOptions, _ExecutionOptions, DeliveryOptions, total=False):
     """The defaults that an environment and ``wove.config`` may hold."""
 
     setup: str | None
+    """What each worker process calls before its first task, as 'module:function'."""
 
 
 # ------------------------------------------------------------------ the options
@@ -221,7 +254,7 @@ OPTIONS: Final[Mapping[str, Option]] = MappingProxyType(
             Option("store", frozenset({"weave"}), None, result_store, "no store",
                    "Where results of tasks with cache=True are kept: a path, or a store."),
             Option("max_workers", _WEAVE, 256, whole(1), _UNSET_HERE,
-                   "The most threads that run the sync tasks of one weave.", inherits=True),
+                   "Maximum number of threads that run the sync tasks of one weave.", inherits=True),
             Option("background", _WEAVE, False, flag, _UNSET_HERE,
                    "Whether the tasks run in the background and the block goes on.", inherits=True),
             Option("fork", _WEAVE, False, flag, _UNSET_HERE,
@@ -230,15 +263,15 @@ OPTIONS: Final[Mapping[str, Option]] = MappingProxyType(
                    "Whether a failed task raises at the end of the block, is returned, or stops only "
                    "what depends on it.", inherits=True),
             Option("max_pending", _WEAVE, None, whole(1), "no bound",
-                   "The most items that the source of a mapped task may have."),
+                   "Maximum number of items that the source of a mapped task may have."),
             # --- of remote runs
             Option("setup", frozenset({"environment", "config"}), None, function_path, "none",
                    "What each worker process calls before its first task, as 'module:function'."),
             Option("resources", _BOTH, None, resources, "not said",
-                   'What a remote task asks its environment for, as {"cpus": 4, "memory": "8GiB", "gpus": 1, '
+                   'Resources that a remote task asks its environment for, as {"cpus": 4, "memory": "8GiB", "gpus": 1, '
                    '"time": "2h", "disk": "10GiB"}.'),
             Option("remote_logs", _BOTH, False, flag, "off",
-                   "Whether what remote tasks log and print comes home."),
+                   "Whether the logs and prints of remote tasks come home."),
             Option("delivery_timeout", _BOTH, None, positive("seconds"), "no limit",
                    "Seconds from the hand-over of a run to its end."),
             Option("delivery_idempotency_key", _BOTH, None, idempotency_key, "no key",
@@ -251,9 +284,9 @@ OPTIONS: Final[Mapping[str, Option]] = MappingProxyType(
                    "Seconds after which a warning tells of a run that no worker has begun.",
                    switches_off=True),
             Option("delivery_max_in_flight", _BOTH, None, whole(1), "no bound",
-                   "The most runs in flight of one environment, over the whole process."),
+                   "Maximum number of runs in flight of one environment, over the whole process."),
             Option("delivery_orphan_policy", _BOTH, "cancel", one_of("cancel", "fail", "requeue", "detach"),
-                   "'cancel'", "What becomes of a run whose weave stops or whose worker is lost."),
+                   "'cancel'", "How a run ends whose weave stops or whose worker is lost."),
             Option("delivery_reconnect_seconds", _BOTH, 60.0, not_negative("seconds"), "60 seconds",
                    "Seconds for which a run survives the loss of the connection to its worker service."),
         )

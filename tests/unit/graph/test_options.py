@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import asyncio
+import inspect
+import itertools
 import math
 import pickle
 from collections.abc import Mapping
@@ -13,6 +16,7 @@ from typing import Any
 import pytest
 from hypothesis import given, strategies as st
 
+from wove.graph import options
 from wove.graph.options import (
     MAPPED_ONLY,
     OPTIONS,
@@ -82,6 +86,18 @@ def check(name: str, value: object) -> Any:
 def test_typed_dicts_and_table_agree(typed: type, scope: Scope) -> None:
     assert set(typed.__annotations__) == set(names(scope))
     assert typed.__total__ is False  # type: ignore[attr-defined]
+
+
+def test_an_editor_shows_the_text_of_the_table() -> None:
+    tree = ast.parse(inspect.getsource(options))
+    shown = {
+        ast.unparse(field.target): " ".join(str(ast.literal_eval(text.value)).split())
+        for node in tree.body
+        if isinstance(node, ast.ClassDef) and node.name.endswith("Options")
+        for field, text in itertools.pairwise(node.body)
+        if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr)
+    }
+    assert shown == {name: " ".join(option.doc.split()) for name, option in OPTIONS.items()}
 
 
 def test_delivery_options_are_those_of_the_policy() -> None:

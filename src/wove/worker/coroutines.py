@@ -21,7 +21,7 @@ class CoroutineLoop:
     """A running event loop. All methods may be called from any thread.
 
     Args:
-        name: What its thread is called.
+        name: Name of its thread.
     """
 
     def __init__(self, *, name: str) -> None:
@@ -53,7 +53,7 @@ class CoroutineLoop:
         return coroutine.cancel
 
     def close(self, timeout: float) -> None:
-        """Cancel what runs, and end the thread, waiting at most *timeout* seconds."""
+        """Cancel all coroutines and end the thread. Wait at most *timeout* seconds for that."""
         self._closing = True
         post_to(self._loop, self._loop.stop)
         self._thread.join(timeout)
@@ -66,7 +66,7 @@ class CoroutineLoop:
                 self._loop.run_forever()
             except BaseException:
                 # SystemExit in a task that the user's coroutine started: asyncio lets it out of the loop.
-                # The other coroutines here are not to die of it.
+                # It must not end the other coroutines.
                 _log.exception("an exception went through the worker's event loop")
 
         remaining = asyncio.all_tasks(self._loop)

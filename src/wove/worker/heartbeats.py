@@ -1,7 +1,7 @@
-"""The worker's clock while tasks run: heartbeats, deadlines, and a look at the load.
+"""The worker's timer while tasks run: heartbeats, deadlines, and measurements of the load.
 
-All of it in one thread that exists only while there is something to watch, because a task that blocks must
-not keep its own heartbeat from being sent.
+One thread does all of it: a task that blocks must not hold up its own heartbeat. The thread exists only while there is
+something to watch.
 """
 
 from __future__ import annotations
@@ -14,12 +14,18 @@ from typing import Final, Generic, TypeVar
 
 __all__ = ["HeartbeatTimer", "LoadMeter"]
 
-LINGER_SECONDS: Final = 5.0  # the thread outlives its last run: the next one is often close behind
+LINGER_SECONDS: Final = 5.0
+"""How long the thread outlives its last run: the next one is often close behind."""
 
-FIRST_WINDOW_SECONDS: Final = 0.005
+MIN_WINDOW_SECONDS: Final = 0.005
 MAX_WINDOW_SECONDS: Final = 0.5
-BLOCKED_BELOW: Final = 0.25  # of one core
+"""Bounds of the time over which the load is measured."""
+
+BLOCKED_BELOW: Final = 0.25
+"""Share of one core below which the running tasks are taken to wait."""
+
 REPEAT_SECONDS: Final = 1.0
+"""How often it is reported that they still wait."""
 
 _now = time.monotonic
 
@@ -27,9 +33,9 @@ K = TypeVar("K", bound=Hashable)
 
 
 class LoadMeter:
-    """Tells whether the running tasks compute or wait, from the CPU time that this process gets.
+    """Finds out whether the running tasks compute or wait, by the CPU time that this process gets.
 
-    Each look is at the window since the one before. Windows start at 5 ms and double while nothing changes.
+    Each measurement covers the window since the one before. Windows start at 5 ms and double while nothing changes.
 
     Args:
         count: Returns how many tasks run, and how many were ever started.
@@ -37,28 +43,28 @@ class LoadMeter:
             after a task has been started, and every second as long as it stays so.
 
     Attributes:
-        due: When to look next, in monotonic seconds; infinite while nothing runs.
+        due: When to measure next, in monotonic seconds; infinite while nothing runs.
     """
 
     def __init__(self, count: Callable[[], tuple[int, int]], report: Callable[[int], None]) -> None:
         self.due = math.inf
         self.count = count
         self._report = report
-        self._window = FIRST_WINDOW_SECONDS
+        self._window = MIN_WINDOW_SECONDS
         self._since: float | None = None
         self._cpu = 0.0
         self._started = -1
         self._reported = (-1, -math.inf)
 
     def restart(self, now: float) -> None:
-        """Something started: measure from *now* on, in short windows again."""
+        """Measure from *now* on, in short windows again, because a task has started."""
         if self._since is None:
             self._since, self._cpu = now, time.process_time()
-        self._window = FIRST_WINDOW_SECONDS
+        self._window = MIN_WINDOW_SECONDS
         self.due = min(self.due, now + self._window)
 
-    def look(self, now: float) -> None:
-        """Look at the window that ends *now* (monotonic seconds), and report if the tasks waited."""
+    def measure(self, now: float) -> None:
+        """Measure the window that ends *now* (monotonic seconds), and report if the tasks waited."""
         running, started = self.count()
         if not running or self._since is None:
             self._since, self.due = None, math.inf
@@ -66,13 +72,11 @@ class LoadMeter:
 
         cpu = time.process_time()
         elapsed, share = now - self._since, (cpu - self._cpu) / max(now - self._since, 1e-9)
-        # A look that comes late says that the machine or the interpreter lock is busy, not that tasks wait.
-        late = elapsed > 2 * self._window + FIRST_WINDOW_SECONDS
+        # A late measurement says that the machine or the interpreter lock is busy, not that tasks wait.
+        late = elapsed > 2 * self._window + MIN_WINDOW_SECONDS
         changed = started != self._started
         self._since, self._cpu, self._started = now, cpu, started
-        self._window = (
-            FIRST_WINDOW_SECONDS if changed else min(2 * self._window, MAX_WINDOW_SECONDS)
-        )
+        self._window = MIN_WINDOW_SECONDS if changed else min(2 * self._window, MAX_WINDOW_SECONDS)
         self.due = now + self._window
         if late or share >= BLOCKED_BELOW:
             return
@@ -92,13 +96,13 @@ class _Watch:
 
 
 class HeartbeatTimer(Generic[K]):
-    """Calls back for runs, by the clock. The callbacks come from its own thread and must not raise.
+    """Calls functions for runs at their time, in a thread of its own. The functions must not raise.
 
     Args:
         beat: Called when a heartbeat is due.
         expire: Called once when the deadline has passed.
-        meter: Looks at the load; ``None``: nobody wants to know.
-        name: What the thread is called.
+        meter: Measures the load; ``None``: it is not measured.
+        name: Name of the thread.
     """
 
     def __init__(
@@ -120,7 +124,7 @@ class HeartbeatTimer(Generic[K]):
         self._closed = False
 
     def beat_every(self, key: K, seconds: float) -> None:
-        """Beat for *key*, every so many seconds, until :meth:`drop`."""
+        """Call *beat* for *key* every *seconds*, until `drop`."""
         with self._changed:
             watch = self._watches.setdefault(key, _Watch())
             watch.every = seconds
@@ -128,20 +132,20 @@ class HeartbeatTimer(Generic[K]):
             self._wake_by(watch.next_beat)
 
     def expire_at(self, key: K, deadline: float) -> None:
-        """Say so when *deadline* (monotonic seconds) has passed, unless :meth:`drop` comes first."""
+        """Call *expire* for *key* when *deadline* (monotonic seconds) has passed, unless `drop` comes first."""
         with self._changed:
             self._watches.setdefault(key, _Watch()).deadline = deadline
             self._wake_by(deadline)
 
     def drop(self, key: K) -> None:
-        """Forget *key*."""
+        """Call nothing more for *key*."""
         with self._changed:
             self._watches.pop(key, None)
 
     def started(self) -> None:
-        """A task started, and the load is to be looked at soon. Costs next to nothing when that is due anyway."""
+        """Have the load measured soon, because a task has started. Costs next to nothing when that is due anyway."""
         now = _now()
-        if self._meter is not None and self._asleep_until > now + 2 * FIRST_WINDOW_SECONDS:
+        if self._meter is not None and self._asleep_until > now + 2 * MIN_WINDOW_SECONDS:
             with self._changed:
                 self._meter.restart(now)
                 self._wake_by(self._meter.due)
@@ -166,7 +170,7 @@ class HeartbeatTimer(Generic[K]):
         while True:
             with self._changed:
                 now = _now()
-                beats, expired, due = self._what_is_due(now)
+                beats, expired, due = self._collect_due(now)
                 look = self._meter is not None and self._meter.due <= now
                 if not (beats or expired or look):
                     if due < math.inf:
@@ -191,10 +195,10 @@ class HeartbeatTimer(Generic[K]):
             for key in beats:
                 self._beat(key)
             if look and self._meter is not None:
-                self._meter.look(now)
+                self._meter.measure(now)
 
-    def _what_is_due(self, now: float) -> tuple[list[K], list[K], float]:
-        """Whose heartbeat and whose deadline is due, and when the next thing will be."""
+    def _collect_due(self, now: float) -> tuple[list[K], list[K], float]:
+        """Return the keys whose heartbeat is due, those whose deadline is, and when the next one will be."""
         beats: list[K] = []
         expired: list[K] = []
         due = self._meter.due if self._meter is not None else math.inf

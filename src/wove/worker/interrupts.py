@@ -1,4 +1,4 @@
-"""Stopping a sync call from outside.
+"""Interrupts a sync call from another thread.
 
 Python can raise an exception in another thread, but it arrives when that thread next runs bytecode: possibly
 after the call has returned, in whatever the thread does then. So a call gets one interrupt at most, and its
@@ -31,13 +31,12 @@ class Interruptible:
 
     def __init__(self) -> None:
         self._thread = threading.get_ident()
-        self._claim = [
-            None
-        ]  # whoever pops it decides: interrupted, or finished. list.pop is atomic
+        # Who pops the item first decides whether the call was interrupted or has finished: list.pop is atomic.
+        self._claim = [None]
         self._sent = False
 
     def run(self, call: Callable[[], Any]) -> tuple[bool, Any]:
-        """``(True, value)`` or ``(False, exception)``, whatever *call* raises.
+        """Return ``(True, value)`` or ``(False, exception)``, whatever *call* raises.
 
         The exception is a :class:`TaskInterrupted` if the interrupt ended the call. If it came too late, the
         outcome is that of the call.
@@ -59,7 +58,7 @@ class Interruptible:
         return outcome
 
     def interrupt(self) -> bool:
-        """Raise :class:`TaskInterrupted` in the call; from another thread. False if it had ended."""
+        """Raise :class:`TaskInterrupted` in the call, from another thread. Return False if the call had ended."""
         raise_in_thread = _raise_in_thread()
         if raise_in_thread is None:
             return False
@@ -76,26 +75,26 @@ class Interruptible:
         return True
 
     def _settle(self) -> None:
-        """After this no interrupt arrives in this thread. May be left by the interrupt itself."""
+        """Make sure that no interrupt arrives in this thread later. The interrupt itself may end this method."""
         try:
             self._claim.pop()
         except IndexError:
             pass
         else:
-            return  # nobody sent one, and nobody will
+            return  # no interrupt was sent, and none will be
 
         try:
-            while not self._sent:  # the sender is between two lines
+            while not self._sent:  # the sender is about to send it
                 time.sleep(0)
             raise_in_thread = _raise_in_thread()
             if raise_in_thread is not None:
-                raise_in_thread(self._thread, None)  # takes it back if it has not arrived yet
+                raise_in_thread(self._thread, None)  # withdraws it if it has not arrived yet
         except TaskInterrupted:
             pass
 
 
 def _raise_in_thread() -> Callable[[int, type[BaseException] | None], None] | None:
-    """Sets, or with ``None`` takes back, the exception that a thread is to raise next."""
+    """Return a function that sets the exception that a thread raises next; ``None`` withdraws it."""
     try:
         import ctypes
     except ImportError:  # a Python without it: calls run to their end

@@ -1,6 +1,6 @@
-"""The runs of a worker process, marked in memory that outlives it.
+"""The states of a worker process's runs, in memory that outlives the process.
 
-The events of a process that is killed may never be written. So it notes in a page of memory that it shares with its
+The events of a process that is killed may never be written. So the process notes in memory that it shares with its
 parent which runs it has begun, and which calls have returned.
 """
 
@@ -14,13 +14,13 @@ from typing import Final
 __all__ = ["BEGUN", "RETURNED", "UNPICKLING", "RunMarks", "shared_file"]
 
 SLOTS: Final = 2048
-"""How many runs of one process are marked; four pages of memory. Later ones have no slot."""
+"""Maximum number of runs of one process that are marked, in four pages of memory. Further runs have no slot."""
 
 _BYTES: Final = 8
 _STATES: Final = 4
 
 UNPICKLING: Final = 1
-"""A thread rebuilds the callable and the arguments, which may run code of the user's; the call has not begun."""
+"""A thread unpickles the callable and the arguments, which may run the user's code; the call has not begun."""
 BEGUN: Final = 2
 """The call has begun."""
 RETURNED: Final = 3
@@ -28,10 +28,10 @@ RETURNED: Final = 3
 
 
 class RunMarks:
-    """For each run that a process has: how far it has come, and in which thread.
+    """The state of each run of a process, and the thread that noted it.
 
     Args:
-        descriptor: Of a file that both processes have open; it is not needed afterwards.
+        descriptor: Descriptor of a file that both processes have open. It may be closed afterwards.
     """
 
     def __init__(self, descriptor: int) -> None:
@@ -45,18 +45,18 @@ class RunMarks:
         return self._free.pop() if self._free else -1
 
     def release(self, slot: int) -> None:
-        """Let another run have *slot*."""
+        """Free *slot* for another run."""
         if slot >= 0:
             self._marks[slot] = 0
             self._free.append(slot)
 
     def mark(self, slot: int, state: int) -> None:
-        """Note that the run of *slot* has come to *state*, in the calling thread."""
+        """Note that the run of *slot* has reached *state*, in the calling thread."""
         if 0 <= slot < SLOTS:
             self._marks[slot] = threading.get_ident() * _STATES + state
 
     def state(self, slot: int) -> int:
-        """Return what was marked last, 0 if nothing was; `BEGUN` for a run that has no slot, to be on the safe side."""
+        """Return the last state, 0 if there is none. A run without a slot counts as `BEGUN`, to be on the safe side."""
         return self._marks[slot] % _STATES if slot >= 0 else BEGUN
 
     def thread(self, slot: int) -> int:
@@ -64,7 +64,7 @@ class RunMarks:
         return self._marks[slot] // _STATES if slot >= 0 else 0
 
     def close(self) -> None:
-        """Give the memory back."""
+        """Release the memory."""
         self._marks.release()
         self._memory.close()
 

@@ -1,4 +1,4 @@
-"""The one place that runs a task on the worker's side, whatever brought the frame."""
+"""Runs tasks on the worker's side, whatever transport brought their frames."""
 
 from __future__ import annotations
 
@@ -42,22 +42,22 @@ HOST: Final = os.uname().nodename if hasattr(os, "uname") else os.environ.get("C
 
 
 class Runner:
-    """Runs ``run_task`` frames, all that it is given at once, and says through *emit* what becomes of them.
+    """Runs the tasks of ``run_task`` frames, all at once, and reports their events through *emit*.
 
     Every run ends with exactly one of ``task_result``, ``task_error`` and ``task_cancelled``, when the task
     itself has ended. A sync task gets a thread, a coroutine task a place on one event loop, both with a fresh
     context. Arguments and results are pickled and unpickled in the threads, never on the loop.
 
     Args:
-        emit: Gets every event, as a dict whose pickles are :class:`~wove.protocol.pickling.Pickled`. Called
+        emit: Receives every event, as a dict whose pickles are :class:`~wove.protocol.pickling.Pickled`. Called
             from any thread, also from the event loop's; must neither raise nor block.
-        max_threads: The most threads for sync tasks at a time; ``None``: as many as block.
-        name: What the threads are called, before a number.
+        max_threads: Maximum number of threads for sync tasks; ``None``: as many as block.
+        name: Name of the threads, before a number.
         report_load: Also emit a ``heartbeat`` with ``blocked: true``, and ``running``, the number of tasks
             that run, within about 5 ms of all of them waiting and not computing; again when another task has
-            started since, and every second. It carries the ``run_id`` of one of them. A sender that keeps
-            its CPU-bound tasks from competing for one interpreter lock learns from it that it may send more.
-        marks: Where to note which runs have begun, for whoever survives this process.
+            started since, and every second. The heartbeat carries the ``run_id`` of one of them. A sender that
+            keeps CPU-bound tasks from competing for one interpreter lock may then send more.
+        marks: Memory in which the states of runs are noted, for the parent of this process.
 
     Example::
 
@@ -88,8 +88,8 @@ class Runner:
         self._threads = TaskThreadPool(max_threads, name)
         self._loop: CoroutineLoop | None = None
         meter = LoadMeter(self._count, self._report_blocked) if report_load else None
-        self._pulse: HeartbeatTimer[ExecutingRun] = HeartbeatTimer(
-            beat=self._beat, expire=self._expire, meter=meter, name=f"{name}-pulse"
+        self._timer: HeartbeatTimer[ExecutingRun] = HeartbeatTimer(
+            beat=self._beat, expire=self._expire, meter=meter, name=f"{name}-timer"
         )
         self._report_timer: HeartbeatTimer[RunReports] = HeartbeatTimer(
             beat=RunReports.flush, expire=RunReports.flush, meter=None, name=f"{name}-reports"
@@ -114,8 +114,8 @@ class Runner:
 
         Args:
             frame: The frame.
-            function: What `shared` gave for it; ``None``: the frame has its callable, or the frames of this
-                connection had it.
+            function: Its callable, from `shared`; ``None``: the callable is in this frame, or was in an earlier one
+                of this connection.
             heartbeat_seconds: The time between two heartbeats; ``None``: as the frame says.
 
         Raises:
@@ -145,14 +145,14 @@ class Runner:
             self._fail(run, error, source="executor", retryable=True)
 
     def shared(self, callable_id: str, pickled: Pickled | None = None) -> SharedCallable | None:
-        """The callable of that id, which is kept for later frames. For frames that do not come from one connection.
+        """Return the callable with an id, and keep it for later frames, which may come from several connections.
 
         Args:
             callable_id: The SHA-256 (hex) of its pickle.
-            pickled: The pickle; ``None``: only if it is here.
+            pickled: Its pickle; ``None``: return the callable only if it is kept.
 
         Returns:
-            ``None`` if it is not.
+            The callable; ``None``: it is not kept.
         """
         with self._lock:
             kept = self._callables.get(callable_id)
@@ -162,7 +162,7 @@ class Runner:
             return kept
 
     def cancel(self, frame: Mapping[str, Any]) -> None:
-        """Stop the run of a ``cancel_task`` frame: at once while it is queued, else as Python can.
+        """Stop the run of a ``cancel_task`` frame: at once while it is queued, otherwise as far as Python can.
 
         A coroutine is cancelled. In a sync task a :class:`~wove.worker.interrupts.TaskInterrupted` is raised
         when it next runs bytecode. A run that ends by itself before keeps its result; an unknown one is
@@ -175,10 +175,10 @@ class Runner:
             self._stop(run, "cancel")
 
     def drain(self, timeout: float | None = None) -> bool:
-        """Take no more runs, and wait until all have ended, for at most *timeout* seconds (``None``: forever).
+        """Refuse further runs, and wait until all have ended, for at most *timeout* seconds (``None``: for ever).
 
         Returns:
-            Whether they have.
+            Whether all have ended.
         """
         with self._lock:
             self._closed = True
@@ -188,10 +188,10 @@ class Runner:
         return not self._runs and not self._ending
 
     def close(self, timeout: float) -> bool:
-        """Stop everything that runs, and wait at most *timeout* seconds for it to end.
+        """Stop all runs, and wait at most *timeout* seconds for them to end.
 
         Returns:
-            Whether everything has ended. What has not, goes on in a daemon thread.
+            Whether all have ended. Those that have not continue in daemon threads.
         """
         with self._lock:
             self._closed = True
@@ -202,7 +202,7 @@ class Runner:
         deadline = time.monotonic() + timeout
         ended = self.drain(timeout)
         self._threads.close(0.0, for_good=True)
-        self._pulse.close()
+        self._timer.close()
         self._report_timer.close()
         with self._lock:
             captures, self._captures = self._captures, False
@@ -229,14 +229,14 @@ class Runner:
         try:
             self._emit({"type": "task_started", **run.names, "host": HOST, "pid": self._pid})
             if run.seconds is not None:
-                self._pulse.expire_at(run, time.monotonic() + run.seconds)
+                self._timer.expire_at(run, time.monotonic() + run.seconds)
             if self._reports_load:
-                self._pulse.started()
+                self._timer.started()
             if run.heartbeat_seconds is not None:
-                self._pulse.beat_every(run, run.heartbeat_seconds)
+                self._timer.beat_every(run, run.heartbeat_seconds)
             self._call(run)
         except BaseException as error:
-            # Not the task's own: those have been dealt with. Whatever it is, the run must end.
+            # Not the task's own exception, which is handled elsewhere. Whatever it is, the run must end.
             self._fail(run, error, source="executor")
 
     def _mark(self, run: ExecutingRun, state: int) -> None:
@@ -308,7 +308,7 @@ class Runner:
         section = Interruptible()
 
         def interruptible() -> Any:
-            # First make it known, then look: whoever stops the run does it the other way round.
+            # First publish the section, then check: `_stop` does it in the opposite order.
             run.section = section
             if run.stopping:
                 raise TaskInterrupted
@@ -335,7 +335,7 @@ class Runner:
         context: contextvars.Context,
         unused: Callable[[], object] | None = None,
     ) -> None:
-        """Await what *make* makes, on the loop; *unused* ends a coroutine that may never be started."""
+        """Await the result of *make* on the loop. *unused* closes a coroutine that may never be started."""
 
         def make_marked() -> Awaitable[Any]:
             self._mark(run, BEGUN)
@@ -344,7 +344,7 @@ class Runner:
         def done(ok: bool, value: Any) -> None:
             if unused is not None:
                 unused()
-            # Pickling may take long, and this is the loop.
+            # In a thread, because pickling may take long.
             try:
                 self._threads.submit(partial(self._conclude_safely, run, ok, value))
             except Exception as error:
@@ -379,7 +379,7 @@ class Runner:
             try:
                 pickled = dumps(value, label=label)
                 if not pickled.plain:
-                    # The sender could do nothing about a result that cannot be rebuilt.
+                    # Better an error here, with a name, than a result that its weave cannot unpickle.
                     loads(pickled, label=label)
             except Exception as error:
                 self._fail(run, error, source="task", retryable=False)
@@ -409,7 +409,7 @@ class Runner:
             run.cancel_coroutine()
 
     def _stopped(self, run: ExecutingRun, interruption: BaseException | None) -> None:
-        """End a run that was told to stop, and has."""
+        """End a run that was told to stop, and has stopped."""
         if run.stopping == "cancel":
             self._end(run, {"type": "task_cancelled", **run.names})
             return
@@ -419,11 +419,11 @@ class Runner:
             f"task {run.task!r} timed out: its worker stopped it after {seconds:g} s"
         )
         error.task, error.limit = run.task, run.seconds
-        if interruption is not None:  # shows where the task was when its time was up
+        if interruption is not None:  # its traceback shows where the task was
             error.__traceback__ = interruption.__traceback__
         self._fail(run, error, source="task", retryable=True)
 
-    # --- by the clock: called by the pulse ------------------------------------------------------------------
+    # --- called by the timer --------------------------------------------------------------------------------
 
     def _expire(self, run: ExecutingRun) -> None:
         self._stop(run, "deadline")
@@ -450,19 +450,19 @@ class Runner:
         self._end(run, {"type": "task_error", **run.names, **fields, "python": PYTHON})
 
     def _end(self, run: ExecutingRun, event: dict[str, Any]) -> None:
-        """Every terminal event goes out here; the first one of a run is the only one."""
+        """End a run with its terminal event. The first one of a run is the only one."""
         with self._lock:
             if run.ended:
                 return
             run.ended = True
-            # Before anybody hears of the end: who does may send a run of the same id.
+            # Before the end is reported: the sender may then send a run of the same id.
             del self._runs[run.run_id]
             self._ending += 1
             if run.begun:
                 self._running -= 1
 
         if run.heartbeat_seconds is not None or run.seconds is not None:
-            self._pulse.drop(run)
+            self._timer.drop(run)
         if run.reports is not None:
             run.reports.close()
             self._report_timer.drop(run.reports)
@@ -484,7 +484,7 @@ class Runner:
                 self._emit_substitute(event, error)
 
     def _emit_substitute(self, event: dict[str, Any], error: Exception) -> None:
-        """End the run of *event* in fewer bytes: nobody waits for an end that cannot be sent."""
+        """Report the end of the run of *event* in fewer bytes, because *event* could not be sent."""
         size = sum(part.size for part in event.values() if isinstance(part, Pickled))
         report: dict[str, Any] = {
             "kind": type(error).__name__,
@@ -533,7 +533,7 @@ class Runner:
 
 
 def _comes_of_stopping(error: BaseException) -> bool:
-    """Whether *error* is what stops a task, or was raised because of it."""
+    """Return whether *error* is the exception that stops a task, or was raised because of it."""
     asyncio: Any = sys.modules.get(
         "asyncio.exceptions"
     )  # a worker without coroutines does not load it

@@ -1,4 +1,4 @@
-"""One run of a task, as the worker keeps it."""
+"""A run of a task in a worker."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ["ExecutingRun", "SharedCallable", "SharedValues"]
 
 
 class SharedCallable:
-    """A callable that is unpickled when it is first wanted, once for all runs of it."""
+    """A callable that is unpickled at its first use, once for all its runs."""
 
     __slots__ = ("_function", "_is_async", "_lock", "_pickled")
 
@@ -30,7 +30,7 @@ class SharedCallable:
         self._is_async = False
 
     def load(self, task: str) -> tuple[Callable[..., Any], bool]:
-        """The callable, and whether calling it makes a coroutine."""
+        """Return the callable, and whether calling it makes a coroutine."""
         if self._function is None:
             with self._lock:
                 self._load(f"the callable of task {task!r}")
@@ -52,7 +52,7 @@ class SharedCallable:
 
 
 class SharedValues:
-    """Arguments that are unpickled when they are first wanted, once for all items of a map."""
+    """Arguments that are unpickled at their first use, once for all items of a map."""
 
     __slots__ = ("_lock", "_pickled", "_values")
 
@@ -62,7 +62,7 @@ class SharedValues:
         self._values: dict[str, Any] = {}
 
     def load(self, label: str) -> dict[str, Any]:
-        """Return them, by parameter name."""
+        """Return the arguments by parameter name."""
         with self._lock:
             if self._pickled is not None:
                 self._values = loads(self._pickled, label=label)
@@ -74,19 +74,19 @@ class ExecutingRun:
     """The state of one run.
 
     Attributes:
-        names: The fields that every event of it has.
-        slot: Where it is marked in `RunMarks`; -1: nowhere.
+        names: The fields that all its events have.
+        slot: Its slot in `RunMarks`; -1: none.
         seconds: How long the attempt may take once it has begun; ``None``: no limit.
         heartbeat_seconds: The time between two heartbeats; ``None``: it sends none.
-        begun: It has left the queue.
-        ended: Its terminal event is decided.
+        begun: Whether it has left the queue.
+        ended: Whether its terminal event is decided.
         began: When it left the queue, in seconds since the epoch.
         ticks: When it left the queue, when its call began, and when that ended, as `time.perf_counter`.
         setup: What its process calls before its first task; ``None``: nothing.
         log_level: The level from which its log records are sent home; ``None``: neither these nor its output.
         reports: What it has reported; ``None``: nothing.
         traceparent: The span of the weave's side; empty: none.
-        stopping: ``"cancel"`` or ``"deadline"`` once it has been told to stop.
+        stopping: ``"cancel"`` or ``"deadline"`` once it has been told to stop; otherwise ``None``.
     """
 
     __slots__ = (

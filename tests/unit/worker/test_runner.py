@@ -595,22 +595,22 @@ def test_the_meter_tells_computing_from_waiting(monkeypatch: pytest.MonkeyPatch)
     meter.restart(100.0)
     assert meter.due == pytest.approx(100.005)
     cpu[0] += 0.005
-    meter.look(100.005)
+    meter.measure(100.005)
     assert not reports  # it computed
-    meter.look(100.010)
+    meter.measure(100.010)
     assert reports == [1]  # it waited
     now = meter.due
-    meter.look(now)
+    meter.measure(now)
     assert reports == [1] and meter.due - now > 0.005  # nothing new: look less often
     count = (2, 2)
-    meter.look(meter.due)
+    meter.measure(meter.due)
     assert reports == [1, 2]
-    meter.look(meter.due + 1.0)
+    meter.measure(meter.due + 1.0)
     assert reports == [1, 2]  # late: says nothing about the tasks
     while len(reports) < 3:
-        meter.look(meter.due)  # once in a while it is said again
+        meter.measure(meter.due)  # once in a while it is said again
     count = (0, 2)
-    meter.look(meter.due)
+    meter.measure(meter.due)
     assert meter.due == float("inf")
 
 

@@ -24,6 +24,8 @@ from tests.support.servers.kubernetes_jobs import KubernetesJobs
 from tests.support.volume import volume
 from wove import DeliveryTimeoutError, WorkerLostError, weave
 from wove.errors import DeliveryError
+from wove.integrations.common import withdrawals
+from wove.integrations.kubernetes_jobs import adapter
 from wove.integrations.kubernetes_jobs.watch import TROUBLE_SECONDS
 
 pytestmark = [pytest.mark.backend("kubernetes_jobs"), pytest.mark.timeout(120)]
@@ -170,7 +172,7 @@ def test_what_others_do_to_a_running_pod(
 ) -> None:
     words = {
         "evicted": "Evicted: The node was low on resource",
-        "Job deleted": "was deleted|SIGTERM",
+        "Job deleted": "was deleted",
     }
 
     async def main() -> None:
@@ -178,7 +180,7 @@ def test_what_others_do_to_a_running_pod(
         running = begin(block, **values)
         await eventually(lambda: lines(tmp_path / "pids"))
         await asyncio.to_thread(act)
-        with pytest.raises(WorkerLostError, match=words.get(what, "was deleted|SIGTERM|exit code")):
+        with pytest.raises(WorkerLostError, match=words.get(what, "was deleted")):
             await running
 
     def act() -> None:
@@ -233,9 +235,9 @@ def test_what_cannot_be_scheduled_waits(
 
 
 @contextmanager
-def quota(cluster: KubernetesJobs, of: str) -> Iterator[None]:
-    """None may be made."""
-    cluster.emulate("quota", namespace="default", of=of, most=0)
+def quota(cluster: KubernetesJobs, of: str, most: int = 0) -> Iterator[None]:
+    """So many may exist."""
+    cluster.emulate("quota", namespace="default", of=of, most=most)
     try:
         yield
     finally:
@@ -280,9 +282,26 @@ def test_a_quota_of_pods_is_waited_for(
 
 
 def test_a_quota_of_jobs(there: Configure, cluster: KubernetesJobs) -> None:
+    there(submit_patience_seconds=0.2)
     words = r"refused to create Job .* exceeded quota: jobs, .*\(403 Forbidden\) \('workers' of a mapped task bounds"
     with quota(cluster, "jobs"), pytest.raises(DeliveryError, match=words):
         there_is(add_one, item=1)
+
+
+def test_jobs_of_ended_runs_leave_room_in_a_quota(
+    there: Configure, cluster: KubernetesJobs
+) -> None:
+    """The quota counts finished Jobs, too; so each is deleted when its run has ended."""
+    with quota(cluster, "jobs", most=len(jobs_of(cluster)) + 1), weave() as w:
+        w.do(range(4), environment="there", workers=1)(add_one)
+    assert w.result.add_one == [1, 2, 3, 4]
+
+
+def test_a_failed_job_stays_for_its_reason(there: Configure, cluster: KubernetesJobs) -> None:
+    there(command=["sh", "-c", "exit 9"], labels={"shop": "kept"})
+    lost("exit code 9")
+    kept = [job for job in jobs_of(cluster) if job.metadata.labels.get("shop") == "kept"]
+    assert len(kept) == 1
 
 
 # ------------------------------------------------------------------------------------------------ preflight
@@ -380,7 +399,7 @@ def test_a_job_factory(there: Configure, cluster: KubernetesJobs, kind: str) -> 
             metadata=metadata, spec=client.V1JobSpec(template=template, backoff_limit=0)
         )
 
-    there(job_factory=make)
+    there(job_factory=make, job_spec={"ttlSecondsAfterFinished": 60})
     assert there_is(add_one, item=1) == 2
     assert [job for job in jobs_of(cluster) if (job.metadata.labels or {}).get("task") == "add_one"]
 
@@ -491,6 +510,78 @@ def test_an_api_server_that_is_away_for_a_while(
 
         asyncio.run(main())
         wove.shutdown()
+
+
+def test_a_job_that_is_created_while_the_api_server_is_away(
+    there: Configure,
+    cluster: KubernetesJobs,
+    client: Callable[..., Any],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level("INFO", "wove")
+    with Proxy(cluster.port) as proxy:
+        there(load_config_options=None, batch_api=client(port=proxy.port))
+        assert there_is(add_one, item=1) == 2
+
+        async def main() -> None:
+            proxy.down()
+            waiting = begin(add_one, item=2)
+            await eventually(lambda: "; waiting for it" in caplog.text)
+            proxy.up()
+            assert await waiting == 3
+
+        asyncio.run(main())
+        wove.shutdown()
+
+
+def test_a_job_whose_creation_was_not_answered_is_created_once(
+    there: Configure, client: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from urllib3.exceptions import ReadTimeoutError
+
+    monkeypatch.setattr(adapter, "RETRY_SECONDS", 0.05)
+    api = client()
+    create, unanswered = api.create_namespaced_job, [True]
+
+    def create_unanswered(*args: Any, **options: Any) -> Any:
+        answer = create(*args, **options)
+        if unanswered.pop() if unanswered else False:
+            raise ReadTimeoutError(None, "url", "Read timed out.")  # type: ignore[arg-type]
+        return answer
+
+    api.create_namespaced_job = create_unanswered
+    there(load_config_options=None, batch_api=api)
+    assert there_is(add_one, item=1) == 2
+    assert unanswered == []
+
+
+def test_a_job_that_is_created_after_it_was_given_up_is_deleted(
+    there: Configure,
+    cluster: KubernetesJobs,
+    client: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from urllib3.exceptions import ReadTimeoutError
+
+    monkeypatch.setattr(adapter, "RETRY_SECONDS", 0.05)
+    monkeypatch.setattr(withdrawals, "INTERVAL_SECONDS", 0.05)
+    monkeypatch.setattr(withdrawals, "MIN_CLEAR_CHECKS", 1_000_000)
+    monkeypatch.setattr(withdrawals, "MAX_CHECKS", 1_000_000)
+    api = client()
+    create, late = api.create_namespaced_job, list[tuple[Any, Any]]()
+
+    def create_later(*args: Any, **options: Any) -> Any:
+        late.append((args, options))
+        raise ReadTimeoutError(None, "url", "Read timed out.")  # type: ignore[arg-type]
+
+    api.create_namespaced_job = create_later
+    there(load_config_options=None, batch_api=api, submit_patience_seconds=0.1)
+    with pytest.raises(DeliveryError, match="could not be asked to create Job .*Read timed out"):
+        there_is(add_one, item=1)
+    args, options = late[0]
+    create(*args, **options)
+    name = args[1]["metadata"]["name"]
+    asyncio.run(eventually(lambda: name not in [job.metadata.name for job in jobs_of(cluster)]))
 
 
 def test_an_api_server_that_is_too_busy(there: Configure, cluster: KubernetesJobs) -> None:

@@ -222,5 +222,14 @@ class BackendAdapter(abc.ABC):
         """
         return ""
 
+    def release(self, run_id: str, submission: Any, lost: bool) -> MaybeAwaitable:  # noqa: B027
+        """Remove what is left of a job in the backend. Called when its run has ended, but not when it was cancelled.
+
+        Args:
+            run_id: The id of the run.
+            submission: What `submit` returned.
+            lost: Whether the run was lost, so that the job may show the reason.
+        """
+
     def close(self) -> MaybeAwaitable:  # noqa: B027
         """Close what `start` opened. A client that the user passed in stays open."""

@@ -69,6 +69,9 @@ PATIENCE_KEY: Final = "submit_patience_seconds"
 PATIENCE_SECONDS: Final = 60.0
 """The key of backends whose adapters are `patient`, and its default."""
 
+RELEASE_SECONDS: Final = 2.0
+"""How long `stop` waits for calls that remove ended jobs."""
+
 LINGER_SECONDS: Final = 0.2
 """How long `stop` waits for threads that are still in a call of the adapter. They are daemons."""
 
@@ -155,6 +158,8 @@ class BackendAdapterEnvironmentExecutor(EnvironmentExecutor):
             runs=REMEMBERED_RUNS, size=REMEMBERED_BYTES, seconds=REMEMBERED_SECONDS
         )
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._releasing: set[asyncio.Task[Any]] = set()
+        self._releases = type(adapter).release is not BackendAdapter.release
         self._threads = ThreadPool(adapter.threads, f"wove-{self.name}")
         self._watcher: Watcher | None = None
 
@@ -252,6 +257,8 @@ class BackendAdapterEnvironmentExecutor(EnvironmentExecutor):
         for job in list(self._jobs.values()):
             self._forget(job)
         await self.route.close()
+        if self._releasing:
+            await asyncio.wait(set(self._releasing), timeout=RELEASE_SECONDS)
 
         try:
             await self._call(self.adapter.close)
@@ -465,6 +472,12 @@ class BackendAdapterEnvironmentExecutor(EnvironmentExecutor):
 
     def _finish(self, job: SubmittedJob, event: dict[str, Any]) -> None:
         self._forget(job)
+        if self._releases and job.submitted:
+            lost = isinstance(event.get("exception"), WorkerLostError) or _was_stopped(event)
+            release = self._call(self.adapter.release, job.run_id, job.submission, lost)
+            releasing = self._spawn(release)
+            self._releasing.add(releasing)
+            releasing.add_done_callback(self._releasing.discard)
         self._ended[job.run_id] = None
         self._inbox.put([event])
 

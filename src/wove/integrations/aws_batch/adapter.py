@@ -14,15 +14,17 @@ from typing import Any, ClassVar, Final
 
 from wove.concurrency import forks
 from wove.concurrency.bounded import BoundedDict
+from wove.concurrency.thread_pool import ThreadPool, run_in_thread
 from wove.errors import DeliveryError, install_command
 from wove.executors.base import CancelReach, Frame
 from wove.graph.rules import shown
-from wove.integrations.aws_batch.client import Api, DeniedError, client_of
+from wove.integrations.aws_batch.client import Api, DeniedError, UnansweredError, client_of
 from wove.integrations.aws_batch.states import LIVE, JobProbe
 from wove.integrations.base import BackendAdapter, JobStatus, PayloadDict
 from wove.integrations.common.manifests import RESERVED_VARIABLES, merged
 from wove.integrations.common.resources import resources_of
 from wove.integrations.common.timing import longest_seconds
+from wove.integrations.common.withdrawals import Withdrawals
 from wove.integrations.naming import idempotency_key, job_mark, job_name
 from wove.protocol import heartbeats
 from wove.protocol.names import PAYLOAD_VARIABLE
@@ -61,6 +63,14 @@ MARGIN_SECONDS: Final = 30
 
 MAX_KEYED: Final = 10_000
 """Maximum number of jobs with an idempotency key that are remembered as submitted here."""
+
+RETRY_SECONDS: Final = 2.0
+"""The time between two attempts to submit a job while AWS Batch cannot be reached."""
+
+CLOCK_SECONDS: Final = 60.0
+"""How much the clocks of AWS and of this machine may differ."""
+
+CLOSE_SECONDS: Final = 1.0
 
 ACK_SECONDS: Final = 5.0
 """How long a cancel with ``require_ack`` waits for the end of the job."""
@@ -138,6 +148,7 @@ class AWSBatchAdapter(BackendAdapter):
     inline_bytes: ClassVar[int] = 6 * 1024
     beat_seconds: ClassVar[float] = heartbeats.BATCH_SECONDS
     redelivers: ClassVar[bool] = False
+    patient: ClassVar[bool] = True
     reports_cancel_reason: ClassVar[bool] = True
     threads: ClassVar[int] = 8
     watch_seconds: ClassVar[tuple[float, float]] = (
@@ -220,7 +231,12 @@ class AWSBatchAdapter(BackendAdapter):
 
     # ------------------------------------------------------------------ start and close
 
-    def start(self) -> None:
+    async def start(self) -> None:
+        self._withdrawing = ThreadPool(1, "wove-batch-withdraw")
+        self._withdrawals = Withdrawals(self._terminate_named, self._withdrawing, label=self.label)
+        await run_in_thread(self._connect)
+
+    def _connect(self) -> None:
         with forks.importing:
             exceptions: Any = importlib.import_module("botocore.exceptions")
             client = self._given
@@ -276,7 +292,12 @@ class AWSBatchAdapter(BackendAdapter):
         ):
             self._command = COMMAND
 
-    def close(self) -> None:
+    async def close(self) -> None:
+        await self._withdrawals.close()
+        await run_in_thread(self._disconnect)
+
+    def _disconnect(self) -> None:
+        self._withdrawing.close(CLOSE_SECONDS, for_good=True)
         if self._given is None and self._api is not None:
             self._api.client.close()
 
@@ -291,10 +312,67 @@ class AWSBatchAdapter(BackendAdapter):
         request = self.request(payload, frame)
         if idempotency_key(frame) is not None:
             self._make_room(request["jobName"], payload)
-        job = self._connected.submit(request)
+        job = self._submit(request, payload["run_id"])
         if idempotency_key(frame) is not None:
             self._mine[job] = None
         return job
+
+    def _submit(self, request: Mapping[str, Any], run_id: str) -> str:
+        """Submit a job once, and wait for an AWS Batch that cannot be reached.
+
+        A request without an answer may have been carried out. Then the job is looked up by its name, and used; further
+        jobs with that name are terminated.
+
+        Raises:
+            DeliveryError: Batch refused the job, or did not answer for ``submit_patience_seconds``.
+        """
+        name, began = request["jobName"], time.time()
+        until = time.monotonic() + self.submit_patience_seconds
+        doubtful = False
+
+        while True:
+            try:
+                job = self._connected.submit(request)
+            except UnansweredError as error:
+                doubtful = doubtful or error.sent
+                if doubtful and (found := self._jobs_named(name, began)):
+                    self._withdrawals.add(name, f"{began} {found[0]}")
+                    return found[0]
+                if time.monotonic() >= until or not self.is_awaited(run_id):
+                    if doubtful:
+                        self._withdrawals.add(name, f"{began} ")
+                    raise
+                logger.info("%s; waiting for it", error)
+            else:
+                if doubtful:
+                    self._withdrawals.add(name, f"{began} {job}")
+                return job
+
+            time.sleep(min(RETRY_SECONDS, max(0.0, until - time.monotonic())))
+
+    def _jobs_named(self, name: str, since: float) -> list[str]:
+        """Return the ids of live jobs with that name that were created after *since*, in seconds of the epoch."""
+        try:
+            found = self._connected.named(self._queue, name)
+        except DeliveryError as error:
+            logger.debug("%s", error)
+            return []
+
+        earliest = (since - CLOCK_SECONDS) * 1000
+        return [
+            str(each["jobId"])
+            for each in found
+            if each.get("status") in LIVE and each.get("createdAt", earliest) >= earliest
+        ]
+
+    def _terminate_named(self, name: str, context: str) -> bool:
+        """Terminate jobs with that name, and return whether there are none; see `Withdrawals`."""
+        since, keep = context.split(" ")
+        others = [job for job in self._jobs_named(name, float(since)) if job != keep]
+        for job in others:
+            logger.info("%s: job %s was submitted too late, and is terminated", self.label, job)
+            self._connected.terminate(job, "submitted too late for Wove")
+        return not others
 
     def request(self, payload: PayloadDict, frame: Frame) -> dict[str, Any]:
         """Return the SubmitJob request of a run.

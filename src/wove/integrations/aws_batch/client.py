@@ -11,7 +11,7 @@ from typing import Any, Final, cast
 from wove.concurrency.backoff import Backoff
 from wove.errors import DeliveryError
 
-__all__ = ["Api", "DeniedError", "client_of"]
+__all__ = ["Api", "DeniedError", "UnansweredError", "client_of"]
 
 CONNECT_SECONDS: Final = 5
 ANSWER_SECONDS: Final = 15
@@ -41,11 +41,26 @@ THROTTLED: Final = frozenset(
 """Error codes of requests that were rejected before they were processed (botocore/retries/standard.py,
 ThrottledRetryableChecker)."""
 
+SERVER_ERROR: Final = "ServerException"
+"""The error code of a fault in AWS Batch, which may have carried out the request."""
+
 DENIED: Final = frozenset({"AccessDenied", "AccessDeniedException", "UnauthorizedOperation"})
 
 
 class DeniedError(DeliveryError):
     """The credentials do not allow the call."""
+
+
+class UnansweredError(DeliveryError):
+    """AWS Batch could not be reached, or its answer was lost.
+
+    Attributes:
+        sent: Whether the request may have been carried out.
+    """
+
+    def __init__(self, message: str, *, sent: bool) -> None:
+        super().__init__(message)
+        self.sent = sent
 
 
 def client_of(options: Mapping[str, Any]) -> Any:
@@ -86,6 +101,10 @@ class Api:
         self._unsent: tuple[type[Exception], ...] = (
             exceptions.EndpointConnectionError,
             exceptions.ConnectTimeoutError,
+        )
+        self._unanswered: tuple[type[Exception], ...] = (
+            exceptions.ConnectionError,
+            exceptions.HTTPClientError,
         )
         self._unreached: type[Exception] = exceptions.BotoCoreError
 
@@ -164,16 +183,22 @@ class Api:
                 if kind is DeniedError
                 else ""
             )
-            raise kind(
+            text = (
                 f"{self._label}: AWS Batch refused to {doing}: {_message(error)} ({code}){remedy}"
-            ) from error
+            )
+            if code == SERVER_ERROR:
+                raise UnansweredError(text, sent=True) from error
+            raise kind(text) from error
         except self._invalid as error:
             raise ValueError(
                 f"{self._label}: this is not a request that AWS Batch takes: {error}"
             ) from error
-        except (
-            self._unreached
-        ) as error:  # credentials, region or connection are missing; its text says which
+        except self._unanswered as error:
+            raise UnansweredError(
+                f"{self._label}: AWS Batch could not be asked to {doing}: {type(error).__name__}: {error}",
+                sent=not isinstance(error, self._unsent),
+            ) from error
+        except self._unreached as error:  # credentials or a region are missing
             raise DeliveryError(
                 f"{self._label}: AWS Batch could not be asked to {doing}: {type(error).__name__}: {error}"
             ) from error

@@ -28,13 +28,13 @@ class Withdrawals:
     """Cancels jobs by name until the backend has said several times that there are none. Made on the loop that runs it.
 
     Args:
-        cancel: Cancels the jobs with a name, except the one with the given id (``""``: none), and returns whether the
-            backend has answered that there are no others. It may block, and is called in *threads*.
+        cancel: Cancels the unwanted jobs with a name, and returns whether the backend has answered that there are none.
+            Its second argument is the context that was given to `add`. It may block, and is called in *threads*.
         threads: Run *cancel*.
         label: What log messages begin with.
 
     Attributes:
-        pending: The jobs to keep (``""``: none), by the names that are still checked.
+        pending: The contexts of the names that are still checked.
     """
 
     def __init__(
@@ -47,17 +47,22 @@ class Withdrawals:
         self._task: asyncio.Task[None] | None = None
         self.pending: dict[str, str] = {}
 
-    def add(self, name: str, *, keep: str = "") -> None:
-        """Have the jobs *name* cancelled, except the one with the id *keep*. For any thread."""
-        self.pending[name] = keep
+    def add(self, name: str, context: str = "") -> None:
+        """Have the unwanted jobs *name* cancelled. For any thread.
+
+        Args:
+            name: The name.
+            context: How *cancel* tells the unwanted jobs from others with that name.
+        """
+        self.pending[name] = context
         post_to(self._loop, self._ensure_task)
 
     async def close(self) -> None:
         """Check each pending name for the last time."""
         if self._task is not None:
             self._task.cancel()
-        for name, keep in list(self.pending.items()):
-            await self._threads.call(self._check, name, keep)
+        for name, context in list(self.pending.items()):
+            await self._threads.call(self._check, name, context)
 
     def _ensure_task(self) -> None:
         if self._task is None or self._task.done():
@@ -68,17 +73,17 @@ class Withdrawals:
         checks: dict[str, int] = {}
 
         while self.pending:
-            for name, keep in list(self.pending.items()):
-                is_clear = await self._threads.call(self._check, name, keep)
+            for name, context in list(self.pending.items()):
+                is_clear = await self._threads.call(self._check, name, context)
                 checks[name] = checks.get(name, 0) + 1
                 clear[name] = clear.get(name, 0) + 1 if is_clear else 0
                 if clear[name] >= MIN_CLEAR_CHECKS or checks[name] >= MAX_CHECKS:
                     del self.pending[name]
             await asyncio.sleep(INTERVAL_SECONDS)
 
-    def _check(self, name: str, keep: str) -> bool:
+    def _check(self, name: str, context: str) -> bool:
         try:
-            return self._cancel(name, keep)
+            return self._cancel(name, context)
         except Exception as error:
             logger.debug("%s: job %s cannot be withdrawn yet: %s", self._label, name, error)
             return False

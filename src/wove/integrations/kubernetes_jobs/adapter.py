@@ -18,6 +18,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Final, cast
 
 from wove.concurrency import forks
+from wove.concurrency.thread_pool import ThreadPool, run_in_thread
 from wove.errors import DeliveryError, install_command
 from wove.executors.base import CancelReach, Frame
 from wove.graph.resources import NAMES
@@ -25,6 +26,7 @@ from wove.graph.rules import shown
 from wove.integrations.base import BackendAdapter, JobStatus, PayloadDict
 from wove.integrations.common.manifests import RESERVED_VARIABLES
 from wove.integrations.common.resources import resources_of
+from wove.integrations.common.withdrawals import Withdrawals
 from wove.integrations.kubernetes_jobs.client import (
     Api,
     RefusedError,
@@ -51,6 +53,9 @@ logger = logging.getLogger("wove")
 COMMAND: Final = ("python", "-m", "wove.backend_worker")
 """The worker's command by default."""
 
+RETRY_SECONDS: Final = 2.0
+"""The time between two attempts to create a Job while the API server is away or a quota is used up."""
+
 REPLACE_SECONDS: Final = 5.0
 """How long the deletion of an earlier Job with the name may take. After that, the new Job gets another name."""
 
@@ -73,6 +78,10 @@ RIGHTS: Final = (
 """The rights that are needed. They are checked when an environment starts."""
 
 _PREFIX: Final = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?-?")
+
+
+class OccupiedError(DeliveryError):
+    """Another process has a Job with the same idempotency key."""
 
 
 class KubernetesJobsAdapter(BackendAdapter):
@@ -120,6 +129,7 @@ class KubernetesJobsAdapter(BackendAdapter):
     inline_bytes: ClassVar[int] = 16 * 1024
     beat_seconds: ClassVar[float] = heartbeats.BATCH_SECONDS
     redelivers: ClassVar[bool] = False
+    patient: ClassVar[bool] = True
     reports_cancel_reason: ClassVar[bool] = True
     threads: ClassVar[int] = 8
     # `watch` reads the cache, and makes no queries.
@@ -238,7 +248,12 @@ class KubernetesJobsAdapter(BackendAdapter):
 
     # ------------------------------------------------------------------ start and close
 
-    def start(self) -> None:
+    async def start(self) -> None:
+        self._withdrawing = ThreadPool(1, "wove-k8s-withdraw")
+        self._withdrawals = Withdrawals(self._cancel_named, self._withdrawing, label=self.label)
+        await run_in_thread(self._connect)
+
+    def _connect(self) -> None:
         options, load, in_cluster = self._load_options, self._load, self._in_cluster
         with forks.importing:
             importlib.import_module("kubernetes.client")
@@ -287,7 +302,12 @@ class KubernetesJobsAdapter(BackendAdapter):
                     "docs/kubernetes.md has a Role with the rights that are needed"
                 )
 
-    def close(self) -> None:
+    async def close(self) -> None:
+        await self._withdrawals.close()
+        await run_in_thread(self._disconnect)
+
+    def _disconnect(self) -> None:
+        self._withdrawing.close(CLOSE_SECONDS, for_good=True)
         if self._watches is not None:
             self._watches.close(CLOSE_SECONDS)
         if self._given is None and self._api is not None:
@@ -348,6 +368,42 @@ class KubernetesJobsAdapter(BackendAdapter):
             ) from None
 
     def _create(self, job: dict[str, Any], payload: PayloadDict) -> dict[str, Any]:
+        """Create *job* exactly once, and wait for an API server that is away and for room in a quota of Jobs.
+
+        Raises:
+            DeliveryError: The server refused the Job, or did not answer for ``submit_patience_seconds``. If it may have
+                created the Job all the same, that is deleted as soon as the server answers.
+        """
+        until = time.monotonic() + self.submit_patience_seconds
+
+        while True:
+            try:
+                return self._create_once(job, payload)
+            except DeliveryError as error:
+                refused = isinstance(error, RefusedError) and error.status < 500
+                if isinstance(error, RefusedError) and not error.passes:
+                    raise
+                if isinstance(error, OccupiedError):
+                    raise
+                if time.monotonic() >= until or not self.is_awaited(payload["run_id"]):
+                    if not refused:
+                        self._withdrawals.add(job["metadata"]["name"], payload["run_id"])
+                    raise
+                logger.info("%s; waiting for it", error)
+            time.sleep(min(RETRY_SECONDS, max(0.0, until - time.monotonic())))
+
+    def _cancel_named(self, name: str, run_id: str) -> bool:
+        """Delete the Job *name* of the run *run_id*, and return whether there is none."""
+        api = self._connected[0]
+        found = api.read(name)
+        if found is None or job_state(found).run_id != run_id:
+            return True
+        logger.info("%s: Job %s was created too late, and is deleted", self.label, name)
+        api.delete(name, found["metadata"]["uid"])
+        return False
+
+    def _create_once(self, job: dict[str, Any], payload: PayloadDict) -> dict[str, Any]:
+        """Create *job*, or return it if an earlier attempt has created it. A Job in its way is replaced."""
         api, began = self._connected[0], time.monotonic()
         name = job["metadata"]["name"]
 
@@ -378,7 +434,7 @@ class KubernetesJobsAdapter(BackendAdapter):
         Runs with one key are already shared within the process.
 
         Raises:
-            DeliveryError: Another process waits for the Job.
+            OccupiedError: Another process waits for the Job.
             ValueError: Another run has the Job, because of a ``job_factory``.
         """
         state = job_state(job)
@@ -397,7 +453,7 @@ class KubernetesJobsAdapter(BackendAdapter):
         if not state.over and not leaving and state.owner != self._owner:
             if patient:
                 return
-            raise DeliveryError(
+            raise OccupiedError(
                 f"{self.label}: task {payload['task_name']!r} with this idempotency key is already Job {state.name}, "
                 f"created by another process, which gets its result. Wait for it, delete that Job (kubectl delete job "
                 f"{state.name} --namespace {self._template.namespace}), or use another key"
@@ -422,6 +478,11 @@ class KubernetesJobsAdapter(BackendAdapter):
             time.sleep(0.05)
 
         return False
+
+    def release(self, run_id: str, submission: Any, lost: bool) -> None:
+        """Delete the Job of a run that has ended normally, so that it counts in no quota. A failed one can be read."""
+        if not lost and "ttlSecondsAfterFinished" not in self._template.job_spec:
+            self._connected[0].delete(submission.name, submission.uid)
 
     # ------------------------------------------------------------------ watch
 

@@ -29,13 +29,16 @@ BUSY: Final = Backoff(0.2, 5.0, most=1.5)
 PASSING: Final = (429, 500, 502, 503, 504)
 """Statuses of answers that are worth a retry (kubernetes.io/docs/concepts/cluster-administration/flow-control)."""
 
+QUOTA: Final = "exceeded quota"
+"""Part of the message of a call that a quota refuses (apiserver/pkg/admission/plugin/resourcequota/controller.go)."""
+
 NAMESPACE_FILE: Final = "/var/run/secrets/kubernetes.io/serviceaccount/namespace"
 """The file with a pod's own namespace (kubernetes.io/docs/tasks/run-application/access-api-from-pod)."""
 
 REMEDIES: Final = (
     (401, "", "the credentials of this process are not (or no longer) valid"),
     (403, " cannot ", "a Role must allow it: docs/kubernetes.md has one with the least rights"),
-    (403, "exceeded quota", "'workers' of a mapped task bounds how many Jobs it has at a time"),
+    (403, QUOTA, "'workers' of a mapped task bounds how many Jobs it has at a time"),
 )
 """Status and part of the text of an answer, and what to do about it. Not only the authorizer answers 403
 (apiserver/pkg/endpoints/handlers/responsewriters/errors.go): quotas and webhooks do, too."""
@@ -46,11 +49,13 @@ class RefusedError(DeliveryError):
 
     Attributes:
         status: The HTTP status.
+        passes: Whether the same call may succeed later: the server is away, too busy, or a quota is used up.
     """
 
     def __init__(self, message: str, status: int) -> None:
         super().__init__(message)
         self.status = status
+        self.passes = status in PASSING or (status == 403 and QUOTA in message)
 
 
 class Api:

@@ -10,7 +10,7 @@ from typing import Any, Final, NamedTuple
 
 from wove.integrations.base import PayloadDict
 from wove.integrations.common.manifests import merged
-from wove.integrations.common.timing import longest_seconds
+from wove.integrations.common.timing import run_seconds, trip_seconds
 from wove.integrations.naming import job_mark, job_name
 from wove.protocol.names import PAYLOAD_VARIABLE
 
@@ -36,11 +36,16 @@ MAX_VARIABLE: Final = 131_071
 """Maximum size of ``NAME=value``: MAX_ARG_STRLEN of Linux, 32 pages, less the NUL (include/uapi/linux/binfmts.h)."""
 
 TTL_SECONDS: Final = 600
-"""How long a Job that is over stays, for whoever wants to look at it. ``job_spec`` may say something else."""
+"""How long Kubernetes keeps a Job that is over, so that the reason of a failure can be read. ``job_spec`` may set
+another time. Jobs of runs that have ended normally are deleted at once, unless ``job_spec`` sets a time."""
 
 MARGIN_SECONDS: Final = 30
 """Seconds by which a time limit of Kubernetes is later than the run's, at which the worker ends the run and reports
 that."""
+
+
+PULL_SECONDS: Final = 600
+"""How long a node may take to pull an image, which counts towards the deadline of a pod."""
 
 
 def encoded(payload: Mapping[str, Any]) -> str:
@@ -148,10 +153,13 @@ class Template(NamedTuple):
             "backoffLimit": self.backoff_limit,
             "ttlSecondsAfterFinished": TTL_SECONDS,
         }
-        if "time" in resources:
-            spec["activeDeadlineSeconds"] = math.ceil(resources["time"])
-        elif math.isfinite(seconds := longest_seconds(payload)):
+        # The deadline of a Job counts from its creation, that of a pod only once a node has accepted it.
+        if math.isfinite(seconds := trip_seconds(payload)):
             spec["activeDeadlineSeconds"] = math.ceil(seconds) + MARGIN_SECONDS
+        if "time" in resources:
+            pod["activeDeadlineSeconds"] = math.ceil(resources["time"])
+        elif math.isfinite(seconds := run_seconds(payload)):
+            pod["activeDeadlineSeconds"] = math.ceil(seconds) + MARGIN_SECONDS + PULL_SECONDS
         spec["template"] = {"metadata": copy.deepcopy(metadata), "spec": merged(pod, self.pod_spec)}
         return {
             "apiVersion": "batch/v1",

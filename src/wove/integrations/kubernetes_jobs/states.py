@@ -152,7 +152,8 @@ def _ran(container: Any) -> bool:
 
 
 def _failed(name: str, pod: Any, container: Any) -> str:
-    text = f"pod {name} failed"
+    deleted = _in(pod, "metadata", "deletionTimestamp") is not None
+    text = f"pod {name} was deleted" if deleted else f"pod {name} failed"
 
     # The reason of the pod as a whole: Evicted, DeadlineExceeded, NodeLost, ...
     if reason := _in(pod, "status", "reason"):

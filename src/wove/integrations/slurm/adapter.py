@@ -277,7 +277,7 @@ class SlurmAdapter(BackendAdapter):
                     )
                     submission = self._submission(answer, name)
                     if failures:
-                        self._withdrawals.add(name, keep=submission.job)
+                        self._withdrawals.add(name, submission.job)
                     return submission
                 text = with_remedy(done.error_text, size)
                 problem = f"{self.label}: {program} did not take the job: {text}"
@@ -285,7 +285,7 @@ class SlurmAdapter(BackendAdapter):
                     raise DeliveryError(problem)
 
             if jobs := self._client.jobs_named(name):
-                self._withdrawals.add(name, keep=jobs[0])
+                self._withdrawals.add(name, jobs[0])
                 return Submission(jobs[0], "", name)
             failures += 1
             if time.monotonic() >= until or not self.is_awaited(run_id):

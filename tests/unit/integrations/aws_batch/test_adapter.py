@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 from types import SimpleNamespace
@@ -314,7 +315,7 @@ def started(queue: Any, definition: Any = None) -> AWSBatchAdapter:
     adapter = configured(client=client)
     try:
         with stubber:
-            adapter.start()
+            asyncio.run(adapter.start())
             stubber.assert_no_pending_responses()
     finally:
         client.close()

@@ -10,7 +10,13 @@ import pytest
 from hypothesis import given, strategies as st
 
 from wove.integrations.kubernetes_jobs import KubernetesJobsAdapter
-from wove.integrations.kubernetes_jobs.manifest import MAX_NAME, MAX_PREFIX, encoded, name_of
+from wove.integrations.kubernetes_jobs.manifest import (
+    MAX_NAME,
+    MAX_PREFIX,
+    PULL_SECONDS,
+    encoded,
+    name_of,
+)
 from wove.integrations.kubernetes_jobs.states import job_state, pod_state
 from wove.integrations.kubernetes_jobs.watch import PodCache
 from wove.protocol.names import PAYLOAD_VARIABLE
@@ -144,11 +150,13 @@ def test_a_job() -> None:
 
 
 def test_a_deadline_comes_after_that_of_the_run() -> None:
-    assert manifest({**PAYLOAD, "deadline": 12.5})["spec"]["activeDeadlineSeconds"] == 103
-    assert (
-        manifest({**PAYLOAD, "delivery": {"delivery_timeout": 5}})["spec"]["activeDeadlineSeconds"]
-        == 95
-    )
+    """That of the pod does not count the time that it waits for a node; that of the Job does."""
+    spec = manifest({**PAYLOAD, "deadline": 12.5})["spec"]
+    assert spec["template"]["spec"]["activeDeadlineSeconds"] == 103 + PULL_SECONDS
+    assert "activeDeadlineSeconds" not in spec
+    spec = manifest({**PAYLOAD, "delivery": {"delivery_timeout": 5}})["spec"]
+    assert spec["activeDeadlineSeconds"] == 95
+    assert "activeDeadlineSeconds" not in spec["template"]["spec"]
 
 
 def test_more_of_a_manifest() -> None:

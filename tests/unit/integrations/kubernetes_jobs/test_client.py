@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from pathlib import Path
 from typing import Any
@@ -114,4 +115,4 @@ def test_nothing_that_leads_to_a_cluster(config: dict[str, Any]) -> None:
     with pytest.raises(
         ValueError, match="environment 'jobs': no configuration of a cluster could be loaded"
     ):
-        adapter.start()
+        asyncio.run(adapter.start())

@@ -312,7 +312,7 @@ class KubernetesJobsAdapter(BackendAdapter):
             self._watches.close(CLOSE_SECONDS)
         if self._given is None and self._api is not None:
             client = self._api.batch.api_client
-            manager = getattr(getattr(client, "rest_client", None), "pool_manager", None)
+            manager: Any = getattr(getattr(client, "rest_client", None), "pool_manager", None)
             # At the end of the process, urllib3 has closed its pools before, and closes no connection that a call has
             # returned since then.
             for key in () if manager is None else list(manager.pools.keys()):

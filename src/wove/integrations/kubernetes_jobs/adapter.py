@@ -312,14 +312,14 @@ class KubernetesJobsAdapter(BackendAdapter):
             self._watches.close(CLOSE_SECONDS)
         if self._given is None and self._api is not None:
             client = self._api.batch.api_client
-            manager: Any = getattr(getattr(client, "rest_client", None), "pool_manager", None)
-            # At the end of the process, urllib3 has closed its pools before, and closes no connection that a call has
-            # returned since then.
-            for key in () if manager is None else list(manager.pools.keys()):
-                manager.pools[key].close()
+            pool_manager: Any = getattr(getattr(client, "rest_client", None), "pool_manager", None)
+            if pool_manager is not None:
+                # At the end of the process, urllib3 has closed its pools before, and closes no connection that a call
+                # has returned since then.
+                for key in list(pool_manager.pools.keys()):
+                    pool_manager.pools[key].close()
+                pool_manager.clear()
             client.close()
-            if manager is not None:
-                manager.clear()
 
     def _prune(self) -> None:
         with self._lock:

@@ -84,7 +84,7 @@ _PythonPickler: Any = cast("Any", pickle)._Pickler
 
 class _PurePickler(_Replacing, _PythonPickler):  # type: ignore[misc]  # has no stub
     def __init__(self, target: io.BytesIO, code_of: CodeOf) -> None:
-        super().__init__(target, PROTOCOL)
+        super().__init__(target, PROTOCOL)  # pyright: ignore[reportCallIssue]  # has no stub
         self.code_of = code_of
 
 

@@ -54,7 +54,7 @@ class _PoolThread(threading.Thread):
 
     def run(self) -> None:
         _current.thread = self
-        self.pool._work(self)
+        self.pool.work(self)
 
 
 class _Current(threading.local):
@@ -214,7 +214,8 @@ class ThreadPool:
         """Return the call for a thread that has made one. Called with the lock held."""
         return self._calls.popleft() if self._calls else None
 
-    def _work(self, thread: _PoolThread) -> None:
+    def work(self, thread: _PoolThread) -> None:
+        """Make calls in *thread*, until there are none and it has been idle for long. Called in that thread."""
         call, thread.call = thread.call, None
 
         while call is not None:

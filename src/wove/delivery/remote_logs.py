@@ -7,7 +7,7 @@ import sys
 import threading
 from collections import deque
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
 
 from wove.concurrency import forks, thread_pool
 
@@ -54,7 +54,7 @@ class LineQueue:
         """Write the lines of a ``log`` *event* of *run* soon. Never blocks."""
         host = run.host or str(event.get("host") or "?")
         given, dropped = event.get("lines"), event.get("dropped")
-        lines: list[Any] = given if isinstance(given, list) else []
+        lines: list[Any] = cast("Any", given) if isinstance(given, list) else []
         count = dropped if isinstance(dropped, int) and dropped > 0 else 0
         origin = {
             "wove_task": run.request.call.task,

@@ -231,10 +231,12 @@ class _CachedSource(Source):
 
     def _look_up(self, items: Sequence[Any]) -> None:
         """Look *items* up in a thread, and post the results to the loop."""
+        found: Sequence[Found] = []
+        error: BaseException | None = None
         try:
-            found, error = self._find(items), None
+            found = self._find(items)
         except BaseException as caught:
-            found, error = [], caught
+            error = caught
         self._store.release()
         self._inbox.post(self._looked_up, items[: len(found)], found, error)
 

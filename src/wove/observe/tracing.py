@@ -29,6 +29,7 @@ class RunTracer(Protocol):
     @property
     def traceparent(self) -> str:
         """The header of W3C Trace Context that makes spans elsewhere its children."""
+        ...
 
     def end(self, facts: Mapping[str, Any], error: BaseException | None, /) -> None:
         """The attempt has ended.
@@ -50,6 +51,7 @@ class TaskTracer(Protocol):
 
     def begin_run(self, item: int | None, attempt: int, /, *, is_remote: bool) -> RunTracer:
         """An attempt of the task, or of one of its items, begins."""
+        ...
 
     def end(self, error: BaseException | None, items: ItemsView | None, /) -> None:
         """The task has ended.
@@ -67,6 +69,7 @@ class WeaveTracer(Protocol):
         self, name: str, environment: str, /, *, mapped: bool, nested: bool = False
     ) -> TaskTracer:
         """Begin to trace a task; where it is *nested* (a merge), inside the current span."""
+        ...
 
     def end(self, error: BaseException | None, /) -> None:
         """The weave has ended."""

@@ -127,11 +127,12 @@ def _find(module: str, name: str, variable_name: str, *defaults: Any) -> Context
     """Return the variable of that place; where this process does not have it, one that stands for it."""
     if (module, name) not in _named:
         try:
-            found = getattr(import_module(module), name, None)
+            found: object = getattr(import_module(module), name, None)
         except ImportError:
             found = None
         if isinstance(found, ContextVar):
-            return found
+            variable: ContextVar[Any] = cast("Any", found)
+            return variable
 
         made: ContextVar[Any] = (
             ContextVar(variable_name, default=defaults[0])

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from typing import Any, Final
+from collections.abc import Iterable
+from typing import Any, Final, cast
 
 from wove.protocol.limits import MAX_DEPTH
 
@@ -42,7 +43,7 @@ def check_depth(value: object) -> None:
     for _ in range(MAX_DEPTH):
         deeper: list[Any] = []
         for each in level:
-            children = each.values() if type(each) is dict else each
+            children: Iterable[Any] = cast("Any", each).values() if type(each) is dict else each
             deeper += [child for child in children if type(child) in _CONTAINERS]
         if not deeper:
             return

@@ -86,7 +86,7 @@ class EnvironmentContract:
         settings.install(before)
 
     def _run(
-        self, fn: Callable[..., Any], options: Mapping[str, Any] | None = None, /, **values: Any
+        self, fn: Callable[..., Any], options: dict[str, Any] | None = None, /, **values: Any
     ) -> Any:
         """Return what *fn* gives in the environment."""
         with weave(values=values) as w:
@@ -108,10 +108,11 @@ class EnvironmentContract:
 
     def test_functions_and_closures_travel(self) -> None:
         factor = 3
-        assert self._run(lambda number: {"product": number * factor, "text": "ü"}, number=2) == {
-            "product": 6,
-            "text": "ü",
-        }
+
+        def times(number: int) -> dict[str, Any]:
+            return {"product": number * factor, "text": "ü"}
+
+        assert self._run(times, number=2) == {"product": 6, "text": "ü"}
 
     def test_an_exception_keeps_its_type_and_shows_where_it_was_raised(self) -> None:
         with pytest.raises(Unfair) as caught:

@@ -28,6 +28,7 @@ class LineSink(Protocol):
     @property
     def is_here(self) -> bool:
         """Whether this process is the one in which the run began, not one that its task has forked."""
+        ...
 
     def add_record(self, record: logging.LogRecord, /) -> None:
         """Take in a log record. Must neither raise nor block."""
@@ -152,8 +153,8 @@ class _Threshold(logging.Filter):
 
 
 def _has_own_level(name: str) -> bool:
-    logger: logging.Logger | None = logging.getLogger(name)
-    while logger is not None and logger.parent is not None:
+    logger = logging.getLogger(name)
+    while logger.parent is not None:
         if logger.level:
             return True
         logger = logger.parent

@@ -27,7 +27,7 @@ def current() -> dict[str, Any]:
     shown = [
         handler.level
         for handler in logging.root.handlers
-        if isinstance(handler, logging.StreamHandler) and handler.stream in screens
+        if getattr(handler, "stream", None) in screens
     ]
     return {
         "root": logging.root.level,

@@ -34,7 +34,7 @@ messages, and include them in their answers to questions."""
 TERMINATE_SIGNAL: Final = "SIGTERM"
 """Ends a prefork child during a task, after `wove.integrations.worker.run` has reported that."""
 
-RESERVED: Final = dict.fromkeys(
+RESERVED: Final[Mapping[str, str]] = dict.fromkeys(
     (
         "name",
         "args",

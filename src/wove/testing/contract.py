@@ -89,8 +89,9 @@ class EnvironmentContract:
         self, fn: Callable[..., Any], options: dict[str, Any] | None = None, /, **values: Any
     ) -> Any:
         """Return what *fn* gives in the environment."""
+        given: dict[str, Any] = {"environment": "tested", **(options or {})}
         with weave(values=values) as w:
-            w.do(environment="tested", **(options or {}))(fn)
+            w.do(**given)(fn)
         return w.result.final
 
     # --- round trips

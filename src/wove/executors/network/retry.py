@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Final
+from collections.abc import Mapping
+from typing import Any, Final
 
 from wove.concurrency.backoff import Backoff
 from wove.errors import WorkerLostError
@@ -63,7 +64,7 @@ class Resumption:
 
     def begin(self, request: PendingRequest, error: WorkerLostError, now: float) -> bool:
         """Return whether *request*, lost with *error* at *now* (the loop's time), is to be resumed once more."""
-        delivery = request.frame.get("delivery") or {}
+        delivery: Mapping[str, Any] = request.frame.get("delivery") or {}
         seconds = delivery.get("delivery_reconnect_seconds") or 0.0
         if not self.offered or not request.left or request.is_cancel or request.cancelling:
             return False

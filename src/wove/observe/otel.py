@@ -52,7 +52,8 @@ def instrument(
         MissingDependencyError: ``opentelemetry-api`` is not installed.
 
     Example:
-        >>> wove.instrument()
+        >>> stop = wove.instrument()
+        >>> stop()
     """
     tracer = trace.get_tracer("wove", __version__, tracer_provider)
     meters = _Meters(metrics.get_meter("wove", __version__, meter_provider))

@@ -39,6 +39,7 @@ def carry(variable: ContextVar[T]) -> ContextVar[T]:
         TypeError: It is not a `contextvars.ContextVar`.
 
     Example:
+        >>> from contextvars import ContextVar
         >>> request_id = wove.carry(ContextVar("request_id", default="-"))
     """
     if not isinstance(cast("object", variable), ContextVar):

@@ -113,10 +113,19 @@ class CachedTask:
         )
         return self._source
 
-    def on_found(self, on_found: Callable[[int, Any], object]) -> None:
-        """Have *on_found* called with the position and the kept result of each item that does not run."""
+    def on_found(
+        self, on_found: Callable[[int, Any], object], has_room: Callable[[], bool]
+    ) -> None:
+        """Have *on_found* called with the position and the kept result of each item that does not run.
+
+        Args:
+            on_found: What is called.
+            has_room: Returns whether the maps over this one have room for a result. Where they have not, the
+                source returns `WAIT`, and is asked again when they have.
+        """
         assert self._source is not None
         self._source.on_found = on_found
+        self._source.has_room = has_room
 
     def keep_item(self, position: int, value: Any) -> None:
         """Keep the result of the item at *position*."""
@@ -142,11 +151,12 @@ class _CachedSource(Source):
     Attributes:
         keys: The keys of the items that were received, by position, until their results are kept.
         on_found: Called with the position of an item that does not run, and its kept result.
+        has_room: Returns whether `on_found` may be called.
     """
 
     __slots__ = (
         "_busy", "_ended", "_error", "_inbox", "_inner", "_limit", "_position", "_ready", "_results",
-        "_store", "keys", "on_found", "positioned", "thread_safe",
+        "_store", "has_room", "keys", "on_found", "positioned", "thread_safe",
     )  # fmt: skip
 
     def __init__(
@@ -176,11 +186,14 @@ class _CachedSource(Source):
         self.positioned = inner.positioned
         self.keys: dict[int, bytes] = {}
         self.on_found: Callable[[int, Any], object] = _nothing
+        self.has_room: Callable[[], bool] = _always
         inner.on_ready = self._notify
 
     def receive(self) -> Any:
         while True:
             while self._ready:
+                if not self.has_room():
+                    return WAIT
                 item, found = self._ready.popleft()
                 if self.positioned:
                     position = item[0]
@@ -259,7 +272,7 @@ class _CachedSource(Source):
         return 1 if self._ended or self._error is not None else self._inner.available()
 
     async def close(self) -> None:
-        self.on_found = _nothing
+        self.on_found, self.has_room = _nothing, _always
         self._ready.clear()
         await self._inner.close()
         self._inner.on_ready = _nothing
@@ -267,3 +280,7 @@ class _CachedSource(Source):
 
 def _nothing(*_: object) -> None:
     return None
+
+
+def _always() -> bool:
+    return True

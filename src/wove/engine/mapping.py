@@ -183,9 +183,10 @@ class MapItems(MapProgress):
             self.completed += 1
         return now
 
-    def _has_room(self, running: int) -> bool:
+    def has_room(self, running: int = 0) -> bool:
         """Return whether the maps over this one have room for another item beside the *running* ones."""
-        return self._outlet is None or self._outlet.has_room(running, self._workers)
+        outlet = self._outlet
+        return outlet is None or not outlet.bounded or outlet.has_room(running, self._workers)
 
     def add_cached(self, position: int, value: Any) -> None:
         """Record *value* as the result of the item at *position*, which does not run: it was kept."""
@@ -234,7 +235,7 @@ class _LoopItems(CoroutinePool, MapItems):
         # While the launch of one item is being paced, no other item may be received.
         if self.state is not OPEN or self._pacing:
             return 0
-        if self._bounded and not self._has_room(self._running):
+        if self._bounded and not self.has_room(self._running):
             return 0
         return self._source.available()
 
@@ -315,7 +316,7 @@ class _LoopItems(CoroutinePool, MapItems):
     def _receive(self) -> Any:
         if self.state is not OPEN:
             return END
-        if self._bounded and not self._has_room(self._running):
+        if self._bounded and not self.has_room(self._running):
             return WAIT
         try:
             item = self._source.receive()
@@ -455,7 +456,7 @@ class _ThreadItems(MapItems):
         return item
 
     def _may_receive(self, running: int) -> bool:
-        return running < self._limit and (not self._bounded or self._has_room(running))
+        return running < self._limit and (not self._bounded or self.has_room(running))
 
     def _exhaust(self) -> None:
         if self.state is OPEN:
@@ -478,7 +479,7 @@ class _ThreadItems(MapItems):
             return END
         if self._buffer:
             return self._buffer.popleft()
-        if self._bounded and not self._has_room(self._running):
+        if self._bounded and not self.has_room(self._running):
             return END
         if state is not OPEN or not self._source.thread_safe:
             return END
@@ -538,7 +539,7 @@ class _ThreadItems(MapItems):
             return False
         if self._running >= self._limit or self.state is STOPPED or self.state is ABANDONED:
             return False
-        if self._bounded and not self._buffer and not self._has_room(self._running):
+        if self._bounded and not self._buffer and not self.has_room(self._running):
             return False
         if not self._buffer and (self.state is not OPEN or not self._source.thread_safe):
             return False
@@ -767,7 +768,7 @@ async def map_items(
         items = _LoopItems(run, caller, source, call, limit, outlet, kept)
 
     if caller.cache is not None:
-        caller.cache.on_found(items.add_cached)
+        caller.cache.on_found(items.add_cached, items.has_room)
     if on_started is not None:
         on_started(items)
     try:

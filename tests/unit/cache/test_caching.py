@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import pickle
 import sqlite3
@@ -335,3 +336,39 @@ def test_a_record_is_readable_by_its_layout(tmp_path: Path) -> None:
     ((_, _, record),) = store.rows()
     assert record[:7] == b"wove\x00r1"
     assert pickle.loads(record[32:]) == 7
+
+
+@pytest.mark.parametrize("kind", ["sync", "async"])
+def test_a_pipeline_of_kept_results_gives_each_item_once_and_waits_for_slow_maps(
+    tmp_path: Path, kind: str
+) -> None:
+    def run() -> Any:
+        most = 0
+
+        with weave(store=tmp_path) as w:
+
+            @w.do(range(300), cache=True, workers=2, keep=False)
+            def first(item: int) -> int:
+                note(item)
+                return item + 1
+
+            def count(item: int) -> int:
+                nonlocal most
+                reader = w._execution._run.tasks[1].reader  # type: ignore[union-attr]
+                most = max(most, len(reader.items)) if reader is not None else most
+                return item * 2
+
+            async def count_async(item: int) -> int:
+                await asyncio.sleep(0)
+                return count(item)
+
+            count.__name__ = count_async.__name__ = "second"
+            w.do("first", workers=2)(count if kind == "sync" else count_async)
+
+        return w.result.second, most
+
+    for runs in (300, 300):
+        second, most = run()
+        assert second == [2 * (item + 1) for item in range(300)]
+        assert most <= 3
+        assert len(ran) == runs

@@ -26,7 +26,13 @@ def sent(run_id: str, *, state: State = State.SENT, seconds: float | None = 10.0
         def __str__(self) -> str:
             return f"run {self.run_id}"
 
-    return Run(run_id=run_id, state=state, sent_at=monotonic() - LONG_AGO, request=request)
+    return Run(
+        run_id=run_id,
+        state=state,
+        start_assumed=False,
+        sent_at=monotonic() - LONG_AGO,
+        request=request,
+    )
 
 
 class Session:

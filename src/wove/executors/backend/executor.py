@@ -242,14 +242,25 @@ class BackendAdapterEnvironmentExecutor(EnvironmentExecutor):
         return address
 
     def _check_packages(self) -> None:
-        if importlib.util.find_spec("cloudpickle") is None:
+        """Look for all packages at once, so that one command installs what is missing.
+
+        Raises:
+            MissingDispatchFeatureError: cloudpickle is missing, and perhaps others.
+            MissingDependencyError: Others are missing.
+        """
+        needed = ("cloudpickle", *self.adapter.required_modules)
+        missing = [name for name in needed if not _is_installed(name)]
+        if not missing:
+            return
+
+        hint = self.adapter.install_hint
+        if missing == ["cloudpickle"] and not hint:
             raise MissingDispatchFeatureError
-        missing = [name for name in self._kind.required_modules if not _is_installed(name)]
-        if missing:
-            command = self._kind.install_hint or f"pip install {' '.join(missing)}"
-            raise MissingDependencyError(
-                f"{self.label}: the {self.name} executor needs {' and '.join(missing)}. Install it with: {command}"
-            )
+        kind = MissingDispatchFeatureError if "cloudpickle" in missing else MissingDependencyError
+        raise kind(
+            f"{self.label}: the {self.name} executor needs {' and '.join(missing)}. "
+            f"Install it with: {hint or 'pip install ' + ' '.join(missing)}"
+        )
 
     async def stop(self) -> None:
         if self._watcher is not None:

@@ -91,7 +91,7 @@ class CeleryAdapter(BackendAdapter):
     """
 
     name = "celery"
-    required_modules = ("celery",)
+    required_modules: ClassVar[tuple[str, ...]] = ("celery",)
     install_hint = install_command("celery")
     keys = (
         "app",
@@ -139,6 +139,9 @@ class CeleryAdapter(BackendAdapter):
         self._backend_url = text(config, "result_backend", label=label) or text(
             config, "backend_url", label=label
         )
+        if any(_is_redis(url) for url in (self._broker_url, self._backend_url)):
+            self.required_modules = ("celery", "redis")  # type: ignore[misc]
+            self.install_hint = f'{type(self).install_hint} "celery[redis]"'  # type: ignore[misc]
         self._app_name = text(config, "app_name", "wove", label=label)
         self.task_name = text(config, "task_name", TASK_NAME, label=label)
         self._terminate = flag(config, "terminate_on_cancel", False, label=label)
@@ -299,3 +302,7 @@ class CeleryAdapter(BackendAdapter):
         active = self._broker.ask("active", {})
         busy = sum(bool(active.get(host)) for host in hosts)
         return f"of {len(hosts)} Celery workers on queue {queue!r}, {busy} are busy"
+
+
+def _is_redis(url: str | None) -> bool:
+    return (url or "").partition("://")[0] in ("redis", "rediss", "sentinel")

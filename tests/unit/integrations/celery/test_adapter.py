@@ -117,6 +117,21 @@ def test_options_that_are_none() -> None:
         configured(broker_url="redis://h", send_task_options=["priority"])
 
 
+@pytest.mark.parametrize(
+    ("config", "needs_redis"),
+    [
+        ({"broker_url": "redis://h"}, True),
+        ({"broker_url": "sentinel://h;sentinel://i"}, True),
+        ({"broker_url": "amqp://h", "result_backend": "rediss://h"}, True),
+        ({"broker_url": "amqp://h"}, False),
+    ],
+)
+def test_redis_is_looked_for_where_it_is_needed(config: dict[str, str], needs_redis: bool) -> None:
+    adapter = configured(**config)
+    assert ("redis" in adapter.required_modules) is needs_redis
+    assert adapter.install_hint.endswith(' "celery[redis]"') is needs_redis
+
+
 def test_two_queues() -> None:
     with pytest.raises(ValueError, match="has a queue, and so has"):
         configured(broker_url="redis://h", queue="a", send_task_options={"queue": "b"})

@@ -17,7 +17,6 @@ from urllib.parse import unquote
 from wove.concurrency.thread_pool import run_in_thread
 from wove.errors import MissingDependencyError, install_command
 from wove.net.connections import max_connections
-from wove.net.keepalive import UNREAD_SECONDS
 from wove.protocol import signing
 from wove.protocol.codec import encode_events
 from wove.protocol.frames import FrameError, condensed
@@ -310,7 +309,7 @@ class WorkerHandler(grpc.GenericRpcHandler):
                     message = await run_in_thread(self._part, events, metadata, number)
                 else:
                     message = self._part(events, metadata, number)
-                await self._write(message, context)
+                await context.write(message)
                 number += 1
             if over:
                 return
@@ -334,20 +333,7 @@ class WorkerHandler(grpc.GenericRpcHandler):
         if signature is not None:
             context.set_trailing_metadata(((REPLY_SIGNATURE, signature),))
         await context.send_initial_metadata(((RESUME, "1"),))
-        await self._write(message, context)
-
-    async def _write(self, message: bytes, context: Context) -> None:
-        """Send *message* to a client that reads."""
-        seconds = UNREAD_SECONDS + len(message) / READ_BYTES_PER_SECOND
-
-        try:
-            async with asyncio.timeout(seconds):
-                await context.write(message)
-        except TimeoutError:
-            logger.warning(
-                "client %s does not read: its call is ended after %.0f s", _peer(context), seconds
-            )
-            await context.abort(grpc.StatusCode.ABORTED, "the reply was not read")
+        await context.write(message)
 
     def _signature(self, chunks: Sequence[bytes], metadata: _Pairs, number: int) -> str | None:
         return self._security.reply_signature(

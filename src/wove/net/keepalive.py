@@ -20,7 +20,7 @@ a service may take, because clients are stopped in debuggers and by Ctrl-Z."""
 
 
 def keep_alive(sock: socket.socket, *, unacknowledged: float | None = None) -> None:
-    """Have the kernel ask whether the peer is there: a host that is gone tells nobody.
+    """Have the kernel check whether the peer is there: a host that vanishes sends no notice.
 
     It is asked after 15 s of silence, then every 5 s; after three without an answer the connection is dead
     (tcp(7), TCP_KEEPIDLE and others). What a system does not know is left as it is there.

@@ -43,7 +43,7 @@ class Bind:
         """``"127.0.0.1:8800"``, ``"[::1]:8800"``, ``"0.0.0.0:0"``.
 
         Raises:
-            ValueError: It is none of these.
+            ValueError: *text* has another form.
         """
         host, colon, port = text.strip().rpartition(":")
         if host.startswith("[") and host.endswith("]"):
@@ -188,18 +188,18 @@ def refuse_exposed(
     unauthenticated: bool = False,
     tls_at_proxy: bool = False,
 ) -> None:
-    """Refuse to listen where others can connect, without TLS or without knowing who they are.
+    """Refuse to listen where other machines can connect, without TLS or without authentication.
 
     Args:
-        bind: Where.
+        bind: The address.
         tls: ``None``: plaintext.
-        options: Whose ``security`` counts.
-        insecure: Plaintext is not refused.
-        unauthenticated: To know nobody who sends is not refused.
-        tls_at_proxy: Plaintext is not refused: a proxy in front of this service ends TLS.
+        options: The options of the service; ``security`` counts.
+        insecure: Whether plaintext is accepted.
+        unauthenticated: Whether a service without security is accepted.
+        tls_at_proxy: Whether plaintext is accepted because a proxy in front of this service ends TLS.
 
     Raises:
-        ValueError: It is refused; the message says for want of what.
+        ValueError: The address is refused; the message says what is missing.
     """
     lacks = missing_protection(tls=tls is not None, security=options.security)
     told: list[str] = []

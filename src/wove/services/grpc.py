@@ -388,7 +388,7 @@ async def serve(
             ("grpc.server_handshake_timeout_ms", int(HANDSHAKE_SECONDS * 1000)),
             ("grpc.max_allowed_incoming_connections", max_connections()),
             ("grpc.max_concurrent_streams", MAX_STREAMS),
-            # Otherwise gRPC takes megabytes of each call before anybody has asked for its message.
+            # Otherwise gRPC reads megabytes of each call before its message is asked for.
             ("grpc.http2.bdp_probe", 0),
             ("grpc.http2.lookahead_bytes", LOOKAHEAD_BYTES),
             ("grpc.max_metadata_size", MAX_METADATA_BYTES),

@@ -1,6 +1,6 @@
 """A worker service as an ASGI application: for ``wove worker http``, and to mount in an application of your own.
 
-Frames come in POST requests, on any path. ``GET .../healthz`` and ``.../readyz`` are for whoever watches.
+Frames come in POST requests, on any path. ``GET .../healthz`` and ``.../readyz`` are for monitoring.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ HEAD_SECONDS: Final = 10.0
 """How long the head of a request may take, and how long a new connection may be silent."""
 
 MAX_HEAD_BYTES: Final = 64 * 1024
-"""The largest head of a request, and the most of whatever else is not a body; uvicorn has no limit."""
+"""Maximum size of a request's head, and of everything else that is not a body. uvicorn has no limit."""
 
 MAX_PIPELINED: Final = 8
 """Requests that may wait on a connection for the reply to one before them. Wove's own clients send none."""

@@ -36,14 +36,14 @@ class ServiceOptions:
 
     Attributes:
         security: Who may send runs.
-        concurrency: The most runs at a time.
-        processes: Run tasks in so many worker processes; ``None``: in threads of this process.
-        backlog: The most runs that wait for their turn. One more is answered "busy".
-        max_message_bytes: The most bytes of one request, in JSON: 4/3 of the pickled arguments.
+        concurrency: Maximum number of runs at a time.
+        processes: Number of worker processes that run tasks; ``None`` for threads of this process.
+        backlog: Maximum number of runs that wait. Another one is answered "busy".
+        max_message_bytes: Maximum size of one request, in bytes of JSON: 4/3 of the pickled arguments.
         drain_timeout: Seconds that running tasks get to end when the service is to stop.
-        remembered_runs: Of runs with an idempotency key, so many results are remembered at most.
-        remembered_bytes: And so many bytes of results.
-        remembered_seconds: And each for so many seconds.
+        remembered_runs: Maximum number of remembered results of runs with an idempotency key.
+        remembered_bytes: Maximum size of them together, in bytes; also of the ends kept for clients that come back.
+        remembered_seconds: How long each is remembered.
     """
 
     security: NetworkExecutorSecurity = field(repr=False)

@@ -40,7 +40,7 @@ MAX_ENDED: Final = 1000
 
 
 class RunQueue:
-    """Takes runs, has them run, and tells those who wait what becomes of them. For one loop at a time.
+    """Accepts runs, has workers run them, and passes their events to their clients. For one loop at a time.
 
     A service has one. It starts with the first run, because an application that is mounted in another one may
     never be told that it starts.
@@ -50,7 +50,7 @@ class RunQueue:
 
     Attributes:
         options: Those.
-        arriving: Room for requests that arrive. All connections share it, and no stranger has any of it.
+        arriving: The bytes of requests that arrive. All authenticated connections share them.
 
     Example::
 
@@ -88,17 +88,17 @@ class RunQueue:
     # ------------------------------------------------------------------ life
 
     async def start(self) -> None:
-        """Get ready now, and not with the first run. Also after `aclose`."""
+        """Get ready now, instead of with the first run. Possible after `aclose`, too."""
         self._closed = self._draining = False
         self._open()
 
     @property
     def ready(self) -> bool:
-        """Whether it would take a run."""
+        """Return whether it would accept a run."""
         return not (self._draining or self._closed or self._is_full())
 
     def status(self) -> dict[str, Any]:
-        """Numbers for whoever watches the service."""
+        """Return the numbers for ``/readyz``."""
         running = len(self._runs) - len(self._waiting)
         return {
             "status": "draining"
@@ -112,7 +112,7 @@ class RunQueue:
         }
 
     async def drain(self, seconds: float | None = None) -> bool:
-        """Take no more runs, hand back those that wait, and let those that run end.
+        """Accept no more runs, decline those that wait, and let those that run end.
 
         What does not end in time is answered with an error that says so, and that it may be tried again.
 
@@ -159,7 +159,7 @@ class RunQueue:
         self._draining = False
 
     def _is_drained(self) -> bool:
-        """Whether nothing runs any more that anybody waits for."""
+        """Return whether no run is left whose end is of interest."""
         return not any(run.matters for run in self._runs.values())
 
     def _check_drained(self) -> None:
@@ -178,7 +178,7 @@ class RunQueue:
 
         if (
             self._workers is not None
-        ):  # nobody waits any more (test clients have a loop for each request)
+        ):  # its clients are gone (test clients have a loop for each request)
             self._workers.abandon()
 
         for table in (self._runs, self._by_name, self._by_key, self._waiting):
@@ -291,7 +291,7 @@ class RunQueue:
         self._check_drained()
 
     def _forget(self, run: QueuedRun, name: Name) -> None:
-        """*run* is not known by *name* any more."""
+        """Remove *name* from the names of *run*."""
         if self._by_name.get(name) is run:
             del self._by_name[name]
         run.known_as.discard(name)
@@ -300,7 +300,7 @@ class RunQueue:
     # ------------------------------------------------------------------ clients that come back
 
     def _resume(self, subscription: Subscription) -> None:
-        """Go on telling a client that has lost its connection of its run."""
+        """Subscribe a client that has lost its connection to its run again."""
         name = subscription.name
         event = self._unacknowledged.get((*name, ""), self._now())
         run = self._by_name.get(name)
@@ -392,7 +392,7 @@ class RunQueue:
     def _stop(self, run: QueuedRun) -> None:
         if run.stopping:
             return
-        run.stopping = True  # whoever sends the run or its key again must not get this end of it
+        run.stopping = True  # a client that sends the run or its key again must not get this end
         if run.key is not None and self._by_key.get(run.key) is run:
             del self._by_key[run.key]
         if self._workers is not None:

@@ -1,4 +1,4 @@
-"""One run at a worker service, and those who wait for it."""
+"""One run at a worker service, and the clients that wait for it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from wove.protocol.completed_runs import Key, bulk
 __all__ = ["Name", "QueuedRun", "Subscription"]
 
 Name: TypeAlias = tuple[str, str]
-"""Who sent a run, and its run id."""
+"""The sender of a run, and its run id."""
 
 
 HELD_SHARE: Final = 0.75
@@ -26,10 +26,10 @@ class Subscription:
     """One client that waits for a run.
 
     Attributes:
-        run_id: What it calls the run.
-        task_id: And the task.
-        peer: Who it is, for the log.
-        over: It has been told the end, or has left.
+        run_id: Its id of the run.
+        task_id: Its name of the task.
+        peer: Its address, for the log.
+        over: Whether it has received the end, or has left.
     """
 
     __slots__ = ("beats", "run", "name", "names", "over", "peer", "run_id", "task_id", "on_event")
@@ -125,7 +125,7 @@ class QueuedRun:
 
     @property
     def matters(self) -> bool:
-        """Whether its end is of interest: somebody waits for it, or it is to go on by itself."""
+        """Whether its end is of interest: a client waits for it, or it is to go on without one."""
         return bool(self.subscriptions) or not self.stopping
 
     def is_shared(self, subscription: Subscription) -> bool:

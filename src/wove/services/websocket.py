@@ -1,6 +1,6 @@
 """A worker service over WebSockets: for ``wove worker websocket``, and to mount in a server of your own.
 
-Commands come as messages, on any path. ``GET .../healthz`` and ``.../readyz`` are for whoever watches.
+Commands come as messages, on any path. ``GET .../healthz`` and ``.../readyz`` are for monitoring.
 """
 
 from __future__ import annotations

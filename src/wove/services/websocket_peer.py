@@ -173,7 +173,7 @@ class Peer:
     async def _refuse(self, error: FrameError) -> None:
         logger.warning("a message of client %s was refused: %s", self._name, error)
 
-        if error.run_id is None:  # nobody could be told, and somebody may wait
+        if error.run_id is None:  # the run that waits for the answer is not known
             self._over = True
             reason = str(error).encode("ascii", "replace")[:REASON_BYTES].decode()
             await self._connection.close(INVALID, reason)

@@ -1,7 +1,6 @@
-"""Bytes of requests to commands, and what a service itself says of runs.
+"""The commands in requests, and the events that a service itself makes.
 
-Nothing here is to be called with what has not been verified: decoding is cheap, but it is code that anybody
-could then feed.
+Call nothing here with data that has not been verified: decoding is cheap, but it is code that an attacker could feed.
 """
 
 from __future__ import annotations
@@ -192,7 +191,7 @@ def executor_error(
 
 
 def no_room() -> dict[str, Any]:
-    """As `busy_error`, to a request that nobody may look into yet: so it cannot say which run is meant."""
+    """Return the `busy_error` for a request that has not been verified, so that its run is not known."""
     message = (
         "this worker service has no room for more requests. Send the run again, a little later"
     )

@@ -17,7 +17,7 @@ from wove.protocol.frames import PYTHON, TERMINAL
 __all__ = ["ProcessBackend", "ThreadBackend", "WorkerBackend"]
 
 CLOSE_SECONDS: Final = 1.0
-"""How long tasks may take to unwind once nobody waits for them any more."""
+"""How long tasks may take to unwind after the service has given them up."""
 
 
 class WorkerBackend(Protocol):

@@ -68,7 +68,7 @@ class GrpcEnvironmentExecutor(NetworkExecutor):
     * ``metadata`` (dict of texts, or pairs): sent with every call.
     * ``timeout`` (seconds; default none): of a call, from the moment it gets a connection.
     * ``max_concurrent_calls`` (1,000): at once, over the one connection. Others wait their turn.
-    * ``reconnect_timeout`` (5): so many seconds connecting is tried again with a service that was there
+    * ``reconnect_timeout`` (5): seconds for which connecting is retried with a service that was there
       before, and is perhaps being restarted. ``None``: for ever.
     * ``channel_options`` (dict or pairs): gRPC's channel arguments, over those that Wove sets.
 
@@ -358,7 +358,7 @@ class GrpcEnvironmentExecutor(NetworkExecutor):
             )
             return
 
-        # Without the frames: they would keep the call and its channel alive for as long as somebody has the error.
+        # Without the frames: they would keep the call and its channel alive as long as the error.
         failure.__cause__ = error.with_traceback(None)
         self.failed(request, failure)
 
@@ -389,7 +389,7 @@ def _pairs(metadata: Any) -> list[tuple[str, str | bytes]]:
 def _joined(chunks: Sequence[bytes]) -> bytes:
     """Join *chunks* as `bytes.join` does, but let other threads run between two pieces.
 
-    `io.BytesIO` hands out what it has gathered without copying it once more.
+    `io.BytesIO` returns its contents without another copy.
     """
     buffer = io.BytesIO()
     for chunk in chunks:

@@ -53,7 +53,7 @@ class HttpEnvironmentExecutor(NetworkExecutor):
     * ``timeout`` (seconds; default none): from the moment a request gets a connection to the end of its answer.
     * ``max_connections`` (default 100): connections, and so requests, at once. Others wait their turn.
     * ``connect_timeout`` (10): seconds for connecting, TLS included.
-    * ``reconnect_timeout`` (5): so many seconds connecting is tried again with a service that was there
+    * ``reconnect_timeout`` (5): seconds for which connecting is retried with a service that was there
       before, and is perhaps being restarted. ``None``: for ever.
 
     Example:

@@ -122,17 +122,17 @@ class Call(abc.ABC):
 
     @abc.abstractmethod
     def part(self, piece: bytes) -> int:
-        """Take a piece of the body. The number of the line, from 1, that has begun and not ended; else 0."""
+        """Process a piece of the body. Return the number of the incomplete line, from 1; 0 if there is none."""
 
     @abc.abstractmethod
     def answered(self, head: Head, body: list[bytes], *, cut: bool) -> None:
-        """The answer is over. *body* is what was not given to `part`; *cut* says that there was more of it."""
+        """Called at the end of the answer. *body* was not passed to `part`; *cut* says that more was dropped."""
 
     @abc.abstractmethod
     def failed(
         self, failure: FailureKind, message: str, cause: BaseException | None = None
     ) -> None:
-        """There is no answer. *message* is what its service did, as the rest of a sentence."""
+        """Called when there is no answer. *message* completes a sentence whose subject is the request."""
 
 
 class Pool:

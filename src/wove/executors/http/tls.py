@@ -1,7 +1,7 @@
 """TLS of one connection, without input or output.
 
-asyncio has its own, which closes the connection underneath before anybody can read what came last: a refusal (413)
-of a request that is still being written would be lost. And it does not tell a connection that was closed in good
+asyncio's own closes the connection before the data that arrived last can be read: a refusal (413) of a request that
+is still being written would be lost. And it does not tell a connection that was closed in good
 order from one that was cut off.
 """
 
@@ -48,7 +48,7 @@ class TLS:
         return self.pending()
 
     def decrypt(self, data: bytes) -> bytes:
-        """Take what came over the wire; give what it says. Then `pending` may have something to send.
+        """Decrypt *data*. Afterwards, `pending` may have something to send.
 
         Raises:
             ssl.SSLError: The handshake failed, or what came is not authentic.

@@ -377,7 +377,7 @@ class Connection(asyncio.Protocol):
         if self.is_open and (
             self._protocol.close_expected() or self._protocol.state is State.CLOSED
         ):
-            # The queue cannot be sent any more; and nobody has to wait until the other side has closed.
+            # Queued messages cannot be sent any more, and need not wait until the service has closed its side.
             self._expect_end()
             self._gone(self._close_reason(None))
 

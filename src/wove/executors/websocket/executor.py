@@ -71,7 +71,7 @@ class WebSocketEnvironmentExecutor(NetworkExecutor):
     * ``url``: the endpoint. Required. Another machine's must be ``wss://``, and have ``security``.
     * ``headers`` (dict of texts, or pairs): more headers of the handshake.
     * ``open_timeout`` (seconds; default 10; ``None``: no limit): for connecting, TLS and the handshake included.
-    * ``reconnect_timeout`` (5): so many seconds connecting is tried again with a service that was there before, and
+    * ``reconnect_timeout`` (5): seconds for which connecting is retried with a service that was there before, and
       is perhaps being restarted. ``None``: for ever.
 
     Example:
@@ -306,8 +306,8 @@ class WebSocketEnvironmentExecutor(NetworkExecutor):
             self._connection.fail(code, f"what it sent cannot be used: {error}")
 
     def on_unknown_run(self, event: dict[str, Any]) -> None:
-        # Late events of runs that were given up are usual. But a run of somebody else says that something is
-        # thoroughly wrong over there, and whoever waits for the event that this should have been waits for ever.
+        # Late events of runs that were given up are usual. But an event of another client's run means that the service
+        # mixes up its clients, so that the run which this event belongs to would wait for ever.
         origin = event["run_id"].rpartition("-")[0]
         if self._sent and all(
             request.run_id.rpartition("-")[0] != origin for request in self._sent

@@ -279,7 +279,7 @@ class Parser:
         return position
 
     def _trailer(self, data: bytes, position: int, pieces: list[bytes]) -> int:
-        """Read and forgotten: RFC 9110, 6.5.1 allows that, and nothing of ours is in a trailer."""
+        """Drop a trailer field: RFC 9110, 6.5.1 allows that, and Wove uses none."""
         line, position = self._until(
             b"\r\n", data, position, MAX_TRAILER_BYTES, f"the trailer of {self.NOUN}"
         )

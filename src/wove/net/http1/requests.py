@@ -101,11 +101,11 @@ class RequestParser(Parser):
 
     @property
     def chunked(self) -> bool:
-        """Whether nobody knows how long the body is."""
+        """Whether the length of the body is unknown."""
         return self.head is not None and self.announced is None
 
     def admit(self, most_body: int) -> None:
-        """The body may have so many bytes. Before this, it may have none.
+        """Set the maximum size of the body. Before this, it is 0.
 
         Raises:
             TooLargeError: It is known to have more.

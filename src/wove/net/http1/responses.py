@@ -59,7 +59,7 @@ class ResponseParser(Parser):
     """Reads one response, fed in pieces of any size.
 
     Args:
-        most_body: A successful answer may have so many bytes of body. That of any other status is cut after
+        most_body: Maximum size of the body of a successful answer, in bytes. That of any other status is cut after
             `ERROR_TEXT_BYTES` instead: what it says is an error message.
         streams: Whether the body of an answer with this head is a stream, which may be of any length.
 

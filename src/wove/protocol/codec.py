@@ -1,8 +1,8 @@
 """Frames to JSON bytes and back.
 
-Pickles are the bulk of a frame, and the only part of it that can be large. They never pass through the JSON
-module: base64 needs no escaping, so on the way out the text is put between two quotes in pieces, and on the
-way in it is cut out of the line before the rest is parsed. No step holds the interpreter lock for long.
+Pickles are the only part of a frame that can be large. They never pass through the JSON module: base64 needs no
+escaping, so that it is written between two quotes in pieces, and cut out of a text before the rest is parsed. No step
+holds the interpreter lock for long.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _PICKLES: Final = (
     "exception_pickle",
     "error_pickle",
 )
-_WINDOW: Final = 8 * PIECE_BYTES  # searched at a time: about a millisecond
+_WINDOW: Final = 8 * PIECE_BYTES  # searched in one step, in about a millisecond
 
 _to_json = json.JSONEncoder(separators=(",", ":")).encode
 _quoted: Final = json.encoder.encode_basestring_ascii
@@ -49,7 +49,7 @@ class Encoded(dict[str, Any]):
 
 
 def encode(frame: Mapping[str, Any]) -> list[bytes]:
-    """*frame* as one JSON object, without a line break, in chunks to be written one after the other.
+    """Return *frame* as one JSON object without line breaks, in chunks to be written one after the other.
 
     Raises:
         FrameError: A field is neither JSON nor a pickle.
@@ -99,7 +99,7 @@ def encode(frame: Mapping[str, Any]) -> list[bytes]:
 
 
 def encode_events(events: Sequence[Mapping[str, Any]]) -> list[bytes]:
-    """``{"events": [...]}``, in chunks; in one if they are small.
+    """Return ``{"events": [...]}`` in chunks; in one chunk if it is small.
 
     Raises:
         FrameError: As `encode`.
@@ -115,17 +115,17 @@ def encode_events(events: Sequence[Mapping[str, Any]]) -> list[bytes]:
 
 
 def decode(data: bytes | Sequence[bytes], *, most_text: int | None = None) -> list[dict[str, Any]]:
-    """The frames in *data*: one object, a list of them, or ``{"events": [...]}``.
+    """Return the frames in *data*: one object, a list of objects, or ``{"events": [...]}``.
 
     The ``*_pickle`` fields become :class:`Pickled`.
 
     Args:
         data: The text, UTF-8; a sequence is one text in chunks.
-        most_text: Bytes that a large text may have beside its pickles; ``None``: any number. A list of empty lists
-            takes twenty times as much memory as its JSON.
+        most_text: Maximum size of a large text beside its pickles; ``None``: no limit. A list of empty lists takes
+            twenty times as much memory as its JSON.
 
     Raises:
-        FrameError: It is something else; the message says what, and how it starts.
+        FrameError: *data* holds something else; the message says what, and how it starts.
     """
     chunks: Sequence[bytes] = (data,) if isinstance(data, bytes) else data
     cuts: list[list[memoryview]] = []
@@ -162,7 +162,7 @@ def decode(data: bytes | Sequence[bytes], *, most_text: int | None = None) -> li
 
 
 def _base64_pieces(chunks: Sequence[bytes | memoryview]) -> Iterator[bytes]:
-    """The base64 of all *chunks* as one text."""
+    """Yield the base64 of all *chunks*, as one text in pieces."""
     kept = b""  # less than three bytes, waiting for the next chunk
 
     for chunk in chunks:
@@ -222,7 +222,7 @@ def _bytes_of(texts: Iterator[bytes]) -> Iterator[bytes]:
 
 
 def _unescaped(views: Sequence[memoryview]) -> Iterator[bytes]:
-    r"""The text of a JSON string, in pieces. Some encoders write ``\/`` for ``/``, ``\u002b`` for ``+``."""
+    r"""Yield the text of a JSON string, in pieces. Some encoders write ``\/`` for ``/``, ``\u002b`` for ``+``."""
     kept = b""
 
     for view in views:
@@ -256,11 +256,11 @@ _OVERLAP: Final = 32  # an opening that two chunks share is found if it is short
 def _without_pickles(
     chunks: Sequence[bytes], cuts: list[list[memoryview]], most: int | None
 ) -> bytes:
-    """The text with ``"@0"``, ``"@1"``, ... for the values of its ``*_pickle`` keys, which go to *cuts*.
+    """Return the text with ``"@0"``, ``"@1"``, ... for the values of its ``*_pickle`` keys, which go to *cuts*.
 
     Inside a JSON string a quote is escaped, so an unescaped ``_pickle"`` is the end of a string, and one that
     a colon and a quote follow is a key with a text as its value. Base64 itself holds neither ``"`` nor ``@``.
-    A key that is missed here costs time, nothing else: its value is parsed with the rest.
+    The value of a key that is missed here is parsed with the rest, which only takes longer.
     """
     rest = bytearray()
     searched = 0  # no opening begins before here
@@ -297,7 +297,7 @@ def _without_pickles(
 
 
 def _find_quote(text: bytes, start: int) -> int:
-    """``text.find(b'"', start)``, between whose steps other threads can run."""
+    """Return ``text.find(b'"', start)``, found in steps between which other threads can run."""
     while start < len(text):
         found = text.find(b'"', start, start + _WINDOW)
         if found >= 0:
@@ -306,7 +306,7 @@ def _find_quote(text: bytes, start: int) -> int:
     return -1
 
 
-# --- saying what is wrong ---------------------------------------------------------------------------------
+# --- messages ---------------------------------------------------------------------------------------------
 
 _RUN_ID: Final = re.compile(rb'"run_id"\s*:\s*"([A-Za-z0-9_-]{1,200})"')
 
@@ -317,7 +317,7 @@ def _run_id(frame: Mapping[str, Any]) -> str | None:
 
 
 def find_run_id(text: bytes, *more: bytes) -> str | None:
-    """The run that a broken frame was about, if its beginning or its end says so: of the first or last part."""
+    """Return the id of the run that a broken frame is about, if the beginning or the end of the frame names it."""
     for part in (text[:4096], (more[-1] if more else text)[-4096:]):
         if match := _RUN_ID.search(part):
             return match[1].decode("ascii")

@@ -1,4 +1,4 @@
-"""The results of runs with an idempotency key, for when the same run is sent again."""
+"""The results of runs with an idempotency key, in case the same run is sent again."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from wove.protocol.pickling import Pickled
 __all__ = ["CompletedRuns", "Key", "bulk"]
 
 Key: TypeAlias = tuple[str, str, str]
-"""Who sent it, the task, and the idempotency key."""
+"""The sender, the task, and the idempotency key."""
 
 OVERHEAD_BYTES = 1024
-"""Number of bytes that an entry counts beside its pickle, so that many empty results count, too."""
+"""Number of bytes that an entry counts beside its pickle: empty results take memory, too."""
 
 
 class CompletedRuns:
-    """Remembers terminal events, bounded in number, bytes and time. Pure: it is told the time.
+    """Keeps terminal events, bounded in number, bytes and time. It reads no clock.
 
     Args:
-        runs: The most events.
-        size: The most bytes of their pickles together. A larger one is not remembered.
-        seconds: How long each is kept.
+        runs: Maximum number of events.
+        size: Maximum number of bytes of all their pickles. A larger event is not kept.
+        seconds: How long an event is kept.
     """
 
     def __init__(self, *, runs: int, size: int, seconds: float) -> None:
@@ -33,13 +33,13 @@ class CompletedRuns:
         self._kept: OrderedDict[Key, tuple[dict[str, Any], int, float]] = OrderedDict()
 
     def get(self, key: Key, now: float) -> dict[str, Any] | None:
-        """The event of *key*, if it is still remembered at *now* (seconds, of any clock that never goes back)."""
+        """Return the event of *key*, if it is still kept at *now* (in seconds, of any clock that never goes back)."""
         self._expire(now)
         entry = self._kept.get(key)
         return None if entry is None else entry[0]
 
     def put(self, key: Key, event: dict[str, Any], now: float) -> None:
-        """Remember *event*, and forget the oldest ones that are too many."""
+        """Keep *event*, and drop the oldest events beyond the limits."""
         self._expire(now)
         self.drop(key)
         size = bulk(event) + OVERHEAD_BYTES
@@ -60,13 +60,13 @@ class CompletedRuns:
             self._room += entry[1]
 
     def _expire(self, now: float) -> None:
-        # In the order of their arrival, which is that of their expiry.
+        # The order of their arrival is that of their expiry.
         while self._kept and next(iter(self._kept.values()))[2] <= now:
             self.drop(next(iter(self._kept)))
 
 
 def bulk(frame: Mapping[str, Any]) -> int:
-    """Bytes of the pickles in *frame*."""
+    """Return the number of bytes of the pickles in *frame*."""
     size = 0
     for value in frame.values():
         if isinstance(value, Pickled):

@@ -1,10 +1,10 @@
-"""Sizes that the wire format lives by. All in bytes unless the name says otherwise."""
+"""Limits of the wire format. All in bytes unless the name says otherwise."""
 
 from __future__ import annotations
 
 from typing import Final
 
-#: Up to this size a value is handled in one go: the interpreter lock is held for a millisecond or so.
+#: Maximum size of a value that is handled in one step. That holds the interpreter lock for about a millisecond.
 INLINE_BYTES: Final = 64 * 1024
 
 #: Larger values are copied and converted in pieces of this size, so that other threads get the interpreter
@@ -15,19 +15,19 @@ PIECE_BYTES: Final = 768 * 1024
 #: still be in reach of Python's limit of recursion.
 MAX_DEPTH: Final = 64
 
-#: Default of the largest message that either side takes, in JSON.
+#: Default of the maximum size of a message, in JSON, on both sides.
 MAX_MESSAGE_BYTES: Final = 512 * 1024 * 1024
 
-#: How many callables a worker keeps, and how many bytes their pickles may have together. Sender and worker
-#: follow the same rule, so that the sender knows which ones it may leave out of a frame.
+#: Maximum number of callables that a worker keeps, and of bytes of their pickles. Sender and worker follow the
+#: same rule, so that the sender knows which callables it may leave out of a frame.
 CALLABLES_KEPT: Final = 64
 CALLABLES_KEPT_BYTES: Final = 256 * 1024 * 1024
 
-#: How many dicts of shared arguments a worker keeps, by the same rule. Few: they may be large.
+#: Maximum number of dicts of shared arguments that a worker keeps, by the same rule. They may be large.
 SHARED_KEPT: Final = 8
 
-#: A remote traceback longer than this many characters loses its middle.
+#: Maximum length of a remote traceback. A longer one loses its middle.
 TRACEBACK_CHARACTERS: Final = 100_000
 
-#: So many characters of an unusable frame are quoted in the error about it.
+#: Maximum length of the part of an unusable frame that is quoted in the error about it.
 QUOTED_CHARACTERS: Final = 120

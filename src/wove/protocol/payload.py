@@ -1,8 +1,8 @@
 """The payload: one ``run_task`` frame on its way through a backend, made of nothing but JSON values.
 
-A backend stores it, may show it, and hands it to whatever process its worker is. So it says by itself where the
-events go (``callback_url``), and what is too large for the backend's channel is a *claim*: the id, digest and size of
-bytes that the worker fetches from where the events go.
+A backend stores the payload, may show it, and hands it to any of its workers. So the payload says where the events go
+(``callback_url``). A pickle that is too large for the backend is a *claim* in it: the id, digest and size of bytes that
+the worker fetches from the receiver of the events.
 """
 
 from __future__ import annotations
@@ -37,16 +37,16 @@ _FROM_FRAME: Final = (
     "setup",
 )
 ENVELOPE_BYTES: Final = 2048
-"""Number of bytes for the rest of a payload beside its pickles: names, settings and signature, generously."""
+"""Maximum size of a payload beside its pickles: names, settings and signature."""
 
 
 class Claim(NamedTuple):
     """Bytes that are fetched instead of sent along.
 
     Attributes:
-        id: Under which they are to be had.
-        sha256: Their digest, in hexadecimal. Nothing is unpickled that has another one.
-        size: How many they are.
+        id: The id under which they are fetched.
+        sha256: Their digest, in hexadecimal. Bytes with another digest are not unpickled.
+        size: Their number.
     """
 
     id: str
@@ -55,20 +55,20 @@ class Claim(NamedTuple):
 
 
 class Payload(NamedTuple):
-    """A payload that was read and found to be one.
+    """A payload that was parsed and checked.
 
     Attributes:
-        frame: The ``run_task`` frame. A pickle that is claimed is not in it yet.
+        frame: The ``run_task`` frame, without the pickles that are claimed.
         adapter: The name of the adapter that made it.
-        callback_url: Where its events go.
-        claims: What is to be fetched, by the name of its field in the frame.
+        callback_url: Where its events are posted.
+        claims: The claims, by the names of their fields in the frame.
         sent_at: When it was made, in Unix seconds of its sender's clock; ``None``: unknown.
-        retry_seconds: For how long an event that does not get through is sent again; ``None``: as the worker likes.
-        beat_seconds: The longest time between two heartbeats, whatever ``delivery`` wants; ``None``: likewise.
+        retry_seconds: For how long the delivery of its end is tried again; ``None``: the worker decides.
+        beat_seconds: Maximum time between two heartbeats, whatever ``delivery`` says; ``None``: the worker decides.
         environment: The name of the environment that made it; ``None``: unknown.
         valid_until: When it must no longer be begun, in Unix seconds; ``None``: it is valid for ever.
-        signature: As it came.
-        fields: As they came.
+        signature: Its signature, not verified.
+        fields: All its fields, as they arrived.
     """
 
     frame: dict[str, Any]
@@ -85,12 +85,12 @@ class Payload(NamedTuple):
 
     @property
     def digest(self) -> signing.Digest:
-        """Return the digest that the signature covers. It takes a while: ask only where it is needed."""
+        """The digest that the signature covers. Computing it takes a while."""
         return digest(self.fields)
 
 
 def size_of(frame: Mapping[str, Any]) -> dict[str, int]:
-    """The characters that each pickle of *frame* takes in a payload that holds it itself."""
+    """Return the number of characters that each pickle of *frame* takes in a payload."""
     return {
         name: (frame[name].size + 2) // 3 * 4
         for name in _PICKLES
@@ -110,14 +110,14 @@ def build(
     environment: str | None = None,
     valid_until: float | None = None,
 ) -> dict[str, Any]:
-    """The payload of a ``run_task`` *frame*.
+    """Return the payload of a ``run_task`` *frame*.
 
     Args:
         frame: With `Pickled` in ``callable_pickle`` and ``args_pickle``.
         adapter: The adapter's name, such as ``"celery"``.
         callback_url: Where the worker is to post events.
-        claims: What stands for a pickle that is not to be sent along, by field.
-        sent_at: Now, in Unix seconds.
+        claims: The claims that stand for pickles, by field.
+        sent_at: The present, in Unix seconds.
         retry_seconds: See `Payload`.
         beat_seconds: See `Payload`.
         environment: See `Payload`.
@@ -152,19 +152,19 @@ def build(
 
 
 def digest(payload: Mapping[str, Any]) -> signing.Digest:
-    """The SHA-256 of all of *payload* but its signature, the same whatever order and form it arrives in."""
+    """Return the SHA-256 of *payload* without its signature. The order of the fields does not matter."""
     covered = {name: value for name, value in payload.items() if name != SIGNATURE}
     return signing.digest(json.dumps(covered, sort_keys=True, separators=(",", ":")).encode())
 
 
 def parse(payload: object) -> Payload:
-    """Read a payload. Decodes base64, and unpickles nothing.
+    """Parse a payload. Base64 is decoded; nothing is unpickled.
 
     Args:
-        payload: As it left `build`, or that as JSON: text or bytes.
+        payload: The result of `build`, or its JSON as text or bytes.
 
     Raises:
-        FrameError: It is none; the message says why.
+        FrameError: It is not a payload; the message says why.
     """
     fields = _fields(payload)
     run_id, task = fields.get("run_id"), fields.get("task_id") or fields.get("task_name")
@@ -218,7 +218,7 @@ def parse(payload: object) -> Payload:
 
 
 def claim_url(callback_url: str, claim_id: str) -> str:
-    """Where a claim is fetched: below the address for events, so that whatever proxies one proxies both."""
+    """Return the URL of a claim. It lies below the URL for events, so that a proxy passes on both."""
     parts = urlsplit(callback_url)
     return parts._replace(path=f"{parts.path.rstrip('/')}/claims/{claim_id}").geturl()
 

@@ -1,4 +1,4 @@
-"""The texts that are signed, and how: no clock, no randomness, no configuration. Those are in `wove.security`.
+"""The texts that are signed, and their signatures. Clock, randomness and configuration are in `wove.security`.
 
 A request is signed with HMAC-SHA256 (RFC 2104) over six lines joined by line feeds::
 
@@ -59,7 +59,7 @@ TIMESTAMP: Final = "X-Wove-Timestamp"
 NONCE: Final = "X-Wove-Nonce"
 SIGNATURE: Final = "X-Wove-Signature"
 SIZE: Final = "X-Wove-Size"
-"""Bytes of the body, where the transport does not tell. Not signed: room is reserved by it, and nothing else."""
+"""Size of the body, where the transport does not tell it. It is not signed: memory is reserved by it, nothing else."""
 
 REPLY_SIGNATURE: Final = "X-Wove-Reply-Signature"
 AUTHORIZATION: Final = "Authorization"
@@ -73,16 +73,16 @@ BODY_DIGEST: Final = "X-Wove-Body-Digest"
 
 
 class Digest(str):
-    """The SHA-256 of a body in hex, made before: `digest` takes it for the body itself."""
+    """The SHA-256 of a body in hex. `digest` accepts it in place of the body."""
 
     __slots__ = ()
 
 
 Body: TypeAlias = Digest | bytes | bytearray | memoryview | Sequence[bytes | bytearray | memoryview]
-"""A message, whole, in chunks, or as its digest."""
+"""A message: whole, in chunks, or as its digest."""
 
 Headers: TypeAlias = Mapping[str, str | bytes] | Iterable[tuple[str | bytes, str | bytes]]
-"""Headers or metadata as servers hand them out, names in any case."""
+"""Headers or metadata as servers provide them, with names in any case."""
 
 _KEY_ID: Final = re.compile(r"[A-Za-z0-9._:@/+=-]{1,128}")
 _TIMESTAMP: Final = re.compile(r"[0-9]{1,12}")
@@ -94,12 +94,12 @@ _SIGNATURE: Final = re.compile(r"v1=[0-9a-f]{64}")
 
 
 def digest(body: Body) -> Digest:
-    """The SHA-256 of *body*. Chunks count as if they were one; a digest is what it is.
+    """Return the SHA-256 of *body*. Chunks count as one body; a digest is returned as it is.
 
-    Other threads run while bytes are worked on, so a large body can be left to a thread.
+    Other threads run meanwhile, so that the digest of a large body can be made in a thread.
 
     Raises:
-        TypeError: *body* is text: which bytes would that be?
+        TypeError: *body* is text.
     """
     if isinstance(body, Digest):
         return body
@@ -119,7 +119,7 @@ def request_text(
     """Return the text that the signature of a request covers.
 
     Raises:
-        ValueError: One of the parts holds a line break, which would make two different requests one text.
+        ValueError: A part holds a line break, with which two different requests could have one text.
     """
     return _lines("wove-v1", transport, target, timestamp, nonce, body_digest)
 
@@ -134,8 +134,8 @@ def reply_text(transport: str, target: str, nonce: str, sequence: int, body_dige
 
 
 def payload_text(adapter: str, run_id: str, body_digest: str) -> bytes:
-    """Return the text that the signature of a backend's payload covers. No time: nobody knows how long it will be
-    queued.
+    """Return the text that the signature of a backend's payload covers. It has no time of its own: a
+    queue may hold the payload for long.
 
     Raises:
         ValueError: As `request_text`.
@@ -151,28 +151,28 @@ def _lines(*parts: str) -> bytes:
 
 
 def sign(secret: bytes, text: bytes) -> str:
-    """The signature of *text*: ``v1=`` and 64 hex digits."""
+    """Return the signature of *text*: ``v1=`` and 64 hex digits."""
     return "v1=" + hmac.digest(secret, text, "sha256").hex()
 
 
 def matches(secret: bytes, text: bytes, signature: str) -> bool:
-    """Whether *signature* is that of *text*, in a time that does not depend on where they differ."""
+    """Return whether *signature* is that of *text*, in a time that does not depend on where they differ."""
     # As bytes: compare_digest takes no text outside ASCII.
     return hmac.compare_digest(sign(secret, text).encode(), signature.encode("utf-8", "replace"))
 
 
 def is_key_id(name: str) -> bool:
-    """Whether *name* can be the id of a key: it must survive every proxy and every log."""
+    """Return whether *name* can be the id of a key. It must pass every proxy and every log unchanged."""
     return _KEY_ID.fullmatch(name) is not None
 
 
 def single_values(
     headers: object, names: Collection[str], *, optional: Collection[str] = ()
 ) -> dict[str, str]:
-    """The values of *names*, each of which must be there once, and be printable ASCII; *optional* ones may be missing.
+    """Return the values of *names*, each of which must occur once, as printable ASCII; *optional* ones may be missing.
 
     Raises:
-        PermissionError: Otherwise, and for whatever else *headers* may be.
+        PermissionError: A header is missing or odd, or *headers* cannot be read.
     """
     wanted = {name.lower(): name for name in (*names, *optional)}
     found: dict[str, str] = {}
@@ -208,18 +208,18 @@ def single_values(
 def _text(value: object) -> str:
     if isinstance(value, bytes):
         return value.decode("latin-1")
-    # Such a name or value is nobody's, and matches nothing: lower() makes a "k" of the Kelvin sign.
+    # Such a text matches nothing. Otherwise lower() would make a "k" of the Kelvin sign.
     return value if isinstance(value, str) and value.isascii() else "\x00"
 
 
 def check_signed(values: Mapping[str, str]) -> int:
-    """Refuse odd values of `REQUEST_NAMES`.
+    """Check the form of the values of `REQUEST_NAMES`.
 
     Returns:
         The timestamp, in Unix seconds.
 
     Raises:
-        PermissionError: One does not look as it must.
+        PermissionError: A value has another form.
     """
     for name, form, hint in (
         (KEY, _KEY_ID, "the id of a key"),
@@ -234,10 +234,10 @@ def check_signed(values: Mapping[str, str]) -> int:
 
 
 def given_digest(values: Mapping[str, str]) -> Digest | None:
-    """The digest that the headers name; ``None`` if they name none.
+    """Return the digest that the headers name; ``None`` if they name none.
 
     Raises:
-        PermissionError: It does not look as it must.
+        PermissionError: It has another form.
     """
     value = values.get(BODY_DIGEST)
     if value is None:
@@ -248,16 +248,16 @@ def given_digest(values: Mapping[str, str]) -> Digest | None:
 
 
 class Nonces:
-    """The nonces of the requests that were accepted, for as long as they could be accepted again.
+    """The nonces of the accepted requests, for as long as their timestamps are valid.
 
-    Takes about 130 bytes for each, and so at most 130 MB with the default *limit*: that is 1,600 requests a
-    second for the ten minutes in which a timestamp is good. A full store forgets the oldest ones, and from then
-    on refuses every request as old as those: the window becomes shorter, but nothing gets through twice.
+    A nonce takes about 130 bytes, so that the default *limit* takes 130 MB at most: enough for 1,600 requests a
+    second in the ten minutes in which a timestamp is valid. A full store drops the oldest nonces, and from then on
+    refuses every request of that age: the window becomes shorter, but no request is accepted twice.
 
-    Not thread-safe. A call costs the same whatever is in the store.
+    Not thread-safe. The cost of a call does not depend on the number of nonces.
 
     Args:
-        limit: The most nonces to remember.
+        limit: Maximum number of nonces.
     """
 
     __slots__ = ("_buckets", "_count", "_floor", "_limit", "_order", "_seen")
@@ -265,22 +265,22 @@ class Nonces:
     def __init__(self, limit: int = 1_000_000) -> None:
         self._limit = limit
         self._count = 0
-        self._floor = -1  # timestamps below this are refused: what had them may be forgotten
+        self._floor = -1  # older timestamps are refused: their nonces may have been dropped
         self._buckets: dict[int, list[bytes]] = {}
         self._order: list[int] = []  # a heap of the timestamps in _buckets
-        # Many small sets, because one large one would be copied as a whole now and then, within one call.
+        # Many small sets: a large one would be copied as a whole now and then, within one call.
         self._seen: list[set[bytes]] = [set() for _ in range(256)]
 
     def __len__(self) -> int:
         return self._count
 
     def accept(self, key: bytes, nonce: str, timestamp: int, now: float, skew: float) -> bool:
-        """Whether *nonce* is new, and remember it if so.
+        """Return whether *nonce* is new, and keep it if it is.
 
         Args:
-            key: Whose nonce it is. Something of the secret, not of its id: one secret under two ids must not
-                let a request through twice.
-            nonce: As it came.
+            key: Whose nonce it is. It is derived from the secret, not from its id: one secret under two ids must
+                not accept a request twice.
+            nonce: The request's nonce.
             timestamp: The request's, in Unix seconds.
             now: The present, in Unix seconds.
             skew: How far the two may be apart, in seconds.
@@ -307,12 +307,12 @@ class Nonces:
         return True
 
     def _make_room(self, horizon: float) -> None:
-        # A few at a time: more than come in, and never so many that one request pays for all before it.
+        # A few in each call: more than are added, and so few that no request pays for all before it.
         for _ in range(8):
             if not self._order or (self._order[0] >= horizon and self._count < self._limit):
                 return
             oldest = self._order[0]
-            # Also when the clock is set back later: what was forgotten must not come in again.
+            # Also if the clock is set back later: a dropped nonce must not be accepted again.
             self._floor = max(self._floor, oldest + 1)
             bucket = self._buckets[oldest]
             mark = bucket.pop()

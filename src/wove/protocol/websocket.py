@@ -6,11 +6,11 @@ The plain form is the default: each command is a message, with its callable. A c
 * a message from the client is a command, or a list of commands;
 * a command whose callable has gone over this connection before has only its ``callable_id``, by the rule of
   `wove.protocol.callables.CallableCache` with `KEPT_BYTES`;
-* a service that sends `GOODBYE` and closes the connection has answered every run that it took, so that the others
-  were not begun, and may be sent elsewhere. The close code `RESTARTING` alone says nothing of the kind: proxies send
-  it, too, and nobody signs it.
+* a service that sends `GOODBYE` and closes the connection has answered every run that it accepted: the other runs
+  were not begun, and may be sent elsewhere. The close code `RESTARTING` alone does not say so: proxies send it, too,
+  and it is not signed.
 
-`PLAIN` comes first in the offer, because there are servers that choose the first they are offered, whatever it means.
+`PLAIN` comes first in the offer, because some servers choose the first offer, whatever it means.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ PLAIN: Final = "wove"
 OURS: Final = "wove.v1"
 OFFERED: Final = (PLAIN, OURS)
 
-#: Bytes of callables that both sides of a connection keep. A service has many connections.
+#: Maximum size of the callables that both sides of a connection keep. A service has many connections.
 KEPT_BYTES: Final = 64 * 1024 * 1024
 
 #: Close code 1012, "service restart", of IANA's registry for RFC 6455.
@@ -43,5 +43,5 @@ GOODBYE: Final = b'{"type":"goodbye"}'
 
 
 def joined(frame: Sequence[bytes], field: Sequence[bytes]) -> list[bytes]:
-    """Two JSON objects, neither of them empty, as one. Both, and the result, are texts in chunks."""
+    """Return two JSON objects, neither of them empty, as one. Both, and the result, are texts in chunks."""
     return [*frame[:-1], frame[-1][:-1] + b"," + field[0][1:], *field[1:]]

@@ -65,11 +65,15 @@ class Losses:
         await asyncio.sleep(max(SUSPECT_SECONDS, left))
         await self._lose_with_reason(job)
 
-        if not self._adapter.restarts:
-            self._lose(
-                job,
-                f"its worker ({worker}) is gone: the connection over which it reported has ended",
+        if self._adapter.restarts:
+            return
+        ended = "the connection over which it reported has ended"
+        if cut and job.reconnect_seconds:
+            ended += (
+                f", cut by the network, and none came for {job.reconnect_seconds:g} s "
+                "(delivery_reconnect_seconds)"
             )
+        self._lose(job, f"its worker ({worker}) is gone: {ended}")
 
     async def explain(self, job: SubmittedJob, event: dict[str, Any]) -> None:
         """End *job*, whose worker has reported with *event* that it was stopped; with the backend's reason, if any."""

@@ -79,7 +79,7 @@ class CapacityLimiter:
             self.in_use += amount
 
     def acquire_again(self, granted: Callable[[], object], amount: int = 1) -> bool:
-        """Give *amount* back without waking anybody, and wait for it until others release theirs.
+        """Give *amount* back without granting it to those that wait, and wait for it until others release theirs.
 
         Args:
             granted: As for `acquire`.

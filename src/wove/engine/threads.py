@@ -158,7 +158,7 @@ class ThreadLimiter(CapacityLimiter):
 
     @contextlib.contextmanager
     def given_up(self) -> Generator[None]:
-        """For a thread that only waits meanwhile; its job is over the limit afterwards, if need be."""
+        """Give the place of a thread that only waits to others; afterwards its job may be beyond the limit."""
         self.release()
         try:
             yield

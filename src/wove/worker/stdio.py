@@ -67,7 +67,7 @@ _READ_MORE_BYTES: Final = 1024 * 1024  # in the middle of a long line
 
 
 def child_environment(environ: Mapping[str, str]) -> dict[str, str]:
-    """The environment variables for a worker that is to import ``wove``.
+    """Return the environment variables for a worker that is to import ``wove``.
 
     It finds ``wove`` through ``PYTHONPATH``, where it is not installed. Start it with ``-P``, so that no ``json.py``
     in its working directory comes before Python's own.

@@ -20,10 +20,10 @@ AHEAD_SECONDS: Final = 0.005
 """How much work waits in a process beforehand."""
 
 MAX_AHEAD: Final = 64
-"""How many runs at most wait in a process beforehand."""
+"""Maximum number of runs that wait in a process beforehand."""
 
 MAX_AT_ONCE: Final = 1024
-"""How many runs at most are at once in one process, each of which may take a thread there."""
+"""Maximum number of runs in one process at once, each of which may take a thread there."""
 
 BACKLOG_BYTES: Final = 256 * 1024
 """With more than this still to be written to it, a process gets nothing beforehand."""
@@ -50,20 +50,20 @@ class WorkerLoad:
     marked_at: float = field(default=0.0)
 
     def free(self, backlog: int) -> int:
-        """How many more runs it can take, with *backlog* bytes still to be written to it."""
+        """Return how many more runs it can take, with *backlog* bytes still to be written to it."""
         if self.limit is None:
             return MAX_AT_ONCE
         ahead = self.ahead if backlog < BACKLOG_BYTES else 0
         return max(0, min(self.limit + self.extra + ahead, MAX_AT_ONCE) - self.load)
 
     def assigned(self, now: float) -> None:
-        """It got a run."""
+        """Note that it got a run."""
         if self.load == 0:
             self.marked_at = now
         self.load += 1
 
     def finished(self, count: int, now: float) -> None:
-        """*count* of its runs have ended, as was seen at *now* (seconds)."""
+        """Note that *count* of its runs have ended, as was seen at *now* (seconds)."""
         self.load = max(0, self.load - count)
         self.extra = 0
         pace = max(0.0, now - self.marked_at) / count
@@ -77,24 +77,24 @@ class WorkerLoad:
         self.ahead = min(fitting, MAX_AHEAD, 2 * self.ahead + 2)
 
     def idle(self) -> None:
-        """There is nothing to do for anyone: what was learned about runs that wait is forgotten."""
+        """Forget what was learned about runs that wait: no process has anything to do."""
         if self.limit is not None and self.load == 0:
             self.limit = 1
 
     def waits(self) -> bool:
-        """None of its runs computes; whether it may have more because of that."""
+        """Note that none of its runs computes, and return whether it may have more because of that."""
         if self.limit is None or self.load < self.limit or self.limit >= MAX_AT_ONCE:
             return False
         self.limit = min(2 * self.limit, MAX_AT_ONCE)
         return True
 
     def stagnates(self) -> None:
-        """Nothing has moved for a while."""
+        """Make room for one more run, because nothing has moved for a while."""
         self.extra = min(self.extra + 1, MAX_AT_ONCE)
 
 
 def choose(free: list[int], load: list[int], count: int) -> list[int]:
-    """Who gets each of the next *count* runs: the least loaded first.
+    """Return which process gets each of the next *count* runs: the least loaded first.
 
     Args:
         free: How many more each can take.
@@ -102,7 +102,7 @@ def choose(free: list[int], load: list[int], count: int) -> list[int]:
         count: How many runs there are to give.
 
     Returns:
-        Positions in *free*, in order; fewer than *count* if there is not so much room.
+        Positions in *free*, in order; fewer than *count* if there is less room.
     """
     free, load = list(free), list(load)
     chosen: list[int] = []

@@ -425,7 +425,7 @@ class Pool(Listener):
             self._kill(worker)
 
     def _forget(self, worker: PoolWorker, run_id: str) -> bool:
-        """The run has ended; whether it counted as load."""
+        """Remove a run that has ended, and return whether it counted as load."""
         if worker.runs.pop(run_id, None) is None:
             return False
         if not worker.runs:
@@ -494,7 +494,7 @@ class Pool(Listener):
             self._finish(worker)
 
     def _garbage(self, worker: PoolWorker, error: BaseException) -> list[Frame]:
-        """Report a line that is not a frame. If it names one of the runs, that one cannot end otherwise."""
+        """Report a line that is not a frame. A run that it names could not end otherwise."""
         logger.warning(
             "environment %r: worker process %d wrote to its stdout what is not a frame, which is skipped: %s",
             self._plan.environment, worker.process.pid, error,
@@ -653,11 +653,11 @@ class Pool(Listener):
 
 
 class _UnreadableError(FrameError):
-    """There is no room here to read a line, whatever is in it."""
+    """This process has not enough memory to read a line, whatever is in it."""
 
 
 def _unreadable(line: Sequence[bytes], error: BaseException) -> FrameError:
-    """The error for a line that may well be a frame, and cannot be read here because of *error*."""
+    """Return the error for a line that may be a frame, and cannot be read here because of *error*."""
     size = sum(map(len, line))
     text = f"{type(error).__name__} while {size} bytes were read {error}".rstrip()
     return _UnreadableError(text, codec.find_run_id(*line))

@@ -51,11 +51,11 @@ class Listener:
     """Receiver of what happens to a worker process. All calls come on the loop."""
 
     def lines(self, process: WorkerProcess, lines: list[list[bytes]]) -> None:
-        """It wrote complete lines to stdout, each in chunks and without its line break."""
+        """Called with complete lines of its stdout, each in chunks and without its line break."""
         raise NotImplementedError
 
     def ended(self, process: WorkerProcess) -> None:
-        """It has ended; everything that it wrote has been seen."""
+        """Called when it has ended, and everything that it wrote has been seen."""
         raise NotImplementedError
 
 
@@ -165,7 +165,7 @@ class WorkerProcess:
 
     @property
     def stderr_tail(self) -> str:
-        """The last lines that it wrote to stderr."""
+        """Return the last lines that it wrote to stderr."""
         tail = self._tail
         if (found := _CRASHED.search(tail)) is not None:  # not the stacks of all other threads
             stack = b"Fatal Python error: %b\n%b" % (found["kind"], found["stack"])
@@ -175,7 +175,7 @@ class WorkerProcess:
 
     @property
     def crashed_thread(self) -> int | None:
-        """The identity of the thread that crashed, where Python's `faulthandler` could say it."""
+        """Return the identity of the thread that crashed, where Python's `faulthandler` could say it."""
         if (found := _CRASHED.search(self._tail)) is None:
             return None
         return int(found["thread"], 16)
@@ -370,12 +370,12 @@ class WorkerProcess:
 
 
 def interpreter_flags() -> list[str]:
-    """The options this interpreter was started with (-X, -W, -O, ...), as multiprocessing hands them on."""
+    """Return the options this interpreter was started with (-X, -W, -O, ...), as multiprocessing hands them on."""
     return cast("list[str]", subprocess._args_from_interpreter_flags())  # type: ignore[attr-defined]
 
 
 def describe_exit(returncode: int | None) -> str:
-    """``"exit status 3"``, ``"signal SIGKILL"``, with a hint where there is a usual reason."""
+    """Return ``"exit status 3"`` or ``"signal SIGKILL"``, with a hint where there is a usual reason."""
     if returncode is None:
         return "an unknown status"
     if returncode >= 0:
@@ -394,7 +394,7 @@ def _print(data: bytes) -> None:
     try:
         stream.write(data.decode("utf-8", "replace"))
         stream.flush()
-    except Exception:  # no stderr, or a closed one: there is nobody to tell
+    except Exception:  # no stderr, or a closed one: it cannot be said anywhere
         pass
 
 

@@ -48,12 +48,12 @@ class Plan:
 
     @property
     def ours(self) -> bool:
-        """Whether the worker is Wove's own."""
+        """Return whether the worker is Wove's own."""
         return self.boot is not None
 
     @property
     def says_ready(self) -> bool:
-        """Whether a worker says when it has started, and gets no run before that."""
+        """Return whether a worker says when it has started, and gets no run before that."""
         return self.launched and self.ours
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import time
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -382,3 +384,126 @@ def test_rights_that_are_for_these_checks_only(caplog: pytest.LogCaptureFixture)
     )
     with pytest.raises(ValueError, match="no containerProperties"):
         started("AccessDeniedException", {**DEFINITION, "type": "multinode"})
+
+
+# ------------------------------------------------------------------------------------- Batch that is away
+
+
+class Batch:
+    """A client of AWS Batch whose answers can be lost."""
+
+    def __init__(self, *, delays: int = 0, carried_out: bool = True) -> None:
+        self.jobs: dict[str, dict[str, Any]] = {}
+        self.requests = 0
+        self._unanswered = delays
+        self._carried_out = carried_out
+
+    def submit_job(self, **request: Any) -> dict[str, Any]:
+        from botocore.exceptions import ReadTimeoutError
+
+        self.requests += 1
+        unanswered, self._unanswered = self._unanswered, self._unanswered - 1
+        if unanswered <= 0 or self._carried_out:
+            job = {"jobId": f"job-{self.requests}", "jobName": request["jobName"]}
+            self.jobs[job["jobId"]] = {**job, "status": "RUNNABLE", "createdAt": time.time() * 1000}
+        if unanswered > 0:
+            raise ReadTimeoutError(endpoint_url="https://batch")
+        return {"jobId": f"job-{self.requests}"}
+
+    def list_jobs(self, **_: Any) -> dict[str, Any]:
+        return {"jobSummaryList": list(self.jobs.values())}
+
+    def terminate_job(self, *, jobId: str, reason: str) -> dict[str, Any]:  # noqa: N803
+        del reason
+        self.jobs[jobId]["status"] = "FAILED"
+        return {}
+
+    def describe_job_queues(self, **_: Any) -> dict[str, Any]:
+        return {"jobQueues": [QUEUE]}
+
+    def describe_job_definitions(self, **_: Any) -> dict[str, Any]:
+        container = {"containerProperties": {"command": ["worker"]}}
+        return {"jobDefinitions": [{**DEFINITION, **container}]}
+
+    def live(self) -> list[str]:
+        return [name for name, job in self.jobs.items() if job["status"] != "FAILED"]
+
+
+@pytest.fixture
+def _prompt(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("wove.integrations.aws_batch.adapter.RETRY_SECONDS", 0.01)
+    monkeypatch.setattr("wove.integrations.common.withdrawals.INTERVAL_SECONDS", 0.01)
+
+
+FRAME = {"run_id": "abc-1", "task_id": "t", "delivery": {}}
+
+
+def submitted(batch: Batch, *, patience: float, until: Callable[[], bool] = lambda: True) -> str:
+    """Submit one job, and wait for a condition before the environment is closed."""
+
+    async def main() -> str:
+        adapter = configured(client=batch)
+        adapter.submit_patience_seconds = patience
+        await adapter.start()
+        try:
+            return await asyncio.to_thread(adapter.submit, PAYLOAD, FRAME)
+        finally:
+            async with asyncio.timeout(30):
+                while not until():
+                    await asyncio.sleep(0.005)
+            await adapter.close()
+
+    return asyncio.run(main())
+
+
+@pytest.mark.usefixtures("_prompt")
+def test_a_job_whose_submission_was_not_answered_is_used() -> None:
+    batch = Batch(delays=1)
+    assert submitted(batch, patience=30.0) == "job-1"
+    assert batch.requests == 1 and batch.live() == ["job-1"]
+
+
+@pytest.mark.usefixtures("_prompt")
+def test_a_submission_waits_while_batch_does_not_answer() -> None:
+    batch = Batch(delays=3, carried_out=False)
+    assert submitted(batch, patience=30.0) == "job-4"
+    assert batch.live() == ["job-4"]
+
+
+@pytest.mark.usefixtures("_prompt")
+def test_a_job_that_appears_after_it_was_given_up_is_terminated() -> None:
+    batch = Batch(delays=1_000_000, carried_out=False)
+
+    def appears() -> bool:
+        if not batch.jobs:
+            batch.jobs["late"] = {
+                "jobId": "late",
+                "jobName": configured().request(PAYLOAD, FRAME)["jobName"],
+                "status": "RUNNABLE",
+                "createdAt": time.time() * 1000,
+            }
+        return batch.live() == []
+
+    with pytest.raises(DeliveryError, match="could not be asked to submit job .*Read timeout"):
+        submitted(batch, patience=0.02, until=appears)
+
+
+@pytest.mark.usefixtures("_prompt")
+def test_of_two_jobs_of_one_run_one_stays() -> None:
+    """The first request was carried out late, after the second one."""
+    batch = Batch(delays=1, carried_out=False)
+    name = configured().request(PAYLOAD, FRAME)["jobName"]
+
+    def one_is_left() -> bool:
+        if "late" not in batch.jobs:
+            now = time.time() * 1000
+            batch.jobs["late"] = {
+                "jobId": "late",
+                "jobName": name,
+                "status": "SUBMITTED",
+                "createdAt": now,
+            }
+        return len(batch.live()) == 1
+
+    assert submitted(batch, patience=30.0, until=one_is_left) == "job-2"
+    assert batch.live() == ["job-2"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import importlib
 import importlib.util
 import logging
@@ -248,7 +249,10 @@ def _run_until_stopped(chosen: argparse.Namespace, serve: Callable[..., Any]) ->
         loop = asyncio.get_running_loop()
         numbers = (signal.SIGTERM, signal.SIGINT)
         for number in numbers:
-            loop.add_signal_handler(number, _on_signal, number, stop)
+            try:
+                loop.add_signal_handler(number, _on_signal, number, stop)
+            except NotImplementedError:  # Windows
+                signal.signal(number, partial(_on_signal_elsewhere, loop, stop))
         from wove.services.forked import handles_signals
 
         try:
@@ -256,7 +260,8 @@ def _run_until_stopped(chosen: argparse.Namespace, serve: Callable[..., Any]) ->
                 await serve(started=started, stop=stop)
         finally:
             for number in numbers:  # uvloop would leave its own behind
-                loop.remove_signal_handler(number)
+                with contextlib.suppress(NotImplementedError):
+                    loop.remove_signal_handler(number)
 
         logger.info("stopped")
 
@@ -270,6 +275,14 @@ def _on_signal(number: int, stop: asyncio.Event) -> None:
         os._exit(128 + number)
     logger.info("%s: taking no more runs; once more ends at once", signal.Signals(number).name)
     stop.set()
+
+
+def _on_signal_elsewhere(
+    loop: asyncio.AbstractEventLoop, stop: asyncio.Event, number: int, frame: object
+) -> None:
+    """Handle a signal where the loop cannot: between two instructions of the main thread."""
+    del frame
+    loop.call_soon_threadsafe(_on_signal, number, stop)
 
 
 def _loop_factory(transport: str) -> Callable[[], asyncio.AbstractEventLoop] | None:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
-import resource
 import socket
 import ssl
 from dataclasses import dataclass
@@ -230,7 +228,11 @@ def _closing_first(listener: socket.socket) -> socket.socket:
     task work, which is done last in, first out; nothing promises that order). With the listener last, a client that
     has just lost its connection could connect to a process that is gone already, and would lose its next run, too.
     """
-    with contextlib.suppress(OSError, ValueError):  # there are no such numbers, or none free
+    # ImportError: on Windows. The others: there are no such numbers, or none is free.
+    with contextlib.suppress(ImportError, OSError, ValueError):
+        import fcntl
+        import resource
+
         limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         least = (
             MAX_NUMBER if limit == resource.RLIM_INFINITY else min(MAX_NUMBER, limit)

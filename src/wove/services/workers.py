@@ -80,6 +80,7 @@ class ProcessBackend:
         with forks.importing:
             from wove.executors.stdio.executor import worker_command
             from wove.executors.stdio.pool import Pool
+            from wove.executors.stdio.process import WATCHES_PIPES
             from wove.executors.stdio.worker import Plan
             from wove.worker.stdio import boot_record, child_environment
 
@@ -87,7 +88,8 @@ class ProcessBackend:
         self._tasks: dict[str, str] = {}
         plan = Plan(
             environment="worker service",
-            command=worker_command(),
+            command=worker_command(launched=not WATCHES_PIPES),
+            launched=not WATCHES_PIPES,
             processes=processes,
             terminate=True,
             start_seconds=60.0,

@@ -201,10 +201,11 @@ def _adopt(boot: Mapping[str, Any]) -> None:
 
 def _reset_signals() -> None:
     """Undo what a process inherits from the thread that has started it."""
-    signal.pthread_sigmask(signal.SIG_SETMASK, ())
-    if signal.getsignal(signal.SIGCHLD) is signal.SIG_IGN:
-        # The system would then discard the exit statuses of the programs that tasks start.
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    if sys.platform != "win32":
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())
+        if signal.getsignal(signal.SIGCHLD) is signal.SIG_IGN:
+            # The system would then discard the exit statuses of the programs that tasks start.
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     # Ctrl-C goes to every process of the terminal; the parent decides what it means for the tasks. A handler
     # and not SIG_IGN, because programs that tasks start would inherit that.
     signal.signal(signal.SIGINT, _leave_it_to_the_parent)
@@ -221,8 +222,9 @@ def _claim_stdio() -> tuple[int, int]:
         os.dup2(nothing, 1)
 
     os.close(nothing)
-    os.set_blocking(commands, True)
-    os.set_blocking(events, True)
+    if sys.platform != "win32":  # where pipes block anyway
+        os.set_blocking(commands, True)
+        os.set_blocking(events, True)
     if (
         reconfigure := getattr(sys.stdout, "reconfigure", None)
     ) is not None:  # stdout itself may be None

@@ -13,7 +13,7 @@ from wove.errors import DeliveryError, MissingDispatchFeatureError
 from wove.executors.base import CancelReach, EnvironmentExecutor, Frame
 from wove.executors.event_queue import EventQueue
 from wove.executors.stdio.pool import Pool
-from wove.executors.stdio.process import interpreter_flags
+from wove.executors.stdio.process import WATCHES_PIPES, interpreter_flags
 from wove.executors.stdio.worker import Plan
 from wove.settings import config_readers
 
@@ -136,6 +136,8 @@ def _plan(name: str, config: Mapping[str, Any], state: Mapping[str, Any]) -> Pla
     if importlib.util.find_spec("cloudpickle") is None:
         raise MissingDispatchFeatureError
     environ = cast("Mapping[str, str]", state.get("environ", os.environ))
+    # A worker that inherits no descriptors is started as one on another machine is.
+    launched = launcher is not None or (command is None and not WATCHES_PIPES)
     boot: dict[str, Any] | None = None
 
     if command is None:
@@ -146,13 +148,13 @@ def _plan(name: str, config: Mapping[str, Any], state: Mapping[str, Any]) -> Pla
         boot = boot_record(environ, state.get("path", sys.path) if python is None else None)
         if launcher is None:
             environ = child_environment(environ)
-        command = tuple(worker_command(python, launched=launcher is not None))
+        command = tuple(worker_command(python, launched=launched))
 
     return Plan(
         environment=name,
         command=[*(launcher or ()), *command],
         boot=boot,
-        launched=launcher is not None,
+        launched=launched,
         processes=processes,
         min_processes=min_processes,
         idle_seconds=config_readers.number(config, "idle_seconds", None, label=label),

@@ -19,7 +19,7 @@ from wove.errors import DeliveryError, EnvironmentExecutionError, WorkerLostErro
 from wove.executors.base import Frame
 from wove.executors.stdio import resource_tracker
 from wove.executors.stdio.balance import choose
-from wove.executors.stdio.process import Listener, WorkerProcess, describe_exit
+from wove.executors.stdio.process import WATCHES_PIPES, Listener, WorkerProcess, describe_exit
 from wove.executors.stdio.worker import Plan, PoolWorker
 from wove.protocol import codec
 from wove.protocol.frames import READY, TERMINAL, FrameError
@@ -297,7 +297,7 @@ class Pool(Listener):
     def _start(self) -> PoolWorker:
         plan, now = self._plan, self._loop.time()
         if plan.launched:
-            process = WorkerProcess(
+            process = _process_class()(
                 plan.command, plan.cwd, plan.environ, self, linger_seconds=LAUNCHER_SECONDS
             )
             if plan.boot is not None:
@@ -305,7 +305,7 @@ class Pool(Listener):
             return PoolWorker(process, None, 1 if plan.ours else None, now)
 
         if plan.boot is None:
-            process = WorkerProcess(plan.command, plan.cwd, plan.environ, self)
+            process = _process_class()(plan.command, plan.cwd, plan.environ, self)
             return PoolWorker(process, None, None, now)
 
         with forks.importing:
@@ -661,3 +661,12 @@ def _unreadable(line: Sequence[bytes], error: BaseException) -> FrameError:
     size = sum(map(len, line))
     text = f"{type(error).__name__} while {size} bytes were read {error}".rstrip()
     return _UnreadableError(text, codec.find_run_id(*line))
+
+
+def _process_class() -> type[WorkerProcess]:
+    if WATCHES_PIPES:
+        return WorkerProcess
+    # Here, because most systems do without threads.
+    from wove.executors.stdio.process_by_threads import ThreadWorkerProcess
+
+    return ThreadWorkerProcess

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import fcntl
 import os
 import re
 import signal
@@ -19,7 +18,11 @@ from wove.concurrency import forks
 from wove.concurrency.thread_pool import relay
 from wove.executors.stdio import resource_tracker
 
-__all__ = ["Listener", "WorkerProcess", "describe_exit", "interpreter_flags"]
+__all__ = ["WATCHES_PIPES", "Listener", "WorkerProcess", "describe_exit", "interpreter_flags"]
+
+WATCHES_PIPES: Final = hasattr(os, "killpg")
+"""Whether event loops can watch pipes, and processes inherit descriptors. Otherwise threads do the work:
+`process_by_threads`."""
 
 PIPE_BYTES: Final = 1024 * 1024
 """Asked of the kernel for each pipe; the default of Linux is 64 KiB, its limit for users 1 MiB."""
@@ -89,22 +92,8 @@ class WorkerProcess:
         linger_seconds: float = 1.0,
         tracker: int = -1,
     ) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._listener = listener
-        self._linger_seconds = linger_seconds
-        self._unwritten: deque[bytes | memoryview] = deque()
-        self.backlog = 0
-        self._writing = False
-        self._line: list[bytes] = []
-        self._tail = b""
-        self._closing_stdin = False
-        self._poll: asyncio.TimerHandle | None = None
+        self._set_state(listener, linger_seconds)
         self._tracker = tracker
-        self._tracker_rest = b""
-        self._open: set[int] = set()
-        self.ended = False
-        self.read_error = ""  # why nothing more of it can be read
-
         theirs: list[int] = []
 
         try:
@@ -157,6 +146,23 @@ class WorkerProcess:
             self._loop.add_reader(self._pidfd, self._check_end)
         else:
             self._check_end()
+
+    def _set_state(self, listener: Listener, linger_seconds: float) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._listener = listener
+        self._linger_seconds = linger_seconds
+        self._unwritten: deque[bytes | memoryview] = deque()
+        self.backlog = 0
+        self._writing = False
+        self._line: list[bytes] = []
+        self._tail = b""
+        self._closing_stdin = False
+        self._poll: asyncio.TimerHandle | None = None
+        self._tracker = -1
+        self._tracker_rest = b""
+        self._open: set[int] = set()
+        self.ended = False
+        self.read_error = ""  # why nothing more of it can be read
 
     @property
     def returncode(self) -> int | None:
@@ -266,15 +272,17 @@ class WorkerProcess:
             )
 
         if not going_on:
-            self._close(self._stdout)
-            if self._line:
-                lines.append(self._line)
-                self._line = []
-            # A worker that cannot answer any more is of no use, even if it still runs.
-            self._loop.call_later(self._linger_seconds, self.kill)
-
+            self._stdout_ended(lines)
         if lines:
             self._listener.lines(self, lines)
+
+    def _stdout_ended(self, lines: list[list[bytes]]) -> None:
+        self._close(self._stdout)
+        if self._line:
+            lines.append(self._line)
+            self._line = []
+        # A worker that cannot answer any more is of no use, even if it still runs.
+        self._loop.call_later(self._linger_seconds, self.kill)
 
     def _read_lines(self, lines: list[list[bytes]]) -> bool:
         """Read once and add what lines are complete; False at the end of the stream."""
@@ -287,16 +295,20 @@ class WorkerProcess:
 
         if not data:
             return False
+        self._split(data, lines)
+        return True
+
+    def _split(self, data: bytes, lines: list[list[bytes]]) -> None:
+        """Add what lines are complete with *data*."""
         parts = data.split(b"\n")
         if len(parts) == 1:
             self._line.append(data)
-            return True
+            return
 
         self._line.append(parts[0])
         lines.append(self._line)
         lines.extend([part] for part in parts[1:-1])
         self._line = [parts[-1]] if parts[-1] else []
-        return True
 
     def _tracker_readable(self) -> None:
         if self._tracker not in self._open:
@@ -321,10 +333,12 @@ class WorkerProcess:
         except OSError:
             data = b""
 
-        if not data:
+        if data:
+            self._keep_stderr(data)
+        else:
             self._close(self._stderr)
-            return
 
+    def _keep_stderr(self, data: bytes) -> None:
         self._tail = (self._tail + data)[-CRASH_TAIL:]
         relay.submit(_print, data)
 
@@ -409,6 +423,8 @@ def _has_data(descriptor: int) -> bool:
 
 
 def _enlarge(descriptor: int) -> None:
+    import fcntl  # here, because Windows has none, and no pipes that come here
+
     command = getattr(fcntl, "F_SETPIPE_SZ", None)
     if command is not None:
         with contextlib.suppress(OSError):  # the user's limit for all pipes together is reached

@@ -178,7 +178,7 @@ class MissingDispatchFeatureError(MissingDependencyError):
 
 
 class WorkerSetupError(WoveError, RuntimeError):
-    """What a worker process is to call before its first task has failed; the cause is in the message."""
+    """The set-up that a worker process calls before its first task has failed; the cause is in the message."""
 
 
 class DeliveryError(WoveError, RuntimeError):

@@ -1,4 +1,4 @@
-"""What is kept of a result: its pickle, signed.
+"""The record of a kept result: its pickle, signed.
 
 A pickle is code that runs when it is loaded. So a record is loaded only after its signature has been checked, with a
 secret that whoever wrote it must have had: the text of ``WOVE_CACHE_SECRET``, or a file of the user's that Wove makes

@@ -27,7 +27,7 @@ PROTOCOL: Final = 5
 
 
 class Found(NamedTuple):
-    """What a lookup has found.
+    """The outcome of a lookup.
 
     Attributes:
         key: The key of the result.

@@ -40,7 +40,7 @@ class Row(NamedTuple):
 
 
 class KeptTask(NamedTuple):
-    """What a store has of one task.
+    """The entry of a store for one task.
 
     Attributes:
         task: The task's name.

@@ -35,7 +35,7 @@ class ConnectionEnd(NamedTuple):
 
 
 class WorkerConnection:
-    """What a connection to the receiver says of the worker at its other end.
+    """The worker at the other end of a connection to the receiver, and whether it lives.
 
     Attributes:
         worker: The worker's name, from its requests; ``""``: not known.

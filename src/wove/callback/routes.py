@@ -38,7 +38,7 @@ _WRONG_PATH: Final = "There is nothing here: the path is not that of the callbac
 
 
 class RunStatus(enum.Enum):
-    """What a run is to an `EventSubscriber`."""
+    """Whether an `EventSubscriber` waits for a run."""
 
     AWAITED = enum.auto()
     """The run goes on."""

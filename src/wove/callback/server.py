@@ -61,7 +61,7 @@ _CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
 class _State(enum.Enum):
-    """What a connection is doing.
+    """The state of a connection.
 
     ========  ==============================================  ======================
     from      when                                            to

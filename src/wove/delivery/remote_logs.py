@@ -1,4 +1,4 @@
-"""What remote tasks log and print, written in this process: records to its loggers, output to its streams."""
+"""Writes the log records and the output of remote tasks in this process: to its loggers and its streams."""
 
 from __future__ import annotations
 

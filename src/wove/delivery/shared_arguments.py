@@ -1,4 +1,4 @@
-"""What the items of a map share: arguments that are the same object in each of them are pickled once."""
+"""Shared arguments of a map: those that are the same object in each item are pickled once."""
 
 from __future__ import annotations
 

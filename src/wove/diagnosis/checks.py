@@ -398,7 +398,7 @@ _CAUSES: Final[Sequence[tuple[str, str, str]]] = (
     (r"\b40[45]\b", "address", "correct the path in executor_config 'url'"),
     (r"[Cc]ertificate|SSL|TLS", "certificate", "correct the certificates on both sides"),
 )
-"""What the text of an error gives away: a pattern, the check that it belongs to, and what helps. The first counts."""
+"""Patterns in the text of an error, each with its check and a remedy. The first that matches counts."""
 
 
 def _classified(text: str, check: str, remedy: str = "see the message") -> tuple[str, str]:

@@ -359,7 +359,7 @@ class _LoopItems(CoroutinePool, MapItems):
 
 
 class _Supply(Enum):
-    """What is being done to get the next items of a map whose items run in threads.
+    """How the next items of a map whose items run in threads are being got.
 
     ======= ============================================ ======================================
     state   meaning                                      followed by

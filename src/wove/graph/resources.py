@@ -23,7 +23,7 @@ _SECONDS: Final = {"s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400}
 
 
 class ResourcesDict(TypedDict, total=False):
-    """What a task may ask for; each is checked when the task is declared.
+    """The resources that a task may ask for, checked when the task is declared.
 
     ``cpus`` and ``gpus`` are numbers; ``memory`` and ``disk`` are bytes, or text such as ``"8GiB"``; ``time`` is the
     wall time of the job: seconds, or text such as ``"2h"``.
@@ -37,7 +37,7 @@ class ResourcesDict(TypedDict, total=False):
 
 
 class Resources(NamedTuple):
-    """What a task asks for, in base units; ``None``: it does not say.
+    """The resources of a task, in base units; ``None``: it does not say.
 
     Attributes:
         cpus: Cores, or a fraction of one.

@@ -290,7 +290,7 @@ class NetworkExecutorSecurity:
         self.verify_headers(transport=transport, target=target, body=body, headers=metadata)
 
     def principal(self, *, headers: Headers) -> str:
-        """Who sent a request, so that one sender's results are not handed to another.
+        """Return the sender of a request, so that one sender's results are not handed to another.
 
         Only to be called for a request that was verified.
 

@@ -147,7 +147,7 @@ class WorkerHandler(grpc.GenericRpcHandler):
     def service(
         self, handler_call_details: grpc.HandlerCallDetails
     ) -> grpc.RpcMethodHandler[bytes, bytes] | None:
-        """Who answers a call; ``None`` for a method that is not ours."""
+        """Return the handler of a call; ``None`` for a method that is not ours."""
         handler: grpc.RpcMethodHandler[bytes, bytes] | None = None
         if handler_call_details.method == self._method:
             handler = self._send

@@ -227,7 +227,7 @@ class WorkerSocket:
 
 
 def name_of(connection: ServerConnection) -> str:
-    """Who is at the other end, for the log."""
+    """Return the address of the peer, for the log."""
     address: object = connection.remote_address
     return f"{address[0]}:{address[1]}" if isinstance(address, tuple) else str(address or "?")
 

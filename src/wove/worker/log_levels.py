@@ -22,7 +22,7 @@ def current() -> dict[str, Any]:
         for name, logger in loggers.items()
         if isinstance(logger, logging.Logger) and logger.level
     }
-    # What a file gets does not belong on the screen.
+    # Records for a file do not belong on the screen.
     screens = (sys.stderr, sys.stdout, sys.__stderr__, sys.__stdout__)
     shown = [
         handler.level

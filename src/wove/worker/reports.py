@@ -1,4 +1,4 @@
-"""What a run reports, logs and prints while it runs, sent a few times a second."""
+"""Sends the progress, the log records and the output of a run, a few times a second."""
 
 from __future__ import annotations
 

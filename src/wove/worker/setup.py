@@ -1,4 +1,4 @@
-"""What a worker process does once, before its first task: the user's set-up, and Django's.
+"""Prepares a worker process once, before its first task: the user's set-up, and Django's.
 
 The set-up is a function that takes nothing, as ``module:function``. It is the ``setup`` of the task's environment, of
 ``wove worker --setup``, or of the variable ``WOVE_WORKER_SETUP``. Django is set up where ``DJANGO_SETTINGS_MODULE`` is

@@ -1,4 +1,4 @@
-"""What happens to a run whose worker is gone or was stopped: the backend is asked for the reason first."""
+"""Ends runs whose worker is gone or was stopped, after the backend has been asked for the reason."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a pool knows of one worker process: what it has been given, how far each run has come, and how it is to end."""
+"""A pool's record of one worker process: its runs, how far each has come, and how the process is to end."""
 
 from __future__ import annotations
 

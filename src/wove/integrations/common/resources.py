@@ -1,4 +1,4 @@
-"""What a task asks its backend for."""
+"""The resources that a task asks its backend for."""
 
 from __future__ import annotations
 

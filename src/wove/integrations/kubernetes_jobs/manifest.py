@@ -67,7 +67,7 @@ _QUANTITIES: Final[Mapping[str, str]] = {
     "gpus": "nvidia.com/gpu",
     "disk": "ephemeral-storage",
 }
-"""What a container's resources are called (kubernetes.io/docs/concepts/configuration/manage-resources-containers)."""
+"""Names of a container's resources (kubernetes.io/docs/concepts/configuration/manage-resources-containers)."""
 
 
 def container_resources(resources: Mapping[str, float]) -> dict[str, dict[str, str]]:

@@ -1,4 +1,4 @@
-"""What to do about messages of Slurm's commands."""
+"""Remedies for messages of Slurm's commands."""
 
 from __future__ import annotations
 

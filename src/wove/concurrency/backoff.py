@@ -35,7 +35,7 @@ class Backoff(NamedTuple):
     most: float = 1.0
 
     def delay(self, failures: int, rng: random.Random | None = None) -> float:
-        """Return the seconds to wait after so many *failures* in a row, counted from 1.
+        """Return the seconds to wait after *failures* failures in a row, counted from 1.
 
         Args:
             failures: At least 1.

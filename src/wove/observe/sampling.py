@@ -23,7 +23,7 @@ ENDED: Final = frozenset({"done", "failed", "cancelled", "skipped"})
 """The states in which a task does not change any more; "skipped" is one that never began."""
 
 RATE_SECONDS = 5.0
-"""The rate of a map is that of the last so many seconds."""
+"""Number of seconds over which the rate of a map is measured."""
 
 # No others: the length of an object of the user's may be slow, or not the number of its items.
 _DICT: Final[dict[Any, Any]] = {}

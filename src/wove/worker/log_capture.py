@@ -66,7 +66,7 @@ class LineBudget:
         return self._lines >= 1 and self._characters > 0
 
     def spend(self, characters: int) -> None:
-        """Count a line of so many *characters*."""
+        """Count a line of *characters* characters."""
         self._lines -= 1
         self._characters -= characters
 

@@ -1,4 +1,4 @@
-"""Log lines on stderr that nobody has to wait for."""
+"""Writes log lines to stderr in a thread, so that a slow stderr delays no caller."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class _OneLine(logging.Formatter):
 
 
 class _Later(logging.Handler):
-    """Formats and writes in a thread of its own: neither takes a loop's time."""
+    """Formats and writes in its own thread, so that neither takes time of an event loop."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -54,7 +54,9 @@ class _Later(logging.Handler):
 
     def _write(self) -> None:
         while (record := self._records.get()) is not None:
-            with contextlib.suppress(Exception):  # there is nobody left to tell
+            with contextlib.suppress(
+                Exception
+            ):  # stderr is closed, and there is no other place for the line
                 sys.stderr.write(self.format(record) + "\n")
                 if self._records.empty():
                     sys.stderr.flush()

@@ -79,7 +79,7 @@ def add_parser(new: Callable[..., argparse.ArgumentParser]) -> None:
                 "--root-path",
                 default="",
                 metavar="PATH",
-                help="what a proxy in front takes off the URL's path",
+                help="the prefix that a proxy in front removes from the URL's path",
             )
 
 
@@ -96,7 +96,7 @@ def _add_service(parser: argparse.ArgumentParser, default: str) -> None:
         metavar="SPEC",
         help='"env:VARIABLE" with the secret, or all in JSON; or "none" (default)',
     )
-    add("--concurrency", type=int, metavar="N", help="the most runs at a time (64)")
+    add("--concurrency", type=int, metavar="N", help="maximum number of runs at a time (64)")
     add(
         "--processes",
         type=int,
@@ -112,9 +112,14 @@ def _add_service(parser: argparse.ArgumentParser, default: str) -> None:
         "--backlog",
         type=int,
         metavar="N",
-        help='the most runs that wait; one more is answered "busy" (1024)',
+        help='maximum number of runs that wait; another run is refused as "busy" (1024)',
     )
-    add("--max-message-bytes", type=int, metavar="N", help="the largest request (536870912)")
+    add(
+        "--max-message-bytes",
+        type=int,
+        metavar="N",
+        help="maximum number of bytes of a request (536870912)",
+    )
     add(
         "--drain-timeout",
         type=float,

@@ -38,14 +38,14 @@ _PLAIN: Final = (bool, int, float, complex, str, bytes, list, tuple, set, frozen
 
 
 def locate(config_file: str | os.PathLike[str] | None) -> Path:
-    """The file to load.
+    """Return the path of the file to load.
 
     Args:
         config_file: A path, from the working directory if relative; ``~`` is the home directory.
             ``None`` looks for ``wove_config.py`` in the working directory and then in its parents.
 
     Raises:
-        FileNotFoundError: There is none; the message says where it was looked for.
+        FileNotFoundError: There is no such file; the message names the folders of the search.
     """
     here = Path.cwd()
 

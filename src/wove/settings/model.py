@@ -1,7 +1,7 @@
 """The contents of ``wove.config``: environments and defaults, immutable and picklable.
 
 A call lays what it was given over what was there, key by key: :func:`overlaid`. Nothing here knows
-which executors there are; an unknown name is found out when its environment starts.
+which executors there are; an unknown name is found before the first task runs.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ class Configuration:
 
 
 BUILT_IN: Final = Configuration()
-"""The configuration of a process that nobody configured."""
+"""The configuration without any source of settings."""
 
 KEYS: Final = frozenset({"default_environment", "environments", *names("config")})
 """Everything that can be configured, by the name under which a call or a file gives it."""

@@ -21,12 +21,12 @@ class WeaveSettings(NamedTuple):
     """The effective settings of one weave.
 
     Attributes:
-        max_workers: The most threads that run its sync tasks.
+        max_workers: Maximum number of threads that run its sync tasks.
         background: Whether its tasks run in the background.
         fork: Whether background work gets a process of its own.
         error_mode: ``"raise"``, ``"return"`` or ``"continue"``.
-        environment: Where tasks run that name no environment.
-        max_pending: The most items of a mapped task's source; ``None`` for no bound.
+        environment: The environment of tasks that name none.
+        max_pending: Maximum number of items of a mapped task's source; ``None`` for no bound.
         store: Where results of tasks with ``cache`` are kept: a path or a store; ``None`` for nowhere.
     """
 
@@ -43,21 +43,21 @@ class TaskSettings(NamedTuple):
     """The effective settings of one task.
 
     Attributes:
-        environment: Where it runs.
+        environment: The environment in which it runs.
         retries: How many more attempts follow a failed one.
         timeout: Seconds for one attempt; ``None`` for no limit.
         workers: Items at once; ``None`` for no bound, and for a task that is not mapped.
         limit_per_minute: Launches a minute; ``None`` for no pacing, and for a task that is not mapped.
         retry_delay: Seconds, ``"exponential"``, or a callable of the attempt that failed (from 1).
         retry_on: The exception types after which it is tried again.
-        max_pending: The most items of its source; ``None`` for no bound.
+        max_pending: Maximum number of items of its source; ``None`` for no bound.
         delivery: How its remote runs are handed over and watched.
         setup: What each worker process calls before its first task; ``None`` for nothing.
         keep: Whether its result is kept for ``w.result``.
         cache: Whether its results are kept in the weave's store.
         cache_key: What tells its results apart; ``None`` for the arguments themselves.
         cache_version: Another one makes every result anew; ``None`` for none.
-        remote_logs: Whether what it logs and prints elsewhere comes home.
+        remote_logs: Whether the logs and prints of its remote runs come home.
         resources: What it asks its environment for; ``None``: it does not say.
         is_local: Whether it runs in this process.
     """
@@ -142,7 +142,7 @@ class Resolver:
         self._unmapped: TaskSettings | None = None
 
     def weave(self) -> WeaveSettings:
-        """The weave's own settings.
+        """Return the settings of the weave itself.
 
         Raises:
             NameError: Its environment is not configured.
@@ -160,7 +160,7 @@ class Resolver:
         return self._weave
 
     def task(self, options: Mapping[str, Any], mapped: bool, label: str = "task") -> TaskSettings:
-        """The settings of a task.
+        """Return the settings of a task.
 
         Args:
             options: As :func:`~wove.graph.options.check_task_options` returned them.
@@ -202,27 +202,27 @@ class Resolver:
     def explain(
         self, options: Mapping[str, Any], mapped: bool, label: str = "task"
     ) -> dict[str, Setting]:
-        """Every effective setting of a task with its origin; parameters and errors as :meth:`task`.
+        """Return every effective setting of a task with its origin; parameters and errors as :meth:`task`.
 
         ``workers`` and ``limit_per_minute`` are there for a mapped task only.
         """
         environment = self._environment(options.get("environment"), label)
         explained = {"environment": Setting(environment.name, self._environment_origin(options))}
-        wanted = _OF_TASK if mapped else tuple(name for name in _OF_TASK if name not in MAPPED_ONLY)
-        explained.update(self._found(wanted, options, environment))
+        chosen = _OF_TASK if mapped else tuple(name for name in _OF_TASK if name not in MAPPED_ONLY)
+        explained.update(self._found(chosen, options, environment))
         return explained
 
     def explain_weave(self) -> dict[str, Setting]:
-        """Every setting of the weave itself with its origin; errors as :meth:`weave`."""
+        """Return every setting of the weave itself with its origin; errors as :meth:`weave`."""
         environment = self._environment(None, "weave")
         explained = {"environment": Setting(environment.name, self._environment_origin({}))}
         explained.update(self._found(_OF_WEAVE, {}, environment))
         return explained
 
     def _found(
-        self, wanted: tuple[str, ...], options: Mapping[str, Any], environment: Environment
+        self, chosen: tuple[str, ...], options: Mapping[str, Any], environment: Environment
     ) -> Iterator[tuple[str, Setting]]:
-        """The nearest value of each wanted option: the one place that knows the order."""
+        """Yield the nearest value of each of the options *chosen*. Only this method knows the order."""
         layers = (
             ("task", options),
             ("weave", self._options),
@@ -232,7 +232,7 @@ class Resolver:
         )
         origins = self._configuration.origins
 
-        for name in wanted:
+        for name in chosen:
             for origin, layer in layers:
                 if name in layer:
                     source = origins.get(name, origin) if origin is CONFIG else origin

@@ -171,6 +171,13 @@ class BackendConfig(ExecutorTimeouts, total=False):
     """Seconds after which a payload is not run any more; needs ``security``."""
 
 
+class PatientBackendConfig(BackendConfig, total=False):
+    """The keys of backends whose controller or API server is waited for while it is away."""
+
+    submit_patience_seconds: float
+    """Seconds for which a submission waits for it (60)."""
+
+
 class CeleryConfig(BackendConfig, total=False):
     """The ``executor_config`` of ``celery``."""
 
@@ -219,7 +226,7 @@ class RayConfig(BackendConfig, total=False):
     address: str | None
     """The cluster, such as ``"ray://head:10001"`` or ``"auto"``."""
     init: bool
-    """Whether Wove calls ``ray.init`` where nobody has (true)."""
+    """Whether Wove calls ``ray.init`` if the program has not (true)."""
     init_options: Mapping[str, Any]
     """More arguments of ``ray.init``."""
     remote_options: Mapping[str, Any]
@@ -280,7 +287,7 @@ class DaskConfig(BackendConfig, total=False):
     """More arguments of ``Client.submit``: ``resources``, ``workers``, ``priority``, ..."""
 
 
-class KubernetesJobsConfig(BackendConfig, total=False):
+class KubernetesJobsConfig(PatientBackendConfig, total=False):
     """The ``executor_config`` of ``kubernetes_jobs``."""
 
     namespace: str
@@ -315,7 +322,7 @@ class KubernetesJobsConfig(BackendConfig, total=False):
     """Annotations of Jobs and pods."""
 
 
-class AWSBatchConfig(BackendConfig, total=False):
+class AWSBatchConfig(PatientBackendConfig, total=False):
     """The ``executor_config`` of ``aws_batch``."""
 
     client: Any
@@ -336,7 +343,7 @@ class AWSBatchConfig(BackendConfig, total=False):
     """How the names of jobs begin."""
 
 
-class SlurmConfig(BackendConfig, total=False):
+class SlurmConfig(PatientBackendConfig, total=False):
     """The ``executor_config`` of ``slurm``."""
 
     submit: Command | Callable[..., Any]
@@ -361,8 +368,6 @@ class SlurmConfig(BackendConfig, total=False):
     """The file of a job's output."""
     export: Mapping[str, str] | str | Sequence[str]
     """Environment variables that jobs get: names, a dict of values, ``"ALL"`` or ``"NONE"``."""
-    submit_patience_seconds: float
-    """Seconds for which a controller that is away is waited for (60)."""
 
 
 # ------------------------------------------------------------------ environments

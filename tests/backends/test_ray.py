@@ -136,6 +136,47 @@ assert there_is(add_one, item=1) == 2
 """)
 
 
+def test_environments_share_one_connection(ran: Ran) -> None:
+    ran("""
+import logging
+from wove.integrations.ray import client
+
+ray = client.load()
+quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
+
+# The last environment that leaves ends it.
+client.connect(1, ADDRESS, {}, label="one")
+client.connect(2, ADDRESS, {}, label="two")
+client.leave(1)
+assert ray.is_initialized()
+client.leave(2)
+assert not ray.is_initialized()
+
+# A connection that others have ended is made again.
+client.connect(1, ADDRESS, {}, label="one")
+ray.shutdown()
+client.connect(1, ADDRESS, {}, label="one")
+assert ray.is_initialized()
+
+# One that the user has made after that belongs to the user.
+ray.shutdown()
+ray.init(ADDRESS, **quiet)
+client.connect(2, ADDRESS, {}, label="two")
+client.leave(2)
+client.leave(1)
+assert ray.is_initialized()
+text = raised(ValueError, client.connect, 3, "127.0.0.1:1", {}, label="three")
+assert "three: executor_config 'address' is '127.0.0.1:1', and this process is connected" in text
+
+ray.shutdown()
+text = raised(DeliveryError, client.connect, 4, None, None, label="four")
+assert "four: Ray is not initialised in this process" in text
+text = raised(ValueError, client.connect, 4, ADDRESS, {"no_such": 1}, label="four")
+assert "ray.init does not take these init_options" in text and "no_such" in text
+client.leave(4)
+""")
+
+
 def test_ray_is_shut_down_while_runs_end(ran: Ran) -> None:
     """Ray ends the process if anybody lets go of a reference meanwhile."""
     ran("""

@@ -127,7 +127,6 @@ class Link:
         interrupts: A cancelled sync task ends, if need be with its process.
         loses: Its worker can be killed from inside a task.
         names_signals: It can tell what killed the worker.
-        streams: Events arrive while the task still runs.
         beats: Its workers send heartbeats.
         remembers: Its workers know the outcomes of runs with a key, once they have ended.
         across_threads: Two threads can use one environment of it at once.
@@ -141,7 +140,6 @@ class Link:
     interrupts: bool = True
     loses: bool = True
     names_signals: bool = True
-    streams: bool = True
     beats: bool = True
     remembers: bool = False
     across_threads: bool = True
@@ -165,8 +163,6 @@ def service(name: str, plan: Plan, *, executor: str | None = None, **config: Any
         backends=(plan.transport, "tls") if plan.tls else (plan.transport,),
         interrupts=not threads,  # a thread cannot be interrupted in a blocking call, and its process has other runs
         names_signals=not threads,  # of a service that dies, one sees that the connection is gone
-        streams=plan.transport != "grpc",  # a unary call has one reply, and that comes at the end
-        beats=plan.transport != "grpc",
         remembers=True,
     )
 

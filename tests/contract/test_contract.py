@@ -377,7 +377,6 @@ def test_heartbeats_keep_a_blocking_run_alive(bench: Bench) -> None:
 
 
 def test_silence_counts_as_a_dead_worker(bench: Bench, tmp_path: Path) -> None:
-    needs(bench.link, "streams")
     if bench.link.beats:
         pytest.skip("its worker beats; tests/unit/delivery has one that stops")
 
@@ -387,22 +386,6 @@ def test_silence_counts_as_a_dead_worker(bench: Bench, tmp_path: Path) -> None:
             await scope.run(bench.request(mark_and_wait, args, heartbeat_seconds=0.3))
 
     bench.drive(main)
-
-
-def test_heartbeats_that_cannot_come_are_not_missed(bench: Bench) -> None:
-    if bench.link.streams:
-        pytest.skip("they can come")
-
-    def block() -> str:
-        import time
-
-        time.sleep(1.0)
-        return "done"
-
-    async def main(scope: DeliveryClient) -> str:
-        return await scope.run(bench.request(block, heartbeat_seconds=0.3))
-
-    assert bench.drive(main) == "done"
 
 
 def test_max_in_flight(bench: Bench, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Where the receiver listens, and what workers call it: the ``callback_*`` keys of ``executor_config``."""
+"""The address of the receiver, and the URL for workers: the ``callback_*`` keys of ``executor_config``."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ _EXAMPLE: Final = "http://web:9010/wove/events/{token}"
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """Where to listen, and what to tell workers.
+    """Where a receiver listens, and the URL that workers are given.
 
     Attributes:
         host: A name or an address, without brackets.
-        ports: Of these the first that is free; port 0 is any free one.
-        url: What workers call, with ``{port}`` and ``{token}`` where those are to be put in; ``None``: it is made
-            of the others.
-        token: What the path ends in. Whoever does not know it is not listened to.
+        ports: The first free one of these is used; port 0 is any free port.
+        url: The URL for workers, with ``{port}`` and ``{token}`` as placeholders; ``None``: it is made of the other
+            parts.
+        token: The end of the path. Requests without it are refused.
     """
 
     host: str
@@ -51,7 +51,7 @@ class Address:
     token: str
 
     def url_for(self, port: int) -> str:
-        """The URL for payloads, when *port* is the one that is listened on.
+        """Return the URL for payloads; *port* is the port that is listened on.
 
         Without a `url`, and when all interfaces are listened on, it has the address of the one through which this
         machine reaches others; if there is none, the machine's name.
@@ -141,7 +141,7 @@ def _ports(value: object, label: str) -> range:
 
 
 def _url(url: str, token: str | None, key_label: str, label: str) -> tuple[str, str]:
-    """The template and the token."""
+    """Return the template of the URL, and the token."""
     filled = url.replace("{port}", "1").replace("{token}", "t")
     if "{" in filled or "}" in filled:
         raise ValueError(
@@ -182,7 +182,7 @@ def _url(url: str, token: str | None, key_label: str, label: str) -> tuple[str, 
 
 
 def _outgoing(*, v6: bool) -> str:
-    """The address of the interface that leads out. Nothing is sent: connecting a UDP socket only picks the route."""
+    """Return the address of the interface that leads out. Connecting a UDP socket picks the route and sends nothing."""
     # RFC 5737 and RFC 3849: addresses for documentation, which nobody has.
     tries = [(socket.AF_INET, "192.0.2.1"), (socket.AF_INET6, "2001:db8::1")]
     for family, far in tries[:: -1 if v6 else 1]:

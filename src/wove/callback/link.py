@@ -1,7 +1,7 @@
-"""One HTTP connection from a worker to the receiver of its events: blocking, a request at a time.
+"""One blocking HTTP connection from a worker to the receiver of its events, for one request at a time.
 
-Sockets of the standard library and nothing else: no proxy is asked, whatever the environment variables say, because
-a callback URL is an address that Wove made for this very worker.
+It uses sockets of the standard library. No proxy is used, whatever the environment variables say: a callback URL is an
+address that Wove made for this very worker.
 """
 
 from __future__ import annotations
@@ -34,20 +34,23 @@ __all__ = [
 ]
 
 CONNECT_SECONDS: Final = 5.0
-"""For one address of a host name: a SYN that is lost is sent again after 1 and after 3 seconds (RFC 6298, 2)."""
+"""How long connecting to one address of a host may take. A lost SYN is sent again after 1 and 3 s (RFC 6298, 2)."""
 
 REFUSED_SECONDS: Final = 10.0
 """How long each connection may be refused before the end of a run, or a fetch, is given up. The receiver listens as
 long as its weave lives; only a proxy in front of it may be restarting."""
 
 ANSWER_BYTES: Final = 64 * 1024
+"""Maximum size of a response's body, unless a request says otherwise."""
+
 READ_BYTES: Final = 256 * 1024
+"""Maximum number of bytes of one read."""
 
 _now = time.monotonic
 
 
 class Destination(NamedTuple):
-    """A callback URL, taken apart.
+    """The parts of a callback URL.
 
     Attributes:
         secure: Whether it is https.
@@ -65,7 +68,7 @@ class Destination(NamedTuple):
 
     @classmethod
     def parse(cls, url: str) -> Destination:
-        """From a URL.
+        """Return the parts of *url*.
 
         Raises:
             ValueError: It cannot be posted to.
@@ -93,7 +96,7 @@ class Destination(NamedTuple):
         return self[:3]
 
     def __str__(self) -> str:
-        # Without the path: it has the token in it, and this goes into messages.
+        # Without the path, which contains the token: this text goes into messages.
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"{'https' if self.secure else 'http'}://{host}:{self.port}"
 
@@ -105,25 +108,25 @@ def request(
     *,
     target: str | None = None,
 ) -> bytes:
-    """The head of a request to *destination*; *target* is another path there."""
+    """Return the head of a request to *destination*; *target*: another path there."""
     return RequestHead(
         method, target or destination.target, [("Host", destination.authority)]
     ).encode(fields)
 
 
 class Link:
-    """A connection.
+    """A connection. Making one connects, which takes at most `CONNECT_SECONDS` for each address.
 
     Args:
-        destination: Whom to connect to. Takes as long as that takes: at most `CONNECT_SECONDS` for each address.
+        destination: Where to connect.
 
     Attributes:
-        parser: Of the answer to the request that was sent last.
-        answers: How many there have been.
-        cut: A request was not sent to its end: there cannot be another.
+        parser: Parses the response to the last request.
+        answers: How many responses have arrived.
+        cut: Whether a request was not sent to its end, so that the connection takes no other.
 
     Raises:
-        OSError: There is no connection to be had.
+        OSError: Connecting failed.
     """
 
     __slots__ = ("_early", "_sock", "answers", "cut", "parser")
@@ -148,18 +151,18 @@ class Link:
         patience: Callable[[], bool] = bool,
         most_answer: int = ANSWER_BYTES,
     ) -> None:
-        """Send a request, small ones in one piece. If an answer comes meanwhile, the rest is not sent.
+        """Send a request, in one piece if it is small. If the response arrives meanwhile, the rest is not sent.
 
         Args:
             head: Up to and including the empty line.
             chunks: The body.
-            seconds: How long no byte may move.
-            patience: Asked after so long; if it says so, it may be as long once more. No, by default.
-            most_answer: The most bytes of an answer's body.
+            seconds: How long no byte may be sent.
+            patience: Called after that time; whether to wait as long once more. By default not.
+            most_answer: Maximum size of the response's body.
 
         Raises:
-            OSError: The connection is gone, and there is no answer to be read.
-            ProtocolError: What came meanwhile is not an answer.
+            OSError: The connection is lost, and there is no response to read.
+            ProtocolError: The peer sent something else than a response.
         """
         self.parser = ResponseParser(most_answer)
         self._early.clear()
@@ -184,7 +187,7 @@ class Link:
         except TimeoutError:
             raise
         except OSError:
-            # A receiver that does not want the body answers and closes: what it said may still be here.
+            # A receiver that refuses the body responds and closes: its response may still be readable.
             if not self._readable():
                 raise
             self.cut = True
@@ -204,7 +207,7 @@ class Link:
             try:
                 data = self._sock.recv(READ_BYTES)
             except _nothing_there:
-                break  # TLS has to say something to itself now and then
+                break  # over TLS, data may be the protocol's own
             if data:
                 pieces += self.parser.feed(data)
             else:
@@ -216,7 +219,7 @@ class Link:
         return pieces
 
     def quiet(self) -> bool:
-        """Whether the connection, of which it is said that it is readable, is open and has nothing to say."""
+        """Return whether the connection, which polling reports as readable, is open and has no data."""
         self._sock.settimeout(0.0)
         try:
             self._sock.recv(1)
@@ -225,17 +228,17 @@ class Link:
         return False
 
     def close(self) -> None:
-        """Close it, at once."""
+        """Close the connection at once."""
         close_socket(self._sock)
 
     def _pending(self) -> bool:
         pending: Any = getattr(
             self._sock, "pending", None
-        )  # of TLS: what was decrypted and not yet read
+        )  # of TLS: data that is decrypted and not yet read
         return pending is not None and pending() > 0
 
     def _answering(self) -> bool:
-        """Whether what can be read is the answer. Over TLS it may be nothing but the protocol's own."""
+        """Return whether the response has begun. Over TLS, what can be read may be the protocol's own data."""
         self._early = self.receive()
         return self.parser.begun
 
@@ -255,7 +258,7 @@ def exchange(
     stall_seconds: float,
     patience: Callable[[], bool] = bool,
 ) -> tuple[Head, bytes]:
-    """One request over a connection of its own, and its answer.
+    """Send one request over a connection of its own, and return its response.
 
     Args:
         destination: Where to.
@@ -265,8 +268,8 @@ def exchange(
         patience: As `Link.send`.
 
     Raises:
-        OSError: No connection, or it was lost, or nothing moved.
-        ProtocolError: What came is not an HTTP answer.
+        OSError: Connecting failed, or the connection was lost or stalled.
+        ProtocolError: The peer sent something else than an HTTP response.
     """
     link = Link(destination)
 
@@ -285,7 +288,7 @@ def exchange(
         link.close()
 
 
-# --- sockets, and what a forked child does with its copies ------------------------------------------------
+# --- sockets, and their copies in forked children ----------------------------------------------------------
 
 # A copy in a child would keep a connection open after this process has died, and its end is what the other side
 # learns of that from. The objects are closed, not their numbers: those may be other files' by the time that the
@@ -295,14 +298,14 @@ _lock = threading.Lock()
 
 
 def close_socket(sock: socket.socket) -> None:
-    """Close *sock*, which came from here."""
+    """Close *sock*, which this module has made."""
     with _lock:
         _sockets.discard(sock)
     sock.close()
 
 
 def socket_pair() -> tuple[socket.socket, socket.socket]:
-    """A pair that does not block, and that a forked child closes."""
+    """Return a pair of sockets that do not block, and that a forked child closes."""
     with _lock:
         pair = socket.socketpair()
         _sockets.update(pair)

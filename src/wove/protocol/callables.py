@@ -1,4 +1,4 @@
-"""Which callables a worker still has, known on both sides without asking.
+"""The callables that a worker still has. Both sides know them without asking.
 
 A mapped task sends the same callable with every item. A sender that talks to one worker process over one
 ordered connection leaves it out once it has been sent: the frame then has only its ``callable_id``. Sender

@@ -31,7 +31,7 @@ class RemoteTraceback(Exception):
 def from_exception(
     exception: BaseException, *, task: str, source: str = "task", retryable: bool | None = None
 ) -> dict[str, Any]:
-    """The fields of a ``task_error`` event that carry *exception*.
+    """Return the fields of a ``task_error`` event that carry *exception*.
 
     Never raises, whatever the exception does when it is printed or pickled.
 
@@ -67,7 +67,7 @@ def from_exception(
 
 
 def to_exception(event: Mapping[str, Any], *, task: str) -> BaseException:
-    """The exception that a ``task_error`` event reports, ready to be raised.
+    """Return the exception that a ``task_error`` event reports, ready to be raised.
 
     It is the exception that the task raised, with the remote traceback as its ``__cause__``, where it came
     along and can be rebuilt here, and an :class:`~wove.errors.EnvironmentExecutionError` where not.
@@ -140,7 +140,7 @@ def _report(event: Mapping[str, Any], task: str) -> tuple[dict[str, Any], str]:
 
 
 def _pickle(exception: BaseException, task: str) -> tuple[Pickled | None, str]:
-    """The exception's pickle, from which an exception of the same type is made; and what it lacks.
+    """Return the exception's pickle, which makes an exception of the same type, and the names of its missing parts.
 
     Where parts of it cannot be pickled, it travels without them. Never raises.
     """

@@ -1,4 +1,4 @@
-"""The frames: what goes to a worker (commands) and what comes back (events).
+"""The frames: commands to a worker, and events from it.
 
 A frame is a dict with a ``type``. On the wire it is one JSON object; the fields whose names end in
 ``_pickle`` are base64 of a pickle there, and :class:`~wove.protocol.pickling.Pickled` in memory. Fields that
@@ -167,7 +167,7 @@ class FrameError(ValueError):
 
 
 def check_event(frame: Mapping[str, Any]) -> dict[str, Any]:
-    """*frame* itself, as a dict, when it is an event.
+    """Return *frame* as a dict, if it is an event.
 
     Raises:
         FrameError: Its type is unknown, or it names no run.

@@ -78,7 +78,7 @@ class Pickled:
 
 
 def is_plain(value: object, budget: int = 200) -> bool:
-    """Whether *value* is small, and made of exact built-in scalars and containers only.
+    """Return whether *value* is small, and made of exact built-in scalars and containers only.
 
     Such a value is pickled inline: it takes microseconds, runs nobody's code and always loads again.
 
@@ -147,7 +147,7 @@ def dumps(value: object, *, label: str) -> Pickled:
 
 
 def loads(pickled: Pickled | bytes, *, label: str) -> Any:
-    """The value again.
+    """Return the value of a pickle.
 
     May be called from any thread, and lets the other threads run meanwhile.
 
@@ -165,7 +165,7 @@ def loads(pickled: Pickled | bytes, *, label: str) -> Any:
 
 
 def loads_plain(pickled: Pickled | bytes) -> Any:
-    """The value again, if the pickle is plain: nobody's code is run, nothing is imported.
+    """Return the value of a plain pickle: no code is run, and nothing is imported.
 
     For small pickles that should not pay for a change of threads.
 
@@ -209,7 +209,7 @@ class _Chunks:
 
 
 class _Nowhere:
-    """A file that keeps nothing."""
+    """A file that drops its data."""
 
     def write(self, data: Any) -> int:
         return len(data)

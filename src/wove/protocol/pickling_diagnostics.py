@@ -14,7 +14,7 @@ _PROBES: Final = 2_000  # a value of a million good parts is not searched to its
 def explain(
     value: object, label: str, error: BaseException, picklable: Callable[[object], bool]
 ) -> str:
-    """The message for *value*, which did not pickle because of *error*.
+    """Return the message about *value*, which could not be pickled because of *error*.
 
     Args:
         value: The whole value.

@@ -1,7 +1,7 @@
-"""How requests between the network executors and worker services are authenticated.
+"""Authenticates requests between the network executors, worker services and the callback receiver.
 
-`NetworkExecutorSecurity` is all of it, on both sides: it makes the headers of a request, and refuses requests
-whose headers are not right. What a signature covers, and what it does not, is in ``docs/security.md``.
+`NetworkExecutorSecurity` does so on both sides: it makes the headers of a request, and refuses requests with wrong
+headers. What a signature covers, and what it does not, is in ``docs/security.md``.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ MAX_NONCES: Final = 1_000_000
 """Maximum number of nonces in memory, about 130 MB, shared evenly by the secrets that are accepted."""
 
 MAX_REPLY_SIGNATURES: Final = 16
-"""Signatures in one reply header that are looked at."""
+"""Maximum number of signatures in one reply header that are checked."""
 
 _process: Final = os.urandom(32)
-"""Makes names of bearer tokens that mean nothing elsewhere."""
+"""A key for names of bearer tokens, which are of use in this process only."""
 
-# One for all stores: it is held for microseconds, and a fork can wait for it.
+# One lock for all stores: it is held for microseconds, and forks wait for it.
 _lock = threading.Lock()
 forks.hold(_lock)
 
@@ -57,7 +57,7 @@ class NetworkExecutorSecurity:
     __slots__ = ("_nonces", "_owners", "_settings")
 
     def __init__(self, settings: Settings) -> None:
-        # Not for users: from_config checks what it is given.
+        # Not for users: `from_config` checks its argument.
         self._settings = settings
         # Nonces belong to a secret, under whatever id it is given.
         known = {secret for several in settings.secrets.values() for secret in several}
@@ -73,7 +73,7 @@ class NetworkExecutorSecurity:
     def from_config(
         cls, config: SecurityConfig, *, label: str = "security"
     ) -> NetworkExecutorSecurity:
-        """The security that *config* describes.
+        """Return the security that *config* describes.
 
         Args:
             config: ``"env:VARIABLE"``: signed, with the secret in that environment variable; or all of what
@@ -117,7 +117,7 @@ class NetworkExecutorSecurity:
     # The client's side of a request ------------------------------------------------------------
 
     def headers_for(self, *, transport: str, target: str, body: Body = b"") -> dict[str, str]:
-        """The headers that authenticate one request. Each call is another request: its nonce is new.
+        """Return the headers that authenticate one request. Each call has a new nonce, for another request.
 
         Args:
             transport: ``"http"``, ``"grpc"`` or ``"websocket"``.
@@ -154,7 +154,7 @@ class NetworkExecutorSecurity:
     # The service's side of a request -----------------------------------------------------------
 
     def screen_headers(self, *, headers: Headers) -> None:
-        """Refuse what can be refused without knowing what a signature covers.
+        """Refuse a request that can be refused without its target and body.
 
         To pass here is not enough: `verify_headers` has to follow.
 
@@ -177,16 +177,16 @@ class NetworkExecutorSecurity:
     def verify_headers(
         self, *, transport: str, target: str, body: Body = b"", headers: Headers
     ) -> None:
-        """Refuse a request that is not from a holder of the secret, was changed, or has been here before.
+        """Refuse a request that is not from a holder of the secret, was changed, or was accepted before.
 
         Args:
             transport: ``"http"``, ``"grpc"`` or ``"websocket"``.
             target: Path with query as requested, not decoded; for gRPC the method's path.
-            body: What came, before anything else is done with it: whole, in chunks, or as a `Digest`.
+            body: The unchanged body: whole, in chunks, or as a `Digest`.
             headers: As `screen_headers`.
 
         Raises:
-            PermissionError: It is refused; whatever the headers hold, there is no other error.
+            PermissionError: The request is refused. No other exception is raised, whatever the headers contain.
         """
         if self._settings.kind != "signed":
             self.screen_headers(headers=headers)
@@ -292,7 +292,7 @@ class NetworkExecutorSecurity:
     def principal(self, *, headers: Headers) -> str:
         """Return the sender of a request, so that one sender's results are not handed to another.
 
-        Only to be called for a request that was verified.
+        The request must have been verified.
 
         Returns:
             The id of the key; for a bearer token a text that means something within this process only; ``""``
@@ -309,17 +309,17 @@ class NetworkExecutorSecurity:
     def reply_signature(
         self, *, transport: str, target: str, headers: Headers, body: Body, sequence: int = 0
     ) -> str | None:
-        """The signature of a reply, or ``None`` where replies are not signed.
+        """Return the signature of a reply; ``None`` where replies are not signed.
 
-        While one key id has several secrets, it is one signature for each, joined by commas: the client may
+        While a key id has several secrets, there is one signature for each, joined by commas: the client may
         know any of them.
 
         Args:
             transport: As in the request.
             target: As in the request.
-            headers: Those of the request, which was verified.
+            headers: The headers of the request, which was verified.
             body: The reply, whole or in chunks.
-            sequence: The how many-th reply to this request it is, from 0.
+            sequence: The number of the reply among those to this request, from 0.
 
         Raises:
             PermissionError: The request's headers are not those of a signed request.
@@ -346,13 +346,13 @@ class NetworkExecutorSecurity:
         Args:
             transport: As in the request.
             target: As in the request.
-            headers: Those that were sent with the request.
-            body: The reply, before anything else is done with it.
-            signature: What came with it, ``None`` if nothing did.
+            headers: The headers that were sent with the request.
+            body: The unchanged reply.
+            signature: The signature that came with it; ``None``: there was none.
             sequence: As `reply_signature`.
 
         Raises:
-            PermissionError: It is refused.
+            PermissionError: The payload or reply is refused.
         """
         if not self._settings.signs_replies:
             return
@@ -376,7 +376,7 @@ class NetworkExecutorSecurity:
     # Payloads of backends ----------------------------------------------------------------------
 
     def payload_signature(self, *, adapter: str, run_id: str, body: Body) -> dict[str, str] | None:
-        """The ``signature`` of a payload that goes through a backend; ``None`` where there is no security.
+        """Return the ``signature`` of a payload that goes through a backend; ``None`` where there is no security.
 
         Args:
             adapter: The payload's.
@@ -384,7 +384,7 @@ class NetworkExecutorSecurity:
             body: `wove.protocol.payload.digest` of it.
 
         Raises:
-            ValueError: This is a bearer token: what is queued cannot show one without giving it away.
+            ValueError: The security is a bearer token, which a queued payload would give away.
         """
         settings = self._settings
         if settings.kind == "none":
@@ -402,17 +402,17 @@ class NetworkExecutorSecurity:
     ) -> None:
         """Refuse a payload that is not from a holder of the secret, or was changed in its queue.
 
-        How old it is does not matter, and it may be here again: a backend may hold it for days, and hand it out
-        twice. What a repeated run reports is refused where nobody waits for it.
+        Its age does not matter, and it may have been accepted before: a backend may hold a payload for days, and hand
+        it out twice. The weave refuses the reports of a run that it does not wait for.
 
         Args:
             adapter: As `payload_signature`.
             run_id: As `payload_signature`.
             body: As `payload_signature`.
-            signature: What the payload has, ``None`` if nothing.
+            signature: The payload's signature; ``None``: it has none.
 
         Raises:
-            PermissionError: It is refused.
+            PermissionError: The payload or reply is refused.
         """
         settings = self._settings
         if settings.kind == "none":
@@ -452,7 +452,7 @@ class NetworkExecutorSecurity:
     # Within ------------------------------------------------------------------------------------
 
     def _signed(self, headers: Headers) -> tuple[dict[str, str], int]:
-        """The values and the timestamp of headers that may be a signed request's."""
+        """Return the values and the timestamp of headers that have the form of a signed request's."""
         values = signing.single_values(
             headers, signing.REQUEST_NAMES, optional=(signing.BODY_DIGEST,)
         )
@@ -472,12 +472,12 @@ class NetworkExecutorSecurity:
         return values, timestamp
 
     def _bearer(self, headers: Headers) -> bytes:
-        """The token of headers that have a right one."""
+        """Return the known token that the headers show."""
         value = signing.single_values(headers, (signing.AUTHORIZATION,))[signing.AUTHORIZATION]
         scheme, _, token = value.partition(" ")
         if scheme.lower() != "bearer":  # RFC 9110, section 11.1: in any case
             raise PermissionError("the header Authorization is not: Bearer, a space, and the token")
-        # Digests, because a comparison of texts would tell how long the right one is.
+        # Digests, because a comparison of texts would tell the length of the right one.
         given = hashlib.sha256(token.lstrip(" ").encode("ascii")).digest()
         good = b""
         for known in self._settings.tokens:
@@ -491,7 +491,7 @@ class NetworkExecutorSecurity:
     def _reply(
         self, transport: str, target: str, headers: Headers, body: Body, sequence: int
     ) -> tuple[tuple[bytes, ...], bytes]:
-        """The secrets that may sign a reply, and what they sign."""
+        """Return the secrets that may sign a reply, and the text that they sign."""
         values = signing.single_values(headers, (signing.KEY, signing.NONCE))
         known = self._settings.secrets.get(values[signing.KEY])
         if known is None:
@@ -511,7 +511,7 @@ class NetworkExecutorSecurity:
         return f"<NetworkExecutorSecurity signed key={settings.key!r}{accepts}{replies}>"
 
     def __copy__(self) -> NetworkExecutorSecurity:
-        return self  # two of them would accept a request once each
+        return self  # a copy would accept each request once more
 
     def __deepcopy__(self, memo: object) -> NetworkExecutorSecurity:
         return self

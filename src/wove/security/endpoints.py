@@ -1,6 +1,6 @@
-"""Whom the network executors, the worker services and the callback receiver may talk to.
+"""Checks which peers the network executors, the worker services and the callback receiver may talk to.
 
-Checks only: no connection is opened here. Messages begin with *label*, such as ``"environment 'workers'"``.
+No connection is opened here. Messages begin with *label*, such as ``"environment 'workers'"``.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _PORTS: Final = {"http": 80, "ws": 80, "https": 443, "wss": 443}
 
 
 def is_local(host: str) -> bool:
-    """Whether *host* can only be this machine.
+    """Return whether *host* can only be this machine.
 
     ``localhost`` and names below it (RFC 6761, section 6.3), 127.0.0.0/8 and ``::1``, with or without brackets
     and zone. Not ``0.0.0.0``, nor spellings that only some resolvers take for loopback, such as ``127.1``.
@@ -77,8 +77,8 @@ def is_loopback(address: str) -> bool | None:
 def resolves_to_loopback(host: str) -> bool:
     """Return whether every address that *host* stands for is of this machine alone.
 
-    Asks the resolver, which may take its time, for a name. A name that does not resolve leads nowhere, and
-    so counts as local: whoever connects or listens reports it.
+    A name is looked up, which may take a while. A name that does not resolve leads nowhere and counts as local:
+    connecting or listening reports it.
     """
     if (loopback := is_loopback(host)) is not None:
         return loopback
@@ -108,14 +108,14 @@ def refuse_foreign_peer(peer: object, host: str) -> None:
 
 
 def grpc_hosts(target: str) -> list[str]:
-    """The hosts that a gRPC *target* may lead to; it is local only if each of them is.
+    """Return the hosts that a gRPC *target* may lead to. The target is local only if each of them is.
 
     Follows github.com/grpc/grpc, doc/naming.md: ``host:port``, ``dns:``, ``ipv4:``, ``ipv6:``, ``unix:`` and
-    ``unix-abstract:``; for the last two the answer is ``["localhost"]``. What is found out elsewhere
-    (``xds:`` and the like) counts as a host of that name, hence as another machine.
+    ``unix-abstract:``; for the last two the result is ``["localhost"]``. Other schemes (``xds:`` and the like) count
+    as a host of that name, hence as another machine.
 
     Raises:
-        ValueError: It is empty, or holds spaces or control characters.
+        ValueError: *target* is empty, or contains spaces or control characters.
 
     Example:
         >>> grpc_hosts("ipv4:10.0.0.1:9000,127.0.0.1:9000")
@@ -139,13 +139,13 @@ def grpc_hosts(target: str) -> list[str]:
         return [_host(target)]
     if not rest.startswith("//"):
         return [_host(unquote(rest))]
-    # The name server that is to be asked decides where the name leads.
+    # The name server decides where the name leads.
     server, _, name = rest[2:].partition("/")
     return [_host(unquote(name)), *([_host(unquote(server))] if server else [])]
 
 
 def _host(address: str) -> str:
-    """*address* without its port."""
+    """Return *address* without its port."""
     match = re.fullmatch(r"\[([^][]*)\](?::[\w-]*)?", address) or re.fullmatch(
         r"([^:/]*)(?::[\w-]*)?", address
     )
@@ -195,18 +195,18 @@ def parse_url(
     key: str = "url",
     example: str | None = None,
 ) -> URL:
-    """The checked URL of an endpoint.
+    """Return the checked URL of an endpoint.
 
     Args:
-        value: What is configured.
-        schemes: Those that the executor knows, such as ``("http", "https")``.
-        label: What messages begin with.
+        value: The configured value.
+        schemes: The schemes that the executor knows, such as ``("http", "https")``.
+        label: The beginning of messages.
         key: The key of ``executor_config``.
-        example: What one looks like, for messages.
+        example: An example for messages.
 
     Raises:
-        TypeError: It is not text.
-        ValueError: It is missing, has another scheme, no host, an impossible port, a user name, a fragment, or
+        TypeError: *value* is not text.
+        ValueError: *value* is missing, has another scheme, no host, an impossible port, a user name, a fragment, or
             characters that must be percent-encoded (RFC 3986).
     """
     key_label = f"{label}: executor_config {key!r}"

@@ -1,6 +1,6 @@
-"""Reads a configuration of `NetworkExecutorSecurity`: checks it, and fetches its secrets.
+"""Reads and checks a configuration of `NetworkExecutorSecurity`, and its secrets.
 
-Messages never quote a value that could be a secret in the wrong place.
+Messages never quote a value that could be a misplaced secret.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ DEFAULT_KEY: Final = "default"
 CLOCK_SKEW_SECONDS: Final = 300.0
 
 MIN_SECRET_BYTES: Final = 16
-"""A shorter secret is warned of: whoever has one signed message can try all that are short, offline."""
+"""Length below which a secret causes a warning: whoever has one signed message can try all short secrets offline."""
 
 MAX_WARNED: Final = 100
 _warned: set[str] = set()
@@ -54,13 +54,13 @@ class Settings:
 
     Attributes:
         kind: How requests are authenticated.
-        key: The id of the secret that requests are signed with.
-        secrets: All that are accepted, by id; under `key` the first is the one to sign with.
-        tokens: All that are accepted; the first is the one to send.
-        skew: How far a timestamp may be from this machine's clock, in seconds.
-        remembers: Whether a nonce is accepted once only.
+        key: The id of the secret that signs requests.
+        secrets: The accepted secrets by id. The first one under `key` signs.
+        tokens: The accepted tokens. The first one is sent.
+        skew: Maximum difference between a timestamp and this machine's clock, in seconds.
+        remembers: Whether each nonce is accepted only once.
         signs_replies: Whether replies are signed as well.
-        recipe: The configuration itself if no secret is written in it, only names of variables.
+        recipe: The configuration itself, if it contains names of variables and no secret; otherwise ``None``.
     """
 
     kind: Kind
@@ -148,7 +148,7 @@ def _read_signed(held: Mapping[object, object], label: str) -> Settings:
 def _accepted(
     held: Mapping[object, object], name: str, label: str
 ) -> Iterable[tuple[Mapping[object, object], str]]:
-    """The entries of ``accepted``, each with what messages about it begin with."""
+    """Yield the entries of ``accepted``, each with its label for messages."""
     entries = held.get("accepted")
     if entries is None:
         return
@@ -291,7 +291,7 @@ def _ruled(
 
 
 def _recipe(held: Mapping[object, object], name: str) -> object:
-    """The configuration itself, unless a secret is written in it."""
+    """Return the configuration itself; ``None`` if a secret is written in it."""
     entries = list(cast("Iterable[object]", held.get("accepted") or ()))
     for entry in (held, *entries):
         if isinstance(entry, Mapping) and name in entry:
@@ -300,5 +300,5 @@ def _recipe(held: Mapping[object, object], name: str) -> object:
 
 
 def _unquoted(value: str) -> str:
-    """*value* without showing it, because it may be the secret that was put in the wrong place."""
+    """Describe *value* without showing it: it may be a misplaced secret."""
     return f"a text of {len(value)} characters"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import http.server
+import re
 import socket
 import sys
 import threading
@@ -44,8 +45,8 @@ def examined(
 
 
 def fault(findings: Mapping[str, Finding], check: str) -> Finding:
-    """The one finding that is not ok, which is that of *check*, and says what to do."""
-    wrong = [finding for finding in findings.values() if finding.status != "ok"]
+    """The one finding that has failed, which is that of *check*, and says what to do."""
+    wrong = [finding for finding in findings.values() if not finding.ok]
     assert [finding.check for finding in wrong] == [check], wrong
     assert wrong[0].remedy
     return wrong[0]
@@ -65,7 +66,7 @@ def worker_script(folder: Path, changes: str) -> Iterator[dict[str, Any]]:
 @pytest.mark.backend("stdio")
 def test_a_pool_is_well() -> None:
     findings = examined("stdio", {"processes": 1}, modules=("json",))
-    assert {finding.status for finding in findings.values()} == {"ok"}
+    assert all(finding.ok for finding in findings.values()), findings
     checks = ["packages", "start", "worker", "versions", "modules", "latency", "clock", "payload"]
     assert list(findings) == [*checks, "cancel"]
 
@@ -73,7 +74,7 @@ def test_a_pool_is_well() -> None:
 def test_a_service_is_well(services: Services) -> None:
     service = services.get(Plan("http", secret=SECRET))
     findings = examined("http", service.config())
-    assert {finding.status for finding in findings.values()} == {"ok"}
+    assert all(finding.ok for finding in findings.values()), findings
     assert {"address", "secret", "stream", "cancel"} <= set(findings)
 
 
@@ -183,7 +184,9 @@ def test_a_clock_that_is_ten_minutes_off(tmp_path: Path) -> None:
     changes = "import time\nreal = time.time\ntime.time = lambda: real() + 600"
     with worker_script(tmp_path, changes) as config:
         findings = examined("stdio", config)
-    assert fault(findings, "clock").message == "the worker's clock is 600 s ahead of this one"
+    message = fault(findings, "clock").message
+    # The time that the probe was on its way is not counted.
+    assert re.fullmatch(r"the worker's clock is (5[5-9]\d|600) s ahead of this one", message)
 
 
 def test_a_clock_that_spoils_signatures(tmp_path: Path) -> None:
@@ -280,7 +283,7 @@ def queue_worker(servers: Servers, tmp_path_factory: pytest.TempPathFactory) -> 
 @pytest.mark.backend("rq", "redis")
 def test_a_queue_is_well(queue_worker: str) -> None:
     findings = examined("rq", {"redis_url": queue_worker})
-    assert {finding.status for finding in findings.values()} == {"ok"}
+    assert all(finding.ok for finding in findings.values()), findings
     assert {"address", "callback"} <= set(findings)
 
 
@@ -356,7 +359,7 @@ def celery_worker(servers: Servers, tmp_path_factory: pytest.TempPathFactory) ->
 @pytest.mark.backend("celery", "redis")
 def test_a_worker_on_another_queue(celery_worker: str) -> None:
     found = fault(examined("celery", {"broker_url": celery_worker, "queue": "mine"}), "worker")
-    assert "no Celery worker takes from queue 'mine'; celery@" in found.message
+    assert "no Celery worker takes from queue 'mine'" in found.message
 
 
 @pytest.mark.backend("celery", "redis")

@@ -1,7 +1,6 @@
-"""One call for everything that happens, whoever listens.
+"""The events of weaves, for any number of listeners.
 
-Every step of a weave reports through `emit`. The debug log of the logger ``wove`` hangs on it, and
-whatever else wants to see what happens.
+Every step of a weave reports through `emit`, which also writes the debug log of the logger ``wove``.
 """
 
 from __future__ import annotations
@@ -17,9 +16,9 @@ _sinks: list[Callable[[str, dict[str, Any]], object]] = []
 
 
 def listen(sink: Callable[[str, dict[str, Any]], object]) -> Callable[[], None]:
-    """Have *sink* called with every event's name and fields; returns the call that ends this.
+    """Have *sink* called with the name and the fields of every event; return the call that ends this.
 
-    A sink is called on whatever thread the event happens on, and must not block. What it raises is
+    A sink is called in the thread in which the event happens, and must not block. An exception of it is
     logged and goes no further.
     """
     _sinks.append(sink)
@@ -32,12 +31,12 @@ def listen(sink: Callable[[str, dict[str, Any]], object]) -> Callable[[], None]:
 
 
 def listening() -> bool:
-    """Whether anybody wants to hear; a caller on a hot path asks first."""
+    """Return whether there is a listener; a caller on a hot path asks first."""
     return bool(_sinks) or _log.isEnabledFor(logging.DEBUG)
 
 
 def emit(event: str, **fields: Any) -> None:
-    """Tell everybody who listens that *event* has happened."""
+    """Call every listener with *event* and its *fields*."""
     for sink in tuple(_sinks):
         try:
             sink(event, fields)

@@ -44,7 +44,7 @@ CAPTURE: Final[ContextVar[LineSink | None]] = ContextVar("wove_capture", default
 class LineBudget:
     """Bounds the lines of all runs of one process, so that a task which logs without end delays no result.
 
-    Not for several threads at once.
+    The runs share it without a lock: where threads count at the same moment, a line or two more are sent.
     """
 
     __slots__ = ("_characters", "_lines", "_updated_at")

@@ -21,8 +21,10 @@ from wove.engine.loops import run_blocking
 from wove.engine.scheduler import CURRENT
 from wove.engine.threads import start_thread
 from wove.errors import WeaveStateError
+from wove.graph.options import suggest
 
 if TYPE_CHECKING:
+    from wove.engine.completions import ResultStream
     from wove.engine.execution import Execution
     from wove.result import WoveResult
 
@@ -63,6 +65,7 @@ class Threaded(Background):
 
     def __init__(self, execution: Execution, on_done: OnDone | None) -> None:
         self._execution = execution
+        execution.log_completions()
         self._on_done = on_done
         self._result: WoveResult | None = None
         # Not `Thread.join`, which takes a thread for ended when Ctrl-C interrupts it (until 3.13).
@@ -90,6 +93,22 @@ class Threaded(Background):
         # It belongs to no other weave any more: the weave that starts it may end first.
         CURRENT.set(None)
         return _run(self._execution, self._on_done)
+
+    def stream(self, name: str, *, ordered: bool) -> ResultStream:
+        """Return the results of the map *name* as they come.
+
+        Raises:
+            ValueError: There is no map of that name, or it has ``keep=False``.
+        """
+        from wove.engine.completions import ResultStream  # here, because most weaves do without
+
+        logs = self._execution.logs
+        if name not in logs:
+            raise ValueError(
+                f"w.stream: {name!r} is not a mapped task of this weave whose results are kept."
+                f"{suggest(name, logs)} There are: {', '.join(logs) or 'none'}"
+            )
+        return ResultStream(logs[name], ordered=ordered)
 
     def wait(self, timeout: float | None) -> bool:
         if (
@@ -148,6 +167,8 @@ def _run(execution: Execution, on_done: OnDone | None) -> WoveResult:
     except BaseException as error:  # the plan is wrong, or an environment does not exist
         result = execution.failed(error)
 
+    for log in execution.logs.values():
+        log.close(result)
     if on_done is not None:
         try:
             report(on_done, result)

@@ -35,6 +35,7 @@ from wove.settings.resolution import Resolver
 
 if TYPE_CHECKING:
     from wove.cache import ResultStore
+    from wove.engine.completions import ResultStream
     from wove.engine.execution import Display
     from wove.engine.scheduler import WeaveRun
     from wove.graph.resources import Resources, ResourcesDict
@@ -455,6 +456,26 @@ class weave:  # noqa: N801 - it is used like a function
             Whether it has ended.
         """
         return self._background.wait(timeout) if self._background is not None else self.done()
+
+    def stream(self, name: str, *, ordered: bool = False) -> ResultStream:
+        """Return the results of a map of a background weave as they come, to iterate by ``for`` or ``async for``.
+
+        Args:
+            name: The name of the mapped task.
+            ordered: Whether they come in the order of the source, otherwise in the order of completion.
+
+        Returns:
+            An iterable of ``(position, value)``. It ends when the map does, and raises the map's exception.
+
+        Raises:
+            WeaveStateError: The weave has no ``background=True``, has ``fork=True``, or its block has not ended.
+            ValueError: There is no map of that name, or it has ``keep=False``.
+        """
+        if not isinstance(self._background, Threaded) or self._state is not _RUNNING:
+            raise WeaveStateError(
+                "w.stream follows a weave with background=True in this process, after its block"
+            )
+        return self._background.stream(name, ordered=ordered)
 
     def __repr__(self) -> str:
         return f"<weave of {len(self._declarations)} task(s), {_STATES[self._state]}>"

@@ -15,6 +15,7 @@ from wove.settings.resolution import Resolver
 if TYPE_CHECKING:
     from asyncio import AbstractEventLoop
 
+    from wove.engine.completions import CompletionLog
     from wove.observe.graph import Graph
     from wove.result import WoveResult
     from wove.settings.model import Configuration, Environment
@@ -46,6 +47,7 @@ class Execution:
         plan: The graph; its ``error`` is the first mistake in it.
         resolver: The settings.
         settings: The weave's own settings.
+        logs: The logs of the maps that other threads may follow, by name.
         context: The context variables of the code that closed the block.
 
     Raises:
@@ -67,6 +69,7 @@ class Execution:
         self.resolver = Resolver(configuration, options)
         self.settings = self.resolver.weave()
         self.context = copy_context()
+        self.logs: dict[str, CompletionLog] = {}
         self._run: WeaveRun | None = None
         self._watch = watch
         self._displays: Sequence[Display] = ()
@@ -88,6 +91,7 @@ class Execution:
             context=self.context,
             finished=finished,
         )
+        self._run.logs = self.logs
         if self._watch:
             self._displays = [watch(self._run) for watch in self._watch]
         return self._run
@@ -112,6 +116,14 @@ class Execution:
         names = {node.declaration.options.get("environment", usual) for node in self.plan.nodes}
         wanted = [unchecked[name] for name in names if name in unchecked]
         return partial(_check, wanted, unchecked) if wanted else None
+
+    def log_completions(self) -> None:
+        """Log in which order the items of maps are completed, where their results are kept."""
+        from wove.engine.completions import CompletionLog  # here, because most weaves do without
+
+        for node in self.plan.nodes:
+            if node.declaration.mapped and node.declaration.options.get("keep", True):
+                self.logs[node.name] = CompletionLog(node.name)
 
     async def unwatch(self) -> None:
         """End the displays of the run, which has ended, without blocking the loop. `result` ends them too."""

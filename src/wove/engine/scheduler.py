@@ -25,7 +25,7 @@ from wove.engine.coroutine_pool import SLICE_SECONDS, CoroutinePool
 from wove.engine.environments import EnvironmentPreparer
 from wove.engine.loops import is_ours
 from wove.engine.mapping import map_items
-from wove.engine.streams import GeneratorStream, UnusedSourceError
+from wove.engine.streams import GeneratorStream, Stream, UnusedSourceError
 from wove.engine.tasks import CANCELLED, DONE, FAILED, PENDING, RUNNING, Task
 from wove.engine.threads import (
     RunMailbox,
@@ -43,6 +43,7 @@ from wove.observe.tracing import tracer_of_weave
 
 if TYPE_CHECKING:
     from wove.delivery import DeliveryClient
+    from wove.engine.completions import CompletionLog
     from wove.graph.plan import Plan
     from wove.observe.tracing import TaskTracer
     from wove.settings.model import Environment
@@ -172,6 +173,7 @@ class WeaveRun:
         store: Where results of tasks with ``cache=True`` are kept, as `weave` was given it.
         keeps_going: Whether tasks that do not depend on a failed one still run.
         merges: The attempts of each merge.
+        logs: The logs of the maps that other threads may follow, by name.
     """
 
     def __init__(
@@ -218,6 +220,7 @@ class WeaveRun:
         self._children: set[WeaveRun] = set()
         self._delivery: DeliveryClient | None = None
         self._environments: EnvironmentPreparer | None = None
+        self.logs: Mapping[str, CompletionLog] = {}
         self._releases = False  # whether there is a task with keep=False
         self._closing: asyncio.Task[None] | None = None
         self._grace_timer: asyncio.TimerHandle | None = None
@@ -244,6 +247,8 @@ class WeaveRun:
         for task in self.tasks:
             if task.node.streams and task.node.source is not None:
                 task.read(self.tasks[task.node.source], self._max_workers)
+        if self.logs:
+            self._attach_logs()
         for task in self.tasks:
             if task.stream is not None or not task.settings.keep:
                 self._set_up_output(task)
@@ -266,6 +271,14 @@ class WeaveRun:
         self.pool.spawn()
         if not self.remaining:
             self.check_ended()
+
+    def _attach_logs(self) -> None:
+        for task in self.tasks:
+            log = self.logs.get(task.name)
+            if log is not None:
+                task.stream = task.stream or Stream()
+                task.stream.add_log(log)
+                log.attach(task, task.stream)
 
     def _set_up_output(self, task: Task) -> None:
         """Decide how long the results of *task* are kept, and whether its maps pace it."""

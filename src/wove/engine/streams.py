@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 from wove.engine.sources import END, WAIT, Source
 
 if TYPE_CHECKING:
+    from wove.engine.completions import CompletionLog
     from wove.engine.threads import RunMailbox
 
 __all__ = ["GeneratorStream", "Stream", "StreamReader", "UnusedSourceError"]
@@ -52,7 +53,7 @@ class Stream:
         self.ended = False
         self.error: BaseException | None = None
         # Replaced and never changed, because threads iterate over it.
-        self._readers: tuple[StreamReader, ...] = ()
+        self._readers: tuple[StreamReader | CompletionLog, ...] = ()
         self._notifying = False
 
     @property
@@ -70,6 +71,10 @@ class Stream:
         reader = StreamReader(self, workers, max_items)
         self._readers = (*self._readers, reader)
         return reader
+
+    def add_log(self, log: CompletionLog) -> None:
+        """Have *log* follow the stream; called before the first item."""
+        self._readers = (*self._readers, log)
 
     def has_room(self, running: int, workers: float) -> bool:
         """Return whether the task may begin another item; called in any thread.

@@ -65,12 +65,12 @@ def run(
             0: always.
 
     Raises:
-        PermissionError: The payload is refused. Nobody is told but the log: whoever made it may have written the
-            address, too.
-        DeliveryError: The end of the run did not get through, although it was tried for as long as the payload says;
+        PermissionError: The payload is refused. Only the log says so, since its author may have chosen the address,
+            too. DeliveryError: The end of the run did not get through, although it was tried for as long as the payload
+            says;
             or whether anybody waits for the run could not be asked.
-        FrameError: The payload is none, and does not say whom to tell (a `ValueError`).
-        ValueError: *security* is not right.
+        FrameError: It is not a payload, and has no address to report that to (a `ValueError`).
+        ValueError: *security* is wrong.
 
     Example::
 
@@ -179,7 +179,7 @@ def _read(payload: object, security: NetworkExecutorSecurity) -> Job:
 
     Raises:
         PermissionError: It is refused.
-        ValueError: Nobody can be told what is wrong with it.
+        ValueError: It is wrong, and has no address to report that to.
     """
     try:
         content = payloads.parse(payload)
@@ -245,7 +245,11 @@ def _expired(content: Payload) -> ValueError | None:
 
 
 def _unreadable(payload: object, error: ValueError, security: NetworkExecutorSecurity) -> Job:
-    """The report of *error*, where the payload says to whom."""
+    """Return the job that reports *error*, if the payload has an address.
+
+    Raises:
+        ValueError: It has none.
+    """
     try:
         fields: Any = (
             parse_json(payload) if isinstance(payload, (str, bytes, bytearray)) else payload

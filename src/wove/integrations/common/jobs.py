@@ -1,4 +1,4 @@
-"""Payloads that are being run. Each process has one runner for all it is given, made for the first one that comes."""
+"""Payloads that are being run. Each process has one runner for all of them, made for the first."""
 
 from __future__ import annotations
 
@@ -38,14 +38,14 @@ fetches: Final = ThreadPool(FETCHES, "wove-fetch")
 
 
 class Job:
-    """A payload, and what is done about it: `enter`, then `start`; `interrupt` at any time.
+    """Runs one payload: `enter`, then `start`; `interrupt` at any time.
 
     Args:
-        content: The payload, verified; or why it cannot be run.
-        run_id: Of its run.
-        task: Its task's name.
+        content: The payload, verified; or the error because of which it cannot be run.
+        run_id: The id of its run.
+        task: The name of its task.
         destination: Where its events go.
-        security: Signs.
+        security: Signs the events.
         retry_seconds: As `RunReporter`.
         heartbeat_seconds: The time between two heartbeats.
         detached: As `RunReporter`.
@@ -89,14 +89,14 @@ class Job:
         self._submitted = self._stopped = False
 
     def enter(self) -> None:
-        """Find out whether this process runs it already: a backend may hand out a payload twice."""
+        """Join the run if this process has it already: a backend may deliver a payload twice."""
         while (found := self._worker.enter(self.report)) is None:
             self._worker = _this_worker()
         if found is not self.report:
             self.report, self._content, self.fetches = found, None, False
 
     def start(self) -> None:
-        """Run it, once everything is there. Whatever stands in the way is reported."""
+        """Run the payload once everything is fetched. An obstacle is reported."""
         content, self._content = self._content, None
         if content is None:
             return
@@ -119,7 +119,7 @@ class Job:
             self._prepare(content)
 
     def _prepare(self, content: Payload) -> None:
-        """Fetch what is not in the payload, and begin."""
+        """Fetch the parts that are not in the payload, and begin the run."""
         frame = dict(content.frame)
 
         try:
@@ -145,10 +145,11 @@ class Job:
                 )
 
     def interrupt(self, error: BaseException) -> bool:
-        """Whoever waits for it has been interrupted by *error*: stop it.
+        """Stop the run, because the call that waits for it was interrupted by *error*.
 
         Returns:
-            Whether it is about to end because of that, and to be reported. Not if another call runs it, or it is over.
+            Whether the run is going to end and be reported because of that. False if another call runs it, or it is
+            over.
         """
         if (
             self.report.cancel != self._cancel
@@ -160,7 +161,7 @@ class Job:
         lost = WorkerLostError(
             f"task {self.report.task!r}: its worker was stopped in the middle of it ({said})"
         )
-        # Not as a cancel, which its weave knows nothing of.
+        # Not as a cancel, since its weave has cancelled nothing.
         self.report.override_event = self.report.failure(lost, source="executor", retryable=True)
         with self._lock:
             self._stopped = True
@@ -172,7 +173,7 @@ class Job:
         return True
 
     def insist(self) -> None:
-        """The task has not ended, and is left to itself: report without it."""
+        """Report the interruption without waiting any longer for the end of the task."""
         if self.report.override_event is not None:
             self.report.put(self.report.override_event)
 
@@ -196,7 +197,7 @@ class Job:
             del self._worker.reports[self.report.run_id]
 
     def _function(self, content: Payload, frame: dict[str, Any]) -> SharedCallable:
-        """The callable, of which this process keeps those that were used last."""
+        """Return the callable. This process keeps those that were used last."""
         runner = self._worker.runner
         claim = content.claims.get("callable_pickle")
         if claim is None:
@@ -235,10 +236,10 @@ def _age(content: Payload) -> float:
 
 
 class _Worker:
-    """The parts that a process has once for all its payloads.
+    """The parts that all payloads of a process share.
 
     Attributes:
-        reports: Of the runs that are here, by run id.
+        reports: The reporters of the runs that are here, by run id.
         runner: Runs them.
     """
 
@@ -250,13 +251,13 @@ class _Worker:
         self._closed = False
 
     def enter(self, report: RunReporter) -> RunReporter | None:
-        """*report*, or the one that its run has already; ``None`` once this is closed."""
+        """Return *report*, or the earlier reporter of its run; ``None`` once this is closed."""
         with self._lock:
             return None if self._closed else self.reports.setdefault(report.run_id, report)
 
     @contextlib.contextmanager
     def fetching(self, name: str) -> Generator[None]:
-        """One at a time for each *name*."""
+        """Let one thread at a time fetch *name*."""
         with self._lock:
             lock, users = self._fetching.get(name) or (threading.Lock(), 0)
             self._fetching[name] = lock, users + 1
@@ -271,7 +272,7 @@ class _Worker:
                     self._fetching[name] = lock, users - 1
 
     def retire(self) -> bool:
-        """Take no more runs, if there are none; whether that is so."""
+        """Accept no more runs if there are none now, and return whether that is so."""
         with self._lock:
             self._closed = not self.reports
             return self._closed
@@ -296,7 +297,7 @@ def _this_worker() -> _Worker:
 
 
 def close(timeout: float) -> None:
-    """End the threads of a worker that has nothing to do, waiting about *timeout* seconds. They start again."""
+    """End the threads of an idle worker, waiting about *timeout* seconds. The next payload starts them again."""
     global _worker
     with _worker_lock:
         worker, ended = _worker, _worker is not None and _worker.retire()

@@ -277,7 +277,8 @@ def test_connections_share_the_bytes_of_messages_that_arrive() -> None:
                     enough.set()
 
     asyncio.run(asyncio.wait_for(main(), PATIENCE))
-    assert limit < peak < 3 * limit  # without the budget: six times as much
+    # The budget, the oldest message, and one read of each connection. Without the budget: seven times the limit.
+    assert limit < peak < 4 * limit
 
 
 @pytest.mark.parametrize(

@@ -91,7 +91,7 @@ class SQLiteStore(FileStore):
 
     def get_many(self, task: str, keys: Sequence[bytes]) -> Mapping[bytes, bytes]:
         found: dict[bytes, bytes] = {}
-        with self._errors_named(), self._reading:
+        with self._in_use(), self._errors_named(), self._reading:
             reader = self._open()[0]
             for start in range(0, len(keys), MAX_PARAMETERS):
                 some = keys[start : start + MAX_PARAMETERS]
@@ -112,7 +112,7 @@ class SQLiteStore(FileStore):
         self._write(lambda writer: writer.executemany("DELETE FROM results WHERE key = ?", values))
 
     def _write(self, change: Callable[[Connection], T]) -> T:
-        with self._errors_named(), self._writing:
+        with self._in_use(), self._errors_named(), self._writing:
             writer = self._open()[1]
             writer.execute("BEGIN IMMEDIATE")
             try:
@@ -164,6 +164,15 @@ class SQLiteStore(FileStore):
 
     # --- the file
 
+    @contextlib.contextmanager
+    def _in_use(self) -> Generator[None]:
+        """Close the file afterwards, unless somebody else uses the store, too."""
+        self.acquire()
+        try:
+            yield
+        finally:
+            self.release()
+
     def acquire(self) -> None:
         with self._opening:
             self._users += 1
@@ -201,9 +210,13 @@ class SQLiteStore(FileStore):
         connection: Connection = sqlite3.connect(
             path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False
         )
-        connection.execute("PRAGMA trusted_schema = OFF")
-        # With a write-ahead log, a commit survives the end of the process; the end of the machine's power may undo it.
-        connection.execute("PRAGMA synchronous = NORMAL")
+        try:
+            connection.execute("PRAGMA trusted_schema = OFF")
+            # With a write-ahead log, a commit survives the end of the process; a power failure may undo it.
+            connection.execute("PRAGMA synchronous = NORMAL")
+        except BaseException:
+            connection.close()
+            raise
         return connection
 
     def _has_header(self) -> bool:

@@ -5,9 +5,7 @@ Run it with ``python -m examples.django_view``: it asks itself.
 
 from __future__ import annotations
 
-import queue
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import django
@@ -42,23 +40,15 @@ def dashboard(request: HttpRequest) -> JsonResponse:
 
 def export(request: HttpRequest) -> StreamingHttpResponse:
     """Send each line as soon as it is ready, while the others are still being loaded."""
-    ready: queue.SimpleQueue[str | None] = queue.SimpleQueue()
-
-    with weave(background=True, on_done=lambda result: ready.put(None)) as w:
+    with weave(background=True) as w:
 
         @w.do(range(3), workers=3)
-        def line(number: int) -> None:
+        def line(number: int) -> str:
             time.sleep(0.02)  # a query
-            ready.put(f"{number},{number * number}\n")
+            return f"{number},{number * number}\n"
 
-    def lines() -> Iterator[str]:
-        while (text := ready.get()) is not None:
-            yield text
-        w.wait()
-        if w.result.exception is not None:
-            raise w.result.exception
-
-    return StreamingHttpResponse(lines(), content_type="text/csv")
+    lines = (text for _, text in w.stream("line"))
+    return StreamingHttpResponse(lines, content_type="text/csv")
 
 
 def _shown(panel: Any) -> Any:

@@ -45,28 +45,16 @@ async def customer_page(number: int) -> dict[str, Any]:
 @app.get("/reports")
 async def reports() -> StreamingResponse:
     """Send a line for each report as soon as it is ready."""
-    ready: asyncio.Queue[str | None] = asyncio.Queue()
+    async with weave(background=True) as w:
 
-    async def work() -> None:
-        try:
-            async with weave() as w:
-
-                @w.do(["may", "june", "july"], workers=2)
-                async def report(month: str) -> None:
-                    await asyncio.sleep(0.02)
-                    await ready.put(f"the report of {month} is ready\n")
-
-        finally:
-            await ready.put(None)
+        @w.do(["may", "june", "july"], workers=2)
+        async def report(month: str) -> str:
+            await asyncio.sleep(0.02)
+            return f"the report of {month} is ready\n"
 
     async def lines() -> AsyncIterator[str]:
-        working = asyncio.create_task(work())
-        try:
-            while (line := await ready.get()) is not None:
-                yield line
-            await working
-        finally:
-            working.cancel()
+        async for _, line in w.stream("report"):
+            yield line
 
     return StreamingResponse(lines(), media_type="text/plain")
 

@@ -24,6 +24,7 @@ import wove
 from wove import weave, WorkerLostError, DeliveryTimeoutError
 from wove.errors import DeliveryError
 from tests.contract.backend_tasks import *
+from wove.testing.tasks import reverse, sleep
 from tests.support.kept import gone
 
 ADDRESS = {address!r}

@@ -85,7 +85,9 @@ from wove import WorkerLostError, weave
 transport, config = sys.argv[1], json.loads(sys.argv[2])
 
 def use(**config):
-    wove.config(environments={"far": {"executor": transport, "executor_config": config}})
+    # No word about a run that waits: what was cut off is still at work in the service.
+    quiet = {"delivery_notice_seconds": None}
+    wove.config(environments={"far": {"executor": transport, "executor_config": config, **quiet}})
 
 def where():
     return os.getpid(), os.readlink("/proc/self/ns/net")

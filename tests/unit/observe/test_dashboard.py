@@ -168,6 +168,7 @@ def test_a_remote_run_has_a_worker_while_it_runs(page: Dashboard, tmp_path: Path
         return [worker["name"] for worker in found if worker["running"]]
 
     try:
+        until(lambda: get(page, "/weaves/1")[0] == 200)  # it begins in the background
         until(lambda: [name for name in running() if re.fullmatch(r"\S+ pid \d+", name)])
     finally:
         go_on.touch()

@@ -338,11 +338,9 @@ class GrpcEnvironmentExecutor(NetworkExecutor):
         code, status = error.code().name, status_text(error)
         prefix = f"{self.label}: {request}"
         failure: BaseException
-        lost = code in ("UNAVAILABLE", "CANCELLED")
-        # The second is what gRPC says of what it could not read, be it the call's fault or the connection's.
-        if lost or status.startswith("UNKNOWN: Stream removed"):
+        # The last is what gRPC says of a reply that ended without a status, or that it could not read.
+        if code in ("UNAVAILABLE", "CANCELLED") or status.startswith("UNKNOWN: Stream removed"):
             self.channel.suspect()
-        if lost:
             failure = WorkerLostError(
                 f"{prefix}: its service was lost before it had answered: {status}"
             )

@@ -178,7 +178,9 @@ def _run_beside_asgiref(make: Make) -> None:
 def _run_here(make: Make) -> None:
     loop = _kept.loop
     if loop is None or loop.is_closed():
-        loop = asyncio.new_event_loop()
+        # The first loop of a process is made with a lock of asyncio held, which a forked child could not release.
+        with forks.importing:
+            loop = asyncio.new_event_loop()
         _kept.loop = loop
         _kept.closer = _Closer(loop)
 

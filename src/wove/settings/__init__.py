@@ -8,6 +8,7 @@ import threading
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
+from wove.concurrency import forks
 from wove.settings.model import Configuration, Environment, check_default_kept, overlaid
 
 if TYPE_CHECKING:
@@ -123,12 +124,15 @@ def install(configuration: Configuration | None) -> None:
 
 
 def _read_outside() -> Configuration:
-    from wove.settings.sources import read_sources
-
     folder: str | None = None
     with contextlib.suppress(FileNotFoundError):  # it may have been removed
         folder = os.getcwd()
-    configuration = read_sources(os.environ, folder)
+
+    # A fork waits for imports: a child that had a half-imported module would wait for it for ever.
+    with forks.importing:
+        from wove.settings.sources import read_sources
+
+        configuration = read_sources(os.environ, folder)
 
     global _current
     with _lock:  # another thread may have been faster

@@ -280,7 +280,10 @@ class GrpcEnvironmentExecutor(NetworkExecutor):
             sent = self.channel.send(body, metadata, self.timeout)
             del body
             self.report_sent(request)
-            await self._read_reply(request, call, sent)
+            try:
+                await self._read_reply(request, call, sent)
+            finally:
+                sent.cancel()  # of no effect on a call that has ended
         finally:
             self.channel.release()
 
